@@ -1,0 +1,60 @@
+"""Grouped-query attention (Ainslie et al., arXiv:2305.13245), with rotary positions and an optional window.
+
+    q, k, v = split(W_qkv x);  q, k = rope(norm(q)), rope(norm(k));  y = W_out softmax(q kᵀ / sqrt(D)) v
+
+Shapes: B batch, T new tokens, S keys, E hidden size, H query heads, K kv heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from minillm.cache import LayerCache
+from minillm.linear import Linear
+from minillm.norm import Norm
+from minillm.ops import Ops
+from minillm.spec import GQA, Rope
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all layers of one forward pass share: the tokens from position `start` on, computed once by the model."""
+
+    start: int
+    rotary: dict[Rope, tuple[Tensor, Tensor]]  # cos and sin `[B or 1, T, dim/2]`
+    masks: dict[int | None, Tensor | None]  # by window; None: plain causal
+
+
+class GroupedQueryAttention(nn.Module):
+    """x `[B, T, E]` -> `[B, T, E]`."""
+
+    def __init__(self, spec: GQA, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = spec
+        self.ops = ops
+        q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.qkv = Linear(hidden_size, {"q": q, "k": kv, "v": kv}, bias=spec.qkv_bias)
+        self.out = Linear(q, hidden_size, bias=spec.out_bias)
+        self.q_norm = Norm(spec.qk_norm, spec.head_dim, ops) if spec.qk_norm else None
+        self.k_norm = Norm(spec.qk_norm, spec.head_dim, ops) if spec.qk_norm else None
+
+    def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
+        spec = self.spec
+        heads = self.qkv(x).unflatten(-1, (-1, spec.head_dim))  # [B, T, H + 2K, D]
+        q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = q_and_k.split((spec.num_heads, spec.num_kv_heads), dim=2)
+            cos, sin = step.rotary[spec.rope]
+            q = self.ops.rope(self.q_norm(q), cos, sin, spec.rope.layout)
+            k = self.ops.rope(self.k_norm(k), cos, sin, spec.rope.layout)
+        else:  # q and k lie side by side: one rotation turns both
+            turned = self.ops.rope(q_and_k, *step.rotary[spec.rope], spec.rope.layout)
+            q, k = turned.split((spec.num_heads, spec.num_kv_heads), dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
+        if cache is not None:
+            k, v = cache.update(k, v, step.start)
+        mask = step.masks[spec.window]
+        y = self.ops.attention(q, k, v, mask, causal=mask is None and q.shape[2] > 1)
+        return self.out(y.transpose(1, 2).flatten(2))

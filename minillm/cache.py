@@ -1,0 +1,94 @@
+"""Keys and values of the past, preallocated, one `LayerCache` per layer; owned by the caller of the model.
+
+A layer with a sliding window keeps a ring of `window` slots: position p lives in slot p mod window, so that decoding
+overwrites the one position that has just left the window. Rows of a batch are aligned at their end: row b starts with
+`padding[b]` positions that no query of that row ever sees.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minillm.spec import GQA, Decoder
+
+
+class LayerCache:
+    """k and v `[B, K, slots, D]` of one layer; slots = min(capacity, window)."""
+
+    def __init__(self, spec: GQA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        self.ring = spec.window if spec.window and spec.window < capacity else None
+        shape = (batch, spec.num_kv_heads, self.ring or capacity, spec.head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+
+    def update(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Store k and v `[B, K, T, D]` of positions start .. start + T - 1; returns all keys and values that these
+        positions may need, `[B, K, S, D]`, in the order that `key_positions` tells."""
+        end = start + k.shape[2]
+        if self.ring is None:
+            self.k[:, :, start:end] = k
+            self.v[:, :, start:end] = v
+            return self.k[:, :, :end], self.v[:, :, :end]
+        if k.shape[2] == 1:
+            slot = start % self.ring
+            self.k[:, :, slot] = k[:, :, 0]
+            self.v[:, :, slot] = v[:, :, 0]
+            filled = min(end, self.ring)
+            return self.k[:, :, :filled], self.v[:, :, :filled]
+        past = torch.arange(start - min(start, self.ring - 1), start, device=k.device) % self.ring
+        k, v = torch.cat((self.k[:, :, past], k), dim=2), torch.cat((self.v[:, :, past], v), dim=2)
+        kept = min(k.shape[2], self.ring)
+        slots = torch.arange(end - kept, end, device=k.device) % self.ring
+        self.k[:, :, slots], self.v[:, :, slots] = k[:, :, -kept:], v[:, :, -kept:]
+        return k, v
+
+
+class Cache:
+    """The caches of all layers, the number of positions they hold, and each row's left padding."""
+
+    def __init__(
+        self,
+        spec: Decoder,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        padding: list[int] | None = None,
+    ):
+        self.capacity = capacity
+        self.length = 0
+        self.layers = [LayerCache(layer.attention, batch, capacity, dtype, torch.device(device)) for layer in spec.layers]
+        self.padding = padding if padding and any(padding) else None
+        self.padding_B = torch.tensor(padding, device=device) if self.padding else None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers)
+
+
+def key_positions(window: int | None, capacity: int, start: int, count: int, device: torch.device) -> Tensor:
+    """The position of each key that `LayerCache.update` returns for `count` new ones at `start`: int64 `[S]`."""
+    end = start + count
+    if window is None or window >= capacity:
+        return torch.arange(end, device=device)
+    if count == 1:
+        slots = torch.arange(min(end, window), device=device)
+        return start - (start - slots) % window
+    return torch.arange(start - min(start, window - 1), end, device=device)
+
+
+def visible(queries_T: Tensor, keys_S: Tensor, window: int | None, padding_B: Tensor | None) -> Tensor:
+    """Which key a query may see, bool `[T, S]`, or `[B, 1, T, S]` with padding.
+
+    A query sees itself and the past, at most `window` keys in all. A padded position sees only itself: its output is
+    never used, but a row with nothing to see would be NaN and spread.
+    """
+    queries, keys = queries_T[:, None], keys_S[None, :]
+    mask = keys <= queries
+    if window is not None:
+        mask &= keys > queries - window
+    if padding_B is None:
+        return mask
+    real = keys_S[None, None, None, :] >= padding_B[:, None, None, None]
+    return (mask & real) | (keys == queries)

@@ -1,0 +1,83 @@
+"""What the command lines share: one line for an error, exit codes, a progress bar, and the `minillm` entry point.
+
+Exit codes: 0 done, 2 bad input (one line on stderr says what and what to do), 130 interrupted, 141 reader gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+
+COMMANDS = ("generate", "explain", "bench")
+EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser that reports a mistake in one line; abbreviations are mistakes."""
+    made = argparse.ArgumentParser(prog=f"minillm.{program}", description=description, allow_abbrev=False)
+
+    def error(message: str) -> NoReturn:
+        print(f"minillm: error: {message}; see --help", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+    made.error = error  # type: ignore[method-assign]
+    return made
+
+
+def add_model_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
+    made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))
+
+
+def run(main: Callable[[], int]) -> int:
+    """Call a command's body and turn what users can cause into one line and an exit code."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python flushes stdout once more on its way out: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"minillm: error: {message}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def progress_bar(label: str) -> Callable[[int, int], None]:
+    """A function for `load(progress=…)`: a bar on a terminal once a second has passed."""
+    bar: Any = None
+
+    def update(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            from tqdm import tqdm
+
+            quiet = not sys.stderr.isatty()
+            bar = tqdm(desc=label, total=total, unit="B", unit_scale=True, delay=1.0, leave=False, disable=quiet)
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return update
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script: `minillm generate …` is `python -m minillm.generate …`."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: minillm {{{','.join(COMMANDS)}}} [options]; each has --help")
+        return 0 if arguments else EXIT_BAD_INPUT
+    if arguments[0] not in COMMANDS:
+        print(f"minillm: error: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return int(importlib.import_module(f"minillm.{arguments[0]}").main(arguments[1:]))

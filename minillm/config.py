@@ -1,0 +1,144 @@
+"""config.json: read once, both of its spellings folded into one, every key accounted for.
+
+Published files say `rope_theta`, `rope_scaling` (with `type` or `rope_type`) and `torch_dtype`; transformers 5 writes
+`rope_parameters` and `dtype`. A family reads what it understands through `Config`, which fills absent keys from the
+family's own defaults and remembers what was asked for: `unread` is what nobody understood.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 100_000_000
+MAX_SIZE = 2**31 - 1  # of any one dimension
+
+# Keys that change nothing when a plain decoder runs: training, bookkeeping, generation (read elsewhere).
+HARMLESS = frozenset(
+    """
+    _name_or_path architectures attention_dropout attn_implementation _attn_implementation bos_token_id dtype
+    embd_pdrop eos_token_id hidden_dropout id2label initializer_range keys_to_ignore_at_inference label2id max_length
+    model_type output_attentions output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop return_dict
+    sep_token_id task_specific_params tokenizer_class torchscript transformers_version unk_token_id use_cache
+    quantization_config chunk_size_feed_forward is_encoder_decoder use_return_dict do_sample temperature top_p top_k
+    """.split()
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ValueError when it is too large or is anything else."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_JSON_BYTES} such a file may have")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder. Raises ValueError where there is no such folder or file."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json in this folder; expected a checkpoint in Hugging Face layout")
+    return read_json(folder / "config.json")
+
+
+class Config:
+    """The values of a config.json over a family's defaults; each getter checks the type and names the key."""
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any]):
+        self.values = {"dtype" if key == "torch_dtype" else key: value for key, value in values.items()}
+        self.defaults = defaults
+        self._asked: set[str] = set()
+
+    def get(self, key: str) -> Any:
+        """The value, or the family's default where the key is absent; an explicit null is None."""
+        self._asked.add(key)
+        if key in self.values:
+            return self.values[key]
+        if key not in self.defaults:
+            raise ValueError(f"config.json lacks {key!r}, which has no default for model_type {self.model_type!r}")
+        return self.defaults[key]
+
+    def size(self, key: str) -> int:
+        """A positive integer."""
+        return positive_integer(key, self.get(key))
+
+    def optional_size(self, key: str) -> int | None:
+        return None if self.get(key) is None else self.size(key)
+
+    def number(self, key: str) -> float:
+        return positive_number(key, self.get(key))
+
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
+        if not isinstance(value, bool):
+            raise ValueError(f"config.json: {key} is {value!r}, expected true or false")
+        return value
+
+    def choice(self, key: str, choices: Mapping[str, Any]) -> Any:
+        """What `choices` has for the value."""
+        value = self.get(key)
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"config.json: {key} is {value!r}, supported are {', '.join(choices)}")
+        return choices[value]
+
+    def rope(self) -> dict[str, Any]:
+        """The rotary parameters in one flat dictionary: `rope_type`, `rope_theta`, and the scaling's own keys."""
+        scaling = self.get("rope_scaling") or self.get("rope_parameters") or {}
+        if not isinstance(scaling, dict):
+            raise ValueError(f"config.json: rope_scaling is {scaling!r}, expected an object or null")
+        values = {"rope_theta": self.get("rope_theta"), **scaling}
+        kind = values.pop("type", "default")
+        values.setdefault("rope_type", kind)
+        if self.values.get("original_max_position_embeddings") is not None:
+            values["original_max_position_embeddings"] = self.get("original_max_position_embeddings")
+        return values
+
+    @property
+    def model_type(self) -> Any:
+        return self.values.get("model_type")
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype the checkpoint says it is stored in, such as "bfloat16"."""
+        value = self.values.get("dtype")
+        return value if isinstance(value, str) else None
+
+    @property
+    def unread(self) -> list[str]:
+        """Keys with a value that nobody asked for and that are not known to be harmless."""
+        return sorted(
+            key
+            for key, value in self.values.items()
+            if key not in self._asked and key not in HARMLESS and value not in (None, False, {}, [])
+        )
+
+
+def quantization(values: Mapping[str, Any]) -> str | None:
+    """The name of the scheme a checkpoint is quantised with, such as "gptq" or "bitsandbytes nf4"; None if it is not."""
+    section = values.get("quantization_config")
+    if not section:
+        return None
+    if not isinstance(section, dict):
+        return str(section)
+    method = str(section.get("quant_method", "of an unknown scheme"))
+    return f"{method} {section['bnb_4bit_quant_type']}" if section.get("load_in_4bit") else method
+
+
+def positive_integer(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
+        raise ValueError(f"config.json: {key} is {value!r}, expected an integer from 1 to {MAX_SIZE}")
+    return value
+
+
+def positive_number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f"config.json: {key} is {value!r}, expected a positive number")
+    return float(value)

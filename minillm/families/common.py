@@ -1,0 +1,190 @@
+"""What several families read the same way from a config, and the tensor names that most checkpoints share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from minillm.config import Config, positive_integer, positive_number
+from minillm.spec import (
+    GQA,
+    Decoder,
+    DynamicScaling,
+    GatedMLP,
+    Layer,
+    LinearScaling,
+    Llama3Scaling,
+    Norm,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
+
+MAX_LAYERS = 4096
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+# The names of a checkpoint in the layout of LlamaForCausalLM -> the parameters they fill.
+DENSE_RULES = {
+    "model.embed_tokens.weight": "embedding.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "head.weight",
+    "model.layers.{i}.input_layernorm.weight": "layers.{i}.attention_norm.weight",
+    "model.layers.{i}.self_attn.q_proj.weight": "layers.{i}.attention.qkv.weight[q]",
+    "model.layers.{i}.self_attn.k_proj.weight": "layers.{i}.attention.qkv.weight[k]",
+    "model.layers.{i}.self_attn.v_proj.weight": "layers.{i}.attention.qkv.weight[v]",
+    "model.layers.{i}.self_attn.q_proj.bias": "layers.{i}.attention.qkv.bias[q]",
+    "model.layers.{i}.self_attn.k_proj.bias": "layers.{i}.attention.qkv.bias[k]",
+    "model.layers.{i}.self_attn.v_proj.bias": "layers.{i}.attention.qkv.bias[v]",
+    "model.layers.{i}.self_attn.o_proj.weight": "layers.{i}.attention.out.weight",
+    "model.layers.{i}.self_attn.o_proj.bias": "layers.{i}.attention.out.bias",
+    "model.layers.{i}.self_attn.rotary_emb.inv_freq": "DROP",  # computed; early exports stored it
+    "model.layers.{i}.post_attention_layernorm.weight": "layers.{i}.ffn_norm.weight",
+    "model.layers.{i}.mlp.gate_proj.weight": "layers.{i}.ffn.gate_up.weight[gate]",
+    "model.layers.{i}.mlp.up_proj.weight": "layers.{i}.ffn.gate_up.weight[up]",
+    "model.layers.{i}.mlp.down_proj.weight": "layers.{i}.ffn.down.weight",
+    "model.layers.{i}.mlp.gate_proj.bias": "layers.{i}.ffn.gate_up.bias[gate]",
+    "model.layers.{i}.mlp.up_proj.bias": "layers.{i}.ffn.gate_up.bias[up]",
+    "model.layers.{i}.mlp.down_proj.bias": "layers.{i}.ffn.down.bias",
+}
+
+
+def dense(config: Config, attention: Sequence[GQA], mlp_bias: bool = False) -> Decoder:
+    """A decoder of pre-norm layers with the given attentions and one gated MLP, all with the config's RMSNorm."""
+    norm = Norm(config.number("rms_norm_eps"))
+    ffn = GatedMLP(config.size("intermediate_size"), config.choice("hidden_act", ACTIVATIONS), mlp_bias)
+    return Decoder(
+        vocab_size=config.size("vocab_size"),
+        hidden_size=config.size("hidden_size"),
+        layers=tuple(Layer(norm, each, norm, ffn) for each in attention),
+        final_norm=norm,
+        tied=config.flag("tie_word_embeddings"),
+        context=context(config, attention[0].rope),
+    )
+
+
+def num_layers(config: Config) -> int:
+    layers = config.size("num_hidden_layers")
+    if layers > MAX_LAYERS:
+        raise ValueError(f"config.json: num_hidden_layers is {layers}, more than the {MAX_LAYERS} supported")
+    return layers
+
+
+def heads(config: Config) -> tuple[int, int, int]:
+    """(num_heads, num_kv_heads, head_dim); head_dim is hidden_size / num_heads only where the config is silent."""
+    num_heads = config.size("num_attention_heads")
+    num_kv_heads = config.optional_size("num_key_value_heads") or num_heads
+    if num_heads % num_kv_heads:
+        raise ValueError(f"config.json: {num_heads} attention heads are no multiple of {num_kv_heads} kv heads")
+    hidden_size = config.size("hidden_size")
+    head_dim = config.optional_size("head_dim")
+    if head_dim is None and hidden_size % num_heads:
+        raise ValueError(f"config.json: hidden_size {hidden_size} is no multiple of {num_heads} heads; give head_dim")
+    return num_heads, num_kv_heads, head_dim or hidden_size // num_heads
+
+
+def rope(config: Config, head_dim: int) -> Rope:
+    """The rotary embedding of a whole head, with the scaling that the config asks for."""
+    if head_dim % 2:
+        raise ValueError(f"config.json: head_dim is {head_dim}, rotary positions need an even one")
+    values = config.rope()
+    theta = positive_number("rope_theta", values.pop("rope_theta"))
+    kind = values.pop("rope_type")
+    if kind not in SCALINGS:
+        raise ValueError(f"config.json: rope_type is {kind!r}, supported are {', '.join(SCALINGS)}")
+    scaling = SCALINGS[kind](values, config.size("max_position_embeddings"))
+    if isinstance(scaling, DynamicScaling) and head_dim == 2:
+        raise ValueError("config.json: head_dim is 2, dynamic rope scaling needs 4 or more")
+    if unread := sorted(key for key, value in values.items() if value is not None):
+        raise ValueError(f"config.json: rope parameters {', '.join(unread)} mean nothing to rope_type {kind!r}")
+    return Rope(head_dim, theta, scaling=scaling)
+
+
+def context(config: Config, rotary: Rope) -> int:
+    """Positions the model is meant for: what the config says, or what its scaling stretches the original to."""
+    positions = config.size("max_position_embeddings")
+    if isinstance(rotary.scaling, (DynamicScaling, YarnScaling)):
+        return max(positions, int(rotary.scaling.factor * rotary.scaling.original_positions))
+    return positions
+
+
+def windows(config: Config) -> list[int | None]:
+    """Each layer's window where `use_sliding_window` decides, then `layer_types` or `max_window_layers` says where."""
+    layers = num_layers(config)
+    window = config.optional_size("sliding_window") if config.flag("use_sliding_window") else None
+    first = config.size("max_window_layers") if config.get("max_window_layers") else 0
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return [window if i >= first else None for i in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise ValueError(f"config.json: layer_types must list one type for each of the {layers} layers")
+    if odd := sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}):
+        raise ValueError(f"config.json: layer_types has {', '.join(odd)}; full_attention and sliding_attention work")
+    if window is None and "sliding_attention" in kinds:
+        raise ValueError("config.json: layer_types has sliding_attention, but sliding_window is off")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _linear(values: dict[str, Any], positions: int) -> RopeScaling:
+    return LinearScaling(_factor(values))
+
+
+def _dynamic(values: dict[str, Any], positions: int) -> RopeScaling:
+    values.pop("original_max_position_embeddings", None)  # transformers measures growth from the config's own limit
+    return DynamicScaling(_factor(values), positions)
+
+
+def _llama3(values: dict[str, Any], positions: int) -> RopeScaling:
+    low, high = (positive_number(key, values.pop(key, None)) for key in ("low_freq_factor", "high_freq_factor"))
+    if low >= high:
+        raise ValueError(f"config.json: low_freq_factor {low} is not below high_freq_factor {high}")
+    return Llama3Scaling(_factor(values), low, high, _original(values, positions))
+
+
+def _yarn(values: dict[str, Any], positions: int) -> RopeScaling:
+    original = _original(values, positions)
+    factor = _factor(values) if values.get("factor") is not None else positions / original
+    values.pop("factor", None)
+    mscale, all_dim = values.pop("mscale", None), values.pop("mscale_all_dim", None)
+    attention_factor = values.pop("attention_factor", None)
+    if attention_factor is None:
+        both = mscale and all_dim
+        attention_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim) if both else yarn_mscale(factor)
+    return YarnScaling(
+        factor=factor,
+        original_positions=original,
+        attention_factor=positive_number("attention_factor", attention_factor),
+        beta_fast=positive_number("beta_fast", values.pop("beta_fast", None) or 32.0),
+        beta_slow=positive_number("beta_slow", values.pop("beta_slow", None) or 1.0),
+        truncate=bool(values.pop("truncate", True)),
+    )
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """0.1 m ln(factor) + 1, the temperature correction of YaRN (arXiv:2309.00071, section 3.4)."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _factor(values: dict[str, Any]) -> float:
+    return positive_number("rope factor", values.pop("factor", None))
+
+
+def _original(values: dict[str, Any], positions: int) -> int:
+    stated = values.pop("original_max_position_embeddings", None)
+    return positions if stated is None else positive_integer("original_max_position_embeddings", stated)
+
+
+SCALINGS = {
+    "default": lambda values, positions: None,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

@@ -1,0 +1,31 @@
+"""Llama, except: each head of q and k is RMS-normalised over head_dim before the rotation, and windows as in Qwen2.
+
+Qwen3 dense, 0.6B to 32B (Yang et al., arXiv:2505.09388). head_dim is 128 whatever hidden_size / num_heads gives. No
+biases unless `attention_bias` asks for them.
+"""
+
+from __future__ import annotations
+
+from minillm.config import Config
+from minillm.families import common, qwen2
+from minillm.spec import GQA, Decoder, Norm
+
+DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128, "attention_bias": False}
+
+RULES = {
+    **common.DENSE_RULES,
+    "model.layers.{i}.self_attn.q_norm.weight": "layers.{i}.attention.q_norm.weight",
+    "model.layers.{i}.self_attn.k_norm.weight": "layers.{i}.attention.k_norm.weight",
+}
+
+
+def spec(config: Config) -> Decoder:
+    num_heads, num_kv_heads, head_dim = common.heads(config)
+    rope = common.rope(config, head_dim)
+    bias = config.flag("attention_bias")
+    qk_norm = Norm(config.number("rms_norm_eps"))
+    attention = [
+        GQA(num_heads, num_kv_heads, head_dim, rope, window, qkv_bias=bias, out_bias=bias, qk_norm=qk_norm)
+        for window in common.windows(config)
+    ]
+    return common.dense(config, attention)

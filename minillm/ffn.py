@@ -1,0 +1,23 @@
+"""The gated feed-forward network (Shazeer, arXiv:2002.05202): y = W_down (act(W_gate x) * W_up x)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from minillm import spec
+from minillm.linear import Linear
+from minillm.ops import Ops
+
+
+class GatedMLP(nn.Module):
+    """x `[B, T, E]` -> `[B, T, E]`, through `intermediate_size` values; gate and up are one product."""
+
+    def __init__(self, mlp: spec.GatedMLP, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = mlp
+        self.ops = ops
+        self.gate_up = Linear(hidden_size, {"gate": mlp.intermediate_size, "up": mlp.intermediate_size}, bias=mlp.bias)
+        self.down = Linear(mlp.intermediate_size, hidden_size, bias=mlp.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.ops.gated_act(self.gate_up(x), self.spec.activation))

@@ -1,0 +1,48 @@
+"""What a run cost, against what the machine can do: bandwidth reached, bandwidth possible, memory at its peak."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+
+from minillm.model import Decoder
+
+COPY_BYTES = 256 * 2**20  # far more than the caches of a processor hold
+
+
+def bytes_per_step(model: Decoder) -> int:
+    """Bytes of weights that one decode step reads: all of them, but of an embedding that is not also the head only
+    the rows looked up, which is next to nothing."""
+    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return total - (0 if model.spec.tied else model.embedding.weight.nbytes)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a copy on this device reads and writes, each counted once: the best of five."""
+    source = torch.ones(COPY_BYTES // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(6):  # the first touches the pages
+        synchronize(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * COPY_BYTES / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU, so that a clock read next means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most this process has held, in the GPU's memory or in the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

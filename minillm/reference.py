@@ -1,0 +1,63 @@
+"""Every op in plain PyTorch: the specification that kernels are tested against, and the path on a CPU.
+
+Shapes: B batch, T queries, S keys, H query heads, K kv heads, G = H / K, D head_dim, R rotated values of D.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm.spec import Activation, NormCast, RopeLayout
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
+    """(offset + w) * x / sqrt(mean(x²) + eps) over the last dimension, in fp32; `cast` as in `spec.Norm`.
+
+    x `[..., N]`, weight `[N]`; returns x's shape and dtype.
+    """
+    x32 = x.float()
+    normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    if cast == "before_weight":
+        return normed.to(x.dtype) * (weight + offset if offset else weight)
+    return (normed * (weight.float() + offset)).to(x.dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, layout: RopeLayout = "half") -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin) for each pair of the first R values of each head.
+
+    x `[B, T, heads, D]`; cos and sin `[B or 1, T, R/2]` in x's dtype; the D - R values behind stay as they are.
+    """
+    rotated = 2 * cos.shape[-1]
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)  # [B, T, 1, R/2]
+    if layout == "half":
+        a, b = x[..., : rotated // 2], x[..., rotated // 2 : rotated]
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    else:
+        a, b = x[..., 0:rotated:2], x[..., 1:rotated:2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    return turned if rotated == x.shape[-1] else torch.cat((turned, x[..., rotated:]), dim=-1)
+
+
+def gated_act(gate_up: Tensor, activation: Activation = "silu") -> Tensor:
+    """act(gate) * up; gate_up `[..., 2F]` holds gate in its first half and up in its second; returns `[..., F]`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    if activation == "silu":
+        return F.silu(gate) * up
+    return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """softmax(q kᵀ / sqrt(D) + mask) v, query head h reading kv head h // G.
+
+    q `[B, H, T, D]`, k and v `[B, K, S, D]`; mask `[T, S]` or `[B, 1, T, S]`, True where a query may look, or None:
+    then everything is visible, or with `causal` (T = S) what is not in the future. Returns `[B, H, T, D]`.
+    """
+    if q.shape[2] == 1:
+        # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
+        # and the keys need not be repeated.
+        batch, heads, _, head_dim = q.shape
+        grouped = q.view(batch, k.shape[1], heads // k.shape[1], head_dim)  # [B, K, G, D]
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).view(q.shape)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])

@@ -1,0 +1,209 @@
+"""Text to ids and back: `tokenizer.json` through the tokenizers library, or a bare `tokenizer.model` through
+sentencepiece; and `TextStream`, which turns a stream of ids into text that never holds half a character.
+
+The ids of the folder's own files are the truth: nothing is inferred from the model's family.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from minillm.config import read_json
+
+
+class Backend(Protocol):
+    """What `tokenizer.json` and `tokenizer.model` have in common."""
+
+    def encode(self, text: str, special: bool) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str: ...
+
+    def id_of(self, token: str) -> int | None: ...
+
+
+class _JsonBackend:
+    def __init__(self, path: Path):
+        import tokenizers
+
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for every fault of the file
+            raise ValueError(f"{path}: not a tokenizer the tokenizers library can read ({error})") from None
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+
+    def id_of(self, token: str) -> int | None:
+        return self.tokenizer.token_to_id(token)
+
+
+class _SentencePieceBackend:
+    """A Llama-style SentencePiece model. `added` are tokens that stand for themselves wherever they occur in a text.
+
+    With `legacy` the text behind such a token gets SentencePiece's dummy space in front, as the first text does.
+    """
+
+    def __init__(self, path: Path, added: dict[str, int], legacy: bool):
+        try:
+            import sentencepiece
+        except ImportError:
+            raise ValueError(f"{path}: a SentencePiece model needs the package sentencepiece; install minillm[spm]") from None
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{path}: not a SentencePiece model ({error})") from None
+        controls = {self.model.id_to_piece(i): i for i in range(self.model.get_piece_size()) if self.model.is_control(i)}
+        self.added = {**controls, **added}
+        self.names = {i: token for token, i in self.added.items()}
+        self.legacy = legacy
+        longest_first = sorted(self.added, key=len, reverse=True)
+        self.pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        ids: list[int] = []
+        for i, piece in enumerate(self.pattern.split(text) if self.pattern else [text]):
+            if piece in self.added:
+                ids.append(self.added[piece])
+            elif piece:
+                ids.extend(self._plain(piece, first=i == 0))
+        bos = self.model.bos_id()
+        return [bos, *ids] if special and bos >= 0 else ids
+
+    def _plain(self, text: str, first: bool) -> list[int]:
+        if first or self.legacy:
+            return self.model.encode(text)
+        guard = self.model.encode("\n")  # swallows the dummy space, then is cut off again
+        return self.model.encode("\n" + text)[len(guard) :]
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        text, run = "", []
+        for i in [*ids, None]:
+            if i is not None and i not in self.names:
+                run.append(i)
+                continue
+            text += self.model.decode(run) if run else ""
+            run = []
+            text += self.names[i] if i is not None and not skip_special else ""
+        return text
+
+    def id_of(self, token: str) -> int | None:
+        if token in self.added:
+            return self.added[token]
+        found = self.model.piece_to_id(token)
+        return None if found == self.model.unk_id() else found
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint folder, and what tokenizer_config.json says of special tokens.
+
+    Raises ValueError when the folder has no tokenizer, or one that cannot be read.
+    """
+
+    def __init__(self, folder: Path):
+        path = folder / "tokenizer_config.json"
+        self.config: dict[str, Any] = read_json(path) if path.is_file() else {}
+        path = folder / "special_tokens_map.json"
+        named = {**(read_json(path) if path.is_file() else {}), **self.config}
+        # Special tokens by role, as chat templates see them: bos_token, eos_token, …
+        self.special = {key: text for key, value in named.items() if key.endswith("_token") and (text := _text(value))}
+        self.backend = self._backend(folder)
+        self.bos_id = self.backend.id_of(self.special["bos_token"]) if "bos_token" in self.special else None
+        self.eos_id = self.backend.id_of(self.special["eos_token"]) if "eos_token" in self.special else None
+
+    def _backend(self, folder: Path) -> Backend:
+        if (folder / "tokenizer.json").is_file():
+            return _JsonBackend(folder / "tokenizer.json")
+        if (folder / "tokenizer.model").is_file():
+            decoder = self.config.get("added_tokens_decoder") or {}
+            added = {text: int(i) for i, value in decoder.items() if (text := _text(value))}
+            path = folder / "added_tokens.json"
+            added.update(read_json(path) if path.is_file() else {})
+            return _SentencePieceBackend(folder / "tokenizer.model", added, self.config.get("legacy") is not False)
+        raise ValueError(f"{folder}: no tokenizer.json or tokenizer.model; give the prompt as --prompt-ids")
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text; with `special` what the tokenizer puts around a text, and never a BOS twice.
+
+        A rendered chat template holds its special tokens as text: encode it with `special=False`.
+        """
+        ids = self.backend.encode(text, special)
+        if not special or self.bos_id is None:
+            return ids
+        wanted = self.config.get("add_bos_token")  # where it is silent, tokenizer.json has the word
+        starts = ids[:1] == [self.bos_id]
+        while ids[:1] == [self.bos_id]:
+            ids = ids[1:]
+        typed = text.startswith(self.special["bos_token"])
+        return [self.bos_id, *ids] if typed or (starts if wanted is None else wanted) else ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return self.backend.decode(ids, skip_special)
+
+
+class TextStream:
+    """Ids in, text out, piece by piece; the pieces joined are the decoded whole.
+
+    A token may hold only some bytes of a character; they decode to U+FFFD, which is held back until it is complete.
+    Each piece is what the decoded window of ids gained: the window restarts at every piece, so that the cost per
+    token does not grow, but one piece later than the text already given, so that a decoder which strips the space
+    before a text's first word strips it once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.start = self.given = 0  # ids before `start` are out of the window, ids before `given` are printed
+
+    def push(self, token: int) -> str:
+        """Text that this token completes; empty while a character is incomplete."""
+        self.ids.append(token)
+        text = self._window(len(self.ids))
+        if text.endswith("\ufffd"):
+            return ""
+        return self._give(text)
+
+    def finish(self) -> str:
+        """What is left, incomplete characters included."""
+        return self._give(self._window(len(self.ids)))
+
+    def _window(self, end: int) -> str:
+        return self.tokenizer.decode(self.ids[self.start : end])
+
+    def _give(self, text: str) -> str:
+        before = self._window(self.given)
+        piece = text[len(before) :]
+        if piece:
+            self.start, self.given = self.given, len(self.ids)
+        return piece
+
+
+def stop_position(text: str, stops: Iterable[str]) -> int | None:
+    """Where the first stop string in `text` begins, or None."""
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found) if found else None
+
+
+def held_back(text: str, stops: Iterable[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of a stop string."""
+    longest = 0
+    for stop in stops:
+        for size in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:size]):
+                longest = size
+                break
+    return longest
+
+
+def _text(value: Any) -> str | None:
+    """The text of a token, given as itself or as a serialised AddedToken."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None

@@ -1,0 +1,175 @@
+"""A checkpoint folder in Hugging Face layout: which files hold which tensors, and the tensors one by one.
+
+    model.safetensors | model.safetensors.index.json + shards | pytorch_model.bin | pytorch_model.bin.index.json + shards
+
+Only these names count: a folder may hold other safetensors (adapters, another layout) that are not part of the model.
+Files are memory-mapped, and the pages of a tensor are given back once it has been copied, so that reading a checkpoint
+never takes more memory than its largest tensor. Safetensors headers are validated by the safetensors library; `.bin`
+files are read with `weights_only=True`, which refuses to execute anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import mmap
+import pickle
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+MAX_INDEX_BYTES = 100_000_000  # the limit that safetensors sets its own headers
+
+# What safetensors calls the types that this project can hold in a model.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor without reading it; `dtype` in the words of safetensors ("BF16", "F8_E4M3", …)."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
+    """The weight files of a folder, and from its index which tensor is in which (None without an index).
+
+    Returns None when the folder has no weights at all. Raises ValueError for an index that cannot be trusted.
+    """
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / stem).is_file():
+            return [stem], None
+        if (folder / f"{stem}.index.json").is_file():
+            located = read_index(folder / f"{stem}.index.json")
+            return sorted(set(located.values())), located
+    return None
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The `weight_map` of an index file: tensor name -> file name, each file inside the index's own folder."""
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_INDEX_BYTES} an index may have")
+    try:
+        located = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        entries = [(str(name), str(file)) for name, file in located.items()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{path}: not an index: expected JSON with a 'weight_map' object; download it again") from None
+    for name, file in entries:
+        if "/" in file or "\\" in file or "\0" in file or file in ("", ".", ".."):
+            raise ValueError(f"{path}: tensor {name!r} points to {file!r}, which is not a plain name in this folder")
+    return dict(entries)
+
+
+class Checkpoint:
+    """The tensors of a folder: `info` has what the headers say, `read` goes through the data file by file.
+
+    Raises ValueError when there are no weights, a file is missing or damaged, or a file lacks what the index promises.
+    """
+
+    def __init__(self, folder: Path):
+        found = find(folder)
+        if found is None:
+            raise ValueError(
+                f"{folder}: no weights found; expected model.safetensors, pytorch_model.bin, "
+                "or an index (*.index.json) with its shards"
+            )
+        self.folder = folder
+        self.files, located = found
+        missing = [file for file in self.files if not (folder / file).is_file()]
+        if missing:
+            raise ValueError(f"{folder}: the index names files that are not there: {brief(missing)}; download them")
+        self.info: dict[str, TensorInfo] = {}
+        for file in self.files:
+            for name, info in _headers(folder / file).items():
+                if name in self.info:
+                    raise ValueError(f"{folder}: tensor {name!r} is in both {self.info[name].file} and {file}")
+                self.info[name] = info
+        absent = [name for name, file in (located or {}).items() if self.info.get(name, _NOWHERE).file != file]
+        if absent:
+            raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
+        self.nbytes = sum((folder / file).stat().st_size for file in self.files)
+
+    def read(self, wanted: Callable[[str], bool], done: Callable[[int], None]) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor) of each wanted tensor, valid only until the next is asked for; `done` gets its bytes."""
+        for file in self.files:
+            with _open(self.folder / file) as (names, get, mapped):
+                for name in filter(wanted, names):
+                    tensor = get(name)
+                    yield name, tensor
+                    if mapped:
+                        _release_pages(tensor)
+                    done(tensor.nbytes)
+
+
+_NOWHERE = TensorInfo("", (), "")
+
+
+def brief(names: list[str], limit: int = 6) -> str:
+    """The first few names and the number of the others, for one line of an error."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _headers(path: Path) -> dict[str, TensorInfo]:
+    if path.suffix == ".bin":
+        words = {dtype: word for word, dtype in DTYPES.items()}
+        tensors, _ = _load_bin(path)
+        return {n: TensorInfo(path.name, tuple(t.shape), words.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping, only .keys())
+        return {n: TensorInfo(path.name, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor], bool]]:
+    """The names in a file in the order of its data, a function that gives each tensor, and whether it is a view of
+    the mapped file."""
+    if path.suffix == ".bin":
+        tensors, mapped = _load_bin(path)
+        yield list(tensors), tensors.__getitem__, mapped
+        return
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        yield list(file.offset_keys()), file.get_tensor, True
+
+
+@contextlib.contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or not safetensors ({error}); download it again") from None
+
+
+def _load_bin(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a `.bin` file, and whether they are mapped: files from before PyTorch 1.6 are no zip archives."""
+    try:
+        mapped = zipfile.is_zipfile(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise ValueError(f"{path}: not a plain file of tensors, or damaged ({reason}); prefer safetensors") from None
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ValueError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+    return content, mapped
+
+
+def _release_pages(tensor: Tensor) -> None:
+    """Give the whole pages under a mapped tensor back to the system, which would read them from the file again.
+
+    Where the system has no such call the only loss is memory until the file is closed.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
