@@ -2,10 +2,10 @@
 
 import pathlib
 
-# In a checkout `kernels/` and `weights/` lie beside this folder and not inside it: let the import system look there too.
+# In a checkout `kernels/` and `weights/` lie beside this folder and not inside it: let imports look there too.
 if not (pathlib.Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(pathlib.Path(__file__).parent.parent))
 
-from minillm.llm import LLM, Result, load  # noqa: E402  (the path above must be set first)
+from minillm.llm import LLM, Result, load
 
 __all__ = ["LLM", "Result", "load"]

@@ -58,7 +58,9 @@ class Cache:
     ):
         self.capacity = capacity
         self.length = 0
-        self.layers = [LayerCache(layer.attention, batch, capacity, dtype, torch.device(device)) for layer in spec.layers]
+        self.layers = [
+            LayerCache(layer.attention, batch, capacity, dtype, torch.device(device)) for layer in spec.layers
+        ]
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=device) if self.padding else None
 

@@ -17,13 +17,50 @@ MAX_SIZE = 2**31 - 1  # of any one dimension
 
 # Keys that change nothing when a plain decoder runs: training, bookkeeping, generation (read elsewhere).
 HARMLESS = frozenset(
-    """
-    _name_or_path architectures attention_dropout attn_implementation _attn_implementation bos_token_id dtype
-    embd_pdrop eos_token_id hidden_dropout id2label initializer_range keys_to_ignore_at_inference label2id max_length
-    model_type output_attentions output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop return_dict
-    sep_token_id task_specific_params tokenizer_class torchscript transformers_version unk_token_id use_cache
-    quantization_config chunk_size_feed_forward is_encoder_decoder use_return_dict do_sample temperature top_p top_k
-    """.split()
+    {
+        # bookkeeping
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "model_type",
+        "tokenizer_class",
+        "transformers_version",
+        "quantization_config",
+        # training
+        "attention_dropout",
+        "embd_pdrop",
+        "hidden_dropout",
+        "initializer_range",
+        "problem_type",
+        "resid_pdrop",
+        "id2label",
+        "label2id",
+        # how transformers runs it
+        "attn_implementation",
+        "_attn_implementation",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "keys_to_ignore_at_inference",
+        "output_attentions",
+        "output_hidden_states",
+        "pretraining_tp",
+        "return_dict",
+        "task_specific_params",
+        "torchscript",
+        "use_cache",
+        "use_return_dict",
+        # generation and tokenizer, read elsewhere
+        "bos_token_id",
+        "do_sample",
+        "eos_token_id",
+        "max_length",
+        "pad_token_id",
+        "sep_token_id",
+        "temperature",
+        "top_k",
+        "top_p",
+        "unk_token_id",
+    }
 )
 
 
@@ -122,7 +159,7 @@ class Config:
 
 
 def quantization(values: Mapping[str, Any]) -> str | None:
-    """The name of the scheme a checkpoint is quantised with, such as "gptq" or "bitsandbytes nf4"; None if it is not."""
+    """The scheme a checkpoint is quantised with, such as "gptq" or "bitsandbytes nf4"; None if it is not."""
     section = values.get("quantization_config")
     if not section:
         return None

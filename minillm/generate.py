@@ -125,7 +125,10 @@ def _report(llm: LLM, timings: Timings) -> dict[str, float]:
     def rate(count: float, seconds: float) -> float:
         return count / seconds if seconds > 0 else 0.0
 
-    achieved, possible = rate(timings.decode_steps * llm.bytes_per_step, timings.decode_seconds), copy_bandwidth(llm.device)
+    achieved, possible = (
+        rate(timings.decode_steps * llm.bytes_per_step, timings.decode_seconds),
+        copy_bandwidth(llm.device),
+    )
     return {
         **dataclasses.asdict(timings),
         "prompt_tokens_per_second": rate(timings.prompt_tokens, timings.prompt_seconds),
@@ -176,10 +179,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     parser.add_argument("--max-new-tokens", metavar="N", type=int)
     parser.add_argument("--ignore-eos", action="store_true", help="go on after a stop token")
-    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="stop before this text (repeatable)")
+    parser.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="stop before this text (repeatable)"
+    )
     parser.add_argument("--temperature", metavar="X", type=float, help="0 is greedy")
     parser.add_argument("--top-k", metavar="N", type=int, help="keep the N likeliest tokens")
-    parser.add_argument("--top-p", metavar="X", type=float, help="keep the likeliest tokens that hold this much together")
+    parser.add_argument(
+        "--top-p", metavar="X", type=float, help="keep the likeliest tokens that hold this much together"
+    )
     parser.add_argument("--min-p", metavar="X", type=float, help="drop tokens below X times the likeliest")
     parser.add_argument("--repetition-penalty", metavar="X", type=float)
     parser.add_argument("--presence-penalty", metavar="X", type=float)
@@ -189,7 +196,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.system is not None and not arguments.chat:
         parser.error("--system needs --chat")
     if arguments.chat and (arguments.json or arguments.prompt_ids or arguments.prompt_file):
-        parser.error("--chat reads its turns from --prompt and stdin; --json, --prompt-ids and --prompt-file do not apply")
+        parser.error(
+            "--chat reads its turns from --prompt and stdin; --json, --prompt-ids and --prompt-file do not apply"
+        )
     try:
         torch.device("cpu" if arguments.device == "auto" else arguments.device)
         Sampling(**{f.name: v for f in dataclasses.fields(Sampling) if (v := getattr(arguments, f.name)) is not None})

@@ -32,7 +32,9 @@ def resolve(weights: str | Path) -> Path:
         if folder.is_file():
             raise ValueError(f"{weights}: a file; give the folder of a checkpoint")
         if not folder.is_dir():
-            raise ValueError(f"{weights}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name")
+            raise ValueError(
+                f"{weights}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name"
+            )
         return folder
     return _cached(str(weights)) or _download(str(weights))
 

@@ -137,7 +137,7 @@ class LLM:
             raise ValueError(f"token id {worst} is outside the vocabulary of {self.spec.vocab_size}")
         if len(ids) >= self.spec.context:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens and the context {self.spec.context}; shorten it to leave room for text"
+                f"the prompt has {len(ids)} tokens and the context {self.spec.context}; leave room for new text"
             )
 
     def _rows(
@@ -208,7 +208,9 @@ def load(
     values = config.read(folder)
     scheme = config.quantization(values)
     if scheme:
-        raise ValueError(f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint")
+        raise ValueError(
+            f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint"
+        )
     spec, rules, read = families.resolve(values)
     if read.unread:
         print(f"minillm: config.json keys not understood and ignored: {', '.join(read.unread)}", file=sys.stderr)
@@ -217,7 +219,7 @@ def load(
     with torch.device("meta"):
         model = Decoder(spec, ops.select(kernels, target))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    parameters, planned = load_weights(folder, rules, model.destinations(), shapes, chosen, target, progress)
+    parameters, _ = load_weights(folder, rules, model.destinations(), shapes, chosen, target, progress)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
     del parameters

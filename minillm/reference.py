@@ -60,4 +60,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
         batch, heads, _, head_dim = q.shape
         grouped = q.view(batch, k.shape[1], heads // k.shape[1], head_dim)  # [B, K, G, D]
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).view(q.shape)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+    )

@@ -41,7 +41,7 @@ def _llama3(rope: Rope, scaling: Llama3Scaling, length: int) -> Tensor:
 
 
 def _yarn(rope: Rope, scaling: YarnScaling, length: int) -> Tensor:
-    """Dimensions that turn more than beta_fast times within L0 are kept, less than beta_slow divided, a ramp between."""
+    """Dimensions that turn over beta_fast times within L0 are kept, under beta_slow divided, a ramp between."""
 
     def dimension(turns: float) -> float:
         return rope.dim * math.log(scaling.original_positions / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))

@@ -1,6 +1,6 @@
 """From logits to the next token: pure functions on one row of logits, in the order that transformers applies them.
 
-    penalties -> temperature -> top-k -> top-p -> min-p -> draw
+penalties -> temperature -> top-k -> top-p -> min-p -> draw
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Sampling:
 
 
 def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a generation_config.json asks for: its sampling where `do_sample` is on, else greedy; penalties either way."""
+    """What a generation_config.json asks for: its sampling where `do_sample` is on, else greedy; always its penalties."""
     names = {field.name for field in fields(Sampling)} - {"seed", "temperature"}
     stated = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
     if not generation_config.get("do_sample"):
@@ -75,7 +75,9 @@ def penalise(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], genera
     if sampling.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*prompt, *generated}), device=logits_V.device)
         scores = logits_V[seen]
-        logits_V[seen] = torch.where(scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty)
+        logits_V[seen] = torch.where(
+            scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty
+        )
     if generated and (sampling.presence_penalty or sampling.frequency_penalty):
         tokens, counts = torch.tensor(generated, device=logits_V.device).unique(return_counts=True)
         logits_V[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts

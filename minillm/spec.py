@@ -84,7 +84,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class GQA:
-    """Grouped-query attention (Ainslie et al., arXiv:2305.13245): `num_heads / num_kv_heads` query heads share a kv head.
+    """Grouped-query attention (Ainslie et al., arXiv:2305.13245): num_heads / num_kv_heads query heads share a kv head.
 
     `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
     `qk_norm`: each head of q and k is normalised over head_dim before the rotation.

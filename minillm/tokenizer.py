@@ -55,12 +55,16 @@ class _SentencePieceBackend:
         try:
             import sentencepiece
         except ImportError:
-            raise ValueError(f"{path}: a SentencePiece model needs the package sentencepiece; install minillm[spm]") from None
+            raise ValueError(
+                f"{path}: a SentencePiece model needs the package sentencepiece; install minillm[spm]"
+            ) from None
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{path}: not a SentencePiece model ({error})") from None
-        controls = {self.model.id_to_piece(i): i for i in range(self.model.get_piece_size()) if self.model.is_control(i)}
+        controls = {
+            self.model.id_to_piece(i): i for i in range(self.model.get_piece_size()) if self.model.is_control(i)
+        }
         self.added = {**controls, **added}
         self.names = {i: token for token, i in self.added.items()}
         self.legacy = legacy

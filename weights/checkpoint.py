@@ -1,6 +1,7 @@
 """A checkpoint folder in Hugging Face layout: which files hold which tensors, and the tensors one by one.
 
-    model.safetensors | model.safetensors.index.json + shards | pytorch_model.bin | pytorch_model.bin.index.json + shards
+    model.safetensors  or  model.safetensors.index.json with its shards
+    pytorch_model.bin  or  pytorch_model.bin.index.json with its shards
 
 Only these names count: a folder may hold other safetensors (adapters, another layout) that are not part of the model.
 Files are memory-mapped, and the pages of a tensor are given back once it has been copied, so that reading a checkpoint

@@ -35,7 +35,5 @@ RULES = common.DENSE_RULES
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
     bias = config.flag("attention_bias")
-    attention = GQA(
-        num_heads, num_kv_heads, head_dim, common.rope(config, head_dim), qkv_bias=bias, out_bias=bias
-    )
+    attention = GQA(num_heads, num_kv_heads, head_dim, common.rope(config, head_dim), qkv_bias=bias, out_bias=bias)
     return common.dense(config, [attention] * common.num_layers(config), mlp_bias=config.flag("mlp_bias"))

@@ -1,0 +1,39 @@
+# `make demo` runs the main job, `make test` everything that CI runs. Both create .venv once and reuse it.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types unit clean
+
+demo: $(VENV)/.core
+	$(RUN) -m minillm.generate --prompt "Once upon a time there was a" --max-new-tokens 160
+
+test: lint types unit
+
+lint: $(VENV)/.test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# A type checker does not follow the two folders that are mapped into the package: it gets the package laid out.
+types: $(VENV)/.test
+	rm -rf build/types && mkdir -p build/types
+	cp -r minillm build/types/ && cp -r kernels weights build/types/minillm/
+	cd build/types && ../../$(RUN) -m mypy --config-file ../../pyproject.toml -p minillm
+
+unit: $(VENV)/.test
+	$(RUN) -m pytest --numprocesses 2 --durations 10
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/.core
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

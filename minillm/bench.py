@@ -1,0 +1,237 @@
+"""Speed, against the machine's limit and against a peer:
+
+    python -m minillm.bench --weights PATH | --random llama-3.2-1b  [--against transformers]
+
+Each engine has a process of its own, and they take turns round by round, so that what else the machine does falls on
+both alike: quote the ratios. A round is one prefill of the prompt and some decode steps at batch 1, greedy; figures are
+medians over all rounds. The last line of stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm import cli, families, hub, inference
+from minillm.cache import Cache
+from minillm.families.shapes import SHAPES
+from minillm.llm import DEMO, load
+from minillm.measure import copy_bandwidth, peak_memory, synchronize
+from minillm.model import Decoder
+from minillm.weights.save import save
+
+Round = Callable[[list[int], int], tuple[float, list[float]]]  # (prompt, steps) -> seconds of prefill, of each step
+
+
+def minillm_engine(arguments: argparse.Namespace) -> tuple[Round, dict[str, Any]]:
+    llm = load(arguments.weights, arguments.dtype, arguments.device, arguments.kernels)
+    weight = llm.model.embedding.weight
+
+    @torch.inference_mode()
+    def run(prompt: list[int], steps: int) -> tuple[float, list[float]]:
+        cache = Cache(llm.spec, 1, len(prompt) + steps, weight.dtype, llm.device)
+        clock = _Clock(llm.device)
+        token = int(inference.prefill(llm.model, [prompt], cache).argmax())
+        prefill, decode = clock.lap(), []
+        for _ in range(steps):
+            token = int(inference.decode(llm.model, [token], cache).argmax())
+            decode.append(clock.lap())
+        return prefill, decode
+
+    facts = {"vocab_size": llm.spec.vocab_size, "bytes_per_step": llm.bytes_per_step, "device": str(llm.device)}
+    return run, {**facts, "dtype": str(weight.dtype)}
+
+
+def transformers_engine(arguments: argparse.Namespace) -> tuple[Round, dict[str, Any]]:
+    """The peer at its best for one sequence: forward calls and an arg max, without the cost of its `generate`."""
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise ValueError("--against transformers needs the package transformers; install minillm[test]") from None
+    device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
+    device = device if arguments.device == "auto" else torch.device(arguments.device)
+    model = AutoModelForCausalLM.from_pretrained(arguments.weights, dtype=arguments.dtype, device_map=device).eval()
+
+    @torch.inference_mode()
+    def run(prompt: list[int], steps: int) -> tuple[float, list[float]]:
+        clock = _Clock(device)
+        out = model(torch.tensor([prompt], device=device), use_cache=True, logits_to_keep=1)
+        token = int(out.logits[0, -1].argmax())
+        prefill, decode = clock.lap(), []
+        for _ in range(steps):
+            step = torch.tensor([[token]], device=device)
+            out = model(step, past_key_values=out.past_key_values, use_cache=True)
+            token = int(out.logits[0, -1].argmax())
+            decode.append(clock.lap())
+        return prefill, decode
+
+    return run, {"device": str(device), "dtype": str(model.dtype)}
+
+
+ENGINES = {"minillm": minillm_engine, "transformers": transformers_engine}
+
+
+class _Clock:
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.lap()
+
+    def lap(self) -> float:
+        """Seconds since the lap before."""
+        synchronize(self.device)
+        now, before = time.perf_counter(), getattr(self, "last", 0.0)
+        self.last = now
+        return now - before
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """The body of an engine's process: a JSON line once loaded, then one for each prompt that comes in on stdin."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
+    started = time.perf_counter()
+    run, facts = ENGINES[arguments.worker](arguments)
+    facts["load_seconds"] = time.perf_counter() - started
+    facts["peak_load_bytes"] = peak_memory(torch.device("cpu"))
+    print(json.dumps(facts), file=answers, flush=True)
+    for line in sys.stdin:
+        prefill, decode = run(json.loads(line), arguments.new_tokens)
+        peak = peak_memory(torch.device(facts["device"]))
+        print(json.dumps({"prefill": prefill, "decode": decode, "peak_bytes": peak}), file=answers, flush=True)
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start one process per engine, let them take turns, and reduce their times to medians and ratios."""
+    names = ["minillm"] + ([arguments.against] if arguments.against else [])
+    workers = {}
+    for name in names:
+        command = [sys.executable, "-m", "minillm.bench", "--worker", name, "--weights", str(arguments.weights)]
+        for flag in ("dtype", "device", "kernels", "new_tokens"):
+            command += [f"--{flag.replace('_', '-')}", str(getattr(arguments, flag))]
+        workers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        facts = {name: _answer(worker, name) for name, worker in workers.items()}
+        torch.manual_seed(0)
+        prompt = torch.randint(facts["minillm"]["vocab_size"], (arguments.prompt_tokens,)).tolist()
+        rounds: dict[str, list[Any]] = {name: [] for name in names}
+        for turn in range(arguments.rounds + 1):
+            for name, worker in workers.items():
+                assert worker.stdin is not None
+                print(json.dumps(prompt), file=worker.stdin, flush=True)
+                answer = _answer(worker, name)
+                if turn:  # the first round warms up
+                    rounds[name].append(answer)
+                print(f"round {turn}/{arguments.rounds} {name}", file=sys.stderr)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+    engines = {name: _summary(rounds[name], facts[name], arguments.prompt_tokens) for name in names}
+    copy = copy_bandwidth(torch.device(facts["minillm"]["device"]))
+    ours = engines["minillm"]
+    ours["decode_gb_per_second"] = facts["minillm"]["bytes_per_step"] * ours["decode_tokens_per_second"] / 1e9
+    ours["bandwidth_share"] = ours["decode_gb_per_second"] * 1e9 / copy
+    report = {"engines": engines, "copy_gb_per_second": copy / 1e9, "prompt_tokens": arguments.prompt_tokens}
+    if arguments.against:
+        peer = engines[arguments.against]
+        report["ratios"] = {
+            kind: ours[kind] / peer[kind] for kind in ("decode_tokens_per_second", "prefill_tokens_per_second")
+        }
+    return report
+
+
+def _answer(worker: subprocess.Popen[str], name: str) -> dict[str, Any]:
+    assert worker.stdout is not None
+    line = worker.stdout.readline()
+    if not line:
+        raise ValueError(f"the process of {name} ended early; what it said stands above")
+    return json.loads(line)
+
+
+def _summary(rounds: list[dict[str, Any]], facts: dict[str, Any], prompt_tokens: int) -> dict[str, Any]:
+    return {
+        "decode_tokens_per_second": 1 / statistics.median(step for each in rounds for step in each["decode"]),
+        "prefill_tokens_per_second": prompt_tokens / statistics.median(each["prefill"] for each in rounds),
+        "load_seconds": facts["load_seconds"],
+        "peak_load_bytes": facts["peak_load_bytes"],
+        "peak_bytes": rounds[-1]["peak_bytes"],
+        "dtype": facts["dtype"],
+        "device": facts["device"],
+    }
+
+
+def write_random(folder: Path, name: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    """A checkpoint of random weights in the published shape `name`, in hub layout, without a tokenizer."""
+    spec, rules, _ = families.resolve(SHAPES[name])
+    with torch.device("meta"):
+        model = Decoder(spec)
+    torch.manual_seed(0)
+    parameters = {}
+    for key, parameter in model.named_parameters():
+        values = torch.empty(parameter.shape, dtype=dtype)
+        parameters[key] = values.fill_(1) if parameter.dim() == 1 else values.normal_(std=0.02)
+    save(folder / "model.safetensors", parameters, rules, model.destinations())
+    values_json = {**SHAPES[name], "torch_dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(values_json), encoding="utf-8")
+
+
+def _print(report: dict[str, Any]) -> None:
+    print(f"{'engine':14}{'decode tok/s':>14}{'prefill tok/s':>15}{'load s':>9}{'peak MB':>10}")
+    for name, engine in report["engines"].items():
+        print(
+            f"{name:14}{engine['decode_tokens_per_second']:14.1f}{engine['prefill_tokens_per_second']:15.1f}"
+            f"{engine['load_seconds']:9.1f}{engine['peak_bytes'] / 1e6:10.0f}"
+        )
+    ours = report["engines"]["minillm"]
+    print(
+        f"minillm decodes at {ours['decode_gb_per_second']:.1f} GB/s, {ours['bandwidth_share']:.0%} of the "
+        f"{report['copy_gb_per_second']:.1f} GB/s this machine copies"
+    )
+    if ratios := report.get("ratios"):
+        decode, prefill = ratios["decode_tokens_per_second"], ratios["prefill_tokens_per_second"]
+        print(f"ratio: decode {decode:.2f}x, prefill {prefill:.2f}x")
+    print(json.dumps(report))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.parser("bench", "Measure speed against the machine's limit and against a peer.")
+    cli.add_model_arguments(parser)
+    parser.set_defaults(dtype="bfloat16")
+    parser.add_argument("--random", metavar="SHAPE", choices=sorted(SHAPES), help=f"one of {', '.join(sorted(SHAPES))}")
+    parser.add_argument("--against", choices=sorted(set(ENGINES) - {"minillm"}))
+    parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--new-tokens", type=int, default=16, metavar="N")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--worker", choices=sorted(ENGINES), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.weights and arguments.random:
+        parser.error("--weights and --random exclude each other")
+    if min(arguments.prompt_tokens, arguments.new_tokens, arguments.rounds) < 1:
+        parser.error("--prompt-tokens, --new-tokens and --rounds must be at least 1")
+    if arguments.worker:
+        return cli.run(lambda: work(arguments))
+
+    def body() -> int:
+        with tempfile.TemporaryDirectory(prefix="minillm-bench-") as folder:
+            if arguments.random:
+                print(f"writing random weights of {arguments.random}", file=sys.stderr)
+                write_random(Path(folder), arguments.random)
+                arguments.weights = folder
+            arguments.weights = hub.resolve(arguments.weights) if arguments.weights else DEMO
+            _print(compare(arguments))
+        return 0
+
+    return cli.run(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

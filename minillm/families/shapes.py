@@ -1,0 +1,76 @@
+"""Published shapes by name, so that a real size can be measured with random weights and without a download.
+
+Each is what the config.json of that model says; keys left out have their family's defaults.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LLAMA3 = {"model_type": "llama", "vocab_size": 128256, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
+_LLAMA32_ROPE = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def _sizes(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, positions: int) -> dict[str, int]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": positions,
+    }
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tinyllama-1.1b": {"model_type": "llama", "rms_norm_eps": 1e-5, **_sizes(2048, 5632, 22, 32, 4, 2048)},
+    "llama-3.2-1b": {
+        **_LLAMA3,
+        **_sizes(2048, 8192, 16, 32, 8, 131072),
+        "head_dim": 64,
+        "rope_scaling": _LLAMA32_ROPE,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.2-3b": {
+        **_LLAMA3,
+        **_sizes(3072, 8192, 28, 24, 8, 131072),
+        "head_dim": 128,
+        "rope_scaling": _LLAMA32_ROPE,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.1-8b": {
+        **_LLAMA3,
+        **_sizes(4096, 14336, 32, 32, 8, 131072),
+        "rope_scaling": {**_LLAMA32_ROPE, "factor": 8.0},
+    },
+    "mistral-7b": {
+        "model_type": "mistral",
+        **_sizes(4096, 14336, 32, 32, 8, 32768),
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 4096,
+    },
+    "qwen2.5-0.5b": {
+        "model_type": "qwen2",
+        **_sizes(896, 4864, 24, 14, 2, 32768),
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-1.5b": {
+        "model_type": "qwen2",
+        **_sizes(1536, 8960, 28, 12, 2, 32768),
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        **_sizes(1024, 3072, 28, 16, 8, 40960),
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
+}
