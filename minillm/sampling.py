@@ -58,7 +58,7 @@ class Sampling:
 
 
 def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a generation_config.json asks for: its sampling where `do_sample` is on, else greedy; always its penalties."""
+    """What a generation_config.json asks for: its sampling where `do_sample` is on, else greedy; and penalties."""
     names = {field.name for field in fields(Sampling)} - {"seed", "temperature"}
     stated = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
     if not generation_config.get("do_sample"):

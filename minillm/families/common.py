@@ -118,8 +118,10 @@ def context(config: Config, rotary: Rope) -> int:
 def windows(config: Config) -> list[int | None]:
     """Each layer's window where `use_sliding_window` decides, then `layer_types` or `max_window_layers` says where."""
     layers = num_layers(config)
-    window = config.optional_size("sliding_window") if config.flag("use_sliding_window") else None
-    first = config.size("max_window_layers") if config.get("max_window_layers") else 0
+    stated, first = config.optional_size("sliding_window"), config.get("max_window_layers")
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise ValueError(f"config.json: max_window_layers is {first!r}, expected a whole number")
+    window = stated if config.flag("use_sliding_window") else None
     kinds = config.get("layer_types")
     if kinds is None:
         return [window if i >= first else None for i in range(layers)]

@@ -1,0 +1,61 @@
+"""A real trained model: karpathy's stories260K gives its author's published text and transformers' recorded numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import shared
+from safetensors.torch import load_file
+
+import minillm
+from minillm.model import next_token_loss
+
+
+@pytest.fixture(scope="module")
+def llm(stories: Path) -> minillm.LLM:
+    return minillm.load(stories)
+
+
+@pytest.fixture(scope="module")
+def recorded(stories: Path) -> dict:
+    return json.loads((stories / "expected/outputs.json").read_text())
+
+
+@pytest.mark.parametrize("kernels", ["auto", "triton"])
+def test_published_text(stories: Path, kernels: str) -> None:
+    count = 199 if kernels == "auto" else 12  # the interpreter takes its time
+    llm = minillm.load(stories, kernels=kernels)
+    result = llm.generate(prompt_ids=[1], max_new_tokens=count, ignore_eos=True, temperature=0)
+    expected = (stories / "expected/text.txt").read_text()
+    assert len(result.token_ids) == count
+    assert result.text == expected.rstrip("\n") if kernels == "auto" else expected.startswith(result.text)
+
+
+def test_recorded_greedy_text(llm: minillm.LLM, recorded: dict) -> None:
+    result = llm.generate(recorded["prompt"], max_new_tokens=96, ignore_eos=True, temperature=0)
+    assert result.prompt_token_ids == recorded["prompt_ids"]
+    assert result.token_ids == recorded["greedy_new_ids"]
+    assert result.text == recorded["greedy_text"]
+
+
+@torch.no_grad()
+def test_recorded_logits(llm: minillm.LLM, stories: Path) -> None:
+    expected = load_file(stories / "expected/outputs.safetensors")
+    logits = llm.model(expected["input_ids"][None])[0]
+    assert (logits - expected["logits"]).abs().max() <= 2e-5
+    last = llm.model(expected["long_input_ids"][None])[0, -4:]
+    assert (last - expected["long_last_logits"]).abs().max() <= 2e-5
+
+
+@torch.no_grad()
+def test_recorded_perplexity(llm: minillm.LLM, recorded: dict) -> None:
+    """Windows of 161 tokens every 160, the mean over 160 predictions each."""
+    assert llm.tokenizer is not None
+    ids = torch.tensor(llm.tokenizer.encode(shared("checkpoints/eval.txt").read_text()))
+    windows = ids.unfold(0, 161, 160)
+    assert windows.numel() // 161 * 160 == recorded["perplexity_tokens"]
+    perplexity = next_token_loss(llm.model(windows), windows).exp().item()
+    assert perplexity == pytest.approx(recorded["perplexity"], rel=1e-5)

@@ -1,0 +1,138 @@
+"""The test of the tests: flip one field of the spec at a time, and the result must change or the load must fail.
+
+Parity proves that the unmutated spec is right; here every field is shown to matter, so that a wrong one cannot hide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import minillm
+from minillm import spec as vocabulary
+from minillm.config import read
+from minillm.families import resolve
+from minillm.model import Decoder
+from minillm.spec import (
+    GQA,
+    DynamicScaling,
+    GatedMLP,
+    Layer,
+    LinearScaling,
+    Llama3Scaling,
+    Norm,
+    Rope,
+    YarnScaling,
+)
+from minillm.spec import Decoder as Spec
+from minillm.weights.load import load
+
+OTHER_NORM = Norm(eps=0.5)
+
+# (class, field) -> the row of tiny.ROWS to start from, and what to put in the field's place.
+MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
+    (Norm, "eps"): ("llama", 1e-2),
+    (Norm, "offset"): ("llama", 1.0),
+    (Norm, "cast"): ("llama", "after_weight"),
+    (LinearScaling, "factor"): ("llama-linear", 3.5),
+    (DynamicScaling, "factor"): ("llama-dynamic-beyond", 2.0),
+    (DynamicScaling, "original_positions"): ("llama-dynamic-beyond", 30),
+    (Llama3Scaling, "factor"): ("llama-llama3", 7.0),
+    (Llama3Scaling, "low_freq_factor"): ("llama-llama3", 0.5),
+    (Llama3Scaling, "high_freq_factor"): ("llama-llama3", 6.0),
+    (Llama3Scaling, "original_positions"): ("llama-llama3", 40),
+    (YarnScaling, "factor"): ("llama-yarn", 3.0),
+    (YarnScaling, "original_positions"): ("llama-yarn", 40),
+    (YarnScaling, "attention_factor"): ("llama-yarn", 1.0),
+    (YarnScaling, "beta_fast"): ("llama-yarn all", 2.5),
+    (YarnScaling, "beta_slow"): ("llama-yarn all", 0.5),
+    (YarnScaling, "truncate"): ("llama-yarn all", True),
+    (Rope, "dim"): ("llama", 4),
+    (Rope, "theta"): ("llama", 9000.0),
+    (Rope, "layout"): ("llama", "interleaved"),
+    (Rope, "scaling"): ("llama", LinearScaling(2.0)),
+    (GQA, "num_heads"): ("llama", 4),
+    (GQA, "num_kv_heads"): ("llama", 3),
+    (GQA, "head_dim"): ("llama", 4),
+    (GQA, "rope"): ("llama", Rope(8, 50.0)),
+    (GQA, "window"): ("mistral-window", 6),
+    (GQA, "qkv_bias"): ("llama-biases", False),
+    (GQA, "out_bias"): ("llama-biases", False),
+    (GQA, "qk_norm"): ("qwen3", None),
+    (GatedMLP, "intermediate_size"): ("llama", 72),
+    (GatedMLP, "activation"): ("llama", "gelu"),
+    (GatedMLP, "bias"): ("llama-biases", False),
+    (Layer, "attention_norm"): ("llama", OTHER_NORM),
+    (Layer, "attention"): ("llama", GQA(6, 2, 8, Rope(8, 50.0))),
+    (Layer, "ffn_norm"): ("llama", OTHER_NORM),
+    (Layer, "ffn"): ("llama", GatedMLP(80, "gelu")),
+    (Spec, "vocab_size"): ("llama", 96),
+    (Spec, "hidden_size"): ("llama", 40),
+    (Spec, "layers"): ("llama", ()),
+    (Spec, "final_norm"): ("llama", OTHER_NORM),
+    (Spec, "tied"): ("llama", True),
+    (Spec, "context"): ("llama", 8),
+}
+
+
+def mutate(value: Any, owner: type, field: str, new: Any) -> Any:
+    """The same tree of specs with one field replaced wherever its class occurs."""
+    if isinstance(value, tuple):
+        return tuple(mutate(each, owner, field, new) for each in value)
+    if not dataclasses.is_dataclass(value):
+        return value
+    inner = {f.name: mutate(getattr(value, f.name), owner, field, new) for f in dataclasses.fields(value)}
+    if isinstance(value, owner):
+        inner[field] = new
+    return type(value)(**inner)
+
+
+def test_every_field_has_a_mutation() -> None:
+    classes = [each for each in vars(vocabulary).values() if isinstance(each, type) and dataclasses.is_dataclass(each)]
+    assert {(each, field.name) for each in classes for field in dataclasses.fields(each)} == set(MUTATIONS)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for row in {row for row, _ in MUTATIONS.values()}:
+        made[row] = tmp_path_factory.mktemp("mutation")
+        tiny.save(made[row], *tiny.ROWS[row])
+    return made
+
+
+def run(folder: Path, spec: Spec, rules: Any, dtype: torch.dtype) -> torch.Tensor:
+    with torch.device("meta"):
+        model = Decoder(spec)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    parameters, _ = load(folder, rules, model.destinations(), shapes, dtype, torch.device("cpu"))
+    model.load_state_dict(parameters, assign=True)
+    with torch.no_grad():
+        return model(tiny.tokens(tiny.BASE["vocab_size"], 2, 40)).float()
+
+
+@pytest.mark.parametrize(("owner", "field"), list(MUTATIONS), ids=lambda value: getattr(value, "__name__", value))
+def test_flipping_a_field_is_noticed(owner: type, field: str, folders: dict[str, Path]) -> None:
+    row, new = MUTATIONS[owner, field]
+    spec, rules, _ = resolve(read(folders[row]))
+    mutated = mutate(spec, owner, field, new)
+    assert mutated != spec
+    if (owner, field) == (Spec, "context"):  # no number of the model: it limits the prompt
+        llm = minillm.load(folders[row])
+        llm.spec = mutated
+        with pytest.raises(ValueError, match="context 8"):
+            llm.generate(prompt_ids=[1] * 9, max_new_tokens=1)
+        return
+    dtype = torch.bfloat16 if field == "cast" else torch.float32  # the order of rounding shows in bf16 only
+    original = run(folders[row], spec, rules, dtype)
+    try:
+        changed = run(folders[row], mutated, rules, dtype)
+    except (ValueError, AssertionError):
+        return  # the checkpoint does not fit: noticed
+    # 50 times the parity budget, so that parity would be red
+    assert changed.shape != original.shape or (changed - original).abs().max() > 1e-3
