@@ -1,8 +1,8 @@
 """Every op with a Triton kernel against fp64, in the interpreter, forward and backward.
 
-The budget is counted in units of the last place of the output type (eps at the largest expected magnitude), derived
-per op: one rounding of the result costs half a unit, each intermediate rounding of the operands up to one more, fp32
-arithmetic over at most 512 terms a few fp32 units, which only shows in fp32. bf16 arithmetic is wrong in Triton's
+The budget is counted in units of the last place of the output type (eps at the largest expected magnitude): rounding
+the result costs half a unit, rounding an operand first (rms_norm's normed x, its weight) half a unit each, and fp32
+arithmetic over 512 terms a few fp32 units, which shows in fp32 only. bf16 arithmetic is wrong in Triton's
 interpreter, so bf16 stays for a GPU. Outputs are poisoned with NaN: a value that a kernel forgets to write shows.
 """
 
@@ -26,8 +26,9 @@ from minillm.ops import REFERENCE, Ops, select
 
 TRITON = select("triton", torch.device("cpu"))
 WITH_KERNEL = [f.name for f in dataclasses.fields(Ops) if getattr(TRITON, f.name) is not getattr(REFERENCE, f.name)]
-FORWARD_ULPS = {torch.float32: 16.0, torch.float16: 1.5}
-BACKWARD_ULPS = {torch.float32: 64.0, torch.float16: 2.0}
+# Measured over 8 seeds of every case: forward 2.9 in fp32 and 0.95 in fp16, backward 2.9 and 0.5.
+FORWARD_ULPS = {torch.float32: 6.0, torch.float16: 1.5}
+BACKWARD_ULPS = {torch.float32: 6.0, torch.float16: 1.0}
 SIZES = (1, 3, 127, 129, 512)
 
 Case = tuple[tuple[Tensor, ...], dict[str, Any]]  # differentiable inputs, and the rest by name

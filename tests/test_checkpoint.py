@@ -1,0 +1,294 @@
+"""Checkpoint files: every layout loads the same, and what is damaged, hostile or incomplete is refused before it costs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+import minillm
+from minillm.explain import explain
+from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.rules import DROP, Destination, plan
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    tiny.save(folder, "llama", {})
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A fresh copy to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoint"))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def rewrite(folder: Path, changed: dict[str, torch.Tensor]) -> None:
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shard(folder: Path, parts: int = 3, stem: str = "model", suffix: str = "safetensors") -> dict[str, str]:
+    """Replace the single file by shards and an index."""
+    named, located = tensors(folder), {}
+    (folder / "model.safetensors").unlink()
+    for part in range(parts):
+        file = f"{stem}-{part + 1:05d}-of-{parts:05d}.{suffix}"
+        piece = dict(list(named.items())[part::parts])
+        located.update(dict.fromkeys(piece, file))
+        if suffix == "bin":
+            torch.save(piece, folder / file)
+        else:
+            save_file(piece, folder / file)
+    index = {"metadata": {}, "weight_map": located}
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    return located
+
+
+def logits(folder: Path) -> torch.Tensor:
+    return minillm.load(folder).model(tiny.tokens(97, 1, 9))
+
+
+@pytest.mark.parametrize("layout", ["shards", "bin", "bin shards", "old bin", "beside others"])
+def test_every_layout_loads_the_same(saved: Path, folder: Path, layout: str) -> None:
+    expected, named = logits(saved), tensors(folder)
+    if layout == "shards":
+        shard(folder)
+    elif layout == "bin shards":
+        shard(folder, stem="pytorch_model", suffix="bin")
+    elif layout == "beside others":  # files that are not part of the model
+        save_file({"other": torch.zeros(2)}, folder / "consolidated.safetensors")
+        save_file({"other": torch.zeros(2)}, folder / "adapter_model.safetensors")
+    else:
+        (folder / "model.safetensors").unlink()
+        zipped = layout == "bin"
+        torch.save(named, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    assert torch.equal(logits(folder), expected)
+
+
+def test_dtype_is_the_stored_one_or_the_asked_one(folder: Path) -> None:
+    rewrite(folder, {name: tensor.bfloat16() for name, tensor in tensors(folder).items()})
+    tiny.edit_config(folder, dtype="bfloat16")
+    assert minillm.load(folder, kernels="reference").model.norm.weight.dtype in (torch.bfloat16, torch.float32)
+    assert minillm.load(folder, dtype="float32").model.norm.weight.dtype == torch.float32
+    assert minillm.load(folder, dtype=torch.float16, kernels="reference").model.norm.weight.dtype == torch.float16
+
+
+def test_early_exports_store_frequencies_and_tied_heads(folder: Path) -> None:
+    """Dropped knowingly, and explain says so."""
+    named = tensors(folder)
+    del named["lm_head.weight"]
+    tiny.edit_config(folder, tie_word_embeddings=True)
+    rewrite(folder, named)
+    expected = logits(folder)
+    extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.zeros(4) for i in range(3)}
+    rewrite(folder, {**named, **extra, "lm_head.weight": torch.zeros(97, 48)})
+    assert torch.equal(logits(folder), expected)
+    assert sorted(explain(folder)["dropped_tensors"]) == sorted([*extra, "lm_head.weight"])
+
+
+def refused(folder: Path, *messages: str) -> None:
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        minillm.load(folder)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_missing_extra_and_misshapen_tensors_are_all_listed(folder: Path) -> None:
+    named = tensors(folder)
+    named["model.layers.0.mlp.extra.weight"] = torch.zeros(1)
+    named["model.layers.7.input_layernorm.weight"] = torch.zeros(48)
+    del named["model.norm.weight"], named["model.layers.1.self_attn.k_proj.weight"]
+    named["model.layers.2.mlp.down_proj.weight"] = torch.zeros(48, 79)
+    rewrite(folder, named)
+    refused(
+        folder,
+        "2 tensors no rule claims: model.layers.0.mlp.extra.weight, model.layers.7.input_layernorm.weight",
+        "2 parameters no tensor fills: layers.1.attention.qkv.weight[k], norm.weight",
+        "model.layers.2.mlp.down_proj.weight is [48, 79], the config needs [48, 80]",
+    )
+
+
+def test_a_type_that_no_plain_checkpoint_has(folder: Path) -> None:
+    named = tensors(folder)
+    name = "model.layers.0.mlp.down_proj.weight"
+    rewrite(folder, {**named, name: named[name].to(torch.int8)})
+    refused(folder, f"{name} is I8", "is it quantised?")
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    shard(folder)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    refused(folder, "not there: model-00002-of-00003.safetensors")
+
+
+def test_an_index_that_promises_too_much(folder: Path) -> None:
+    located = shard(folder)
+    located["model.layers.0.more"] = "model-00001-of-00003.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": located}))
+    refused(folder, "promises tensors that their files lack: model.layers.0.more")
+
+
+@pytest.mark.parametrize("file", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\0b"])
+def test_an_index_that_leaves_the_folder(folder: Path, file: str) -> None:
+    located = shard(folder)
+    located["model.norm.weight"] = file
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": located}))
+    refused(folder, "model.norm.weight", "not a plain name in this folder")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', "[" * 100_000, "\xff"])
+def test_an_index_that_is_none(folder: Path, content: str) -> None:
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text(content, encoding="latin-1")
+    refused(folder, "not an index")
+
+
+def header(entries: dict, size: int | None = None) -> bytes:
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00" * 7,
+        struct.pack("<Q", 2**62) + b"{}",
+        struct.pack("<Q", 150_000_000) + b" " * 64,
+        header({"a": F32}),  # no data behind the header
+        header({"a": F32}, size=10),
+        header({"a": F32, "b": {**F32, "data_offsets": [4, 12]}}) + b"\0" * 12,
+        header({"a": {**F32, "data_offsets": [8, 16]}}) + b"\0" * 16,
+        header({"a": {**F32, "shape": [2**40, 2**40]}}) + b"\0" * 8,
+        header({"a": {**F32, "dtype": "X9"}}) + b"\0" * 8,
+    ],
+    ids=["empty", "short", "huge", "oversized", "truncated", "cut", "overlap", "hole", "wrap", "type"],
+)
+def test_damaged_safetensors(folder: Path, data: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(data)
+    refused(folder, "model.safetensors: damaged or not safetensors")
+
+
+def test_a_truncated_file(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(folder, "damaged or not safetensors")
+
+
+class Evil:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_never_executed(folder: Path, tmp_path: Path, zipped: bool) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Evil(tmp_path / "owned")}, folder / "pytorch_model.bin",
+               _use_new_zipfile_serialization=zipped)  # fmt: skip
+    refused(folder, "pytorch_model.bin: not a plain file of tensors")
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(tmp_path / "owned")))
+    refused(folder, "pytorch_model.bin: not a plain file of tensors")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "scheme"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq"}, "awq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"bits": 4}, "an unknown scheme"),
+    ],
+)
+def test_a_quantised_checkpoint_is_named(folder: Path, section: dict, scheme: str) -> None:
+    tiny.edit_config(folder, quantization_config=section)
+    refused(folder, scheme, "not supported yet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported are llama, mistral, qwen2, qwen3"),
+        ({"model_type": ...}, "model_type None"),
+        ({"hidden_size": "48"}, "hidden_size is '48'"),
+        ({"hidden_size": -1}, "hidden_size is -1"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"num_hidden_layers": 10**9}, "more than the 4096"),
+        ({"num_key_value_heads": 4}, "6 attention heads are no multiple of 4"),
+        ({"hidden_size": 50, "head_dim": None}, "hidden_size 50"),
+        ({"head_dim": 7}, "head_dim is 7"),
+        ({"vocab_size": 2**40}, "vocab_size is"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', supported are silu"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type is 'spiral', supported are default, linear"),
+        ({"rope_parameters": [1]}, "rope_scaling is [1]"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope factor is None"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta is 0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast mean nothing"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor mean"),
+    ],
+)
+def test_impossible_configs(folder: Path, changes: dict, message: str) -> None:
+    tiny.edit_config(folder, **changes)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[1]", "{", "[" * 100_000, '{"a": \xff}'])
+def test_a_config_that_is_no_json_object(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content, encoding="latin-1")
+    refused(folder, "config.json")
+
+
+def test_unknown_keys_are_reported_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.edit_config(folder, attn_logit_softcapping=50.0, another=1, nothing=None, off=False)
+    minillm.load(folder)
+    assert capsys.readouterr().err == (
+        "minillm: config.json keys not understood and ignored: another, attn_logit_softcapping\n"
+    )
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    refused(folder, "no weights found")
+
+
+def test_the_most_literal_rule_wins() -> None:
+    rules = {"a.{i}.w": "p.{i}", "a.1.w": DROP, "a.{i}.{j}": "q.{i}.{j}"}
+    destinations = {name: Destination(name, 0, (1,)) for name in ("p.0", "q.2.3")}
+    made = plan(["a.0.w", "a.1.w", "a.2.3", "a.00.w", "b"], rules, destinations)
+    assert {tensor: to.parameter for tensor, to in made.assignments.items()} == {"a.0.w": "p.0", "a.2.3": "q.2.3"}
+    assert (made.dropped, made.unclaimed, made.unfilled) == (["a.1.w"], ["a.00.w", "b"], [])
+
+
+def test_a_parameter_is_filled_once() -> None:
+    made = plan(["x", "y"], {"x": "p", "y": "p"}, {"p": Destination("p", 0, (1,))})
+    assert made.twice_filled == ["y"]
+
+
+def test_headers_are_read_without_data(saved: Path) -> None:
+    info = Checkpoint(saved).info
+    assert info["model.norm.weight"].shape == (48,)
+    assert info["model.norm.weight"].dtype == "F32"
