@@ -60,7 +60,8 @@ def transformers_engine(arguments: argparse.Namespace) -> tuple[Round, dict[str,
         raise ValueError("--against transformers needs the package transformers; install minillm[test]") from None
     device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
     device = device if arguments.device == "auto" else torch.device(arguments.device)
-    model = AutoModelForCausalLM.from_pretrained(arguments.weights, dtype=arguments.dtype, device_map=device).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.weights, dtype=arguments.dtype).eval()
+    model.to(device)  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def run(prompt: list[int], steps: int) -> tuple[float, list[float]]:

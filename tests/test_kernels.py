@@ -35,7 +35,11 @@ Case = tuple[tuple[Tensor, ...], dict[str, Any]]  # differentiable inputs, and t
 
 
 def norm_case(size: int, dtype: torch.dtype, offset: float = 0.0, cast: str = "before_weight") -> Case:
-    return (torch.randn(2, 3, size).to(dtype), torch.randn(size).to(dtype)), {"eps": 1e-5, "offset": offset, "cast": cast}
+    return (torch.randn(2, 3, size).to(dtype), torch.randn(size).to(dtype)), {
+        "eps": 1e-5,
+        "offset": offset,
+        "cast": cast,
+    }
 
 
 def rope_case(size: int, dtype: torch.dtype, layout: str = "half", rest: int = 0, batched: bool = True) -> Case:

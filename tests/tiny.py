@@ -52,7 +52,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gelu": ("llama", {"hidden_act": "gelu"}),
     "llama-gelu-tanh": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     **{f"llama-{name}": ("llama", {"rope_parameters": {**rope, "rope_theta": 500.0}}) for name, rope in ROPES.items()},
-    "llama-dynamic-beyond": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 3.0}, "max_position_embeddings": 24}),
+    "llama-dynamic-beyond": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 3.0}, "max_position_embeddings": 24},
+    ),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral-window": ("mistral", {"sliding_window": 5}),
     "mistral-head-dim": ("mistral", {"sliding_window": 7, "head_dim": 12}),

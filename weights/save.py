@@ -34,5 +34,8 @@ def save(path: Path, parameters: Mapping[str, Tensor], rules: Rules, destination
         to = destinations[destination]
         tensors[name] = parameters[to.parameter][to.start : to.start + to.shape[0]].contiguous()
     partial = path.with_name(path.name + ".partial")
+    partial.touch()
+    readable = partial.stat().st_mode  # what the umask gives; the library makes its files private
     save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(readable)
     os.replace(partial, path)

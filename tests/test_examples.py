@@ -1,0 +1,84 @@
+"""Every example runs and says what it promises; the demo is what its script makes, and transformers agrees with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from conftest import ROOT
+
+import minillm
+from minillm.llm import DEMO
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
+
+EXAMPLES = {
+    "generate_text.py": (["tokens, length)", "|"], []),
+    "chat.py": (["> Tell me a story about an owl", "Pip lived"], []),
+    "build_from_spec.py": (["parameters", "The quick brown fox jumps over the lazy dog"], []),
+    "first_divergent_layer.py": (["no layer diverges"], []),
+    "train_demo.py": ([], ["--steps", "2", "--out", "{tmp}/demo"]),
+    "story_grammar.py": ([], []),
+}
+
+
+def run(example: str, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "examples" / example), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_listed() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example(example: str, tmp_path: Path) -> None:
+    promised, arguments = EXAMPLES[example]
+    out = run(example, *[argument.replace("{tmp}", str(tmp_path)) for argument in arguments])
+    for text in promised:
+        assert text in out
+
+
+def test_a_broken_layer_is_named() -> None:
+    assert "first divergent: layer 2\n" in run("first_divergent_layer.py", "--break", "2")
+
+
+def test_training_is_reproducible_by_seed(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run("train_demo.py", "--steps", "3", "--out", str(tmp_path / name))
+    run("train_demo.py", "--steps", "3", "--seed", "1", "--out", str(tmp_path / "other"))
+    one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other"))
+    assert one == two != other
+    for file in ("tokenizer.json", "config.json", "generation_config.json", "tokenizer_config.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (DEMO / file).read_bytes()
+
+
+@torch.no_grad()
+def test_the_demo_in_transformers() -> None:
+    tokens = torch.arange(4, 260)[None]
+    ours = minillm.load(dtype="float32").model(tokens)
+    assert (ours - tiny.logits(tiny.reference(DEMO), tokens)).abs().max() <= 2e-5
+
+
+def test_the_demo_reads_as_sentences() -> None:
+    """Every word it writes is a word of the grammar, in capitals where a sentence starts, and it comes to an end."""
+    import random
+    import re
+
+    sys.path.insert(0, str(ROOT / "examples"))
+    from story_grammar import story
+
+    vocabulary = set(re.findall(r"[A-Za-z]+", " ".join(story(random.Random(i))[1] for i in range(2000))))
+    result = minillm.load().generate("Once upon a time there was a", max_new_tokens=250)
+    assert result.finish_reason == "stop"
+    assert set(re.findall(r"[A-Za-z]+", result.text)) <= vocabulary
+    sentences = re.split(r"(?<=[.!?])[\"]?\s", result.text)
+    assert len(sentences) >= 8
+    assert all(re.match(r"[\"]?[A-Z]|said|,", sentence.strip()) for sentence in sentences[1:])
