@@ -29,13 +29,13 @@ model = Decoder(spec)
 print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
 
 text = torch.tensor(list(b"The quick brown fox jumps over the lazy dog. " * 6))[None]
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-for step in range(121):
+optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+for step in range(241):
     loss = next_token_loss(model(text), text)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step % 40 == 0:
+    if step % 80 == 0:
         print(f"step {step}: loss {loss.item():.3f}")
 
 with torch.inference_mode():

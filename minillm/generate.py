@@ -125,6 +125,7 @@ def _report(llm: LLM, timings: Timings) -> dict[str, float]:
     def rate(count: float, seconds: float) -> float:
         return count / seconds if seconds > 0 else 0.0
 
+    peak = peak_memory(llm.device)  # before the copies that measure the bandwidth
     achieved, possible = (
         rate(timings.decode_steps * llm.bytes_per_step, timings.decode_seconds),
         copy_bandwidth(llm.device),
@@ -136,7 +137,7 @@ def _report(llm: LLM, timings: Timings) -> dict[str, float]:
         "achieved_gb_per_second": achieved / 1e9,
         "copy_gb_per_second": possible / 1e9,
         "bandwidth_share": achieved / possible,
-        "peak_memory_bytes": peak_memory(llm.device),
+        "peak_memory_bytes": peak,
     }
 
 

@@ -44,15 +44,29 @@ class Block(nn.Module):
         return h + self.ffn(self.ffn_norm(h))
 
 
+class Embedding(nn.Module):
+    """tokens int64 `[B, T]` -> rows of `weight`, `[B, T, E]`.
+
+    Not nn.Embedding: that draws its first values even on the meta device, where PyTorch then loads 150 MB of Python.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        if self.weight.device.type != "meta":
+            nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return F.embedding(tokens_BT, self.weight)
+
+
 class Decoder(nn.Module):
     """tokens int64 `[B, T]` -> logits `[B, T, V]` in the model's dtype."""
 
     def __init__(self, decoder: spec.Decoder, ops: Ops = REFERENCE):
         super().__init__()
         self.spec = decoder
-        self.embedding = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
-        if self.embedding.weight.device.type != "meta":
-            nn.init.normal_(self.embedding.weight, std=0.02)
+        self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
         self.layers = nn.ModuleList(Block(layer, decoder.hidden_size, ops) for layer in decoder.layers)
         self.norm = Norm(decoder.final_norm, decoder.hidden_size, ops)
         self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size)

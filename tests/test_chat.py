@@ -61,10 +61,9 @@ def test_published_templates_render_as_in_transformers(name: str, conversation: 
     options = {"tools": tools, "add_generation_prompt": True}
     try:
         expected = render_jinja_template([messages], chat_template=source, **options, **special)[0][0]
-    except Exception as error:
+    except Exception:  # what transformers lets through of a template's refusal
         with pytest.raises(ValueError, match="chat template refuses"):
             ChatTemplate(source, special).render(messages, tools=tools)
-        assert str(error)
         return
     assert ChatTemplate(source, special).render(messages, tools=tools) == expected
 

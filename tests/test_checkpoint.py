@@ -1,4 +1,4 @@
-"""Checkpoint files: every layout loads the same, and what is damaged, hostile or incomplete is refused before it costs."""
+"""Checkpoint files: every layout loads the same; what is damaged, hostile or incomplete is refused before it costs."""
 
 from __future__ import annotations
 

@@ -137,11 +137,6 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     subprocess.run([*command, str(copy)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("minillm-*.whl")
     script = "import minillm; print(minillm.__file__, len(minillm.load().generate('Once', max_new_tokens=3).token_ids))"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(wheel)!r}); import minillm.kernels, minillm.weights"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(tmp_path / "site")], check=True)
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {script}"],
