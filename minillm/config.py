@@ -165,8 +165,10 @@ def quantization(values: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(section, dict):
         return str(section)
-    method = str(section.get("quant_method", "of an unknown scheme"))
-    return f"{method} {section['bnb_4bit_quant_type']}" if section.get("load_in_4bit") else method
+    method = str(section.get("quant_method", "an unknown scheme"))
+    if section.get("load_in_4bit"):
+        return f"{method} {section.get('bnb_4bit_quant_type', '4-bit')}"
+    return f"{method} int8" if section.get("load_in_8bit") else method
 
 
 def positive_integer(key: str, value: Any) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-from minillm.weights.checkpoint import find
+from minillm.weights.checkpoint import find, read_index
 
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-# What a checkpoint needs besides its weights.
+# What a checkpoint may have besides its config and weights.
 SMALL_FILES = (
-    "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -52,29 +50,37 @@ def _cached(repo: str) -> Path | None:
 
 
 def _download(repo: str) -> Path:
-    """Fetch the small files that exist, then the first kind of weights that does; the library shows its progress."""
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    """Fetch config.json, the small files that exist, and the first kind of weights that does.
 
-    def fetch(file: str) -> Path:
-        return Path(hf_hub_download(repo, file))
+    Only the files named here are asked for; the library shows the progress of each and keeps them in its cache.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def fetch(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(repo, file))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):  # no connection, which is another thing than no file
+                raise
+            return None
 
     try:
-        present = set(HfApi().list_repo_files(repo))
-        kind = next((file for file in WEIGHTS if file in present), None)
-        if "config.json" not in present or kind is None:
-            raise ValueError(f"{repo}: the repository has no config.json with safetensors or .bin weights beside it")
+        # Asked once and without the library's retries, so that a machine without a connection hears so at once.
+        get_hf_file_metadata(hf_hub_url(repo, "config.json"))
+        config = Path(hf_hub_download(repo, "config.json"))
         for file in SMALL_FILES:
-            if file in present:
-                folder = fetch(file).parent
-        path = fetch(kind)
-        if kind.endswith(".json"):
-            for shard in sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())):
-                fetch(shard)
-        return folder
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+            fetch(file)
+        weights = next((path for kind in WEIGHTS if (path := fetch(kind))), None)
+        shards = sorted(set(read_index(weights).values())) if weights and weights.suffix == ".json" else []
+        missing = [shard for shard in shards if fetch(shard) is None]
+    except Exception as error:  # which one depends on the HTTP library that this version of the hub client uses
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
         raise ValueError(
             f"{repo}: not a folder, not in the local Hugging Face cache, and it could not be downloaded ({reason}); "
             "check the name and the connection, or give a folder"
         ) from None
+    if weights is None or missing:
+        lacks = ", ".join(missing) if missing else " and ".join(WEIGHTS)
+        raise ValueError(f"{repo}: the repository lacks {lacks}; it cannot be loaded")
+    return config.parent

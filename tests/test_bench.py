@@ -1,0 +1,96 @@
+"""The bench: it measures what it says and its last line is JSON. No test looks at how fast anything was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from minillm import bench, families
+from minillm.families.shapes import SHAPES
+from minillm.llm import DEMO, load
+from minillm.measure import bytes_per_step, copy_bandwidth, peak_memory
+
+COUNTS = {
+    "tinyllama-1.1b": 1_100_048_384,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-8b": 8_030_261_248,
+    "mistral-7b": 7_241_732_096,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen3-0.6b": 596_049_920,
+}
+
+
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    few = ["--prompt-tokens", "9", "--new-tokens", "3", "--rounds", "2"]
+    assert bench.main([*arguments, *few]) == 0
+    return json.loads(capfd.readouterr().out.splitlines()[-1])
+
+
+def test_against_transformers(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    report = run(capfd, monkeypatch, "--weights", str(DEMO), "--against", "transformers")
+    engines = report["engines"]
+    assert set(engines) == {"minillm", "transformers"}
+    for kind in ("decode_tokens_per_second", "prefill_tokens_per_second"):
+        assert report["ratios"][kind] == engines["minillm"][kind] / engines["transformers"][kind] > 0
+    assert engines["minillm"]["dtype"] == engines["transformers"]["dtype"] == "torch.bfloat16"
+
+
+def test_alone(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    report = run(capfd, monkeypatch, "--dtype", "float32")
+    assert set(report["engines"]) == {"minillm"}
+    assert "ratios" not in report
+    assert 0 < report["engines"]["minillm"]["bandwidth_share"] < 10
+
+
+def test_random_weights_of_a_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {**SHAPES["qwen3-0.6b"], "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 100, "head_dim": 8}
+    monkeypatch.setitem(SHAPES, "small", {**small, "intermediate_size": 96})
+    bench.write_random(tmp_path, "small")
+    llm = load(tmp_path, kernels="reference")
+    norms = [p for n, p in llm.model.named_parameters() if "norm" in n]
+    assert norms
+    assert all((norm == 1).all() for norm in norms)
+    assert llm.model.layers[0].ffn.down.weight.float().std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_have_their_published_size(shape: str) -> None:
+    spec, _, config = families.resolve(SHAPES[shape])
+    with torch.device("meta"):
+        model = bench.Decoder(spec)
+    assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[shape]
+    assert config.unread == []
+
+
+def test_bytes_per_step() -> None:
+    """All weights; the embedding only when it is the head too."""
+    tied = load(dtype="float32", kernels="reference").model
+    assert bytes_per_step(tied) == 4 * sum(parameter.numel() for parameter in tied.parameters())
+    untied = bench.Decoder(bench.families.resolve({**SHAPES["qwen3-0.6b"], "tie_word_embeddings": False,
+                                                   "vocab_size": 10, "num_hidden_layers": 1})[0])  # fmt: skip
+    everything = 4 * sum(parameter.numel() for parameter in untied.parameters())
+    assert bytes_per_step(untied) == everything - 4 * untied.embedding.weight.numel()
+
+
+def test_measures() -> None:
+    cpu = torch.device("cpu")
+    assert 1e8 < copy_bandwidth(cpu) < 1e13
+    assert 5e7 < peak_memory(cpu) < 1e12
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--weights", "x", "--random", "qwen3-0.6b"], ["--rounds", "0"], ["--random", "gpt-5"]]
+)
+def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        bench.main(arguments)
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

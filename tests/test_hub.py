@@ -1,0 +1,119 @@
+"""--weights org/name: from the local cache, by download of only what is needed, or a clear error.
+
+The download runs against a hub on this machine that serves one repository and notes what was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from minillm.llm import DEMO
+
+REPO = "someone/stories"
+UNNEEDED = {"README.md": b"# hello", "pytorch_model.bin": b"\0" * 10, "extra/adapter.safetensors": b"\0" * 10}
+COMMIT = "a" * 40
+
+
+FILES = {**{path.name: path.read_bytes() for path in DEMO.iterdir()}, **UNNEEDED}
+
+
+class Hub(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        repo, _, name = self.path.partition("/resolve/main/")
+        data = FILES.get(name) if repo == f"/{REPO}" else None
+        if data is not None and body:
+            self.server.asked.append(name)
+        if data is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound" if repo == f"/{REPO}" else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def generate(cache: Path, endpoint: str, weights: str = REPO) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment.update(
+        PYTHONPATH=str(ROOT), HF_HOME=str(cache), HF_ENDPOINT=endpoint, HF_HUB_DISABLE_XET="1", TRITON_INTERPRET="0",
+        no_proxy="*", HF_HUB_DISABLE_TELEMETRY="1",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "minillm.generate", "--weights", weights, "--prompt", "Once", "--json"]
+    return subprocess.run(
+        [*command, "--max-new-tokens", "3"], capture_output=True, text=True, env=environment, timeout=120
+    )
+
+
+def test_download_then_cache(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    first = generate(tmp_path, endpoint)
+    assert first.returncode == 0, first.stderr
+    needed = {path.name for path in DEMO.iterdir()}
+    assert set(hub.asked) == needed  # each once, and nothing else
+    assert len(hub.asked) == len(needed)
+    hub.shutdown()  # from now on only the cache can answer
+    again = generate(tmp_path, endpoint)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["token_ids"] == json.loads(first.stdout)["token_ids"]
+
+
+def test_an_incomplete_cache_is_completed(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    assert generate(tmp_path, endpoint).returncode == 0
+    (weights,) = tmp_path.rglob("snapshots/*/model.safetensors")
+    weights.resolve().unlink()
+    weights.unlink()
+    hub.asked.clear()
+    assert generate(tmp_path, endpoint).returncode == 0
+    assert hub.asked == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("weights", [REPO, "someone/else"])
+def test_absent_and_offline(weights: str, tmp_path: Path) -> None:
+    done = generate(tmp_path, "http://127.0.0.1:9", weights)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"{weights}: not a folder, not in the local Hugging Face cache" in done.stderr
+
+
+def test_unknown_to_the_hub(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    done = generate(tmp_path, f"http://127.0.0.1:{hub.server_port}", "someone/else")
+    assert done.returncode == 2
+    assert "someone/else" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr

@@ -1,0 +1,184 @@
+"""The Python API: what goes in, what comes out, and where it stops."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import minillm
+from minillm.llm import DEMO
+
+PROMPTS = ["Once upon a time", "Long ago there was a brave little fox named Pip. Pip lived", "There"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> minillm.LLM:
+    return minillm.load(dtype="float32")
+
+
+def test_logits(llm: minillm.LLM) -> None:
+    logits = llm.model(torch.tensor([[0, 5, 6], [0, 7, 8]]))
+    assert logits.shape == (2, 3, llm.spec.vocab_size)
+    assert logits.dtype == torch.float32
+
+
+def test_one_prompt_gives_one_result_and_a_list_a_list(llm: minillm.LLM) -> None:
+    options = {"max_new_tokens": 3}
+    ids = llm.tokenizer.encode(PROMPTS[0])
+    chat = [{"role": "user", "content": "Tell me a story about a fox named Pip and a drum."}]
+    for one, several in (
+        ({"prompt": PROMPTS[0]}, {"prompt": PROMPTS}),
+        ({"prompt_ids": ids}, {"prompt_ids": [ids, ids[:2]]}),
+        ({"messages": chat}, {"messages": [chat, chat]}),
+    ):
+        single, batch = llm.generate(**one, **options), llm.generate(**several, **options)
+        assert isinstance(single, minillm.Result)
+        assert isinstance(batch, list)
+        assert single.token_ids == batch[0].token_ids
+    assert (
+        llm.generate(prompt_ids=torch.tensor(ids), **options).token_ids == llm.generate(PROMPTS[0], **options).token_ids
+    )
+
+
+def test_a_batch_gives_what_each_prompt_gives(llm: minillm.LLM) -> None:
+    """Rows end at different lengths, by their own stop token."""
+    together = llm.generate(PROMPTS, max_new_tokens=220, temperature=0)
+    for prompt, result in zip(PROMPTS, together, strict=True):
+        alone = llm.generate(prompt, max_new_tokens=220, temperature=0)
+        assert (result.token_ids, result.text, result.finish_reason) == (
+            alone.token_ids,
+            alone.text,
+            alone.finish_reason,
+        )
+    assert len({len(result.token_ids) for result in together}) > 1
+
+
+@pytest.mark.parametrize("row", ["mistral-window", "qwen2-window", "llama-dynamic-beyond", "qwen3"])
+def test_a_batch_of_every_kind_of_cache(row: str, tmp_path: Path) -> None:
+    tiny.save(tmp_path, *tiny.ROWS[row])
+    llm = minillm.load(tmp_path)
+    prompts = [tiny.tokens(97, length, seed=length).tolist() for length in (3, 19, 8)]
+    together = llm.generate(prompt_ids=prompts, max_new_tokens=30)
+    assert [r.token_ids for r in together] == [llm.generate(prompt_ids=p, max_new_tokens=30).token_ids for p in prompts]
+
+
+def test_long_prompts_are_prefilled_in_pieces(llm: minillm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = tiny.tokens(700, 200).tolist()
+    whole = llm.generate(prompt_ids=ids, max_new_tokens=8, ignore_eos=True).token_ids
+    monkeypatch.setattr("minillm.inference.PREFILL_CHUNK", 7)
+    assert llm.generate(prompt_ids=ids, max_new_tokens=8, ignore_eos=True).token_ids == whole
+
+
+def test_the_stream_is_the_text(llm: minillm.LLM) -> None:
+    result = llm.generate(PROMPTS[0], max_new_tokens=40)
+    pieces = list(llm.stream(PROMPTS[0], max_new_tokens=40))
+    assert len(pieces) > 10
+    assert "".join(pieces) == result.text == llm.tokenizer.decode(result.token_ids)
+
+
+def test_it_stops_at_every_id_of_the_list(tmp_path: Path) -> None:
+    """Whatever the model would say next is made a stop token, first in a list of two, then as a single id."""
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    expected = minillm.load().generate(PROMPTS[0], max_new_tokens=12).token_ids
+    for eos in ([999, expected[5]], expected[5]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+        llm = minillm.load(folder)
+        result = llm.generate(PROMPTS[0], max_new_tokens=12)
+        assert result.token_ids == expected[:6]
+        assert result.finish_reason == "stop"
+        assert result.text == llm.tokenizer.decode(expected[:5])
+        assert llm.generate(PROMPTS[0], max_new_tokens=12, ignore_eos=True).token_ids == expected
+
+
+def test_without_generation_config_the_config_says_where_to_stop(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    (folder / "generation_config.json").unlink()
+    assert minillm.load(folder).stop_ids == {1}
+    tiny.edit_config(folder, eos_token_id=...)
+    assert minillm.load(folder).stop_ids == {1}  # the tokenizer's
+
+
+def test_defaults_come_from_generation_config(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    stated = {"do_sample": True, "temperature": 0.7, "top_k": 5, "repetition_penalty": 1.1, "max_new_tokens": 4}
+    (folder / "generation_config.json").write_text(json.dumps(stated))
+    llm = minillm.load(folder)
+    assert llm.sampling() == minillm.sampling.Sampling(temperature=0.7, top_k=5, repetition_penalty=1.1)
+    assert llm.sampling(temperature=0, top_k=None).temperature == 0
+    assert len(llm.generate(PROMPTS[0]).token_ids) == 4
+
+
+@pytest.mark.parametrize("stop", ["named", ["zzz", "lived in"], "ed"])
+def test_stop_strings(llm: minillm.LLM, stop: str | list[str]) -> None:
+    """The text ends before the first stop string, also when it spans tokens, and streams no part of it."""
+    whole = llm.generate(PROMPTS[0], max_new_tokens=40).text
+    stops = [stop] if isinstance(stop, str) else stop
+    cut = min(whole.find(each) for each in stops if each in whole) if any(s in whole for s in stops) else len(whole)
+    result = llm.generate(PROMPTS[0], max_new_tokens=40, stop=stop)
+    assert result.text == whole[:cut]
+    assert "".join(llm.stream(PROMPTS[0], max_new_tokens=40, stop=stop)) == whole[:cut]
+    assert result.finish_reason == ("stop" if cut < len(whole) else "length")
+
+
+def test_the_context_is_the_limit(llm: minillm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    result = llm.generate(prompt_ids=[5] * 500, max_new_tokens=50, ignore_eos=True)
+    assert len(result.token_ids) == llm.spec.context - 500
+    assert result.finish_reason == "length"
+    assert "50 new tokens asked for, the context has room for 12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one"),
+        ({"prompt": "a", "prompt_ids": [1]}, "exactly one"),
+        ({"prompt": []}, "list of prompts is empty"),
+        ({"prompt_ids": []}, "prompt is empty"),
+        ({"prompt_ids": [[1], []]}, "prompt is empty"),
+        ({"prompt_ids": [768]}, "768 is outside"),
+        ({"prompt": "a", "max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
+        ({"prompt": "a", "temprature": 1}, "unknown option temprature"),
+        ({"prompt": "a", "top_k": 2.5}, "top_k is 2.5"),
+    ],
+)
+def test_what_cannot_be_is_refused(llm: minillm.LLM, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        llm.generate(**arguments)
+
+
+def test_a_list_cannot_be_streamed(llm: minillm.LLM) -> None:
+    with pytest.raises(ValueError, match="cannot be streamed"):
+        llm.stream(["a", "b"])
+
+
+def test_ids_need_no_tokenizer(tmp_path: Path) -> None:
+    tiny.save(tmp_path, "llama", {})
+    llm = minillm.load(tmp_path)
+    result = llm.generate(prompt_ids=[1, 2], max_new_tokens=3)
+    assert (len(result.token_ids), result.text) == (3, "")
+    with pytest.raises(ValueError, match=r"no tokenizer.json or tokenizer.model"):
+        llm.generate("text", max_new_tokens=3)
+
+
+def test_empty_text_starts_from_bos(llm: minillm.LLM) -> None:
+    assert llm.generate("", max_new_tokens=1).prompt_token_ids == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "dtype 'int8' is not supported"),
+        ({"dtype": torch.float64}, "dtype 'float64' is not supported"),
+        ({"device": "meta"}, "device 'meta' is not supported"),
+        ({"device": "cuda:7"}, "0 GPUs found"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the messages are those of a machine without a GPU")
+def test_load_refuses(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        minillm.load(**options)
