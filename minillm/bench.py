@@ -61,7 +61,7 @@ def transformers_engine(arguments: argparse.Namespace) -> tuple[Round, dict[str,
     device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
     device = device if arguments.device == "auto" else torch.device(arguments.device)
     model = AutoModelForCausalLM.from_pretrained(arguments.weights, dtype=arguments.dtype).eval()
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device)
 
     @torch.inference_mode()
     def run(prompt: list[int], steps: int) -> tuple[float, list[float]]:

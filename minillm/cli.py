@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import torch
-
 COMMANDS = ("generate", "explain", "bench")
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
@@ -47,7 +45,10 @@ def run(main: Callable[[], int]) -> int:
         # Whoever read our output has gone. Python flushes stdout once more on its way out: let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        # PyTorch reports a lack of memory as a RuntimeError; any other of its kind is a fault of ours to be seen.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"minillm: error: {message}", file=sys.stderr)
         return EXIT_BAD_INPUT

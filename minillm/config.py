@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 100_000_000
-MAX_SIZE = 2**31 - 1  # of any one dimension
+MAX_SIZE = 2**20  # of any one dimension: the product of three, in bytes, still fits a tensor
+MAX_POSITIONS = 2**31 - 1
 
 # Keys that change nothing when a plain decoder runs: training, bookkeeping, generation (read elsewhere).
 HARMLESS = frozenset(
@@ -103,12 +104,15 @@ class Config:
             raise ValueError(f"config.json lacks {key!r}, which has no default for model_type {self.model_type!r}")
         return self.defaults[key]
 
-    def size(self, key: str) -> int:
+    def size(self, key: str, limit: int = MAX_SIZE) -> int:
         """A positive integer."""
-        return positive_integer(key, self.get(key))
+        return positive_integer(key, self.get(key), limit)
 
-    def optional_size(self, key: str) -> int | None:
-        return None if self.get(key) is None else self.size(key)
+    def optional_size(self, key: str, limit: int = MAX_SIZE) -> int | None:
+        return None if self.get(key) is None else self.size(key, limit)
+
+    def positions(self, key: str) -> int:
+        return self.size(key, MAX_POSITIONS)
 
     def number(self, key: str) -> float:
         return positive_number(key, self.get(key))
@@ -171,9 +175,9 @@ def quantization(values: Mapping[str, Any]) -> str | None:
     return f"{method} int8" if section.get("load_in_8bit") else method
 
 
-def positive_integer(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
-        raise ValueError(f"config.json: {key} is {value!r}, expected an integer from 1 to {MAX_SIZE}")
+def positive_integer(key: str, value: Any, limit: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
+        raise ValueError(f"config.json: {key} is {value!r}, expected an integer from 1 to {limit}")
     return value
 
 

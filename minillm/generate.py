@@ -38,8 +38,10 @@ def _complete(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_as_json(row, report), ensure_ascii=False), flush=True)
     else:
-        print(flush=True)
-        print(_report_line(report), file=sys.stderr)
+        # On a terminal the text ends its line; elsewhere stdout is the text and nothing else.
+        print(end="\n" if sys.stdout.isatty() else "", flush=True)
+        between = "\n" if sys.stderr.isatty() and not sys.stdout.isatty() else ""
+        print(between + _report_line(report), file=sys.stderr)
     return cli.EXIT_INTERRUPTED if interrupted else 0
 
 

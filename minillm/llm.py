@@ -217,7 +217,7 @@ def load(
     target = _device(device)
     chosen = _dtype(dtype, read.dtype, target)
     with torch.device("meta"):
-        model = Decoder(spec, ops.select(kernels, target))
+        model = Decoder(spec, ops.select(kernels, target, chosen))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     parameters, _ = load_weights(folder, rules, model.destinations(), shapes, chosen, target, progress)
     model.load_state_dict(parameters, assign=True)

@@ -10,7 +10,7 @@ import torch
 
 from minillm.model import Decoder
 
-COPY_BYTES = 256 * 2**20  # far more than the caches of a processor hold
+COPY_BYTES = 128 * 2**20  # twice that is moved: more than a core's share of any cache
 
 
 def bytes_per_step(model: Decoder) -> int:

@@ -32,15 +32,15 @@ class Ops:
 REFERENCE = Ops()
 
 
-def select(kernels: Kernels, device: torch.device) -> Ops:
-    """The ops for a device. "auto" takes Triton on a GPU and says so if it cannot; "triton" raises if it cannot.
+def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
+    """The ops for a device and dtype. "auto" takes Triton on a GPU and says so if it cannot; "triton" raises then.
 
-    Raises ValueError for "triton" without the package, or on a CPU outside Triton's interpreter.
+    Raises ValueError for "triton" without the package, on a CPU outside Triton's interpreter, or with bfloat16 in it.
     """
     if kernels == "reference" or (kernels == "auto" and device.type != "cuda"):
         return REFERENCE
     try:
-        return _triton_ops(device)
+        return _triton_ops(device, dtype)
     except ValueError as reason:
         if kernels == "triton":
             raise
@@ -48,7 +48,7 @@ def select(kernels: Kernels, device: torch.device) -> Ops:
         return REFERENCE
 
 
-def _triton_ops(device: torch.device) -> Ops:
+def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:
     try:
         import triton
     except ImportError:
@@ -58,6 +58,8 @@ def _triton_ops(device: torch.device) -> Ops:
             f"kernels='triton' cannot run on device '{device}'; use a GPU, kernels='reference', "
             "or Triton's interpreter (TRITON_INTERPRET=1)"
         )
+    if device.type != "cuda" and dtype == torch.bfloat16:
+        raise ValueError("Triton's interpreter computes wrong values in bfloat16; use dtype float32 or float16")
     from minillm.kernels import gated_act, rms_norm, rope
 
     return Ops(rms_norm=rms_norm.rms_norm, rope=rope.rope, gated_act=gated_act.gated_act)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from minillm import cli, generate, inference
@@ -28,7 +29,7 @@ def start(*arguments: str, **options) -> subprocess.Popen:
 def test_text_goes_to_stdout_and_costs_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert generate.main(["--prompt", "Once upon a time", "--max-new-tokens", "8", "--temperature", "0"]) == 0
     out, err = capsys.readouterr()
-    assert out == load().generate("Once upon a time", max_new_tokens=8, temperature=0).text + "\n"
+    assert out == load().generate("Once upon a time", max_new_tokens=8, temperature=0).text
     for figure in ("prompt 5 tokens", "decode 7 tokens", "GB/s", "peak memory"):
         assert figure in err
 
@@ -161,7 +162,7 @@ def test_interrupt_keeps_the_text_and_exits_130() -> None:
     rest, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     whole = load().generate("Once upon a time", max_new_tokens=500, ignore_eos=True).text.encode()
-    assert whole.startswith((first + rest).removesuffix(b"\n"))
+    assert whole.startswith(first + rest)
     assert b"Traceback" not in err
 
 
@@ -211,3 +212,19 @@ def test_progress_bar_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
     update(1, 2)
     update(2, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_a_lack_of_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "Cache", lambda *_, **__: torch.empty(2**60))
+    assert generate.main(["--prompt", "x"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "memory" in err
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault() -> int:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.run(fault)

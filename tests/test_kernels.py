@@ -24,7 +24,7 @@ from torch import Tensor
 from minillm import reference
 from minillm.ops import REFERENCE, Ops, select
 
-TRITON = select("triton", torch.device("cpu"))
+TRITON = select("triton", torch.device("cpu"), torch.float32)
 WITH_KERNEL = [f.name for f in dataclasses.fields(Ops) if getattr(TRITON, f.name) is not getattr(REFERENCE, f.name)]
 # Measured over 8 seeds of every case: forward 2.9 in fp32 and 0.95 in fp16, backward 2.9 and 0.5.
 FORWARD_ULPS = {torch.float32: 6.0, torch.float16: 1.5}
@@ -179,8 +179,10 @@ def test_kernels_compile_ahead_of_time() -> None:
 
 def test_select() -> None:
     cpu = torch.device("cpu")
-    assert select("auto", cpu) is REFERENCE
-    assert select("reference", torch.device("cuda")) is REFERENCE
+    assert select("auto", cpu, torch.bfloat16) is REFERENCE
+    assert select("reference", torch.device("cuda"), torch.bfloat16) is REFERENCE
+    with pytest.raises(ValueError, match="wrong values in bfloat16"):
+        select("triton", cpu, torch.bfloat16)
 
 
 def test_triton_on_a_cpu_without_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,10 +190,10 @@ def test_triton_on_a_cpu_without_the_interpreter_is_refused(monkeypatch: pytest.
 
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(ValueError, match="cannot run on device 'cpu'"):
-        select("triton", torch.device("cpu"))
+        select("triton", torch.device("cpu"), torch.float32)
 
 
 def test_auto_falls_back_and_says_so_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert select("auto", torch.device("cuda")) is REFERENCE
+    assert select("auto", torch.device("cuda"), torch.float16) is REFERENCE
     assert capsys.readouterr().err.count("reference kernels in use") == 1

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from minillm.config import Config, positive_integer, positive_number
+from minillm.config import MAX_POSITIONS, Config, positive_integer, positive_number
 from minillm.spec import (
     GQA,
     Decoder,
@@ -71,10 +71,7 @@ def dense(config: Config, attention: Sequence[GQA], mlp_bias: bool = False) -> D
 
 
 def num_layers(config: Config) -> int:
-    layers = config.size("num_hidden_layers")
-    if layers > MAX_LAYERS:
-        raise ValueError(f"config.json: num_hidden_layers is {layers}, more than the {MAX_LAYERS} supported")
-    return layers
+    return config.size("num_hidden_layers", MAX_LAYERS)
 
 
 def heads(config: Config) -> tuple[int, int, int]:
@@ -99,7 +96,7 @@ def rope(config: Config, head_dim: int) -> Rope:
     kind = values.pop("rope_type")
     if kind not in SCALINGS:
         raise ValueError(f"config.json: rope_type is {kind!r}, supported are {', '.join(SCALINGS)}")
-    scaling = SCALINGS[kind](values, config.size("max_position_embeddings"))
+    scaling = SCALINGS[kind](values, config.positions("max_position_embeddings"))
     if isinstance(scaling, DynamicScaling) and head_dim == 2:
         raise ValueError("config.json: head_dim is 2, dynamic rope scaling needs 4 or more")
     if unread := sorted(key for key, value in values.items() if value is not None):
@@ -109,7 +106,7 @@ def rope(config: Config, head_dim: int) -> Rope:
 
 def context(config: Config, rotary: Rope) -> int:
     """Positions the model is meant for: what the config says, or what its scaling stretches the original to."""
-    positions = config.size("max_position_embeddings")
+    positions = config.positions("max_position_embeddings")
     if isinstance(rotary.scaling, (DynamicScaling, YarnScaling)):
         return max(positions, int(rotary.scaling.factor * rotary.scaling.original_positions))
     return positions
@@ -118,7 +115,7 @@ def context(config: Config, rotary: Rope) -> int:
 def windows(config: Config) -> list[int | None]:
     """Each layer's window where `use_sliding_window` decides, then `layer_types` or `max_window_layers` says where."""
     layers = num_layers(config)
-    stated, first = config.optional_size("sliding_window"), config.get("max_window_layers")
+    stated, first = config.optional_size("sliding_window", MAX_POSITIONS), config.get("max_window_layers")
     if isinstance(first, bool) or not isinstance(first, int):
         raise ValueError(f"config.json: max_window_layers is {first!r}, expected a whole number")
     window = stated if config.flag("use_sliding_window") else None
@@ -180,7 +177,7 @@ def _factor(values: dict[str, Any]) -> float:
 
 def _original(values: dict[str, Any], positions: int) -> int:
     stated = values.pop("original_max_position_embeddings", None)
-    return positions if stated is None else positive_integer("original_max_position_embeddings", stated)
+    return positions if stated is None else positive_integer("original_max_position_embeddings", stated, MAX_POSITIONS)
 
 
 SCALINGS = {
