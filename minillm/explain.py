@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def body() -> int:
-        report = explain(DEMO if arguments.weights is None else hub.resolve(arguments.weights))
+        report = explain(DEMO if arguments.weights is None else hub.resolve(arguments.weights, tensors=False))
         if arguments.json:
             print(json.dumps(report, ensure_ascii=False))
         else:

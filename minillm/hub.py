@@ -23,8 +23,11 @@ SMALL_FILES = (
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def resolve(weights: str | Path) -> Path:
-    """The folder of a checkpoint. Raises ValueError when it is neither on disk nor in the cache nor to be had."""
+def resolve(weights: str | Path, tensors: bool = True) -> Path:
+    """The folder of a checkpoint; without `tensors` its config and index are enough.
+
+    Raises ValueError when it is neither on disk nor in the cache nor to be had.
+    """
     folder = Path(weights).expanduser()
     if folder.exists() or not REPO_ID.fullmatch(str(weights)):
         if folder.is_file():
@@ -34,11 +37,11 @@ def resolve(weights: str | Path) -> Path:
                 f"{weights}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name"
             )
         return folder
-    return _cached(str(weights)) or _download(str(weights))
+    return _cached(str(weights), tensors) or _download(str(weights), tensors)
 
 
-def _cached(repo: str) -> Path | None:
-    """The newest complete snapshot in the local cache."""
+def _cached(repo: str, tensors: bool) -> Path | None:
+    """The newest snapshot in the local cache, if it holds what is needed."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json")
@@ -46,10 +49,11 @@ def _cached(repo: str) -> Path | None:
         return None
     folder = Path(config).parent
     found = find(folder)
-    return folder if found and all((folder / file).is_file() for file in found[0]) else None
+    complete = found is not None and all((folder / file).is_file() for file in found[0])
+    return folder if complete or (found and not tensors) else None
 
 
-def _download(repo: str) -> Path:
+def _download(repo: str, tensors: bool) -> Path:
     """Fetch config.json, the small files that exist, and the first kind of weights that does.
 
     Only the files named here are asked for; the library shows the progress of each and keeps them in its cache.
@@ -69,6 +73,9 @@ def _download(repo: str) -> Path:
         # Asked once and without the library's retries, so that a machine without a connection hears so at once.
         get_hf_file_metadata(hf_hub_url(repo, "config.json"))
         config = Path(hf_hub_download(repo, "config.json"))
+        if not tensors:
+            fetch("model.safetensors.index.json")
+            return config.parent
         for file in SMALL_FILES:
             fetch(file)
         weights = next((path for kind in WEIGHTS if (path := fetch(kind))), None)

@@ -67,16 +67,19 @@ def hub() -> Iterator[ThreadingHTTPServer]:
     server.shutdown()
 
 
-def generate(cache: Path, endpoint: str, weights: str = REPO) -> subprocess.CompletedProcess[str]:
+def run(cache: Path, endpoint: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment.update(
         PYTHONPATH=str(ROOT), HF_HOME=str(cache), HF_ENDPOINT=endpoint, HF_HUB_DISABLE_XET="1", TRITON_INTERPRET="0",
         no_proxy="*", HF_HUB_DISABLE_TELEMETRY="1",
     )  # fmt: skip
-    command = [sys.executable, "-m", "minillm.generate", "--weights", weights, "--prompt", "Once", "--json"]
-    return subprocess.run(
-        [*command, "--max-new-tokens", "3"], capture_output=True, text=True, env=environment, timeout=120
-    )
+    command = [sys.executable, "-m", *arguments, "--json"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def generate(cache: Path, endpoint: str, weights: str = REPO) -> subprocess.CompletedProcess[str]:
+    options = ("--weights", weights, "--prompt", "Once", "--max-new-tokens", "3")
+    return run(cache, endpoint, "minillm.generate", *options)
 
 
 def test_download_then_cache(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
@@ -117,3 +120,10 @@ def test_unknown_to_the_hub(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "someone/else" in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_explain_fetches_no_weights(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    done = run(tmp_path, f"http://127.0.0.1:{hub.server_port}", "minillm.explain", "--weights", REPO)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_type"] == "llama"
+    assert hub.asked == ["config.json"]
