@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from minillm.cache import LayerCache
@@ -42,7 +43,7 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         spec = self.spec
-        heads = self.qkv(x).unflatten(-1, (-1, spec.head_dim))  # [B, T, H + 2K, D]
+        heads = rearrange(self.qkv(x), "B T (heads D) -> B T heads D", D=spec.head_dim)  # heads = H + 2K
         q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = q_and_k.split((spec.num_heads, spec.num_kv_heads), dim=2)
@@ -57,4 +58,4 @@ class GroupedQueryAttention(nn.Module):
             k, v = cache.update(k, v, step.start)
         mask = step.masks[spec.window]
         y = self.ops.attention(q, k, v, mask, causal=mask is None and q.shape[2] > 1)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(rearrange(y, "B H T D -> B T (H D)"))

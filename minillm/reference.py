@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from minillm.spec import Activation, NormCast, RopeLayout
@@ -57,9 +58,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     if q.shape[2] == 1:
         # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
         # and the keys need not be repeated.
-        batch, heads, _, head_dim = q.shape
-        grouped = q.view(batch, k.shape[1], heads // k.shape[1], head_dim)  # [B, K, G, D]
-        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).view(q.shape)
+        grouped = rearrange(q, "B (K G) 1 D -> B K G D", K=k.shape[1])
+        return rearrange(F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask), "B K G D -> B (K G) 1 D")
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )
