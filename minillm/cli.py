@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -38,12 +37,12 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
 def run(main: Callable[[], int]) -> int:
     """Call a command's body and turn what users can cause into one line and an exit code."""
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()  # here, where a reader that has gone is no surprise, and not on the way out
+        return code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone. Python flushes stdout once more on its way out: let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         # PyTorch reports a lack of memory as a RuntimeError; any other of its kind is a fault of ours to be seen.

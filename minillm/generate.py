@@ -40,7 +40,7 @@ def _complete(arguments: argparse.Namespace) -> int:
     else:
         # On a terminal the text ends its line; elsewhere stdout is the text and nothing else.
         print(end="\n" if sys.stdout.isatty() else "", flush=True)
-        between = "\n" if sys.stderr.isatty() and not sys.stdout.isatty() else ""
+        between = "" if sys.stdout.isatty() else "\n"
         print(between + _report_line(report), file=sys.stderr)
     return cli.EXIT_INTERRUPTED if interrupted else 0
 

@@ -20,8 +20,8 @@ from minillm.llm import DEMO, load
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
 
 
-def start(*arguments: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "minillm.generate", *arguments]
+def start(*arguments: str, module: str = "minillm.generate", **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", module, *arguments]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=ENVIRONMENT, **{**pipes, **options})
 
@@ -166,6 +166,14 @@ def test_interrupt_keeps_the_text_and_exits_130() -> None:
     assert b"Traceback" not in err
 
 
+def test_interrupt_before_there_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert cli.run(interrupted) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_interrupt_with_json_gives_the_part(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +195,15 @@ def test_interrupt_with_json_gives_the_part(
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     process = start("--prompt", "Once upon a time", "--ignore-eos", "--max-new-tokens", "500", bufsize=0)
     process.stdout.read(1)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=120) == cli.EXIT_BROKEN_PIPE
+    assert err == b""
+
+
+@pytest.mark.parametrize("module", ["minillm.explain", "minillm.generate"])
+def test_a_reader_that_is_gone_from_the_start(module: str) -> None:
+    process = start(*(["--prompt", "x", "--json"] if module.endswith("generate") else []), module=module)
     process.stdout.close()
     err = process.stderr.read()
     assert process.wait(timeout=120) == cli.EXIT_BROKEN_PIPE

@@ -15,7 +15,8 @@ from conftest import ROOT
 import minillm
 from minillm.llm import DEMO
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
+# One thread each: the tests run side by side.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
 
 EXAMPLES = {
     "generate_text.py": (["tokens, length)", "|"], []),

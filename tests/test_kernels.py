@@ -135,6 +135,28 @@ def test_kernel_at_drawn_shapes(op: str, size: int, dtype: torch.dtype, seed: in
     check(op, data.draw(st.sampled_from(VARIANTS[op]))(size, dtype), dtype)
 
 
+def test_norm_gradient_over_more_rows_than_programs() -> None:
+    """Each program then sums several rows; 700 is no multiple of anything near 256."""
+    torch.manual_seed(0)
+    inputs, fixed = norm_case(5, torch.float32)
+    check("rms_norm", ((torch.randn(7, 100, 5), inputs[1]), fixed), torch.float32)
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "gated_act"])
+def test_kernel_on_rows_that_lie_apart(op: str) -> None:
+    """The left part of a wider matrix: rows of stride 20."""
+    torch.manual_seed(0)
+    inputs, fixed = VARIANTS[op][0](6, torch.float32)
+    wide = torch.randn(9, 20, requires_grad=True)
+    narrow = wide[:, : inputs[0].shape[-1]]
+    found, expected = (run(narrow, *inputs[1:], **fixed) for run in (getattr(TRITON, op), getattr(reference, op)))
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn(found.shape)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, wide, gradient), torch.autograd.grad(expected, wide, gradient)
+    )
+
+
 @pytest.mark.parametrize("op", WITH_KERNEL)
 def test_kernel_on_strided_rows_and_on_nothing(op: str) -> None:
     """A slice of a wider tensor, as attention hands it over, gives what its copy gives; empty gives empty."""

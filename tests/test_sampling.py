@@ -55,6 +55,12 @@ def test_penalties_leave_the_logits_they_were_given() -> None:
     assert given_logits.tolist() == [1.0] * 4
 
 
+def test_the_likeliest_token_always_stays() -> None:
+    logits_V = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    for cut in ({"top_p": 1e-9}, {"top_k": 1}, {"min_p": 1.0}):
+        assert probabilities(logits_V, Sampling(temperature=1.0, **cut)).nonzero().tolist() == [[logits_V.argmax()]]
+
+
 def test_draws_follow_the_distribution() -> None:
     """20,000 draws: each frequency within 4 standard deviations of its probability."""
     logits_V = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0])
