@@ -17,7 +17,8 @@ from conftest import ROOT
 from minillm import cli, generate, inference
 from minillm.llm import DEMO, load
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
+# As a user's shell has it: some machines set PYTHONUNBUFFERED, which hides what is flushed too late.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": ""}
 
 
 def start(*arguments: str, module: str = "minillm.generate", **options) -> subprocess.Popen:
