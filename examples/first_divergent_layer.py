@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minillm
-from minillm.llm import DEMO
+from minillm.loading import DEMO
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("weights", nargs="?", default=str(DEMO))

@@ -97,4 +97,5 @@ def gated_act(gate_up: Tensor, activation: str = "silu") -> Tensor:
         raise ValueError(f"gated_act: the last dimension has stride {gate_up.stride(-1)}, expected 1")
     if activation not in ACTIVATIONS:
         raise ValueError(f"gated_act: activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-    return _GatedAct.apply(gate_up, ACTIVATIONS[activation])
+    with torch.cuda.device_of(gate_up):  # Triton launches on the current device, which need not be gate_up's
+        return _GatedAct.apply(gate_up, ACTIVATIONS[activation])

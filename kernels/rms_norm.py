@@ -106,7 +106,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: s
         raise ValueError(f"rms_norm: x is on {x.device}, weight on {weight.device}")
     if cast not in ("before_weight", "after_weight"):
         raise ValueError(f"rms_norm: cast is {cast!r}, expected 'before_weight' or 'after_weight'")
-    return _RMSNorm.apply(x, weight, eps, offset, cast == "before_weight")
+    with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
+        return _RMSNorm.apply(x, weight, eps, offset, cast == "before_weight")
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -86,4 +86,5 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, layout: str = "half") -> Tensor:
         raise ValueError(f"rope: the last dimension of x has stride {x.stride(-1)}, expected 1")
     if layout not in ("half", "interleaved"):
         raise ValueError(f"rope: layout is {layout!r}, expected 'half' or 'interleaved'")
-    return _Rope.apply(x, cos.contiguous(), sin.contiguous(), layout == "interleaved")
+    with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
+        return _Rope.apply(x, cos.contiguous(), sin.contiguous(), layout == "interleaved")

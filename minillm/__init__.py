@@ -6,6 +6,7 @@ import pathlib
 if not (pathlib.Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(pathlib.Path(__file__).parent.parent))
 
-from minillm.llm import LLM, Result, load
+from minillm.llm import LLM, Result
+from minillm.loading import load
 
 __all__ = ["LLM", "Result", "load"]

@@ -25,7 +25,7 @@ import torch
 from minillm import cli, families, hub, inference
 from minillm.cache import Cache
 from minillm.families.shapes import SHAPES
-from minillm.llm import DEMO, load
+from minillm.loading import DEMO, load
 from minillm.measure import copy_bandwidth, peak_memory, synchronize
 from minillm.model import Decoder
 from minillm.weights.save import save
@@ -137,7 +137,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             worker.kill()
             worker.wait()
     engines = {name: _summary(rounds[name], facts[name], arguments.prompt_tokens) for name in names}
-    copy = copy_bandwidth(torch.device(facts["minillm"]["device"]))
+    copy = copy_bandwidth(torch.device(facts["minillm"]["device"])) or float("nan")
     ours = engines["minillm"]
     ours["decode_gb_per_second"] = facts["minillm"]["bytes_per_step"] * ours["decode_tokens_per_second"] / 1e9
     ours["bandwidth_share"] = ours["decode_gb_per_second"] * 1e9 / copy
@@ -154,6 +154,8 @@ def _answer(worker: subprocess.Popen[str], name: str) -> dict[str, Any]:
     assert worker.stdout is not None
     line = worker.stdout.readline()
     if not line:
+        if worker.wait() == cli.EXIT_BAD_INPUT:  # it has said what is wrong
+            sys.exit(cli.EXIT_BAD_INPUT)
         raise ValueError(f"the process of {name} ended early; what it said stands above")
     return json.loads(line)
 

@@ -58,6 +58,7 @@ class Cache:
     ):
         self.capacity = capacity
         self.length = 0
+        self.prompt_length = 0  # of a prompt that comes in pieces: dynamic rotary scaling goes by the whole
         self.layers = [
             LayerCache(layer.attention, batch, capacity, dtype, torch.device(device)) for layer in spec.layers
         ]

@@ -1,36 +1,35 @@
 """Chat templates: a list of messages -> the text that the model was trained to continue.
 
-A template comes with the checkpoint and is a program by a stranger: it runs in Jinja's immutable sandbox, with the
-products that could fill the memory refused, and its output bounded in size and time.
+A template comes with the checkpoint and is a program by a stranger: it runs in Jinja's immutable sandbox, which keeps
+it from Python and from the caller's objects. Its output is bounded in size, and in time whenever it writes; sums,
+products and formatted strings are refused beyond a size. That stops accidents; a template written to waste memory or
+time inside one expression still can, as it can in transformers.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import operator
+import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.config import read_json
+from minillm.config import read_json, read_text
 
 Message = Mapping[str, Any]
 
 MAX_SOURCE_CHARS = 1_000_000
 MAX_OUTPUT_CHARS = 16_000_000
 MAX_SECONDS = 10.0
-MAX_REPEAT = 1_000_000
 
 
 class ChatTemplate:
     """A compiled template with the special tokens of its tokenizer. Raises ValueError when it does not compile."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]):
-        from jinja2 import TemplateError
-
         if len(source) > MAX_SOURCE_CHARS:
             raise ValueError(f"chat template of {len(source)} characters, more than the {MAX_SOURCE_CHARS} allowed")
         self.special_tokens = special_tokens
@@ -39,7 +38,7 @@ class ChatTemplate:
         source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
         try:
             self.template = _environment().from_string(source)
-        except (TemplateError, RecursionError) as error:
+        except Exception as error:  # Jinja's own errors, and Python's for what it generates from deep nesting
             raise ValueError(f"chat template does not compile: {error}") from None
 
     def render(
@@ -72,7 +71,9 @@ class ChatTemplate:
                 if size > MAX_OUTPUT_CHARS or time.monotonic() > deadline:
                     raise ValueError(f"more than {MAX_OUTPUT_CHARS} characters or {MAX_SECONDS:.0f} seconds")
         except Exception as error:  # a template can raise anything that Python can
-            raise ValueError(f"the chat template refuses these messages: {error}") from None
+            raise ValueError(
+                f"the chat template refuses these messages: {str(error) or type(error).__name__}"
+            ) from None
         return "".join(pieces)
 
 
@@ -82,15 +83,17 @@ def find(folder: Path, tokenizer_config: Mapping[str, Any], tools: bool = False)
     Where there are several, the one named "tool_use" for conversations with tools, "default" for others.
     """
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(folder / "chat_template.jinja")
     if (folder / "chat_template.json").is_file():
         source = read_json(folder / "chat_template.json").get("chat_template")
     else:
         source = tokenizer_config.get("chat_template")
     if isinstance(source, list):
-        named = {entry["name"]: entry["template"] for entry in source if {"name", "template"} <= set(entry)}
+        named = {str(each.get("name")): each.get("template") for each in source if isinstance(each, dict)}
         source = named.get("tool_use" if tools and "tool_use" in named else "default")
-    return source if isinstance(source, str) else None
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"{folder}: the chat template is a {type(source).__name__}, expected text")
+    return source
 
 
 def _environment() -> Any:
@@ -109,17 +112,40 @@ def _environment() -> Any:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)
-    environment.intercepted_binops = frozenset(("*", "**"))
-    environment.binop_table.update({"*": _bounded(operator.mul), "**": _bounded(operator.pow)})
+    environment.intercepted_binops = frozenset(_SIZES)
+    environment.binop_table.update({sign: _bounded(sign, environment.binop_table[sign]) for sign in _SIZES})
     return environment
 
 
-def _bounded(operation: Any) -> Any:
+def _length(value: Any) -> float:
+    """Characters or entries of a value; a number has none, but for one that no template has a use for."""
+    if isinstance(value, (int, float)):
+        return 0 if abs(value) < 1e18 else math.inf
+    return len(value) if hasattr(value, "__len__") else 1
+
+
+def _repeated(left: Any, right: Any) -> float:
+    """The size of left * right: a text or a list as many times as the number says, or just a number."""
+    if isinstance(left, (int, float)) and isinstance(right, (int, float)):
+        return max(_length(left), _length(right))
+    text, count = (right, left) if isinstance(left, int) else (left, right)
+    return _length(text) * count
+
+
+# How large a result may become, by the operator; what "%" formats is known only afterwards.
+_SIZES: dict[str, Callable[[Any, Any], float]] = {
+    "+": lambda left, right: _length(left) + _length(right),
+    "*": _repeated,
+    "**": lambda left, right: _length(left) if abs(right) <= 64 else math.inf,
+    "%": lambda left, right: 0,
+}
+
+
+def _bounded(sign: str, operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def apply(left: Any, right: Any) -> Any:
-        numbers = [value for value in (left, right) if isinstance(value, (int, float))]
-        limit = 1_000 if operation is operator.pow or len(numbers) < 2 else MAX_REPEAT
-        if any(abs(value) > limit for value in numbers):
-            raise ValueError(f"{operation.__name__} with a number beyond {limit}")
-        return operation(left, right)
+        result = operation(left, right) if _SIZES[sign](left, right) <= MAX_OUTPUT_CHARS else None
+        if result is None or (isinstance(result, str) and len(result) > MAX_OUTPUT_CHARS):
+            raise ValueError(f"{sign} makes more than {MAX_OUTPUT_CHARS} characters")
+        return result
 
     return apply

@@ -37,6 +37,9 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
 
 def run(main: Callable[[], int]) -> int:
     """Call a command's body and turn what users can cause into one line and an exit code."""
+    if sys.stdout is None or sys.stderr is None:  # closed by the shell: what goes there goes nowhere
+        nowhere = open(os.devnull, "w")  # noqa: SIM115  (it lives as long as the process)
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     try:
         code = main()
         sys.stdout.flush()  # here, where a reader that has gone is no surprise, and not on the way out
@@ -49,7 +52,8 @@ def run(main: Callable[[], int]) -> int:
         return EXIT_BROKEN_PIPE
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         # PyTorch reports a lack of memory as a RuntimeError; any other of its kind is a fault of ours to be seen.
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        lack = "OutOfMemoryError" in type(error).__name__ or "DefaultCPUAllocator" in str(error)
+        if isinstance(error, RuntimeError) and not lack:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"minillm: error: {message}", file=sys.stderr)

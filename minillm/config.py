@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-MAX_JSON_BYTES = 100_000_000
+MAX_TEXT_BYTES = 100_000_000
 MAX_SIZE = 2**20  # of any one dimension: the product of three, in bytes, still fits a tensor
 MAX_POSITIONS = 2**31 - 1
 
@@ -65,12 +65,29 @@ HARMLESS = frozenset(
 )
 
 
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without a byte order mark. Raises ValueError when it is too large or is anything else."""
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_TEXT_BYTES} such a file may have")
+    return utf8(path.read_bytes(), str(path)).removeprefix("\ufeff")
+
+
+def utf8(data: bytes, source: str) -> str:
+    """Bytes as text. Raises ValueError that names the first byte which is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise ValueError(
+            f"{source}: byte 0x{byte:02x} at offset {error.start} is not UTF-8; convert the text first"
+        ) from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ValueError when it is too large or is anything else."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_JSON_BYTES} such a file may have")
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); download it again") from None
     if not isinstance(content, dict):
@@ -115,7 +132,7 @@ class Config:
         return self.size(key, MAX_POSITIONS)
 
     def number(self, key: str) -> float:
-        return positive_number(key, self.get(key))
+        return number(key, self.get(key))
 
     def flag(self, key: str) -> bool:
         value = self.get(key)
@@ -148,9 +165,9 @@ class Config:
 
     @property
     def dtype(self) -> str | None:
-        """The dtype the checkpoint says it is stored in, such as "bfloat16"."""
+        """The dtype the checkpoint says it is stored in, such as "bfloat16"; None where it does not say."""
         value = self.values.get("dtype")
-        return value if isinstance(value, str) else None
+        return None if value is None else str(value).removeprefix("torch.")
 
     @property
     def unread(self) -> list[str]:
@@ -158,7 +175,9 @@ class Config:
         return sorted(
             key
             for key, value in self.values.items()
-            if key not in self._asked and key not in HARMLESS and value not in (None, False, {}, [])
+            if key not in self._asked
+            and key not in HARMLESS
+            and not (value is None or value is False or value in ({}, []))
         )
 
 
@@ -177,11 +196,12 @@ def quantization(values: Mapping[str, Any]) -> str | None:
 
 def positive_integer(key: str, value: Any, limit: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-        raise ValueError(f"config.json: {key} is {value!r}, expected an integer from 1 to {limit}")
+        raise ValueError(f"config.json: {key} is {repr(value)[:40]}, expected an integer from 1 to {limit}")
     return value
 
 
-def positive_number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ValueError(f"config.json: {key} is {value!r}, expected a positive number")
+def number(key: str, value: Any, low: float = 1e-12, high: float = 1e12) -> float:
+    """A number within bounds that no real config comes near and that no formula overflows in."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"config.json: {key} is {str(value)[:40]}, expected a number from {low:g} to {high:g}")
     return float(value)

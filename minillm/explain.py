@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from minillm import cli, config, families, hub
-from minillm.llm import DEMO
+from minillm.loading import DEMO
 from minillm.model import Decoder
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
 from minillm.weights.rules import plan

@@ -6,6 +6,7 @@ Generated text goes to stdout as it comes; what it cost goes to stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -13,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from minillm import cli, inference
+from minillm import chat, cli, config, inference
 from minillm.inference import Completion, Timings
-from minillm.llm import LLM, load
+from minillm.llm import LLM, note
+from minillm.loading import load
 from minillm.measure import copy_bandwidth, peak_memory
 from minillm.sampling import Sampling
 
@@ -33,8 +33,10 @@ def _complete(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     llm = _load(arguments)
     row, timings = llm.completion(**prompt, **_options(arguments)), Timings()
+    if llm.tokenizer is None and not arguments.json:
+        raise ValueError(f"{llm.folder}: no tokenizer, so there is no text to print; use --json for the ids")
     interrupted = _write(llm, row, timings, quiet=arguments.json)
-    report = _report(llm, timings)
+    report = _report(llm, timings, quick=interrupted)
     if arguments.json:
         print(json.dumps(_as_json(row, report), ensure_ascii=False), flush=True)
     else:
@@ -61,25 +63,55 @@ def _write(llm: LLM, row: Completion, timings: Timings, quiet: bool = False) -> 
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    """An interactive session: each line is a turn, and the history goes along. Ends with the input."""
+    """An interactive session: each line is a turn, and the history goes along. Ends with the input.
+
+    On a terminal a turn that fails (too long for the context, refused by the template) is reported and forgotten.
+    """
     llm = _load(arguments)
+    if llm.tokenizer is None or chat.find(llm.folder, llm.tokenizer.config) is None:
+        raise ValueError(f"{llm.folder}: no chat template; continue a text with --prompt instead")
     messages = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
-    terminal = sys.stdin.isatty()
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (input() edits lines once it is loaded)
     turn = arguments.prompt
-    while True:
-        if turn is None:
-            print("> " if terminal else "", end="", file=sys.stderr, flush=True)
-            turn = _read_line()
-        if turn is None:
-            return 0
+    while turn is not None or (turn := _read_turn(terminal)) is not None:
         messages.append({"role": "user", "content": turn})
-        row, timings = llm.completion(messages=messages, **_options(arguments)), Timings()
+        turn = None
+        try:
+            row, timings = llm.completion(messages=messages, **_options(arguments)), Timings()
+        except ValueError as error:
+            if not terminal:
+                raise
+            note(str(error))
+            messages.pop()
+            continue
         interrupted = _write(llm, row, timings)
         print(flush=True)
         if interrupted and not terminal:
             return cli.EXIT_INTERRUPTED
+        if row.finish_reason == "length":
+            note(f"cut after {len(row.token_ids)} tokens, by --max-new-tokens or the context of {llm.spec.context}")
         messages.append({"role": "assistant", "content": row.text})
-        turn = None
+    return 0
+
+
+def _read_turn(terminal: bool) -> str | None:
+    """The next line that is not empty; None at the end of the input."""
+    while True:
+        if terminal:
+            try:
+                line = input("> ")
+            except EOFError:
+                return None
+        else:
+            data = sys.stdin.buffer.readline() if sys.stdin else b""
+            if not data:
+                return None
+            line = config.utf8(data, "stdin")
+        if line.strip():
+            return line.rstrip("\r\n")
 
 
 def _load(arguments: argparse.Namespace) -> LLM:
@@ -88,34 +120,29 @@ def _load(arguments: argparse.Namespace) -> LLM:
 
 
 def _prompt(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What to complete, as the keyword that `LLM.completion` takes it by."""
+    """What to complete, as the keyword that `LLM.completion` takes it by. The newline that ends a file or a pipe is
+    not part of the text."""
     if arguments.prompt_ids is not None:
         return {"prompt_ids": arguments.prompt_ids}
     if arguments.prompt is not None:
         return {"prompt": arguments.prompt}
     if arguments.prompt_file is not None:
-        return {"prompt": _utf8(Path(arguments.prompt_file).read_bytes(), arguments.prompt_file)}
-    text = "" if sys.stdin is None or sys.stdin.isatty() else _utf8(sys.stdin.buffer.read(), "stdin")
+        path = Path(arguments.prompt_file)
+        if not path.is_file():
+            raise ValueError(f"--prompt-file {path}: no such file")
+        return {"prompt": _without_newline(config.read_text(path))}
+    terminal = sys.stdin is None or sys.stdin.isatty()
+    text = "" if terminal else _without_newline(config.utf8(sys.stdin.buffer.read(), "stdin"))
     if arguments.weights is None and not text:
         text = DEMO_PROMPT
-        print(f"minillm: no --weights and no --prompt: the built-in demo continues {text!r}", file=sys.stderr)
-    elif not text and sys.stdin is not None and sys.stdin.isatty():
+        note(f"no --weights and no --prompt: the built-in demo continues {text!r}")
+    elif not text and terminal:
         raise ValueError("no prompt; give --prompt TEXT, --prompt-file F, --prompt-ids 1,2,3, or pipe a text in")
     return {"prompt": text}
 
 
-def _read_line() -> str | None:
-    line = sys.stdin.buffer.readline() if sys.stdin else b""
-    return _utf8(line, "stdin").rstrip("\n") if line else None
-
-
-def _utf8(data: bytes, source: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{source}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; convert the text first"
-        ) from None
+def _without_newline(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,37 +150,41 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
-def _report(llm: LLM, timings: Timings) -> dict[str, float]:
+def _report(llm: LLM, timings: Timings, quick: bool) -> dict[str, float | None]:
+    """Speed, and its share of the bandwidth measured now; None for the latter when `quick`, or where it fails."""
+
     def rate(count: float, seconds: float) -> float:
         return count / seconds if seconds > 0 else 0.0
 
     peak = peak_memory(llm.device)  # before the copies that measure the bandwidth
-    achieved, possible = (
-        rate(timings.decode_steps * llm.bytes_per_step, timings.decode_seconds),
-        copy_bandwidth(llm.device),
-    )
+    achieved = rate(timings.decode_steps * llm.bytes_per_step, timings.decode_seconds)
+    try:
+        possible = None if quick else copy_bandwidth(llm.device)
+    except KeyboardInterrupt:  # the text is there: only this figure is given up
+        possible = None
     return {
         **dataclasses.asdict(timings),
         "prompt_tokens_per_second": rate(timings.prompt_tokens, timings.prompt_seconds),
         "decode_tokens_per_second": rate(timings.decode_tokens, timings.decode_seconds),
         "achieved_gb_per_second": achieved / 1e9,
-        "copy_gb_per_second": possible / 1e9,
-        "bandwidth_share": achieved / possible,
+        "copy_gb_per_second": possible and possible / 1e9,
+        "bandwidth_share": possible and achieved / possible,
         "peak_memory_bytes": peak,
     }
 
 
-def _report_line(report: dict[str, float]) -> str:
+def _report_line(report: dict[str, Any]) -> str:
+    share = ""
+    if report["copy_gb_per_second"]:
+        share = f" = {report['bandwidth_share']:.0%} of the {report['copy_gb_per_second']:.1f} GB/s this machine copies"
     return (
         f"prompt {report['prompt_tokens']} tokens, {report['prompt_tokens_per_second']:.1f} tok/s; "
         f"decode {report['decode_tokens']} tokens, {report['decode_tokens_per_second']:.1f} tok/s, "
-        f"{report['achieved_gb_per_second']:.2f} GB/s = {report['bandwidth_share']:.0%} of the "
-        f"{report['copy_gb_per_second']:.1f} GB/s this machine copies; "
-        f"peak memory {report['peak_memory_bytes'] / 1e6:.0f} MB"
+        f"{report['achieved_gb_per_second']:.2f} GB/s{share}; peak memory {report['peak_memory_bytes'] / 1e6:.0f} MB"
     )
 
 
-def _as_json(row: Completion, report: dict[str, float]) -> dict[str, Any]:
+def _as_json(row: Completion, report: dict[str, Any]) -> dict[str, Any]:
     return {
         "text": row.text,
         "token_ids": row.token_ids,
@@ -171,7 +202,9 @@ def _ids(text: str) -> list[int]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.parser("generate", "Run a checkpoint: text in, text out.")
+    parser = cli.parser(
+        "generate", "Run a checkpoint: text in, text out, with the defaults of its generation_config.json."
+    )
     cli.add_model_arguments(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (default: stdin)")
@@ -180,7 +213,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chat", action="store_true", help="interactive chat; --prompt is the first turn")
     parser.add_argument("--system", metavar="TEXT", help="system message of a chat")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
-    parser.add_argument("--max-new-tokens", metavar="N", type=int)
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="default: generation_config.json, else 256")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after a stop token")
     parser.add_argument(
         "--stop", metavar="TEXT", action="append", default=[], help="stop before this text (repeatable)"
@@ -203,10 +236,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             "--chat reads its turns from --prompt and stdin; --json, --prompt-ids and --prompt-file do not apply"
         )
     try:
-        torch.device("cpu" if arguments.device == "auto" else arguments.device)
         Sampling(**{f.name: v for f in dataclasses.fields(Sampling) if (v := getattr(arguments, f.name)) is not None})
-    except (ValueError, RuntimeError) as error:
-        parser.error(str(error).split("\n")[0])
+    except ValueError as error:
+        parser.error(str(error))
     return arguments
 
 

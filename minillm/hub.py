@@ -28,7 +28,12 @@ def resolve(weights: str | Path, tensors: bool = True) -> Path:
 
     Raises ValueError when it is neither on disk nor in the cache nor to be had.
     """
-    folder = Path(weights).expanduser()
+    if not str(weights):
+        raise ValueError("the path of the weights is empty; give a checkpoint folder or org/name")
+    try:
+        folder = Path(weights).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{weights}: {error}") from None
     if folder.exists() or not REPO_ID.fullmatch(str(weights)):
         if folder.is_file():
             raise ValueError(f"{weights}: a file; give the folder of a checkpoint")
@@ -37,20 +42,27 @@ def resolve(weights: str | Path, tensors: bool = True) -> Path:
                 f"{weights}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name"
             )
         return folder
-    return _cached(str(weights), tensors) or _download(str(weights), tensors)
+    cached, complete = _cached(str(weights), tensors)
+    if cached and complete:
+        return cached
+    try:
+        return _download(str(weights), tensors)
+    except ValueError:
+        if cached and not tensors:  # without a connection its config alone still tells much
+            return cached
+        raise
 
 
-def _cached(repo: str, tensors: bool) -> Path | None:
-    """The newest snapshot in the local cache, if it holds what is needed."""
+def _cached(repo: str, tensors: bool) -> tuple[Path | None, bool]:
+    """The newest snapshot in the local cache that has a config, and whether it has the rest that is needed."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json")
     if not isinstance(config, str):
-        return None
+        return None, False
     folder = Path(config).parent
     found = find(folder)
-    complete = found is not None and all((folder / file).is_file() for file in found[0])
-    return folder if complete or (found and not tensors) else None
+    return folder, found is not None and (not tensors or all((folder / file).is_file() for file in found[0]))
 
 
 def _download(repo: str, tensors: bool) -> Path:

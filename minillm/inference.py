@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minillm.cache import Cache
 from minillm.model import Decoder
-from minillm.sampling import Sampling, choose
+from minillm.sampling import History, Sampling, choose
 from minillm.tokenizer import TextStream, Tokenizer, held_back, stop_position
 
 # Long prompts go through in pieces, so that masks and activations stay bounded.
@@ -27,6 +27,7 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], cache: Cache) -> T
     width = max(map(len, prompts))
     rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     tokens_BT = torch.tensor(rows, device=cache.layers[0].k.device)
+    cache.prompt_length = width
     for chunk in tokens_BT.split(PREFILL_CHUNK, dim=1):
         logits_B1V = model(chunk, cache, last_only=True)
     return logits_B1V[:, -1]
@@ -114,13 +115,17 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
         device=weight.device,
         padding=[width - len(prompt) for prompt in prompts],
     )
+    vocabulary = model.spec.vocab_size
+    histories = [History(vocabulary, row.prompt, weight.device) if row.sampling.penalised else None for row in rows]
     generators = [_generator(row.sampling, weight.device) for row in rows]
 
     def next_tokens(logits_BV: Tensor) -> list[int]:
-        return [
-            0 if row.finish_reason else choose(logits_V, row.sampling, row.prompt, row.token_ids, generator)
-            for row, logits_V, generator in zip(rows, logits_BV, generators, strict=True)
-        ]
+        tokens = []
+        for row, logits_V, history, generator in zip(rows, logits_BV, histories, generators, strict=True):
+            tokens.append(0 if row.finish_reason else choose(logits_V, row.sampling, history, generator))
+            if history:
+                history.push(tokens[-1])
+        return tokens
 
     started = time.perf_counter()
     tokens = next_tokens(prefill(model, prompts, cache))

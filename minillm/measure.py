@@ -20,10 +20,14 @@ def bytes_per_step(model: Decoder) -> int:
     return total - (0 if model.spec.tied else model.embedding.weight.nbytes)
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy on this device reads and writes, each counted once: the best of five."""
-    source = torch.ones(COPY_BYTES // 4, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
+def copy_bandwidth(device: torch.device) -> float | None:
+    """Bytes per second that a copy on this device reads and writes, each counted once: the best of five; None where
+    memory for it lacks."""
+    try:
+        source = torch.ones(COPY_BYTES // 4, dtype=torch.float32, device=device)
+        target = torch.empty_like(source)
+    except RuntimeError:  # no memory left to measure with
+        return None
     best = float("inf")
     for _ in range(6):  # the first touches the pages
         synchronize(device)
@@ -45,9 +49,10 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent held when it started this process
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:  # getrusage would count what the parent held when it started this process
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -102,7 +102,8 @@ class Decoder(nn.Module):
             positions_BT = (positions_BT - padding_B[:, None]).clamp(min=0)
         dtype = self.norm.weight.dtype
         padding = (cache.padding if cache is not None else None) or [0]
-        lengths = tuple(start + count - pad for pad in padding)
+        end = max(start + count, cache.prompt_length if cache is not None else 0)
+        lengths = tuple(end - pad for pad in padding)
         rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
         masks: dict[int | None, Tensor | None] = {}
         for window in self._windows:

@@ -22,6 +22,14 @@ LIMITS: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2.0, 2.0),
     "seed": (0, 2**63 - 1),
 }
+MIN_TEMPERATURE = 1e-4  # below it fp32 has nothing left to divide: a typing error for 0
+
+# Keys of a generation_config.json that other parts read, or that change no token of a plain continuation.
+READ_ELSEWHERE = frozenset(
+    """_from_model_config bos_token_id cache_implementation chat_format do_sample eos_token_id max_length max_new_tokens
+    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id return_dict_in_generate
+    transformers_version use_cache""".split()
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,13 @@ class Sampling:
             value = getattr(self, name)
             if name == "seed" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}, it must be a number from {low} to {high}")
-            if name in ("top_k", "seed") and value != int(value):
-                raise ValueError(f"{name} is {value!r}, it must be a whole number")
+            kinds, words = ((int,), "a whole number") if name in ("top_k", "seed") else ((int, float), "a number")
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}, it must be {words} from {low} to {high}")
         if self.top_p == 0:
             raise ValueError("top_p is 0, which leaves no token; use temperature 0 for greedy")
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(f"temperature is {self.temperature}, it must be 0 (greedy) or at least {MIN_TEMPERATURE}")
 
     @property
     def penalised(self) -> bool:
@@ -61,27 +70,56 @@ def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     """What a generation_config.json asks for: its sampling where `do_sample` is on, else greedy; and penalties."""
     names = {field.name for field in fields(Sampling)} - {"seed", "temperature"}
     stated = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    if generation_config.get("do_sample") not in (True, False, None):
+        raise ValueError(
+            f"generation_config.json: do_sample is {generation_config['do_sample']!r}, expected true or false"
+        )
     if not generation_config.get("do_sample"):
         return {**{name: value for name, value in stated.items() if name.endswith("penalty")}, "temperature": 0.0}
     temperature = generation_config.get("temperature")
     return {**stated, "temperature": 1.0 if temperature is None else temperature}
 
 
-def penalise(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], generated: Sequence[int]) -> Tensor:
+def unsupported(generation_config: Mapping[str, Any]) -> list[str]:
+    """Keys with a value that ask for something generation here does not do."""
+    known = READ_ELSEWHERE | {field.name for field in fields(Sampling)}
+    neutral = {
+        "num_beams": 1,
+        "typical_p": 1.0,
+        "length_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "diversity_penalty": 0.0,
+    }
+    return sorted(
+        key
+        for key, value in generation_config.items()
+        if key not in known and value not in (None, False, [], {}) and neutral.get(key) != value
+    )
+
+
+class History:
+    """Which tokens a sequence holds, kept up to date token by token: what the penalties go by."""
+
+    def __init__(self, vocab_size: int, prompt: Sequence[int], device: torch.device | str = "cpu"):
+        self.in_prompt_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.in_prompt_V[torch.tensor(prompt, device=device)] = True
+        self.counts_V = torch.zeros(vocab_size, dtype=torch.int32, device=device)  # in the generated text
+
+    def push(self, token: int) -> None:
+        self.counts_V[token] += 1
+
+
+def penalise(logits_V: Tensor, sampling: Sampling, history: History) -> Tensor:
     """Repetition penalty over the prompt and the text (Keskar et al., arXiv:1909.05858): positive logits are divided
     by it, negative ones multiplied. Presence and frequency penalty over the generated text only, as OpenAI defines
     them: logit - presence * [count > 0] - frequency * count."""
-    logits_V = logits_V.float().clone()
+    logits_V = logits_V.float()
+    generated_V = history.counts_V > 0
     if sampling.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*prompt, *generated}), device=logits_V.device)
-        scores = logits_V[seen]
-        logits_V[seen] = torch.where(
-            scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty
-        )
-    if generated and (sampling.presence_penalty or sampling.frequency_penalty):
-        tokens, counts = torch.tensor(generated, device=logits_V.device).unique(return_counts=True)
-        logits_V[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-    return logits_V
+        penalty = sampling.repetition_penalty
+        punished_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
+        logits_V = torch.where(history.in_prompt_V | generated_V, punished_V, logits_V)
+    return logits_V - sampling.presence_penalty * generated_V - sampling.frequency_penalty * history.counts_V
 
 
 def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
@@ -103,15 +141,22 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
 
 
 def choose(
-    logits_V: Tensor,
-    sampling: Sampling,
-    prompt: Sequence[int],
-    generated: Sequence[int],
-    generator: torch.Generator | None,
+    logits_V: Tensor, sampling: Sampling, history: History | None = None, generator: torch.Generator | None = None
 ) -> int:
-    """The next token of one sequence; logits `[V]` of any dtype."""
+    """The next token of one sequence; logits `[V]` of any dtype; `history` where `sampling.penalised`.
+
+    Raises ValueError when the logits are not numbers to choose by.
+    """
+    best = int(logits_V.argmax())  # of any NaN the first
+    if not torch.isfinite(logits_V[best]):
+        raise ValueError(
+            f"the model's logits are not finite ({logits_V.dtype}): its values overflow or its weights are damaged; "
+            "try dtype float32"
+        )
     if sampling.penalised:
-        logits_V = penalise(logits_V, sampling, prompt, generated)
+        assert history is not None
+        logits_V = penalise(logits_V, sampling, history)
+        best = int(logits_V.argmax())
     if sampling.temperature == 0:
-        return int(logits_V.argmax())
+        return best
     return int(torch.multinomial(probabilities(logits_V, sampling), 1, generator=generator))

@@ -36,7 +36,10 @@ class _JsonBackend:
         self.tokenizer.no_padding()
 
     def encode(self, text: str, special: bool) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=special).ids
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=special).ids
+        except Exception as error:  # a bare one again: lone surrogates, or a vocabulary without a word for it
+            raise ValueError(f"the tokenizer cannot encode this text ({error}); is it valid UTF-8?") from None
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)
@@ -91,7 +94,8 @@ class _SentencePieceBackend:
         text, run = "", []
         for i in [*ids, None]:
             if i is not None and i not in self.names:
-                run.append(i)
+                if 0 <= i < self.model.get_piece_size():  # a padded vocabulary has ids that are no piece
+                    run.append(i)
                 continue
             text += self.model.decode(run) if run else ""
             run = []
@@ -119,17 +123,23 @@ class Tokenizer:
         # Special tokens by role, as chat templates see them: bos_token, eos_token, …
         self.special = {key: text for key, value in named.items() if key.endswith("_token") and (text := _text(value))}
         self.backend = self._backend(folder)
-        self.bos_id = self.backend.id_of(self.special["bos_token"]) if "bos_token" in self.special else None
+        alone = self.backend.encode("", special=True)  # what is put around a text: a BOS, if it is one id
+        unnamed = alone[0] if len(alone) == 1 else None
+        self.bos_id = self.backend.id_of(self.special["bos_token"]) if "bos_token" in self.special else unnamed
+        self.bos_text = self.backend.decode([self.bos_id], skip_special=False) if self.bos_id is not None else ""
         self.eos_id = self.backend.id_of(self.special["eos_token"]) if "eos_token" in self.special else None
 
     def _backend(self, folder: Path) -> Backend:
         if (folder / "tokenizer.json").is_file():
             return _JsonBackend(folder / "tokenizer.json")
         if (folder / "tokenizer.model").is_file():
-            decoder = self.config.get("added_tokens_decoder") or {}
-            added = {text: int(i) for i, value in decoder.items() if (text := _text(value))}
             path = folder / "added_tokens.json"
-            added.update(read_json(path) if path.is_file() else {})
+            listed = self.config.get("added_tokens_decoder") or {}
+            pairs = [(_text(value), i) for i, value in listed.items()] if isinstance(listed, dict) else [(None, "")]
+            pairs += list(read_json(path).items()) if path.is_file() else []
+            if not all(isinstance(text, str) and str(i).isdecimal() for text, i in pairs):
+                raise ValueError(f"{folder}: added tokens must be texts with ids, in added_tokens.json or its config")
+            added = {str(text): int(i) for text, i in pairs}
             return _SentencePieceBackend(folder / "tokenizer.model", added, self.config.get("legacy") is not False)
         raise ValueError(f"{folder}: no tokenizer.json or tokenizer.model; give the prompt as --prompt-ids")
 
@@ -141,11 +151,11 @@ class Tokenizer:
         ids = self.backend.encode(text, special)
         if not special or self.bos_id is None:
             return ids
-        wanted = self.config.get("add_bos_token")  # where it is silent, tokenizer.json has the word
+        wanted = self.config.get("add_bos_token")  # where it is silent, the tokenizer itself has the word
         starts = ids[:1] == [self.bos_id]
         while ids[:1] == [self.bos_id]:
             ids = ids[1:]
-        typed = text.startswith(self.special["bos_token"])
+        typed = bool(self.bos_text) and text.startswith(self.bos_text)
         return [self.bos_id, *ids] if typed or (starts if wanted is None else wanted) else ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -153,9 +163,10 @@ class Tokenizer:
 
 
 class TextStream:
-    """Ids in, text out, piece by piece; the pieces joined are the decoded whole.
+    """Ids in, text out, piece by piece; the pieces joined are the decoded whole, less half a character at its end.
 
     A token may hold only some bytes of a character; they decode to U+FFFD, which is held back until it is complete.
+    (Where the bytes of ids form no UTF-8 at all, a decoder may see a whole run of them otherwise than its parts.)
     Each piece is what the decoded window of ids gained: the window restarts at every piece, so that the cost per
     token does not grow, but one piece later than the text already given, so that a decoder which strips the space
     before a text's first word strips it once.
@@ -175,8 +186,8 @@ class TextStream:
         return self._give(text)
 
     def finish(self) -> str:
-        """What is left, incomplete characters included."""
-        return self._give(self._window(len(self.ids)))
+        """What is left when nothing more will come, but for a character that stays incomplete."""
+        return self._give(self._window(len(self.ids)).rstrip("\ufffd"))
 
     def _window(self, end: int) -> str:
         return self.tokenizer.decode(self.ids[self.start : end])

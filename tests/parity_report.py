@@ -1,6 +1,6 @@
 """Print how close minillm and transformers are, per row of tiny.ROWS, as the table in the README:
 
-    python tests/parity_report.py
+python tests/parity_report.py
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import minillm
 from minillm.explain import explain
+from minillm.linear import can_pack
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import DROP, Destination, plan
 
@@ -80,8 +82,12 @@ def test_every_layout_loads_the_same(saved: Path, folder: Path, layout: str) -> 
 
 def test_dtype_is_the_stored_one_or_the_asked_one(folder: Path) -> None:
     rewrite(folder, {name: tensor.bfloat16() for name, tensor in tensors(folder).items()})
-    tiny.edit_config(folder, dtype="bfloat16")
-    assert minillm.load(folder, kernels="reference").model.norm.weight.dtype in (torch.bfloat16, torch.float32)
+    fast = torch.bfloat16 if can_pack(torch.bfloat16, torch.device("cpu")) else torch.float32
+    for stated in ("bfloat16", "torch.bfloat16", ...):  # a config that is silent leaves it to the tensors
+        tiny.edit_config(folder, dtype=stated)
+        assert minillm.load(folder, kernels="reference").model.norm.weight.dtype == fast
+    tiny.edit_config(folder, dtype="float32")
+    assert minillm.load(folder).model.norm.weight.dtype == torch.float32
     assert minillm.load(folder, dtype="float32").model.norm.weight.dtype == torch.float32
     assert minillm.load(folder, dtype=torch.float16, kernels="reference").model.norm.weight.dtype == torch.float16
 
@@ -212,6 +218,49 @@ def test_a_pickle_is_never_executed(folder: Path, tmp_path: Path, zipped: bool) 
     assert not (tmp_path / "owned").exists()
 
 
+def expanded(tensor: torch.Tensor) -> torch.Tensor:
+    """One value that claims the whole shape: read as bytes it would reach far beyond its storage."""
+    return torch.zeros(1).expand(tensor.numel()).view(tensor.shape) if tensor.dim() == 1 else torch.zeros(1, 1).expand(
+        tensor.shape
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (expanded, "not a plain contiguous one"),
+        (lambda tensor: tensor.to_sparse(), "not a plain contiguous one"),
+        (lambda tensor: tensor.t().contiguous().t(), "not a plain contiguous one"),
+        (lambda tensor: tensor.to("meta"), "not a plain"),
+        (lambda tensor: [1, 2], "is a list"),
+    ],
+    ids=["expanded", "sparse", "transposed", "meta", "list"],
+)
+def test_a_bin_of_odd_tensors(folder: Path, make: Callable, message: str) -> None:
+    named = tensors(folder)
+    (folder / "model.safetensors").unlink()
+    name = "model.layers.0.mlp.down_proj.weight"
+    torch.save({**named, name: make(named[name])}, folder / "pytorch_model.bin")
+    refused(folder, message)
+    torch.save({**named, 5: named[name]}, folder / "pytorch_model.bin")
+    refused(folder, "5 is a Tensor")
+
+
+def test_a_damaged_bin_is_always_a_clear_error(folder: Path) -> None:
+    """Bytes flipped all over the pickle: whatever its reader stumbles over."""
+    torch.save(
+        dict(list(tensors(folder).items())[:2]), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    )
+    (folder / "model.safetensors").unlink()
+    data = (folder / "pytorch_model.bin").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for at in torch.randint(600, (120,), generator=generator).tolist():
+        flipped = bytes([*data[:at], data[at] ^ 0x55, *data[at + 1 :]])
+        (folder / "pytorch_model.bin").write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"\w"):
+            minillm.load(folder)
+
+
 @pytest.mark.parametrize(
     ("section", "scheme"),
     [
@@ -256,6 +305,19 @@ def test_a_quantised_checkpoint_is_named(folder: Path, section: dict, scheme: st
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type is 'spiral', supported are default, linear"),
         ({"rope_parameters": [1]}, "rope_scaling is [1]"),
+        ({"rope_parameters": {"rope_type": ["x"]}}, "rope_type is ['x']"),
+        ({"rope_parameters": {"type": {}}}, "rope_type is {}"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "mscale": "a"}}, "mscale is a"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "truncate": "no"}}, "truncate is 'no'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 1e308}}, "rope factor is 1e+308"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "rope_theta": 1.0}}, "rope_theta is 1.0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 1e-320}}, "rope factor is 1e-320"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
+        ({"num_hidden_layers": 10**400}, "num_hidden_layers is 1000"),
+        ({"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is not supported"),
+        ({"eos_token_id": [[1]]}, "eos_token_id"),
+        ({"eos_token_id": {}}, "eos_token_id"),
+        ({"eos_token_id": "x"}, "eos_token_id 'x'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope factor is None"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta is 0"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast mean nothing"),
@@ -274,7 +336,7 @@ def test_a_config_that_is_no_json_object(folder: Path, content: str) -> None:
 
 
 def test_unknown_keys_are_reported_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.edit_config(folder, attn_logit_softcapping=50.0, another=1, nothing=None, off=False)
+    tiny.edit_config(folder, attn_logit_softcapping=50.0, another=0, nothing=None, off=False)
     minillm.load(folder)
     assert capsys.readouterr().err == (
         "minillm: config.json keys not understood and ignored: another, attn_logit_softcapping\n"

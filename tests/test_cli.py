@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 
 from minillm import cli, generate, inference
-from minillm.llm import DEMO, load
+from minillm.loading import DEMO, load
 
 # As a user's shell has it: some machines set PYTHONUNBUFFERED, which hides what is flushed too late.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": ""}
@@ -116,6 +116,9 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "chat with json": (["--chat", "--json"], ["--chat"]),
     "chat template refuses": (["--chat", "--system", "x", *P], ["not system"]),
     "empty stop": (["--stop", "", *P], ["stop string is empty"]),
+    "empty weights": (["--weights", "", *P], ["path of the weights is empty"]),
+    "encoding of an argument": (["--prompt", "a\udcff"], ["UTF-8"]),
+    "tiny temperature": (["--temperature", "1e-40", *P], ["temperature is 1e-40"]),
 }
 
 
@@ -139,6 +142,51 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, tmp_path: Path, capsys
     for text in named:
         assert text in err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["broken", "config.json", "empty", "latin"]
+
+
+def test_a_closed_stdout_is_no_fault() -> None:
+    command = f"{sys.executable} -m minillm.generate --prompt x --max-new-tokens 2 >&-"
+    done = subprocess.run(command, shell=True, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_last_newline_of_a_pipe_is_not_the_prompt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for data in (b"Long ago", b"Long ago\n", b"Long ago\r\n"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert generate.main(["--max-new-tokens", "1", "--json"]) == 0
+    answers = [json.loads(line)["prompt_token_ids"] for line in capsys.readouterr().out.splitlines()]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def terminal_session(*keys: bytes) -> str:
+    """Chat through a pseudo-terminal: wait for each prompt, type; what the terminal shows at the end."""
+    import pty
+
+    main, other = pty.openpty()
+    process = start("--chat", "--max-new-tokens", "12", stdin=other, stdout=other, stderr=other)
+    os.close(other)
+    shown = b""
+    for prompts, key in enumerate([*keys, b"\x04"], start=1):
+        while shown.count(b"> ") < prompts:
+            shown += os.read(main, 4096)
+        os.write(main, key)
+    try:
+        while data := os.read(main, 4096):
+            shown += data
+    except OSError:  # Linux's way of saying that the other end is closed
+        pass
+    assert process.wait(timeout=60) == 0, shown
+    return shown.decode()
+
+
+def test_chat_on_a_terminal_survives_a_bad_turn() -> None:
+    shown = terminal_session(b"A story about a fox.\n", b"word " * 600 + b"\n", b"A story about an owl.\n")
+    assert "tokens and the context 512" in shown
+    assert shown.count("cut after 12 tokens") == 2
+    assert "Traceback" not in shown
 
 
 def test_invalid_utf8_on_stdin() -> None:

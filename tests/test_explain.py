@@ -10,7 +10,7 @@ from conftest import shared
 from safetensors.torch import load_file, save_file
 
 from minillm import explain
-from minillm.llm import DEMO
+from minillm.loading import DEMO
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 import minillm
-from minillm.llm import DEMO
+from minillm import inference
+from minillm.cache import Cache
+from minillm.loading import DEMO
 
 PROMPTS = ["Once upon a time", "Long ago there was a brave little fox named Pip. Pip lived", "There"]
 
@@ -74,6 +77,21 @@ def test_long_prompts_are_prefilled_in_pieces(llm: minillm.LLM, monkeypatch: pyt
     assert llm.generate(prompt_ids=ids, max_new_tokens=8, ignore_eos=True).token_ids == whole
 
 
+@torch.no_grad()
+def test_prompts_in_pieces_under_dynamic_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every piece turns by the length of the whole prompt, as transformers does for a prompt at once."""
+    monkeypatch.setattr("minillm.inference.PREFILL_CHUNK", 10)
+    theirs = tiny.save(tmp_path, *tiny.ROWS["llama-dynamic-beyond"])
+    llm, tokens = minillm.load(tmp_path), tiny.tokens(97, 1, 60)
+    cache = Cache(llm.spec, 1, 61, torch.float32)
+    last = inference.prefill(llm.model, tokens.tolist(), cache)
+    reply = theirs(tokens, use_cache=True)
+    assert (last - reply.logits[:, -1]).abs().max() <= 2e-5
+    ours = inference.decode(llm.model, [5], cache)
+    theirs_next = theirs(torch.tensor([[5]]), past_key_values=reply.past_key_values, use_cache=True).logits[:, -1]
+    assert (ours - theirs_next).abs().max() <= 2e-5
+
+
 def test_the_stream_is_the_text(llm: minillm.LLM) -> None:
     result = llm.generate(PROMPTS[0], max_new_tokens=40)
     pieces = list(llm.stream(PROMPTS[0], max_new_tokens=40))
@@ -111,6 +129,9 @@ def test_defaults_come_from_generation_config(tmp_path: Path) -> None:
     llm = minillm.load(folder)
     assert llm.sampling() == minillm.sampling.Sampling(temperature=0.7, top_k=5, repetition_penalty=1.1)
     assert llm.sampling(temperature=0, top_k=None).temperature == 0
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
+    tiny.edit_config(folder, eos_token_id=[1, 7])
+    assert minillm.load(folder).stop_ids == {1, 7}
     assert len(llm.generate(PROMPTS[0]).token_ids) == 4
 
 
@@ -146,6 +167,16 @@ def test_the_context_is_the_limit(llm: minillm.LLM, capsys: pytest.CaptureFixtur
         ({"prompt": "a", "max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
         ({"prompt": "a", "temprature": 1}, "unknown option temprature"),
         ({"prompt": "a", "top_k": 2.5}, "top_k is 2.5"),
+        ({"prompt": 5}, "prompt is 5"),
+        ({"prompt": ["a", None]}, "prompt is None"),
+        ({"prompt": "a\udcff"}, "cannot encode"),
+        ({"prompt_ids": "123"}, "prompt_ids is 123"),
+        ({"prompt_ids": [1.7]}, "prompt_ids is"),
+        ({"prompt_ids": [[1], ["2"]]}, "prompt_ids is"),
+        ({"prompt_ids": 5}, "prompt_ids is 5"),
+        ({"prompt": "a", "stop": 5}, "stop is 5"),
+        ({"prompt": "a", "tools": [{}]}, "go with messages"),
+        ({"prompt": "a", "template_variables": {"x": 1}}, "go with messages"),
     ],
 )
 def test_what_cannot_be_is_refused(llm: minillm.LLM, arguments: dict, message: str) -> None:
@@ -163,17 +194,48 @@ def test_ids_need_no_tokenizer(tmp_path: Path) -> None:
     llm = minillm.load(tmp_path)
     result = llm.generate(prompt_ids=[1, 2], max_new_tokens=3)
     assert (len(result.token_ids), result.text) == (3, "")
-    with pytest.raises(ValueError, match=r"no tokenizer.json or tokenizer.model"):
-        llm.generate("text", max_new_tokens=3)
+    for arguments in ({"prompt": "text"}, {"prompt_ids": [1], "stop": "x"}):
+        with pytest.raises(ValueError, match=r"no tokenizer.json or tokenizer.model"):
+            llm.generate(**arguments, max_new_tokens=3)
 
 
 def test_empty_text_starts_from_bos(llm: minillm.LLM) -> None:
     assert llm.generate("", max_new_tokens=1).prompt_token_ids == [0]
 
 
+def test_what_has_no_effect_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    (folder / "generation_config.json").write_text(json.dumps({"num_beams": 3, "no_repeat_ngram_size": 2}))
+    llm = minillm.load(folder)
+    assert "keys without effect here: no_repeat_ngram_size, num_beams" in capsys.readouterr().err
+    llm.generate(PROMPTS[0], max_new_tokens=1, top_p=0.5, seed=3)
+    assert "temperature 0 is greedy: top_p, seed without effect" in capsys.readouterr().err
+    llm.generate(PROMPTS[0], max_new_tokens=1, top_p=0.5, seed=3, temperature=0.5)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_penalty_sees_prompt_and_text(llm: minillm.LLM) -> None:
+    """With an enormous repetition penalty no token of the prompt or the text comes again."""
+    result = llm.generate(PROMPTS[0], max_new_tokens=60, repetition_penalty=100.0, ignore_eos=True)
+    assert len({*result.prompt_token_ids, *result.token_ids}) == len(result.prompt_token_ids) + 60
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    named = load_file(folder / "model.safetensors")
+    named["model.norm.weight"][3] = float("nan")
+    save_file(named, folder / "model.safetensors")
+    for temperature in (0, 1.0):
+        with pytest.raises(ValueError, match="not finite"):
+            minillm.load(folder).generate(PROMPTS[0], temperature=temperature)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"kernels": "x"}, "kernels is 'x'"),
+        ({"path": ""}, "path of the weights is empty"),
+        ({"path": "~nosuchuser/x"}, "nosuchuser"),
         ({"dtype": "int8"}, "dtype 'int8' is not supported"),
         ({"dtype": torch.float64}, "dtype 'float64' is not supported"),
         ({"device": "meta"}, "device 'meta' is not supported"),

@@ -72,6 +72,26 @@ def test_bfloat16(pair) -> None:
         assert (ours - exact).square().mean().sqrt() <= BF16_RATIO * their_error
 
 
+@torch.no_grad()
+def test_bfloat16_token_by_token(pair) -> None:
+    """The same through the cache, one row at a time: the path of decoding, with its own matrix-vector product."""
+    folder, theirs = pair
+    tokens = tiny.tokens(tiny.BASE["vocab_size"], 1, 40, seed=4)
+    exact = tiny.logits(theirs, tokens)
+    their_bf16 = tiny.reference(folder, torch.bfloat16)
+    their_steps, past = [], None
+    for at in range(40):
+        reply = their_bf16(tokens[:, at : at + 1], past_key_values=past, use_cache=True)
+        past = reply.past_key_values
+        their_steps.append(reply.logits.float())
+    their_error = (torch.cat(their_steps, 1) - exact).square().mean().sqrt()
+    for kernels in ("auto", "reference"):
+        llm = minillm.load(folder, dtype="bfloat16", kernels=kernels)
+        cache = Cache(llm.spec, 1, 40, torch.bfloat16)
+        ours = torch.cat([llm.model(tokens[:, at : at + 1], cache).float() for at in range(40)], 1)
+        assert (ours - exact).square().mean().sqrt() <= BF16_RATIO * their_error
+
+
 @pytest.mark.parametrize("row", ["llama-llama3", "llama-yarn all", "llama-dynamic", "qwen2-window", "mistral-window"])
 def test_published_spelling(row: str, tmp_path: Path) -> None:
     """The spelling of published files (rope_theta, rope_scaling, torch_dtype) means what version 5 writes."""

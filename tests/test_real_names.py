@@ -10,7 +10,7 @@ from conftest import SHARED, shared
 from minillm.config import read
 from minillm.explain import explain
 from minillm.families import FAMILIES, resolve
-from minillm.llm import load
+from minillm.loading import load
 
 # What the model cards and papers state, exact where they give the exact number.
 COUNTS = {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minillm
-from minillm.sampling import LIMITS, Sampling, choose, defaults, penalise, probabilities
+from minillm.sampling import LIMITS, History, Sampling, choose, defaults, penalise, probabilities, unsupported
 
 logits = st.integers(0, 10_000).map(lambda seed: torch.randn(40, generator=torch.Generator().manual_seed(seed)) * 3)
 
@@ -36,22 +36,29 @@ def test_distribution_is_that_of_transformers(
     assert (found - scores[0].softmax(-1)).abs().max() <= 1e-6
 
 
+def history(vocab_size: int, prompt: list[int], generated: list[int]) -> History:
+    made = History(vocab_size, prompt)
+    for token in generated:
+        made.push(token)
+    return made
+
+
 @given(logits, st.floats(0.5, 2.0), st.lists(st.integers(0, 39), min_size=1, max_size=9))
 def test_repetition_penalty_is_that_of_transformers(logits_V: torch.Tensor, penalty: float, ids: list[int]) -> None:
     expected = theirs.RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([ids]), logits_V[None].clone())[0]
-    found = penalise(logits_V, Sampling(repetition_penalty=penalty), ids[:3], ids[3:])
+    found = penalise(logits_V, Sampling(repetition_penalty=penalty), history(40, ids[:3], ids[3:]))
     assert (found - expected).abs().max() <= 1e-6
 
 
 def test_presence_and_frequency_penalty_by_hand() -> None:
     """Token 1 came twice, token 3 once, token 0 in the prompt only."""
-    found = penalise(torch.zeros(4), Sampling(presence_penalty=0.5, frequency_penalty=0.25), [0], [1, 3, 1])
+    found = penalise(torch.zeros(4), Sampling(presence_penalty=0.5, frequency_penalty=0.25), history(4, [0], [1, 3, 1]))
     assert found.tolist() == [0.0, -1.0, 0.0, -0.75]
 
 
 def test_penalties_leave_the_logits_they_were_given() -> None:
     given_logits = torch.ones(4)
-    penalise(given_logits, Sampling(repetition_penalty=2.0), [0], [])
+    penalise(given_logits, Sampling(repetition_penalty=2.0), history(4, [0], []))
     assert given_logits.tolist() == [1.0] * 4
 
 
@@ -66,7 +73,7 @@ def test_draws_follow_the_distribution() -> None:
     logits_V = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0])
     sampling = Sampling(temperature=1.3, top_k=4)
     generator, count = torch.Generator().manual_seed(0), 20_000
-    draws = torch.tensor([choose(logits_V, sampling, [], [], generator) for _ in range(count)])
+    draws = torch.tensor([choose(logits_V, sampling, generator=generator) for _ in range(count)])
     chances = probabilities(logits_V, sampling)
     deviation = (chances * (1 - chances) / count).sqrt()
     assert ((draws.bincount(minlength=5) / count - chances).abs() <= 4 * deviation).all()
@@ -83,6 +90,28 @@ def test_values_outside_the_limits_are_refused(name: str) -> None:
 def test_top_p_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="temperature 0"):
         Sampling(top_p=0.0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 50.0), ("seed", 1.0), ("temperature", 1e-40)])
+def test_numbers_of_the_wrong_kind_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(bad: float, temperature: float) -> None:
+    logits_V = torch.zeros(5)
+    logits_V[3] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        choose(logits_V, Sampling(temperature=temperature))
+
+
+def test_what_a_generation_config_asks_for_in_vain() -> None:
+    stated = {"num_beams": 4, "no_repeat_ngram_size": 3, "typical_p": 1.0, "top_k": 5, "eos_token_id": 1, "stop": None}
+    assert unsupported(stated) == ["no_repeat_ngram_size", "num_beams"]
+    with pytest.raises(ValueError, match="do_sample is 'x'"):
+        defaults({"do_sample": "x"})
 
 
 def test_defaults_of_a_generation_config() -> None:

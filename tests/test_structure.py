@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from minillm.families import FAMILIES
-from minillm.llm import DEMO
+from minillm.loading import DEMO
 
 PACKAGE = {
     **{f"minillm.{path.stem}": path for path in (ROOT / "minillm").glob("*.py") if path.stem != "__init__"},
@@ -31,6 +31,7 @@ LAYERS = [
     ["minillm.model"],
     ["minillm.inference", "minillm.measure"],
     ["minillm.llm"],
+    ["minillm.loading"],
     ["minillm.cli", "minillm.generate", "minillm.explain", "minillm.bench"],
 ]
 

@@ -13,7 +13,7 @@ from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.llm import DEMO
+from minillm.loading import DEMO
 from minillm.tokenizer import TextStream, Tokenizer, held_back, stop_position
 
 DEMO_TOKENIZER = Tokenizer(DEMO)
@@ -73,14 +73,23 @@ def test_the_pieces_of_a_stream_are_the_text(text: str) -> None:
     stream = TextStream(DEMO_TOKENIZER)
     pieces = [stream.push(i) for i in ids]
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
-    assert "".join(pieces) + stream.finish() == DEMO_TOKENIZER.decode(ids) == text
+    assert "".join(pieces) + stream.finish() == text.rstrip("\ufffd")
+    assert DEMO_TOKENIZER.decode(ids) == text
 
 
 @given(st.lists(st.integers(0, 767), max_size=40))
 def test_any_ids_stream_as_they_decode(ids: list[int]) -> None:
-    """Ids that are no text at all: broken bytes come out as the decoder writes them."""
+    """Ids that are no text at all: broken bytes come out as the decoder writes them, but for the last."""
     stream = TextStream(DEMO_TOKENIZER)
-    assert "".join([stream.push(i) for i in ids]) + stream.finish() == DEMO_TOKENIZER.decode(ids)
+    text = "".join([stream.push(i) for i in ids]) + stream.finish()
+    assert text.rstrip("\ufffd") == DEMO_TOKENIZER.decode(ids).rstrip("\ufffd")
+    assert not text.endswith("\ufffd")
+
+
+def test_half_a_character_at_the_end_is_not_written() -> None:
+    ids = DEMO_TOKENIZER.encode("a 狐", special=False)
+    stream = TextStream(DEMO_TOKENIZER)
+    assert "".join([stream.push(i) for i in ids[:-1]]) + stream.finish() == "a "
 
 
 @settings(max_examples=100)
@@ -90,7 +99,7 @@ def test_a_stream_of_sentencepiece_style_ids(text: str) -> None:
     tokenizer = Tokenizer(shared("real-configs/mistralai__Mixtral-8x7B-v0.1"))
     ids = tokenizer.encode(text)
     stream = TextStream(tokenizer)
-    assert "".join([stream.push(i) for i in ids]) + stream.finish() == tokenizer.decode(ids)
+    assert "".join([stream.push(i) for i in ids]) + stream.finish() == tokenizer.decode(ids).rstrip("\ufffd")
 
 
 def test_stop_strings() -> None:
@@ -159,7 +168,7 @@ def test_sentencepiece_streams_as_it_decodes(spm_folder: Path, text: str) -> Non
     tokenizer = Tokenizer(spm_folder)
     ids = tokenizer.encode(text)
     stream = TextStream(tokenizer)
-    assert "".join([stream.push(i) for i in ids]) + stream.finish() == tokenizer.decode(ids)
+    assert "".join([stream.push(i) for i in ids]) + stream.finish() == tokenizer.decode(ids).rstrip("\ufffd")
 
 
 @pytest.mark.parametrize(("name", "content"), [("tokenizer.json", "{}"), ("tokenizer.model", "no model")])
@@ -175,3 +184,32 @@ def test_truncation_stored_in_a_tokenizer_is_not_applied(tmp_path: Path) -> None
     tokenizer.enable_truncation(4)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert len(Tokenizer(tmp_path).encode("Once upon a time there was a fox")) > 4
+
+
+@pytest.mark.parametrize("kind", ["json", "spm"])
+def test_no_double_bos_without_a_tokenizer_config(kind: str, spm_folder: Path, tmp_path: Path) -> None:
+    source = DEMO / "tokenizer.json" if kind == "json" else spm_folder / "tokenizer.model"
+    shutil.copy(source, tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.bos_id == (0 if kind == "json" else 1)
+    for text in ("fox", "<s>fox", "<s><s>fox"):
+        assert tokenizer.encode(text).count(tokenizer.bos_id) == 1
+
+
+def test_ids_beyond_a_sentencepiece_vocabulary_are_no_text(spm_folder: Path) -> None:
+    tokenizer = Tokenizer(spm_folder)
+    ids = tokenizer.encode("The fox")
+    assert tokenizer.decode([*ids, 399, 10_000, -1]) == "The fox"
+
+
+@pytest.mark.parametrize("added", [[1], {"x": "text"}, {"5": 7}])
+def test_added_tokens_that_are_none(spm_folder: Path, tmp_path: Path, added: object) -> None:
+    shutil.copy(spm_folder / "tokenizer.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(ValueError, match="added tokens must be"):
+        Tokenizer(tmp_path)
+
+
+def test_text_with_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot encode this text"):
+        DEMO_TOKENIZER.encode("a\udcff")

@@ -11,11 +11,12 @@ files are read with `weights_only=True`, which refuses to execute anything.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import json
+import math
 import mmap
-import pickle
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -100,6 +101,14 @@ class Checkpoint:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
         self.nbytes = sum((folder / file).stat().st_size for file in self.files)
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type that most of the values are stored in; None if it is none of `DTYPES`."""
+        values = collections.Counter[str]()
+        for info in self.info.values():
+            values[info.dtype] += math.prod(info.shape)
+        return DTYPES.get(values.most_common(1)[0][0]) if values else None
+
     def read(self, wanted: Callable[[str], bool], done: Callable[[int], None]) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of each wanted tensor, valid only until the next is asked for; `done` gets its bytes."""
         for file in self.files:
@@ -155,11 +164,17 @@ def _load_bin(path: Path) -> tuple[dict[str, Tensor], bool]:
     try:
         mapped = zipfile.is_zipfile(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can make its reader fail in any way
         reason = str(error).split("\n")[0][:120]
         raise ValueError(f"{path}: not a plain file of tensors, or damaged ({reason}); prefer safetensors") from None
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{path}: expected a dictionary of tensors, but {name!r} is a {type(tensor).__name__}")
+        # A view that repeats its storage could claim any size, and the bytes behind it would be someone else's.
+        if tensor.layout != torch.strided or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise ValueError(f"{path}: tensor {name!r} is not a plain contiguous one; save it again as safetensors")
     return content, mapped
 
 

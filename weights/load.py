@@ -7,7 +7,6 @@ it fills, on the target device and in the target dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ def check(planned: Plan, checkpoint: Checkpoint) -> None:
 
 
 def load(
-    folder: Path,
+    checkpoint: Checkpoint,
     rules: Rules,
     destinations: Mapping[str, Destination],
     shapes: Shapes,
@@ -49,12 +48,11 @@ def load(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Tensor], Plan]:
-    """Read a checkpoint folder into parameters of the given `shapes`: name -> tensor of `dtype` on `device`.
+    """Read a checkpoint into parameters of the given `shapes`: name -> tensor of `dtype` on `device`.
 
-    `progress(done, total)` is called with bytes of the files. Raises ValueError where the checkpoint is missing,
-    damaged, or does not fit, before any memory is allocated.
+    `progress(done, total)` is called with bytes of the files. Raises ValueError where the checkpoint does not fit,
+    before any memory is allocated.
     """
-    checkpoint = Checkpoint(folder)
     planned = plan(checkpoint.info, rules, destinations)
     check(planned, checkpoint)
     parameters: dict[str, Tensor] = {}

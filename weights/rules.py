@@ -40,10 +40,9 @@ def plan(tensors: Iterable[str], rules: Rules, destinations: Mapping[str, Destin
     """Match every tensor name with the rules; needs names only, no data."""
     result = Plan()
     compiled = [(_compile(pattern), target) for pattern, target in sorted(rules.items(), key=_placeholders)]
-    literal = {pattern: target for pattern, target in rules.items() if "{" not in pattern}
     filled: set[str] = set()
     for tensor in tensors:
-        target = literal.get(tensor) or _match(tensor, compiled)
+        target = _match(tensor, compiled)
         if target == DROP:
             result.dropped.append(tensor)
         elif target is None or target not in destinations:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from minillm.config import MAX_POSITIONS, Config, positive_integer, positive_number
+from minillm.config import MAX_POSITIONS, Config, number, positive_integer
 from minillm.spec import (
     GQA,
     Decoder,
@@ -92,9 +92,9 @@ def rope(config: Config, head_dim: int) -> Rope:
     if head_dim % 2:
         raise ValueError(f"config.json: head_dim is {head_dim}, rotary positions need an even one")
     values = config.rope()
-    theta = positive_number("rope_theta", values.pop("rope_theta"))
+    theta = number("rope_theta", values.pop("rope_theta"), low=1.0001)
     kind = values.pop("rope_type")
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         raise ValueError(f"config.json: rope_type is {kind!r}, supported are {', '.join(SCALINGS)}")
     scaling = SCALINGS[kind](values, config.positions("max_position_embeddings"))
     if isinstance(scaling, DynamicScaling) and head_dim == 2:
@@ -141,7 +141,7 @@ def _dynamic(values: dict[str, Any], positions: int) -> RopeScaling:
 
 
 def _llama3(values: dict[str, Any], positions: int) -> RopeScaling:
-    low, high = (positive_number(key, values.pop(key, None)) for key in ("low_freq_factor", "high_freq_factor"))
+    low, high = (number(key, values.pop(key, None)) for key in ("low_freq_factor", "high_freq_factor"))
     if low >= high:
         raise ValueError(f"config.json: low_freq_factor {low} is not below high_freq_factor {high}")
     return Llama3Scaling(_factor(values), low, high, _original(values, positions))
@@ -151,7 +151,10 @@ def _yarn(values: dict[str, Any], positions: int) -> RopeScaling:
     original = _original(values, positions)
     factor = _factor(values) if values.get("factor") is not None else positions / original
     values.pop("factor", None)
-    mscale, all_dim = values.pop("mscale", None), values.pop("mscale_all_dim", None)
+    mscale, all_dim = (number(key, values.pop(key, None) or 0, low=0) for key in ("mscale", "mscale_all_dim"))
+    truncate = values.pop("truncate", True)
+    if not isinstance(truncate, bool):
+        raise ValueError(f"config.json: truncate is {truncate!r}, expected true or false")
     attention_factor = values.pop("attention_factor", None)
     if attention_factor is None:
         both = mscale and all_dim
@@ -159,10 +162,10 @@ def _yarn(values: dict[str, Any], positions: int) -> RopeScaling:
     return YarnScaling(
         factor=factor,
         original_positions=original,
-        attention_factor=positive_number("attention_factor", attention_factor),
-        beta_fast=positive_number("beta_fast", values.pop("beta_fast", None) or 32.0),
-        beta_slow=positive_number("beta_slow", values.pop("beta_slow", None) or 1.0),
-        truncate=bool(values.pop("truncate", True)),
+        attention_factor=number("attention_factor", attention_factor),
+        beta_fast=number("beta_fast", values.pop("beta_fast", None) or 32.0),
+        beta_slow=number("beta_slow", values.pop("beta_slow", None) or 1.0),
+        truncate=truncate,
     )
 
 
@@ -172,7 +175,7 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 
 
 def _factor(values: dict[str, Any]) -> float:
-    return positive_number("rope factor", values.pop("factor", None))
+    return number("rope factor", values.pop("factor", None), low=0.01, high=1e6)
 
 
 def _original(values: dict[str, Any], positions: int) -> int:

@@ -1,0 +1,91 @@
+"""From a path or a name to a loaded model: the main path, read from top to bottom in `load`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from minillm import config, families, hub, linear, ops
+from minillm.llm import LLM, note
+from minillm.model import Decoder
+from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.load import load as load_weights
+
+DEMO = Path(__file__).parent / "demo"  # the checkpoint that ships with the package
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    path: str | Path | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    kernels: ops.Kernels = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LLM:
+    """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
+
+    `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
+    `kernels` "auto" takes the fastest path for the device, which on a CPU stores bf16 weights in oneDNN's layout (no
+    plain `weight` remains to look at); "reference" keeps plain parameters. Raises ValueError for whatever is wrong.
+    """
+    if kernels not in ("auto", "reference", "triton"):
+        raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
+    folder = DEMO if path is None else hub.resolve(path)
+    values = config.read(folder)
+    scheme = config.quantization(values)
+    if scheme:
+        raise ValueError(
+            f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint"
+        )
+    spec, rules, read = families.resolve(values)
+    if read.unread:
+        note(f"config.json keys not understood and ignored: {', '.join(read.unread)}")
+    target = _device(device)
+    checkpoint = Checkpoint(folder)
+    chosen = _dtype(dtype, read.dtype, checkpoint.dtype, target)
+    with torch.device("meta"):
+        model = Decoder(spec, ops.select(kernels, target, chosen))
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    parameters, _ = load_weights(checkpoint, rules, model.destinations(), shapes, chosen, target, progress)
+    model.load_state_dict(parameters, assign=True)
+    model.requires_grad_(False).eval()
+    del parameters
+    llm = LLM(folder, values, model, target)
+    if kernels == "auto" and linear.can_pack(chosen, target):
+        model.pack()
+    return llm
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from None
+    if target.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not here: {torch.cuda.device_count()} GPUs found; use --device cpu")
+    return target
+
+
+def _dtype(
+    asked: str | torch.dtype, stated: str | None, stored: torch.dtype | None, device: torch.device
+) -> torch.dtype:
+    """What was asked for; for "auto" what config.json states, else what the tensors are stored in."""
+    name = str(asked).removeprefix("torch.")
+    if name not in ("auto", *DTYPES):
+        raise ValueError(f"dtype {name!r} is not supported; use auto, {', '.join(DTYPES)}")
+    if name != "auto":
+        return DTYPES[name]
+    if stated is not None and stated not in DTYPES:
+        raise ValueError(f"config.json: dtype {stated!r} is not supported; choose one of {', '.join(DTYPES)} yourself")
+    chosen = DTYPES[stated] if stated else stored if stored in DTYPES.values() else torch.float32
+    assert chosen is not None
+    if device.type == "cpu" and chosen != torch.float32 and not linear.can_pack(chosen, device):
+        note(f"this CPU has no fast {str(chosen).removeprefix('torch.')} arithmetic: running in float32")
+        return torch.float32
+    return chosen
