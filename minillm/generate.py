@@ -80,7 +80,8 @@ def _chat(arguments: argparse.Namespace) -> int:
         messages.append({"role": "user", "content": turn})
         turn = None
         try:
-            row, timings = llm.completion(messages=messages, **_options(arguments)), Timings()
+            variables = {"template_variables": arguments.template_variables}
+            row, timings = llm.completion(messages=messages, **variables, **_options(arguments)), Timings()
         except ValueError as error:
             if not terminal:
                 raise
@@ -201,6 +202,16 @@ def _ids(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of ids such as 1,2,3") from None
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.parser(
         "generate", "Run a checkpoint: text in, text out, with the defaults of its generation_config.json."
@@ -212,6 +223,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     prompt.add_argument("--prompt-ids", metavar="1,2,3", type=_ids, help="raw token ids, nothing is added to them")
     parser.add_argument("--chat", action="store_true", help="interactive chat; --prompt is the first turn")
     parser.add_argument("--system", metavar="TEXT", help="system message of a chat")
+    parser.add_argument(
+        "--template-variables",
+        metavar="JSON",
+        type=_json_object,
+        help='such as {"enable_thinking": false}',
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="default: generation_config.json, else 256")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after a stop token")
@@ -229,8 +246,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--frequency-penalty", metavar="X", type=float)
     parser.add_argument("--seed", metavar="N", type=int)
     arguments = parser.parse_args(argv)
-    if arguments.system is not None and not arguments.chat:
-        parser.error("--system needs --chat")
+    if not arguments.chat and (arguments.system is not None or arguments.template_variables is not None):
+        parser.error("--system and --template-variables need --chat")
     if arguments.chat and (arguments.json or arguments.prompt_ids or arguments.prompt_file):
         parser.error(
             "--chat reads its turns from --prompt and stdin; --json, --prompt-ids and --prompt-file do not apply"

@@ -122,6 +122,9 @@ class Tokenizer:
         named = {**(read_json(path) if path.is_file() else {}), **self.config}
         # Special tokens by role, as chat templates see them: bos_token, eos_token, …
         self.special = {key: text for key, value in named.items() if key.endswith("_token") and (text := _text(value))}
+        self.adds_bos = self.config.get("add_bos_token")  # where it is silent, the tokenizer itself has the word
+        if self.adds_bos not in (True, False, None):
+            raise ValueError(f"{folder}: add_bos_token is {self.adds_bos!r}, expected true or false")
         self.backend = self._backend(folder)
         alone = self.backend.encode("", special=True)  # what is put around a text: a BOS, if it is one id
         unnamed = alone[0] if len(alone) == 1 else None
@@ -133,13 +136,7 @@ class Tokenizer:
         if (folder / "tokenizer.json").is_file():
             return _JsonBackend(folder / "tokenizer.json")
         if (folder / "tokenizer.model").is_file():
-            path = folder / "added_tokens.json"
-            listed = self.config.get("added_tokens_decoder") or {}
-            pairs = [(_text(value), i) for i, value in listed.items()] if isinstance(listed, dict) else [(None, "")]
-            pairs += list(read_json(path).items()) if path.is_file() else []
-            if not all(isinstance(text, str) and str(i).isdecimal() for text, i in pairs):
-                raise ValueError(f"{folder}: added tokens must be texts with ids, in added_tokens.json or its config")
-            added = {str(text): int(i) for text, i in pairs}
+            added = _added_tokens(folder, self.config.get("added_tokens_decoder") or {})
             return _SentencePieceBackend(folder / "tokenizer.model", added, self.config.get("legacy") is not False)
         raise ValueError(f"{folder}: no tokenizer.json or tokenizer.model; give the prompt as --prompt-ids")
 
@@ -151,12 +148,11 @@ class Tokenizer:
         ids = self.backend.encode(text, special)
         if not special or self.bos_id is None:
             return ids
-        wanted = self.config.get("add_bos_token")  # where it is silent, the tokenizer itself has the word
         starts = ids[:1] == [self.bos_id]
         while ids[:1] == [self.bos_id]:
             ids = ids[1:]
         typed = bool(self.bos_text) and text.startswith(self.bos_text)
-        return [self.bos_id, *ids] if typed or (starts if wanted is None else wanted) else ids
+        return [self.bos_id, *ids] if typed or (starts if self.adds_bos is None else self.adds_bos) else ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self.backend.decode(ids, skip_special)
@@ -215,6 +211,17 @@ def held_back(text: str, stops: Iterable[str]) -> int:
                 longest = size
                 break
     return longest
+
+
+def _added_tokens(folder: Path, listed: Any) -> dict[str, int]:
+    """Text -> id: `listed` is tokenizer_config.json's `added_tokens_decoder`, id -> token; added_tokens.json adds more."""
+    path = folder / "added_tokens.json"
+    pairs: list[tuple[Any, Any]] = list(read_json(path).items()) if path.is_file() else []
+    pairs += [(_text(token), i) for i, token in listed.items()] if isinstance(listed, dict) else [(None, listed)]
+    for text, i in pairs:
+        if not isinstance(text, str) or not str(i).isdecimal():
+            raise ValueError(f"{folder}: added token {text!r} with id {i!r}, expected a text and a number")
+    return {text: int(i) for text, i in pairs}
 
 
 def _text(value: Any) -> str | None:

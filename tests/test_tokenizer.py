@@ -206,7 +206,7 @@ def test_ids_beyond_a_sentencepiece_vocabulary_are_no_text(spm_folder: Path) -> 
 def test_added_tokens_that_are_none(spm_folder: Path, tmp_path: Path, added: object) -> None:
     shutil.copy(spm_folder / "tokenizer.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    with pytest.raises(ValueError, match="added tokens must be"):
+    with pytest.raises(ValueError, match="added token"):
         Tokenizer(tmp_path)
 
 
