@@ -214,7 +214,7 @@ def held_back(text: str, stops: Iterable[str]) -> int:
 
 
 def _added_tokens(folder: Path, listed: Any) -> dict[str, int]:
-    """Text -> id, from added_tokens.json and from `listed`: tokenizer_config.json's added_tokens_decoder, id -> token."""
+    """Text -> id, from added_tokens.json and from `listed`, the added_tokens_decoder (id -> token) of the config."""
     path = folder / "added_tokens.json"
     pairs: list[tuple[Any, Any]] = list(read_json(path).items()) if path.is_file() else []
     pairs += [(_text(token), i) for i, token in listed.items()] if isinstance(listed, dict) else [(None, listed)]
