@@ -53,6 +53,8 @@ class LLM:
         stated = (self.generation_config.get("eos_token_id"), values.get("eos_token_id"))
         eos = next((ids for ids in stated if ids is not None), self.tokenizer.eos_id if self.tokenizer else None)
         self.stop_ids = _ids_to_stop_at(eos)
+        if absent := sorted(i for i in self.stop_ids if not 0 <= i < self.spec.vocab_size):
+            note(f"eos_token_id {absent} is outside the vocabulary of {self.spec.vocab_size} and will never come")
 
     def generate(
         self,

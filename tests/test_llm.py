@@ -208,6 +208,9 @@ def test_what_has_no_effect_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     (folder / "generation_config.json").write_text(json.dumps({"num_beams": 3, "no_repeat_ngram_size": 2}))
     llm = minillm.load(folder)
     assert "keys without effect here: no_repeat_ngram_size, num_beams" in capsys.readouterr().err
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 9999]}))
+    minillm.load(folder)
+    assert "eos_token_id [9999] is outside the vocabulary of 768" in capsys.readouterr().err
     llm.generate(PROMPTS[0], max_new_tokens=1, top_p=0.5, seed=3)
     assert "temperature 0 is greedy: top_p, seed without effect" in capsys.readouterr().err
     llm.generate(PROMPTS[0], max_new_tokens=1, top_p=0.5, seed=3, temperature=0.5)
