@@ -127,3 +127,6 @@ def test_explain_fetches_no_weights(hub: ThreadingHTTPServer, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model_type"] == "llama"
     assert hub.asked == ["config.json"]
+    hub.shutdown()  # without a connection the config in the cache is enough
+    again = run(tmp_path, "http://127.0.0.1:9", "minillm.explain", "--weights", REPO)
+    assert again.stdout == done.stdout
