@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -35,3 +36,19 @@ def shared(relative: str) -> Path:
 @pytest.fixture(scope="session")
 def stories() -> Path:
     return shared("checkpoints/stories260K")
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint in published layout; not to be changed."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("saved")
+    tiny.save(folder, "llama", {})
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A fresh copy of it to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoint"))

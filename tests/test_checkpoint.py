@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,25 +12,13 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import refused
 
 import minillm
 from minillm.explain import explain
 from minillm.linear import can_pack
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import DROP, Destination, plan
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved")
-    tiny.save(folder, "llama", {})
-    return folder
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """A fresh copy to damage."""
-    return Path(shutil.copytree(saved, tmp_path / "checkpoint"))
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -103,13 +90,6 @@ def test_early_exports_store_frequencies_and_tied_heads(folder: Path) -> None:
     rewrite(folder, {**named, **extra, "lm_head.weight": torch.zeros(97, 48)})
     assert torch.equal(logits(folder), expected)
     assert sorted(explain(folder)["dropped_tensors"]) == sorted([*extra, "lm_head.weight"])
-
-
-def refused(folder: Path, *messages: str) -> None:
-    with pytest.raises(ValueError, match=r"\w") as caught:
-        minillm.load(folder)
-    for message in messages:
-        assert message in str(caught.value)
 
 
 def test_missing_extra_and_misshapen_tensors_are_all_listed(folder: Path) -> None:
@@ -259,88 +239,6 @@ def test_a_damaged_bin_is_always_a_clear_error(folder: Path) -> None:
         (folder / "pytorch_model.bin").write_bytes(flipped)
         with pytest.raises(ValueError, match=r"\w"):
             minillm.load(folder)
-
-
-@pytest.mark.parametrize(
-    ("section", "scheme"),
-    [
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "awq"}, "awq"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
-        ({"bits": 4}, "an unknown scheme"),
-    ],
-)
-def test_a_quantised_checkpoint_is_named(folder: Path, section: dict, scheme: str) -> None:
-    tiny.edit_config(folder, quantization_config=section)
-    refused(folder, scheme, "not supported yet")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported are llama, mistral, qwen2, qwen3"),
-        ({"model_type": ...}, "model_type None"),
-        ({"hidden_size": "48"}, "hidden_size is '48'"),
-        ({"hidden_size": -1}, "hidden_size is -1"),
-        ({"hidden_size": True}, "hidden_size is True"),
-        ({"num_hidden_layers": 10**9}, "expected an integer from 1 to 4096"),
-        ({"num_key_value_heads": 4}, "6 attention heads are no multiple of 4"),
-        ({"hidden_size": 50, "head_dim": None}, "hidden_size 50"),
-        ({"head_dim": 7}, "head_dim is 7"),
-        ({"vocab_size": 2**40}, "vocab_size is"),
-        (
-            {
-                "vocab_size": 2**20,
-                "hidden_size": 2**20,
-                "num_attention_heads": 2**20,
-                "head_dim": 2**20,
-                "num_key_value_heads": 1,
-                "intermediate_size": 2**20,
-            },
-            "do not fit config.json",
-        ),
-        ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
-        ({"hidden_act": "relu"}, "hidden_act is 'relu', supported are silu"),
-        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
-        ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type is 'spiral', supported are default, linear"),
-        ({"rope_parameters": [1]}, "rope_scaling is [1]"),
-        ({"rope_parameters": {"rope_type": ["x"]}}, "rope_type is ['x']"),
-        ({"rope_parameters": {"type": {}}}, "rope_type is {}"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "mscale": "a"}}, "mscale is a"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "truncate": "no"}}, "truncate is 'no'"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 1e308}}, "rope factor is 1e+308"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "rope_theta": 1.0}}, "rope_theta is 1.0"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 1e-320}}, "rope factor is 1e-320"),
-        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
-        ({"num_hidden_layers": 10**400}, "num_hidden_layers is 1000"),
-        ({"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is not supported"),
-        ({"eos_token_id": [[1]]}, "eos_token_id"),
-        ({"eos_token_id": {}}, "eos_token_id"),
-        ({"eos_token_id": "x"}, "eos_token_id 'x'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope factor is None"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta is 0"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast mean nothing"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor mean"),
-    ],
-)
-def test_impossible_configs(folder: Path, changes: dict, message: str) -> None:
-    tiny.edit_config(folder, **changes)
-    refused(folder, message)
-
-
-@pytest.mark.parametrize("content", ["", "null", "[1]", "{", "[" * 100_000, '{"a": \xff}'])
-def test_a_config_that_is_no_json_object(folder: Path, content: str) -> None:
-    (folder / "config.json").write_text(content, encoding="latin-1")
-    refused(folder, "config.json")
-
-
-def test_unknown_keys_are_reported_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.edit_config(folder, attn_logit_softcapping=50.0, another=0, nothing=None, off=False)
-    minillm.load(folder)
-    assert capsys.readouterr().err == (
-        "minillm: config.json keys not understood and ignored: another, attn_logit_softcapping\n"
-    )
 
 
 def test_a_folder_without_weights(folder: Path) -> None:

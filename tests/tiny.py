@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
+
+import minillm
 
 BASE: dict[str, Any] = {
     "vocab_size": 97,
@@ -112,3 +115,11 @@ def tokens(vocab_size: int, *shape: int, seed: int = 0) -> Tensor:
 def logits(model: Any, tokens_BT: Tensor) -> Tensor:
     """The fp32 logits of a transformers model."""
     return model(tokens_BT).logits.float()
+
+
+def refused(folder: Path, *messages: str) -> None:
+    """Loading a folder fails with one error that says all of this."""
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        minillm.load(folder)
+    for message in messages:
+        assert message in str(caught.value)

@@ -1,0 +1,93 @@
+"""config.json: impossible values, other schemes and unknown keys, each met with one clear sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+from tiny import refused
+
+import minillm
+
+
+@pytest.mark.parametrize(
+    ("section", "scheme"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq"}, "awq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"bits": 4}, "an unknown scheme"),
+    ],
+)
+def test_a_quantised_checkpoint_is_named(folder: Path, section: dict, scheme: str) -> None:
+    tiny.edit_config(folder, quantization_config=section)
+    refused(folder, scheme, "not supported yet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported are llama, mistral, qwen2, qwen3"),
+        ({"model_type": ...}, "model_type None"),
+        ({"hidden_size": "48"}, "hidden_size is '48'"),
+        ({"hidden_size": -1}, "hidden_size is -1"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"num_hidden_layers": 10**9}, "expected an integer from 1 to 4096"),
+        ({"num_key_value_heads": 4}, "6 attention heads are no multiple of 4"),
+        ({"hidden_size": 50, "head_dim": None}, "hidden_size 50"),
+        ({"head_dim": 7}, "head_dim is 7"),
+        ({"vocab_size": 2**40}, "vocab_size is"),
+        (
+            {
+                "vocab_size": 2**20,
+                "hidden_size": 2**20,
+                "num_attention_heads": 2**20,
+                "head_dim": 2**20,
+                "num_key_value_heads": 1,
+                "intermediate_size": 2**20,
+            },
+            "do not fit config.json",
+        ),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', supported are silu"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type is 'spiral', supported are default, linear"),
+        ({"rope_parameters": [1]}, "rope_scaling is [1]"),
+        ({"rope_parameters": {"rope_type": ["x"]}}, "rope_type is ['x']"),
+        ({"rope_parameters": {"type": {}}}, "rope_type is {}"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "mscale": "a"}}, "mscale is a"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "truncate": "no"}}, "truncate is 'no'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 1e308}}, "rope factor is 1e+308"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "rope_theta": 1.0}}, "rope_theta is 1.0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 1e-320}}, "rope factor is 1e-320"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
+        ({"num_hidden_layers": 10**400}, "num_hidden_layers is 1000"),
+        ({"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is not supported"),
+        ({"eos_token_id": [[1]]}, "eos_token_id"),
+        ({"eos_token_id": {}}, "eos_token_id"),
+        ({"eos_token_id": "x"}, "eos_token_id 'x'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope factor is None"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta is 0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast mean nothing"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor mean"),
+    ],
+)
+def test_impossible_configs(folder: Path, changes: dict, message: str) -> None:
+    tiny.edit_config(folder, **changes)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[1]", "{", "[" * 100_000, '{"a": \xff}'])
+def test_a_config_that_is_no_json_object(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content, encoding="latin-1")
+    refused(folder, "config.json")
+
+
+def test_unknown_keys_are_reported_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.edit_config(folder, attn_logit_softcapping=50.0, another=0, nothing=None, off=False)
+    minillm.load(folder)
+    assert capsys.readouterr().err == (
+        "minillm: config.json keys not understood and ignored: another, attn_logit_softcapping\n"
+    )
