@@ -79,6 +79,22 @@ def test_impossible_configs(folder: Path, changes: dict, message: str) -> None:
     refused(folder, message)
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "original_max_position_embeddings": 64},
+        {"rope_type": "default", "partial_rotary_factor": 1.0},
+        {"type": "linear", "factor": 2.0, "original_max_position_embeddings": 64},
+        {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64},
+        {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "finetuned": True},
+    ],
+    ids=lambda rope: "-".join(rope),
+)
+def test_rotary_keys_that_change_nothing_are_taken(folder: Path, rope: dict) -> None:
+    tiny.edit_config(folder, rope_parameters=..., rope_scaling=rope)
+    assert minillm.load(folder).spec.layers[0].attention.rope.theta == 10000.0
+
+
 @pytest.mark.parametrize("content", ["", "null", "[1]", "{", "[" * 100_000, '{"a": \xff}'])
 def test_a_config_that_is_no_json_object(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content, encoding="latin-1")

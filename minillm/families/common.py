@@ -31,6 +31,9 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+# Rotary keys that change nothing with this value: what yarn was called with, and a rotation of the whole head.
+ROPE_IDLE = {"finetuned": True, "partial_rotary_factor": 1.0}
+
 # The names of a checkpoint in the layout of LlamaForCausalLM -> the parameters they fill.
 DENSE_RULES = {
     "model.embed_tokens.weight": "embedding.weight",
@@ -99,7 +102,8 @@ def rope(config: Config, head_dim: int) -> Rope:
     scaling = SCALINGS[kind](values, config.positions("max_position_embeddings"))
     if isinstance(scaling, DynamicScaling) and head_dim == 2:
         raise ValueError("config.json: head_dim is 2, dynamic rope scaling needs 4 or more")
-    if unread := sorted(key for key, value in values.items() if value is not None):
+    idle = {**ROPE_IDLE, "original_max_position_embeddings": values.get("original_max_position_embeddings")}
+    if unread := sorted(key for key, value in values.items() if value not in (None, idle.get(key))):
         raise ValueError(f"config.json: rope parameters {', '.join(unread)} mean nothing to rope_type {kind!r}")
     return Rope(head_dim, theta, scaling=scaling)
 
@@ -136,7 +140,7 @@ def _linear(values: dict[str, Any], positions: int) -> RopeScaling:
 
 
 def _dynamic(values: dict[str, Any], positions: int) -> RopeScaling:
-    values.pop("original_max_position_embeddings", None)  # transformers measures growth from the config's own limit
+    # Growth is measured from the config's own limit, as in transformers, whatever original length is stated beside it.
     return DynamicScaling(_factor(values), positions)
 
 
