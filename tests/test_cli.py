@@ -163,34 +163,6 @@ def test_the_last_newline_of_a_pipe_is_not_the_prompt(
     assert answers[0] == answers[1] == answers[2]
 
 
-def terminal_session(*keys: bytes) -> str:
-    """Chat through a pseudo-terminal: wait for each prompt, type; what the terminal shows at the end."""
-    import pty
-
-    main, other = pty.openpty()
-    process = start("--chat", "--max-new-tokens", "12", stdin=other, stdout=other, stderr=other)
-    os.close(other)
-    shown = b""
-    for prompts, key in enumerate([*keys, b"\x04"], start=1):
-        while shown.count(b"> ") < prompts:
-            shown += os.read(main, 4096)
-        os.write(main, key)
-    try:
-        while data := os.read(main, 4096):
-            shown += data
-    except OSError:  # Linux's way of saying that the other end is closed
-        pass
-    assert process.wait(timeout=60) == 0, shown
-    return shown.decode()
-
-
-def test_chat_on_a_terminal_survives_a_bad_turn() -> None:
-    shown = terminal_session(b"A story about a fox.\n", b"word " * 600 + b"\n", b"A story about an owl.\n")
-    assert "tokens and the context 512" in shown
-    assert shown.count("cut after 12 tokens") == 2
-    assert "Traceback" not in shown
-
-
 def test_invalid_utf8_on_stdin() -> None:
     process = start(stdin=subprocess.PIPE)
     out, err = process.communicate(b"Once \xff\xfe", timeout=120)
