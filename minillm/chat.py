@@ -46,21 +46,18 @@ class ChatTemplate:
         messages: Sequence[Message],
         add_generation_prompt: bool = True,
         tools: Sequence[Any] | None = None,
-        documents: Sequence[Any] | None = None,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as text, special tokens included, ready for the assistant's turn.
 
+        `variables` are what else the template knows, such as {"enable_thinking": False}.
+
         Raises ValueError with the template's own words when it refuses the messages, and for what it does wrong.
         """
-        given = {
-            **self.special_tokens,
-            **variables,
-            "messages": messages,
-            "tools": tools,
-            "documents": documents,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        if taken := sorted({"messages", "tools", "self"} & set(variables or ())):
+            raise ValueError(f"template variables may not be named {', '.join(taken)}")
+        common = {"documents": None, "add_generation_prompt": add_generation_prompt}
+        given = {**self.special_tokens, **common, **(variables or {}), "messages": messages, "tools": tools}
         deadline = time.monotonic() + MAX_SECONDS
         pieces: list[str] = []
         size = 0
@@ -145,7 +142,7 @@ def _bounded(sign: str, operation: Callable[[Any, Any], Any]) -> Callable[[Any, 
     def apply(left: Any, right: Any) -> Any:
         result = operation(left, right) if _SIZES[sign](left, right) <= MAX_OUTPUT_CHARS else None
         if result is None or (isinstance(result, str) and len(result) > MAX_OUTPUT_CHARS):
-            raise ValueError(f"{sign} makes more than {MAX_OUTPUT_CHARS} characters")
+            raise ValueError(f"{sign} makes a value beyond {MAX_OUTPUT_CHARS} characters, or a number beyond 1e18")
         return result
 
     return apply

@@ -8,7 +8,7 @@ family's own defaults and remembers what was asked for: `unread` is what nobody 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ HARMLESS = frozenset(
         "dtype",
         "model_type",
         "tokenizer_class",
+        "transformers.js_config",
         "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
         "quantization_config",
         # training
         "attention_dropout",
@@ -111,6 +114,7 @@ class Config:
         self.values = {"dtype" if key == "torch_dtype" else key: value for key, value in values.items()}
         self.defaults = defaults
         self._asked: set[str] = set()
+        self._reported: set[str] = set()
 
     def get(self, key: str) -> Any:
         """The value, or the family's default where the key is absent; an explicit null is None."""
@@ -169,10 +173,14 @@ class Config:
         value = self.values.get("dtype")
         return None if value is None else str(value).removeprefix("torch.")
 
+    def report_unread(self, keys: Iterable[str]) -> None:
+        """Keys inside a section that its reader found no use for."""
+        self._reported.update(keys)
+
     @property
     def unread(self) -> list[str]:
         """Keys with a value that nobody asked for and that are not known to be harmless."""
-        return sorted(
+        return sorted(self._reported) + sorted(
             key
             for key, value in self.values.items()
             if key not in self._asked

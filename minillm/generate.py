@@ -34,7 +34,7 @@ def _complete(arguments: argparse.Namespace) -> int:
     llm = _load(arguments)
     row, timings = llm.completion(**prompt, **_options(arguments)), Timings()
     if llm.tokenizer is None and not arguments.json:
-        raise ValueError(f"{llm.folder}: no tokenizer, so there is no text to print; use --json for the ids")
+        note(f"{llm.folder} has no tokenizer, so there is no text to print; --json gives the ids")
     interrupted = _write(llm, row, timings, quiet=arguments.json)
     report = _report(llm, timings, quick=interrupted)
     if arguments.json:
@@ -90,6 +90,7 @@ def _chat(arguments: argparse.Namespace) -> int:
             continue
         interrupted = _write(llm, row, timings)
         print(flush=True)
+        print(_report_line(_report(llm, timings, quick=True)), file=sys.stderr)
         if interrupted and not terminal:
             return cli.EXIT_INTERRUPTED
         if row.finish_reason == "length":
@@ -103,7 +104,9 @@ def _read_turn(terminal: bool) -> str | None:
     while True:
         if terminal:
             try:
-                line = input("> ")
+                if not sys.stdout.isatty():
+                    print("> ", end="", file=sys.stderr, flush=True)  # stdout is for the text
+                line = input("> " if sys.stdout.isatty() else "")
             except EOFError:
                 return None
         else:
@@ -121,29 +124,27 @@ def _load(arguments: argparse.Namespace) -> LLM:
 
 
 def _prompt(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What to complete, as the keyword that `LLM.completion` takes it by. The newline that ends a file or a pipe is
-    not part of the text."""
+    """What to complete, as the keyword that `LLM.completion` takes it by. A file is taken as it is; of a pipe the
+    newline that `echo` adds is left out."""
     if arguments.prompt_ids is not None:
         return {"prompt_ids": arguments.prompt_ids}
     if arguments.prompt is not None:
         return {"prompt": arguments.prompt}
     if arguments.prompt_file is not None:
         path = Path(arguments.prompt_file)
-        if not path.is_file():
-            raise ValueError(f"--prompt-file {path}: no such file")
-        return {"prompt": _without_newline(config.read_text(path))}
+        if not path.exists() or path.is_dir():
+            raise ValueError(
+                f"--prompt-file {path}: {'a folder' if path.is_dir() else 'no such file'}; give a text file"
+            )
+        return {"prompt": config.read_text(path)}
     terminal = sys.stdin is None or sys.stdin.isatty()
-    text = "" if terminal else _without_newline(config.utf8(sys.stdin.buffer.read(), "stdin"))
+    text = "" if terminal else config.utf8(sys.stdin.buffer.read(), "stdin").removesuffix("\n").removesuffix("\r")
     if arguments.weights is None and not text:
         text = DEMO_PROMPT
         note(f"no --weights and no --prompt: the built-in demo continues {text!r}")
     elif not text and terminal:
         raise ValueError("no prompt; give --prompt TEXT, --prompt-file F, --prompt-ids 1,2,3, or pipe a text in")
     return {"prompt": text}
-
-
-def _without_newline(text: str) -> str:
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

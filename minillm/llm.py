@@ -6,6 +6,7 @@ import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,17 @@ class LLM:
         return self._rows(prompts, **options)[0]
 
     def chat_prompt(
-        self, messages: Sequence[chat.Message], tools: Sequence[Any] | None = None, **variables: Any
+        self,
+        messages: Sequence[chat.Message],
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The ids of a conversation through the checkpoint's chat template."""
         tokenizer = self._need_tokenizer()
         source = chat.find(self.folder, tokenizer.config, tools=bool(tools))
         if source is None:
             raise ValueError(f"{self.folder}: no chat template; give a plain prompt instead of messages")
-        text = chat.ChatTemplate(source, tokenizer.special).render(messages, tools=tools, **variables)
+        text = chat.ChatTemplate(source, tokenizer.special).render(messages, tools=tools, variables=template_variables)
         return tokenizer.encode(text, special=False)
 
     def _prompts(
@@ -134,10 +138,10 @@ class LLM:
             prompts = [self._need_tokenizer().encode(text) for text in texts]
         elif messages is not None:
             single = not messages or isinstance(messages[0], Mapping)
-            prompts = [self.chat_prompt(each, tools, **variables) for each in ([messages] if single else messages)]
+            prompts = [self.chat_prompt(each, tools, variables) for each in ([messages] if single else messages)]
         else:
-            rows = prompt_ids.tolist() if isinstance(prompt_ids, torch.Tensor) else prompt_ids
-            single = not (isinstance(rows, (list, tuple)) and rows and isinstance(rows[0], (list, tuple)))
+            rows = prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else prompt_ids
+            single = not (isinstance(rows, (list, tuple)) and rows and hasattr(rows[0], "__len__"))
             prompts = [_token_ids(ids) for ids in ([rows] if single else rows)]
         for ids in prompts:
             self._check(ids)
@@ -163,8 +167,8 @@ class LLM:
         **options: Any,
     ) -> list[Completion]:
         stated = self.generation_config.get("max_new_tokens")
-        limit = next(n for n in (max_new_tokens, stated, DEFAULT_NEW_TOKENS) if n is not None)
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        limit: Any = next(n for n in (max_new_tokens, stated, DEFAULT_NEW_TOKENS) if n is not None)
+        if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
             raise ValueError(f"max_new_tokens is {limit!r}, it must be a whole number of at least 1")
         stops, _ = _one_or_many(stop, str, "stop")
         if "" in stops:
@@ -179,7 +183,7 @@ class LLM:
             Completion(
                 ids,
                 chosen,
-                max_new_tokens=min(limit, self.spec.context - len(ids)),
+                max_new_tokens=min(int(limit), self.spec.context - len(ids)),
                 stop_ids=frozenset() if ignore_eos else self.stop_ids,
                 stops=stops,
                 tokenizer=self.tokenizer,
@@ -193,7 +197,12 @@ class LLM:
         fields = set(sampling.Sampling.__dataclass_fields__)
         if unknown := sorted(set(options) - fields):
             raise ValueError(f"unknown option {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
-        chosen = sampling.Sampling(**{**sampling.defaults(self.generation_config), **given})
+        stated = {k: v for k, v in sampling.defaults(self.generation_config).items() if k not in given}
+        try:
+            sampling.Sampling(**stated)
+        except ValueError as error:
+            raise ValueError(f"generation_config.json: {error}") from None
+        chosen = sampling.Sampling(**stated, **given)
         idle = [name for name in ("top_k", "top_p", "min_p", "seed") if name in given]
         if chosen.temperature == 0 and idle:
             note(f"temperature 0 is greedy: {', '.join(idle)} without effect")
@@ -233,6 +242,6 @@ def _one_or_many(value: Any, kind: type, name: str) -> tuple[list[Any], bool]:
 
 def _token_ids(ids: Any) -> list[int]:
     try:
-        return [operator.index(i) for i in ids]
+        return [operator.index(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
     except TypeError:
         raise ValueError(f"prompt_ids is {str(ids)[:60]}, expected integers or lists of them") from None

@@ -40,11 +40,11 @@ def load(
             f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint"
         )
     spec, rules, read = families.resolve(values)
-    if read.unread:
-        note(f"config.json keys not understood and ignored: {', '.join(read.unread)}")
     target = _device(device)
     checkpoint = Checkpoint(folder)
-    chosen = _dtype(dtype, read.dtype, checkpoint.dtype, target)
+    wanted = _dtype(dtype, read.dtype, checkpoint.dtype)
+    slow = dtype == "auto" and target.type == "cpu" and wanted != torch.float32 and not linear.can_pack(wanted, target)
+    chosen = torch.float32 if slow else wanted
     with torch.device("meta"):
         model = Decoder(spec, ops.select(kernels, target, chosen))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -55,6 +55,10 @@ def load(
     llm = LLM(folder, values, model, target)
     if kernels == "auto" and linear.can_pack(chosen, target):
         model.pack()
+    if read.unread:  # said now, so that a load that fails says one thing only
+        note(f"config.json keys not understood and ignored: {', '.join(read.unread)}")
+    if slow:
+        note(f"this CPU has no fast {str(wanted).removeprefix('torch.')} arithmetic: running in float32")
     return llm
 
 
@@ -72,20 +76,15 @@ def _device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _dtype(
-    asked: str | torch.dtype, stated: str | None, stored: torch.dtype | None, device: torch.device
-) -> torch.dtype:
+def _dtype(asked: str | torch.dtype, stated: str | None, stored: torch.dtype | None) -> torch.dtype:
     """What was asked for; for "auto" what config.json states, else what the tensors are stored in."""
     name = str(asked).removeprefix("torch.")
     if name not in ("auto", *DTYPES):
         raise ValueError(f"dtype {name!r} is not supported; use auto, {', '.join(DTYPES)}")
     if name != "auto":
         return DTYPES[name]
-    if stated is not None and stated not in DTYPES:
+    if stated not in (None, "auto", *DTYPES):
         raise ValueError(f"config.json: dtype {stated!r} is not supported; choose one of {', '.join(DTYPES)} yourself")
-    chosen = DTYPES[stated] if stated else stored if stored in DTYPES.values() else torch.float32
-    assert chosen is not None
-    if device.type == "cpu" and chosen != torch.float32 and not linear.can_pack(chosen, device):
-        note(f"this CPU has no fast {str(chosen).removeprefix('torch.')} arithmetic: running in float32")
-        return torch.float32
-    return chosen
+    if stated in DTYPES:
+        return DTYPES[stated]
+    return stored if stored in DTYPES.values() and stored is not None else torch.float32

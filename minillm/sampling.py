@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2.0, 2.0),
     "seed": (0, 2**63 - 1),
 }
-MIN_TEMPERATURE = 1e-4  # below it fp32 has nothing left to divide: a typing error for 0
+MIN_TEMPERATURE = 1e-6  # below it logits divided by it leave fp32
 
 # Keys of a generation_config.json that other parts read, or that change no token of a plain continuation.
 READ_ELSEWHERE = frozenset(
@@ -53,8 +54,8 @@ class Sampling:
             value = getattr(self, name)
             if name == "seed" and value is None:
                 continue
-            kinds, words = ((int,), "a whole number") if name in ("top_k", "seed") else ((int, float), "a number")
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            kind, words = (Integral, "a whole number") if name in ("top_k", "seed") else (Real, "a number")
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high:
                 raise ValueError(f"{name} is {value!r}, it must be {words} from {low} to {high}")
         if self.top_p == 0:
             raise ValueError("top_p is 0, which leaves no token; use temperature 0 for greedy")
@@ -77,7 +78,12 @@ def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     if not generation_config.get("do_sample"):
         return {**{name: value for name, value in stated.items() if name.endswith("penalty")}, "temperature": 0.0}
     temperature = generation_config.get("temperature")
-    return {**stated, "temperature": 1.0 if temperature is None else temperature}
+    stated["temperature"] = 1.0 if temperature is None else temperature
+    if isinstance(temperature, float) and 0 < temperature < MIN_TEMPERATURE:
+        stated["temperature"] = 0.0  # published configs write a tiny one for greedy
+    if stated.get("top_k") == -1:
+        stated["top_k"] = 0  # the way of vLLM to say all
+    return stated
 
 
 def unsupported(generation_config: Mapping[str, Any]) -> list[str]:

@@ -49,12 +49,13 @@ class _JsonBackend:
 
 
 class _SentencePieceBackend:
-    """A Llama-style SentencePiece model. `added` are tokens that stand for themselves wherever they occur in a text.
+    """A Llama-style SentencePiece model. `added` are tokens that stand for themselves wherever they occur in a text; a
+    text that skips special tokens leaves out those with an id in `special` and the model's own control tokens.
 
     With `legacy` the text behind such a token gets SentencePiece's dummy space in front, as the first text does.
     """
 
-    def __init__(self, path: Path, added: dict[str, int], legacy: bool):
+    def __init__(self, path: Path, added: dict[str, int], special: set[int], legacy: bool, adds_bos: bool):
         try:
             import sentencepiece
         except ImportError:
@@ -70,7 +71,9 @@ class _SentencePieceBackend:
         }
         self.added = {**controls, **added}
         self.names = {i: token for token, i in self.added.items()}
+        self.special = special | set(controls.values())
         self.legacy = legacy
+        self.bos = [self.model.bos_id()] if adds_bos and self.model.bos_id() >= 0 else []
         longest_first = sorted(self.added, key=len, reverse=True)
         self.pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
 
@@ -81,8 +84,7 @@ class _SentencePieceBackend:
                 ids.append(self.added[piece])
             elif piece:
                 ids.extend(self._plain(piece, first=i == 0))
-        bos = self.model.bos_id()
-        return [bos, *ids] if special and bos >= 0 else ids
+        return [*self.bos, *ids] if special else ids
 
     def _plain(self, text: str, first: bool) -> list[int]:
         if first or self.legacy:
@@ -99,7 +101,7 @@ class _SentencePieceBackend:
                 continue
             text += self.model.decode(run) if run else ""
             run = []
-            text += self.names[i] if i is not None and not skip_special else ""
+            text += self.names[i] if i is not None and not (skip_special and i in self.special) else ""
         return text
 
     def id_of(self, token: str) -> int | None:
@@ -122,22 +124,19 @@ class Tokenizer:
         named = {**(read_json(path) if path.is_file() else {}), **self.config}
         # Special tokens by role, as chat templates see them: bos_token, eos_token, …
         self.special = {key: text for key, value in named.items() if key.endswith("_token") and (text := _text(value))}
-        self.adds_bos = self.config.get("add_bos_token")  # where it is silent, the tokenizer itself has the word
-        if self.adds_bos not in (True, False, None):
-            raise ValueError(f"{folder}: add_bos_token is {self.adds_bos!r}, expected true or false")
         self.backend = self._backend(folder)
         alone = self.backend.encode("", special=True)  # what is put around a text: a BOS, if it is one id
         unnamed = alone[0] if len(alone) == 1 else None
         self.bos_id = self.backend.id_of(self.special["bos_token"]) if "bos_token" in self.special else unnamed
-        self.bos_text = self.backend.decode([self.bos_id], skip_special=False) if self.bos_id is not None else ""
         self.eos_id = self.backend.id_of(self.special["eos_token"]) if "eos_token" in self.special else None
 
     def _backend(self, folder: Path) -> Backend:
         if (folder / "tokenizer.json").is_file():
             return _JsonBackend(folder / "tokenizer.json")
         if (folder / "tokenizer.model").is_file():
-            added = _added_tokens(folder, self.config.get("added_tokens_decoder") or {})
-            return _SentencePieceBackend(folder / "tokenizer.model", added, self.config.get("legacy") is not False)
+            added, special = _added_tokens(folder, self.config.get("added_tokens_decoder") or {})
+            legacy, adds_bos = (self.config.get(key) is not False for key in ("legacy", "add_bos_token"))
+            return _SentencePieceBackend(folder / "tokenizer.model", added, special, legacy, adds_bos)
         raise ValueError(f"{folder}: no tokenizer.json or tokenizer.model; give the prompt as --prompt-ids")
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -148,11 +147,9 @@ class Tokenizer:
         ids = self.backend.encode(text, special)
         if not special or self.bos_id is None:
             return ids
-        starts = ids[:1] == [self.bos_id]
-        while ids[:1] == [self.bos_id]:
+        while ids[:2] == [self.bos_id, self.bos_id]:
             ids = ids[1:]
-        typed = bool(self.bos_text) and text.startswith(self.bos_text)
-        return [self.bos_id, *ids] if typed or (starts if self.adds_bos is None else self.adds_bos) else ids
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self.backend.decode(ids, skip_special)
@@ -213,15 +210,18 @@ def held_back(text: str, stops: Iterable[str]) -> int:
     return longest
 
 
-def _added_tokens(folder: Path, listed: Any) -> dict[str, int]:
-    """Text -> id, from added_tokens.json and from `listed`, the added_tokens_decoder (id -> token) of the config."""
+def _added_tokens(folder: Path, listed: Any) -> tuple[dict[str, int], set[int]]:
+    """Text -> id and which ids are special, from added_tokens.json (text -> id) and from `listed`, the
+    added_tokens_decoder (id -> token) of tokenizer_config.json."""
     path = folder / "added_tokens.json"
     pairs: list[tuple[Any, Any]] = list(read_json(path).items()) if path.is_file() else []
-    pairs += [(_text(token), i) for i, token in listed.items()] if isinstance(listed, dict) else [(None, listed)]
+    tokens: list[tuple[Any, Any]] = list(listed.items()) if isinstance(listed, dict) else [(None, listed)]
+    pairs += [(_text(token), i) for i, token in tokens]
     for text, i in pairs:
         if not isinstance(text, str) or not str(i).isdecimal():
             raise ValueError(f"{folder}: added token {text!r} with id {i!r}, expected a text and a number")
-    return {text: int(i) for text, i in pairs}
+    special = {int(i) for i, token in tokens if isinstance(token, dict) and token.get("special")}
+    return {text: int(i) for text, i in pairs}, special
 
 
 def _text(value: Any) -> str | None:

@@ -90,15 +90,18 @@ def test_generation_blocks_are_transparent() -> None:
         ("{{ messages.__class__.__mro__ }}", "unsafe|undefined"),
         ("{{ ''.__class__.__base__.__subclasses__() }}", "unsafe|undefined"),
         ("{{ messages.append(1) }}", "unsafe|not safely"),
-        ("{{ 'a' * 10 ** 9 }}", r"\* makes more than"),
-        ("{{ 10 ** 1000000000 }}", r"\*\* makes more than"),
-        ("{{ 'a' * 20000000 }}", r"\* makes more than"),
+        ("{{ 'a' * 10 ** 9 }}", r"\* makes a value"),
+        ("{{ 10 ** 1000000000 }}", r"\*\* makes a value"),
+        ("{{ 'a' * 20000000 }}", r"\* makes a value"),
         (
             "{% set n = namespace(x='abcdefgh') %}{% for i in range(30) %}{% set n.x = n.x + n.x %}{% endfor %}",
-            r"\+ makes",
+            r"\+ makes a value",
         ),
-        ("{% set n = namespace(x=9) %}{% for i in range(30) %}{% set n.x = n.x * n.x %}{% endfor %}", r"\* makes"),
-        ("{{ '%30000000d' % 1 }}", "% makes more than"),
+        (
+            "{% set n = namespace(x=9) %}{% for i in range(30) %}{% set n.x = n.x * n.x %}{% endfor %}",
+            r"\* makes a value",
+        ),
+        ("{{ '%30000000d' % 1 }}", "% makes a value"),
         ("{% for i in range(99999999) %}x{% endfor %}", "Range too big"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[0].content.nothing.more }}", "nothing"),
@@ -164,7 +167,13 @@ def test_whitespace_around_blocks_is_trimmed() -> None:
 
 def test_template_variables_reach_the_template() -> None:
     messages = [{"role": "user", "content": "x"}]
-    assert ChatTemplate("{{ enable_thinking }}", {}).render(messages, enable_thinking=False) == "False"
+    assert ChatTemplate("{{ enable_thinking }}", {}).render(messages, variables={"enable_thinking": False}) == "False"
+    assert (
+        ChatTemplate("{{ add_generation_prompt }}", {}).render(messages, variables={"add_generation_prompt": 0}) == "0"
+    )
+    for name in ("messages", "tools", "self"):
+        with pytest.raises(ValueError, match=f"may not be named {name}"):
+            ChatTemplate("x", {}).render(messages, variables={name: 1})
 
 
 def test_a_chat_prompt_has_one_bos() -> None:

@@ -70,7 +70,7 @@ def test_every_layout_loads_the_same(saved: Path, folder: Path, layout: str) -> 
 def test_dtype_is_the_stored_one_or_the_asked_one(folder: Path) -> None:
     rewrite(folder, {name: tensor.bfloat16() for name, tensor in tensors(folder).items()})
     fast = torch.bfloat16 if can_pack(torch.bfloat16, torch.device("cpu")) else torch.float32
-    for stated in ("bfloat16", "torch.bfloat16", ...):  # a config that is silent leaves it to the tensors
+    for stated in ("bfloat16", "torch.bfloat16", "auto", ...):  # a config that is silent leaves it to the tensors
         tiny.edit_config(folder, dtype=stated)
         assert minillm.load(folder, kernels="reference").model.norm.weight.dtype == fast
     tiny.edit_config(folder, dtype="float32")

@@ -9,6 +9,7 @@ import tiny
 from tiny import refused
 
 import minillm
+from minillm.families import resolve
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,7 @@ def test_a_quantised_checkpoint_is_named(folder: Path, section: dict, scheme: st
         ({"eos_token_id": "x"}, "eos_token_id 'x'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope factor is None"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta is 0"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast mean nothing"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor mean"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     ],
 )
 def test_impossible_configs(folder: Path, changes: dict, message: str) -> None:
@@ -86,13 +86,37 @@ def test_impossible_configs(folder: Path, changes: dict, message: str) -> None:
         {"rope_type": "default", "partial_rotary_factor": 1.0},
         {"type": "linear", "factor": 2.0, "original_max_position_embeddings": 64},
         {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64},
-        {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "finetuned": True},
+        {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64.0, "finetuned": False},
     ],
     ids=lambda rope: "-".join(rope),
 )
-def test_rotary_keys_that_change_nothing_are_taken(folder: Path, rope: dict) -> None:
+def test_rotary_keys_that_change_nothing_are_taken(
+    folder: Path, rope: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny.edit_config(folder, rope_parameters=..., rope_scaling=rope)
     assert minillm.load(folder).spec.layers[0].attention.rope.theta == 10000.0
+    assert capsys.readouterr().err == ""
+
+
+def test_rotary_keys_of_another_kind_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.edit_config(folder, rope_parameters={"rope_type": "linear", "factor": 2.0, "beta_fast": 3})
+    minillm.load(folder)
+    assert "not understood and ignored: rope_scaling.beta_fast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("off", [None, False, 0])
+def test_a_window_can_be_off_in_three_ways(off: object) -> None:
+    spec, _, _ = resolve({"model_type": "mistral", "sliding_window": off})
+    assert spec.layers[0].attention.window is None
+    spec, _, _ = resolve({"model_type": "qwen2", "sliding_window": off, "max_window_layers": None})
+    assert spec.layers[0].attention.window is None
+
+
+def test_a_load_that_fails_says_one_thing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.edit_config(folder, another=1)
+    (folder / "model.safetensors").write_bytes(b"")
+    refused(folder, "damaged")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("content", ["", "null", "[1]", "{", "[" * 100_000, '{"a": \xff}'])

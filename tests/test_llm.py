@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -46,6 +47,15 @@ def test_one_prompt_gives_one_result_and_a_list_a_list(llm: minillm.LLM) -> None
     assert (
         llm.generate(prompt_ids=torch.tensor(ids), **options).token_ids == llm.generate(PROMPTS[0], **options).token_ids
     )
+
+
+def test_ids_of_other_libraries(llm: minillm.LLM) -> None:
+    ids = llm.tokenizer.encode(PROMPTS[0])
+    options = {"max_new_tokens": np.int64(2), "temperature": np.float32(0)}
+    expected = llm.generate(prompt_ids=ids, **options).token_ids
+    assert llm.generate(prompt_ids=np.array(ids), **options).token_ids == expected
+    for rows in ([np.array(ids)] * 2, [torch.tensor(ids)] * 2, [tuple(ids), ids]):
+        assert [result.token_ids for result in llm.generate(prompt_ids=rows, **options)] == [expected] * 2
 
 
 def test_a_batch_gives_what_each_prompt_gives(llm: minillm.LLM) -> None:
@@ -133,6 +143,11 @@ def test_defaults_come_from_generation_config(tmp_path: Path) -> None:
     tiny.edit_config(folder, eos_token_id=[1, 7])
     assert minillm.load(folder).stop_ids == {1, 7}
     assert len(llm.generate(PROMPTS[0]).token_ids) == 4
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_p": 7}))
+    llm = minillm.load(folder)
+    with pytest.raises(ValueError, match=r"generation_config.json: top_p is 7"):
+        llm.generate(PROMPTS[0], max_new_tokens=1)
+    assert llm.generate(PROMPTS[0], max_new_tokens=1, top_p=0.5).token_ids
 
 
 @pytest.mark.parametrize("stop", ["named", ["zzz", 30], 12, 25, "zzz"], ids=str)
@@ -177,6 +192,10 @@ def test_the_context_is_the_limit(llm: minillm.LLM, capsys: pytest.CaptureFixtur
         ({"prompt": "a", "stop": 5}, "stop is 5"),
         ({"prompt": "a", "tools": [{}]}, "go with messages"),
         ({"prompt": "a", "template_variables": {"x": 1}}, "go with messages"),
+        (
+            {"messages": [{"role": "user", "content": "x"}], "template_variables": {"tools": 1}},
+            "may not be named tools",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(llm: minillm.LLM, arguments: dict, message: str) -> None:

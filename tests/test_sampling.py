@@ -119,6 +119,7 @@ def test_defaults_of_a_generation_config() -> None:
     assert defaults(stated) == {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
     assert defaults({**stated, "do_sample": False}) == {"temperature": 0.0, "repetition_penalty": 1.05}
     assert defaults({"do_sample": True}) == {"temperature": 1.0}
+    assert defaults({"do_sample": True, "temperature": 1e-7, "top_k": -1}) == {"temperature": 0.0, "top_k": 0}
     assert defaults({}) == {"temperature": 0.0}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
+import transformers
 from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,13 +52,24 @@ def test_one_bos_and_never_two(name: str, bos: str) -> None:
     assert tokenizer.bos_id not in tokenizer.encode("Hello", special=False)
 
 
-@pytest.mark.parametrize(("flag", "starts"), [(True, True), (False, False), (None, True)])
-def test_add_bos_token_has_the_last_word(flag: bool | None, starts: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", [True, False, None])
+def test_tokenizer_json_says_whether_a_bos_comes(flag: bool | None, tmp_path: Path) -> None:
+    """As in transformers 5: the post-processor of tokenizer.json has the word, not `add_bos_token`."""
     shutil.copy(DEMO / "tokenizer.json", tmp_path)
     config = {"bos_token": {"content": "<s>", "__type": "AddedToken"}, "add_bos_token": flag}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = Tokenizer(tmp_path)
-    assert (tokenizer.encode("A fox")[0] == tokenizer.bos_id) is starts
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert Tokenizer(tmp_path).encode("A fox") == theirs("A fox")["input_ids"]
+    assert Tokenizer(tmp_path).encode("A fox")[0] == 0
+
+
+@pytest.mark.parametrize(("flag", "starts"), [(True, True), (False, False), (None, True)])
+def test_a_sentencepiece_model_goes_by_add_bos_token(
+    flag: bool | None, starts: bool, spm_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(spm_folder / "tokenizer.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": flag}))
+    assert (Tokenizer(tmp_path).encode("fox")[0] == 1) is starts
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
@@ -132,7 +144,11 @@ def spm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         minloglevel=2,
     )
     (folder / "tokenizer.vocab").unlink()
-    decoder = {"400": {"content": "<|im_start|>"}, "401": {"content": "<|im_end|>"}}
+    decoder = {
+        "400": {"content": "<|im_start|>", "special": True},
+        "401": {"content": "<|im_end|>", "special": True},
+        "402": {"content": "<tool>", "special": False},
+    }
     config = {"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": decoder, "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
@@ -150,6 +166,9 @@ def test_a_bare_sentencepiece_model(spm_folder: Path) -> None:
     assert (chat[0], chat[-1]) == (400, 401)
     assert tokenizer.decode(chat, skip_special=False) == "<|im_start|>The fox<|im_end|>"
     assert tokenizer.decode(chat) == "The fox"
+    with_tool = tokenizer.encode("a <tool> b", special=False)
+    assert 402 in with_tool
+    assert "<tool>" in tokenizer.decode(with_tool)  # not special: it is part of the text
 
 
 @pytest.mark.parametrize("legacy", [True, False])

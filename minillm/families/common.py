@@ -31,8 +31,8 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
-# Rotary keys that change nothing with this value: what yarn was called with, and a rotation of the whole head.
-ROPE_IDLE = {"finetuned": True, "partial_rotary_factor": 1.0}
+# Rotary keys that change nothing where the kind of scaling does not ask for them.
+IDLE = ("finetuned", "original_max_position_embeddings")
 
 # The names of a checkpoint in the layout of LlamaForCausalLM -> the parameters they fill.
 DENSE_RULES = {
@@ -102,9 +102,11 @@ def rope(config: Config, head_dim: int) -> Rope:
     scaling = SCALINGS[kind](values, config.positions("max_position_embeddings"))
     if isinstance(scaling, DynamicScaling) and head_dim == 2:
         raise ValueError("config.json: head_dim is 2, dynamic rope scaling needs 4 or more")
-    idle = {**ROPE_IDLE, "original_max_position_embeddings": values.get("original_max_position_embeddings")}
-    if unread := sorted(key for key, value in values.items() if value not in (None, idle.get(key))):
-        raise ValueError(f"config.json: rope parameters {', '.join(unread)} mean nothing to rope_type {kind!r}")
+    if (part := values.pop("partial_rotary_factor", None)) not in (None, 1):
+        raise ValueError(f"config.json: partial_rotary_factor is {part!r}; this family turns whole heads")
+    config.report_unread(
+        f"rope_scaling.{key}" for key, value in values.items() if value is not None and key not in IDLE
+    )
     return Rope(head_dim, theta, scaling=scaling)
 
 
@@ -116,23 +118,28 @@ def context(config: Config, rotary: Rope) -> int:
     return positions
 
 
+def window(config: Config) -> int | None:
+    """`sliding_window`, which null, false and 0 switch off."""
+    return config.size("sliding_window", MAX_POSITIONS) if config.get("sliding_window") else None
+
+
 def windows(config: Config) -> list[int | None]:
     """Each layer's window where `use_sliding_window` decides, then `layer_types` or `max_window_layers` says where."""
     layers = num_layers(config)
-    stated, first = config.optional_size("sliding_window", MAX_POSITIONS), config.get("max_window_layers")
-    if isinstance(first, bool) or not isinstance(first, int):
+    stated, first = window(config), config.get("max_window_layers")
+    slides = stated if config.flag("use_sliding_window") else None
+    if slides and (isinstance(first, bool) or not isinstance(first, int)):
         raise ValueError(f"config.json: max_window_layers is {first!r}, expected a whole number")
-    window = stated if config.flag("use_sliding_window") else None
     kinds = config.get("layer_types")
     if kinds is None:
-        return [window if i >= first else None for i in range(layers)]
+        return [slides if slides and i >= first else None for i in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise ValueError(f"config.json: layer_types must list one type for each of the {layers} layers")
     if odd := sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}):
         raise ValueError(f"config.json: layer_types has {', '.join(odd)}; full_attention and sliding_attention work")
-    if window is None and "sliding_attention" in kinds:
+    if slides is None and "sliding_attention" in kinds:
         raise ValueError("config.json: layer_types has sliding_attention, but sliding_window is off")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [slides if kind == "sliding_attention" else None for kind in kinds]
 
 
 def _linear(values: dict[str, Any], positions: int) -> RopeScaling:
@@ -184,6 +191,8 @@ def _factor(values: dict[str, Any]) -> float:
 
 def _original(values: dict[str, Any], positions: int) -> int:
     stated = values.pop("original_max_position_embeddings", None)
+    if isinstance(stated, float) and stated.is_integer():
+        stated = int(stated)
     return positions if stated is None else positive_integer("original_max_position_embeddings", stated, MAX_POSITIONS)
 
 

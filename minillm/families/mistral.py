@@ -6,7 +6,7 @@ arXiv:2310.06825). An absent `sliding_window` means 4096, an explicit null means
 
 from __future__ import annotations
 
-from minillm.config import MAX_POSITIONS, Config
+from minillm.config import Config
 from minillm.families import common
 from minillm.spec import GQA, Decoder
 
@@ -33,6 +33,5 @@ RULES = common.DENSE_RULES
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    window = config.optional_size("sliding_window", MAX_POSITIONS)
-    attention = GQA(num_heads, num_kv_heads, head_dim, common.rope(config, head_dim), window)
+    attention = GQA(num_heads, num_kv_heads, head_dim, common.rope(config, head_dim), common.window(config))
     return common.dense(config, [attention] * common.num_layers(config))
