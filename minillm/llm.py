@@ -167,9 +167,10 @@ class LLM:
         **options: Any,
     ) -> list[Completion]:
         stated = self.generation_config.get("max_new_tokens")
-        limit: Any = next(n for n in (max_new_tokens, stated, DEFAULT_NEW_TOKENS) if n is not None)
-        if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
-            raise ValueError(f"max_new_tokens is {limit!r}, it must be a whole number of at least 1")
+        wanted = next(n for n in (max_new_tokens, stated, DEFAULT_NEW_TOKENS) if n is not None)
+        if isinstance(wanted, bool) or not isinstance(wanted, Integral) or int(wanted) < 1:
+            raise ValueError(f"max_new_tokens is {wanted!r}, it must be a whole number of at least 1")
+        limit = int(wanted)
         stops, _ = _one_or_many(stop, str, "stop")
         if "" in stops:
             raise ValueError("a stop string is empty; every text contains it")
@@ -183,7 +184,7 @@ class LLM:
             Completion(
                 ids,
                 chosen,
-                max_new_tokens=min(int(limit), self.spec.context - len(ids)),
+                max_new_tokens=min(limit, self.spec.context - len(ids)),
                 stop_ids=frozenset() if ignore_eos else self.stop_ids,
                 stops=stops,
                 tokenizer=self.tokenizer,
