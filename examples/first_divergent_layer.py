@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minillm
-from minillm.loading import DEMO
+from minillm.hub import DEMO
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("weights", nargs="?", default=str(DEMO))

@@ -10,6 +10,7 @@ medians over all rounds. The last line of stdout is JSON.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -25,88 +26,82 @@ import torch
 from minillm import cli, families, hub, inference
 from minillm.cache import Cache
 from minillm.families.shapes import SHAPES
-from minillm.loading import DEMO, load
+from minillm.loading import load, resolve_device
 from minillm.measure import copy_bandwidth, peak_memory, synchronize
 from minillm.model import Decoder
 from minillm.weights.save import save
 
-Round = Callable[[list[int], int], tuple[float, list[float]]]  # (prompt, steps) -> seconds of prefill, of each step
+# An engine is two functions, prefill(prompt, steps) -> (state, token) and decode(state, token) -> (state, token), and
+# facts about itself: device, dtype, and what the report needs.
+Engine = tuple[Callable[[list[int], int], tuple[Any, int]], Callable[[Any, int], tuple[Any, int]], dict[str, Any]]
 
 
-def minillm_engine(arguments: argparse.Namespace) -> tuple[Round, dict[str, Any]]:
+def minillm_engine(arguments: argparse.Namespace) -> Engine:
     llm = load(arguments.weights, arguments.dtype, arguments.device, arguments.kernels)
-    weight = llm.model.embedding.weight
+    dtype = llm.model.embedding.weight.dtype
 
-    @torch.inference_mode()
-    def run(prompt: list[int], steps: int) -> tuple[float, list[float]]:
-        cache = Cache(llm.spec, 1, len(prompt) + steps, weight.dtype, llm.device)
-        clock = _Clock(llm.device)
-        token = int(inference.prefill(llm.model, [prompt], cache).argmax())
-        prefill, decode = clock.lap(), []
-        for _ in range(steps):
-            token = int(inference.decode(llm.model, [token], cache).argmax())
-            decode.append(clock.lap())
-        return prefill, decode
+    def prefill(prompt: list[int], steps: int) -> tuple[Cache, int]:
+        cache = Cache(llm.spec, 1, len(prompt) + steps, dtype, llm.device)
+        return cache, int(inference.prefill(llm.model, [prompt], cache).argmax())
 
-    facts = {"vocab_size": llm.spec.vocab_size, "bytes_per_step": llm.bytes_per_step, "device": str(llm.device)}
-    return run, {**facts, "dtype": str(weight.dtype)}
+    def decode(cache: Cache, token: int) -> tuple[Cache, int]:
+        return cache, int(inference.decode(llm.model, [token], cache).argmax())
+
+    facts = {"vocab_size": llm.spec.vocab_size, "bytes_per_step": llm.bytes_per_step}
+    return prefill, decode, {**facts, "device": str(llm.device), "dtype": str(dtype)}
 
 
-def transformers_engine(arguments: argparse.Namespace) -> tuple[Round, dict[str, Any]]:
+def transformers_engine(arguments: argparse.Namespace) -> Engine:
     """The peer at its best for one sequence: forward calls and an arg max, without the cost of its `generate`."""
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
         raise ValueError("--against transformers needs the package transformers; install minillm[test]") from None
-    device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
-    device = device if arguments.device == "auto" else torch.device(arguments.device)
+    device = resolve_device(arguments.device)
     model = AutoModelForCausalLM.from_pretrained(arguments.weights, dtype=arguments.dtype).eval()
     model.to(device)
 
-    @torch.inference_mode()
-    def run(prompt: list[int], steps: int) -> tuple[float, list[float]]:
-        clock = _Clock(device)
-        out = model(torch.tensor([prompt], device=device), use_cache=True, logits_to_keep=1)
-        token = int(out.logits[0, -1].argmax())
-        prefill, decode = clock.lap(), []
-        for _ in range(steps):
-            step = torch.tensor([[token]], device=device)
-            out = model(step, past_key_values=out.past_key_values, use_cache=True)
-            token = int(out.logits[0, -1].argmax())
-            decode.append(clock.lap())
-        return prefill, decode
+    def forward(ids: list[int], past: Any) -> tuple[Any, int]:
+        tokens = torch.tensor([ids], device=device)
+        out = model(tokens, past_key_values=past, use_cache=True, logits_to_keep=1)
+        return out.past_key_values, int(out.logits[0, -1].argmax())
 
-    return run, {"device": str(device), "dtype": str(model.dtype)}
+    facts = {"device": str(device), "dtype": str(model.dtype)}
+    return lambda prompt, steps: forward(prompt, None), lambda past, token: forward([token], past), facts
 
 
 ENGINES = {"minillm": minillm_engine, "transformers": transformers_engine}
 
 
-class _Clock:
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.lap()
+@torch.inference_mode()
+def timed_round(engine: Engine, prompt: list[int], steps: int) -> dict[str, Any]:
+    """One prefill and `steps` decode steps: the seconds of each, and the most memory held so far."""
+    prefill, decode, facts = engine
+    device = torch.device(facts["device"])
 
-    def lap(self) -> float:
-        """Seconds since the lap before."""
-        synchronize(self.device)
-        now, before = time.perf_counter(), getattr(self, "last", 0.0)
-        self.last = now
-        return now - before
+    def now() -> float:
+        synchronize(device)
+        return time.perf_counter()
+
+    times = [now()]
+    state, token = prefill(prompt, steps)
+    times.append(now())
+    for _ in range(steps):
+        state, token = decode(state, token)
+        times.append(now())
+    first, *others = (after - before for before, after in itertools.pairwise(times))
+    return {"prefill": first, "decode": others, "peak_bytes": peak_memory(device)}
 
 
 def work(arguments: argparse.Namespace) -> int:
     """The body of an engine's process: a JSON line once loaded, then one for each prompt that comes in on stdin."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
     started = time.perf_counter()
-    run, facts = ENGINES[arguments.worker](arguments)
-    facts["load_seconds"] = time.perf_counter() - started
-    facts["peak_load_bytes"] = peak_memory(torch.device("cpu"))
-    print(json.dumps(facts), file=answers, flush=True)
+    engine = ENGINES[arguments.worker](arguments)
+    loaded = {"load_seconds": time.perf_counter() - started, "peak_load_bytes": peak_memory(torch.device("cpu"))}
+    print(json.dumps({**engine[-1], **loaded}), file=answers, flush=True)
     for line in sys.stdin:
-        prefill, decode = run(json.loads(line), arguments.new_tokens)
-        peak = peak_memory(torch.device(facts["device"]))
-        print(json.dumps({"prefill": prefill, "decode": decode, "peak_bytes": peak}), file=answers, flush=True)
+        print(json.dumps(timed_round(engine, json.loads(line), arguments.new_tokens)), file=answers, flush=True)
     return 0
 
 
@@ -229,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"writing random weights of {arguments.random}", file=sys.stderr)
                 write_random(Path(folder), arguments.random)
                 arguments.weights = folder
-            arguments.weights = hub.resolve(arguments.weights) if arguments.weights else DEMO
+            arguments.weights = hub.resolve(arguments.weights)
             _print(compare(arguments))
         return 0
 

@@ -65,10 +65,6 @@ class Cache:
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=device) if self.padding else None
 
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers)
-
 
 def key_positions(window: int | None, capacity: int, start: int, count: int, device: torch.device) -> Tensor:
     """The position of each key that `LayerCache.update` returns for `count` new ones at `start`: int64 `[S]`."""

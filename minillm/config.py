@@ -129,8 +129,8 @@ class Config:
         """A positive integer."""
         return positive_integer(key, self.get(key), limit)
 
-    def optional_size(self, key: str, limit: int = MAX_SIZE) -> int | None:
-        return None if self.get(key) is None else self.size(key, limit)
+    def optional_size(self, key: str) -> int | None:
+        return None if self.get(key) is None else self.size(key)
 
     def positions(self, key: str) -> int:
         return self.size(key, MAX_POSITIONS)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from minillm import cli, config, families, hub
-from minillm.loading import DEMO
 from minillm.model import Decoder
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
+from minillm.weights.load import misshapen
 from minillm.weights.rules import plan
 
 
@@ -47,9 +47,7 @@ def explain(folder: Path) -> dict[str, Any]:
         report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
         report["unfilled_parameters"] = planned.unfilled
         report["dropped_tensors"] = planned.dropped
-    if names is not None and headers is not None:
-        wrong = [name for name, to in planned.assignments.items() if headers[name].shape != to.shape]
-        report["misshapen_tensors"] = wrong
+        report["misshapen_tensors"] = misshapen(planned, headers) if headers is not None else None
     report["spec"] = describe(spec)
     return report
 
@@ -122,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def body() -> int:
-        report = explain(DEMO if arguments.weights is None else hub.resolve(arguments.weights, tensors=False))
+        report = explain(hub.resolve(arguments.weights, tensors=False))
         if arguments.json:
             print(json.dumps(report, ensure_ascii=False))
         else:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm import chat, cli, config, inference
+from minillm import cli, config, inference
 from minillm.inference import Completion, Timings
 from minillm.llm import LLM, note
 from minillm.loading import load
@@ -68,8 +68,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     On a terminal a turn that fails (too long for the context, refused by the template) is reported and forgotten.
     """
     llm = _load(arguments)
-    if llm.tokenizer is None or chat.find(llm.folder, llm.tokenizer.config) is None:
-        raise ValueError(f"{llm.folder}: no chat template; continue a text with --prompt instead")
+    llm.chat_template()  # without one there is nothing to wait for
     messages = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if terminal:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from minillm.weights.checkpoint import find, read_index
 
+DEMO = Path(__file__).parent / "demo"  # the checkpoint that ships with the package
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 # What a checkpoint may have besides its config and weights.
@@ -23,11 +24,13 @@ SMALL_FILES = (
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def resolve(weights: str | Path, tensors: bool = True) -> Path:
-    """The folder of a checkpoint; without `tensors` its config and index are enough.
+def resolve(weights: str | Path | None, tensors: bool = True) -> Path:
+    """The folder of a checkpoint, None being the demonstration; without `tensors` its config and index are enough.
 
     Raises ValueError when it is neither on disk nor in the cache nor to be had.
     """
+    if weights is None:
+        return DEMO
     if not str(weights):
         raise ValueError("the path of the weights is empty; give a checkpoint folder or org/name")
     try:

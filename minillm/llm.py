@@ -47,6 +47,7 @@ class LLM:
         self.bytes_per_step = bytes_per_step(model)
         has_tokenizer = (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()
         self.tokenizer = Tokenizer(folder) if has_tokenizer else None
+        self._templates: dict[bool, chat.ChatTemplate] = {}  # by whether there are tools
         path = folder / "generation_config.json"
         self.generation_config = config.read_json(path) if path.is_file() else {}
         if ignored := sampling.unsupported(self.generation_config):
@@ -112,12 +113,19 @@ class LLM:
         template_variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The ids of a conversation through the checkpoint's chat template."""
-        tokenizer = self._need_tokenizer()
-        source = chat.find(self.folder, tokenizer.config, tools=bool(tools))
-        if source is None:
-            raise ValueError(f"{self.folder}: no chat template; give a plain prompt instead of messages")
-        text = chat.ChatTemplate(source, tokenizer.special).render(messages, tools=tools, variables=template_variables)
-        return tokenizer.encode(text, special=False)
+        template = self.chat_template(with_tools=bool(tools))
+        text = template.render(messages, tools=tools, variables=template_variables)
+        return self._need_tokenizer().encode(text, special=False)
+
+    def chat_template(self, with_tools: bool = False) -> chat.ChatTemplate:
+        """The checkpoint's template, compiled once. Raises ValueError where it has none."""
+        if with_tools not in self._templates:
+            tokenizer = self._need_tokenizer()
+            source = chat.find(self.folder, tokenizer.config, with_tools)
+            if source is None:
+                raise ValueError(f"{self.folder}: no chat template; give a plain prompt instead of messages")
+            self._templates[with_tools] = chat.ChatTemplate(source, tokenizer.special)
+        return self._templates[with_tools]
 
     def _prompts(
         self, prompt: Any, prompt_ids: Any, messages: Any, options: dict[str, Any]

@@ -13,7 +13,6 @@ from minillm.model import Decoder
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import load as load_weights
 
-DEMO = Path(__file__).parent / "demo"  # the checkpoint that ships with the package
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,7 +31,7 @@ def load(
     """
     if kernels not in ("auto", "reference", "triton"):
         raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
-    folder = DEMO if path is None else hub.resolve(path)
+    folder = hub.resolve(path)
     values = config.read(folder)
     scheme = config.quantization(values)
     if scheme:
@@ -40,7 +39,7 @@ def load(
             f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint"
         )
     spec, rules, read = families.resolve(values)
-    target = _device(device)
+    target = resolve_device(device)
     checkpoint = Checkpoint(folder)
     wanted = _dtype(dtype, read.dtype, checkpoint.dtype)
     slow = dtype == "auto" and target.type == "cpu" and wanted != torch.float32 and not linear.can_pack(wanted, target)
@@ -48,7 +47,7 @@ def load(
     with torch.device("meta"):
         model = Decoder(spec, ops.select(kernels, target, chosen))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    parameters, _ = load_weights(checkpoint, rules, model.destinations(), shapes, chosen, target, progress)
+    parameters = load_weights(checkpoint, rules, model.destinations(), shapes, chosen, target, progress)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
     del parameters
@@ -62,7 +61,8 @@ def load(
     return llm
 
 
-def _device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device a name means; "auto" is the first GPU, or the CPU. Raises ValueError for one that is not here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

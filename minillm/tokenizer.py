@@ -145,11 +145,8 @@ class Tokenizer:
         A rendered chat template holds its special tokens as text: encode it with `special=False`.
         """
         ids = self.backend.encode(text, special)
-        if not special or self.bos_id is None:
-            return ids
-        while ids[:2] == [self.bos_id, self.bos_id]:
-            ids = ids[1:]
-        return ids
+        leading = next((at for at, i in enumerate(ids) if i != self.bos_id), len(ids))
+        return ids[leading - 1 :] if special and leading > 1 else ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self.backend.decode(ids, skip_special)

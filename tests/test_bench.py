@@ -11,7 +11,8 @@ from conftest import ROOT
 
 from minillm import bench, families
 from minillm.families.shapes import SHAPES
-from minillm.loading import DEMO, load
+from minillm.hub import DEMO
+from minillm.loading import load
 from minillm.measure import bytes_per_step, copy_bandwidth, peak_memory
 
 COUNTS = {

@@ -15,7 +15,8 @@ import torch
 from conftest import ROOT
 
 from minillm import cli, generate, inference
-from minillm.loading import DEMO, load
+from minillm.hub import DEMO
+from minillm.loading import load
 
 # As a user's shell has it: some machines set PYTHONUNBUFFERED, which hides what is flushed too late.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": ""}

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 import minillm
-from minillm.loading import DEMO
+from minillm.hub import DEMO
 
 # One thread each: the tests run side by side.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}

@@ -10,7 +10,7 @@ from conftest import shared
 from safetensors.torch import load_file, save_file
 
 from minillm import explain
-from minillm.loading import DEMO
+from minillm.hub import DEMO
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import minillm
 from minillm import inference
 from minillm.cache import Cache
-from minillm.loading import DEMO
+from minillm.hub import DEMO
 
 PROMPTS = ["Once upon a time", "Long ago there was a brave little fox named Pip. Pip lived", "There"]
 

@@ -120,7 +120,7 @@ def run(folder: Path, spec: Spec, rules: Any, dtype: torch.dtype) -> torch.Tenso
     with torch.device("meta"):
         model = Decoder(spec)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    parameters, _ = load(Checkpoint(folder), rules, model.destinations(), shapes, dtype, torch.device("cpu"))
+    parameters = load(Checkpoint(folder), rules, model.destinations(), shapes, dtype, torch.device("cpu"))
     model.load_state_dict(parameters, assign=True)
     with torch.no_grad():
         return model(tiny.tokens(tiny.BASE["vocab_size"], 2, 40)).float()

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from minillm.families import FAMILIES
-from minillm.loading import DEMO
+from minillm.hub import DEMO
 
 PACKAGE = {
     **{f"minillm.{path.stem}": path for path in (ROOT / "minillm").glob("*.py") if path.stem != "__init__"},

@@ -14,7 +14,7 @@ from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.loading import DEMO
+from minillm.hub import DEMO
 from minillm.tokenizer import TextStream, Tokenizer, held_back, stop_position
 
 DEMO_TOKENIZER = Tokenizer(DEMO)
