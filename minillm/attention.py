@@ -38,24 +38,36 @@ class GroupedQueryAttention(nn.Module):
         q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.qkv = Linear(hidden_size, {"q": q, "k": kv, "v": kv}, bias=spec.qkv_bias)
         self.out = Linear(q, hidden_size, bias=spec.out_bias)
-        self.q_norm = Norm(spec.qk_norm, spec.head_dim, ops) if spec.qk_norm else None
-        self.k_norm = Norm(spec.qk_norm, spec.head_dim, ops) if spec.qk_norm else None
+        self.q_norm = self.k_norm = None
+        if spec.qk_norm:
+            each = spec.qk_norm_width == "head"
+            self.q_norm = Norm(spec.qk_norm, spec.head_dim if each else q, ops)
+            self.k_norm = Norm(spec.qk_norm, spec.head_dim if each else kv, ops)
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         spec = self.spec
         heads = rearrange(self.qkv(x), "B T (heads D) -> B T heads D", D=spec.head_dim)  # heads = H + 2K
-        q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = q_and_k.split((spec.num_heads, spec.num_kv_heads), dim=2)
-            cos, sin = step.rotary[spec.rope]
-            q = self.ops.rope(self.q_norm(q), cos, sin, spec.rope.layout)
-            k = self.ops.rope(self.k_norm(k), cos, sin, spec.rope.layout)
-        else:  # q and k lie side by side: one rotation turns both
-            turned = self.ops.rope(q_and_k, *step.rotary[spec.rope], spec.rope.layout)
-            q, k = turned.split((spec.num_heads, spec.num_kv_heads), dim=2)
+        q, k, v = self._rotated(heads, step)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
         if cache is not None:
             k, v = cache.update(k, v, step.start)
         mask = step.masks[spec.window]
         y = self.ops.attention(q, k, v, mask, causal=mask is None and q.shape[2] > 1)
         return self.out(rearrange(y, "B H T D -> B T (H D)"))
+
+    def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v `[B, T, their heads, D]`, q and k normalised, all clamped, q and k rotated."""
+        spec, (cos, sin) = self.spec, step.rotary[self.spec.rope]
+        if self.q_norm is None and spec.clip is None:  # q and k lie side by side: one rotation turns both
+            q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
+            turned = self.ops.rope(q_and_k, cos, sin, spec.rope.layout)
+            return *turned.split((spec.num_heads, spec.num_kv_heads), dim=2), v
+        q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            if spec.qk_norm_width == "head":
+                q, k = self.q_norm(q), self.k_norm(k)
+            else:
+                q, k = self.q_norm(q.flatten(2)).view_as(q), self.k_norm(k.flatten(2)).view_as(k)
+        if spec.clip is not None:
+            q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))
+        return self.ops.rope(q, cos, sin, spec.rope.layout), self.ops.rope(k, cos, sin, spec.rope.layout), v

@@ -28,7 +28,7 @@ from minillm.cache import Cache
 from minillm.families.shapes import SHAPES
 from minillm.loading import load, resolve_device
 from minillm.measure import copy_bandwidth, peak_memory, synchronize
-from minillm.model import Decoder
+from minillm.model import skeleton
 from minillm.weights.save import save
 
 # An engine is two functions, prefill(prompt, steps) -> (state, token) and decode(state, token) -> (state, token), and
@@ -170,12 +170,11 @@ def _summary(rounds: list[dict[str, Any]], facts: dict[str, Any], prompt_tokens:
 def write_random(folder: Path, name: str, dtype: torch.dtype = torch.bfloat16) -> None:
     """A checkpoint of random weights in the published shape `name`, in hub layout, without a tokenizer."""
     spec, rules, _ = families.resolve(SHAPES[name])
-    with torch.device("meta"):
-        model = Decoder(spec)
+    model = skeleton(spec, dtype)
     torch.manual_seed(0)
     parameters = {}
     for key, parameter in model.named_parameters():
-        values = torch.empty(parameter.shape, dtype=dtype)
+        values = torch.empty(parameter.shape, dtype=parameter.dtype)
         parameters[key] = values.fill_(1) if parameter.dim() == 1 else values.normal_(std=0.02)
     save(folder / "model.safetensors", parameters, rules, model.destinations())
     values_json = {**SHAPES[name], "torch_dtype": str(dtype).removeprefix("torch.")}

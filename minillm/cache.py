@@ -1,4 +1,4 @@
-"""Keys and values of the past, preallocated, one `LayerCache` per layer; owned by the caller of the model.
+"""What attention keeps of the past, preallocated, one cache per layer; owned by the caller of the model.
 
 A layer with a sliding window keeps a ring of `window` slots: position p lives in slot p mod window, so that decoding
 overwrites the one position that has just left the window. Rows of a batch are aligned at their end: row b starts with
@@ -7,10 +7,12 @@ overwrites the one position that has just left the window. Rows of a batch are a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from minillm.spec import GQA, Decoder
+from minillm.spec import GQA, MLA, Decoder
 
 
 class LayerCache:
@@ -44,6 +46,22 @@ class LayerCache:
         return k, v
 
 
+class LatentCache:
+    """What latent attention keeps of each position: its latent and its rotary key, `[B, capacity, R + P]`."""
+
+    def __init__(self, spec: MLA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        self.latent = torch.zeros((batch, capacity, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
+
+    def update(self, latent: Tensor, start: int) -> Tensor:
+        """Store `[B, T, R + P]` of positions start .. start + T - 1; returns all so far, `[B, S, R + P]`."""
+        end = start + latent.shape[1]
+        self.latent[:, start:end] = latent
+        return self.latent[:, :end]
+
+
+KINDS: dict[type, Callable[..., LayerCache | LatentCache]] = {GQA: LayerCache, MLA: LatentCache}
+
+
 class Cache:
     """The caches of all layers, the number of positions they hold, and each row's left padding."""
 
@@ -59,8 +77,9 @@ class Cache:
         self.capacity = capacity
         self.length = 0
         self.prompt_length = 0  # of a prompt that comes in pieces: dynamic rotary scaling goes by the whole
+        self.device = torch.device(device)
         self.layers = [
-            LayerCache(layer.attention, batch, capacity, dtype, torch.device(device)) for layer in spec.layers
+            KINDS[type(layer.attention)](layer.attention, batch, capacity, dtype, self.device) for layer in spec.layers
         ]
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=device) if self.padding else None

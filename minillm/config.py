@@ -35,6 +35,13 @@ HARMLESS = frozenset(
         "embd_pdrop",
         "hidden_dropout",
         "initializer_range",
+        "aux_loss_alpha",
+        "ep_size",
+        "expert_dropout",
+        "input_jitter_noise",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "seq_aux",
         "problem_type",
         "resid_pdrop",
         "id2label",
@@ -200,6 +207,17 @@ def quantization(values: Mapping[str, Any]) -> str | None:
     if section.get("load_in_4bit"):
         return f"{method} {section.get('bnb_4bit_quant_type', '4-bit')}"
     return f"{method} int8" if section.get("load_in_8bit") else method
+
+
+def has_fp8_blocks(values: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's quantisation is e4m3 with a factor per 128 x 128 block (see `weights/fp8.py`)."""
+    section = values.get("quantization_config")
+    return (
+        isinstance(section, dict)
+        and section.get("quant_method") == "fp8"
+        and section.get("weight_block_size") == [128, 128]
+        and section.get("fmt", "e4m3") == "e4m3"
+    )
 
 
 def positive_integer(key: str, value: Any, limit: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from minillm import cli, config, families, hub
-from minillm.model import Decoder
+from minillm.model import skeleton
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
 from minillm.weights.load import misshapen
 from minillm.weights.rules import plan
@@ -27,8 +27,7 @@ def explain(folder: Path) -> dict[str, Any]:
     the folder has neither weights nor an index. Raises ValueError for what cannot be read or is not supported."""
     values = config.read(folder)
     spec, rules, read = families.resolve(values)
-    with torch.device("meta"):
-        model = Decoder(spec)
+    model = skeleton(spec, torch.bfloat16)
     report: dict[str, Any] = {
         "weights": str(folder),
         "model_type": values["model_type"],

@@ -26,7 +26,7 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], cache: Cache) -> T
     follow each."""
     width = max(map(len, prompts))
     rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    tokens_BT = torch.tensor(rows, device=cache.layers[0].k.device)
+    tokens_BT = torch.tensor(rows, device=cache.device)
     cache.prompt_length = width
     for chunk in tokens_BT.split(PREFILL_CHUNK, dim=1):
         logits_B1V = model(chunk, cache, last_only=True)
@@ -35,7 +35,7 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], cache: Cache) -> T
 
 def decode(model: Decoder, tokens: Sequence[int], cache: Cache) -> Tensor:
     """One token per row -> the logits `[B, V]` that follow."""
-    return model(torch.tensor(tokens, device=cache.layers[0].k.device)[:, None], cache)[:, -1]
+    return model(torch.tensor(tokens, device=cache.device)[:, None], cache)[:, -1]
 
 
 @dataclass

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minillm import quantised
+
 
 class Linear(nn.Module):
     """x `[..., in_features]` -> `[..., out_features]`.
@@ -35,8 +37,11 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        assert self.weight is not None
-        return linear(x, self.weight, self.bias)
+        return linear(x, quantised.matrix(self, "weight", x.dtype), self.bias)
+
+    def blocks(self, name: str) -> dict[str, int] | None:
+        """The named row blocks of a parameter, in order; None where it is one block."""
+        return self.parts
 
     @torch.no_grad()
     def pack(self) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-from minillm import config, families, hub, linear, ops
+from minillm import config, families, hub, linear, ops, quantised
 from minillm.llm import LLM, note
-from minillm.model import Decoder
+from minillm.model import skeleton
 from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.load import check, fully_fp8
 from minillm.weights.load import load as load_weights
+from minillm.weights.rules import plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,19 +24,21 @@ def load(
     device: str | torch.device = "auto",
     kernels: ops.Kernels = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    keep_quantized: bool = False,
 ) -> LLM:
     """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
 
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, which on a CPU stores bf16 weights in oneDNN's layout (no
-    plain `weight` remains to look at); "reference" keeps plain parameters. Raises ValueError for whatever is wrong.
+    plain `weight` remains to look at); "reference" keeps plain parameters. FP8 weights are dequantised while they are
+    read, or with `keep_quantized` at each use. Raises ValueError for whatever is wrong.
     """
     if kernels not in ("auto", "reference", "triton"):
         raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
     folder = hub.resolve(path)
     values = config.read(folder)
     scheme = config.quantization(values)
-    if scheme:
+    if scheme and not config.has_fp8_blocks(values):
         raise ValueError(
             f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint"
         )
@@ -44,10 +48,14 @@ def load(
     wanted = _dtype(dtype, read.dtype, checkpoint.dtype)
     slow = dtype == "auto" and target.type == "cpu" and wanted != torch.float32 and not linear.can_pack(wanted, target)
     chosen = torch.float32 if slow else wanted
-    with torch.device("meta"):
-        model = Decoder(spec, ops.select(kernels, target, chosen))
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    parameters = load_weights(checkpoint, rules, model.destinations(), shapes, chosen, target, progress)
+    model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
+    planned = plan(checkpoint.info, rules, model.destinations())
+    check(planned, checkpoint)
+    if keep_quantized:
+        if not planned.scales:
+            raise ValueError(f"{folder}: keep_quantized (--keep-quantized), but no tensor of this checkpoint is FP8")
+        quantised.hold(model, fully_fp8(planned))
+    parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
     del parameters
@@ -56,6 +64,8 @@ def load(
         model.pack()
     if read.unread:  # said now, so that a load that fails says one thing only
         note(f"config.json keys not understood and ignored: {', '.join(read.unread)}")
+    for reason, count in planned.reasons.items():
+        note(f"{count} tensors left out: {reason}")
     if slow:
         note(f"this CPU has no fast {str(wanted).removeprefix('torch.')} arithmetic: running in float32")
     return llm

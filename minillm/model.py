@@ -5,28 +5,40 @@ Shapes: B batch, T new tokens, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm import spec
+from minillm import quantised, spec
 from minillm.attention import GroupedQueryAttention, Step
-from minillm.cache import Cache, LayerCache, key_positions, visible
+from minillm.cache import Cache, LatentCache, LayerCache, key_positions, visible
 from minillm.ffn import GatedMLP
 from minillm.linear import Linear, linear
-from minillm.norm import Norm
+from minillm.mla import LatentAttention
+from minillm.moe import Experts, MoE, Routing
+from minillm.norm import LayerNorm, Norm
 from minillm.ops import REFERENCE, Ops
 from minillm.rope import Rotary
 from minillm.weights.rules import Destination
 
 # The module that each kind of spec is built as, called with (spec, hidden_size, ops).
 BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
+    spec.Norm: Norm,
+    spec.LayerNorm: LayerNorm,
     spec.GQA: GroupedQueryAttention,
+    spec.MLA: LatentAttention,
     spec.GatedMLP: GatedMLP,
+    spec.MoE: MoE,
 }
+
+
+def build(part: Any, hidden_size: int, ops: Ops) -> nn.Module:
+    """The module of a norm, an attention or a feed-forward."""
+    return BUILD[type(part)](part, hidden_size, ops)
 
 
 class Block(nn.Module):
@@ -34,12 +46,12 @@ class Block(nn.Module):
 
     def __init__(self, layer: spec.Layer, hidden_size: int, ops: Ops):
         super().__init__()
-        self.attention_norm = Norm(layer.attention_norm, hidden_size, ops)
-        self.attention = BUILD[type(layer.attention)](layer.attention, hidden_size, ops)
-        self.ffn_norm = Norm(layer.ffn_norm, hidden_size, ops)
-        self.ffn = BUILD[type(layer.ffn)](layer.ffn, hidden_size, ops)
+        self.attention_norm = build(layer.attention_norm, hidden_size, ops)
+        self.attention = build(layer.attention, hidden_size, ops)
+        self.ffn_norm = build(layer.ffn_norm, hidden_size, ops)
+        self.ffn = build(layer.ffn, hidden_size, ops)
 
-    def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, step: Step, cache: LayerCache | LatentCache | None) -> Tensor:
         h = x + self.attention(self.attention_norm(x), step, cache)
         return h + self.ffn(self.ffn_norm(h))
 
@@ -68,16 +80,28 @@ class Decoder(nn.Module):
         self.spec = decoder
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
         self.layers = nn.ModuleList(Block(layer, decoder.hidden_size, ops) for layer in decoder.layers)
-        self.norm = Norm(decoder.final_norm, decoder.hidden_size, ops)
-        self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size)
+        self.norm = build(decoder.final_norm, decoder.hidden_size, ops)
+        bias = decoder.head_bias
+        self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, bias=bias)
         self._rotary = {layer.attention.rope: Rotary(layer.attention.rope) for layer in decoder.layers}
         self._windows = {layer.attention.window for layer in decoder.layers}
 
-    def forward(self, tokens_BT: Tensor, cache: Cache | None = None, last_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        cache: Cache | None = None,
+        last_only: bool = False,
+        collect_routing: bool = False,
+    ) -> Any:
         """Logits `[B, T, V]`, or `[B, 1, V]` of the last position with `last_only`.
 
-        With a cache the tokens continue what it holds, and it grows by T; without, they stand alone.
+        With a cache the tokens continue what it holds, and it grows by T; without, they stand alone. With
+        `collect_routing` it returns (logits, routing): for each layer the `Routing` of its B * T tokens, row by row,
+        or None where it has no router.
         """
+        if collect_routing:
+            with self._collected() as routing:
+                return self(tokens_BT, cache, last_only), routing
         step = self._step(tokens_BT, cache)
         x_BTE = self.embedding(tokens_BT)
         for index, layer in enumerate(self.layers):
@@ -85,6 +109,18 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.length += tokens_BT.shape[1]
         return self.logits(x_BTE[:, -1:] if last_only else x_BTE)
+
+    @contextlib.contextmanager
+    def _collected(self) -> Iterator[list[Routing | None]]:
+        """What each layer's router returns meanwhile."""
+        found: list[Routing | None] = [None] * len(self.layers)
+        routers = {i: layer.ffn.router for i, layer in enumerate(self.layers) if isinstance(layer.ffn, MoE)}
+        hooks = [r.register_forward_hook(lambda *call, i=i: found.__setitem__(i, call[-1])) for i, r in routers.items()]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def logits(self, x_BTE: Tensor) -> Tensor:
         """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
@@ -100,7 +136,7 @@ class Decoder(nn.Module):
         positions_BT = queries[None]
         if padding_B is not None:  # a padded position counts as 0: it is never looked at
             positions_BT = (positions_BT - padding_B[:, None]).clamp(min=0)
-        dtype = self.norm.weight.dtype
+        dtype = self.embedding.weight.dtype
         padding = (cache.padding if cache is not None else None) or [0]
         end = max(start + count, cache.prompt_length if cache is not None else 0)
         lengths = tuple(end - pad for pad in padding)
@@ -119,19 +155,31 @@ class Decoder(nn.Module):
         """Where a checkpoint's tensors go: each parameter, or each named row block of a fused one as "name[part]"."""
         found: dict[str, Destination] = {}
         for name, parameter in self.named_parameters():
-            parts = getattr(self.get_submodule(name.rpartition(".")[0]), "parts", None)
-            start = 0
+            owner, _, leaf = name.rpartition(".")
+            module, width, start = self.get_submodule(owner), parameter.shape[1:][-1:], 0
+            parts = module.blocks(leaf) if isinstance(module, (Linear, Experts)) else None
             for part, rows in (parts or {"": parameter.shape[0]}).items():
                 key = f"{name}[{part}]" if part else name
-                found[key] = Destination(name, start, (rows, *parameter.shape[1:]))
+                found[key] = Destination(name, start, (rows, *width))
                 start += rows
         return found
 
     def pack(self) -> None:
         """Give every linear layer oneDNN's layout (see `linear.py`): for inference on a CPU."""
         for module in self.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear) and not quantised.is_held(module, "weight"):
                 module.pack()
+
+
+def skeleton(decoder: spec.Decoder, dtype: torch.dtype, ops: Ops = REFERENCE) -> Decoder:
+    """The model without memory: every parameter on the meta device, in `dtype`, or in fp32 where its module says so."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            return Decoder(decoder, ops)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def next_token_loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:

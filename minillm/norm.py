@@ -1,8 +1,9 @@
-"""RMSNorm as a module: the weight, and the spec's numbers handed to the op."""
+"""Norms as modules: the weights, and the spec's numbers handed to the op."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm import spec
@@ -10,7 +11,7 @@ from minillm.ops import Ops
 
 
 class Norm(nn.Module):
-    """y = (offset + weight) * x / rms(x) over the last dimension, of `size` values."""
+    """RMSNorm, y = (offset + weight) * x / rms(x) over the last dimension, of `size` values."""
 
     def __init__(self, norm: spec.Norm, size: int, ops: Ops):
         super().__init__()
@@ -20,3 +21,16 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ops.rms_norm(x, self.weight, self.spec.eps, self.spec.offset, self.spec.cast)
+
+
+class LayerNorm(nn.Module):
+    """y = weight * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values."""
+
+    def __init__(self, norm: spec.LayerNorm, size: int, ops: Ops):
+        super().__init__()
+        self.spec = norm
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.spec.eps)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minillm import reference
+from minillm import grouped, reference
 
 Kernels = Literal["auto", "reference", "triton"]
 
@@ -27,9 +27,11 @@ class Ops:
     rope: Callable[..., Tensor] = reference.rope
     gated_act: Callable[..., Tensor] = reference.gated_act
     attention: Callable[..., Tensor] = reference.attention
+    experts: Callable[..., Tensor] = reference.experts
 
 
 REFERENCE = Ops()
+CPU = Ops(experts=grouped.experts)
 
 
 def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
@@ -37,15 +39,17 @@ def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
 
     Raises ValueError for "triton" without the package, on a CPU outside Triton's interpreter, or with bfloat16 in it.
     """
-    if kernels == "reference" or (kernels == "auto" and device.type != "cuda"):
+    if kernels == "reference":
         return REFERENCE
+    if kernels == "auto" and device.type != "cuda":
+        return CPU
     try:
         return _triton_ops(device, dtype)
     except ValueError as reason:
         if kernels == "triton":
             raise
         print(f"minillm: reference kernels in use: {reason}", file=sys.stderr)
-        return REFERENCE
+        return CPU
 
 
 def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:
@@ -62,4 +66,4 @@ def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:
         raise ValueError("Triton's interpreter computes wrong values in bfloat16; use dtype float32 or float16")
     from minillm.kernels import gated_act, rms_norm, rope
 
-    return Ops(rms_norm=rms_norm.rms_norm, rope=rope.rope, gated_act=gated_act.gated_act)
+    return Ops(rms_norm=rms_norm.rms_norm, rope=rope.rope, gated_act=gated_act.gated_act, experts=grouped.experts)

@@ -5,12 +5,20 @@ Shapes: B batch, T queries, S keys, H query heads, K kv heads, G = H / K, D head
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from minillm.spec import Activation, NormCast, RopeLayout
+
+
+class ExpertMatrices(Protocol):
+    """One matrix per expert, by its number: a tensor `[E, out, in]`, or what makes each when it is asked for."""
+
+    def __getitem__(self, expert: int, /) -> Tensor: ...
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
@@ -49,17 +57,34 @@ def gated_act(gate_up: Tensor, activation: Activation = "silu") -> Tensor:
     return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """softmax(q kᵀ / sqrt(D) + mask) v, query head h reading kv head h // G.
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None = None) -> Tensor:
+    """softmax(scale * q kᵀ + mask) v, query head h reading kv head h // G; scale is 1 / sqrt(D) where None.
 
-    q `[B, H, T, D]`, k and v `[B, K, S, D]`; mask `[T, S]` or `[B, 1, T, S]`, True where a query may look, or None:
-    then everything is visible, or with `causal` (T = S) what is not in the future. Returns `[B, H, T, D]`.
+    q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; mask `[T, S]` or `[B, 1, T, S]`, True where a query may look, or None:
+    then everything is visible, or with `causal` (T = S) what is not in the future. Returns `[B, H, T, V]`.
     """
     if q.shape[2] == 1:
         # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
         # and the keys need not be repeated.
         grouped = rearrange(q, "B (K G) 1 D -> B K G D", K=k.shape[1])
-        return rearrange(F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask), "B K G D -> B (K G) 1 D")
+        y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+        return rearrange(y, "B K G V -> B (K G) 1 V")
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def experts(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: ExpertMatrices, down: ExpertMatrices, activation: Activation
+) -> Tensor:
+    """For each token n the sum over its k experts of weights[n, k] * down[e] (act(gate[e] x) * up[e] x), e = chosen[n, k].
+
+    x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]` and down `[E, H, F]`. The sum is in
+    fp32, in the order of the experts. Returns `[N, H]` in x's dtype. Experts that no token chose are never looked at.
+    """
+    total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for expert in chosen.unique().tolist():
+        token, pick = torch.where(chosen == expert)
+        y = F.linear(gated_act(F.linear(x[token], gate_up[expert]), activation), down[expert])
+        total.index_add_(0, token, y * weights[token, pick, None])
+    return total.to(x.dtype)

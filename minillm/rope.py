@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.spec import DynamicScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling
+from minillm.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
 
 def _base_frequencies(dim: int, theta: float) -> Tensor:
@@ -56,12 +56,27 @@ def _yarn(rope: Rope, scaling: YarnScaling, length: int) -> Tensor:
     return frequencies / scaling.factor * interpolated + frequencies * (1 - interpolated)
 
 
+def _longrope(rope: Rope, scaling: LongRopeScaling, length: int) -> Tensor:
+    factors = scaling.long_factors if length > scaling.original_positions else scaling.short_factors
+    return _base_frequencies(rope.dim, rope.theta) / torch.tensor(factors)
+
+
+def attention_factor(rope: Rope, length: int) -> float:
+    """What cos and sin are multiplied by, for a sequence of `length` positions."""
+    scaling = rope.scaling
+    if isinstance(scaling, LongRopeScaling):
+        long = length > scaling.original_positions
+        return scaling.long_attention_factor if long else scaling.short_attention_factor
+    return scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
+
+
 FREQUENCIES: dict[type, Callable[[Rope, Any, int], Tensor]] = {
     type(None): lambda rope, scaling, length: _base_frequencies(rope.dim, rope.theta),
     LinearScaling: _linear,
     DynamicScaling: _dynamic,
     Llama3Scaling: _llama3,
     YarnScaling: _yarn,
+    LongRopeScaling: _longrope,
 }
 
 
@@ -75,28 +90,28 @@ class Rotary:
 
     def __init__(self, rope: Rope):
         self.rope = rope
-        self.attention_factor = rope.scaling.attention_factor if isinstance(rope.scaling, YarnScaling) else 1.0
-        self._kept: tuple[object, Tensor] | None = None
+        self._kept: tuple[object, Tensor, Tensor] | None = None
 
     def __call__(self, positions_BT: Tensor, lengths: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin `[B, T, dim/2]` in `dtype` at int64 positions `[B, T]` (B may be 1 for all rows).
 
-        `lengths` has each row's length in positions, or one for all: dynamic scaling depends on it.
+        `lengths` has each row's length in positions, or one for all: some scalings depend on it.
         """
-        phases = positions_BT.unsqueeze(-1).float() * self._frequencies(lengths, positions_BT.device)
-        cos, sin = phases.cos(), phases.sin()
-        if self.attention_factor != 1.0:
-            cos, sin = cos * self.attention_factor, sin * self.attention_factor
-        return cos.to(dtype), sin.to(dtype)
+        rates, factor = self._frequencies(lengths, positions_BT.device)
+        phases = positions_BT.unsqueeze(-1).float() * rates
+        return (phases.cos() * factor).to(dtype), (phases.sin() * factor).to(dtype)
 
-    def _frequencies(self, lengths: tuple[int, ...], device: torch.device) -> Tensor:
-        """`[B or 1, 1, dim/2]`."""
+    def _frequencies(self, lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Frequencies `[B or 1, 1, dim/2]` and attention factors `[B or 1, 1, 1]`."""
         scaling = self.rope.scaling
         if isinstance(scaling, DynamicScaling):
             lengths = tuple(max(length, scaling.original_positions) for length in lengths)
+        elif isinstance(scaling, LongRopeScaling):
+            lengths = tuple(scaling.original_positions + (length > scaling.original_positions) for length in lengths)
         else:
             lengths = (0,)
         if self._kept is None or self._kept[0] != (lengths, device):
             rows = [frequencies(self.rope, length) for length in lengths]
-            self._kept = (lengths, device), torch.stack(rows).unsqueeze(1).to(device)
-        return self._kept[1]
+            factors = torch.tensor([[[attention_factor(self.rope, length)]] for length in lengths])
+            self._kept = (lengths, device), torch.stack(rows).unsqueeze(1).to(device), factors.to(device)
+        return self._kept[1:]

@@ -8,11 +8,14 @@ is a list comprehension in its family file and never a condition in the model. A
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 RopeLayout = Literal["half", "interleaved"]
 NormCast = Literal["before_weight", "after_weight"]
+QKNormWidth = Literal["head", "all"]
+RouterScore = Literal["softmax", "softmax_chosen", "sigmoid", "sparsemixer"]
+GroupScore = Literal["max", "top2_sum"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,13 @@ class Norm:
     eps: float
     offset: float = 0.0
     cast: NormCast = "before_weight"
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """y = w * (x - mean(x)) / std(x) + b, computed in fp32 (Ba et al., arXiv:1607.06450)."""
+
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,19 @@ class YarnScaling:
     truncate: bool = True
 
 
-RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True)
+class LongRopeScaling:
+    """LongRoPE: a divisor per frequency, `long_factors` once a sequence passes `original_positions`, else
+    `short_factors`; cos and sin times the attention factor of the same regime (Ding et al., arXiv:2402.13753)."""
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_positions: int
+    short_attention_factor: float
+    long_attention_factor: float
+
+
+RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True)
@@ -87,7 +109,8 @@ class GQA:
     """Grouped-query attention (Ainslie et al., arXiv:2305.13245): num_heads / num_kv_heads query heads share a kv head.
 
     `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
-    `qk_norm`: each head of q and k is normalised over head_dim before the rotation.
+    `qk_norm`: q and k are normalised before the rotation, each head over head_dim, or with `qk_norm_width` "all" the
+    heads together over their full width. `clip`: q, k and v are then clamped to [-clip, clip].
     """
 
     num_heads: int
@@ -98,6 +121,31 @@ class GQA:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: Norm | None = None
+    qk_norm_width: QKNormWidth = "head"
+    clip: float | None = None
+
+
+@dataclass(frozen=True)
+class MLA:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): k and v of all heads come from one latent vector of
+    `kv_rank` values per position, and one rotary key of rope.dim values is shared by all heads.
+
+    A head's q and k have nope_dim + rope.dim values, its v has v_dim. `q_rank`: q too goes through a latent; None: one
+    plain projection. `latent_norm` is that of both latents. Scores are scaled by
+    score_factor / sqrt(nope_dim + rope.dim). `bias` is on the projections into the latents and on the output.
+    """
+
+    num_heads: int
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    v_dim: int
+    rope: Rope
+    latent_norm: Norm
+    score_factor: float = 1.0
+    bias: bool = False
+
+    window: ClassVar[None] = None  # latent attention sees all of the past
 
 
 @dataclass(frozen=True)
@@ -110,18 +158,55 @@ class GatedMLP:
 
 
 @dataclass(frozen=True)
+class Router:
+    """Which `top_k` of `num_experts` a token goes to and with what weights; everything in fp32.
+
+    `score`: "softmax" over all experts, "softmax_chosen" over the chosen ones, "sigmoid" of each, or "sparsemixer"
+    (Phi-3.5-MoE, arXiv:2409.12136: each pick has a softmax of its own over the experts within `jitter` of the best).
+    `renormalize`: the chosen weights are divided by their sum; then all are multiplied by `scale`.
+    `bias`: a correction is added to the scores for the choice, never to the weights (arXiv:2408.15664).
+    Of `num_groups` equal groups only the `top_groups` with the best `group_score` may be chosen from.
+    `standardize`: a token's logits are first brought to mean 0 and deviation 1 over the experts.
+    """
+
+    num_experts: int
+    top_k: int
+    score: RouterScore = "softmax"
+    renormalize: bool = False
+    scale: float = 1.0
+    bias: bool = False
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: GroupScore = "max"
+    standardize: bool = False
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class MoE:
+    """Mixture of experts (Shazeer et al., arXiv:1701.06538): the weighted sum of the chosen experts, each a gated MLP
+    of `intermediate_size`, plus a `shared` one that every token goes through, times sigmoid(w x) with `shared_gate`."""
+
+    router: Router
+    intermediate_size: int
+    activation: Activation = "silu"
+    shared: GatedMLP | None = None
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True)
 class Layer:
     """h = x + attention(attention_norm(x)), then h + ffn(ffn_norm(h))."""
 
-    attention_norm: Norm
-    attention: GQA
-    ffn_norm: Norm
-    ffn: GatedMLP
+    attention_norm: Norm | LayerNorm
+    attention: GQA | MLA
+    ffn_norm: Norm | LayerNorm
+    ffn: GatedMLP | MoE
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Embedding, layers, final norm, and a head that is the embedding itself when `tied`.
+    """Embedding, layers, final norm, and a head that is the embedding itself when `tied`, or has a bias.
 
     `context` is the number of positions that the published model is meant for; generation refuses to go beyond it.
     """
@@ -129,6 +214,7 @@ class Decoder:
     vocab_size: int
     hidden_size: int
     layers: tuple[Layer, ...]
-    final_norm: Norm
+    final_norm: Norm | LayerNorm
     tied: bool
     context: int
+    head_bias: bool = False

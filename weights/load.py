@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from minillm.weights import fp8
 from minillm.weights.checkpoint import DTYPES, Checkpoint, TensorInfo, brief
-from minillm.weights.rules import Destination, Plan, Rules, plan
-
-Shapes = Mapping[str, torch.Size]
+from minillm.weights.rules import Destination, Plan, rows
 
 
 def check(planned: Plan, checkpoint: Checkpoint) -> None:
     """Raise one ValueError that lists everything a checkpoint has too much, too little, or in another shape or type."""
     info = checkpoint.info
+    known = {*DTYPES, *(fp8.NAME for _ in planned.scales)}
     faults = {
         "tensors no rule claims": planned.unclaimed,
         "parameters no tensor fills": planned.unfilled,
@@ -28,8 +28,24 @@ def check(planned: Plan, checkpoint: Checkpoint) -> None:
             f"{tensor} is {list(info[tensor].shape)}, the config needs {list(planned.assignments[tensor].shape)}"
             for tensor in misshapen(planned, info)
         ],
+        "FP8 factors of another shape": [
+            f"{scale} is {list(info[scale].shape)}, blocks of {fp8.BLOCK} x {fp8.BLOCK} need "
+            f"{list(fp8.scale_shape(info[tensor].shape))}"
+            for tensor, scale in planned.scales.items()
+            if info[scale].shape != fp8.scale_shape(info[tensor].shape)
+        ],
+        "FP8 tensors without their factors": [
+            f"{tensor} (expected {tensor}{fp8.SCALE})"
+            for tensor in planned.assignments
+            if info[tensor].dtype == fp8.NAME and tensor not in planned.scales and planned.scales
+        ],
+        "factors of a tensor that is not FP8": [
+            f"{scale}: {tensor} is {info[tensor].dtype}"
+            for tensor, scale in planned.scales.items()
+            if info[tensor].dtype != fp8.NAME
+        ],
         "tensors of a type that no plain checkpoint has (is it quantised?)": [
-            f"{tensor} is {info[tensor].dtype}" for tensor in planned.assignments if info[tensor].dtype not in DTYPES
+            f"{tensor} is {info[tensor].dtype}" for tensor in planned.assignments if info[tensor].dtype not in known
         ],
     }
     found = [f"{len(names)} {fault}: {brief(names)}" for fault, names in faults.items() if names]
@@ -42,22 +58,24 @@ def misshapen(planned: Plan, info: Mapping[str, TensorInfo]) -> list[str]:
     return [tensor for tensor, to in planned.assignments.items() if info[tensor].shape != to.shape]
 
 
+def fully_fp8(planned: Plan) -> list[str]:
+    """The parameters that only fp8 tensors fill."""
+    mixed = {to.parameter for tensor, to in planned.assignments.items() if tensor not in planned.scales}
+    return [name for name in dict.fromkeys(to.parameter for to in planned.assignments.values()) if name not in mixed]
+
+
 def load(
     checkpoint: Checkpoint,
-    rules: Rules,
-    destinations: Mapping[str, Destination],
-    shapes: Shapes,
-    dtype: torch.dtype,
+    planned: Plan,
+    skeleton: Mapping[str, Tensor],
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Tensor]:
-    """Read a checkpoint into parameters of the given `shapes`: name -> tensor of `dtype` on `device`.
+    """Fill parameters like those of `skeleton`, name -> tensor whose shape and dtype count, on `device`.
 
-    `progress(done, total)` is called with bytes of the files. Raises ValueError where the checkpoint does not fit,
-    before any memory is allocated.
+    fp8 tensors are dequantised, unless the parameter itself is fp8: then its factors fill the one called "…_scale".
+    `progress(done, total)` is called with bytes of the files. `check` the plan first.
     """
-    planned = plan(checkpoint.info, rules, destinations)
-    check(planned, checkpoint)
     parameters: dict[str, Tensor] = {}
     read = 0
 
@@ -66,10 +84,22 @@ def load(
         read += nbytes
         progress(read, checkpoint.nbytes)
 
+    def place(name: str, to: Destination, tensor: Tensor) -> None:
+        if name not in parameters:
+            parameters[name] = torch.empty_like(skeleton[name], device=device)
+        rows(parameters[name], to).copy_(tensor)
+
+    wanted = set(planned.scales.values())
+    scales = {name: scale.float() for name, scale in checkpoint.read(wanted.__contains__, done)}
     for name, tensor in checkpoint.read(planned.assignments.__contains__, done):
         to = planned.assignments[name]
-        if to.parameter not in parameters:
-            parameters[to.parameter] = torch.empty(shapes[to.parameter], dtype=dtype, device=device)
-        parameters[to.parameter][to.start : to.start + to.shape[0]].copy_(tensor)
+        if name in planned.scales:
+            scale = fp8.row_scales(scales.pop(planned.scales[name]), to.shape[0])
+            dtype = skeleton[to.parameter].dtype
+            if dtype == fp8.DTYPE:
+                place(f"{to.parameter}_scale", to, scale)
+            else:
+                tensor = fp8.dequantise(tensor, scale, dtype)
+        place(to.parameter, to, tensor)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters

@@ -1,16 +1,21 @@
 """Which tensor of a checkpoint fills which parameter, as a table.
 
 A rule is "pattern": "destination". `{i}` in a pattern stands for a number and is carried over to the destination; a
-destination "name[part]" is a named row block of a fused parameter; DROP says that a tensor is left out knowingly. Where
-several patterns match, the one with the fewest placeholders wins. Every tensor must match one rule and every parameter
-must be filled exactly once: `plan` says where that fails.
+destination "name[part]" is a named row block of a fused parameter; DROP says that a tensor is left out knowingly, and
+"DROP: reason" that users are told. A pattern may end in `*`, for any rest. Where several patterns match, the one with
+the fewest placeholders wins, of equals the first. Every tensor must match one rule and every parameter must be filled
+exactly once: `plan` says where that fails. The factors of an fp8 tensor go wherever that tensor goes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from minillm.weights.fp8 import SCALE
 
 DROP = "DROP"
 Rules = Mapping[str, str]
@@ -18,7 +23,8 @@ Rules = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Destination:
-    """Rows start .. start + shape[0] - 1 of a parameter."""
+    """Rows start .. start + shape[0] - 1 of a parameter; of one with experts, `[E, out, in]`, rows are those of all
+    experts one under the other."""
 
     parameter: str
     start: int
@@ -30,21 +36,28 @@ class Plan:
     """What a checkpoint's tensors would fill; complete when nothing is unclaimed, unfilled or twice filled."""
 
     assignments: dict[str, Destination] = field(default_factory=dict)  # tensor -> where it goes
+    scales: dict[str, str] = field(default_factory=dict)  # fp8 tensor -> the tensor of its factors
     dropped: list[str] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)  # what users are told -> how many tensors
     unclaimed: list[str] = field(default_factory=list)
     unfilled: list[str] = field(default_factory=list)
     twice_filled: list[str] = field(default_factory=list)
 
 
-def plan(tensors: Iterable[str], rules: Rules, destinations: Mapping[str, Destination]) -> Plan:
+def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Destination]) -> Plan:
     """Match every tensor name with the rules; needs names only, no data."""
     result = Plan()
     compiled = [(_compile(pattern), target) for pattern, target in sorted(rules.items(), key=_placeholders)]
-    filled: set[str] = set()
+    names, filled = set(tensors), set[str]()
     for tensor in tensors:
+        if (matrix := tensor.removesuffix(SCALE)) != tensor and matrix in names:
+            result.scales[matrix] = tensor
+            continue
         target = _match(tensor, compiled)
-        if target == DROP:
+        if target is not None and target.startswith(DROP):
             result.dropped.append(tensor)
+            if reason := target.removeprefix(DROP).removeprefix(": "):
+                result.reasons[reason] = result.reasons.get(reason, 0) + 1
         elif target is None or target not in destinations:
             result.unclaimed.append(tensor)
         elif target in filled:
@@ -52,23 +65,31 @@ def plan(tensors: Iterable[str], rules: Rules, destinations: Mapping[str, Destin
         else:
             filled.add(target)
             result.assignments[tensor] = destinations[target]
+    result.scales = {matrix: scale for matrix, scale in result.scales.items() if matrix in result.assignments}
     result.unfilled = [name for name in destinations if name not in filled]
     return result
 
 
 def _placeholders(rule: tuple[str, str]) -> int:
-    return rule[0].count("{")
+    return rule[0].count("{") + rule[0].count("*")
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    pieces = re.split(r"\{(\w+)\}", pattern)
+    stem = pattern.removesuffix("*")
+    pieces = re.split(r"\{(\w+)\}", stem)
     literal, names = pieces[0::2], pieces[1::2]
-    groups = [rf"(?P<{name}>0|[1-9][0-9]*)" for name in names] + [""]
+    groups = [rf"(?P<{name}>0|[1-9][0-9]*)" for name in names] + ["" if stem == pattern else ".*"]
     return re.compile("".join(re.escape(text) + group for text, group in zip(literal, groups, strict=True)))
 
 
 def _match(tensor: str, compiled: list[tuple[re.Pattern[str], str]]) -> str | None:
     for pattern, target in compiled:
         if match := pattern.fullmatch(tensor):
-            return target if target == DROP else target.format(**match.groupdict())
+            return target if target.startswith(DROP) else target.format(**match.groupdict())
     return None
+
+
+def rows(parameter: Tensor, to: Destination) -> Tensor:
+    """The rows of a parameter that a tensor fills: a view."""
+    flat = parameter.flatten(0, -2) if parameter.dim() > 1 else parameter
+    return flat[to.start : to.start + to.shape[0]]

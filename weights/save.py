@@ -10,19 +10,19 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minillm.weights.rules import DROP, Destination, Rules
+from minillm.weights.rules import DROP, Destination, Rules, rows
 
 
 def published_names(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str, str]:
     """Destination -> the name that a checkpoint gives the tensor that fills it."""
     found: dict[str, str] = {}
     for pattern, target in rules.items():
-        if target == DROP:
+        if target.startswith(DROP):
             continue
         expression = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(target)))
         for destination in destinations:
             if match := expression.fullmatch(destination):
-                found[destination] = pattern.format(**match.groupdict())
+                found.setdefault(destination, pattern.format(**match.groupdict()))
     assert found.keys() == destinations.keys(), destinations.keys() - found.keys()
     return found
 
@@ -32,7 +32,7 @@ def save(path: Path, parameters: Mapping[str, Tensor], rules: Rules, destination
     tensors = {}
     for destination, name in published_names(rules, destinations).items():
         to = destinations[destination]
-        tensors[name] = parameters[to.parameter][to.start : to.start + to.shape[0]].contiguous()
+        tensors[name] = rows(parameters[to.parameter], to).contiguous()
     partial = path.with_name(path.name + ".partial")
     partial.touch()
     readable = partial.stat().st_mode  # what the umask gives; the library makes its files private

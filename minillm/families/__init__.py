@@ -9,11 +9,43 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config
-from minillm.families import llama, mistral, qwen2, qwen3
+from minillm.families import (
+    deepseek,
+    deepseek_v2,
+    deepseek_v3,
+    llama,
+    mistral,
+    mixtral,
+    olmoe,
+    phimoe,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    tanuki,
+)
 from minillm.spec import Decoder
 from minillm.weights.rules import DROP, Rules
 
-FAMILIES = {"llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3}  # by the config's model_type
+FAMILIES = {  # by the config's model_type
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "mixtral": mixtral,
+    "tanuki": tanuki,
+    "qwen2_moe": qwen2_moe,
+    "qwen3_moe": qwen3_moe,
+    "olmoe": olmoe,
+    "phimoe": phimoe,
+    "deepseek": deepseek,
+    "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
+    "kimi_k2": deepseek_v3,
+}
+
+# Keys that mean the same: what one spelling of a config says and another leaves out.
+ALIASES = {"num_local_experts": "num_experts", "num_experts": "num_local_experts"}
 
 
 def resolve(values: Mapping[str, Any]) -> tuple[Decoder, Rules, Config]:
@@ -25,8 +57,14 @@ def resolve(values: Mapping[str, Any]) -> tuple[Decoder, Rules, Config]:
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise ValueError(f"config.json: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
-    config = Config(values, family.DEFAULTS)
+    config = Config(_spelled(values, family.DEFAULTS), family.DEFAULTS)
     decoder = family.spec(config)
+    rules = family.rules(config) if hasattr(family, "rules") else family.RULES
     # A tied head has no tensor of its own; some checkpoints store the copy all the same.
-    rules = {**family.RULES, "lm_head.weight": DROP} if decoder.tied else family.RULES
-    return decoder, rules, config
+    return decoder, {**rules, "lm_head.weight": DROP} if decoder.tied else rules, config
+
+
+def _spelled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with the number of experts under the name that the family knows it by: transformers 5 writes
+    `num_local_experts` for what published files of some families call `num_experts`."""
+    return {ALIASES[key] if key in ALIASES and key not in defaults else key: value for key, value in values.items()}

@@ -9,15 +9,20 @@ from typing import Any
 from minillm.config import MAX_POSITIONS, Config, number, positive_integer
 from minillm.spec import (
     GQA,
+    MLA,
     Decoder,
     DynamicScaling,
     GatedMLP,
     Layer,
+    LayerNorm,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
+    MoE,
     Norm,
     Rope,
     RopeScaling,
+    Router,
     YarnScaling,
 )
 
@@ -30,6 +35,8 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+
+MAX_EXPERTS = 65536
 
 # Rotary keys that change nothing where the kind of scaling does not ask for them.
 IDLE = ("finetuned", "original_max_position_embeddings")
@@ -58,19 +65,74 @@ DENSE_RULES = {
     "model.layers.{i}.mlp.down_proj.bias": "layers.{i}.ffn.down.bias",
 }
 
+# The names of a mixture of experts in most checkpoints that are not Mixtral's.
+MOE_RULES = {
+    "model.layers.{i}.mlp.gate.weight": "layers.{i}.ffn.router.weight",
+    "model.layers.{i}.mlp.experts.{e}.gate_proj.weight": "layers.{i}.ffn.experts.gate_up[{e}.gate]",
+    "model.layers.{i}.mlp.experts.{e}.up_proj.weight": "layers.{i}.ffn.experts.gate_up[{e}.up]",
+    "model.layers.{i}.mlp.experts.{e}.down_proj.weight": "layers.{i}.ffn.experts.down[{e}]",
+}
+
+QK_NORM_RULES = {
+    "model.layers.{i}.self_attn.q_norm.weight": "layers.{i}.attention.q_norm.weight",
+    "model.layers.{i}.self_attn.k_norm.weight": "layers.{i}.attention.k_norm.weight",
+}
+
+
+def without_mlp(rules: dict[str, str]) -> dict[str, str]:
+    """The rules without those of dense feed-forwards, for a family that has none."""
+    return {pattern: target for pattern, target in rules.items() if ".mlp." not in pattern}
+
 
 def dense(config: Config, attention: Sequence[GQA], mlp_bias: bool = False) -> Decoder:
     """A decoder of pre-norm layers with the given attentions and one gated MLP, all with the config's RMSNorm."""
-    norm = Norm(config.number("rms_norm_eps"))
-    ffn = GatedMLP(config.size("intermediate_size"), config.choice("hidden_act", ACTIVATIONS), mlp_bias)
+    return decoder(config, attention, [gated_mlp(config, "intermediate_size", mlp_bias)] * len(attention))
+
+
+def gated_mlp(config: Config, size: str, bias: bool = False) -> GatedMLP:
+    """The gated MLP whose width the config calls `size`."""
+    return GatedMLP(config.size(size), config.choice("hidden_act", ACTIVATIONS), bias)
+
+
+def decoder(
+    config: Config, attention: Sequence[GQA | MLA], ffn: Sequence[GatedMLP | MoE], norm: Norm | LayerNorm | None = None
+) -> Decoder:
+    """A decoder of pre-norm layers with these parts, layer by layer; the norm is the config's RMSNorm or the one given."""
+    norm = norm or Norm(config.number("rms_norm_eps"))
     return Decoder(
         vocab_size=config.size("vocab_size"),
         hidden_size=config.size("hidden_size"),
-        layers=tuple(Layer(norm, each, norm, ffn) for each in attention),
+        layers=tuple(Layer(norm, a, norm, f) for a, f in zip(attention, ffn, strict=True)),
         final_norm=norm,
         tied=config.flag("tie_word_embeddings"),
         context=context(config, attention[0].rope),
     )
+
+
+def router(config: Config, experts: str = "num_experts", **values: Any) -> Router:
+    """The config's `num_experts_per_tok` of `experts`; every other field as given."""
+    num_experts, top_k = config.size(experts, MAX_EXPERTS), config.size("num_experts_per_tok", MAX_EXPERTS)
+    made = Router(num_experts, top_k, **values)
+    if num_experts % made.num_groups:
+        raise ValueError(f"config.json: n_group {made.num_groups} does not divide the {num_experts} experts")
+    if made.top_groups > made.num_groups:
+        raise ValueError(f"config.json: topk_group {made.top_groups} is more than the {made.num_groups} groups")
+    group = num_experts // made.num_groups
+    if made.num_groups > 1 and made.group_score == "top2_sum" and group < 2:
+        raise ValueError(f"config.json: {made.num_groups} groups of one expert each; the group score needs two")
+    if top_k > (available := group * made.top_groups):
+        raise ValueError(
+            f"config.json: num_experts_per_tok {top_k} is more than the {available} experts to choose from"
+        )
+    return made
+
+
+def sparse_layers(config: Config, moe: MoE, dense: GatedMLP) -> list[GatedMLP | MoE]:
+    """Each layer's ffn: an MoE in every `decoder_sparse_step`-th layer that `mlp_only_layers` does not list."""
+    step, listed = config.size("decoder_sparse_step"), config.get("mlp_only_layers") or []
+    if not isinstance(listed, list) or not all(type(each) is int for each in listed):
+        raise ValueError(f"config.json: mlp_only_layers is {str(listed)[:40]}, expected a list of layer numbers")
+    return [dense if i in listed or (i + 1) % step else moe for i in range(num_layers(config))]
 
 
 def num_layers(config: Config) -> int:
@@ -93,13 +155,15 @@ def heads(config: Config) -> tuple[int, int, int]:
 def rope(config: Config, head_dim: int) -> Rope:
     """The rotary embedding of a whole head, with the scaling that the config asks for."""
     if head_dim % 2:
-        raise ValueError(f"config.json: head_dim is {head_dim}, rotary positions need an even one")
+        raise ValueError(f"config.json: rotary positions of {head_dim} values per head; their number must be even")
     values = config.rope()
     theta = number("rope_theta", values.pop("rope_theta"), low=1.0001)
     kind = values.pop("rope_type")
     if not isinstance(kind, str) or kind not in SCALINGS:
         raise ValueError(f"config.json: rope_type is {kind!r}, supported are {', '.join(SCALINGS)}")
     scaling = SCALINGS[kind](values, config.positions("max_position_embeddings"))
+    if isinstance(scaling, LongRopeScaling) and len(scaling.short_factors) != head_dim // 2:
+        raise ValueError(f"config.json: {len(scaling.short_factors)} longrope factors, heads need {head_dim // 2}")
     if isinstance(scaling, DynamicScaling) and head_dim == 2:
         raise ValueError("config.json: head_dim is 2, dynamic rope scaling needs 4 or more")
     if (part := values.pop("partial_rotary_factor", None)) not in (None, 1):
@@ -125,14 +189,23 @@ def window(config: Config) -> int | None:
 
 def windows(config: Config) -> list[int | None]:
     """Each layer's window where `use_sliding_window` decides, then `layer_types` or `max_window_layers` says where."""
-    layers = num_layers(config)
-    stated, first = window(config), config.get("max_window_layers")
-    slides = stated if config.flag("use_sliding_window") else None
+    slides, first = switched_window(config), config.get("max_window_layers")
     if slides and (isinstance(first, bool) or not isinstance(first, int)):
         raise ValueError(f"config.json: max_window_layers is {first!r}, expected a whole number")
-    kinds = config.get("layer_types")
+    return typed_windows(config, slides, [bool(slides) and i >= first for i in range(num_layers(config))])
+
+
+def switched_window(config: Config) -> int | None:
+    """`sliding_window`, where `use_sliding_window` is on."""
+    stated = window(config)
+    return stated if config.flag("use_sliding_window") else None
+
+
+def typed_windows(config: Config, slides: int | None, default: Sequence[bool]) -> list[int | None]:
+    """Each layer's window: `slides` where `layer_types` says so, or where the family's `default` does."""
+    kinds, layers = config.get("layer_types"), num_layers(config)
     if kinds is None:
-        return [slides if slides and i >= first else None for i in range(layers)]
+        return [slides if each else None for each in default]
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise ValueError(f"config.json: layer_types must list one type for each of the {layers} layers")
     if odd := sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}):
@@ -180,6 +253,19 @@ def _yarn(values: dict[str, Any], positions: int) -> RopeScaling:
     )
 
 
+def _longrope(values: dict[str, Any], positions: int) -> RopeScaling:
+    original = _original(values, positions)
+    factors = [tuple(values.pop(key, None) or ()) for key in ("short_factor", "long_factor")]
+    if not factors[0] or len(factors[0]) != len(factors[1]):
+        raise ValueError("config.json: longrope needs a short_factor and a long_factor of the same length")
+    short, long = (tuple(number("rope factor", each, low=0.01, high=1e6) for each in part) for part in factors)
+    factor = values.pop("factor", None) or positions / original
+    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    default = values.pop("attention_factor", None) or default
+    mscales = [number(key, values.pop(key, None) or default) for key in ("short_mscale", "long_mscale")]
+    return LongRopeScaling(short, long, original, *mscales)
+
+
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
     """0.1 m ln(factor) + 1, the temperature correction of YaRN (arXiv:2309.00071, section 3.4)."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -202,4 +288,5 @@ SCALINGS = {
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }

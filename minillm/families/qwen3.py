@@ -12,11 +12,7 @@ from minillm.spec import GQA, Decoder, Norm
 
 DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128, "attention_bias": False}
 
-RULES = {
-    **common.DENSE_RULES,
-    "model.layers.{i}.self_attn.q_norm.weight": "layers.{i}.attention.q_norm.weight",
-    "model.layers.{i}.self_attn.k_norm.weight": "layers.{i}.attention.k_norm.weight",
-}
+RULES = {**common.DENSE_RULES, **common.QK_NORM_RULES}
 
 
 def spec(config: Config) -> Decoder:

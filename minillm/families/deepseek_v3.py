@@ -1,0 +1,66 @@
+"""Llama, except: latent attention as in DeepSeek-V2, and a router whose sigmoid scores get a correction bias for the
+choice only, limited to the groups with the best sum of two; weights renormalised and scaled.
+
+DeepSeek-V3, V3-0324, V3.1, R1 (arXiv:2412.19437; arXiv:2501.12948), Kimi-K2 (one group; arXiv:2507.20534). Published in
+block-scaled FP8. The extra layers after the last, which predict further tokens, are left out.
+"""
+
+from __future__ import annotations
+
+from minillm.config import Config
+from minillm.families import common, deepseek_v2
+from minillm.spec import Decoder
+
+DEFAULTS = {
+    **deepseek_v2.DEFAULTS,
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "n_shared_experts": 1,
+    "n_routed_experts": 256,
+    "routed_scaling_factor": 2.5,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "norm_topk_prob": True,
+    "max_position_embeddings": 4096,
+    "rope_interleave": True,
+    "num_nextn_predict_layers": 1,
+    "num_mtp_layers": None,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+}
+
+
+def rules(config: Config) -> dict[str, str]:
+    """The multi-token-prediction layers come after the last one and are no part of the decoder."""
+    first = common.num_layers(config)
+    extra = config.get("num_mtp_layers") or config.get("num_nextn_predict_layers") or 0
+    reason = "DROP: layers of multi-token prediction, which generation does without"
+    return {
+        **{f"model.layers.{first + i}.*": reason for i in range(int(extra))},
+        **deepseek_v2.RULES,
+        "model.layers.{i}.mlp.gate.e_score_correction_bias": "layers.{i}.ffn.router.bias",
+    }
+
+
+def spec(config: Config) -> Decoder:
+    config.choice("topk_method", {"noaux_tc": None})
+    config.choice("scoring_func", {"sigmoid": None})
+    router = common.router(
+        config,
+        "n_routed_experts",
+        score="sigmoid",
+        renormalize=config.flag("norm_topk_prob"),
+        scale=config.number("routed_scaling_factor"),
+        bias=True,
+        num_groups=config.optional_size("n_group") or 1,
+        top_groups=config.optional_size("topk_group") or 1,
+        group_score="top2_sum",
+    )
+    layout = "interleaved" if config.flag("rope_interleave") else "half"
+    return deepseek_v2.latent(config, router, layout)

@@ -1,0 +1,20 @@
+"""Llama, except: Mixtral's experts, with each token's router logits brought to mean 0 and deviation 1 over the experts
+before the softmax: (l - mean) / (std + 1e-5), the deviation unbiased.
+
+Tanuki-8x8B (weblab-GENIAC). No class of transformers runs it; the formula is that of the authors' vLLM fork. Run as a
+plain Mixtral, which its GGUF conversions do, it loses quality by its own card's account.
+"""
+
+from __future__ import annotations
+
+from minillm.config import Config
+from minillm.families import common, mixtral
+from minillm.spec import Decoder
+
+DEFAULTS = mixtral.DEFAULTS
+RULES = mixtral.RULES
+
+
+def spec(config: Config) -> Decoder:
+    config.get("router_jitter_noise")  # noise of training
+    return mixtral.sparse(config, common.router(config, "num_local_experts", renormalize=True, standardize=True))

@@ -1,0 +1,38 @@
+"""Block-scaled FP8, as DeepSeek-V3 publishes it (arXiv:2412.19437, section 3.3).
+
+A matrix `[M, N]` is stored as e4m3 with one fp32 factor for each block of 128 x 128, the last row and column of blocks
+ragged: W[m, n] = fp8[m, n] * scale[m // 128, n // 128]. The factors of `X.weight` are the tensor `X.weight_scale_inv`,
+of shape [ceil(M / 128), ceil(N / 128)]; they multiply, whatever their name says.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 128
+SCALE = "_scale_inv"  # what the name of the factors adds to that of the matrix
+NAME = "F8_E4M3"  # in the words of safetensors
+DTYPE = torch.float8_e4m3fn
+ROWS_AT_ONCE = 8 * BLOCK  # bounds the fp32 copy while a large matrix is dequantised
+
+
+def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that the factors of a matrix must have."""
+    return tuple(-(-size // BLOCK) for size in shape)
+
+
+def row_scales(scale: Tensor, rows: int) -> Tensor:
+    """The factors `[M / 128, N / 128]` with one row for each of the matrix's `rows`, so that rows can be told apart
+    when several matrices lie one under the other."""
+    return scale.float().repeat_interleave(BLOCK, dim=0)[:rows]
+
+
+def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp8 `[M, N]` times row factors `[M, ceil(N / 128)]`, computed in fp32, as `dtype`."""
+    result = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    for start in range(0, weight.shape[0], ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        factors = scale[rows].repeat_interleave(BLOCK, dim=1)[:, : weight.shape[1]]
+        result[rows] = weight[rows].float() * factors
+    return result
