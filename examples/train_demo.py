@@ -1,5 +1,5 @@
-"""Make the demonstration checkpoints from nothing: stories from a grammar, a tokenizer, a small decoder, dense in Llama's
-layout or with experts in Mixtral's.
+"""Make the demonstration checkpoints from nothing: stories from a grammar, a tokenizer, a small decoder, dense in
+Llama's layout or with experts in Mixtral's.
 
     python examples/train_demo.py --out minillm/demo
     python examples/train_demo.py --experts --steps 3000 --out examples/demo_moe
@@ -120,9 +120,7 @@ def train(model: Decoder, data: torch.Tensor, peak_rate: float = 3e-3) -> None:
             print(f"step {step}/{steps} loss {loss.item():.3f} {time.time() - started:.0f} s", file=sys.stderr)
 
 
-def write(
-    folder: Path, config: dict[str, object], model: Decoder, tokenizer: Tokenizer, rules: families.Rules
-) -> None:
+def write(folder: Path, config: dict[str, object], model: Decoder, tokenizer: Tokenizer, rules: families.Rules) -> None:
     """The checkpoint in hub layout, in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {name: parameter.detach().bfloat16() for name, parameter in model.named_parameters()}

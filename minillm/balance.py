@@ -1,6 +1,6 @@
 """What keeps the experts of a mixture evenly used in training: plain functions of what a router returned.
 
-Shapes: N tokens, E experts, k chosen per token. `model(tokens, collect_routing=True)` gives logits and choice per layer.
+Shapes: N tokens, E experts, k chosen per token. `model(tokens, collect_routing=True)` gives both for each layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def router_z_loss(logits: Tensor) -> Tensor:
 
 
 def updated_bias(bias: Tensor, load: Tensor, rate: float) -> Tensor:
-    """b + rate * sign(mean load - load): the correction that spares the loss (arXiv:2408.15664; DeepSeek-V3 uses 0.001).
+    """b + rate * sign(mean load - load): balance without a loss (arXiv:2408.15664; DeepSeek-V3: rate 0.001).
 
     An expert with more than its share becomes harder to choose, without a gradient. bias fp32 `[E]`, load `[E]` as
     `expert_load` counts it in one batch; returns the new bias.

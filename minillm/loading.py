@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,11 +38,7 @@ def load(
         raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
     folder = hub.resolve(path)
     values = config.read(folder)
-    scheme = config.quantization(values)
-    if scheme and not config.has_fp8_blocks(values):
-        raise ValueError(
-            f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint"
-        )
+    _refuse_quantised(folder, values)
     spec, rules, read = families.resolve(values)
     target = resolve_device(device)
     checkpoint = Checkpoint(folder)
@@ -53,7 +50,7 @@ def load(
     check(planned, checkpoint)
     if keep_quantized:
         if not planned.scales:
-            raise ValueError(f"{folder}: keep_quantized (--keep-quantized), but no tensor of this checkpoint is FP8")
+            raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
         quantised.hold(model, fully_fp8(planned))
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress)
     model.load_state_dict(parameters, assign=True)
@@ -62,13 +59,20 @@ def load(
     llm = LLM(folder, values, model, target)
     if kernels == "auto" and linear.can_pack(chosen, target):
         model.pack()
-    if read.unread:  # said now, so that a load that fails says one thing only
-        note(f"config.json keys not understood and ignored: {', '.join(read.unread)}")
-    for reason, count in planned.reasons.items():
-        note(f"{count} tensors left out: {reason}")
-    if slow:
-        note(f"this CPU has no fast {str(wanted).removeprefix('torch.')} arithmetic: running in float32")
+    notes = [f"config.json keys not understood and ignored: {', '.join(read.unread)}"] if read.unread else []
+    notes += [f"{count} tensors left out: {reason}" for reason, count in planned.reasons.items()]
+    notes += [f"this CPU has no fast {str(wanted).removeprefix('torch.')} arithmetic: running in float32"] * slow
+    for each in notes:  # said now, so that a load that fails says one thing only
+        note(each)
     return llm
+
+
+def _refuse_quantised(folder: Path, values: dict[str, Any]) -> None:
+    scheme = config.quantization(values)
+    if scheme and not config.has_fp8_blocks(values):
+        raise ValueError(
+            f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint"
+        )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

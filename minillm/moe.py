@@ -7,7 +7,6 @@ Shapes: N tokens, E experts, k chosen per token, H hidden size, F intermediate s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,34 +41,37 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         logits = F.linear(x.float(), self.weight)
-        return Routing(*route(logits, self.bias, self.spec), logits)
+        scores = score(logits, self.spec)
+        chosen = choose(scores, self.bias, self.spec)
+        return Routing(chosen, weigh(scores, chosen, self.spec), logits)
 
 
-def route(logits: Tensor, bias: Tensor | None, router: spec.Router) -> tuple[Tensor, Tensor]:
-    """fp32 logits `[N, E]` and correction `[E]` -> the chosen experts, int64 `[N, k]`, and their weights, fp32."""
+def score(logits: Tensor, router: spec.Router) -> Tensor:
+    """fp32 `[N, E]` -> `[N, E]`: what experts are chosen by, and their weights made from."""
     if router.standardize:
         logits = (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-5)
-    if router.score == "sparsemixer":
-        return sparsemixer(logits, router.top_k, router.jitter)
-    score = SCORES[router.score]
-    scores = score(logits)
-    choice = scores if bias is None else scores + bias
+    if router.score == "softmax":
+        return logits.softmax(-1)
+    return logits.sigmoid() if router.score == "sigmoid" else logits
+
+
+def choose(scores: Tensor, bias: Tensor | None, router: spec.Router) -> Tensor:
+    """The chosen experts of each token, best first; scores `[N, E]`, correction `[E]` -> int64 `[N, k]`."""
+    scores = scores if bias is None else scores + bias
     if router.num_groups > 1:
-        choice = choice.masked_fill(~best_groups(choice, router), float("-inf"))
-    chosen = choice.topk(router.top_k, dim=-1).indices
-    weights = scores.gather(-1, chosen)
+        scores = scores.masked_fill(~best_groups(scores, router), float("-inf"))
+    return scores.topk(router.top_k, dim=-1).indices
+
+
+def weigh(scores: Tensor, chosen: Tensor, router: spec.Router) -> Tensor:
+    """The weights of the chosen experts; scores `[N, E]`, chosen `[N, k]` -> fp32 `[N, k]`."""
+    picked = scores.gather(-1, chosen)
+    weights = sparsemixer(scores, chosen, router.jitter) if router.score == "sparsemixer" else picked
     if router.score == "softmax_chosen":
         weights = weights.softmax(-1)
     if router.renormalize:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return chosen, weights * router.scale
-
-
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda logits: logits.softmax(-1),
-    "softmax_chosen": lambda logits: logits,
-    "sigmoid": torch.sigmoid,
-}
+    return weights if router.scale == 1 else weights * router.scale
 
 
 def best_groups(choice: Tensor, router: spec.Router) -> Tensor:
@@ -81,18 +83,18 @@ def best_groups(choice: Tensor, router: spec.Router) -> Tensor:
     return allowed.unsqueeze(-1).expand_as(grouped).flatten(-2)
 
 
-def sparsemixer(logits: Tensor, top_k: int, jitter: float) -> tuple[Tensor, Tensor]:
-    """SparseMixer at inference (arXiv:2409.12136): the best expert again and again, each time with its share of a softmax
-    over the experts not yet picked whose logit l has (best - l) / max(|l|, best) <= 2 jitter. Not renormalised."""
-    left = logits
-    chosen, weights = [], []
-    for _ in range(top_k):
-        best, index = left.max(-1, keepdim=True)
+def sparsemixer(logits: Tensor, chosen: Tensor, jitter: float) -> Tensor:
+    """SparseMixer at inference (arXiv:2409.12136): each pick has its share of a softmax over the experts not picked
+    before it whose logit l has (best - l) / max(|l|, best) <= 2 jitter, best being the pick's own.
+
+    Shapes as in `weigh`; the weights do not sum to 1."""
+    left, weights = logits, []
+    for pick in chosen.split(1, dim=-1):
+        best = logits.gather(-1, pick)
         far = (best - logits) / logits.abs().clamp(min=best) > 2 * jitter
-        chosen.append(index)
-        weights.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(-1, index))
-        left = left.scatter(-1, index, float("-inf"))
-    return torch.cat(chosen, -1), torch.cat(weights, -1)
+        weights.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(-1, pick))
+        left = left.scatter(-1, pick, float("-inf"))
+    return torch.cat(weights, -1)
 
 
 class Experts(nn.Module):

@@ -60,8 +60,8 @@ def gated_act(gate_up: Tensor, activation: Activation = "silu") -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None = None) -> Tensor:
     """softmax(scale * q kᵀ + mask) v, query head h reading kv head h // G; scale is 1 / sqrt(D) where None.
 
-    q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; mask `[T, S]` or `[B, 1, T, S]`, True where a query may look, or None:
-    then everything is visible, or with `causal` (T = S) what is not in the future. Returns `[B, H, T, V]`.
+    q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; mask `[T, S]` or `[B, 1, T, S]`, True where a query may
+    look; where it is None everything is visible, or with `causal` (T = S) all but the future. Returns `[B, H, T, V]`.
     """
     if q.shape[2] == 1:
         # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
@@ -77,7 +77,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 def experts(
     x: Tensor, chosen: Tensor, weights: Tensor, gate_up: ExpertMatrices, down: ExpertMatrices, activation: Activation
 ) -> Tensor:
-    """For each token n the sum over its k experts of weights[n, k] * down[e] (act(gate[e] x) * up[e] x), e = chosen[n, k].
+    """For each token n the sum over its experts e = chosen[n, k] of weights[n, k] * down[e] (act(gate[e] x) * up[e] x).
 
     x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]` and down `[E, H, F]`. The sum is in
     fp32, in the order of the experts. Returns `[N, H]` in x's dtype. Experts that no token chose are never looked at.

@@ -18,7 +18,7 @@ from minillm.families import resolve
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"quant_method": "awq"}, "awq"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "fp8"),
         ({"bits": 4}, "an unknown scheme"),
     ],
 )
@@ -38,7 +38,7 @@ def test_a_quantised_checkpoint_is_named(folder: Path, section: dict, scheme: st
         ({"num_hidden_layers": 10**9}, "expected an integer from 1 to 4096"),
         ({"num_key_value_heads": 4}, "6 attention heads are no multiple of 4"),
         ({"hidden_size": 50, "head_dim": None}, "hidden_size 50"),
-        ({"head_dim": 7}, "head_dim is 7"),
+        ({"head_dim": 7}, "positions of 7 values per head"),
         ({"vocab_size": 2**40}, "vocab_size is"),
         (
             {

@@ -17,7 +17,7 @@ import minillm
 from minillm import spec as vocabulary
 from minillm.config import read
 from minillm.families import resolve
-from minillm.model import Decoder
+from minillm.model import skeleton
 from minillm.spec import (
     GQA,
     DynamicScaling,
@@ -31,7 +31,8 @@ from minillm.spec import (
 )
 from minillm.spec import Decoder as Spec
 from minillm.weights.checkpoint import Checkpoint
-from minillm.weights.load import load
+from minillm.weights.load import check, load
+from minillm.weights.rules import plan
 
 OTHER_NORM = Norm(eps=0.5)
 
@@ -117,10 +118,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(folder: Path, spec: Spec, rules: Any, dtype: torch.dtype) -> torch.Tensor:
-    with torch.device("meta"):
-        model = Decoder(spec)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    parameters = load(Checkpoint(folder), rules, model.destinations(), shapes, dtype, torch.device("cpu"))
+    model, checkpoint = skeleton(spec, dtype), Checkpoint(folder)
+    planned = plan(checkpoint.info, rules, model.destinations())
+    check(planned, checkpoint)
+    parameters = load(checkpoint, planned, dict(model.named_parameters()), torch.device("cpu"))
     model.load_state_dict(parameters, assign=True)
     with torch.no_grad():
         return model(tiny.tokens(tiny.BASE["vocab_size"], 2, 40)).float()

@@ -24,10 +24,12 @@ PACKAGE = {
 
 # Layers from the bottom up: a module imports from layers below its own, or from its own.
 LAYERS = [
-    ["minillm.spec", "minillm.config", "minillm.weights", "minillm.kernels"],
+    ["minillm.spec", "minillm.config", "minillm.weights", "minillm.kernels", "minillm.balance"],
     ["minillm.reference", "minillm.rope", "minillm.families", "minillm.chat", "minillm.tokenizer"],
-    ["minillm.ops", "minillm.linear", "minillm.cache", "minillm.sampling", "minillm.hub"],
-    ["minillm.norm", "minillm.attention", "minillm.ffn"],
+    ["minillm.linear", "minillm.cache", "minillm.sampling", "minillm.hub", "minillm.quantised"],
+    ["minillm.grouped"],
+    ["minillm.ops"],
+    ["minillm.norm", "minillm.attention", "minillm.ffn", "minillm.mla", "minillm.moe"],
     ["minillm.model"],
     ["minillm.inference", "minillm.measure"],
     ["minillm.llm"],

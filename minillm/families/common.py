@@ -97,7 +97,7 @@ def gated_mlp(config: Config, size: str, bias: bool = False) -> GatedMLP:
 def decoder(
     config: Config, attention: Sequence[GQA | MLA], ffn: Sequence[GatedMLP | MoE], norm: Norm | LayerNorm | None = None
 ) -> Decoder:
-    """A decoder of pre-norm layers with these parts, layer by layer; the norm is the config's RMSNorm or the one given."""
+    """A decoder of pre-norm layers with these parts; the norm is the config's RMSNorm or the one given."""
     norm = norm or Norm(config.number("rms_norm_eps"))
     return Decoder(
         vocab_size=config.size("vocab_size"),

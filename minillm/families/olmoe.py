@@ -1,5 +1,5 @@
-"""Llama, except: q and k are normalised over all heads together, `clip_qkv` clamps q, k and v, and the feed-forward is a
-mixture of experts (64, top 8, weights not renormalised).
+"""Llama, except: q and k are normalised over all heads together, `clip_qkv` clamps q, k and v, and the feed-forward is
+a mixture of experts (64, top 8, weights not renormalised).
 
 OLMoE-1B-7B (Muennighoff et al., arXiv:2409.02060).
 """

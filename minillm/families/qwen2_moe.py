@@ -1,8 +1,8 @@
-"""Llama, except: q, k and v have biases, and the feed-forward is a mixture of experts whose weights are not renormalised
-unless `norm_topk_prob`, plus a shared expert times sigmoid(w x).
+"""Llama, except: q, k and v have biases, and the feed-forward is a mixture of experts whose weights are not
+renormalised unless `norm_topk_prob`, plus a shared expert times sigmoid(w x).
 
-Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B (Yang et al., arXiv:2407.10671). `decoder_sparse_step` and `mlp_only_layers` leave some
-layers dense. Where windows are on, the even layers below `max_window_layers` have one.
+Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B (Yang et al., arXiv:2407.10671). `decoder_sparse_step` and `mlp_only_layers` leave
+some layers dense. Where windows are on, the even layers below `max_window_layers` have one.
 """
 
 from __future__ import annotations
