@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import oracles
 import pytest
 import tiny
 import torch
 import transformers
+from oracles import played, recorded
 
 import minillm
 from minillm.cache import Cache
 
 FP32 = 2e-5
+WEIGHT = 2e-6
+NEW_TOKENS = 56  # with the prompt just below the longest original context of a row
 BF16_RATIO = 1.5
 
 
@@ -27,13 +32,23 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder, tiny.save(folder, *tiny.ROWS[request.param])
 
 
+def agree(routes: oracles.Routes) -> None:
+    """Nearly every token goes to the same experts by itself, with the same weights."""
+    assert routes.other_choices <= 0.01 * routes.tokens
+    assert routes.weight_error <= WEIGHT
+
+
 @torch.no_grad()
 def test_logits(pair) -> None:
     folder, theirs = pair
     llm = minillm.load(folder)
     tokens = tiny.tokens(llm.spec.vocab_size, 2, 40)
-    difference = (llm.model(tokens) - tiny.logits(theirs, tokens)).abs().max()
+    with recorded(theirs) as routes:
+        expected = tiny.logits(theirs, tokens)
+    with played(llm.model, routes):
+        difference = (llm.model(tokens) - expected).abs().max()
     assert difference <= FP32
+    agree(routes)
 
 
 @torch.no_grad()
@@ -42,33 +57,48 @@ def test_cached_decode(pair) -> None:
     folder, theirs = pair
     llm = minillm.load(folder)
     tokens = tiny.tokens(llm.spec.vocab_size, 1, 30, seed=1)
+    pieces = [tokens[:, :9], *tokens[:, 9:].split(1, dim=1)]
+    with recorded(theirs) as routes:
+        expected = torch.cat(cached(theirs, pieces), 1)
     cache = Cache(llm.spec, 1, 30, torch.float32)
-    ours = [llm.model(tokens[:, :9], cache)]
-    ours += [llm.model(tokens[:, at : at + 1], cache) for at in range(9, 30)]
-    reply = theirs(tokens[:, :9], use_cache=True)
-    expected = [reply.logits]
-    for at in range(9, 30):
-        reply = theirs(tokens[:, at : at + 1], past_key_values=reply.past_key_values, use_cache=True)
-        expected.append(reply.logits)
-    assert (torch.cat(ours, 1) - torch.cat(expected, 1)).abs().max() <= FP32
+    with played(llm.model, routes):
+        ours = [llm.model(piece, cache) for piece in pieces]
+    assert (torch.cat(ours, 1) - expected).abs().max() <= FP32
+    agree(routes)
+
+
+def cached(theirs: Any, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The fp32 logits of one piece after the other."""
+    logits, past = [], None
+    for piece in pieces:
+        reply = theirs(piece, past_key_values=past, use_cache=True)
+        past = reply.past_key_values
+        logits.append(reply.logits.float())
+    return logits
 
 
 def test_greedy(pair) -> None:
     folder, theirs = pair
     prompt = tiny.tokens(tiny.BASE["vocab_size"], 1, 7, seed=2)
-    expected = theirs.generate(prompt, max_new_tokens=64, do_sample=False)[0, 7:].tolist()
-    assert minillm.load(folder).generate(prompt_ids=prompt[0], max_new_tokens=64).token_ids == expected
+    expected = theirs.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)[0, 7:].tolist()
+    assert minillm.load(folder).generate(prompt_ids=prompt[0], max_new_tokens=NEW_TOKENS).token_ids == expected
 
 
 @torch.no_grad()
 def test_bfloat16(pair) -> None:
-    """Our bf16 is as close to fp32 as theirs: root mean square over 12,000 logits, packed and plain weights."""
+    """Our bf16 is as close to fp32 as theirs: root mean square over 12,000 logits, packed and plain weights. Both
+    send tokens where fp32 sends them: another expert is no rounding error."""
     folder, theirs = pair
     tokens = tiny.tokens(tiny.BASE["vocab_size"], 4, 32, seed=3)
-    exact = tiny.logits(theirs, tokens)
-    their_error = (tiny.logits(tiny.reference(folder, torch.bfloat16), tokens) - exact).square().mean().sqrt()
+    with recorded(theirs) as routes:
+        exact = tiny.logits(theirs, tokens)
+    their_bf16 = tiny.reference(folder, torch.bfloat16)
+    with played(their_bf16, routes):
+        their_error = (tiny.logits(their_bf16, tokens) - exact).square().mean().sqrt()
     for kernels in ("auto", "reference"):
-        ours = minillm.load(folder, dtype="bfloat16", kernels=kernels).model(tokens).float()
+        model = minillm.load(folder, dtype="bfloat16", kernels=kernels).model
+        with played(model, routes):
+            ours = model(tokens).float()
         assert (ours - exact).square().mean().sqrt() <= BF16_RATIO * their_error
 
 
@@ -76,19 +106,17 @@ def test_bfloat16(pair) -> None:
 def test_bfloat16_token_by_token(pair) -> None:
     """The same through the cache, one row at a time: the path of decoding, with its own matrix-vector product."""
     folder, theirs = pair
-    tokens = tiny.tokens(tiny.BASE["vocab_size"], 1, 40, seed=4)
-    exact = tiny.logits(theirs, tokens)
+    tokens = list(tiny.tokens(tiny.BASE["vocab_size"], 1, 40, seed=4).split(1, dim=1))
+    with recorded(theirs) as routes:
+        exact = torch.cat(cached(theirs, tokens), 1)
     their_bf16 = tiny.reference(folder, torch.bfloat16)
-    their_steps, past = [], None
-    for at in range(40):
-        reply = their_bf16(tokens[:, at : at + 1], past_key_values=past, use_cache=True)
-        past = reply.past_key_values
-        their_steps.append(reply.logits.float())
-    their_error = (torch.cat(their_steps, 1) - exact).square().mean().sqrt()
+    with played(their_bf16, routes):
+        their_error = (torch.cat(cached(their_bf16, tokens), 1) - exact).square().mean().sqrt()
     for kernels in ("auto", "reference"):
         llm = minillm.load(folder, dtype="bfloat16", kernels=kernels)
         cache = Cache(llm.spec, 1, 40, torch.bfloat16)
-        ours = torch.cat([llm.model(tokens[:, at : at + 1], cache).float() for at in range(40)], 1)
+        with played(llm.model, routes):
+            ours = torch.cat([llm.model(token, cache).float() for token in tokens], 1)
         assert (ours - exact).square().mean().sqrt() <= BF16_RATIO * their_error
 
 

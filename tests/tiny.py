@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import oracles
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 import minillm
@@ -45,6 +45,32 @@ ROPES: dict[str, dict[str, Any]] = {
     "yarn mscale": {**YARN, "mscale": 0.8, "mscale_all_dim": 1.3},
 }
 
+# Sizes of experts and latents, each different from the others.
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
+FINE = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "n_shared_experts": 2}
+LATENT = {
+    **FINE,
+    "num_key_value_heads": 6,
+    "q_lora_rank": 28,
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
+    "first_k_dense_replace": 1,
+}
+GROUPS = {"n_group": 4, "topk_group": 2}
+LATENT_YARN = {**YARN, "rope_theta": 500.0, "mscale": 0.707, "mscale_all_dim": 1.1}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0, 1.3, 1.7, 2.0],
+    "long_factor": [1.5, 2.5, 4.0, 7.0],
+    "short_mscale": 1.1,
+    "long_mscale": 1.3,
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+}
+
 # Every family with what sets it apart, by a name for the test's report.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -72,13 +98,82 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         {"head_dim": 10, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
     ),
+    "mixtral": ("mixtral", {"num_local_experts": 5}),
+    "mixtral-window": (
+        "mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 5, "head_dim": 12, "hidden_act": "gelu"},
+    ),
+    "tanuki": ("tanuki", {"num_local_experts": 5}),
+    "qwen2_moe": ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 36}),
+    "qwen2_moe-dense layers": (
+        "qwen2_moe",
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 24,
+            "num_hidden_layers": 5,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "norm_topk_prob": True,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 3,
+        },
+    ),
+    "qwen3_moe": ("qwen3_moe", {**EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
+    "qwen3_moe-window": (
+        "qwen3_moe",
+        {
+            **EXPERTS,
+            "head_dim": 10,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "mlp_only_layers": [1],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmoe": ("olmoe", {"num_experts": 6, "num_experts_per_tok": 3}),
+    "olmoe-clip": ("olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 0.8, "norm_topk_prob": True}),
+    "phimoe": ("phimoe", {"num_local_experts": 5, "attention_bias": True, "lm_head_bias": True}),
+    "phimoe-long": (
+        "phimoe",
+        {"num_local_experts": 4, "router_jitter_noise": 0.2, "rope_parameters": LONGROPE, "sliding_window": 9},
+    ),
+    "deepseek": ("deepseek", {**FINE, "first_k_dense_replace": 1, "norm_topk_prob": False}),
+    "deepseek-renormalised": ("deepseek", {**FINE, "first_k_dense_replace": 0, "norm_topk_prob": True}),
+    "deepseek_v2-lite": ("deepseek_v2", {**LATENT, "q_lora_rank": None, "attention_bias": True}),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {
+            **LATENT,
+            **GROUPS,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 3.0,
+            "rope_parameters": LATENT_YARN,
+        },
+    ),
+    "deepseek_v3": ("deepseek_v3", {**LATENT, **GROUPS, "rope_parameters": LATENT_YARN}),
+    "deepseek_v3-half": (
+        "deepseek_v3",
+        {
+            **LATENT,
+            "n_group": 2,
+            "topk_group": 1,
+            "rope_interleave": False,
+            "norm_topk_prob": False,
+            "q_lora_rank": None,
+        },
+    ),
+    "kimi_k2": ("kimi_k2", {**LATENT, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827}),
 }
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Every parameter: matrices so that activations keep their size, norms around one, biases well away from zero."""
+    """Every parameter: matrices so that activations keep their size, norms around one, biases well away from zero;
+    and the one buffer that a checkpoint holds."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    corrections = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    for parameter in [*model.parameters(), *corrections]:
         noise = torch.randn(parameter.shape, generator=generator)
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3
         is_norm = parameter.dim() == 1 and bool((parameter == 1).all())
@@ -87,17 +182,14 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 def save(folder: Path, family: str, overrides: dict[str, Any], seed: int = 0) -> Any:
     """Build, randomise and save a model; returns it loaded from disk again, fp32 and eager."""
-    config = transformers.AutoConfig.for_model(family, **{**BASE, **overrides})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = oracles.build(family, {**BASE, **overrides})
     randomise(model, seed)
-    model.save_pretrained(folder)
+    oracles.save(model, folder, family)
     return reference(folder)
 
 
 def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The same folder in transformers, in the plainest of its implementations."""
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    return loaded.eval()
+    return oracles.load(folder, dtype)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
