@@ -20,13 +20,18 @@ from minillm.families import resolve
 from minillm.model import skeleton
 from minillm.spec import (
     GQA,
+    MLA,
     DynamicScaling,
     GatedMLP,
     Layer,
+    LayerNorm,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
+    MoE,
     Norm,
     Rope,
+    Router,
     YarnScaling,
 )
 from minillm.spec import Decoder as Spec
@@ -54,6 +59,12 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (YarnScaling, "beta_fast"): ("llama-yarn all", 2.5),
     (YarnScaling, "beta_slow"): ("llama-yarn all", 0.5),
     (YarnScaling, "truncate"): ("llama-yarn all", True),
+    (LayerNorm, "eps"): ("phimoe", 1e-2),
+    (LongRopeScaling, "short_factors"): ("phimoe-long", (1.0, 1.3, 1.6, 2.0)),
+    (LongRopeScaling, "long_factors"): ("phimoe-long", (1.5, 2.4, 4.0, 7.0)),
+    (LongRopeScaling, "original_positions"): ("phimoe-long", 90),
+    (LongRopeScaling, "short_attention_factor"): ("phimoe-long", 1.2),
+    (LongRopeScaling, "long_attention_factor"): ("phimoe-long", 1.2),
     (Rope, "dim"): ("llama", 4),
     (Rope, "theta"): ("llama", 9000.0),
     (Rope, "layout"): ("llama", "interleaved"),
@@ -66,6 +77,33 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (GQA, "qkv_bias"): ("llama-biases", False),
     (GQA, "out_bias"): ("llama-biases", False),
     (GQA, "qk_norm"): ("qwen3", None),
+    (GQA, "qk_norm_width"): ("olmoe", "head"),
+    (GQA, "clip"): ("olmoe-clip", 0.9),
+    (MLA, "num_heads"): ("deepseek_v3", 4),
+    (MLA, "q_rank"): ("deepseek_v3", None),
+    (MLA, "kv_rank"): ("deepseek_v3", 20),
+    (MLA, "nope_dim"): ("deepseek_v3", 14),
+    (MLA, "v_dim"): ("deepseek_v3", 10),
+    (MLA, "rope"): ("deepseek_v3", Rope(8, 50.0, "interleaved")),
+    (MLA, "latent_norm"): ("deepseek_v3", OTHER_NORM),
+    (MLA, "score_factor"): ("deepseek_v3", 1.0),
+    (MLA, "bias"): ("deepseek_v2-lite", False),
+    (Router, "num_experts"): ("mixtral", 4),
+    (Router, "top_k"): ("mixtral", 3),
+    (Router, "score"): ("deepseek_v3", "softmax"),
+    (Router, "renormalize"): ("mixtral", False),
+    (Router, "scale"): ("deepseek_v3", 1.0),
+    (Router, "bias"): ("deepseek_v3", False),
+    (Router, "num_groups"): ("deepseek_v3", 2),
+    (Router, "top_groups"): ("deepseek_v3", 3),
+    (Router, "group_score"): ("deepseek_v3", "max"),
+    (Router, "standardize"): ("tanuki", False),
+    (Router, "jitter"): ("phimoe", 0.3),
+    (MoE, "router"): ("mixtral", Router(5, 1)),
+    (MoE, "intermediate_size"): ("mixtral", 72),
+    (MoE, "activation"): ("mixtral", "gelu"),
+    (MoE, "shared"): ("deepseek_v3", None),
+    (MoE, "shared_gate"): ("qwen2_moe", False),
     (GatedMLP, "intermediate_size"): ("llama", 72),
     (GatedMLP, "activation"): ("llama", "gelu"),
     (GatedMLP, "bias"): ("llama-biases", False),
@@ -79,16 +117,25 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Spec, "final_norm"): ("llama", OTHER_NORM),
     (Spec, "tied"): ("llama", True),
     (Spec, "context"): ("llama", 8),
+    (Spec, "head_bias"): ("phimoe", False),
 }
 
 
 # Fields that are the shape or the presence of a parameter: the checkpoint no longer fits.
 MISFITS = {
     (GQA, "num_heads"), (GQA, "num_kv_heads"), (GQA, "head_dim"),
-    (GQA, "qkv_bias"), (GQA, "out_bias"), (GQA, "qk_norm"),
+    (GQA, "qkv_bias"), (GQA, "out_bias"), (GQA, "qk_norm"), (GQA, "qk_norm_width"),
+    (MLA, "num_heads"), (MLA, "q_rank"), (MLA, "kv_rank"), (MLA, "nope_dim"), (MLA, "v_dim"), (MLA, "bias"),
+    (Router, "num_experts"), (Router, "bias"),
+    (MoE, "intermediate_size"), (MoE, "shared"), (MoE, "shared_gate"), (Spec, "head_bias"),
     (GatedMLP, "intermediate_size"), (GatedMLP, "bias"),
     (Spec, "vocab_size"), (Spec, "hidden_size"), (Spec, "layers"), (Spec, "tied"),
 }  # fmt: skip
+
+
+# Tokens of a sequence: beyond the original context of every row, or before it where that regime is asked for.
+LENGTH = 70
+SHORT = {(LongRopeScaling, "short_factors"): 40, (LongRopeScaling, "short_attention_factor"): 40}
 
 
 def mutate(value: Any, owner: type, field: str, new: Any) -> Any:
@@ -117,14 +164,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def run(folder: Path, spec: Spec, rules: Any, dtype: torch.dtype) -> torch.Tensor:
+def run(folder: Path, spec: Spec, rules: Any, dtype: torch.dtype, length: int) -> torch.Tensor:
     model, checkpoint = skeleton(spec, dtype), Checkpoint(folder)
     planned = plan(checkpoint.info, rules, model.destinations())
     check(planned, checkpoint)
     parameters = load(checkpoint, planned, dict(model.named_parameters()), torch.device("cpu"))
     model.load_state_dict(parameters, assign=True)
     with torch.no_grad():
-        return model(tiny.tokens(tiny.BASE["vocab_size"], 2, 40)).float()
+        return model(tiny.tokens(tiny.BASE["vocab_size"], 2, length)).float()
 
 
 @pytest.mark.parametrize(("owner", "field"), list(MUTATIONS), ids=lambda value: getattr(value, "__name__", value))
@@ -140,10 +187,11 @@ def test_flipping_a_field_is_noticed(owner: type, field: str, folders: dict[str,
             llm.generate(prompt_ids=[1] * 9, max_new_tokens=1)
         return
     dtype = torch.bfloat16 if field == "cast" else torch.float32  # the order of rounding shows in bf16 only
-    original = run(folders[row], spec, rules, dtype)
+    length = SHORT.get((owner, field), LENGTH)
+    original = run(folders[row], spec, rules, dtype, length)
     if (owner, field) in MISFITS:
         with pytest.raises(ValueError, match=r"do not fit config\.json"):
-            run(folders[row], mutated, rules, dtype)
+            run(folders[row], mutated, rules, dtype, length)
         return
-    changed = run(folders[row], mutated, rules, dtype)
+    changed = run(folders[row], mutated, rules, dtype, length)
     assert (changed - original).abs().max() > 1e-3  # 50 times the parity budget: parity would be red
