@@ -134,7 +134,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     engines = {name: _summary(rounds[name], facts[name], arguments.prompt_tokens) for name in names}
     copy = copy_bandwidth(torch.device(facts["minillm"]["device"])) or float("nan")
     ours = engines["minillm"]
-    ours["decode_gb_per_second"] = facts["minillm"]["bytes_per_step"] * ours["decode_tokens_per_second"] / 1e9
+    ours["active_bytes_per_token"] = facts["minillm"]["bytes_per_step"]
+    ours["decode_gb_per_second"] = ours["active_bytes_per_token"] * ours["decode_tokens_per_second"] / 1e9
     ours["bandwidth_share"] = ours["decode_gb_per_second"] * 1e9 / copy
     report = {"engines": engines, "copy_gb_per_second": copy / 1e9, "prompt_tokens": arguments.prompt_tokens}
     if arguments.against:
@@ -190,7 +191,8 @@ def _print(report: dict[str, Any]) -> None:
         )
     ours = report["engines"]["minillm"]
     print(
-        f"minillm decodes at {ours['decode_gb_per_second']:.1f} GB/s, {ours['bandwidth_share']:.0%} of the "
+        f"minillm reads {ours['active_bytes_per_token'] / 1e6:.0f} MB per token when decoding, at "
+        f"{ours['decode_gb_per_second']:.1f} GB/s: {ours['bandwidth_share']:.0%} of the "
         f"{report['copy_gb_per_second']:.1f} GB/s this machine copies"
     )
     if ratios := report.get("ratios"):

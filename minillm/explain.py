@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from minillm import cli, config, families, hub
+from minillm.measure import active_values
 from minillm.model import skeleton
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
 from minillm.weights.load import misshapen
@@ -23,7 +24,7 @@ from minillm.weights.rules import plan
 
 
 def explain(folder: Path) -> dict[str, Any]:
-    """The resolved spec, the parameter count, and how the tensors of the folder fit; tensor lists are None where
+    """The resolved spec, the parameters, how many of them a token goes through, and how the tensors of the folder fit; tensor lists are None where
     the folder has neither weights nor an index. Raises ValueError for what cannot be read or is not supported."""
     values = config.read(folder)
     spec, rules, read = families.resolve(values)
@@ -34,6 +35,7 @@ def explain(folder: Path) -> dict[str, Any]:
         "quantization": config.quantization(values),
         "dtype": read.dtype,
         "parameter_count": sum(parameter.numel() for parameter in model.parameters()),
+        "active_parameter_count": sum(active_values(model).values()),
         "unknown_config_keys": read.unread,
         "unclaimed_tensors": None,
         "unfilled_parameters": None,
@@ -76,7 +78,9 @@ def _print(report: dict[str, Any]) -> None:
     stored = f"stored as {report['dtype']}" + (
         f", quantised: {report['quantization']}" if report["quantization"] else ""
     )
-    print(f"{report['weights']}: {report['model_type']}, {report['parameter_count']:,} parameters, {stored}")
+    total, active = report["parameter_count"], report["active_parameter_count"]
+    count = f"{total:,} parameters" + (f", {active:,} active per token" if active < total else "")
+    print(f"{report['weights']}: {report['model_type']}, {count}, {stored}")
     head = "head tied to the embedding" if spec["tied"] else "own head"
     print(f"vocabulary {spec['vocab_size']}, hidden size {spec['hidden_size']}, context {spec['context']}, {head}")
     first = 0

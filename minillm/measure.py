@@ -9,14 +9,27 @@ from pathlib import Path
 import torch
 
 from minillm.model import Decoder
+from minillm.moe import Experts
 
 COPY_BYTES = 128 * 2**20  # twice that is moved: more than a core's share of any cache
 
 
+def active_values(model: Decoder) -> dict[str, int]:
+    """How many values of each parameter one token goes through: all, but of a layer's experts only the chosen ones."""
+    counts = {}
+    for name, parameter in model.named_parameters():
+        owner, counts[name] = model.get_submodule(name.rpartition(".")[0]), parameter.numel()
+        if isinstance(owner, Experts):
+            router = owner.spec.router
+            counts[name] = counts[name] * router.top_k // router.num_experts
+    return counts
+
+
 def bytes_per_step(model: Decoder) -> int:
-    """Bytes of weights that one decode step reads: all of them, but of an embedding that is not also the head only
-    the rows looked up, which is next to nothing."""
-    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    """Bytes of weights that one decode step of one token reads: the active ones, but of an embedding that is not also
+    the head only the row looked up, which is next to nothing."""
+    parameters = dict(model.named_parameters())
+    total = sum(count * parameters[name].element_size() for name, count in active_values(model).items())
     return total - (0 if model.spec.tied else model.embedding.weight.nbytes)
 
 

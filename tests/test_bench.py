@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from minillm import bench, families
+from minillm import bench, families, quantised
 from minillm.families.shapes import SHAPES
 from minillm.hub import DEMO
 from minillm.loading import load
@@ -25,6 +25,7 @@ COUNTS = {
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304,
     "qwen3-0.6b": 596_049_920,
+    "qwen3-moe-1.3b": 1_305_243_648,
 }
 
 
@@ -78,6 +79,20 @@ def test_bytes_per_step() -> None:
     untied = skeleton(families.resolve(small)[0], torch.float32)
     everything = 4 * sum(parameter.numel() for parameter in untied.parameters())
     assert bytes_per_step(untied) == everything - 4 * untied.embedding.weight.numel()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_bytes_per_step_of_a_mixture(held: bool) -> None:
+    """Of 64 experts a token reads the 8 that it chose, and of held fp8 their factors too; the router is fp32."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 128, "moe_intermediate_size": 128, "vocab_size": 100}
+    model = skeleton(families.resolve({**SHAPES["qwen3-moe-1.3b"], **sizes})[0], torch.bfloat16)
+    of_one_expert = 3 * 128 * 128
+    others = {n: p for n, p in model.named_parameters() if ".experts." not in n}
+    rest = sum(p.numel() * (4 if "router" in n else 2) for n, p in others.items())
+    if held:
+        quantised.hold(model, [n for n in dict(model.named_parameters()) if ".experts." in n])
+    each = of_one_expert + 4 * 3 * 128 if held else 2 * of_one_expert  # a factor for each row of each block
+    assert bytes_per_step(model) == rest + 2 * 8 * each
 
 
 def test_measures() -> None:

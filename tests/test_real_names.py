@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import SHARED, shared
 
-from minillm.config import read
+from minillm.config import has_fp8_blocks, read
 from minillm.explain import explain
 from minillm.families import FAMILIES, resolve
 from minillm.loading import load
+from minillm.model import skeleton
+from minillm.weights import fp8
+from minillm.weights.checkpoint import TensorInfo
+from minillm.weights.load import misshapen
+from minillm.weights.rules import plan
 
 # What the model cards and papers state, exact where they give the exact number.
 COUNTS = {
@@ -36,6 +43,28 @@ COUNTS = {
     "bnb__Llama-3.1-8B-Instruct": 8_030_261_248,
     "neuralmagic__Meta-Llama-3-8B-Instruct-FP8": 8_030_261_248,
     "TheBloke__Llama-2-13B-chat-GPTQ": 13_015_864_320,
+    "mistralai__Mixtral-8x7B-v0.1": 46_702_792_704,
+    "TheBloke__Mixtral-8x7B-Instruct-v0.1-GPTQ": 46_702_792_704,
+    "mistralai__Mixtral-8x22B-v0.1": 140_620_634_112,
+    "alpindale__WizardLM-2-8x22B": 140_620_634_112,
+    "llm-jp__8x1.8b-mixtral-exp": 9_266_759_680,
+    "Qwen__Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen__Qwen3-30B-A3B-FP8": 30_532_122_624,
+    "Qwen__Qwen3-235B-A22B": 235_093_634_560,
+    "deepseek-ai__DeepSeek-V2-Lite": 15_706_484_224,
+    "deepseek-ai__DeepSeek-V2": 235_741_434_880,
+    "deepseek-ai__DeepSeek-V3": 671_026_419_200,
+    "deepseek-ai__DeepSeek-R1": 671_026_419_200,
+    "microsoft__Phi-tiny-MoE-instruct": 3_755_220_288,
+}
+# What their authors call active per token, in billions, to as many digits as they give.
+ACTIVE = {
+    "mistralai__Mixtral-8x7B-v0.1": "12.9",
+    "mistralai__Mixtral-8x22B-v0.1": "39",
+    "Qwen__Qwen3-30B-A3B": "3.3",
+    "Qwen__Qwen3-235B-A22B": "22",
+    "deepseek-ai__DeepSeek-V2": "21",
+    "deepseek-ai__DeepSeek-V3": "37",
 }
 FOLDERS = sorted(path.parent for path in SHARED.glob("real-configs/*/config.json"))
 SUPPORTED = [folder for folder in FOLDERS if read(folder).get("model_type") in FAMILIES]
@@ -53,8 +82,10 @@ def test_published_checkpoint(name: str) -> None:
     assert report["parameter_count"] == COUNTS[name]
     # One of the copies names code to run, which is never run; the other keys are all understood.
     assert set(report["unknown_config_keys"]) <= {"auto_map"}
+    mixture = any(layer["ffn"]["kind"] == "MoE" for layer in report["spec"]["layers"])
+    assert (report["active_parameter_count"] < COUNTS[name]) == mixture
     indexed = (folder / "model.safetensors.index.json").exists()
-    if report["quantization"]:
+    if report["quantization"] and not has_fp8_blocks(read(folder)):
         with pytest.raises(ValueError, match=f"quantised with {report['quantization']}"):
             load(folder)
     elif indexed:
@@ -62,6 +93,32 @@ def test_published_checkpoint(name: str) -> None:
         assert report["unfilled_parameters"] == []
     else:
         assert report["unclaimed_tensors"] is None
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_active_parameters(name: str) -> None:
+    """The published figure, where rounding down is what its authors may have done."""
+    billions = explain(shared(f"real-configs/{name}"))["active_parameter_count"] / 1e9
+    digit = 10.0 ** -len(ACTIVE[name].partition(".")[2])
+    assert -digit / 2 <= billions - float(ACTIVE[name]) < digit
+
+
+def test_published_tensor_list() -> None:
+    """All 92,000 tensors of DeepSeek-V3 by name, type and shape: fp8 with its factors, one extra layer left out."""
+    folder = shared("real-configs/deepseek-ai__DeepSeek-V3")
+    lines = (folder / "RECONSTRUCTED_tensor_names.tsv").read_text().splitlines()[1:]
+    info = {}
+    for name, dtype, shape in (line.split("\t") for line in lines):
+        info[name] = TensorInfo("", tuple(json.loads(shape)), dtype)
+    spec, rules, _ = resolve(read(folder))
+    planned = plan(info, rules, skeleton(spec, torch.bfloat16).destinations())
+    assert planned.unclaimed == planned.unfilled == planned.twice_filled == misshapen(planned, info) == []
+    assert all(name.startswith("model.layers.61.") for name in planned.dropped)
+    assert set(planned.reasons.values()) == {len(planned.dropped)}
+    quantised = {name for name in planned.assignments if info[name].dtype == "F8_E4M3"}
+    assert quantised == set(planned.scales)
+    assert all(info[scale].shape == fp8.scale_shape(info[name].shape) for name, scale in planned.scales.items())
+    assert len(planned.assignments) + len(planned.scales) + len(planned.dropped) == len(info)
 
 
 def test_indexes_were_there() -> None:

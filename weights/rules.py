@@ -50,14 +50,15 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
     compiled = [(_compile(pattern), target) for pattern, target in sorted(rules.items(), key=_placeholders)]
     names, filled = set(tensors), set[str]()
     for tensor in tensors:
-        if (matrix := tensor.removesuffix(SCALE)) != tensor and matrix in names:
-            result.scales[matrix] = tensor
-            continue
-        target = _match(tensor, compiled)
+        matrix = tensor.removesuffix(SCALE)
+        is_scale = matrix != tensor and matrix in names
+        target = _match(matrix if is_scale else tensor, compiled)
         if target is not None and target.startswith(DROP):
             result.dropped.append(tensor)
             if reason := target.removeprefix(DROP).removeprefix(": "):
                 result.reasons[reason] = result.reasons.get(reason, 0) + 1
+        elif is_scale:
+            result.scales[matrix] = tensor
         elif target is None or target not in destinations:
             result.unclaimed.append(tensor)
         elif target in filled:

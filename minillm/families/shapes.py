@@ -67,6 +67,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1000000.0,
         "tie_word_embeddings": True,
     },
+    "qwen3-moe-1.3b": {  # not published: the family's mixture at a size that small machines hold
+        "model_type": "qwen3_moe",
+        **_sizes(1024, 3072, 12, 16, 4, 40960),
+        "vocab_size": 32768,
+        "head_dim": 128,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 512,
+        "norm_topk_prob": True,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
     "qwen3-0.6b": {
         "model_type": "qwen3",
         **_sizes(1024, 3072, 28, 16, 8, 40960),
