@@ -24,8 +24,8 @@ from minillm.weights.rules import plan
 
 
 def explain(folder: Path) -> dict[str, Any]:
-    """The resolved spec, the parameters, how many of them a token goes through, and how the tensors of the folder fit; tensor lists are None where
-    the folder has neither weights nor an index. Raises ValueError for what cannot be read or is not supported."""
+    """The resolved spec, all parameters and those active per token, and how the folder's tensors fit; the lists of
+    tensors are None where it has neither weights nor an index. Raises ValueError for what is not supported."""
     values = config.read(folder)
     spec, rules, read = families.resolve(values)
     model = skeleton(spec, torch.bfloat16)

@@ -46,6 +46,8 @@ class Linear(nn.Module):
     @torch.no_grad()
     def pack(self) -> None:
         """Replace `weight` by oneDNN's own layout of it: for inference on a CPU only, and not to be undone."""
+        if quantised.is_held(self, "weight"):
+            return
         assert self.weight is not None
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
         self.weight = None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm import quantised, spec
+from minillm import spec
 from minillm.attention import GroupedQueryAttention, Step
 from minillm.cache import Cache, LatentCache, LayerCache, key_positions, visible
 from minillm.ffn import GatedMLP
@@ -165,9 +165,9 @@ class Decoder(nn.Module):
         return found
 
     def pack(self) -> None:
-        """Give every linear layer oneDNN's layout (see `linear.py`): for inference on a CPU."""
+        """Give every linear layer oneDNN's layout (see `linear.py`), and experts theirs: for inference on a CPU."""
         for module in self.modules():
-            if isinstance(module, Linear) and not quantised.is_held(module, "weight"):
+            if isinstance(module, (Linear, Experts)):
                 module.pack()
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm import quantised, spec
+from minillm import grouped, quantised, spec
 from minillm.ffn import GatedMLP
 from minillm.linear import Linear
 from minillm.ops import Ops
@@ -114,6 +114,13 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         gate_up, down = (quantised.matrices(self, name, x.dtype) for name in ("gate_up", "down"))
         return self.ops.experts(x, routing.experts, routing.weights, gate_up, down, self.spec.activation)
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Rearrange the matrices in place for the grouped path: for inference on a CPU."""
+        for name in ("gate_up", "down"):
+            if not quantised.is_held(self, name):
+                setattr(self, name, nn.Parameter(grouped.to_input_major(getattr(self, name)), requires_grad=False))
 
     def blocks(self, name: str) -> dict[str, int]:
         """The named row blocks of a parameter, in order: "3.gate" is the gate of expert 3, "3" all of its rows."""
