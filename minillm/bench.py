@@ -37,7 +37,8 @@ Engine = tuple[Callable[[list[int], int], tuple[Any, int]], Callable[[Any, int],
 
 
 def minillm_engine(arguments: argparse.Namespace) -> Engine:
-    llm = load(arguments.weights, arguments.dtype, arguments.device, arguments.kernels)
+    chosen = (arguments.dtype, arguments.device, arguments.kernels)
+    llm = load(arguments.weights, *chosen, keep_quantized=arguments.keep_quantized)
     dtype = llm.model.embedding.weight.dtype
 
     def prefill(prompt: list[int], steps: int) -> tuple[Cache, int]:
@@ -113,6 +114,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         command = [sys.executable, "-m", "minillm.bench", "--worker", name, "--weights", str(arguments.weights)]
         for flag in ("dtype", "device", "kernels", "new_tokens"):
             command += [f"--{flag.replace('_', '-')}", str(getattr(arguments, flag))]
+        command += ["--keep-quantized"] * (arguments.keep_quantized and name == "minillm")
         workers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         facts = {name: _answer(worker, name) for name, worker in workers.items()}

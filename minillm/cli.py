@@ -33,6 +33,9 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))
+    made.add_argument(
+        "--keep-quantized", action="store_true", help="FP8 weights stay FP8 in memory, dequantised at each use"
+    )
 
 
 def run(main: Callable[[], int]) -> int:

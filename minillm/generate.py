@@ -119,7 +119,8 @@ def _read_turn(terminal: bool) -> str | None:
 
 def _load(arguments: argparse.Namespace) -> LLM:
     progress = cli.progress_bar("loading")
-    return load(arguments.weights, arguments.dtype, arguments.device, arguments.kernels, progress)
+    chosen = (arguments.dtype, arguments.device, arguments.kernels)
+    return load(arguments.weights, *chosen, progress, arguments.keep_quantized)
 
 
 def _prompt(arguments: argparse.Namespace) -> dict[str, Any]:

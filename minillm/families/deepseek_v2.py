@@ -95,15 +95,14 @@ def latent_attention(config: Config, layout: str) -> MLA:
         v_dim=config.size("v_head_dim"),
         rope=Rope(turned.dim, turned.theta, "interleaved" if layout == "interleaved" else "half", scaling),
         latent_norm=Norm(LATENT_EPS),
-        score_factor=_score_factor(config) if isinstance(scaling, YarnScaling) else 1.0,
+        score_factor=_score_factor(config, scaling) if isinstance(scaling, YarnScaling) else 1.0,
         bias=config.flag("attention_bias"),
     )
 
 
-def _score_factor(config: Config) -> float:
-    values = config.rope()
-    all_dim = values.get("mscale_all_dim") or 0
-    return common.yarn_mscale(values["factor"], all_dim) ** 2 if all_dim else 1.0
+def _score_factor(config: Config, scaling: YarnScaling) -> float:
+    all_dim = config.rope().get("mscale_all_dim") or 0
+    return common.yarn_mscale(scaling.factor, all_dim) ** 2 if all_dim else 1.0
 
 
 def mixtures(config: Config, router: Router, dense: GatedMLP) -> list[GatedMLP | MoE]:
