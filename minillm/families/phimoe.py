@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minillm.config import Config
+from minillm.config import Config, number
 from minillm.families import common, mixtral
 from minillm.spec import GQA, Decoder, LayerNorm, MoE
 
@@ -38,7 +38,7 @@ def spec(config: Config) -> Decoder:
     rope = common.rope(config, head_dim)
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, common.window(config), qkv_bias=bias, out_bias=bias)
     expert = common.gated_mlp(config, "intermediate_size")
-    jitter = config.number("router_jitter_noise")
+    jitter = number("router_jitter_noise", config.get("router_jitter_noise"), low=0.0)
     router = common.router(config, "num_local_experts", score="sparsemixer", jitter=jitter)
     moe = MoE(router, expert.intermediate_size, expert.activation)
     norm = LayerNorm(config.number("rms_norm_eps"))
