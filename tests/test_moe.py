@@ -53,7 +53,7 @@ PATHS = {
         x, c, w, *(grouped.to_input_major(each.clone()) for each in (g, d)), "silu"
     ),
 }
-EXACT = 2e-6  # fp32 on values of size 1 to 5, sums of under 40 terms; the largest of 3000 draws was 9e-7
+EXACT = 5e-6  # fp32 on values of size 1 to 5, sums of under 40 terms; the largest of 1400 draws was 2.6e-6
 
 
 @settings(max_examples=60)
@@ -69,7 +69,7 @@ def test_loop_is_grouped_is_the_formula(data: st.DataObject) -> None:
     given_ = (x, *routed(tokens, experts, top_k, data.draw(st.integers(0, 9))), *matrices(experts, hidden, inner))
     expected = formula(*given_)
     for path in PATHS.values():
-        assert (path(*given_) - expected).abs().max() <= EXACT * max(1.0, expected.abs().max().item())
+        assert (path(*given_) - expected).abs().max() <= EXACT
 
 
 @pytest.mark.parametrize("path", PATHS)
