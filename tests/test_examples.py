@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "
 EXAMPLES = {
     "generate_text.py": (["tokens, length)", "|"], []),
     "chat.py": (["> Tell me a story about an owl", "Pip lived"], []),
+    "absorb_mla.py": (["576 as latents, 71 times less"], []),
+    "balance_experts.py": (["bias: loss", "wrote"], ["--steps", "2", "--out", "{tmp}/balance.png"]),
     "build_from_spec.py": (["parameters", "The quick brown fox jumps over the lazy dog"], []),
     "first_divergent_layer.py": (["no layer diverges"], []),
     "train_demo.py": ([], ["--steps", "2", "--out", "{tmp}/demo"]),
@@ -49,6 +52,19 @@ def test_example(example: str, tmp_path: Path) -> None:
 
 def test_a_broken_layer_is_named() -> None:
     assert "first divergent: layer 2\n" in run("first_divergent_layer.py", "--break", "2")
+
+
+def test_every_step_of_the_absorption_holds() -> None:
+    differences = re.findall(r"largest difference (\S+)", run("absorb_mla.py"))
+    assert len(differences) == 4
+    assert max(map(float, differences)) < 1e-12  # fp64, sums of under 50 terms of size 10
+
+
+def test_the_picture_of_balance_is_one(tmp_path: Path) -> None:
+    out = run("balance_experts.py", "--steps", "30", "--out", str(tmp_path / "balance.png"))
+    assert (tmp_path / "balance.png").read_bytes().startswith(b"\x89PNG\r\n")
+    busiest = {name: float(load) for name, load in re.findall(r"(\w+): loss .* busiest expert (\S+),", out)}
+    assert busiest["loss"] < busiest["nothing"]
 
 
 def test_training_is_reproducible_by_seed(tmp_path: Path) -> None:
