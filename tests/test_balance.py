@@ -35,7 +35,7 @@ def test_the_loss_is_transformers(layers: int, tokens: int, experts: int, data: 
 
 
 def test_the_loss_by_hand() -> None:
-    """k when all is even; E when one expert gets everything; between, E times the sum of frequency times probability."""
+    """k when all is even, E when one expert gets everything, between them E times the sum over e of f_e P_e."""
     even = torch.tensor([[0, 1], [2, 3], [4, 5]])
     assert load_balancing_loss(torch.zeros(3, 6), even).item() == pytest.approx(2.0)
     collapsed = torch.tensor([[50.0, 0.0, 0.0, 0.0]]).expand(5, 4)

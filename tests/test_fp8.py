@@ -178,7 +178,7 @@ def test_held_fp8_computes_the_same(pair: tuple[Path, Path], dtype: str, kernels
 def test_held_fp8_beside_packed_weights(pair: tuple[Path, Path]) -> None:
     """In bf16 the fast path keeps its weights in other layouts and sums in another order: the error against fp32, root
     mean square over 6,000 logits, is the same. Measured: X."""
-    given = tokens(2, 32, seed=12)
+    given = tokens(2, 32, seed=2)
     exact, routing = minillm.load(pair[1], "float32").model(given, collect_routing=True)
     errors = []
     for folder, keep in ((pair[0], True), (pair[1], False)):
