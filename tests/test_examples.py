@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from conftest import ROOT
+from oracles import played, recorded
 
 import minillm
 from minillm.hub import DEMO
@@ -19,12 +20,14 @@ from minillm.hub import DEMO
 # One thread each: the tests run side by side.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
 
+DEMOS = [DEMO, ROOT / "examples/demo_moe"]
 EXAMPLES = {
     "generate_text.py": (["tokens, length)", "|"], []),
     "chat.py": (["> Tell me a story about an owl", "Pip lived"], []),
     "absorb_mla.py": (["576 as latents, 71 times less"], []),
     "balance_experts.py": (["bias: loss", "wrote"], ["--steps", "2", "--out", "{tmp}/balance.png"]),
     "build_from_spec.py": (["parameters", "The quick brown fox jumps over the lazy dog"], []),
+    "expert_routes.py": (["layer 3: ", "Daisy"], []),
     "first_divergent_layer.py": (["no layer diverges"], []),
     "train_demo.py": ([], ["--steps", "2", "--out", "{tmp}/demo"]),
     "story_grammar.py": ([], []),
@@ -77,14 +80,24 @@ def test_training_is_reproducible_by_seed(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (DEMO / file).read_bytes()
 
 
+@pytest.mark.parametrize("demo", DEMOS, ids=["dense", "experts"])
 @torch.no_grad()
-def test_the_demo_in_transformers() -> None:
+def test_the_demo_in_transformers(demo: Path) -> None:
     tokens = torch.arange(4, 260)[None]
-    ours = minillm.load(dtype="float32").model(tokens)
-    assert (ours - tiny.logits(tiny.reference(DEMO), tokens)).abs().max() <= 2e-5
+    theirs, llm = tiny.reference(demo), minillm.load(demo, dtype="float32")
+    with recorded(theirs) as routes:
+        expected = tiny.logits(theirs, tokens)
+    with played(llm.model, routes):
+        assert (llm.model(tokens) - expected).abs().max() <= 2e-5
 
 
-def test_the_demo_reads_as_sentences() -> None:
+@pytest.mark.parametrize("demo", DEMOS, ids=["dense", "experts"])
+def test_a_demo_is_small_enough_to_ship(demo: Path) -> None:
+    assert sum(file.stat().st_size for file in demo.iterdir()) <= 2_000_000
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=["dense", "experts"])
+def test_the_demo_reads_as_sentences(demo: Path) -> None:
     """Every word it writes is a word of the grammar, in capitals where a sentence starts, and it comes to an end."""
     import random
     import re
@@ -93,7 +106,7 @@ def test_the_demo_reads_as_sentences() -> None:
     from story_grammar import story
 
     vocabulary = set(re.findall(r"[A-Za-z]+", " ".join(story(random.Random(i))[1] for i in range(2000))))
-    result = minillm.load().generate("Once upon a time there was a", max_new_tokens=250)
+    result = minillm.load(demo).generate("Once upon a time there was a", max_new_tokens=250)
     assert result.finish_reason == "stop"
     assert set(re.findall(r"[A-Za-z]+", result.text)) <= vocabulary
     sentences = re.split(r"(?<=[.!?])[\"]?\s", result.text)
