@@ -119,9 +119,10 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         facts = {name: _answer(worker, name) for name, worker in workers.items()}
         torch.manual_seed(0)
-        prompt = torch.randint(facts["minillm"]["vocab_size"], (arguments.prompt_tokens,)).tolist()
         rounds: dict[str, list[Any]] = {name: [] for name in names}
         for turn in range(arguments.rounds + 1):
+            # Another prompt each time, as users have: with experts it makes products of other sizes.
+            prompt = torch.randint(facts["minillm"]["vocab_size"], (arguments.prompt_tokens,)).tolist()
             for name, worker in workers.items():
                 assert worker.stdin is not None
                 print(json.dumps(prompt), file=worker.stdin, flush=True)

@@ -24,6 +24,8 @@ class Linear(nn.Module):
     fills each block by its name, and one product computes them all.
     """
 
+    HOLDABLE = ("weight",)
+
     def __init__(self, in_features: int, out_features: int | Mapping[str, int], bias: bool = False):
         super().__init__()
         self.parts = dict(out_features) if isinstance(out_features, Mapping) else None

@@ -69,10 +69,13 @@ def load(
 
 def _refuse_quantised(folder: Path, values: dict[str, Any]) -> None:
     scheme = config.quantization(values)
-    if scheme and not config.has_fp8_blocks(values):
-        raise ValueError(
-            f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint"
-        )
+    if not scheme or config.has_fp8_blocks(values):
+        return
+    if scheme == "fp8":
+        section = values["quantization_config"]
+        found = ", ".join(f"{key} {section.get(key)}" for key in ("weight_block_size", "fmt"))
+        scheme = f"fp8 of {found} (supported: [128, 128] and e4m3)"
+    raise ValueError(f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -28,6 +28,8 @@ from minillm.spec import MLA
 class LatentAttention(nn.Module):
     """x `[B, T, hidden]` -> `[B, T, hidden]`."""
 
+    HOLDABLE = ("kv_up",)
+
     def __init__(self, spec: MLA, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = spec

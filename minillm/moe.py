@@ -100,6 +100,8 @@ def sparsemixer(logits: Tensor, chosen: Tensor, jitter: float) -> Tensor:
 class Experts(nn.Module):
     """All experts of a layer: gate and up in one `[E, 2F, H]`, down in one `[E, H, F]`."""
 
+    HOLDABLE = ("gate_up", "down")
+
     def __init__(self, moe: spec.MoE, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = moe

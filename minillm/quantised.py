@@ -16,10 +16,13 @@ from minillm.weights import fp8
 
 
 def hold(model: nn.Module, names: Iterable[str]) -> None:
-    """Make the named parameters of a model on the meta device fp8, each with its factors beside it."""
+    """Make the named parameters of a model on the meta device fp8, each with its factors beside it, as far as their
+    modules can use them so: those that they list as HOLDABLE."""
     for name in names:
         owner, _, leaf = name.rpartition(".")
         module, shape = model.get_submodule(owner), model.get_parameter(name).shape
+        if leaf not in getattr(module, "HOLDABLE", ()):
+            continue
         scale = torch.empty(*shape[:-1], -(-shape[-1] // fp8.BLOCK), dtype=torch.float32, device="meta")
         weight = torch.empty(shape, dtype=fp8.DTYPE, device="meta")
         setattr(module, leaf, nn.Parameter(weight, requires_grad=False))

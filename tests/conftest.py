@@ -48,6 +48,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each family, with 5 experts and with 8 in 4 groups; not to be changed."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("mixtures")
+    for family in ("mixtral", "deepseek_v2", "deepseek_v3"):
+        tiny.save(folder / family, *tiny.ROWS[family])
+    return folder
+
+
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
     """A fresh copy of it to damage."""

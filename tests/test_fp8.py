@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import product
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from blocks import BLOCK, SCALE, SCHEME, formula, quantise, read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import Routes, played
-from safetensors.torch import load_file, save_file
 from tiny import refused
 from torch import Tensor
 
@@ -26,9 +25,8 @@ import minillm
 from minillm.cache import Cache
 from minillm.llm import LLM
 from minillm.weights import fp8
+from minillm.weights.checkpoint import Checkpoint
 
-BLOCK = 128
-SCALE = "_scale_inv"
 QUANTISED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\..*proj(_with_mqa)?\.weight")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EXACT = 2e-5  # as in test_laws.py: fp32, the same sums in another order
@@ -47,44 +45,6 @@ SIZES = {
 FACTORS = {"deepseek_v3": torch.float32, "qwen3_moe": torch.bfloat16}  # what the two store their factors in
 
 
-def value(byte: int) -> float:
-    """e4m3: a sign, four bits of exponent with bias 7, three of fraction; no infinity, all ones is NaN."""
-    exponent, fraction = byte >> 3 & 15, byte & 7
-    if (exponent, fraction) == (15, 7):
-        return float("nan")
-    return (-1.0) ** (byte >> 7) * (2.0 ** (exponent - 7) * (1 + fraction / 8) if exponent else 2.0**-6 * fraction / 8)
-
-
-VALUES = torch.tensor([value(byte) for byte in range(256)], dtype=torch.float64)
-
-
-def formula(weight: Tensor, scale: Tensor) -> Tensor:
-    """fp8[m, n] * scale[m // 128, n // 128] in fp64, in which a product of 4 by 24 significant bits is exact."""
-    m, n = (torch.arange(size) // BLOCK for size in weight.shape)
-    return VALUES[weight.view(torch.uint8).long()] * scale.double()[m[:, None], n]
-
-
-def quantise(weight: Tensor, factors: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The largest value of each block becomes 448, the largest of e4m3."""
-    rows, columns = (-(-size // BLOCK) for size in weight.shape)
-    stored, scale = torch.empty(weight.shape, dtype=fp8.DTYPE), torch.empty(rows, columns, dtype=factors)
-    for i, j in product(range(rows), range(columns)):
-        block = slice(i * BLOCK, (i + 1) * BLOCK), slice(j * BLOCK, (j + 1) * BLOCK)
-        scale[i, j] = weight[block].abs().max() / 448
-        stored[block] = (weight[block] / scale[i, j].float()).clamp(-448, 448).to(fp8.DTYPE)
-    return stored, scale
-
-
-def write(folder: Path, tensors: dict[str, Tensor], config: dict) -> None:
-    folder.mkdir(exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def read(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
-
-
 @pytest.fixture(scope="module", params=SIZES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint in FP8, and one with the same weights dequantised by the formula; not to be changed."""
@@ -98,8 +58,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             plain[name] = formula(stored[name], stored[name + SCALE]).float()
         else:
             stored[name] = plain[name] = tensor
-    scheme = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
-    write(folder / "fp8", stored, {**config, "quantization_config": scheme})
+    write(folder / "fp8", stored, {**config, "quantization_config": SCHEME})
     write(folder / "plain", plain, config)
     return folder / "fp8", folder / "plain"
 
@@ -296,3 +255,36 @@ def test_the_layer_that_predicts_further_tokens_is_left_out(
     assert capsys.readouterr().err == f"minillm: {len(further)} tensors left out: {note}\n"
     tiny.edit_config(tmp_path, num_nextn_predict_layers=0)
     refused(tmp_path, f"{len([name for name in further if not name.endswith(SCALE)])} tensors no rule claims", extra)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("pair", ["deepseek_v3"], indirect=True)
+@torch.no_grad()
+def test_fp8_where_it_cannot_stay(pair: tuple[Path, Path], keep: bool, tmp_path: Path) -> None:
+    """A router or an embedding in FP8 is dequantised on load, whatever is asked for."""
+    (stored, config), (plain, plain_config) = map(read, pair)
+    odd = ["model.layers.1.mlp.gate.weight", "model.embed_tokens.weight"]
+    for name in odd:
+        stored[name], stored[name + SCALE] = quantise(plain[name], torch.float32)
+        plain[name] = formula(stored[name], stored[name + SCALE]).float()
+    write(tmp_path / "fp8", stored, config)
+    write(tmp_path / "plain", plain, plain_config)
+    ours = minillm.load(tmp_path / "fp8", "float32", kernels="reference", keep_quantized=keep)
+    expected = minillm.load(tmp_path / "plain", "float32", kernels="reference").model(tokens(1, 9))
+    assert torch.equal(ours.model(tokens(1, 9)), expected)
+
+
+@torch.no_grad()
+def test_the_older_file_format(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    stored, config = read(pair[0])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(stored, tmp_path / "pytorch_model.bin")
+    assert torch.equal(minillm.load(tmp_path).model(tokens(1, 9)), minillm.load(pair[0]).model(tokens(1, 9)))
+
+
+def test_the_dtype_is_that_of_the_other_tensors(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Where config.json does not say: FP8 is no type to compute in."""
+    stored, config = read(pair[0])
+    stored = {name: t if t.dtype == fp8.DTYPE or name.endswith(SCALE) else t.bfloat16() for name, t in stored.items()}
+    write(tmp_path, stored, {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")})
+    assert Checkpoint(tmp_path).dtype == torch.bfloat16

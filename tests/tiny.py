@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import minillm
+from minillm import generate
 
 BASE: dict[str, Any] = {
     "vocab_size": 97,
@@ -215,3 +216,17 @@ def refused(folder: Path, *messages: str) -> None:
         minillm.load(folder)
     for message in messages:
         assert message in str(caught.value)
+
+
+def refused_by_command(folder: Path, capsys: pytest.CaptureFixture[str], *messages: str) -> None:
+    """`load` fails so, and the command line says it in one line and exits with 2."""
+    refused(folder, *messages)
+    capsys.readouterr()
+    assert generate.main(["--weights", str(folder), "--prompt-ids", "1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minillm: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for message in messages:
+        assert message in err

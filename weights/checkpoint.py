@@ -28,6 +28,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minillm.weights import fp8
+
 MAX_INDEX_BYTES = 100_000_000  # the limit that safetensors sets its own headers
 
 # What safetensors calls the types that this project can hold in a model.
@@ -103,11 +105,12 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The type that most of the values are stored in; None if it is none of `DTYPES`."""
+        """The type that most of the values are stored in, quantised ones aside; None if there are no others."""
         values = collections.Counter[str]()
         for info in self.info.values():
-            values[info.dtype] += math.prod(info.shape)
-        return DTYPES.get(values.most_common(1)[0][0]) if values else None
+            if info.dtype in DTYPES:
+                values[info.dtype] += math.prod(info.shape)
+        return DTYPES[values.most_common(1)[0][0]] if values else None
 
     def read(self, wanted: Callable[[str], bool], done: Callable[[int], None]) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of each wanted tensor, valid only until the next is asked for; `done` gets its bytes."""
@@ -131,7 +134,7 @@ def brief(names: list[str], limit: int = 6) -> str:
 
 def _headers(path: Path) -> dict[str, TensorInfo]:
     if path.suffix == ".bin":
-        words = {dtype: word for word, dtype in DTYPES.items()}
+        words = {dtype: word for word, dtype in {**DTYPES, fp8.NAME: fp8.DTYPE}.items()}
         tensors, _ = _load_bin(path)
         return {n: TensorInfo(path.name, tuple(t.shape), words.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
     with _safetensors_errors(path), safe_open(path, framework="pt") as file:

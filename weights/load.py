@@ -19,7 +19,7 @@ from minillm.weights.rules import Destination, Plan, rows
 def check(planned: Plan, checkpoint: Checkpoint) -> None:
     """Raise one ValueError that lists everything a checkpoint has too much, too little, or in another shape or type."""
     info = checkpoint.info
-    known = {*DTYPES, *(fp8.NAME for _ in planned.scales)}
+    known = {*DTYPES, fp8.NAME} if planned.scales else {*DTYPES}
     faults = {
         "tensors no rule claims": planned.unclaimed,
         "parameters no tensor fills": planned.unfilled,
@@ -28,11 +28,34 @@ def check(planned: Plan, checkpoint: Checkpoint) -> None:
             f"{tensor} is {list(info[tensor].shape)}, the config needs {list(planned.assignments[tensor].shape)}"
             for tensor in misshapen(planned, info)
         ],
+        **_fp8_faults(planned, info),
+        "tensors of a type that no plain checkpoint has (is it quantised?)": [
+            f"{tensor} is {info[tensor].dtype}" for tensor in planned.assignments if info[tensor].dtype not in known
+        ],
+    }
+    found = [f"{len(names)} {fault}: {brief(names)}" for fault, names in faults.items() if names]
+    if found:
+        raise ValueError(
+            f"{checkpoint.folder}: the weights do not fit config.json; {'; '.join(found)}; "
+            "download both again from one place"
+        )
+
+
+def _fp8_faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    """Where fp8 tensors and their factors do not belong together."""
+    pairs = [(tensor, info[tensor], scale, info[scale]) for tensor, scale in planned.scales.items()]
+    return {
+        "FP8 tensors that are no matrices": [
+            f"{tensor} is {list(matrix.shape)}" for tensor, matrix, _, _ in pairs if len(matrix.shape) != 2
+        ],
         "FP8 factors of another shape": [
-            f"{scale} is {list(info[scale].shape)}, blocks of {fp8.BLOCK} x {fp8.BLOCK} need "
-            f"{list(fp8.scale_shape(info[tensor].shape))}"
-            for tensor, scale in planned.scales.items()
-            if info[scale].shape != fp8.scale_shape(info[tensor].shape)
+            f"{scale} is {list(factors.shape)}, blocks of {fp8.BLOCK} x {fp8.BLOCK} need "
+            f"{list(fp8.scale_shape(matrix.shape))}"
+            for _, matrix, scale, factors in pairs
+            if factors.shape != fp8.scale_shape(matrix.shape)
+        ],
+        "FP8 factors of a type that is none for factors": [
+            f"{scale} is {factors.dtype}" for _, _, scale, factors in pairs if factors.dtype not in DTYPES
         ],
         "FP8 tensors without their factors": [
             f"{tensor} (expected {tensor}{fp8.SCALE})"
@@ -40,17 +63,9 @@ def check(planned: Plan, checkpoint: Checkpoint) -> None:
             if info[tensor].dtype == fp8.NAME and tensor not in planned.scales and planned.scales
         ],
         "factors of a tensor that is not FP8": [
-            f"{scale}: {tensor} is {info[tensor].dtype}"
-            for tensor, scale in planned.scales.items()
-            if info[tensor].dtype != fp8.NAME
-        ],
-        "tensors of a type that no plain checkpoint has (is it quantised?)": [
-            f"{tensor} is {info[tensor].dtype}" for tensor in planned.assignments if info[tensor].dtype not in known
+            f"{scale}: {tensor} is {matrix.dtype}" for tensor, matrix, scale, _ in pairs if matrix.dtype != fp8.NAME
         ],
     }
-    found = [f"{len(names)} {fault}: {brief(names)}" for fault, names in faults.items() if names]
-    if found:
-        raise ValueError(f"{checkpoint.folder}: the weights do not fit config.json; " + "; ".join(found))
 
 
 def misshapen(planned: Plan, info: Mapping[str, TensorInfo]) -> list[str]:

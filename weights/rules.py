@@ -51,7 +51,7 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
     names, filled = set(tensors), set[str]()
     for tensor in tensors:
         matrix = tensor.removesuffix(SCALE)
-        is_scale = matrix != tensor and matrix in names
+        is_scale = matrix != tensor and matrix in names and not matrix.endswith(SCALE)
         target = _match(matrix if is_scale else tensor, compiled)
         if target is not None and target.startswith(DROP):
             result.dropped.append(tensor)

@@ -35,14 +35,17 @@ DEFAULTS = {
     "scoring_func": "sigmoid",
 }
 
+MAX_PREDICTED = 64  # far more tokens ahead than anyone predicts
+
 
 def rules(config: Config) -> dict[str, str]:
     """The multi-token-prediction layers come after the last one and are no part of the decoder."""
     first = common.num_layers(config)
-    extra = config.get("num_mtp_layers") or config.get("num_nextn_predict_layers") or 0
+    values = {key: config.get(key) for key in ("num_nextn_predict_layers", "num_mtp_layers")}
+    extra = max((config.size(key, MAX_PREDICTED) for key, value in values.items() if value), default=0)
     reason = "DROP: layers of multi-token prediction, which generation does without"
     return {
-        **{f"model.layers.{first + i}.*": reason for i in range(int(extra))},
+        **{f"model.layers.{first + i}.*": reason for i in range(extra)},
         **deepseek_v2.RULES,
         "model.layers.{i}.mlp.gate.e_score_correction_bias": "layers.{i}.ffn.router.bias",
     }
