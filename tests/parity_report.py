@@ -8,29 +8,41 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tiny
 import torch
 import transformers
+from oracles import Routes, played, recorded
 
 import minillm
 
 
 @torch.no_grad()
 def measure(row: str) -> tuple[float, float, float]:
-    """(largest fp32 difference, largest fp32 logit, our bf16 error over theirs) on 4 x 40 tokens."""
+    """(largest fp32 difference, largest fp32 logit, our bf16 error over theirs) on 4 x 40 tokens, all sent to the
+    experts that transformers chooses in fp32."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         theirs = tiny.save(folder, *tiny.ROWS[row])
         tokens = tiny.tokens(tiny.BASE["vocab_size"], 4, 40)
-        exact = tiny.logits(theirs, tokens)
-        difference = (minillm.load(folder).model(tokens) - exact).abs().max()
-        ours = minillm.load(folder, dtype="bfloat16").model(tokens).float()
-        their_bf16 = tiny.logits(tiny.reference(folder, torch.bfloat16), tokens)
+        with recorded(theirs) as routes:
+            exact = tiny.logits(theirs, tokens)
+        models = (minillm.load(folder).model, minillm.load(folder, dtype="bfloat16").model)
+        exactly, ours, their_bf16 = (
+            run(model, tokens, routes) for model in (*models, tiny.reference(folder, torch.bfloat16))
+        )
+        difference = (exactly - exact).abs().max()
         ratio = (ours - exact).square().mean().sqrt() / (their_bf16 - exact).square().mean().sqrt()
         return float(difference), float(exact.abs().max()), float(ratio)
+
+
+def run(model: Any, tokens: torch.Tensor, routes: Routes) -> torch.Tensor:
+    with played(model, routes):
+        out = model(tokens)
+    return getattr(out, "logits", out).float()
 
 
 def main() -> None:
