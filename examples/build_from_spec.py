@@ -9,12 +9,12 @@ import torch
 from minillm.cache import Cache
 from minillm.inference import decode, prefill
 from minillm.model import Decoder, next_token_loss
-from minillm.spec import GQA, GatedMLP, Layer, Norm, Rope
+from minillm.spec import GQA, GatedMLP, Layer, Norm, QKNorm, Rope
 from minillm.spec import Decoder as Spec
 
 norm = Norm(eps=1e-6)
-local = GQA(num_heads=4, num_kv_heads=2, head_dim=16, rope=Rope(dim=16, theta=1e4), window=16, qk_norm=norm)
-everywhere = GQA(num_heads=4, num_kv_heads=1, head_dim=16, rope=Rope(dim=16, theta=1e6), qk_norm=norm)
+local = GQA(num_heads=4, num_kv_heads=2, head_dim=16, rope=Rope(dim=16, theta=1e4), window=16, qk_norm=QKNorm(norm))
+everywhere = GQA(num_heads=4, num_kv_heads=1, head_dim=16, rope=Rope(dim=16, theta=1e6), qk_norm=QKNorm(norm))
 spec = Spec(
     vocab_size=256,
     hidden_size=64,

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from minillm.cache import LayerCache
 from minillm.linear import Linear
-from minillm.norm import Norm
+from minillm.norm import norm
 from minillm.ops import Ops
 from minillm.spec import GQA, Rope
 
@@ -40,9 +41,10 @@ class GroupedQueryAttention(nn.Module):
         self.out = Linear(q, hidden_size, bias=spec.out_bias)
         self.q_norm = self.k_norm = None
         if spec.qk_norm:
-            each = spec.qk_norm_width == "head"
-            self.q_norm = Norm(spec.qk_norm, spec.head_dim if each else q, ops)
-            self.k_norm = Norm(spec.qk_norm, spec.head_dim if each else kv, ops)
+            each = spec.qk_norm.width == "head"
+            self.q_norm = norm(spec.qk_norm.norm, spec.head_dim if each else q, ops)
+            self.k_norm = norm(spec.qk_norm.norm, spec.head_dim if each else kv, ops)
+        self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         spec = self.spec
@@ -52,7 +54,8 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v, step.start)
         mask = step.masks[spec.window]
-        y = self.ops.attention(q, k, v, mask, causal=mask is None and q.shape[2] > 1)
+        causal = mask is None and q.shape[2] > 1
+        y = self.ops.attention(q, k, v, mask, causal, spec.scale, spec.softcap, self.sinks)
         return self.out(rearrange(y, "B H T D -> B T (H D)"))
 
     def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,8 +66,8 @@ class GroupedQueryAttention(nn.Module):
             turned = self.ops.rope(q_and_k, cos, sin, spec.rope.layout)
             return *turned.split((spec.num_heads, spec.num_kv_heads), dim=2), v
         q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            if spec.qk_norm_width == "head":
+        if spec.qk_norm is not None and self.q_norm is not None and self.k_norm is not None:
+            if spec.qk_norm.width == "head":
                 q, k = self.q_norm(q), self.k_norm(k)
             else:
                 q, k = self.q_norm(q.flatten(2)).view_as(q), self.k_norm(k.flatten(2)).view_as(k)

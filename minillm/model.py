@@ -16,44 +16,54 @@ from torch import Tensor, nn
 from minillm import spec
 from minillm.attention import GroupedQueryAttention, Step
 from minillm.cache import Cache, LatentCache, LayerCache, key_positions, visible
-from minillm.ffn import GatedMLP
+from minillm.ffn import MLP, GatedMLP
 from minillm.linear import Linear, linear
 from minillm.mla import LatentAttention
 from minillm.moe import Experts, MoE, Routing
-from minillm.norm import LayerNorm, Norm
+from minillm.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.rope import Rotary
 from minillm.weights.rules import Destination
 
 # The module that each kind of spec is built as, called with (spec, hidden_size, ops).
 BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
-    spec.Norm: Norm,
-    spec.LayerNorm: LayerNorm,
     spec.GQA: GroupedQueryAttention,
     spec.MLA: LatentAttention,
     spec.GatedMLP: GatedMLP,
+    spec.MLP: MLP,
     spec.MoE: MoE,
 }
 
 
 def build(part: Any, hidden_size: int, ops: Ops) -> nn.Module:
-    """The module of a norm, an attention or a feed-forward."""
+    """The module of an attention or a feed-forward."""
     return BUILD[type(part)](part, hidden_size, ops)
 
 
 class Block(nn.Module):
-    """One layer: h = x + attention(norm(x)), then h + ffn(norm(h))."""
+    """One layer, as `spec.Layer` has it."""
 
     def __init__(self, layer: spec.Layer, hidden_size: int, ops: Ops):
         super().__init__()
-        self.attention_norm = build(layer.attention_norm, hidden_size, ops)
+        self.parallel = layer.parallel
+        self.attention_norm = norm(layer.attention_norm, hidden_size, ops)
         self.attention = build(layer.attention, hidden_size, ops)
-        self.ffn_norm = build(layer.ffn_norm, hidden_size, ops)
+        self.post_attention_norm = norm(layer.post_attention_norm, hidden_size, ops)
+        self.ffn_norm = norm(layer.ffn_norm, hidden_size, ops)
         self.ffn = build(layer.ffn, hidden_size, ops)
+        self.post_ffn_norm = norm(layer.post_ffn_norm, hidden_size, ops)
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | LatentCache | None) -> Tensor:
-        h = x + self.attention(self.attention_norm(x), step, cache)
-        return h + self.ffn(self.ffn_norm(h))
+        normed = apply(self.attention_norm, x)
+        h = x + apply(self.post_attention_norm, self.attention(normed, step, cache))
+        if not (self.parallel and self.ffn_norm is None):
+            normed = apply(self.ffn_norm, x if self.parallel else h)
+        return h + apply(self.post_ffn_norm, self.ffn(normed))
+
+
+def apply(made: nn.Module | None, x: Tensor) -> Tensor:
+    """A norm that may be absent."""
+    return x if made is None else made(x)
 
 
 class Embedding(nn.Module):
@@ -80,7 +90,7 @@ class Decoder(nn.Module):
         self.spec = decoder
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
         self.layers = nn.ModuleList(Block(layer, decoder.hidden_size, ops) for layer in decoder.layers)
-        self.norm = build(decoder.final_norm, decoder.hidden_size, ops)
+        self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         bias = decoder.head_bias
         self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, bias=bias)
         self._rotary = {layer.attention.rope: Rotary(layer.attention.rope) for layer in decoder.layers}
@@ -104,6 +114,8 @@ class Decoder(nn.Module):
                 return self(tokens_BT, cache, last_only), routing
         step = self._step(tokens_BT, cache)
         x_BTE = self.embedding(tokens_BT)
+        if self.spec.embedding_scale != 1:
+            x_BTE = x_BTE * x_BTE.new_tensor(self.spec.embedding_scale)
         for index, layer in enumerate(self.layers):
             x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
         if cache is not None:
@@ -124,8 +136,10 @@ class Decoder(nn.Module):
 
     def logits(self, x_BTE: Tensor) -> Tensor:
         """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
-        x_BTE = self.norm(x_BTE)
-        return linear(x_BTE, self.embedding.weight) if self.head is None else self.head(x_BTE)
+        x_BTE = apply(self.norm, x_BTE)
+        logits = linear(x_BTE, self.embedding.weight) if self.head is None else self.head(x_BTE)
+        cap = self.spec.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _step(self, tokens_BT: Tensor, cache: Cache | None) -> Step:
         count, device = tokens_BT.shape[1], tokens_BT.device

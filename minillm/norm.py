@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,13 +27,21 @@ class Norm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """y = weight * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values."""
+    """y = weight * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values; both may be left out."""
 
     def __init__(self, norm: spec.LayerNorm, size: int, ops: Ops):
         super().__init__()
         self.spec = norm
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size))
+        self.weight = nn.Parameter(torch.ones(size)) if norm.affine else None
+        self.bias = nn.Parameter(torch.zeros(size)) if norm.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.spec.eps)
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.spec.eps)
+
+
+NORMS: dict[type, Callable[[Any, int, Ops], nn.Module]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
+
+
+def norm(made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops) -> nn.Module | None:
+    """The module of a norm over `size` values; None for none."""
+    return None if made is None else NORMS[type(made)](made, size, ops)

@@ -52,17 +52,34 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, layout: RopeLayout = "half") -> Te
 def gated_act(gate_up: Tensor, activation: Activation = "silu") -> Tensor:
     """act(gate) * up; gate_up `[..., 2F]` holds gate in its first half and up in its second; returns `[..., F]`."""
     gate, up = gate_up.chunk(2, dim=-1)
+    return activate(gate, activation) * up
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """silu(x) = x sigmoid(x), or gelu(x) = x Phi(x), exact or by its tanh approximation."""
     if activation == "silu":
-        return F.silu(gate) * up
-    return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None = None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """softmax(scale * q kᵀ + mask) v, query head h reading kv head h // G; scale is 1 / sqrt(D) where None.
 
     q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; mask `[T, S]` or `[B, 1, T, S]`, True where a query may
     look; where it is None everything is visible, or with `causal` (T = S) all but the future. Returns `[B, H, T, V]`.
+    `softcap` and `sinks` `[H]` as in `spec.GQA`.
     """
+    if softcap is not None or sinks is not None:
+        return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks)
     if q.shape[2] == 1:
         # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
         # and the keys need not be repeated.
@@ -72,6 +89,33 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def _attention_by_formula(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G."""
+    groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1])
+    scores = (groups @ k.unsqueeze(2).transpose(-1, -2)).float() * scale  # [B, K, G, T, S]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~(mask if mask.dim() == 2 else mask.unsqueeze(1)), float("-inf"))
+    if sinks is not None:
+        extra = sinks.float().view(k.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat((scores, extra), dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return rearrange(weights.to(v.dtype) @ v.unsqueeze(2), "B K G T V -> B (K G) T V")
 
 
 def experts(

@@ -33,9 +33,11 @@ class Norm:
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """y = w * (x - mean(x)) / std(x) + b, computed in fp32 (Ba et al., arXiv:1607.06450)."""
+    """y = w * (x - mean(x)) / std(x) + b, computed in fp32 (Ba et al., arXiv:1607.06450); not `affine`: without w and
+    b."""
 
     eps: float
+    affine: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,22 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class QKNorm:
+    """The norms of q and k: `width` "head" normalises each head over head_dim, all heads with one weight; "all" the
+    heads together over their full width."""
+
+    norm: Norm | LayerNorm
+    width: QKNormWidth = "head"
+
+
+@dataclass(frozen=True)
 class GQA:
     """Grouped-query attention (Ainslie et al., arXiv:2305.13245): num_heads / num_kv_heads query heads share a kv head.
 
     `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
-    `qk_norm`: q and k are normalised before the rotation, each head over head_dim, or with `qk_norm_width` "all" the
-    heads together over their full width. `clip`: q, k and v are then clamped to [-clip, clip].
+    `qk_norm`: q and k are normalised before the rotation. `clip`: q, k and v are then clamped to [-clip, clip].
+    Scores are q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c). With
+    `sinks` each head has one learned score more, that takes its share of the softmax and gives nothing to the sum.
     """
 
     num_heads: int
@@ -120,9 +132,11 @@ class GQA:
     window: int | None = None
     qkv_bias: bool = False
     out_bias: bool = False
-    qk_norm: Norm | None = None
-    qk_norm_width: QKNormWidth = "head"
+    qk_norm: QKNorm | None = None
     clip: float | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,15 @@ class GatedMLP:
 
     intermediate_size: int
     activation: Activation = "silu"
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class MLP:
+    """down(act(up(x))): no gate."""
+
+    intermediate_size: int
+    activation: Activation
     bias: bool = False
 
 
@@ -196,18 +219,27 @@ class MoE:
 
 @dataclass(frozen=True)
 class Layer:
-    """h = x + attention(attention_norm(x)), then h + ffn(ffn_norm(h))."""
+    """h = x + post_attention_norm(attention(attention_norm(x))), then h + post_ffn_norm(ffn(ffn_norm(h))).
 
-    attention_norm: Norm | LayerNorm
+    A norm that is None is left out. `parallel`: both see the same x, x + attention(attention_norm(x)) +
+    ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm.
+    """
+
+    attention_norm: Norm | LayerNorm | None
     attention: GQA | MLA
-    ffn_norm: Norm | LayerNorm
-    ffn: GatedMLP | MoE
+    ffn_norm: Norm | LayerNorm | None
+    ffn: GatedMLP | MLP | MoE
+    post_attention_norm: Norm | LayerNorm | None = None
+    post_ffn_norm: Norm | LayerNorm | None = None
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
 class Decoder:
     """Embedding, layers, final norm, and a head that is the embedding itself when `tied`, or has a bias.
 
+    Embeddings are multiplied by `embedding_scale`, rounded to their dtype. With a `logit_softcap` c, logits become
+    c tanh(logits / c).
     `context` is the number of positions that the published model is meant for; generation refuses to go beyond it.
     """
 
@@ -218,3 +250,5 @@ class Decoder:
     tied: bool
     context: int
     head_bias: bool = False
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None

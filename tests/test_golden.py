@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 import minillm
 from minillm.model import next_token_loss
 
-TRAINED = ["stories260K", "stories-mixtral", "stories-qwen3-moe", "stories-deepseek-v3"]
+TRAINED = [
+    "stories260K",
+    "stories-mixtral",
+    "stories-qwen3-moe",
+    "stories-deepseek-v3",
+    "stories-gemma2",
+    "stories-phi3",
+]
 LOGITS = 2e-5  # measured: the recorded logits themselves are up to 1.95e-5 from those of fp64
 
 

@@ -13,7 +13,7 @@ from minillm import reference
 from minillm.cache import Cache, LayerCache
 from minillm.model import Decoder
 from minillm.ops import CPU
-from minillm.spec import GQA, MLA, GatedMLP, Layer, LinearScaling, MoE, Norm, Rope, Router
+from minillm.spec import GQA, MLA, GatedMLP, Layer, LinearScaling, MoE, Norm, QKNorm, Rope, Router
 from minillm.spec import Decoder as Spec
 
 EXACT = 2e-5  # fp32, sums of under 100 terms of size one in another order
@@ -35,7 +35,7 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         rope=rope,
         window=draw(st.none() | st.integers(1, 12)),
         qkv_bias=draw(st.booleans()),
-        qk_norm=draw(st.sampled_from((None, norm))),
+        qk_norm=draw(st.sampled_from((None, QKNorm(norm), QKNorm(norm, "all")))),
     )
 
 

@@ -30,6 +30,7 @@ from minillm.spec import (
     LongRopeScaling,
     MoE,
     Norm,
+    QKNorm,
     Rope,
     Router,
     YarnScaling,
@@ -77,7 +78,8 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (GQA, "qkv_bias"): ("llama-biases", False),
     (GQA, "out_bias"): ("llama-biases", False),
     (GQA, "qk_norm"): ("qwen3", None),
-    (GQA, "qk_norm_width"): ("olmoe", "head"),
+    (QKNorm, "norm"): ("qwen3", OTHER_NORM),
+    (QKNorm, "width"): ("olmoe", "head"),
     (GQA, "clip"): ("olmoe-clip", 0.9),
     (MLA, "num_heads"): ("deepseek_v3", 4),
     (MLA, "q_rank"): ("deepseek_v3", None),
@@ -124,7 +126,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
 # Fields that are the shape or the presence of a parameter: the checkpoint no longer fits.
 MISFITS = {
     (GQA, "num_heads"), (GQA, "num_kv_heads"), (GQA, "head_dim"),
-    (GQA, "qkv_bias"), (GQA, "out_bias"), (GQA, "qk_norm"), (GQA, "qk_norm_width"),
+    (GQA, "qkv_bias"), (GQA, "out_bias"), (GQA, "qk_norm"), (QKNorm, "width"),
     (MLA, "num_heads"), (MLA, "q_rank"), (MLA, "kv_rank"), (MLA, "nope_dim"), (MLA, "v_dim"), (MLA, "bias"),
     (Router, "num_experts"), (Router, "bias"),
     (MoE, "intermediate_size"), (MoE, "shared"), (MoE, "shared_gate"), (Spec, "head_bias"),

@@ -72,6 +72,16 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
 }
 
+CAPPED = {"head_dim": 12, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+GEMMA3 = {"head_dim": 12, "query_pre_attn_scalar": 20, "num_hidden_layers": 7}
+PHI3_LONG = {"original_max_position_embeddings": 24, "max_position_embeddings": 96}
+PHI3_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0, 1.1, 1.4, 1.6],
+    "long_factor": [1.5, 2.5, 4.0, 7.0],
+}
+
 # Every family with what sets it apart, by a name for the test's report.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -163,6 +173,74 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_interleave": False,
             "norm_topk_prob": False,
             "q_lora_rank": None,
+        },
+    ),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma-legacy": ("gemma", {"head_dim": 20, "hidden_act": "gelu", "attention_bias": True, "num_key_value_heads": 1}),
+    "gemma2": ("gemma2", {**CAPPED, "sliding_window": 6, "num_hidden_layers": 4}),
+    "gemma2-open": (
+        "gemma2",
+        {**CAPPED, "sliding_window": 30, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3": ("gemma3_text", {**GEMMA3, "sliding_window": 6}),
+    "gemma3-scaled": (
+        "gemma3_text",
+        {
+            **GEMMA3,
+            "sliding_window": 9,
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        },
+    ),
+    "phi": ("phi", {"num_key_value_heads": 6}),
+    "phi-norms": (
+        "phi",
+        {
+            "qk_layernorm": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.75},
+        },
+    ),
+    "phi3": ("phi3", {"sliding_window": 7}),
+    "phi3-long": ("phi3", {**PHI3_LONG, "rope_parameters": {**PHI3_ROPE, "partial_rotary_factor": 1.0}}),
+    "phi3-partial": (
+        "phi3",
+        {
+            **PHI3_LONG,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                **PHI3_ROPE,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.4],
+                "long_factor": [1.5, 2.5, 4.0],
+            },
+        },
+    ),
+    "olmo": ("olmo", {}),
+    "olmo-clip": ("olmo", {"clip_qkv": 0.8, "attention_bias": True, "tie_word_embeddings": True}),
+    "olmo2": ("olmo2", {}),
+    "olmo2-yarn": ("olmo2", {"attention_bias": True, "rope_parameters": {**YARN, "rope_theta": 500.0}}),
+    "olmo3": ("olmo3", {"num_hidden_layers": 5, "sliding_window": 6}),
+    "olmo3-yarn": (
+        "olmo3",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 9,
+            "rope_parameters": {
+                "full_attention": {**YARN, "rope_theta": 900.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 900.0},
+            },
+        },
+    ),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt_neox-serial": (
+        "gpt_neox",
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
         },
     ),
     "kimi_k2": ("kimi_k2", {**LATENT, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827}),

@@ -102,6 +102,8 @@ def load(
     def place(name: str, to: Destination, tensor: Tensor) -> None:
         if name not in parameters:
             parameters[name] = torch.empty_like(skeleton[name], device=device)
+        if to.times > 1:
+            tensor = tensor.unflatten(0, (to.times, to.parts, -1)).transpose(0, 1).flatten(0, 2)
         rows(parameters[name], to).copy_(tensor)
 
     wanted = set(planned.scales.values())

@@ -1,7 +1,8 @@
 """Which tensor of a checkpoint fills which parameter, as a table.
 
 A rule is "pattern": "destination". `{i}` in a pattern stands for a number and is carried over to the destination; a
-destination "name[part]" is a named row block of a fused parameter; DROP says that a tensor is left out knowingly, and
+destination "name[part]" is a named row block of a fused parameter, "name[a,b]" two of them one under the other, and
+"name[16 x a,b]" sixteen times some rows of each; DROP says that a tensor is left out knowingly, and
 "DROP: reason" that users are told. A pattern may end in `*`, for any rest. Where several patterns match, the one with
 the fewest placeholders wins, of equals the first. Every tensor must match one rule and every parameter must be filled
 exactly once: `plan` says where that fails. The factors of an fp8 tensor go wherever that tensor goes.
@@ -29,6 +30,8 @@ class Destination:
     parameter: str
     start: int
     shape: tuple[int, ...]
+    times: int = 1  # the tensor has, so many times over,
+    parts: int = 1  # some rows of each of so many equal blocks
 
 
 @dataclass
@@ -59,16 +62,28 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
                 result.reasons[reason] = result.reasons.get(reason, 0) + 1
         elif is_scale:
             result.scales[matrix] = tensor
-        elif target is None or target not in destinations:
+        elif target is None or (place := _place(target, destinations)) is None:
             result.unclaimed.append(tensor)
-        elif target in filled:
+        elif filled.intersection(place[0]):
             result.twice_filled.append(tensor)
         else:
-            filled.add(target)
-            result.assignments[tensor] = destinations[target]
+            filled.update(place[0])
+            result.assignments[tensor] = place[1]
     result.scales = {matrix: scale for matrix, scale in result.scales.items() if matrix in result.assignments}
     result.unfilled = [name for name in destinations if name not in filled]
     return result
+
+
+def _place(target: str, destinations: Mapping[str, Destination]) -> tuple[list[str], Destination] | None:
+    """The destinations that a target names, and all their rows as one; None where there are no such ones."""
+    several = re.fullmatch(r"(.+)\[(?:(\d+) x )?([^\]]+,[^\]]+)\]", target)
+    names = [f"{several[1]}[{part}]" for part in several[3].split(",")] if several else [target]
+    if any(name not in destinations for name in names):
+        return None
+    found = [destinations[name] for name in names]
+    shape = (sum(each.shape[0] for each in found), *found[0].shape[1:])
+    times = int(several[2] or 1) if several else 1
+    return names, Destination(found[0].parameter, found[0].start, shape, times, len(found))
 
 
 def _placeholders(rule: tuple[str, str]) -> int:

@@ -13,10 +13,19 @@ from minillm.families import (
     deepseek,
     deepseek_v2,
     deepseek_v3,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt_neox,
     llama,
     mistral,
     mixtral,
+    olmo,
+    olmo2,
+    olmo3,
     olmoe,
+    phi,
+    phi3,
     phimoe,
     qwen2,
     qwen2_moe,
@@ -32,6 +41,16 @@ FAMILIES = {  # by the config's model_type
     "mistral": mistral,
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "gemma3_text": gemma3,
+    "phi": phi,
+    "phi3": phi3,
+    "olmo": olmo,
+    "olmo2": olmo2,
+    "olmo3": olmo3,
+    "gpt_neox": gpt_neox,
     "mixtral": mixtral,
     "tanuki": tanuki,
     "qwen2_moe": qwen2_moe,
@@ -57,6 +76,8 @@ def resolve(values: Mapping[str, Any]) -> tuple[Decoder, Rules, Config]:
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise ValueError(f"config.json: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if hasattr(family, "inner"):
+        values = family.inner(values)
     config = Config(_spelled(values, family.DEFAULTS), family.DEFAULTS)
     decoder = family.spec(config)
     rules = family.rules(config) if hasattr(family, "rules") else family.RULES

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from minillm.config import MAX_POSITIONS, Config, number, positive_integer
+from minillm.config import MAX_POSITIONS, Config
+from minillm.families import rotary
 from minillm.spec import (
     GQA,
     MLA,
     Decoder,
-    DynamicScaling,
     GatedMLP,
     Layer,
     LayerNorm,
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
     MoE,
     Norm,
-    Rope,
-    RopeScaling,
     Router,
-    YarnScaling,
 )
 
 MAX_LAYERS = 4096
@@ -37,9 +31,6 @@ ACTIVATIONS = {
 }
 
 MAX_EXPERTS = 65536
-
-# Rotary keys that change nothing where the kind of scaling does not ask for them.
-IDLE = ("finetuned", "original_max_position_embeddings")
 
 # The names of a checkpoint in the layout of LlamaForCausalLM -> the parameters they fill.
 DENSE_RULES = {
@@ -105,8 +96,22 @@ def decoder(
         layers=tuple(Layer(norm, a, norm, f) for a, f in zip(attention, ffn, strict=True)),
         final_norm=norm,
         tied=config.flag("tie_word_embeddings"),
-        context=context(config, attention[0].rope),
+        context=rotary.context(config, attention[0].rope),
     )
+
+
+def every_layer(decoder: Decoder, **changes: Any) -> Decoder:
+    """The decoder with these fields of its layers replaced."""
+    return replace(decoder, layers=tuple(replace(layer, **changes) for layer in decoder.layers))
+
+
+def causal_only(config: Config) -> None:
+    if config.get("use_bidirectional_attention"):
+        raise ValueError("config.json: use_bidirectional_attention is on; a model that looks ahead cannot generate")
+
+
+def optional_number(config: Config, key: str) -> float | None:
+    return None if config.get(key) is None else config.number(key)
 
 
 def router(config: Config, experts: str = "num_experts", **values: Any) -> Router:
@@ -152,36 +157,6 @@ def heads(config: Config) -> tuple[int, int, int]:
     return num_heads, num_kv_heads, head_dim or hidden_size // num_heads
 
 
-def rope(config: Config, head_dim: int) -> Rope:
-    """The rotary embedding of a whole head, with the scaling that the config asks for."""
-    if head_dim % 2:
-        raise ValueError(f"config.json: rotary positions of {head_dim} values per head; their number must be even")
-    values = config.rope()
-    theta = number("rope_theta", values.pop("rope_theta"), low=1.0001)
-    kind = values.pop("rope_type")
-    if not isinstance(kind, str) or kind not in SCALINGS:
-        raise ValueError(f"config.json: rope_type is {kind!r}, supported are {', '.join(SCALINGS)}")
-    scaling = SCALINGS[kind](values, config.positions("max_position_embeddings"))
-    if isinstance(scaling, LongRopeScaling) and len(scaling.short_factors) != head_dim // 2:
-        raise ValueError(f"config.json: {len(scaling.short_factors)} longrope factors, heads need {head_dim // 2}")
-    if isinstance(scaling, DynamicScaling) and head_dim == 2:
-        raise ValueError("config.json: head_dim is 2, dynamic rope scaling needs 4 or more")
-    if (part := values.pop("partial_rotary_factor", None)) not in (None, 1):
-        raise ValueError(f"config.json: partial_rotary_factor is {part!r}; this family turns whole heads")
-    config.report_unread(
-        f"rope_scaling.{key}" for key, value in values.items() if value is not None and key not in IDLE
-    )
-    return Rope(head_dim, theta, scaling=scaling)
-
-
-def context(config: Config, rotary: Rope) -> int:
-    """Positions the model is meant for: what the config says, or what its scaling stretches the original to."""
-    positions = config.positions("max_position_embeddings")
-    if isinstance(rotary.scaling, (DynamicScaling, YarnScaling)):
-        return max(positions, int(rotary.scaling.factor * rotary.scaling.original_positions))
-    return positions
-
-
 def window(config: Config) -> int | None:
     """`sliding_window`, which null, false and 0 switch off."""
     return config.size("sliding_window", MAX_POSITIONS) if config.get("sliding_window") else None
@@ -213,80 +188,3 @@ def typed_windows(config: Config, slides: int | None, default: Sequence[bool]) -
     if slides is None and "sliding_attention" in kinds:
         raise ValueError("config.json: layer_types has sliding_attention, but sliding_window is off")
     return [slides if kind == "sliding_attention" else None for kind in kinds]
-
-
-def _linear(values: dict[str, Any], positions: int) -> RopeScaling:
-    return LinearScaling(_factor(values))
-
-
-def _dynamic(values: dict[str, Any], positions: int) -> RopeScaling:
-    # Growth is measured from the config's own limit, as in transformers, whatever original length is stated beside it.
-    return DynamicScaling(_factor(values), positions)
-
-
-def _llama3(values: dict[str, Any], positions: int) -> RopeScaling:
-    low, high = (number(key, values.pop(key, None)) for key in ("low_freq_factor", "high_freq_factor"))
-    if low >= high:
-        raise ValueError(f"config.json: low_freq_factor {low} is not below high_freq_factor {high}")
-    return Llama3Scaling(_factor(values), low, high, _original(values, positions))
-
-
-def _yarn(values: dict[str, Any], positions: int) -> RopeScaling:
-    original = _original(values, positions)
-    factor = _factor(values) if values.get("factor") is not None else positions / original
-    values.pop("factor", None)
-    mscale, all_dim = (number(key, values.pop(key, None) or 0, low=0) for key in ("mscale", "mscale_all_dim"))
-    truncate = values.pop("truncate", True)
-    if not isinstance(truncate, bool):
-        raise ValueError(f"config.json: truncate is {truncate!r}, expected true or false")
-    attention_factor = values.pop("attention_factor", None)
-    if attention_factor is None:
-        both = mscale and all_dim
-        attention_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim) if both else yarn_mscale(factor)
-    return YarnScaling(
-        factor=factor,
-        original_positions=original,
-        attention_factor=number("attention_factor", attention_factor),
-        beta_fast=number("beta_fast", values.pop("beta_fast", None) or 32.0),
-        beta_slow=number("beta_slow", values.pop("beta_slow", None) or 1.0),
-        truncate=truncate,
-    )
-
-
-def _longrope(values: dict[str, Any], positions: int) -> RopeScaling:
-    original = _original(values, positions)
-    factors = [tuple(values.pop(key, None) or ()) for key in ("short_factor", "long_factor")]
-    if not factors[0] or len(factors[0]) != len(factors[1]):
-        raise ValueError("config.json: longrope needs a short_factor and a long_factor of the same length")
-    short, long = (tuple(number("rope factor", each, low=0.01, high=1e6) for each in part) for part in factors)
-    factor = values.pop("factor", None) or positions / original
-    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    default = values.pop("attention_factor", None) or default
-    mscales = [number(key, values.pop(key, None) or default) for key in ("short_mscale", "long_mscale")]
-    return LongRopeScaling(short, long, original, *mscales)
-
-
-def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """0.1 m ln(factor) + 1, the temperature correction of YaRN (arXiv:2309.00071, section 3.4)."""
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _factor(values: dict[str, Any]) -> float:
-    return number("rope factor", values.pop("factor", None), low=0.01, high=1e6)
-
-
-def _original(values: dict[str, Any], positions: int) -> int:
-    stated = values.pop("original_max_position_embeddings", None)
-    if isinstance(stated, float) and stated.is_integer():
-        stated = int(stated)
-    return positions if stated is None else positive_integer("original_max_position_embeddings", stated, MAX_POSITIONS)
-
-
-SCALINGS = {
-    "default": lambda values, positions: None,
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "llama3": _llama3,
-    "yarn": _yarn,
-    "longrope": _longrope,
-}

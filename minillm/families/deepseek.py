@@ -7,7 +7,7 @@ DeepSeek-MoE-16B (Dai et al., arXiv:2401.06066). No class of transformers runs i
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, deepseek_v2, llama
+from minillm.families import common, deepseek_v2, llama, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {
@@ -29,7 +29,7 @@ RULES = {**common.DENSE_RULES, **common.MOE_RULES, **deepseek_v2.SHARED_RULES}
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
     bias, layers = config.flag("attention_bias"), common.num_layers(config)
-    attention = GQA(num_heads, num_kv_heads, head_dim, common.rope(config, head_dim), qkv_bias=bias, out_bias=bias)
+    attention = GQA(num_heads, num_kv_heads, head_dim, rotary.rope(config, head_dim), qkv_bias=bias, out_bias=bias)
     config.choice("scoring_func", {"softmax": None})
     router = common.router(config, "n_routed_experts", renormalize=config.flag("norm_topk_prob"))
     dense = common.gated_mlp(config, "intermediate_size")

@@ -9,7 +9,7 @@ config says.
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, llama
+from minillm.families import common, llama, rotary
 from minillm.spec import MLA, Decoder, GatedMLP, MoE, Norm, Rope, Router, YarnScaling
 
 LATENT_EPS = 1e-6
@@ -85,7 +85,7 @@ def latent(config: Config, router: Router, layout: str = "interleaved", mlp_bias
 def latent_attention(config: Config, layout: str) -> MLA:
     for key in ("num_key_value_heads", "head_dim", "qk_head_dim"):
         config.get(key)  # derived values that nothing depends on
-    turned = common.rope(config, config.size("qk_rope_head_dim"))
+    turned = rotary.rope(config, config.size("qk_rope_head_dim"))
     scaling = turned.scaling
     return MLA(
         num_heads=config.size("num_attention_heads"),
@@ -102,7 +102,7 @@ def latent_attention(config: Config, layout: str) -> MLA:
 
 def _score_factor(config: Config, scaling: YarnScaling) -> float:
     all_dim = config.rope().get("mscale_all_dim") or 0
-    return common.yarn_mscale(scaling.factor, all_dim) ** 2 if all_dim else 1.0
+    return rotary.yarn_mscale(scaling.factor, all_dim) ** 2 if all_dim else 1.0
 
 
 def mixtures(config: Config, router: Router, dense: GatedMLP) -> list[GatedMLP | MoE]:

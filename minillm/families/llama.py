@@ -7,7 +7,7 @@ Swallow, Tanuki-8B (Touvron et al., arXiv:2307.09288; arXiv:2407.21783). The bas
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common
+from minillm.families import common, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {
@@ -35,5 +35,5 @@ RULES = common.DENSE_RULES
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
     bias = config.flag("attention_bias")
-    attention = GQA(num_heads, num_kv_heads, head_dim, common.rope(config, head_dim), qkv_bias=bias, out_bias=bias)
+    attention = GQA(num_heads, num_kv_heads, head_dim, rotary.rope(config, head_dim), qkv_bias=bias, out_bias=bias)
     return common.dense(config, [attention] * common.num_layers(config), mlp_bias=config.flag("mlp_bias"))

@@ -7,7 +7,7 @@ arXiv:2310.06825). An absent `sliding_window` means 4096, an explicit null means
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common
+from minillm.families import common, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {
@@ -33,5 +33,5 @@ RULES = common.DENSE_RULES
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    attention = GQA(num_heads, num_kv_heads, head_dim, common.rope(config, head_dim), common.window(config))
+    attention = GQA(num_heads, num_kv_heads, head_dim, rotary.rope(config, head_dim), common.window(config))
     return common.dense(config, [attention] * common.num_layers(config))

@@ -7,7 +7,7 @@ Mixtral 8x7B, 8x22B, WizardLM-2-8x22B, llm-jp-3-8x1.8b (Jiang et al., arXiv:2401
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, mistral
+from minillm.families import common, mistral, rotary
 from minillm.spec import GQA, Decoder, MoE, Router
 
 DEFAULTS = {
@@ -37,7 +37,7 @@ def spec(config: Config) -> Decoder:
 def sparse(config: Config, router: Router) -> Decoder:
     """Mistral's attention and a mixture of experts with this router in every layer."""
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    attention = GQA(num_heads, num_kv_heads, head_dim, common.rope(config, head_dim), common.window(config))
+    attention = GQA(num_heads, num_kv_heads, head_dim, rotary.rope(config, head_dim), common.window(config))
     expert = common.gated_mlp(config, "intermediate_size")
     layers = common.num_layers(config)
     return common.decoder(

@@ -7,8 +7,8 @@ OLMoE-1B-7B (Muennighoff et al., arXiv:2409.02060).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, llama
-from minillm.spec import GQA, Decoder, MoE, Norm
+from minillm.families import common, llama, rotary
+from minillm.spec import GQA, Decoder, MoE, Norm, QKNorm
 
 DEFAULTS = {
     **llama.DEFAULTS,
@@ -35,11 +35,10 @@ def spec(config: Config) -> Decoder:
         num_heads,
         num_kv_heads,
         head_dim,
-        common.rope(config, head_dim),
+        rotary.rope(config, head_dim),
         qkv_bias=bias,
         out_bias=bias,
-        qk_norm=Norm(config.number("rms_norm_eps")),
-        qk_norm_width="all",
+        qk_norm=QKNorm(Norm(config.number("rms_norm_eps")), "all"),
         clip=None if config.get("clip_qkv") is None else config.number("clip_qkv"),
     )
     expert = common.gated_mlp(config, "intermediate_size")

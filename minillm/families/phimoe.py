@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minillm.config import Config, number
-from minillm.families import common, mixtral
+from minillm.families import common, mixtral, rotary
 from minillm.spec import GQA, Decoder, LayerNorm, MoE
 
 DEFAULTS = {
@@ -35,7 +35,7 @@ RULES = {
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
     bias, layers = config.flag("attention_bias"), common.num_layers(config)
-    rope = common.rope(config, head_dim)
+    rope = rotary.rope(config, head_dim)
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, common.window(config), qkv_bias=bias, out_bias=bias)
     expert = common.gated_mlp(config, "intermediate_size")
     jitter = number("router_jitter_noise", config.get("router_jitter_noise"), low=0.0)

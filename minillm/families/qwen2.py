@@ -8,7 +8,7 @@ head to the embedding. Published configs state a `sliding_window` that `use_slid
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common
+from minillm.families import common, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {
@@ -37,7 +37,7 @@ RULES = common.DENSE_RULES
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    rope = common.rope(config, head_dim)
+    rope = rotary.rope(config, head_dim)
     attention = [
         GQA(num_heads, num_kv_heads, head_dim, rope, window, qkv_bias=True) for window in common.windows(config)
     ]

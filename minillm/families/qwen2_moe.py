@@ -8,7 +8,7 @@ some layers dense. Where windows are on, the even layers below `max_window_layer
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, qwen2
+from minillm.families import common, qwen2, rotary
 from minillm.spec import GQA, Decoder, MoE
 
 DEFAULTS = {
@@ -40,7 +40,7 @@ RULES = {
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    rope = common.rope(config, head_dim)
+    rope = rotary.rope(config, head_dim)
     bias = config.flag("qkv_bias")
     slides, first, layers = common.switched_window(config), config.size("max_window_layers"), common.num_layers(config)
     windows = common.typed_windows(config, slides, [i % 2 == 0 and i < first for i in range(layers)])

@@ -7,8 +7,8 @@ biases unless `attention_bias` asks for them.
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, qwen2
-from minillm.spec import GQA, Decoder, Norm
+from minillm.families import common, qwen2, rotary
+from minillm.spec import GQA, Decoder, Norm, QKNorm
 
 DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128, "attention_bias": False}
 
@@ -17,9 +17,9 @@ RULES = {**common.DENSE_RULES, **common.QK_NORM_RULES}
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    rope = common.rope(config, head_dim)
+    rope = rotary.rope(config, head_dim)
     bias = config.flag("attention_bias")
-    qk_norm = Norm(config.number("rms_norm_eps"))
+    qk_norm = QKNorm(Norm(config.number("rms_norm_eps")))
     attention = [
         GQA(num_heads, num_kv_heads, head_dim, rope, window, qkv_bias=bias, out_bias=bias, qk_norm=qk_norm)
         for window in common.windows(config)

@@ -8,8 +8,8 @@ window.
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, qwen2
-from minillm.spec import GQA, Decoder, MoE, Norm
+from minillm.families import common, qwen2, rotary
+from minillm.spec import GQA, Decoder, MoE, Norm, QKNorm
 
 DEFAULTS = {
     **qwen2.DEFAULTS,
@@ -39,11 +39,11 @@ def spec(config: Config) -> Decoder:
         num_heads,
         num_kv_heads,
         head_dim,
-        common.rope(config, head_dim),
+        rotary.rope(config, head_dim),
         window,
         qkv_bias=bias,
         out_bias=bias,
-        qk_norm=Norm(config.number("rms_norm_eps")),
+        qk_norm=QKNorm(Norm(config.number("rms_norm_eps"))),
     )
     dense = common.gated_mlp(config, "intermediate_size")
     router = common.router(config, renormalize=config.flag("norm_topk_prob"))

@@ -1,0 +1,60 @@
+"""Llama, except: all that Gemma 2 changes but the caps; each head of q and k is normalised; five layers with a window,
+then one without, and the two kinds have rotary embeddings of their own, of which only the latter's is scaled.
+
+Gemma 3 270M, 1B, 4B, 12B, 27B (arXiv:2503.19786), the text model: images are not read, and their tensors are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from minillm.config import Config
+from minillm.families import common, gemma, gemma2, rotary
+from minillm.spec import Decoder, QKNorm
+
+DEFAULTS = {
+    **gemma2.DEFAULTS,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 10000.0,
+    "sliding_window_pattern": 6,
+    "_sliding_window_pattern": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+}
+TEXT_RULES = {**gemma2.RULES, **common.QK_NORM_RULES}
+IMAGES = "DROP: the part that reads images, which is not supported"
+RULES = {
+    **TEXT_RULES,
+    **{f"language_model.{pattern}": target for pattern, target in TEXT_RULES.items()},  # as published
+    **{pattern.replace("model.", "model.language_model.", 1): target for pattern, target in TEXT_RULES.items()},
+    **dict.fromkeys(("vision_tower.*", "multi_modal_projector.*"), IMAGES),
+    **dict.fromkeys(("model.vision_tower.*", "model.multi_modal_projector.*"), IMAGES),
+}
+OUTER = ("vision_config", "boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image")
+
+
+def inner(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The text model's own values where a config has them in a section."""
+    section = values.get("text_config")
+    if section is None:
+        return dict(values)
+    if not isinstance(section, dict):
+        raise ValueError(f"config.json: text_config is {str(section)[:40]!r}, expected an object")
+    outer = {key: value for key, value in values.items() if key not in ("text_config", *OUTER)}
+    return {**outer, **section, "model_type": values["model_type"]}
+
+
+def spec(config: Config) -> Decoder:
+    config.get("cache_implementation")
+    head_dim = common.heads(config)[2]
+    ropes = rotary.by_layer_type(config, head_dim, config.get("rope_local_base_freq"))
+    patterns = [config.get(key) for key in ("_sliding_window_pattern", "sliding_window_pattern")]
+    key = "sliding_window_pattern" if patterns[0] is None else "_sliding_window_pattern"
+    every = config.size(key)
+    sliding = [(i + 1) % every != 0 for i in range(common.num_layers(config))]
+    windows = common.typed_windows(config, common.window(config), sliding)
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    return gemma2.decoder(config, windows, [ropes[kind] for kind in kinds], QKNorm(gemma.norm(config)))

@@ -1,0 +1,152 @@
+"""What a config says of rotary positions: which values turn, how fast, and how they are scaled to long contexts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from minillm.config import MAX_POSITIONS, Config, number, positive_integer
+from minillm.spec import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
+
+# Rotary keys that change nothing where the kind of scaling does not ask for them.
+IDLE = ("finetuned", "original_max_position_embeddings")
+
+
+def rope(config: Config, head_dim: int, values: dict[str, Any] | None = None, partial: bool = False) -> Rope:
+    """The rotary embedding of a head with the config's parameters, or the `values` that a family made of them; of its
+    first values only where the family can do so (`partial`) and there is a `partial_rotary_factor`."""
+    values = config.rope() if values is None else values
+    part = values.pop("partial_rotary_factor", None)
+    if part in (None, 1) or not partial:
+        if part not in (None, 1):
+            raise ValueError(f"config.json: partial_rotary_factor is {part!r}; this family turns whole heads")
+        return scaled(config, values, head_dim)
+    return scaled(config, values, int(head_dim * number("partial_rotary_factor", part, low=1e-3, high=1.0)))
+
+
+def scaled(config: Config, values: dict[str, Any], dim: int) -> Rope:
+    """The rotary embedding of `dim` values with the parameters `values`, `rope_type` and `rope_theta` among them."""
+    if dim % 2 or not dim:
+        raise ValueError(f"config.json: rotary positions of {dim} values per head; their number must be even")
+    theta = number("rope_theta", values.pop("rope_theta"), low=1.0001)
+    kind = values.pop("rope_type")
+    if not isinstance(kind, str) or kind not in SCALINGS:
+        raise ValueError(f"config.json: rope_type is {kind!r}, supported are {', '.join(SCALINGS)}")
+    scaling = SCALINGS[kind](values, config.positions("max_position_embeddings"))
+    if isinstance(scaling, LongRopeScaling) and len(scaling.short_factors) != dim // 2:
+        raise ValueError(f"config.json: {len(scaling.short_factors)} longrope factors, heads need {dim // 2}")
+    if isinstance(scaling, DynamicScaling) and dim == 2:
+        raise ValueError("config.json: head_dim is 2, dynamic rope scaling needs 4 or more")
+    config.report_unread(
+        f"rope_scaling.{key}" for key, value in values.items() if value is not None and key not in IDLE
+    )
+    return Rope(dim, theta, scaling=scaling)
+
+
+def by_layer_type(config: Config, head_dim: int, sliding_theta: Any) -> dict[str, Rope]:
+    """The rotary embeddings of layers that see everything and of those with a window, which are not scaled: nested by
+    type in `rope_parameters`, or in older files `rope_theta` and `rope_scaling` of the former."""
+    nested = config.get("rope_parameters") if isinstance(config.get("rope_parameters"), dict) else {}
+    full, sliding = (nested.get(kind) for kind in ("full_attention", "sliding_attention"))
+    if full is None and sliding is None:
+        full, sliding = config.rope(), {"rope_theta": sliding_theta}
+    else:
+        config.get("rope_scaling"), config.get("rope_theta")
+    default = {"rope_type": "default", "rope_theta": sliding_theta}
+    return {
+        "full_attention": scaled(config, {**default, "rope_theta": config.get("rope_theta"), **(full or {})}, head_dim),
+        "sliding_attention": scaled(config, {**default, **(sliding or {})}, head_dim),
+    }
+
+
+def context(config: Config, rotary: Rope) -> int:
+    """Positions the model is meant for: what the config says, or what its scaling stretches the original to."""
+    positions = config.positions("max_position_embeddings")
+    if isinstance(rotary.scaling, (DynamicScaling, YarnScaling)):
+        return max(positions, int(rotary.scaling.factor * rotary.scaling.original_positions))
+    return positions
+
+
+def _linear(values: dict[str, Any], positions: int) -> RopeScaling:
+    return LinearScaling(_factor(values))
+
+
+def _dynamic(values: dict[str, Any], positions: int) -> RopeScaling:
+    # Growth is measured from the config's own limit, as in transformers, whatever original length is stated beside it.
+    return DynamicScaling(_factor(values), positions)
+
+
+def _llama3(values: dict[str, Any], positions: int) -> RopeScaling:
+    low, high = (number(key, values.pop(key, None)) for key in ("low_freq_factor", "high_freq_factor"))
+    if low >= high:
+        raise ValueError(f"config.json: low_freq_factor {low} is not below high_freq_factor {high}")
+    return Llama3Scaling(_factor(values), low, high, _original(values, positions))
+
+
+def _yarn(values: dict[str, Any], positions: int) -> RopeScaling:
+    original = _original(values, positions)
+    factor = _factor(values) if values.get("factor") is not None else positions / original
+    values.pop("factor", None)
+    mscale, all_dim = (number(key, values.pop(key, None) or 0, low=0) for key in ("mscale", "mscale_all_dim"))
+    truncate = values.pop("truncate", True)
+    if not isinstance(truncate, bool):
+        raise ValueError(f"config.json: truncate is {truncate!r}, expected true or false")
+    attention_factor = values.pop("attention_factor", None)
+    if attention_factor is None:
+        both = mscale and all_dim
+        attention_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim) if both else yarn_mscale(factor)
+    return YarnScaling(
+        factor=factor,
+        original_positions=original,
+        attention_factor=number("attention_factor", attention_factor),
+        beta_fast=number("beta_fast", values.pop("beta_fast", None) or 32.0),
+        beta_slow=number("beta_slow", values.pop("beta_slow", None) or 1.0),
+        truncate=truncate,
+    )
+
+
+def _longrope(values: dict[str, Any], positions: int) -> RopeScaling:
+    original = _original(values, positions)
+    factors = [tuple(values.pop(key, None) or ()) for key in ("short_factor", "long_factor")]
+    if not factors[0] or len(factors[0]) != len(factors[1]):
+        raise ValueError("config.json: longrope needs a short_factor and a long_factor of the same length")
+    short, long = (tuple(number("rope factor", each, low=0.01, high=1e6) for each in part) for part in factors)
+    factor = values.pop("factor", None) or positions / original
+    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    default = values.pop("attention_factor", None) or default
+    mscales = [number(key, values.pop(key, None) or default) for key in ("short_mscale", "long_mscale")]
+    return LongRopeScaling(short, long, original, *mscales)
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """0.1 m ln(factor) + 1, the temperature correction of YaRN (arXiv:2309.00071, section 3.4)."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _factor(values: dict[str, Any]) -> float:
+    return number("rope factor", values.pop("factor", None), low=0.01, high=1e6)
+
+
+def _original(values: dict[str, Any], positions: int) -> int:
+    stated = values.pop("original_max_position_embeddings", None)
+    if isinstance(stated, float) and stated.is_integer():
+        stated = int(stated)
+    return positions if stated is None else positive_integer("original_max_position_embeddings", stated, MAX_POSITIONS)
+
+
+SCALINGS = {
+    "default": lambda values, positions: None,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
