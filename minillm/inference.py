@@ -38,6 +38,15 @@ def decode(model: Decoder, tokens: Sequence[int], cache: Cache) -> Tensor:
     return model(torch.tensor(tokens, device=cache.device)[:, None], cache)[:, -1]
 
 
+def advance(model: Decoder, sequences: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+    """The logits `[B, V]` that follow sequences of which the cache lacks the last token. Where that token changes how
+    all before it must be rotated, the sequences are read anew."""
+    if model.outgrown(cache):
+        cache.length = 0
+        return prefill(model, sequences, cache)
+    return decode(model, [sequence[-1] for sequence in sequences], cache)
+
+
 @dataclass
 class Completion:
     """One prompt and what has come of it so far."""
@@ -128,7 +137,8 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
         return tokens
 
     started = time.perf_counter()
-    tokens = next_tokens(prefill(model, prompts, cache))
+    sequences = [list(prompt) for prompt in prompts]
+    tokens = next_tokens(prefill(model, sequences, cache))
     timings.prompt_tokens = sum(map(len, prompts))
     timings.prompt_seconds = time.perf_counter() - started
     while True:
@@ -138,8 +148,10 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
         active = sum(row.finish_reason is None for row in rows)
         if not active:
             return
+        for sequence, token in zip(sequences, tokens, strict=True):
+            sequence.append(token)
         started = time.perf_counter()
-        tokens = next_tokens(decode(model, tokens, cache))
+        tokens = next_tokens(advance(model, sequences, cache))
         timings.decode_seconds += time.perf_counter() - started
         timings.decode_tokens += active
         timings.decode_steps += 1

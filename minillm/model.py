@@ -165,6 +165,12 @@ class Decoder(nn.Module):
                 masks[window] = visible(queries, keys, window, padding_B)
         return Step(start, rotary, masks)
 
+    def outgrown(self, cache: Cache) -> bool:
+        """Whether one more position takes a row past the length at which LongRoPE turns every key otherwise."""
+        scalings = [rope.scaling for rope in self._rotary]
+        limits = {scaling.original_positions for scaling in scalings if isinstance(scaling, spec.LongRopeScaling)}
+        return any(cache.length - padding in limits for padding in cache.padding or [0])
+
     def destinations(self) -> dict[str, Destination]:
         """Where a checkpoint's tensors go: each parameter, or each named row block of a fused one as "name[part]"."""
         found: dict[str, Destination] = {}
