@@ -13,7 +13,7 @@ from minillm import reference
 from minillm.cache import Cache, LayerCache
 from minillm.model import Decoder
 from minillm.ops import CPU
-from minillm.spec import GQA, MLA, GatedMLP, Layer, LinearScaling, MoE, Norm, QKNorm, Rope, Router
+from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, LinearScaling, MoE, Norm, QKNorm, Rope, Router
 from minillm.spec import Decoder as Spec
 
 EXACT = 2e-5  # fp32, sums of under 100 terms of size one in another order
@@ -36,13 +36,17 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         window=draw(st.none() | st.integers(1, 12)),
         qkv_bias=draw(st.booleans()),
         qk_norm=draw(st.sampled_from((None, QKNorm(norm), QKNorm(norm, "all")))),
+        clip=draw(st.none() | st.floats(0.5, 2.0)),
+        scale=draw(st.none() | st.floats(0.1, 1.0)),
+        softcap=draw(st.none() | st.floats(0.5, 5.0)),
+        sinks=draw(st.booleans()),
     )
 
 
 @st.composite
-def ffns(draw: st.DrawFn) -> GatedMLP | MoE:
+def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
     if draw(st.booleans()):
-        return GatedMLP(20)
+        return draw(st.sampled_from((GatedMLP(20), MLP(20, "gelu", bias=True))))
     experts, score = draw(st.integers(2, 6)), draw(st.sampled_from(("softmax", "softmax_chosen", "sigmoid")))
     router = Router(experts, draw(st.integers(1, experts - 1)), score, renormalize=draw(st.booleans()))
     shared = draw(st.sampled_from((None, GatedMLP(6))))
@@ -52,11 +56,21 @@ def ffns(draw: st.DrawFn) -> GatedMLP | MoE:
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
     """Small decoders whose layers differ in kind, heads, windows, norms and biases."""
-    rope = Rope(dim=8, theta=draw(st.sampled_from((10.0, 1e4))), layout=draw(st.sampled_from(("half", "interleaved"))))
+    rope = Rope(
+        dim=draw(st.sampled_from((4, 8))),
+        theta=draw(st.sampled_from((10.0, 1e4))),
+        layout=draw(st.sampled_from(("half", "interleaved"))),
+    )
     rope = replace(rope, scaling=draw(st.sampled_from((None, LinearScaling(2.0)))))
     norm = Norm(1e-5)
-    layers = [Layer(norm, draw(attentions(rope, norm)), norm, draw(ffns())) for _ in range(draw(st.integers(1, 3)))]
-    return Spec(31, 16, tuple(layers), norm, tied=draw(st.booleans()), context=64)
+    norms = st.sampled_from((None, norm, Norm(1e-5, offset=1.0, cast="after_weight"), LayerNorm(1e-5, affine=False)))
+    layers = []
+    for _ in range(draw(st.integers(1, 3))):
+        attention, ffn = draw(attentions(rope, norm)), draw(ffns())
+        layers.append(Layer(norm, attention, draw(norms), ffn, draw(norms), draw(norms), parallel=draw(st.booleans())))
+    scale, cap = draw(st.sampled_from((1.0, 4.0))), draw(st.none() | st.floats(1.0, 9.0))
+    tied = draw(st.booleans())
+    return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap)
 
 
 def build(spec: Spec, seed: int = 0) -> Decoder:

@@ -21,6 +21,7 @@ from minillm.model import skeleton
 from minillm.spec import (
     GQA,
     MLA,
+    MLP,
     DynamicScaling,
     GatedMLP,
     Layer,
@@ -61,6 +62,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (YarnScaling, "beta_slow"): ("llama-yarn all", 0.5),
     (YarnScaling, "truncate"): ("llama-yarn all", True),
     (LayerNorm, "eps"): ("phimoe", 1e-2),
+    (LayerNorm, "affine"): ("phimoe", False),
     (LongRopeScaling, "short_factors"): ("phimoe-long", (1.0, 1.3, 1.6, 2.0)),
     (LongRopeScaling, "long_factors"): ("phimoe-long", (1.5, 2.4, 4.0, 7.0)),
     (LongRopeScaling, "original_positions"): ("phimoe-long", 90),
@@ -81,6 +83,9 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (QKNorm, "norm"): ("qwen3", OTHER_NORM),
     (QKNorm, "width"): ("olmoe", "head"),
     (GQA, "clip"): ("olmoe-clip", 0.9),
+    (GQA, "scale"): ("gemma2", None),
+    (GQA, "softcap"): ("gemma2", 3.0),
+    (GQA, "sinks"): ("llama", True),
     (MLA, "num_heads"): ("deepseek_v3", 4),
     (MLA, "q_rank"): ("deepseek_v3", None),
     (MLA, "kv_rank"): ("deepseek_v3", 20),
@@ -106,6 +111,9 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (MoE, "activation"): ("mixtral", "gelu"),
     (MoE, "shared"): ("deepseek_v3", None),
     (MoE, "shared_gate"): ("qwen2_moe", False),
+    (MLP, "intermediate_size"): ("phi", 72),
+    (MLP, "activation"): ("phi", "silu"),
+    (MLP, "bias"): ("phi", False),
     (GatedMLP, "intermediate_size"): ("llama", 72),
     (GatedMLP, "activation"): ("llama", "gelu"),
     (GatedMLP, "bias"): ("llama-biases", False),
@@ -113,6 +121,9 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Layer, "attention"): ("llama", GQA(6, 2, 8, Rope(8, 50.0))),
     (Layer, "ffn_norm"): ("llama", OTHER_NORM),
     (Layer, "ffn"): ("llama", GatedMLP(80, "gelu")),
+    (Layer, "post_attention_norm"): ("gemma2", None),
+    (Layer, "post_ffn_norm"): ("gemma2", None),
+    (Layer, "parallel"): ("gpt_neox", False),
     (Spec, "vocab_size"): ("llama", 96),
     (Spec, "hidden_size"): ("llama", 40),
     (Spec, "layers"): ("llama", ()),
@@ -120,6 +131,8 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Spec, "tied"): ("llama", True),
     (Spec, "context"): ("llama", 8),
     (Spec, "head_bias"): ("phimoe", False),
+    (Spec, "embedding_scale"): ("gemma", 1.0),
+    (Spec, "logit_softcap"): ("gemma2", None),
 }
 
 
@@ -130,7 +143,8 @@ MISFITS = {
     (MLA, "num_heads"), (MLA, "q_rank"), (MLA, "kv_rank"), (MLA, "nope_dim"), (MLA, "v_dim"), (MLA, "bias"),
     (Router, "num_experts"), (Router, "bias"),
     (MoE, "intermediate_size"), (MoE, "shared"), (MoE, "shared_gate"), (Spec, "head_bias"),
-    (GatedMLP, "intermediate_size"), (GatedMLP, "bias"),
+    (GatedMLP, "intermediate_size"), (GatedMLP, "bias"), (MLP, "intermediate_size"), (MLP, "bias"),
+    (GQA, "sinks"), (LayerNorm, "affine"), (Layer, "post_attention_norm"), (Layer, "post_ffn_norm"),
     (Spec, "vocab_size"), (Spec, "hidden_size"), (Spec, "layers"), (Spec, "tied"),
 }  # fmt: skip
 

@@ -56,6 +56,15 @@ COUNTS = {
     "deepseek-ai__DeepSeek-V3": 671_026_419_200,
     "deepseek-ai__DeepSeek-R1": 671_026_419_200,
     "microsoft__Phi-tiny-MoE-instruct": 3_755_220_288,
+    "google__gemma-2b": 2_506_172_416,
+    "google__gemma-2-2b-it": 2_614_341_888,
+    "google__gemma-3-4b-it": 3_880_263_168,  # without the part that reads images
+    "google__gemma-3-27b-it": 27_009_346_304,
+    "microsoft__Phi-3-mini-128k-instruct": 3_821_079_552,
+    "microsoft__Phi-3-mini-4k-instruct": 3_821_079_552,
+    "microsoft__Phi-4-mini-instruct": 3_836_021_760,
+    "microsoft__phi-4": 14_659_507_200,
+    "allenai__Olmo-3.1-32B-Instruct": 32_233_522_176,
 }
 # What their authors call active per token, in billions, to as many digits as they give.
 ACTIVE = {

@@ -49,6 +49,8 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def spec(config: Config) -> Decoder:
     config.get("cache_implementation")
+    if (cap := config.get("attn_logit_softcapping")) is not None:
+        raise ValueError(f"config.json: attn_logit_softcapping is {cap!r}; this family normalises q and k instead")
     head_dim = common.heads(config)[2]
     ropes = rotary.by_layer_type(config, head_dim, config.get("rope_local_base_freq"))
     patterns = [config.get(key) for key in ("_sliding_window_pattern", "sliding_window_pattern")]
