@@ -150,6 +150,13 @@ def test_defaults_of_absent_keys(family: str, tmp_path: Path) -> None:
     assert config.unread == []
 
 
+def test_an_early_word_for_the_approximation() -> None:
+    """Gemma's first files say "gelu"; transformers, like the authors' code, runs the tanh approximation."""
+    assert transformers.AutoConfig.for_model("gemma", hidden_act="gelu").hidden_act == "gelu_pytorch_tanh"
+    spec, _, _ = resolve({"model_type": "gemma", "hidden_act": "gelu"})
+    assert spec.layers[0].ffn.activation == "gelu_tanh"
+
+
 def test_rounding_of_the_norm_is_theirs_to_the_bit() -> None:
     """In bf16 the order of rounding and weighting shows: each cast equals its family's module, and not the other's."""
     from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
