@@ -18,6 +18,7 @@ import minillm
 from minillm.explain import explain
 from minillm.linear import can_pack
 from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.load import load
 from minillm.weights.rules import DROP, Destination, plan
 
 
@@ -257,6 +258,35 @@ def test_the_most_literal_rule_wins() -> None:
 def test_a_parameter_is_filled_once() -> None:
     made = plan(["x", "y"], {"x": "p", "y": "p"}, {"p": Destination("p", 0, (1,))})
     assert made.twice_filled == ["y"]
+
+
+DESTINATIONS = {
+    "p[a]": Destination("p", 0, (4, 3)),
+    "p[b]": Destination("p", 4, (4, 3)),
+    "q": Destination("q", 0, (3,)),
+}
+
+
+def test_a_tensor_of_several_blocks(tmp_path: Path) -> None:
+    """One under the other, or row by row of each so many times over: the rows come to lie block by block."""
+    data = torch.arange(24.0).view(8, 3)
+    save_file({"x": data, "y": torch.zeros(3)}, tmp_path / "model.safetensors")
+    expected = {
+        "p[a,b]": data,
+        "p[2 x a,b]": data[[0, 1, 4, 5, 2, 3, 6, 7]],
+        "p[4 x a,b]": data[[0, 2, 4, 6, 1, 3, 5, 7]],
+    }
+    for target, rows in expected.items():
+        made = plan(["x", "y"], {"x": target, "y": "q"}, DESTINATIONS)
+        assert (made.unclaimed, made.unfilled) == ([], [])
+        skeleton = {"p": torch.empty(8, 3), "q": torch.empty(3)}
+        assert torch.equal(load(Checkpoint(tmp_path), made, skeleton, torch.device("cpu"))["p"], rows)
+
+
+def test_a_block_is_filled_once() -> None:
+    made = plan(["x", "y"], {"x": "p[a,b]", "y": "p[b]"}, DESTINATIONS)
+    assert (made.twice_filled, made.unfilled) == (["y"], ["q"])
+    assert plan(["x"], {"x": "p[a,c]"}, DESTINATIONS).unclaimed == ["x"]
 
 
 def test_headers_are_read_without_data(saved: Path) -> None:

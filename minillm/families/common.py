@@ -11,6 +11,7 @@ from minillm.families import rotary
 from minillm.spec import (
     GQA,
     MLA,
+    MLP,
     Decoder,
     GatedMLP,
     Layer,
@@ -86,7 +87,10 @@ def gated_mlp(config: Config, size: str, bias: bool = False) -> GatedMLP:
 
 
 def decoder(
-    config: Config, attention: Sequence[GQA | MLA], ffn: Sequence[GatedMLP | MoE], norm: Norm | LayerNorm | None = None
+    config: Config,
+    attention: Sequence[GQA | MLA],
+    ffn: Sequence[GatedMLP | MLP | MoE],
+    norm: Norm | LayerNorm | None = None,
 ) -> Decoder:
     """A decoder of pre-norm layers with these parts; the norm is the config's RMSNorm or the one given."""
     norm = norm or Norm(config.number("rms_norm_eps"))

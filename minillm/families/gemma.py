@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from minillm.config import Config
 from minillm.families import common, llama, rotary
-from minillm.spec import GQA, Activation, Decoder, GatedMLP, Norm
+from minillm.spec import GQA, Decoder, GatedMLP, Norm
 
 DEFAULTS = {
     **llama.DEFAULTS,
@@ -29,7 +29,7 @@ DEFAULTS = {
     "use_bidirectional_attention": None,
 }
 RULES = common.DENSE_RULES
-ACTIVATIONS: dict[str, Activation] = {**common.ACTIVATIONS, "gelu": "gelu_tanh"}
+ACTIVATIONS = {**common.ACTIVATIONS, "gelu": "gelu_tanh"}
 
 
 def spec(config: Config) -> Decoder:
