@@ -1,48 +1,55 @@
-"""What a checkpoint is, without reading its weights: `python -m minillm.explain --weights DIR [--json]`.
+"""What a checkpoint is, without reading its weights:
 
-Works from config.json, and from the safetensors headers or the index where they exist.
+    python -m minillm.explain --weights DIR | --config FILE | --table DIR DIR ...  [--json]
+
+Works from config.json, and from the safetensors headers or the index where they exist. The text leaves out what is as
+in Llama: fields at their defaults.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minillm import cli, config, families, hub
-from minillm.measure import active_values
+from minillm import spec as vocabulary
+from minillm.measure import active_values, cached_values
 from minillm.model import skeleton
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
 from minillm.weights.load import misshapen
 from minillm.weights.rules import plan
 
 
-def explain(folder: Path) -> dict[str, Any]:
-    """The resolved spec, all parameters and those active per token, and how the folder's tensors fit; the lists of
-    tensors are None where it has neither weights nor an index. Raises ValueError for what is not supported."""
-    values = config.read(folder)
+def explain(path: Path) -> dict[str, Any]:
+    """The resolved spec of a folder or a config.json, all parameters and those active per token, what a token takes in
+    the cache, and how the folder's tensors fit; the lists of tensors are None where there are neither weights nor an
+    index. Raises ValueError for what is not supported."""
+    values = config.read(path) if path.is_dir() or not path.exists() else config.read_json(path)
     spec, rules, read = families.resolve(values)
     model = skeleton(spec, torch.bfloat16)
     report: dict[str, Any] = {
-        "weights": str(folder),
+        "weights": str(path),
         "model_type": values["model_type"],
         "quantization": config.quantization(values),
         "dtype": read.dtype,
         "parameter_count": sum(parameter.numel() for parameter in model.parameters()),
         "active_parameter_count": sum(active_values(model).values()),
+        "cached_values_per_token": cached_values(spec),
         "unknown_config_keys": read.unread,
         "unclaimed_tensors": None,
         "unfilled_parameters": None,
         "dropped_tensors": None,
         "misshapen_tensors": None,
     }
-    names, headers = _tensors(folder)
+    names, headers = _tensors(path) if path.is_dir() else (None, None)
     if names is not None:
         planned = plan(names, rules, model.destinations())
         report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
@@ -83,14 +90,19 @@ def _print(report: dict[str, Any]) -> None:
     print(f"{report['weights']}: {report['model_type']}, {count}, {stored}")
     head = "head tied to the embedding" if spec["tied"] else "own head"
     print(f"vocabulary {spec['vocab_size']}, hidden size {spec['hidden_size']}, context {spec['context']}, {head}")
+    cached = report["cached_values_per_token"]
+    print(f"a token takes {cached:,} values in the cache, {cached * 2 / 1000:,.1f} kB in bfloat16")
     first = 0
     for layer, run in itertools.groupby(spec["layers"]):
         last = first + len(list(run)) - 1
         print(f"layers {first} to {last}:" if last > first else f"layer {first}:")
-        for part in ("attention_norm", "attention", "ffn_norm", "ffn"):
-            print(f"  {part:15}{_line(layer[part])}")
+        for part, value in layer.items():
+            if part != "kind" and value not in (None, False):
+                print(f"  {part:20}{_line(value)}")
         first = last + 1
-    print(f"final norm       {_line(spec['final_norm'])}")
+    for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap"):
+        if spec[part] not in (None, False, 1.0):
+            print(f"{part.replace('_', ' '):22}{_line(spec[part])}")
     for key in (
         "unknown_config_keys",
         "unclaimed_tensors",
@@ -112,22 +124,79 @@ def _print(report: dict[str, Any]) -> None:
 def _line(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
-    fields = ", ".join(f"{key}={_line(each)}" for key, each in value.items() if key != "kind" and each is not None)
-    return f"{value['kind']}({fields})"
+    defaults = {field.name: field.default for field in dataclasses.fields(getattr(vocabulary, value["kind"]))}
+    fields = [f"{key}={_line(each)}" for key, each in value.items() if key != "kind" and each != defaults[key]]
+    return f"{value['kind']}({', '.join(fields)})"
+
+
+COLUMNS = "checkpoint, family, parameters, active, layers, hidden, attention, feed-forward, context, cache".split(", ")
+
+
+def row(report: dict[str, Any]) -> list[str]:
+    """What a table says of a checkpoint: sizes in billions, and bytes of bf16 cache per token."""
+    spec = report["spec"]
+    total, active = (f"{report[key] / 1e9:.2f} B" for key in ("parameter_count", "active_parameter_count"))
+    return [
+        Path(report["weights"]).name,
+        report["model_type"],
+        total,
+        active if active != total else "all",
+        str(len(spec["layers"])),
+        str(spec["hidden_size"]),
+        _kinds(layer["attention"] for layer in spec["layers"]),
+        _kinds(layer["ffn"] for layer in spec["layers"]),
+        str(spec["context"]),
+        f"{report['cached_values_per_token'] * 2 / 1000:.1f} kB",
+    ]
+
+
+def _kinds(parts: Iterable[dict[str, Any]]) -> str:
+    """The different attentions or feed-forwards of a model and how many layers have each."""
+    words = collections.Counter(WORDS[part["kind"]](part) for part in parts)
+    return words.most_common(1)[0][0] if len(words) == 1 else ", ".join(f"{n} x {word}" for word, n in words.items())
+
+
+WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "GQA": lambda a: (
+        f"{a['num_heads']} heads of {a['head_dim']} over {a['num_kv_heads']}"
+        + (f", window {a['window']}" if a["window"] else "")
+    ),
+    "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
+    "GatedMLP": lambda f: f"gated {f['activation']} {f['intermediate_size']}",
+    "MLP": lambda f: f"{f['activation']} {f['intermediate_size']}",
+    "MoE": lambda f: f"{f['router']['top_k']} of {f['router']['num_experts']} experts of {f['intermediate_size']}",
+}
+
+
+def _print_table(reports: list[dict[str, Any]]) -> None:
+    """In Markdown."""
+    for cells in (COLUMNS, ["---"] * len(COLUMNS), *map(row, reports)):
+        print(f"| {' | '.join(cells)} |")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("explain", "Say what a checkpoint is, without reading its weights.")
-    parser.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
+    source.add_argument("--config", metavar="FILE", type=Path, help="a config.json, without any weights")
+    source.add_argument("--table", metavar="PATH", nargs="+", help="several checkpoints side by side, in Markdown")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; a list with --table")
     arguments = parser.parse_args(argv)
 
     def body() -> int:
-        report = explain(hub.resolve(arguments.weights, tensors=False))
-        if arguments.json:
-            print(json.dumps(report, ensure_ascii=False))
+        if arguments.config and not arguments.config.is_file():
+            raise ValueError(f"{arguments.config}: no such file; give a config.json")
+        if arguments.config:
+            places = [arguments.config]
         else:
-            _print(report)
+            places = [hub.resolve(each, tensors=False) for each in arguments.table or [arguments.weights]]
+        reports = [explain(place) for place in places]
+        if arguments.json:
+            print(json.dumps(reports if arguments.table else reports[0], ensure_ascii=False))
+        elif arguments.table:
+            _print_table(reports)
+        else:
+            _print(reports[0])
         return 0
 
     return cli.run(body)

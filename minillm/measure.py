@@ -10,6 +10,8 @@ import torch
 
 from minillm.model import Decoder
 from minillm.moe import Experts
+from minillm.spec import MLA
+from minillm.spec import Decoder as DecoderSpec
 
 COPY_BYTES = 128 * 2**20  # twice that is moved: more than a core's share of any cache
 
@@ -23,6 +25,14 @@ def active_values(model: Decoder) -> dict[str, int]:
             router = owner.spec.router
             counts[name] = counts[name] * router.top_k // router.num_experts
     return counts
+
+
+def cached_values(spec: DecoderSpec) -> int:
+    """Values that one token takes in the caches of all layers, as long as their windows see it."""
+    return sum(
+        a.kv_rank + a.rope.dim if isinstance(a, MLA) else 2 * a.num_kv_heads * a.head_dim
+        for a in (layer.attention for layer in spec.layers)
+    )
 
 
 def bytes_per_step(model: Decoder) -> int:

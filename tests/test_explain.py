@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import shared
+from conftest import ROOT, shared
 from safetensors.torch import load_file, save_file
 
 from minillm import explain
@@ -34,6 +34,44 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "layers 0 to 3:" in out
     assert "GQA(num_heads=4, num_kv_heads=2, head_dim=32, rope=Rope(dim=32" in out
     assert "unclaimed tensors: 0" in out
+
+
+def test_text_leaves_out_what_is_as_in_llama(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shared("real-configs/google__gemma-2-2b-it")
+    out = run(capsys, "--weights", str(folder))
+    assert "window=4096, scale=0.0625, softcap=50.0)" in out
+    assert "post_attention_norm Norm(eps=1e-06, offset=1.0, cast=after_weight)" in out
+    assert "embedding scale       48.0" in out
+    assert "qkv_bias" not in out
+    assert "106,496" not in out
+    assert "a token takes 53,248 values in the cache, 106.5 kB in bfloat16" in out  # 26 layers of 2 x 4 heads of 256
+
+
+def test_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "anything.json"
+    path.write_text((DEMO / "config.json").read_text())
+    report = json.loads(run(capsys, "--config", str(path), "--json"))
+    assert (report["model_type"], report["unclaimed_tensors"]) == ("llama", None)
+    assert explain.main(["--config", str(tmp_path / "none.json")]) == 2
+    assert "none.json: no such file; give a config.json" in capsys.readouterr().err
+
+
+def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Markdown, a row for each; a list in JSON."""
+    paths = [str(DEMO), str(ROOT / "examples/demo_moe")]
+    lines = run(capsys, "--table", *paths).splitlines()
+    assert lines[0].startswith("| checkpoint | family | parameters | active |")
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| demo | llama | 0.00 B | all | 4 | 128 | 4 heads of 32 over 2 | gated silu 384 | 512 | 1.0 kB |" in lines
+    assert "2 of 8 experts of 64" in lines[3]
+    assert [each["model_type"] for each in json.loads(run(capsys, "--table", *paths, "--json"))] == ["llama", "mixtral"]
+
+
+def test_576_values_per_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "--table", str(shared("real-configs/deepseek-ai__DeepSeek-V3")))
+    assert "| 671.03 B | 37.55 B | 61 | 7168 | 128 heads over a latent of 512 + 64 |" in out
+    assert "3 x gated silu 18432, 58 x 8 of 256 experts of 2048" in out
+    assert f"{61 * 576 * 2 / 1000:.1f} kB" in out
 
 
 def test_an_index_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
