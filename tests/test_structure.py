@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from minillm import spec
 from minillm.families import FAMILIES
 from minillm.hub import DEMO
 
@@ -147,3 +149,8 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(tmp_path / "site/minillm/__init__.py"), "3"]
+
+
+def test_a_spec_is_read_at_a_glance() -> None:
+    kinds = [kind for kind in vars(spec).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    assert {kind.__name__ for kind in kinds if len(dataclasses.fields(kind)) > 12} == set()
