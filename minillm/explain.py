@@ -21,6 +21,7 @@ import torch
 
 from minillm import cli, config, families, hub
 from minillm import spec as vocabulary
+from minillm.equations import equations
 from minillm.measure import active_values, cached_values
 from minillm.model import skeleton
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
@@ -72,6 +73,11 @@ def _tensors(folder: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | No
     return list(headers), headers
 
 
+def _equations(path: Path) -> list[list[str]]:
+    spec, _, _ = families.resolve(config.read(path) if path.is_dir() else config.read_json(path))
+    return [equations(layer, spec.hidden_size) for layer in spec.layers]
+
+
 def describe(spec: Any) -> Any:
     """A spec as plain data; each dataclass says its kind."""
     if dataclasses.is_dataclass(spec):
@@ -80,7 +86,8 @@ def describe(spec: Any) -> Any:
     return [describe(each) for each in spec] if isinstance(spec, tuple) else spec
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
+    """The report, with the given lines behind each layer."""
     spec = report["spec"]
     stored = f"stored as {report['dtype']}" + (
         f", quantised: {report['quantization']}" if report["quantization"] else ""
@@ -99,6 +106,8 @@ def _print(report: dict[str, Any]) -> None:
         for part, value in layer.items():
             if part != "kind" and value not in (None, False):
                 print(f"  {part:20}{_line(value)}")
+        for each in lines[first] if lines else ():
+            print(f"      {each}")
         first = last + 1
     for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap"):
         if spec[part] not in (None, False, 1.0):
@@ -180,10 +189,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
     source.add_argument("--config", metavar="FILE", type=Path, help="a config.json, without any weights")
     source.add_argument("--table", metavar="PATH", nargs="+", help="several checkpoints side by side, in Markdown")
+    parser.add_argument("--equations", action="store_true", help="what each layer computes, with this model's numbers")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; a list with --table")
     arguments = parser.parse_args(argv)
 
     def body() -> int:
+        if arguments.equations and (arguments.json or arguments.table):
+            raise ValueError("--equations goes with neither --json nor --table, which have no place for them")
         if arguments.config and not arguments.config.is_file():
             raise ValueError(f"{arguments.config}: no such file; give a config.json")
         if arguments.config:
@@ -196,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.table:
             _print_table(reports)
         else:
-            _print(reports[0])
+            _print(reports[0], _equations(places[0]) if arguments.equations else ())
         return 0
 
     return cli.run(body)

@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 from conftest import ROOT, shared
+from oracles import build
+from rows import BASE, ROWS
 from safetensors.torch import load_file, save_file
 
 from minillm import explain
+from minillm.config import read
+from minillm.equations import equations
+from minillm.families import resolve
 from minillm.hub import DEMO
 
 
@@ -45,6 +51,57 @@ def test_text_leaves_out_what_is_as_in_llama(capsys: pytest.CaptureFixture[str])
     assert "qkv_bias" not in out
     assert "106,496" not in out
     assert "a token takes 53,248 values in the cache, 106.5 kB in bfloat16" in out  # 26 layers of 2 x 4 heads of 256
+
+
+EQUATIONS = {
+    "meta-llama__Llama-3.1-8B": [
+        "u = n(x)",
+        "q = W[4096 x 4096] u, k, v = W[1024 x 4096] u: 32 and 8 heads of 128, each kv head for 4 of q",
+        "q, k: each head turned by position, base 500000, scaled: Llama3",
+        "a_i = W[4096 x 4096] sum over j <= i of softmax_j(0.08839 q_i k_j) v_j",
+        "h = x + a",
+        "u = n(h)",
+        "f = W[4096 x 14336] (silu(W[14336 x 4096] u) * (W[14336 x 4096] u))",
+        "y = h + f",
+        "n: w x / sqrt(mean x² + 1e-05)",
+    ],
+    "google__gemma-2-2b-it": [
+        "a_i = W[2304 x 2048] sum over i - 4096 < j <= i of softmax_j(50 tanh(0.0625 q_i k_j / 50)) v_j",
+        "h = x + n(a)",
+        "y = h + n(f)",
+        "n: (1 + w) x / sqrt(mean x² + 1e-06)",
+    ],
+    "deepseek-ai__DeepSeek-V3": [
+        "q = W[24576 x 1536] n(W[1536 x 7168] u): 128 heads of 128 + 64",
+        "c, r = W[576 x 7168] u, c = n(c): 512 + 64 values, all that is cached",
+        "softmax_j(0.1352 q_i k_j) v_j",
+        "p = sigmoid(W[256 x 7168] u) in fp32; e: the 8 best in the 4 best of 8 groups by p + b; weights p / their sum",
+        "their sum * 2.5\n",
+        "f = sum over the chosen e of p_e E_e(u) + s,  E_e(u) = W[7168 x 2048] (silu(W[2048 x 7168] u) * (W[2048",
+    ],
+    "microsoft__Phi-4-mini-instruct": ["the first 96 values of each head turned by position", "scaled: LongRope"],
+}
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_equations(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "--config", str(shared(f"real-configs/{name}/config.json")), "--equations")
+    for line in EQUATIONS[name]:
+        assert line in out
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_family_has_equations(row: str, tmp_path: Path) -> None:
+    """Each begins with x and ends with y, and says every size of its matrices."""
+    family, overrides = ROWS[row]
+    (tmp_path / "config.json").write_text(build(family, {**BASE, **overrides}).config.to_json_string(use_diff=False))
+    tiny.edit_config(tmp_path, model_type=family)
+    spec, _, _ = resolve(read(tmp_path))
+    for layer in spec.layers:
+        lines = equations(layer, spec.hidden_size)
+        assert lines[0] in ("u = x", "u = n(x)")
+        assert any(line.startswith("y = ") for line in lines)
+        assert f"{layer.ffn.intermediate_size} x {spec.hidden_size}]" in " ".join(lines)
 
 
 def test_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,118 @@
+"""A layer's spec as the equations that it computes, with this model's numbers in them: for `explain`.
+
+x is the layer's input, y its output, W[m x n] a matrix that maps n values to m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, MoE, Norm, Router
+
+
+def equations(layer: Layer, hidden_size: int) -> list[str]:
+    """One line for each step, from x to y."""
+    attended = "n(a)" if layer.post_attention_norm else "a"
+    fed = "n(f)" if layer.post_ffn_norm else "f"
+    before = "n(x)" if layer.attention_norm else "x"
+    inner = "x" if layer.parallel else "h"
+    if layer.ffn_norm is not None:
+        inner = f"n({inner})"
+    elif layer.parallel:
+        inner = before
+    lines = [f"u = {before}", *PARTS[type(layer.attention)](layer.attention, hidden_size)]
+    lines += [] if layer.parallel else [f"h = x + {attended}"]
+    lines += [f"u = {inner}", *PARTS[type(layer.ffn)](layer.ffn, hidden_size)]
+    lines.append(f"y = x + {attended} + {fed}" if layer.parallel else f"y = h + {fed}")
+    norm = layer.attention_norm or layer.ffn_norm or layer.post_attention_norm
+    return [*lines, *([f"n: {_norm(norm)}"] if norm else [])]
+
+
+def w(rows: int, columns: int) -> str:
+    return f"W[{rows} x {columns}]"
+
+
+def _norm(norm: Norm | LayerNorm) -> str:
+    if isinstance(norm, LayerNorm):
+        return f"(x - mean x) / sqrt(var x + {norm.eps:g})" + (" * w + b" if norm.affine else "")
+    return f"{'w' if not norm.offset else f'({norm.offset:g} + w)'} x / sqrt(mean x² + {norm.eps:g})"
+
+
+def _gqa(a: GQA, hidden: int) -> list[str]:
+    q, kv, bias = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, " + b" if a.qkv_bias else ""
+    norm = {None: "", "head": "norm of each head, ", "all": "norm over all heads, "}[
+        a.qk_norm.width if a.qk_norm else None
+    ]
+    clip = f"clamped to ±{a.clip:g}, " if a.clip is not None else ""
+    part = "" if a.rope.dim == a.head_dim else f"the first {a.rope.dim} values of "
+    scale = a.scale or a.head_dim**-0.5
+    scores = f"{scale:.4g} q_i k_j" if a.softcap is None else f"{a.softcap:g} tanh({scale:.4g} q_i k_j / {a.softcap:g})"
+    seen = "j <= i" if a.window is None else f"i - {a.window} < j <= i"
+    sink = ", and a learned score that is only summed over" if a.sinks else ""
+    shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
+    return [
+        f"q = {w(q, hidden)} u{bias}, k, v = {w(kv, hidden)} u{bias}: "
+        f"{a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
+        f"q, k: {norm}{clip}{part}each head turned by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling),
+        f"a_i = {w(hidden, q)} sum over {seen} of softmax_j({scores}) v_j{sink}{' + b' if a.out_bias else ''}",
+    ]
+
+
+def _mla(a: MLA, hidden: int) -> list[str]:
+    width = a.nope_dim + a.rope.dim
+    down = f"{w(a.num_heads * width, hidden)} u"
+    if a.q_rank is not None:
+        down = f"{w(a.num_heads * width, a.q_rank)} n({w(a.q_rank, hidden)} u)"
+    return [
+        f"q = {down}: {a.num_heads} heads of {a.nope_dim} + {a.rope.dim}",
+        f"c, r = {w(a.kv_rank + a.rope.dim, hidden)} u, c = n(c): "
+        f"{a.kv_rank} + {a.rope.dim} values, all that is cached",
+        f"k = [{w(a.nope_dim, a.kv_rank)} c | r], v = {w(a.v_dim, a.kv_rank)} c for each head",
+        f"the last {a.rope.dim} values of q, and r, turned by position, base {a.rope.theta:g}"
+        + _scaled(a.rope.scaling),
+        f"a_i = {w(hidden, a.num_heads * a.v_dim)} sum over j <= i of "
+        f"softmax_j({a.score_factor * width**-0.5:.4g} q_i k_j) v_j",
+    ]
+
+
+def _scaled(scaling: Any) -> str:
+    return "" if scaling is None else f", scaled: {type(scaling).__name__.removesuffix('Scaling')}"
+
+
+def _gated(f: GatedMLP, hidden: int) -> list[str]:
+    inner, bias = f.intermediate_size, " + b" if f.bias else ""
+    return [f"f = {w(hidden, inner)} ({f.activation}({w(inner, hidden)} u{bias}) * ({w(inner, hidden)} u{bias})){bias}"]
+
+
+def _mlp(f: MLP, hidden: int) -> list[str]:
+    inner, bias = f.intermediate_size, " + b" if f.bias else ""
+    return [f"f = {w(hidden, inner)} {f.activation}({w(inner, hidden)} u{bias}){bias}"]
+
+
+def _moe(f: MoE, hidden: int) -> list[str]:
+    each = _gated(GatedMLP(f.intermediate_size, f.activation), hidden)[0].removeprefix("f = ")
+    gate = "sigmoid(w u) " if f.shared_gate else ""
+    shared = [f"s = {gate}{_gated(f.shared, hidden)[0].removeprefix('f = ')}"] if f.shared else []
+    return [
+        *_router(f.router, hidden),
+        *shared,
+        f"f = sum over the chosen e of p_e E_e(u){' + s' if shared else ''},  E_e(u) = {each}",
+    ]
+
+
+def _router(r: Router, hidden: int) -> list[str]:
+    logits = f"{w(r.num_experts, hidden)} u"
+    logits = f"standardised({logits})" if r.standardize else logits
+    score = {"softmax": "softmax", "sigmoid": "sigmoid", "softmax_chosen": "", "sparsemixer": ""}[r.score]
+    groups = f" in the {r.top_groups} best of {r.num_groups} groups" if r.num_groups > 1 else ""
+    weights = {"softmax_chosen": "softmax over them", "sparsemixer": "SparseMixer's"}.get(r.score, "p")
+    weights += " / their sum" if r.renormalize else ""
+    weights += f" * {r.scale:g}" if r.scale != 1 else ""
+    return [
+        f"p = {score}({logits}) in fp32; "
+        f"e: the {r.top_k} best{groups}{' by p + b' if r.bias else ''}; weights {weights}"
+    ]
+
+
+PARTS: dict[type, Callable[[Any, int], list[str]]] = {GQA: _gqa, MLA: _mla, GatedMLP: _gated, MLP: _mlp, MoE: _moe}
