@@ -44,7 +44,7 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     norm = {None: "", "head": "norm of each head, ", "all": "norm over all heads, "}[
         a.qk_norm.width if a.qk_norm else None
     ]
-    clip = f"clamped to ±{a.clip:g}, " if a.clip is not None else ""
+    clip = f"clamped to ±{a.clip:g} (v too), " if a.clip is not None else ""
     part = "" if a.rope.dim == a.head_dim else f"the first {a.rope.dim} values of "
     scale = a.scale or a.head_dim**-0.5
     scores = f"{scale:.4g} q_i k_j" if a.softcap is None else f"{a.softcap:g} tanh({scale:.4g} q_i k_j / {a.softcap:g})"

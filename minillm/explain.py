@@ -50,7 +50,7 @@ def explain(path: Path) -> dict[str, Any]:
         "dropped_tensors": None,
         "misshapen_tensors": None,
     }
-    names, headers = _tensors(path) if path.is_dir() else (None, None)
+    names, headers = _tensors(path)
     if names is not None:
         planned = plan(names, rules, model.destinations())
         report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
@@ -61,9 +61,9 @@ def explain(path: Path) -> dict[str, Any]:
     return report
 
 
-def _tensors(folder: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | None]:
+def _tensors(path: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | None]:
     """The names of a folder's tensors, and what their headers say where the files are there."""
-    found = find(folder)
+    folder, found = path, find(path)
     if found is None:
         return None, None
     files, located = found
@@ -71,6 +71,17 @@ def _tensors(folder: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | No
         return list(located), None
     headers = Checkpoint(folder).info
     return list(headers), headers
+
+
+def _fillings(path: Path) -> list[str]:
+    """Which tensor fills which rows of which parameter."""
+    names, _ = _tensors(path)
+    if names is None:
+        raise ValueError(f"{path}: --tensors needs the weights or their index, and there are none")
+    spec, rules, _ = families.resolve(config.read(path))
+    assignments = plan(names, rules, skeleton(spec, torch.bfloat16).destinations()).assignments
+    width = max(map(len, assignments), default=0)
+    return [f"{name:{width}}  {to.parameter}[{to.start}:{to.start + to.shape[0]}]" for name, to in assignments.items()]
 
 
 def _equations(path: Path) -> list[list[str]]:
@@ -190,12 +201,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--config", metavar="FILE", type=Path, help="a config.json, without any weights")
     source.add_argument("--table", metavar="PATH", nargs="+", help="several checkpoints side by side, in Markdown")
     parser.add_argument("--equations", action="store_true", help="what each layer computes, with this model's numbers")
+    parser.add_argument("--tensors", action="store_true", help="which tensor fills which rows of which parameter")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; a list with --table")
     arguments = parser.parse_args(argv)
 
     def body() -> int:
-        if arguments.equations and (arguments.json or arguments.table):
-            raise ValueError("--equations goes with neither --json nor --table, which have no place for them")
+        if (arguments.equations or arguments.tensors) and (arguments.json or arguments.table):
+            raise ValueError("--equations and --tensors go with neither --json nor --table")
         if arguments.config and not arguments.config.is_file():
             raise ValueError(f"{arguments.config}: no such file; give a config.json")
         if arguments.config:
@@ -209,6 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_table(reports)
         else:
             _print(reports[0], _equations(places[0]) if arguments.equations else ())
+            for line in _fillings(places[0]) if arguments.tensors else ():
+                print(line)
         return 0
 
     return cli.run(body)

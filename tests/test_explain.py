@@ -104,6 +104,16 @@ def test_every_family_has_equations(row: str, tmp_path: Path) -> None:
         assert f"{layer.ffn.intermediate_size} x {spec.hidden_size}]" in " ".join(lines)
 
 
+def test_tensors(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "--weights", str(DEMO), "--tensors")
+    assert "model.layers.0.self_attn.k_proj.weight          layers.0.attention.qkv.weight[128:192]\n" in out
+    assert out.count("model.layers.3.") == 9
+    assert explain.main(["--config", str(DEMO / "config.json"), "--tensors"]) == 2
+    assert "needs the weights or their index" in capsys.readouterr().err
+    assert explain.main(["--table", str(DEMO), "--equations"]) == 2
+    assert "go with neither --json nor --table" in capsys.readouterr().err
+
+
 def test_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "anything.json"
     path.write_text((DEMO / "config.json").read_text())
