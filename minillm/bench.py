@@ -53,7 +53,7 @@ def minillm_engine(arguments: argparse.Namespace) -> Engine:
 
 
 def transformers_engine(arguments: argparse.Namespace) -> Engine:
-    """The peer at its best for one sequence: forward calls and an arg max, without the cost of its `generate`."""
+    """The peer as it comes, for one sequence: forward calls and an arg max, without the cost of its `generate`."""
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
