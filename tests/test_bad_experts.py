@@ -69,7 +69,7 @@ TENSORS: dict[str, tuple[Any, ...]] = {
     "two names for one matrix": (
         "deepseek_v3",
         copied("layers.1.self_attn.q_b_proj", "layers.1.self_attn.q_proj"),
-        "1 tensors for a parameter filled already: model.layers.1.self_attn.q_",
+        "1 tensors no rule claims: model.layers.1.self_attn.q_proj.weight",
     ),
     "another shape": (
         "deepseek_v3",

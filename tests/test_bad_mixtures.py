@@ -18,6 +18,7 @@ from minillm.families import resolve
 from minillm.moe import Router
 
 MIXTRAL = "model.layers.1.block_sparse_moe."
+LONG = {"rope_type": "longrope", "rope_theta": 9.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 WHOLE = "expected an integer from 1 to"
 # What is wrong: the family, the keys of config.json, and what the error must say.
 CONFIGS: dict[str, tuple[Any, ...]] = {
@@ -65,6 +66,32 @@ CONFIGS: dict[str, tuple[Any, ...]] = {
         "routed_scaling_factor is nan, expected a number",
     ),
     "renormalised": ("deepseek_v3", {"norm_topk_prob": 1}, "norm_topk_prob is 1, expected true or false"),
+    "experts of all layers": (
+        "mixtral",
+        {"num_local_experts": 65536, "num_hidden_layers": 100},
+        "100 layers of 65536 experts; the limit is 262144 in all",
+    ),
+    "two numbers of experts": (
+        "mixtral",
+        {"num_local_experts": 5, "num_experts": 6},
+        "num_experts is 6 and num_local_experts is 5; they mean the same",
+    ),
+    "renormalised, V2": ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob is true; the authors' code"),
+    "factors that are no list": (
+        "mixtral",
+        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 9.0, "short_factor": 1, "long_factor": 2}},
+        "longrope needs a short_factor and a long_factor, lists of the same length",
+    ),
+    "a factor that is no number": (
+        "mixtral",
+        {"rope_parameters": {**LONG, "factor": "a"}},
+        "rope factor is a, expected a number",
+    ),
+    "an original context of one": (
+        "mixtral",
+        {"rope_parameters": {**LONG, "factor": 4.0, "original_max_position_embeddings": 1}},
+        "original_max_position_embeddings is 1, longrope needs 2 or more",
+    ),
     "predicted layers": ("deepseek_v3", {"num_nextn_predict_layers": "x"}, f"layers is 'x', {WHOLE} 64"),
     "many predicted layers": ("deepseek_v3", {"num_nextn_predict_layers": 1000}, f"layers is 1000, {WHOLE} 64"),
     "every other layer": ("deepseek_v3", {"moe_layer_freq": 2}, "moe_layer_freq is 2; only 1"),

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from tiny import refused
 
 import minillm
+from minillm.config import read
 from minillm.explain import explain
+from minillm.families import resolve
 from minillm.linear import can_pack
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import load
 from minillm.weights.rules import DROP, Destination, plan
+from minillm.weights.save import save
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -287,6 +290,23 @@ def test_a_block_is_filled_once() -> None:
     made = plan(["x", "y"], {"x": "p[a,b]", "y": "p[b]"}, DESTINATIONS)
     assert (made.twice_filled, made.unfilled) == (["y"], ["q"])
     assert plan(["x"], {"x": "p[a,c]"}, DESTINATIONS).unclaimed == ["x"]
+
+
+@pytest.mark.parametrize(
+    "row", ["llama", "qwen3_moe", "deepseek_v2-lite", "deepseek_v2", "deepseek_v3", "mixtral", "gemma2"]
+)
+@torch.no_grad()
+def test_what_is_saved_is_what_transformers_reads(row: str, tmp_path: Path) -> None:
+    """Under the published names: a model written back gives the same logits there."""
+    theirs = tiny.save(tmp_path, *tiny.ROWS[row])
+    tokens = tiny.tokens(97, 1, 12)
+    expected = tiny.logits(theirs, tokens)
+    before = set(load_file(tmp_path / "model.safetensors"))
+    _, rules, _ = resolve(read(tmp_path))
+    model = minillm.load(tmp_path, "float32", kernels="reference").model
+    save(tmp_path / "model.safetensors", dict(model.named_parameters()), rules, model.destinations())
+    assert set(load_file(tmp_path / "model.safetensors")) == before
+    assert torch.equal(tiny.logits(tiny.reference(tmp_path), tokens), expected)
 
 
 def test_headers_are_read_without_data(saved: Path) -> None:

@@ -32,6 +32,7 @@ ACTIVATIONS = {
 }
 
 MAX_EXPERTS = 65536
+MAX_EXPERTS_IN_ALL = 2**18  # of all layers together: ten times those of the largest model published
 
 # The names of a checkpoint in the layout of LlamaForCausalLM -> the parameters they fill.
 DENSE_RULES = {
@@ -121,6 +122,10 @@ def optional_number(config: Config, key: str) -> float | None:
 def router(config: Config, experts: str = "num_experts", **values: Any) -> Router:
     """The config's `num_experts_per_tok` of `experts`; every other field as given."""
     num_experts, top_k = config.size(experts, MAX_EXPERTS), config.size("num_experts_per_tok", MAX_EXPERTS)
+    if num_experts * (layers := num_layers(config)) > MAX_EXPERTS_IN_ALL:
+        raise ValueError(
+            f"config.json: {layers} layers of {num_experts} experts; the limit is {MAX_EXPERTS_IN_ALL} in all"
+        )
     made = Router(num_experts, top_k, **values)
     if num_experts % made.num_groups:
         raise ValueError(f"config.json: n_group {made.num_groups} does not divide the {num_experts} experts")
@@ -141,6 +146,8 @@ def sparse_layers(config: Config, moe: MoE, dense: GatedMLP) -> list[GatedMLP | 
     step, listed = config.size("decoder_sparse_step"), config.get("mlp_only_layers") or []
     if not isinstance(listed, list) or not all(type(each) is int for each in listed):
         raise ValueError(f"config.json: mlp_only_layers is {str(listed)[:40]}, expected a list of layer numbers")
+    if odd := [i for i in listed if not 0 <= i < num_layers(config)]:
+        raise ValueError(f"config.json: mlp_only_layers has {odd[0]}; the layers are 0 to {num_layers(config) - 1}")
     return [dense if i in listed or (i + 1) % step else moe for i in range(num_layers(config))]
 
 

@@ -46,11 +46,9 @@ SHARED_RULES = {
 }
 RULES = {
     **{key: value for key, value in common.DENSE_RULES.items() if not key.startswith(ATTENTION)},
-    ATTENTION + "q_proj.weight": "layers.{i}.attention.q.weight",
     ATTENTION + "q_a_proj.weight": "layers.{i}.attention.q_down.weight",
     ATTENTION + "q_a_proj.bias": "layers.{i}.attention.q_down.bias",
     ATTENTION + "q_a_layernorm.weight": "layers.{i}.attention.q_norm.weight",
-    ATTENTION + "q_b_proj.weight": "layers.{i}.attention.q.weight",
     ATTENTION + "kv_a_proj_with_mqa.weight": "layers.{i}.attention.kv_down.weight",
     ATTENTION + "kv_a_proj_with_mqa.bias": "layers.{i}.attention.kv_down.bias",
     ATTENTION + "kv_a_layernorm.weight": "layers.{i}.attention.kv_norm.weight",
@@ -63,6 +61,12 @@ RULES = {
 }
 
 
+def rules(config: Config) -> dict[str, str]:
+    """q comes from a tensor of its own, or from its latent."""
+    name = "q_proj" if config.get("q_lora_rank") is None else "q_b_proj"
+    return {**RULES, f"{ATTENTION}{name}.weight": "layers.{i}.attention.q.weight"}
+
+
 def spec(config: Config) -> Decoder:
     if config.choice("topk_method", {"greedy": False, "group_limited_greedy": True}):
         groups = {"num_groups": config.size("n_group"), "top_groups": config.size("topk_group")}
@@ -70,7 +74,11 @@ def spec(config: Config) -> Decoder:
         groups = {}
         config.get("n_group"), config.get("topk_group")
     config.choice("scoring_func", {"softmax": None})
-    config.get("norm_topk_prob")  # without effect in the published model code and in transformers
+    if config.flag("norm_topk_prob"):
+        raise ValueError(
+            "config.json: norm_topk_prob is true; the authors' code divides by the sum then, transformers does not, "
+            "and every published model of this family says false"
+        )
     router = common.router(config, "n_routed_experts", scale=config.number("routed_scaling_factor"), **groups)
     return latent(config, router, mlp_bias=config.flag("mlp_bias"))
 

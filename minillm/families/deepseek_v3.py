@@ -46,7 +46,7 @@ def rules(config: Config) -> dict[str, str]:
     reason = "DROP: layers of multi-token prediction, which generation does without"
     return {
         **{f"model.layers.{first + i}.*": reason for i in range(extra)},
-        **deepseek_v2.RULES,
+        **deepseek_v2.rules(config),
         "model.layers.{i}.mlp.gate.e_score_correction_bias": "layers.{i}.ffn.router.bias",
     }
 

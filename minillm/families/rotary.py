@@ -115,11 +115,13 @@ def _yarn(values: dict[str, Any], positions: int) -> RopeScaling:
 
 def _longrope(values: dict[str, Any], positions: int) -> RopeScaling:
     original = _original(values, positions)
-    factors = [tuple(values.pop(key, None) or ()) for key in ("short_factor", "long_factor")]
-    if not factors[0] or len(factors[0]) != len(factors[1]):
-        raise ValueError("config.json: longrope needs a short_factor and a long_factor of the same length")
+    factors = [values.pop(key, None) for key in ("short_factor", "long_factor")]
+    if not all(isinstance(each, list) and each for each in factors) or len(factors[0]) != len(factors[1]):
+        raise ValueError("config.json: longrope needs a short_factor and a long_factor, lists of the same length")
     short, long = (tuple(number("rope factor", each, low=0.01, high=1e6) for each in part) for part in factors)
-    factor = values.pop("factor", None) or positions / original
+    factor = number("rope factor", values.pop("factor", None) or positions / original, low=1e-6, high=1e6)
+    if factor > 1 and original == 1:
+        raise ValueError("config.json: original_max_position_embeddings is 1, longrope needs 2 or more")
     default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     default = values.pop("attention_factor", None) or default
     mscales = [number(key, values.pop(key, None) or default) for key in ("short_mscale", "long_mscale")]
