@@ -18,6 +18,8 @@ print(text, "\n")
 ids = llm.tokenizer.encode("Once upon a time there was a" + text)
 with torch.no_grad():
     _, routing = llm.model(torch.tensor([ids]), collect_routing=True)
+if not any(routing):
+    sys.exit("this model has no experts")
 layers = {index: routed for index, routed in enumerate(routing) if routed is not None}
 
 print("token      " + "".join(f"layer {index:<10}" for index in layers))

@@ -4,7 +4,7 @@ Llama's layout or with experts in Mixtral's.
     python examples/train_demo.py --out minillm/demo
     python examples/train_demo.py --experts --steps 3000 --out examples/demo_moe
 
-Runs on a CPU in a few minutes; the same seed on the same machine gives the same bytes.
+Runs on a CPU in some ten minutes; the same seed on the same machine gives the same bytes.
 """
 
 from __future__ import annotations

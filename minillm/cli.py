@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from minillm.config import printable
+
 COMMANDS = ("generate", "explain", "bench")
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
@@ -59,7 +61,7 @@ def run(main: Callable[[], int]) -> int:
         if isinstance(error, RuntimeError) and not lack:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        print(f"minillm: error: {message}", file=sys.stderr)
+        print(f"minillm: error: {printable(message)}", file=sys.stderr)
         return EXIT_BAD_INPUT
 
 

@@ -93,6 +93,11 @@ def utf8(data: bytes, source: str) -> str:
         ) from None
 
 
+def printable(text: str) -> str:
+    """Text with its control characters spelled out: names in a file must not steer a terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ValueError when it is too large or is anything else."""
     text = read_text(path)

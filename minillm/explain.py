@@ -21,6 +21,7 @@ import torch
 
 from minillm import cli, config, families, hub
 from minillm import spec as vocabulary
+from minillm.config import printable
 from minillm.equations import equations
 from minillm.measure import active_values, cached_values
 from minillm.model import skeleton
@@ -105,7 +106,7 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     )
     total, active = report["parameter_count"], report["active_parameter_count"]
     count = f"{total:,} parameters" + (f", {active:,} active per token" if active < total else "")
-    print(f"{report['weights']}: {report['model_type']}, {count}, {stored}")
+    print(printable(f"{report['weights']}: {report['model_type']}, {count}, {stored}"))
     head = "head tied to the embedding" if spec["tied"] else "own head"
     print(f"vocabulary {spec['vocab_size']}, hidden size {spec['hidden_size']}, context {spec['context']}, {head}")
     cached = report["cached_values_per_token"]
@@ -137,7 +138,7 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
         else:
             print(
                 f"{label}: {len(names)}"
-                + (f" ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})" if names else "")
+                + (printable(f" ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})") if names else "")
             )
 
 
@@ -191,7 +192,7 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
 def _print_table(reports: list[dict[str, Any]]) -> None:
     """In Markdown."""
     for cells in (COLUMNS, ["---"] * len(COLUMNS), *map(row, reports)):
-        print(f"| {' | '.join(cells)} |")
+        print(printable(f"| {' | '.join(cells)} |"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -222,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _print(reports[0], _equations(places[0]) if arguments.equations else ())
             for line in _fillings(places[0]) if arguments.tensors else ():
-                print(line)
+                print(printable(line))
         return 0
 
     return cli.run(body)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from minillm import chat, config, inference, sampling
+from minillm.config import printable
 from minillm.inference import Completion, Timings
 from minillm.measure import bytes_per_step
 from minillm.model import Decoder
@@ -227,7 +228,7 @@ class LLM:
 
 def note(message: str) -> None:
     """Something done otherwise than asked, in one line on stderr."""
-    print(f"minillm: {message}", file=sys.stderr)
+    print(f"minillm: {printable(message)}", file=sys.stderr)
 
 
 def _ids_to_stop_at(eos: Any) -> frozenset[int]:

@@ -12,7 +12,7 @@ from oracles import build
 from rows import BASE, ROWS
 from safetensors.torch import load_file, save_file
 
-from minillm import explain
+from minillm import explain, generate
 from minillm.config import read
 from minillm.equations import equations
 from minillm.families import resolve
@@ -121,6 +121,18 @@ def test_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (report["model_type"], report["unclaimed_tensors"]) == ("llama", None)
     assert explain.main(["--config", str(tmp_path / "none.json")]) == 2
     assert "none.json: no such file; give a config.json" in capsys.readouterr().err
+
+
+def test_names_do_not_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file(DEMO / "model.safetensors")
+    save_file({**tensors, "x\x1b[2J": tensors["model.norm.weight"].clone()}, tmp_path / "model.safetensors")
+    values = {**json.loads((DEMO / "config.json").read_text()), "evil\x1b]0;": 1}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    out = run(capsys, "--weights", str(tmp_path))
+    assert generate.main(["--weights", str(tmp_path), "--prompt", "a"]) == 2
+    out += capsys.readouterr().err
+    assert "\x1b" not in out
+    assert out.count("x\\x1b[2J") == 2
 
 
 def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,10 @@ def test_bfloat16_token_by_token(pair) -> None:
         assert (ours - exact).square().mean().sqrt() <= BF16_RATIO * their_error
 
 
-@pytest.mark.parametrize("row", ["llama-llama3", "llama-yarn all", "llama-dynamic", "qwen2-window", "mistral-window"])
+@pytest.mark.parametrize(
+    "row",
+    ["llama-llama3", "llama-yarn all", "llama-dynamic", "qwen2-window", "mistral-window", "qwen2_moe-dense layers"],
+)
 def test_published_spelling(row: str, tmp_path: Path) -> None:
     """The spelling of published files (rope_theta, rope_scaling, torch_dtype) means what version 5 writes."""
     family, overrides = tiny.ROWS[row]
