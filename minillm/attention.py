@@ -39,11 +39,10 @@ class GroupedQueryAttention(nn.Module):
         q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.qkv = Linear(hidden_size, {"q": q, "k": kv, "v": kv}, bias=spec.qkv_bias)
         self.out = Linear(q, hidden_size, bias=spec.out_bias)
-        self.q_norm = self.k_norm = None
-        if spec.qk_norm:
-            each = spec.qk_norm.width == "head"
-            self.q_norm = norm(spec.qk_norm.norm, spec.head_dim if each else q, ops)
-            self.k_norm = norm(spec.qk_norm.norm, spec.head_dim if each else kv, ops)
+        self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
+        made = spec.qk_norm.norm if spec.qk_norm else None
+        self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops)
+        self.k_norm = norm(made, kv if self.normed_together else spec.head_dim, ops)
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
@@ -61,16 +60,15 @@ class GroupedQueryAttention(nn.Module):
     def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v `[B, T, their heads, D]`, q and k normalised, all clamped, q and k rotated."""
         spec, (cos, sin) = self.spec, step.rotary[self.spec.rope]
-        if self.q_norm is None and spec.clip is None:  # q and k lie side by side: one rotation turns both
+        if spec.qk_norm is None and spec.clip is None:  # q and k lie side by side: one rotation turns both
             q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
             turned = self.ops.rope(q_and_k, cos, sin, spec.rope.layout)
             return *turned.split((spec.num_heads, spec.num_kv_heads), dim=2), v
         q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=2)
-        if spec.qk_norm is not None and self.q_norm is not None and self.k_norm is not None:
-            if spec.qk_norm.width == "head":
-                q, k = self.q_norm(q), self.k_norm(k)
-            else:
-                q, k = self.q_norm(q.flatten(2)).view_as(q), self.k_norm(k.flatten(2)).view_as(k)
+        if self.normed_together:
+            q, k = self.q_norm(q.flatten(2)).view_as(q), self.k_norm(k.flatten(2)).view_as(k)
+        else:
+            q, k = self.q_norm(q), self.k_norm(k)
         if spec.clip is not None:
             q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))
         return self.ops.rope(q, cos, sin, spec.rope.layout), self.ops.rope(k, cos, sin, spec.rope.layout), v

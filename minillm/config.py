@@ -150,6 +150,9 @@ class Config:
     def number(self, key: str) -> float:
         return number(key, self.get(key))
 
+    def optional_number(self, key: str) -> float | None:
+        return None if self.get(key) is None else self.number(key)
+
     def flag(self, key: str) -> bool:
         value = self.get(key)
         if not isinstance(value, bool):

@@ -41,9 +41,7 @@ def _norm(norm: Norm | LayerNorm) -> str:
 
 def _gqa(a: GQA, hidden: int) -> list[str]:
     q, kv, bias = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, " + b" if a.qkv_bias else ""
-    norm = {None: "", "head": "norm of each head, ", "all": "norm over all heads, "}[
-        a.qk_norm.width if a.qk_norm else None
-    ]
+    norm = {"head": "norm of each head, ", "all": "norm over all heads, "}[a.qk_norm.width] if a.qk_norm else ""
     clip = f"clamped to ±{a.clip:g} (v too), " if a.clip is not None else ""
     part = "" if a.rope.dim == a.head_dim else f"the first {a.rope.dim} values of "
     scale = a.scale or a.head_dim**-0.5

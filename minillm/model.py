@@ -45,7 +45,7 @@ class Block(nn.Module):
 
     def __init__(self, layer: spec.Layer, hidden_size: int, ops: Ops):
         super().__init__()
-        self.parallel = layer.parallel
+        self.parallel, self.shares_norm = layer.parallel, layer.parallel and layer.ffn_norm is None
         self.attention_norm = norm(layer.attention_norm, hidden_size, ops)
         self.attention = build(layer.attention, hidden_size, ops)
         self.post_attention_norm = norm(layer.post_attention_norm, hidden_size, ops)
@@ -54,16 +54,11 @@ class Block(nn.Module):
         self.post_ffn_norm = norm(layer.post_ffn_norm, hidden_size, ops)
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | LatentCache | None) -> Tensor:
-        normed = apply(self.attention_norm, x)
-        h = x + apply(self.post_attention_norm, self.attention(normed, step, cache))
-        if not (self.parallel and self.ffn_norm is None):
-            normed = apply(self.ffn_norm, x if self.parallel else h)
-        return h + apply(self.post_ffn_norm, self.ffn(normed))
-
-
-def apply(made: nn.Module | None, x: Tensor) -> Tensor:
-    """A norm that may be absent."""
-    return x if made is None else made(x)
+        normed = self.attention_norm(x)
+        h = x + self.post_attention_norm(self.attention(normed, step, cache))
+        if not self.shares_norm:
+            normed = self.ffn_norm(x if self.parallel else h)
+        return h + self.post_ffn_norm(self.ffn(normed))
 
 
 class Embedding(nn.Module):
@@ -136,7 +131,7 @@ class Decoder(nn.Module):
 
     def logits(self, x_BTE: Tensor) -> Tensor:
         """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
-        x_BTE = apply(self.norm, x_BTE)
+        x_BTE = self.norm(x_BTE)
         logits = linear(x_BTE, self.embedding.weight) if self.head is None else self.head(x_BTE)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -42,6 +42,6 @@ class LayerNorm(nn.Module):
 NORMS: dict[type, Callable[[Any, int, Ops], nn.Module]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
 
 
-def norm(made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops) -> nn.Module | None:
-    """The module of a norm over `size` values; None for none."""
-    return None if made is None else NORMS[type(made)](made, size, ops)
+def norm(made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops) -> nn.Module:
+    """The module of a norm over `size` values; one that changes nothing for None."""
+    return nn.Identity() if made is None else NORMS[type(made)](made, size, ops)

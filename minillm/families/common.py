@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from minillm.spec import (
     LayerNorm,
     MoE,
     Norm,
+    Rope,
     Router,
 )
 
@@ -115,8 +116,14 @@ def causal_only(config: Config) -> None:
         raise ValueError("config.json: use_bidirectional_attention is on; a model that looks ahead cannot generate")
 
 
-def optional_number(config: Config, key: str) -> float | None:
-    return None if config.get(key) is None else config.number(key)
+def in_layers(attention: GQA, windows: Sequence[int | None], ropes: Sequence[Rope]) -> list[GQA]:
+    """The same attention in every layer but for its window and its rotary embedding."""
+    return [replace(attention, window=window, rope=rope) for window, rope in zip(windows, ropes, strict=True)]
+
+
+def weights_and_biases(named: Mapping[str, str]) -> dict[str, str]:
+    """Rules for the two tensors of each module: the name in a checkpoint -> the module that it fills."""
+    return {f"{name}.{kind}": f"{target}.{kind}" for name, target in named.items() for kind in ("weight", "bias")}
 
 
 def router(config: Config, experts: str = "num_experts", **values: Any) -> Router:

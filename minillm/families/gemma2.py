@@ -59,9 +59,8 @@ def decoder(
         out_bias=bias,
         qk_norm=qk_norm,
         scale=config.number("query_pre_attn_scalar") ** -0.5,
-        softcap=common.optional_number(config, "attn_logit_softcapping"),
+        softcap=config.optional_number("attn_logit_softcapping"),
     )
-    layers = [replace(attention, window=w, rope=rope) for w, rope in zip(windows, ropes, strict=True)]
-    cap, norm = common.optional_number(config, "final_logit_softcapping"), gemma.norm(config)
-    made = replace(gemma.decoder(config, layers), logit_softcap=cap)
+    cap, norm = config.optional_number("final_logit_softcapping"), gemma.norm(config)
+    made = replace(gemma.decoder(config, common.in_layers(attention, windows, ropes)), logit_softcap=cap)
     return common.every_layer(made, post_attention_norm=norm, post_ffn_norm=norm)

@@ -51,12 +51,10 @@ def spec(config: Config) -> Decoder:
     config.get("cache_implementation")
     if (cap := config.get("attn_logit_softcapping")) is not None:
         raise ValueError(f"config.json: attn_logit_softcapping is {cap!r}; this family normalises q and k instead")
-    head_dim = common.heads(config)[2]
-    ropes = rotary.by_layer_type(config, head_dim, config.get("rope_local_base_freq"))
     patterns = [config.get(key) for key in ("_sliding_window_pattern", "sliding_window_pattern")]
     key = "sliding_window_pattern" if patterns[0] is None else "_sliding_window_pattern"
     every = config.size(key)
     sliding = [(i + 1) % every != 0 for i in range(common.num_layers(config))]
     windows = common.typed_windows(config, common.window(config), sliding)
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    return gemma2.decoder(config, windows, [ropes[kind] for kind in kinds], QKNorm(gemma.norm(config)))
+    ropes = rotary.by_window(config, common.heads(config)[2], windows, config.get("rope_local_base_freq"))
+    return gemma2.decoder(config, windows, ropes, QKNorm(gemma.norm(config)))

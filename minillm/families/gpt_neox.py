@@ -43,7 +43,7 @@ def rules(config: Config) -> dict[str, str]:
         "gpt_neox.embed_in.weight": "embedding.weight",
         "embed_out.weight": "head.weight",
         "lm_head.weight": "head.weight",
-        **{f"{name}.{kind}": f"{target}.{kind}" for name, target in named.items() for kind in ("weight", "bias")},
+        **common.weights_and_biases(named),
         **{
             f"{LAYER}attention.query_key_value.{kind}": f"layers.{{i}}.attention.qkv.{kind}[{heads} x q,k,v]"
             for kind in ("weight", "bias")
@@ -57,8 +57,7 @@ def spec(config: Config) -> Decoder:
     values = config.rope()
     if "rope_theta" not in config.values and "rope_theta" not in (config.get("rope_parameters") or {}):
         values["rope_theta"] = config.get("rotary_emb_base")
-    values.setdefault("partial_rotary_factor", config.get("rotary_pct"))
-    rope = rotary.rope(config, head_dim, values, partial=True)
+    rope = rotary.rope(config, head_dim, values, config.get("rotary_pct"))
     bias, parallel = config.flag("attention_bias"), config.flag("use_parallel_residual")
     attention = GQA(num_heads, num_heads, head_dim, rope, qkv_bias=bias, out_bias=bias)
     mlp = MLP(config.size("intermediate_size"), config.choice("hidden_act", common.ACTIVATIONS), bias=True)

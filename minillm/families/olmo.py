@@ -15,7 +15,7 @@ RULES = common.DENSE_RULES
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    bias, clip = config.flag("attention_bias"), common.optional_number(config, "clip_qkv")
+    bias, clip = config.flag("attention_bias"), config.optional_number("clip_qkv")
     rope = rotary.rope(config, head_dim)
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, out_bias=bias, clip=clip)
     layers = common.num_layers(config)

@@ -7,7 +7,6 @@ OLMo 2 1B, 7B, 13B, 32B (arXiv:2501.00656).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from minillm.config import Config
 from minillm.families import common, llama, rotary
@@ -33,7 +32,6 @@ def decoder(config: Config, windows: Sequence[int | None], ropes: Sequence[Rope]
     bias, norm = config.flag("attention_bias"), Norm(config.number("rms_norm_eps"), cast="after_weight")
     qk_norm = QKNorm(norm, "all")
     attention = GQA(num_heads, num_kv_heads, head_dim, ropes[0], qkv_bias=bias, out_bias=bias, qk_norm=qk_norm)
-    layers = [replace(attention, window=w, rope=rope) for w, rope in zip(windows, ropes, strict=True)]
     mlp = common.gated_mlp(config, "intermediate_size")
-    made = common.decoder(config, layers, [mlp] * len(layers), norm)
+    made = common.decoder(config, common.in_layers(attention, windows, ropes), [mlp] * len(windows), norm)
     return common.every_layer(made, attention_norm=None, ffn_norm=None, post_attention_norm=norm, post_ffn_norm=norm)

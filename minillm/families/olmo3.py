@@ -15,8 +15,7 @@ RULES = olmo2.RULES
 
 
 def spec(config: Config) -> Decoder:
-    ropes = rotary.by_layer_type(config, common.heads(config)[2], config.get("rope_theta"))
     sliding = [(i + 1) % 4 != 0 for i in range(common.num_layers(config))]
     windows = common.typed_windows(config, common.window(config), sliding)
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    return olmo2.decoder(config, windows, [ropes[kind] for kind in kinds])
+    ropes = rotary.by_window(config, common.heads(config)[2], windows, config.get("rope_theta"))
+    return olmo2.decoder(config, windows, ropes)

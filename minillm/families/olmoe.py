@@ -39,7 +39,7 @@ def spec(config: Config) -> Decoder:
         qkv_bias=bias,
         out_bias=bias,
         qk_norm=QKNorm(Norm(config.number("rms_norm_eps")), "all"),
-        clip=None if config.get("clip_qkv") is None else config.number("clip_qkv"),
+        clip=config.optional_number("clip_qkv"),
     )
     expert = common.gated_mlp(config, "intermediate_size")
     router = common.router(config, renormalize=config.flag("norm_topk_prob"))

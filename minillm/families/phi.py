@@ -29,33 +29,27 @@ ATTENTION = {
     for part in "qkv"
     for kind in ("weight", "bias")
 }
-OTHERS = {
-    f"{name}.{kind}": f"{target}.{kind}"
-    for name, target in {
-        "lm_head": "head",
-        "model.final_layernorm": "norm",
-        f"{LAYER}input_layernorm": "layers.{i}.attention_norm",
-        f"{LAYER}self_attn.dense": "layers.{i}.attention.out",
-        f"{LAYER}self_attn.q_layernorm": "layers.{i}.attention.q_norm",
-        f"{LAYER}self_attn.k_layernorm": "layers.{i}.attention.k_norm",
-        f"{LAYER}mlp.fc1": "layers.{i}.ffn.up",
-        f"{LAYER}mlp.fc2": "layers.{i}.ffn.down",
-    }.items()
-    for kind in ("weight", "bias")
+NAMED = {
+    "lm_head": "head",
+    "model.final_layernorm": "norm",
+    f"{LAYER}input_layernorm": "layers.{i}.attention_norm",
+    f"{LAYER}self_attn.dense": "layers.{i}.attention.out",
+    f"{LAYER}self_attn.q_layernorm": "layers.{i}.attention.q_norm",
+    f"{LAYER}self_attn.k_layernorm": "layers.{i}.attention.k_norm",
+    f"{LAYER}mlp.fc1": "layers.{i}.ffn.up",
+    f"{LAYER}mlp.fc2": "layers.{i}.ffn.down",
 }
 RULES = {
     "model.embed_tokens.weight": "embedding.weight",
     f"{LAYER}self_attn.rotary_emb.inv_freq": "DROP",
     **ATTENTION,
-    **OTHERS,
+    **common.weights_and_biases(NAMED),
 }
 
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    values = config.rope()
-    values.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
-    rope = rotary.rope(config, head_dim, values, partial=True)
+    rope = rotary.rope(config, head_dim, partial=config.get("partial_rotary_factor"))
     norm = LayerNorm(config.number("layer_norm_eps"))
     qk_norm = QKNorm(norm) if config.flag("qk_layernorm") else None
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=True, out_bias=True, qk_norm=qk_norm)

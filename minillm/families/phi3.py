@@ -43,7 +43,6 @@ def spec(config: Config) -> Decoder:
         values["rope_type"] = "longrope"
     if values["rope_type"] == "longrope":
         values.setdefault("original_max_position_embeddings", config.get("original_max_position_embeddings"))
-    values.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
-    rope = rotary.rope(config, head_dim, values, partial=True)
+    rope = rotary.rope(config, head_dim, values, config.get("partial_rotary_factor"))
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, common.window(config))
     return common.dense(config, [attention] * common.num_layers(config))

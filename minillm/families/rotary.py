@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from minillm.config import MAX_POSITIONS, Config, number, positive_integer
@@ -20,15 +21,15 @@ from minillm.spec import (
 IDLE = ("finetuned", "original_max_position_embeddings")
 
 
-def rope(config: Config, head_dim: int, values: dict[str, Any] | None = None, partial: bool = False) -> Rope:
-    """The rotary embedding of a head with the config's parameters, or the `values` that a family made of them; of its
-    first values only where the family can do so (`partial`) and there is a `partial_rotary_factor`."""
+def rope(config: Config, head_dim: int, values: dict[str, Any] | None = None, partial: Any = None) -> Rope:
+    """The rotary embedding of a head with the config's parameters, or the `values` that a family made of them. The part
+    of a head that turns is their `partial_rotary_factor`, else `partial`; a family without one turns whole heads."""
     values = config.rope() if values is None else values
-    part = values.pop("partial_rotary_factor", None)
-    if part in (None, 1) or not partial:
-        if part not in (None, 1):
-            raise ValueError(f"config.json: partial_rotary_factor is {part!r}; this family turns whole heads")
+    part = values.pop("partial_rotary_factor", partial)
+    if part in (None, 1):
         return scaled(config, values, head_dim)
+    if partial is None:
+        raise ValueError(f"config.json: partial_rotary_factor is {part!r}; this family turns whole heads")
     return scaled(config, values, int(head_dim * number("partial_rotary_factor", part, low=1e-3, high=1.0)))
 
 
@@ -51,20 +52,20 @@ def scaled(config: Config, values: dict[str, Any], dim: int) -> Rope:
     return Rope(dim, theta, scaling=scaling)
 
 
-def by_layer_type(config: Config, head_dim: int, sliding_theta: Any) -> dict[str, Rope]:
-    """The rotary embeddings of layers that see everything and of those with a window, which are not scaled: nested by
-    type in `rope_parameters`, or in older files `rope_theta` and `rope_scaling` of the former."""
-    nested = config.get("rope_parameters") if isinstance(config.get("rope_parameters"), dict) else {}
+def by_window(config: Config, head_dim: int, windows: Sequence[int | None], sliding_theta: Any) -> list[Rope]:
+    """Each layer's rotary embedding where those with a window have one of their own, which older files do not scale:
+    nested by kind in `rope_parameters`, or `rope_theta` and `rope_scaling` of the layers that see everything."""
+    stated = config.get("rope_parameters")
+    nested = stated if isinstance(stated, dict) else {}
     full, sliding = (nested.get(kind) for kind in ("full_attention", "sliding_attention"))
     if full is None and sliding is None:
-        full, sliding = config.rope(), {"rope_theta": sliding_theta}
+        full = config.rope()
     else:
-        config.get("rope_scaling"), config.get("rope_theta")
-    default = {"rope_type": "default", "rope_theta": sliding_theta}
-    return {
-        "full_attention": scaled(config, {**default, "rope_theta": config.get("rope_theta"), **(full or {})}, head_dim),
-        "sliding_attention": scaled(config, {**default, **(sliding or {})}, head_dim),
-    }
+        config.get("rope_scaling")  # without effect beside them
+    default = {"rope_type": "default", "rope_theta": config.get("rope_theta")}
+    everywhere = scaled(config, {**default, **(full or {})}, head_dim)
+    local = scaled(config, {**default, "rope_theta": sliding_theta, **(sliding or {})}, head_dim)
+    return [everywhere if window is None else local for window in windows]
 
 
 def context(config: Config, rotary: Rope) -> int:
