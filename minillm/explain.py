@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,14 +26,27 @@ from minillm.equations import equations
 from minillm.measure import active_values, cached_values
 from minillm.model import skeleton
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
-from minillm.weights.load import misshapen
-from minillm.weights.rules import plan
+from minillm.weights.load import MISSHAPEN, faults, misshapen
+from minillm.weights.rules import Plan, plan
+
+
+class Examined(NamedTuple):
+    """What `explain` says, and what it was made from."""
+
+    report: dict[str, Any]
+    spec: vocabulary.Decoder
+    planned: Plan | None  # None where there are neither weights nor an index
 
 
 def explain(path: Path) -> dict[str, Any]:
     """The resolved spec of a folder or a config.json, all parameters and those active per token, what a token takes in
     the cache, and how the folder's tensors fit; the lists of tensors are None where there are neither weights nor an
     index. Raises ValueError for what is not supported."""
+    return examine(path).report
+
+
+def examine(path: Path) -> Examined:
+    """`explain` with the spec and the plan."""
     values = config.read(path) if path.is_dir() or not path.exists() else config.read_json(path)
     spec, rules, read = families.resolve(values)
     model = skeleton(spec, torch.bfloat16)
@@ -50,21 +63,25 @@ def explain(path: Path) -> dict[str, Any]:
         "unfilled_parameters": None,
         "dropped_tensors": None,
         "misshapen_tensors": None,
+        "other_faults": None,
     }
-    names, headers = _tensors(path)
+    (names, headers), planned = _tensors(path), None
     if names is not None:
         planned = plan(names, rules, model.destinations())
         report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
         report["unfilled_parameters"] = planned.unfilled
         report["dropped_tensors"] = planned.dropped
-        report["misshapen_tensors"] = misshapen(planned, headers) if headers is not None else None
+        if headers is not None:
+            report["misshapen_tensors"] = misshapen(planned, headers)
+            found = faults(planned, headers)
+            report["other_faults"] = [each for key, names in found.items() if key != MISSHAPEN for each in names]
     report["spec"] = describe(spec)
-    return report
+    return Examined(report, spec, planned)
 
 
-def _tensors(path: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | None]:
+def _tensors(folder: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | None]:
     """The names of a folder's tensors, and what their headers say where the files are there."""
-    folder, found = path, find(path)
+    found = find(folder)
     if found is None:
         return None, None
     files, located = found
@@ -74,20 +91,14 @@ def _tensors(path: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | None
     return list(headers), headers
 
 
-def _fillings(path: Path) -> list[str]:
-    """Which tensor fills which rows of which parameter."""
-    names, _ = _tensors(path)
-    if names is None:
-        raise ValueError(f"{path}: --tensors needs the weights or their index, and there are none")
-    spec, rules, _ = families.resolve(config.read(path))
-    assignments = plan(names, rules, skeleton(spec, torch.bfloat16).destinations()).assignments
-    width = max(map(len, assignments), default=0)
-    return [f"{name:{width}}  {to.parameter}[{to.start}:{to.start + to.shape[0]}]" for name, to in assignments.items()]
-
-
-def _equations(path: Path) -> list[list[str]]:
-    spec, _, _ = families.resolve(config.read(path) if path.is_dir() else config.read_json(path))
-    return [equations(layer, spec.hidden_size) for layer in spec.layers]
+def _fillings(planned: Plan) -> list[str]:
+    """Which tensor fills which rows of which parameter, and how its values lie where that is otherwise."""
+    width = max(map(len, planned.assignments), default=0)
+    return [
+        f"{name:{width}}  {to.parameter}[{to.start}:{to.start + to.shape[0]}]"
+        + (f"  {to.layout.stored} -> {to.layout.rows}" if to.layout else "")
+        for name, to in planned.assignments.items()
+    ]
 
 
 def describe(spec: Any) -> Any:
@@ -129,6 +140,7 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
         "unclaimed_tensors",
         "unfilled_parameters",
         "misshapen_tensors",
+        "other_faults",
         "dropped_tensors",
     ):
         names = report[key]
@@ -215,15 +227,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             places = [arguments.config]
         else:
             places = [hub.resolve(each, tensors=False) for each in arguments.table or [arguments.weights]]
-        reports = [explain(place) for place in places]
+        if arguments.table:
+            reports = [explain(place) for place in places]
+            print(json.dumps(reports, ensure_ascii=False)) if arguments.json else _print_table(reports)
+            return 0
+        report, spec, planned = examine(places[0])
+        if arguments.tensors and planned is None:
+            raise ValueError(f"{places[0]}: --tensors needs the weights or their index, and there are none")
         if arguments.json:
-            print(json.dumps(reports if arguments.table else reports[0], ensure_ascii=False))
-        elif arguments.table:
-            _print_table(reports)
-        else:
-            _print(reports[0], _equations(places[0]) if arguments.equations else ())
-            for line in _fillings(places[0]) if arguments.tensors else ():
-                print(printable(line))
+            print(json.dumps(report, ensure_ascii=False))
+            return 0
+        layers = spec.layers if arguments.equations else ()
+        _print(report, [equations(layer, spec.hidden_size) for layer in layers])
+        for line in _fillings(planned) if arguments.tensors and planned else ():
+            print(printable(line))
         return 0
 
     return cli.run(body)

@@ -15,14 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny import refused
 
 import minillm
-from minillm.config import read
 from minillm.explain import explain
-from minillm.families import resolve
 from minillm.linear import can_pack
 from minillm.weights.checkpoint import Checkpoint
-from minillm.weights.load import load
-from minillm.weights.rules import DROP, Destination, plan
-from minillm.weights.save import save
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -248,65 +243,6 @@ def test_a_damaged_bin_is_always_a_clear_error(folder: Path) -> None:
 def test_a_folder_without_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     refused(folder, "no weights found")
-
-
-def test_the_most_literal_rule_wins() -> None:
-    rules = {"a.{i}.w": "p.{i}", "a.1.w": DROP, "a.{i}.{j}": "q.{i}.{j}"}
-    destinations = {name: Destination(name, 0, (1,)) for name in ("p.0", "q.2.3")}
-    made = plan(["a.0.w", "a.1.w", "a.2.3", "a.00.w", "b"], rules, destinations)
-    assert {tensor: to.parameter for tensor, to in made.assignments.items()} == {"a.0.w": "p.0", "a.2.3": "q.2.3"}
-    assert (made.dropped, made.unclaimed, made.unfilled) == (["a.1.w"], ["a.00.w", "b"], [])
-
-
-def test_a_parameter_is_filled_once() -> None:
-    made = plan(["x", "y"], {"x": "p", "y": "p"}, {"p": Destination("p", 0, (1,))})
-    assert made.twice_filled == ["y"]
-
-
-DESTINATIONS = {
-    "p[a]": Destination("p", 0, (4, 3)),
-    "p[b]": Destination("p", 4, (4, 3)),
-    "q": Destination("q", 0, (3,)),
-}
-
-
-def test_a_tensor_of_several_blocks(tmp_path: Path) -> None:
-    """One under the other, or row by row of each so many times over: the rows come to lie block by block."""
-    data = torch.arange(24.0).view(8, 3)
-    save_file({"x": data, "y": torch.zeros(3)}, tmp_path / "model.safetensors")
-    expected = {
-        "p[a,b]": data,
-        "p[2 x a,b]": data[[0, 1, 4, 5, 2, 3, 6, 7]],
-        "p[4 x a,b]": data[[0, 2, 4, 6, 1, 3, 5, 7]],
-    }
-    for target, rows in expected.items():
-        made = plan(["x", "y"], {"x": target, "y": "q"}, DESTINATIONS)
-        assert (made.unclaimed, made.unfilled) == ([], [])
-        skeleton = {"p": torch.empty(8, 3), "q": torch.empty(3)}
-        assert torch.equal(load(Checkpoint(tmp_path), made, skeleton, torch.device("cpu"))["p"], rows)
-
-
-def test_a_block_is_filled_once() -> None:
-    made = plan(["x", "y"], {"x": "p[a,b]", "y": "p[b]"}, DESTINATIONS)
-    assert (made.twice_filled, made.unfilled) == (["y"], ["q"])
-    assert plan(["x"], {"x": "p[a,c]"}, DESTINATIONS).unclaimed == ["x"]
-
-
-@pytest.mark.parametrize(
-    "row", ["llama", "qwen3_moe", "deepseek_v2-lite", "deepseek_v2", "deepseek_v3", "mixtral", "gemma2"]
-)
-@torch.no_grad()
-def test_what_is_saved_is_what_transformers_reads(row: str, tmp_path: Path) -> None:
-    """Under the published names: a model written back gives the same logits there."""
-    theirs = tiny.save(tmp_path, *tiny.ROWS[row])
-    tokens = tiny.tokens(97, 1, 12)
-    expected = tiny.logits(theirs, tokens)
-    before = set(load_file(tmp_path / "model.safetensors"))
-    _, rules, _ = resolve(read(tmp_path))
-    model = minillm.load(tmp_path, "float32", kernels="reference").model
-    save(tmp_path / "model.safetensors", dict(model.named_parameters()), rules, model.destinations())
-    assert set(load_file(tmp_path / "model.safetensors")) == before
-    assert torch.equal(tiny.logits(tiny.reference(tmp_path), tokens), expected)
 
 
 def test_headers_are_read_without_data(saved: Path) -> None:

@@ -28,7 +28,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(run(capsys, "--weights", str(DEMO), "--json"))
     assert report["model_type"] == "llama"
     assert report["parameter_count"] == sum(t.numel() for t in load_file(DEMO / "model.safetensors").values())
-    for key in ("unclaimed_tensors", "unfilled_parameters", "dropped_tensors", "misshapen_tensors"):
+    for key in ("unclaimed_tensors", "unfilled_parameters", "dropped_tensors", "misshapen_tensors", "other_faults"):
         assert report[key] == []
     assert report["spec"]["kind"] == "Decoder"
     assert report["spec"]["layers"][0]["attention"]["kind"] == "GQA"
@@ -173,10 +173,12 @@ def test_what_does_not_fit_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
     tensors = load_file(DEMO / "model.safetensors")
     tensors["surprise"] = tensors.pop("model.norm.weight")
     tensors["model.layers.0.mlp.down_proj.weight"] = tensors["model.layers.0.mlp.down_proj.weight"][:-1].clone()
+    tensors["model.layers.1.input_layernorm.weight"] = tensors["model.layers.1.input_layernorm.weight"].int()
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((DEMO / "config.json").read_text())
     report = json.loads(run(capsys, "--weights", str(tmp_path), "--json"))
     assert report["unclaimed_tensors"] == ["surprise"]
+    assert report["other_faults"] == ["model.layers.1.input_layernorm.weight is I32"]
     assert report["unfilled_parameters"] == ["norm.weight"]
     assert report["misshapen_tensors"] == ["model.layers.0.mlp.down_proj.weight"]
 

@@ -15,17 +15,31 @@ from minillm.weights import fp8
 from minillm.weights.checkpoint import DTYPES, Checkpoint, TensorInfo, brief
 from minillm.weights.rules import Destination, Plan, rows
 
+MISSHAPEN = "tensors of another shape"
+
 
 def check(planned: Plan, checkpoint: Checkpoint) -> None:
     """Raise one ValueError that lists everything a checkpoint has too much, too little, or in another shape or type."""
-    info = checkpoint.info
-    known = {*DTYPES, fp8.NAME} if planned.scales else {*DTYPES}
-    faults = {
+    missing = {
         "tensors no rule claims": planned.unclaimed,
         "parameters no tensor fills": planned.unfilled,
         "tensors for a parameter filled already": planned.twice_filled,
-        "tensors of another shape": [
-            f"{tensor} is {list(info[tensor].shape)}, the config needs {list(planned.assignments[tensor].shape)}"
+    }
+    named = {**missing, **faults(planned, checkpoint.info)}
+    found = [f"{len(names)} {fault}: {brief(names)}" for fault, names in named.items() if names]
+    if found:
+        raise ValueError(
+            f"{checkpoint.folder}: the weights do not fit config.json; {'; '.join(found)}; "
+            "download both again from one place"
+        )
+
+
+def faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    """What is wrong with the tensors that fill something -> which they are; empty lists where nothing is."""
+    known = {*DTYPES, fp8.NAME} if planned.scales else {*DTYPES}
+    return {
+        MISSHAPEN: [
+            f"{tensor} is {list(info[tensor].shape)}, the config needs {list(planned.assignments[tensor].stored_shape)}"
             for tensor in misshapen(planned, info)
         ],
         **_fp8_faults(planned, info),
@@ -33,12 +47,6 @@ def check(planned: Plan, checkpoint: Checkpoint) -> None:
             f"{tensor} is {info[tensor].dtype}" for tensor in planned.assignments if info[tensor].dtype not in known
         ],
     }
-    found = [f"{len(names)} {fault}: {brief(names)}" for fault, names in faults.items() if names]
-    if found:
-        raise ValueError(
-            f"{checkpoint.folder}: the weights do not fit config.json; {'; '.join(found)}; "
-            "download both again from one place"
-        )
 
 
 def _fp8_faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
@@ -70,7 +78,7 @@ def _fp8_faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list
 
 def misshapen(planned: Plan, info: Mapping[str, TensorInfo]) -> list[str]:
     """The tensors whose shape is not that of the rows they would fill."""
-    return [tensor for tensor, to in planned.assignments.items() if info[tensor].shape != to.shape]
+    return [tensor for tensor, to in planned.assignments.items() if info[tensor].shape != to.stored_shape]
 
 
 def fully_fp8(planned: Plan) -> list[str]:
@@ -102,9 +110,10 @@ def load(
     def place(name: str, to: Destination, tensor: Tensor) -> None:
         if name not in parameters:
             parameters[name] = torch.empty_like(skeleton[name], device=device)
-        if to.times > 1:
-            tensor = tensor.unflatten(0, (to.times, to.parts, -1)).transpose(0, 1).flatten(0, 2)
-        rows(parameters[name], to).copy_(tensor)
+        if to.layout is None:
+            rows(parameters[name], to).copy_(tensor)
+        else:
+            to.layout.copy(tensor, rows(parameters[name], to))
 
     wanted = set(planned.scales.values())
     scales = {name: scale.float() for name, scale in checkpoint.read(wanted.__contains__, done)}

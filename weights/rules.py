@@ -1,9 +1,9 @@
 """Which tensor of a checkpoint fills which parameter, as a table.
 
-A rule is "pattern": "destination". `{i}` in a pattern stands for a number and is carried over to the destination; a
-destination "name[part]" is a named row block of a fused parameter, "name[a,b]" two of them one under the other, and
-"name[16 x a,b]" sixteen times some rows of each; DROP says that a tensor is left out knowingly, and
-"DROP: reason" that users are told. A pattern may end in `*`, for any rest. Where several patterns match, the one with
+A rule is "pattern": "destination". `{i}` in a pattern stands for a number and is carried over to the destination,
+which is a parameter or a named row block of a fused one, "name[part]"; "name: layout" says that the tensor's values lie
+otherwise (see `layout.py`). DROP says that a tensor is left out knowingly, and "DROP: reason" that users are told. A
+pattern may end in `*`, for any rest. Where several patterns match, the one with
 the fewest placeholders wins, of equals the first. Every tensor must match one rule and every parameter must be filled
 exactly once: `plan` says where that fails. The factors of an fp8 tensor go wherever that tensor goes.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from minillm.weights.fp8 import SCALE
+from minillm.weights.layout import Layout
 
 DROP = "DROP"
 Rules = Mapping[str, str]
@@ -30,8 +31,12 @@ class Destination:
     parameter: str
     start: int
     shape: tuple[int, ...]
-    times: int = 1  # the tensor has, so many times over,
-    parts: int = 1  # some rows of each of so many equal blocks
+    layout: Layout | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of a tensor that fills these rows."""
+        return self.shape if self.layout is None else self.layout.shape(self.shape)
 
 
 @dataclass
@@ -51,7 +56,7 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
     """Match every tensor name with the rules; needs names only, no data."""
     result = Plan()
     compiled = [(_compile(pattern), target) for pattern, target in sorted(rules.items(), key=_placeholders)]
-    names, filled = set(tensors), set[str]()
+    names, filled, known = set(tensors), set[str](), units(destinations)
     for tensor in tensors:
         matrix = tensor.removesuffix(SCALE)
         is_scale = matrix != tensor and matrix in names and not matrix.endswith(SCALE)
@@ -62,28 +67,32 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
                 result.reasons[reason] = result.reasons.get(reason, 0) + 1
         elif is_scale:
             result.scales[matrix] = tensor
-        elif target is None or (place := _place(target, destinations)) is None:
+        elif target is None or (place := target.partition(": ")[0]) not in known:
             result.unclaimed.append(tensor)
-        elif filled.intersection(place[0]):
+        elif filled.intersection(known[place]):
             result.twice_filled.append(tensor)
         else:
-            filled.update(place[0])
-            result.assignments[tensor] = place[1]
+            filled.update(known[place])
+            result.assignments[tensor] = joined(target, known, destinations)
     result.scales = {matrix: scale for matrix, scale in result.scales.items() if matrix in result.assignments}
     result.unfilled = [name for name in destinations if name not in filled]
     return result
 
 
-def _place(target: str, destinations: Mapping[str, Destination]) -> tuple[list[str], Destination] | None:
-    """The destinations that a target names, and all their rows as one; None where there are no such ones."""
-    several = re.fullmatch(r"(.+)\[(?:(\d+) x )?([^\]]+,[^\]]+)\]", target)
-    names = [f"{several[1]}[{part}]" for part in several[3].split(",")] if several else [target]
-    if any(name not in destinations for name in names):
-        return None
-    found = [destinations[name] for name in names]
+def units(destinations: Mapping[str, Destination]) -> dict[str, list[str]]:
+    """All that a rule can fill, and the destinations it consists of: each by itself, and all of a parameter."""
+    found: dict[str, list[str]] = {}
+    for name, to in destinations.items():
+        found.setdefault(to.parameter, []).append(name)
+    return found | {name: [name] for name in destinations}
+
+
+def joined(target: str, known: Mapping[str, list[str]], destinations: Mapping[str, Destination]) -> Destination:
+    """The rows that a rule's target names, with the layout it gives."""
+    unit, _, layout = target.partition(": ")
+    found = [destinations[name] for name in known[unit]]
     shape = (sum(each.shape[0] for each in found), *found[0].shape[1:])
-    times = int(several[2] or 1) if several else 1
-    return names, Destination(found[0].parameter, found[0].start, shape, times, len(found))
+    return Destination(found[0].parameter, found[0].start, shape, Layout.parse(layout) if layout else None)
 
 
 def _placeholders(rule: tuple[str, str]) -> int:

@@ -45,7 +45,8 @@ def rules(config: Config) -> dict[str, str]:
         "lm_head.weight": "head.weight",
         **common.weights_and_biases(named),
         **{
-            f"{LAYER}attention.query_key_value.{kind}": f"layers.{{i}}.attention.qkv.{kind}[{heads} x q,k,v]"
+            f"{LAYER}attention.query_key_value.{kind}": f"layers.{{i}}.attention.qkv.{kind}: "
+            f"(head part d) ... -> (part head d) ..., head={heads} part=3"
             for kind in ("weight", "bias")
         },
         **{f"{LAYER}attention.{name}": "DROP" for name in STORED_CONSTANTS},

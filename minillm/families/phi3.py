@@ -27,9 +27,9 @@ DEFAULTS = {
     "interpolate_factor": 1,
 }
 RULES = {
+    "model.layers.{i}.self_attn.qkv_proj.weight": "layers.{i}.attention.qkv.weight",
+    "model.layers.{i}.mlp.gate_up_proj.weight": "layers.{i}.ffn.gate_up.weight",
     **common.DENSE_RULES,
-    "model.layers.{i}.self_attn.qkv_proj.weight": "layers.{i}.attention.qkv.weight[q,k,v]",
-    "model.layers.{i}.mlp.gate_up_proj.weight": "layers.{i}.ffn.gate_up.weight[gate,up]",
 }
 
 
