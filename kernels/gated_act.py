@@ -5,10 +5,16 @@ once: 3 F values moved instead of 5 F. Backward recomputes the activation from t
 
     d_up = g act(gate),   d_gate = g up act'(gate)
 
+or with the clamped SwiGLU of gpt-oss, whose other factor is not up alone,
+
+    g = min(gate, limit), u = clamp(up, ±limit):  g sigmoid(alpha g) * (u + 1)
+
     silu(z) = z s, s = 1 / (1 + e^-z)            silu'(z) = s (1 + z (1 - s))
     gelu(z) = z Φ(z)                             gelu'(z) = Φ(z) + z φ(z)
     gelu_tanh(z) = z t, t = sigmoid(2 u(z)),     gelu_tanh'(z) = t + z t (1 - t) 2 u'(z),  u = √(2/π) (z + 0.044715 z³)
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -16,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+CLAMPED = 3
 BLOCK = 1024
 
 
@@ -38,41 +45,62 @@ def activate(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def forward_kernel(x_ptr, y_ptr, x_stride, features, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+def factors(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
+    """The two factors of the result, and the derivative of each by its own input."""
+    if ACTIVATION == 3:
+        g = tl.minimum(gate, limit)
+        s = tl.sigmoid(alpha * g)
+        value = g * s
+        slope = tl.where(gate <= limit, s * (1.0 + alpha * g * (1.0 - s)), 0.0)
+        other = tl.minimum(tl.maximum(up, -limit), limit) + 1.0
+        other_slope = tl.where(tl.abs(up) <= limit, 1.0, 0.0)
+    else:
+        value, slope = activate(gate, ACTIVATION)
+        other = up
+        other_slope = 1.0
+    return value, slope, other, other_slope
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, y_ptr, x_stride, features, alpha, limit, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < features
     gate = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * x_stride + features + column, mask=inside, other=0.0).to(tl.float32)
-    value, _ = activate(gate, ACTIVATION)
-    tl.store(y_ptr + row * features + column, (value * up).to(y_ptr.dtype.element_ty), mask=inside)
+    value, _, other, _ = factors(gate, up, alpha, limit, ACTIVATION)
+    tl.store(y_ptr + row * features + column, (value * other).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def backward_kernel(g_ptr, x_ptr, dx_ptr, x_stride, features, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+def backward_kernel(
+    g_ptr, x_ptr, dx_ptr, x_stride, features, alpha, limit, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < features
     gate = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * x_stride + features + column, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(g_ptr + row * features + column, mask=inside, other=0.0).to(tl.float32)
-    value, slope = activate(gate, ACTIVATION)
+    value, slope, other, other_slope = factors(gate, up, alpha, limit, ACTIVATION)
     kind = dx_ptr.dtype.element_ty
-    tl.store(dx_ptr + row * 2 * features + column, (g * up * slope).to(kind), mask=inside)
-    tl.store(dx_ptr + row * 2 * features + features + column, (g * value).to(kind), mask=inside)
+    tl.store(dx_ptr + row * 2 * features + column, (g * other * slope).to(kind), mask=inside)
+    tl.store(dx_ptr + row * 2 * features + features + column, (g * value * other_slope).to(kind), mask=inside)
 
 
 class _GatedAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate_up, activation):
+    def forward(ctx, gate_up, activation, alpha, limit):
         x = gate_up.reshape(-1, gate_up.shape[-1])
         features = x.shape[-1] // 2
         y = torch.empty(*gate_up.shape[:-1], features, dtype=x.dtype, device=x.device)
         if y.numel():
             grid = (x.shape[0], triton.cdiv(features, BLOCK))
-            forward_kernel[grid](x, y, x.stride(0), features, activation, BLOCK)
+            forward_kernel[grid](x, y, x.stride(0), features, alpha, limit, activation, BLOCK)
         ctx.save_for_backward(x)
-        ctx.activation = activation
+        ctx.constants = (alpha, limit, activation)
         return y
 
     @staticmethod
@@ -82,12 +110,13 @@ class _GatedAct(torch.autograd.Function):
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         if dx.numel():
             grid = (x.shape[0], triton.cdiv(features, BLOCK))
-            backward_kernel[grid](g.contiguous(), x, dx, x.stride(0), features, ctx.activation, BLOCK)
-        return dx.view(*g.shape[:-1], 2 * features), None
+            backward_kernel[grid](g.contiguous(), x, dx, x.stride(0), features, *ctx.constants, BLOCK)
+        return dx.view(*g.shape[:-1], 2 * features), None, None, None
 
 
-def gated_act(gate_up: Tensor, activation: str = "silu") -> Tensor:
-    """gate_up `[..., 2F]` float with a contiguous last dimension -> `[..., F]`.
+def gated_act(gate_up: Tensor, activation: Any = "silu") -> Tensor:
+    """gate_up `[..., 2F]` float with a contiguous last dimension -> `[..., F]`. `activation` is a name, or for the clamped
+    SwiGLU what has its alpha and limit.
 
     Raises ValueError for an odd width, a strided last dimension or an unknown activation.
     """
@@ -95,7 +124,11 @@ def gated_act(gate_up: Tensor, activation: str = "silu") -> Tensor:
         raise ValueError(f"gated_act: the last dimension has {gate_up.shape[-1]} values, expected an even number")
     if gate_up.stride(-1) != 1:
         raise ValueError(f"gated_act: the last dimension has stride {gate_up.stride(-1)}, expected 1")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str):
+        constants = (CLAMPED, activation.alpha, activation.limit)
+    elif activation in ACTIVATIONS:
+        constants = (ACTIVATIONS[activation], 0.0, 0.0)
+    else:
         raise ValueError(f"gated_act: activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
     with torch.cuda.device_of(gate_up):  # Triton launches on the current device, which need not be gate_up's
-        return _GatedAct.apply(gate_up, ACTIVATIONS[activation])
+        return _GatedAct.apply(gate_up, *constants)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, MoE, Norm, Router
+from minillm.spec import GQA, MLA, MLP, ClampedSwiGLU, GatedMLP, Layer, LayerNorm, MoE, Norm, Router
 
 
 def equations(layer: Layer, hidden_size: int) -> list[str]:
@@ -78,8 +78,11 @@ def _scaled(scaling: Any) -> str:
     return "" if scaling is None else f", scaled: {type(scaling).__name__.removesuffix('Scaling')}"
 
 
-def _gated(f: GatedMLP, hidden: int) -> list[str]:
+def _gated(f: GatedMLP | MoE, hidden: int) -> list[str]:
     inner, bias = f.intermediate_size, " + b" if f.bias else ""
+    if isinstance(a := f.activation, ClampedSwiGLU):
+        product = f"g sigmoid({a.alpha:g} g) * (1 + v)){bias}, g = min({w(inner, hidden)} u{bias}, {a.limit:g})"
+        return [f"f = {w(hidden, inner)} ({product}, v = {w(inner, hidden)} u{bias} clamped to ±{a.limit:g}"]
     return [f"f = {w(hidden, inner)} ({f.activation}({w(inner, hidden)} u{bias}) * ({w(inner, hidden)} u{bias})){bias}"]
 
 
@@ -89,7 +92,7 @@ def _mlp(f: MLP, hidden: int) -> list[str]:
 
 
 def _moe(f: MoE, hidden: int) -> list[str]:
-    each = _gated(GatedMLP(f.intermediate_size, f.activation), hidden)[0].removeprefix("f = ")
+    each = _gated(f, hidden)[0].removeprefix("f = ")
     gate = "sigmoid(w u) " if f.shared_gate else ""
     shared = [f"s = {gate}{_gated(f.shared, hidden)[0].removeprefix('f = ')}"] if f.shared else []
     return [
@@ -100,7 +103,7 @@ def _moe(f: MoE, hidden: int) -> list[str]:
 
 
 def _router(r: Router, hidden: int) -> list[str]:
-    logits = f"{w(r.num_experts, hidden)} u"
+    logits = f"{w(r.num_experts, hidden)} u{' + b' if r.logit_bias else ''}"
     logits = f"standardised({logits})" if r.standardize else logits
     score = {"softmax": "softmax", "sigmoid": "sigmoid", "softmax_chosen": "", "sparsemixer": ""}[r.score]
     groups = f" in the {r.top_groups} best of {r.num_groups} groups" if r.num_groups > 1 else ""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minillm.linear import linear
 from minillm.reference import ExpertMatrices, gated_act
-from minillm.spec import Activation
+from minillm.spec import Activation, ClampedSwiGLU
 
 # Each product is summed up in so many parts: rows are prefetched further ahead than one long sum would.
 PARTS = 4
@@ -33,13 +33,22 @@ ROWS = 16
 
 
 def experts(
-    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: ExpertMatrices, down: ExpertMatrices, activation: Activation
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    gate_up: ExpertMatrices,
+    down: ExpertMatrices,
+    activation: Activation | ClampedSwiGLU,
+    biases: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """x `[N, H]`, chosen int64 and weights fp32 `[N, k]` -> `[N, H]`; see `reference.experts`. Weights are rounded to
     x's dtype, as the experts' results are."""
     if is_input_major(gate_up) and is_input_major(down) and chosen.numel() <= gate_up.shape[0]:
-        return _few(x, chosen, weights, gate_up, down, activation)
-    return _many(x, chosen, weights, gate_up, down, activation)
+        picks = chosen.flatten()  # pick p belongs to token p // k
+        hidden = _products(x.repeat_interleave(chosen.shape[1], dim=0), picks, gate_up, biases and biases[0])
+        y = _products(gated_act(hidden, activation), picks, down, biases and biases[1])
+        return _weighted_sum(y, torch.arange(len(picks)).view_as(chosen), weights)
+    return _many(x, chosen, weights, gate_up, down, activation, biases)
 
 
 def is_input_major(matrices: ExpertMatrices) -> TypeGuard[Tensor]:
@@ -56,24 +65,26 @@ def to_input_major(matrices: Tensor) -> Tensor:
     return memory.transpose(1, 2)
 
 
-def _few(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: Activation) -> Tensor:
-    picks = chosen.flatten()  # pick p belongs to token p // k
-    hidden = gated_act(_products(x.repeat_interleave(chosen.shape[1], dim=0), picks, gate_up), activation)
-    return _weighted_sum(_products(hidden, picks, down), torch.arange(len(picks)).view_as(chosen), weights)
-
-
-def _products(x: Tensor, picks: Tensor, matrices: Tensor) -> Tensor:
-    """For each pick p the product of matrix picks[p] and x[p]; x `[P, I]`, matrices input-major `[E, O, I]`."""
+def _products(x: Tensor, picks: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+    """For each pick p the product of matrix picks[p] and x[p], plus the bias `[E, O]` of that matrix; x `[P, I]`,
+    matrices input-major `[E, O, I]`."""
     inputs = x.shape[1]
     parts = math.gcd(inputs, PARTS)
     rows = picks[:, None] * inputs + torch.arange(inputs, device=x.device)
     table = matrices.transpose(1, 2).flatten(0, 1)
     bags = (rows.view(-1, inputs // parts), x.reshape(-1, inputs // parts))
-    return F.embedding_bag(bags[0], table, mode="sum", per_sample_weights=bags[1]).view(len(picks), parts, -1).sum(1)
+    sums = F.embedding_bag(bags[0], table, mode="sum", per_sample_weights=bags[1]).view(len(picks), parts, -1).sum(1)
+    return sums if bias is None else sums + bias[picks]
 
 
 def _many(
-    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: ExpertMatrices, down: ExpertMatrices, activation: Activation
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    gate_up: ExpertMatrices,
+    down: ExpertMatrices,
+    activation: Activation | ClampedSwiGLU,
+    biases: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     picks = chosen.flatten()
     order = picks.argsort(stable=True)
@@ -81,7 +92,9 @@ def _many(
     for expert, tokens in enumerate((order // chosen.shape[1]).split(torch.bincount(picks).tolist())):
         if len(tokens):
             rows = x[F.pad(tokens, (0, -len(tokens) % ROWS))]
-            results.append(linear(gated_act(linear(rows, gate_up[expert]), activation), down[expert])[: len(tokens)])
+            inner, outer = (bias[expert] for bias in biases) if biases else (None, None)
+            hidden = gated_act(linear(rows, gate_up[expert], inner), activation)
+            results.append(linear(hidden, down[expert], outer)[: len(tokens)])
     return _weighted_sum(torch.cat(results), order.argsort().view_as(chosen), weights)
 
 

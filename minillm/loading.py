@@ -31,8 +31,8 @@ def load(
 
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, which on a CPU stores bf16 weights in oneDNN's layout (no
-    plain `weight` remains to look at); "reference" keeps plain parameters. FP8 weights are dequantised while they are
-    read, or with `keep_quantized` at each use. Raises ValueError for whatever is wrong.
+    plain `weight` remains to look at); "reference" keeps plain parameters. FP8 and MXFP4 weights are dequantised while
+    they are read, FP8 with `keep_quantized` at each use. Raises ValueError for whatever is wrong.
     """
     if kernels not in ("auto", "reference", "triton"):
         raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
@@ -49,9 +49,9 @@ def load(
     planned = plan(checkpoint.info, rules, model.destinations())
     check(planned, checkpoint)
     if keep_quantized:
-        if not planned.scales:
+        if not (held := fully_fp8(planned)):
             raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
-        quantised.hold(model, fully_fp8(planned))
+        quantised.hold(model, held)
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
@@ -69,7 +69,7 @@ def load(
 
 def _refuse_quantised(folder: Path, values: dict[str, Any]) -> None:
     scheme = config.quantization(values)
-    if not scheme or config.has_fp8_blocks(values):
+    if not scheme or scheme == "mxfp4" or config.has_fp8_blocks(values):
         return
     if scheme == "fp8":
         section = values["quantization_config"]

@@ -36,11 +36,13 @@ class Router(nn.Module):
         self.spec = router
         self.weight = nn.Parameter(torch.empty(router.num_experts, hidden_size, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if router.bias else None
+        has = router.logit_bias
+        self.logit_bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if has else None
         if self.weight.device.type != "meta":
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Routing:
-        logits = F.linear(x.float(), self.weight)
+        logits = F.linear(x.float(), self.weight, self.logit_bias)
         scores = score(logits, self.spec)
         chosen = choose(scores, self.bias, self.spec)
         return Routing(chosen, weigh(scores, chosen, self.spec), logits)
@@ -98,7 +100,8 @@ def sparsemixer(logits: Tensor, chosen: Tensor, jitter: float) -> Tensor:
 
 
 class Experts(nn.Module):
-    """All experts of a layer: gate and up in one `[E, 2F, H]`, down in one `[E, H, F]`."""
+    """All experts of a layer: gate and up in one `[E, 2F, H]`, down in one `[E, H, F]`; biases one behind the other,
+    `[E * 2F]` and `[E * H]`."""
 
     HOLDABLE = ("gate_up", "down")
 
@@ -109,13 +112,19 @@ class Experts(nn.Module):
         experts, inner = moe.router.num_experts, moe.intermediate_size
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, hidden_size))
         self.down = nn.Parameter(torch.empty(experts, hidden_size, inner))
+        self.gate_up_bias = nn.Parameter(torch.zeros(experts * 2 * inner)) if moe.bias else None
+        self.down_bias = nn.Parameter(torch.zeros(experts * hidden_size)) if moe.bias else None
         if self.gate_up.device.type != "meta":
             nn.init.normal_(self.gate_up, std=0.02)
             nn.init.normal_(self.down, std=0.02)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         gate_up, down = (quantised.matrices(self, name, x.dtype) for name in ("gate_up", "down"))
-        return self.ops.experts(x, routing.experts, routing.weights, gate_up, down, self.spec.activation)
+        biases = None
+        if self.gate_up_bias is not None and self.down_bias is not None:
+            count = self.spec.router.num_experts
+            biases = self.gate_up_bias.view(count, -1), self.down_bias.view(count, -1)
+        return self.ops.experts(x, routing.experts, routing.weights, gate_up, down, self.spec.activation, biases)
 
     @torch.no_grad()
     def pack(self) -> None:

@@ -36,7 +36,9 @@ def is_held(module: nn.Module, leaf: str) -> bool:
 def matrix(module: nn.Module, leaf: str, dtype: torch.dtype) -> Tensor:
     """A module's parameter `[M, N]` as numbers to compute with."""
     parameter = getattr(module, leaf)
-    return fp8.dequantise(parameter, getattr(module, f"{leaf}_scale"), dtype) if is_held(module, leaf) else parameter
+    return (
+        fp8.dequantise_rows(parameter, getattr(module, f"{leaf}_scale"), dtype) if is_held(module, leaf) else parameter
+    )
 
 
 def matrices(module: nn.Module, leaf: str, dtype: torch.dtype) -> Tensor | HeldMatrices:
@@ -54,4 +56,4 @@ class HeldMatrices:
     dtype: torch.dtype
 
     def __getitem__(self, index: int, /) -> Tensor:
-        return fp8.dequantise(self.weight[index], self.scale[index], self.dtype)
+        return fp8.dequantise_rows(self.weight[index], self.scale[index], self.dtype)

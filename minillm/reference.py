@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from minillm.spec import Activation, NormCast, RopeLayout
+from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 
 
 class ExpertMatrices(Protocol):
@@ -49,9 +49,12 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, layout: RopeLayout = "half") -> Te
     return turned if rotated == x.shape[-1] else torch.cat((turned, x[..., rotated:]), dim=-1)
 
 
-def gated_act(gate_up: Tensor, activation: Activation = "silu") -> Tensor:
+def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
     """act(gate) * up; gate_up `[..., 2F]` holds gate in its first half and up in its second; returns `[..., F]`."""
     gate, up = gate_up.chunk(2, dim=-1)
+    if isinstance(activation, ClampedSwiGLU):
+        gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+        return gate * torch.sigmoid(activation.alpha * gate) * (up + 1)
     return activate(gate, activation) * up
 
 
@@ -119,16 +122,24 @@ def _attention_by_formula(
 
 
 def experts(
-    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: ExpertMatrices, down: ExpertMatrices, activation: Activation
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    gate_up: ExpertMatrices,
+    down: ExpertMatrices,
+    activation: Activation | ClampedSwiGLU,
+    biases: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """For each token n the sum over its experts e = chosen[n, k] of weights[n, k] * down[e] (act(gate[e] x) * up[e] x).
 
-    x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]` and down `[E, H, F]`. The sum is in
-    fp32, in the order of the experts. Returns `[N, H]` in x's dtype. Experts that no token chose are never looked at.
+    x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]` and down `[E, H, F]`, with `biases`
+    `[E, 2F]` and `[E, H]` that are added to their products. The sum is in fp32, in the order of the experts. Returns
+    `[N, H]` in x's dtype. Experts that no token chose are never looked at.
     """
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in chosen.unique().tolist():
         token, pick = torch.where(chosen == expert)
-        y = F.linear(gated_act(F.linear(x[token], gate_up[expert]), activation), down[expert])
+        inner, outer = (bias[expert] for bias in biases) if biases else (None, None)
+        y = F.linear(gated_act(F.linear(x[token], gate_up[expert], inner), activation), down[expert], outer)
         total.index_add_(0, token, y * weights[token, pick, None])
     return total.to(x.dtype)

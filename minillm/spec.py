@@ -163,6 +163,15 @@ class MLA:
 
 
 @dataclass(frozen=True)
+class ClampedSwiGLU:
+    """What gpt-oss has for act(gate) * up: g sigmoid(alpha g) * (u + 1) with g = min(gate, limit) and u = up clamped to
+    [-limit, limit] (gpt-oss model card, arXiv:2508.10925)."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class GatedMLP:
     """down(act(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202); SwiGLU when the activation is silu."""
 
@@ -189,7 +198,8 @@ class Router:
     `renormalize`: the chosen weights are divided by their sum; then all are multiplied by `scale`.
     `bias`: a correction is added to the scores for the choice, never to the weights (arXiv:2408.15664).
     Of `num_groups` equal groups only the `top_groups` with the best `group_score` may be chosen from.
-    `standardize`: a token's logits are first brought to mean 0 and deviation 1 over the experts.
+    `standardize`: a token's logits are first brought to mean 0 and deviation 1 over the experts. `logit_bias`: they
+    have a bias.
     """
 
     num_experts: int
@@ -203,18 +213,21 @@ class Router:
     group_score: GroupScore = "max"
     standardize: bool = False
     jitter: float = 0.0
+    logit_bias: bool = False
 
 
 @dataclass(frozen=True)
 class MoE:
     """Mixture of experts (Shazeer et al., arXiv:1701.06538): the weighted sum of the chosen experts, each a gated MLP
-    of `intermediate_size`, plus a `shared` one that every token goes through, times sigmoid(w x) with `shared_gate`."""
+    of `intermediate_size`, plus a `shared` one that every token goes through, times sigmoid(w x) with `shared_gate`.
+    `bias`: each of an expert's three products has one."""
 
     router: Router
     intermediate_size: int
-    activation: Activation = "silu"
+    activation: Activation | ClampedSwiGLU = "silu"
     shared: GatedMLP | None = None
     shared_gate: bool = False
+    bias: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ TARGETS = [
     GPUTarget("cuda", 100, 32),
     GPUTarget("hip", "gfx942", 64),
 ]
-FLOATS = {"eps": "fp32", "offset": "fp32", "sign": "fp32"}
+FLOATS = {"alpha": "fp32", "limit": "fp32", "eps": "fp32", "offset": "fp32", "sign": "fp32"}
 
 # kernel -> each set of constants it is launched with
 KERNELS = {
@@ -30,8 +30,8 @@ KERNELS = {
     rope.rope_kernel: [
         {"INTERLEAVED": pairs, "HEADS": 32, "HALF": 64, "REST": rest} for pairs in (True, False) for rest in (0, 32)
     ],
-    gated_act.forward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2)],
-    gated_act.backward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2)],
+    gated_act.forward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
+    gated_act.backward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
 }
 
 

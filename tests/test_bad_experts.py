@@ -103,7 +103,7 @@ TENSORS: dict[str, tuple[Any, ...]] = {
     "FP8 that is no matrix": (
         "deepseek_v3",
         lambda named: named | {NORM: named[NORM].to(torch.float8_e4m3fn), f"{NORM}_scale_inv": torch.ones(1)},
-        f"1 FP8 tensors that are no matrices: {NORM} is [48]",
+        f"1 FP8 tensors of shapes that it has none for: {NORM} is [48]: it is no matrix",
     ),
     "factors that are no numbers": (
         "deepseek_v3",

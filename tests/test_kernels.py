@@ -23,6 +23,7 @@ from torch import Tensor
 
 from minillm import reference
 from minillm.ops import CPU, REFERENCE, Ops, select
+from minillm.spec import ClampedSwiGLU
 
 TRITON = select("triton", torch.device("cpu"), torch.float32)
 PLAIN = (REFERENCE, CPU)  # ops in PyTorch alone
@@ -53,7 +54,7 @@ def rope_case(size: int, dtype: torch.dtype, layout: str = "half", rest: int = 0
     return (torch.randn(2, 4, 3, 2 * size + rest).to(dtype),), fixed
 
 
-def act_case(size: int, dtype: torch.dtype, activation: str = "silu") -> Case:
+def act_case(size: int, dtype: torch.dtype, activation: Any = "silu") -> Case:
     return (torch.randn(3, 2, 2 * size).to(dtype),), {"activation": activation}
 
 
@@ -69,7 +70,9 @@ VARIANTS: dict[str, list[Callable[[int, torch.dtype], Case]]] = {
         for rest in (0, 1, 30)
         for batched in (True, False)
     ],
-    "gated_act": [lambda n, d, a=a: act_case(n, d, a) for a in ("silu", "gelu", "gelu_tanh")],
+    "gated_act": [
+        lambda n, d, a=a: act_case(n, d, a) for a in ("silu", "gelu", "gelu_tanh", ClampedSwiGLU(1.702, 0.7))
+    ],
 }
 
 

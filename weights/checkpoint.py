@@ -113,7 +113,8 @@ class Checkpoint:
         return DTYPES[values.most_common(1)[0][0]] if values else None
 
     def read(self, wanted: Callable[[str], bool], done: Callable[[int], None]) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor) of each wanted tensor, valid only until the next is asked for; `done` gets its bytes."""
+        """Yield (name, tensor) of each wanted tensor, whose pages are given back when the next is asked for; `done`
+        gets its bytes."""
         for file in self.files:
             with _open(self.folder / file) as (names, get, mapped):
                 for name in filter(wanted, names):
@@ -134,7 +135,7 @@ def brief(names: list[str], limit: int = 6) -> str:
 
 def _headers(path: Path) -> dict[str, TensorInfo]:
     if path.suffix == ".bin":
-        words = {dtype: word for word, dtype in {**DTYPES, fp8.NAME: fp8.DTYPE}.items()}
+        words = {dtype: word for word, dtype in {**DTYPES, fp8.NAME: fp8.DTYPE, "U8": torch.uint8}.items()}
         tensors, _ = _load_bin(path)
         return {n: TensorInfo(path.name, tuple(t.shape), words.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
     with _safetensors_errors(path), safe_open(path, framework="pt") as file:

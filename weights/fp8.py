@@ -10,11 +10,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+TITLE = "FP8"
+NAME = "F8_E4M3"  # in the words of safetensors
+SCALE_NAMES: tuple[str, ...] = ("F64", "F32", "F16", "BF16")
+BLOCKS = "blocks of 128 x 128"
 BLOCK = 128
 SCALE = "_scale_inv"  # what the name of the factors adds to that of the matrix
-NAME = "F8_E4M3"  # in the words of safetensors
 DTYPE = torch.float8_e4m3fn
 ROWS_AT_ONCE = 8 * BLOCK  # bounds the fp32 copy while a large matrix is dequantised
+
+
+def matrix_of(scale: str) -> str | None:
+    """The tensor that factors of this name belong to; None if it is no such name."""
+    return scale.removesuffix(SCALE) if scale.endswith(SCALE) and not scale.endswith(2 * SCALE) else None
+
+
+def scale_of(matrix: str) -> str:
+    return f"{matrix}{SCALE}"
+
+
+def unfit(shape: tuple[int, ...]) -> str | None:
+    """Why no tensor of this shape can be stored so; None if one can."""
+    return None if len(shape) == 2 else "it is no matrix"
+
+
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape
 
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -29,6 +50,11 @@ def row_scales(scale: Tensor, rows: int) -> Tensor:
 
 
 def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp8 `[M, N]` times factors `[ceil(M / 128), ceil(N / 128)]`, computed in fp32, as `dtype`."""
+    return dequantise_rows(weight, row_scales(scale, weight.shape[0]), dtype)
+
+
+def dequantise_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """fp8 `[M, N]` times row factors `[M, ceil(N / 128)]`, computed in fp32, as `dtype`."""
     result = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     for start in range(0, weight.shape[0], ROWS_AT_ONCE):

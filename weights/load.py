@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from minillm.weights import fp8
+from minillm.weights import fp8, schemes
 from minillm.weights.checkpoint import DTYPES, Checkpoint, TensorInfo, brief
 from minillm.weights.rules import Destination, Plan, rows
 
@@ -36,54 +36,34 @@ def check(planned: Plan, checkpoint: Checkpoint) -> None:
 
 def faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     """What is wrong with the tensors that fill something -> which they are; empty lists where nothing is."""
-    known = {*DTYPES, fp8.NAME} if planned.scales else {*DTYPES}
+    wanted = planned.assignments
+    known = {*DTYPES, *schemes.NAMES} if planned.scales else {*DTYPES}
     return {
         MISSHAPEN: [
-            f"{tensor} is {list(info[tensor].shape)}, the config needs {list(planned.assignments[tensor].stored_shape)}"
+            f"{tensor} is {list(info[tensor].shape)}, the config needs {list(_stored_shape(planned, tensor))}"
             for tensor in misshapen(planned, info)
         ],
-        **_fp8_faults(planned, info),
+        **schemes.faults(planned.scales, {tensor: to.stored_shape for tensor, to in wanted.items()}, info),
         "tensors of a type that no plain checkpoint has (is it quantised?)": [
-            f"{tensor} is {info[tensor].dtype}" for tensor in planned.assignments if info[tensor].dtype not in known
-        ],
-    }
-
-
-def _fp8_faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
-    """Where fp8 tensors and their factors do not belong together."""
-    pairs = [(tensor, info[tensor], scale, info[scale]) for tensor, scale in planned.scales.items()]
-    return {
-        "FP8 tensors that are no matrices": [
-            f"{tensor} is {list(matrix.shape)}" for tensor, matrix, _, _ in pairs if len(matrix.shape) != 2
-        ],
-        "FP8 factors of another shape": [
-            f"{scale} is {list(factors.shape)}, blocks of {fp8.BLOCK} x {fp8.BLOCK} need "
-            f"{list(fp8.scale_shape(matrix.shape))}"
-            for _, matrix, scale, factors in pairs
-            if factors.shape != fp8.scale_shape(matrix.shape)
-        ],
-        "FP8 factors of a type that is none for factors": [
-            f"{scale} is {factors.dtype}" for _, _, scale, factors in pairs if factors.dtype not in DTYPES
-        ],
-        "FP8 tensors without their factors": [
-            f"{tensor} (expected {tensor}{fp8.SCALE})"
-            for tensor in planned.assignments
-            if info[tensor].dtype == fp8.NAME and tensor not in planned.scales and planned.scales
-        ],
-        "factors of a tensor that is not FP8": [
-            f"{scale}: {tensor} is {matrix.dtype}" for tensor, matrix, scale, _ in pairs if matrix.dtype != fp8.NAME
+            f"{tensor} is {info[tensor].dtype}" for tensor in wanted if info[tensor].dtype not in known
         ],
     }
 
 
 def misshapen(planned: Plan, info: Mapping[str, TensorInfo]) -> list[str]:
     """The tensors whose shape is not that of the rows they would fill."""
-    return [tensor for tensor, to in planned.assignments.items() if info[tensor].shape != to.stored_shape]
+    return [tensor for tensor in planned.assignments if info[tensor].shape != _stored_shape(planned, tensor)]
+
+
+def _stored_shape(planned: Plan, tensor: str) -> tuple[int, ...]:
+    plain, scale = planned.assignments[tensor].stored_shape, planned.scales.get(tensor)
+    return plain if scale is None else schemes.scheme_of(scale).stored_shape(plain)
 
 
 def fully_fp8(planned: Plan) -> list[str]:
     """The parameters that only fp8 tensors fill."""
-    mixed = {to.parameter for tensor, to in planned.assignments.items() if tensor not in planned.scales}
+    stored = {tensor for tensor, scale in planned.scales.items() if schemes.scheme_of(scale) is fp8}
+    mixed = {to.parameter for tensor, to in planned.assignments.items() if tensor not in stored}
     return [name for name in dict.fromkeys(to.parameter for to in planned.assignments.values()) if name not in mixed]
 
 
@@ -96,7 +76,8 @@ def load(
 ) -> dict[str, Tensor]:
     """Fill parameters like those of `skeleton`, name -> tensor whose shape and dtype count, on `device`.
 
-    fp8 tensors are dequantised, unless the parameter itself is fp8: then its factors fill the one called "…_scale".
+    Quantised tensors are dequantised, unless the parameter itself is fp8: then its factors fill the one called
+    "…_scale".
     `progress(done, total)` is called with bytes of the files. `check` the plan first.
     """
     parameters: dict[str, Tensor] = {}
@@ -116,16 +97,15 @@ def load(
             to.layout.copy(tensor, rows(parameters[name], to))
 
     wanted = set(planned.scales.values())
-    scales = {name: scale.float() for name, scale in checkpoint.read(wanted.__contains__, done)}
+    scales = dict(checkpoint.read(wanted.__contains__, done))
     for name, tensor in checkpoint.read(planned.assignments.__contains__, done):
         to = planned.assignments[name]
         if name in planned.scales:
-            scale = fp8.row_scales(scales.pop(planned.scales[name]), to.shape[0])
-            dtype = skeleton[to.parameter].dtype
+            scale, dtype = scales.pop(planned.scales[name]), skeleton[to.parameter].dtype
             if dtype == fp8.DTYPE:
-                place(f"{to.parameter}_scale", to, scale)
+                place(f"{to.parameter}_scale", to, fp8.row_scales(scale, to.shape[0]))
             else:
-                tensor = fp8.dequantise(tensor, scale, dtype)
+                tensor = schemes.scheme_of(planned.scales[name]).dequantise(tensor, scale, dtype)
         place(to.parameter, to, tensor)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters

@@ -5,7 +5,7 @@ which is a parameter or a named row block of a fused one, "name[part]"; "name: l
 otherwise (see `layout.py`). DROP says that a tensor is left out knowingly, and "DROP: reason" that users are told. A
 pattern may end in `*`, for any rest. Where several patterns match, the one with
 the fewest placeholders wins, of equals the first. Every tensor must match one rule and every parameter must be filled
-exactly once: `plan` says where that fails. The factors of an fp8 tensor go wherever that tensor goes.
+exactly once: `plan` says where that fails. The factors of a quantised tensor go wherever that goes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from minillm.weights.fp8 import SCALE
+from minillm.weights import schemes
 from minillm.weights.layout import Layout
 
 DROP = "DROP"
@@ -44,7 +44,7 @@ class Plan:
     """What a checkpoint's tensors would fill; complete when nothing is unclaimed, unfilled or twice filled."""
 
     assignments: dict[str, Destination] = field(default_factory=dict)  # tensor -> where it goes
-    scales: dict[str, str] = field(default_factory=dict)  # fp8 tensor -> the tensor of its factors
+    scales: dict[str, str] = field(default_factory=dict)  # quantised tensor -> the tensor of its factors
     dropped: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)  # what users are told -> how many tensors
     unclaimed: list[str] = field(default_factory=list)
@@ -58,8 +58,8 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
     compiled = [(_compile(pattern), target) for pattern, target in sorted(rules.items(), key=_placeholders)]
     names, filled, known = set(tensors), set[str](), units(destinations)
     for tensor in tensors:
-        matrix = tensor.removesuffix(SCALE)
-        is_scale = matrix != tensor and matrix in names and not matrix.endswith(SCALE)
+        matrix = schemes.matrix_of(tensor) or tensor
+        is_scale = matrix != tensor and matrix in names
         target = _match(matrix if is_scale else tensor, compiled)
         if target is not None and target.startswith(DROP):
             result.dropped.append(tensor)
