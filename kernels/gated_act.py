@@ -14,8 +14,6 @@ or with the clamped SwiGLU of gpt-oss, whose other factor is not up alone,
     gelu_tanh(z) = z t, t = sigmoid(2 u(z)),     gelu_tanh'(z) = t + z t (1 - t) 2 u'(z),  u = √(2/π) (z + 0.044715 z³)
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -114,9 +112,9 @@ class _GatedAct(torch.autograd.Function):
         return dx.view(*g.shape[:-1], 2 * features), None, None, None
 
 
-def gated_act(gate_up: Tensor, activation: Any = "silu") -> Tensor:
-    """gate_up `[..., 2F]` float with a contiguous last dimension -> `[..., F]`. `activation` is a name, or for the clamped
-    SwiGLU what has its alpha and limit.
+def gated_act(gate_up: Tensor, activation="silu") -> Tensor:
+    """gate_up `[..., 2F]` float with a contiguous last dimension -> `[..., F]`. `activation` is a name, or for the
+    clamped SwiGLU what has its alpha and limit.
 
     Raises ValueError for an odd width, a strided last dimension or an unknown activation.
     """

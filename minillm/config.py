@@ -217,15 +217,13 @@ def quantization(values: Mapping[str, Any]) -> str | None:
     return f"{method} int8" if section.get("load_in_8bit") else method
 
 
-def has_fp8_blocks(values: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's quantisation is e4m3 with a factor per 128 x 128 block (see `weights/fp8.py`)."""
+def is_readable(values: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's quantisation is one of `weights/schemes.py`: MXFP4, or FP8 as e4m3 with a factor per
+    128 x 128 block."""
     section = values.get("quantization_config")
-    return (
-        isinstance(section, dict)
-        and section.get("quant_method") == "fp8"
-        and section.get("weight_block_size") == [128, 128]
-        and section.get("fmt", "e4m3") == "e4m3"
-    )
+    if not isinstance(section, dict) or section.get("quant_method") != "fp8":
+        return quantization(values) == "mxfp4"
+    return section.get("weight_block_size") == [128, 128] and section.get("fmt", "e4m3") == "e4m3"
 
 
 def positive_integer(key: str, value: Any, limit: int) -> int:

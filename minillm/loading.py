@@ -69,7 +69,7 @@ def load(
 
 def _refuse_quantised(folder: Path, values: dict[str, Any]) -> None:
     scheme = config.quantization(values)
-    if not scheme or scheme == "mxfp4" or config.has_fp8_blocks(values):
+    if not scheme or config.is_readable(values):
         return
     if scheme == "fp8":
         section = values["quantization_config"]

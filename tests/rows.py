@@ -62,6 +62,7 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
 }
 
+OSS = {"num_local_experts": 5, "num_experts_per_tok": 3, "head_dim": 12}
 CAPPED = {"head_dim": 12, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 GEMMA3 = {"head_dim": 12, "query_pre_attn_scalar": 20, "num_hidden_layers": 7}
 PHI3_LONG = {"original_max_position_embeddings": 24, "max_position_embeddings": 96}
@@ -98,6 +99,21 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-window": (
         "qwen3",
         {"head_dim": 10, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+    ),
+    "gpt_oss": ("gpt_oss", {**OSS, "sliding_window": 6}),
+    "gpt_oss-odd": (
+        "gpt_oss",
+        {
+            **OSS,
+            "sliding_window": 9,
+            "num_experts_per_tok": 2,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "attention_bias": False,
+            "swiglu_limit": 0.6,
+            "swiglu_alpha": 1.3,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
     ),
     "mixtral": ("mixtral", {"num_local_experts": 5}),
     "mixtral-window": (

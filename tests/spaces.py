@@ -224,6 +224,15 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
         rope_parameters=mappings(full_attention=NESTED_ROPES, sliding_attention=PLAIN_ROPES),
     ),
     "gpt_neox": lambda c: mappings(use_parallel_residual=FLAG, attention_bias=FLAG, rope_parameters=partial_ropes(c)),
+    "gpt_oss": lambda c: experts(
+        "num_local_experts",
+        head_dim=HEAD_DIM,
+        sliding_window=WINDOW,
+        layer_types=layer_types(c),
+        attention_bias=FLAG,
+        swiglu_limit=st.floats(0.3, 9.0),
+        swiglu_alpha=st.floats(0.5, 3.0),
+    ),
     "mixtral": lambda c: experts("num_local_experts", head_dim=HEAD_DIM, sliding_window=st.none() | WINDOW),
     "tanuki": lambda c: experts("num_local_experts", head_dim=HEAD_DIM),
     "qwen2_moe": lambda c: st.builds(

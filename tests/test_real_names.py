@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SHARED, shared
 
-from minillm.config import has_fp8_blocks, read
+from minillm.config import is_readable, read
 from minillm.explain import explain
 from minillm.families import FAMILIES, resolve
 from minillm.loading import load
@@ -56,6 +56,7 @@ COUNTS = {
     "deepseek-ai__DeepSeek-V3": 671_026_419_200,
     "deepseek-ai__DeepSeek-R1": 671_026_419_200,
     "microsoft__Phi-tiny-MoE-instruct": 3_755_220_288,
+    "openai__gpt-oss-20b": 20_914_757_184,
     "google__gemma-2b": 2_506_172_416,
     "google__gemma-2-2b-it": 2_614_341_888,
     "google__gemma-3-4b-it": 3_880_263_168,  # without the part that reads images
@@ -94,7 +95,7 @@ def test_published_checkpoint(name: str) -> None:
     mixture = any(layer["ffn"]["kind"] == "MoE" for layer in report["spec"]["layers"])
     assert (report["active_parameter_count"] < COUNTS[name]) == mixture
     indexed = (folder / "model.safetensors.index.json").exists()
-    if report["quantization"] and not has_fp8_blocks(read(folder)):
+    if report["quantization"] and not is_readable(read(folder)):
         with pytest.raises(ValueError, match=f"quantised with {report['quantization']}"):
             load(folder)
     elif indexed:
@@ -110,6 +111,13 @@ def test_active_parameters(name: str) -> None:
     billions = explain(shared(f"real-configs/{name}"))["active_parameter_count"] / 1e9
     digit = 10.0 ** -len(ACTIVE[name].partition(".")[2])
     assert -digit / 2 <= billions - float(ACTIVE[name]) < digit
+
+
+def test_active_parameters_without_the_embedding() -> None:
+    """As OpenAI's model card counts them: 3.61B for gpt-oss-20b."""
+    report = explain(shared("real-configs/openai__gpt-oss-20b"))
+    embedding = report["spec"]["vocab_size"] * report["spec"]["hidden_size"]
+    assert round((report["active_parameter_count"] - embedding) / 1e9, 2) == 3.61
 
 
 def test_published_tensor_list() -> None:

@@ -68,7 +68,18 @@ def test_a_block_is_filled_once() -> None:
 
 @pytest.mark.parametrize(
     "row",
-    ["llama", "qwen3_moe", "deepseek_v2-lite", "deepseek_v2", "deepseek_v3", "mixtral", "gemma2", "phi3", "gpt_neox"],
+    [
+        "llama",
+        "qwen3_moe",
+        "deepseek_v2-lite",
+        "deepseek_v2",
+        "deepseek_v3",
+        "mixtral",
+        "gemma2",
+        "phi3",
+        "gpt_neox",
+        "gpt_oss",
+    ],
 )
 @torch.no_grad()
 def test_what_is_saved_is_what_transformers_reads(row: str, tmp_path: Path) -> None:
