@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import oracles_plamo
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -24,6 +25,7 @@ from minillm.moe import Router, Routing
 
 # A model_type that transformers has under another name.
 SAME_AS = {"kimi_k2": "deepseek_v3", "tanuki": "mixtral"}
+OWN = {"deepseek", *oracles_plamo.BUILD}  # it has none
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 
@@ -31,6 +33,8 @@ def build(family: str, values: dict[str, Any]) -> Any:
     """A fresh model of a family."""
     if family == "deepseek":
         return with_experts(transformers.LlamaConfig(**values))
+    if family in oracles_plamo.BUILD:
+        return oracles_plamo.BUILD[family](values)
     config = transformers.AutoConfig.for_model(SAME_AS.get(family, family), **values)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return standardised(model) if family == "tanuki" else model
@@ -40,6 +44,8 @@ def save(model: Any, folder: Path, family: str) -> None:
     """The checkpoint in the published layout."""
     if family == "deepseek":
         write_with_experts(model, folder)
+    elif family in oracles_plamo.WRITE:
+        oracles_plamo.WRITE[family](model, folder)
     else:
         model.save_pretrained(folder)
     path = folder / "config.json"
@@ -54,6 +60,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         model = with_experts(transformers.LlamaConfig(**values))
         model.load_state_dict(load_file(folder / "oracle/state.safetensors"))
         return model.to(dtype).eval()
+    if family in oracles_plamo.BUILD:
+        return oracles_plamo.load(folder, family).to(dtype).eval()
     if family in SAME_AS:
         values["model_type"] = SAME_AS[family]
         config = transformers.AutoConfig.for_model(**values)

@@ -62,6 +62,7 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
 }
 
+PLAMO3 = {"head_dim": 12}
 OSS = {"num_local_experts": 5, "num_experts_per_tok": 3, "head_dim": 12}
 CAPPED = {"head_dim": 12, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 GEMMA3 = {"head_dim": 12, "query_pre_attn_scalar": 20, "num_hidden_layers": 7}
@@ -113,6 +114,22 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
             "swiglu_alpha": 1.3,
             "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
+    "plamo": ("plamo", {"n_shared_head": 3}),
+    "plamo-one": ("plamo", {"n_shared_head": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "plamo3": ("plamo3", {**PLAMO3, "sliding_window": 6}),
+    "plamo3-yarn": (
+        "plamo3",
+        {
+            **PLAMO3,
+            "sliding_window": 9,
+            "tie_word_embeddings": False,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {**YARN, "rope_theta": 900.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
         },
     ),
     "mixtral": ("mixtral", {"num_local_experts": 5}),

@@ -224,6 +224,13 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
         rope_parameters=mappings(full_attention=NESTED_ROPES, sliding_attention=PLAIN_ROPES),
     ),
     "gpt_neox": lambda c: mappings(use_parallel_residual=FLAG, attention_bias=FLAG, rope_parameters=partial_ropes(c)),
+    "plamo": lambda c: mappings(n_shared_head=st.just(c["num_attention_heads"] // c["num_key_value_heads"])),
+    "plamo3": lambda c: mappings(
+        head_dim=HEAD_DIM,
+        sliding_window=WINDOW,
+        layer_types=layer_types(c),
+        rope_parameters=mappings(full_attention=NESTED_ROPES, sliding_attention=PLAIN_ROPES),
+    ),
     "gpt_oss": lambda c: experts(
         "num_local_experts",
         head_dim=HEAD_DIM,

@@ -192,4 +192,5 @@ def test_the_published_config_agrees_with_itself() -> None:
     spec, _, config = resolve(values)
     assert config.unread == []
     assert [layer.attention.window for layer in spec.layers] == [128, None] * 12
+    assert resolve({**values, "layer_types": None})[0] == spec
     assert json.loads((folder / "config.json").read_text())["experts_per_token"] == spec.layers[0].ffn.router.top_k

@@ -1,7 +1,7 @@
 """From a checkpoint's tensors to a model's parameters: plan by name, check every shape, then stream.
 
-Peak memory is the parameters plus one tensor: each tensor is copied from its mapped file straight into the rows that
-it fills, on the target device and in the target dtype.
+Peak memory is the parameters plus one tensor, as read and dequantised: each is copied from its mapped file straight
+into the rows that it fills, on the target device and in the target dtype.
 """
 
 from __future__ import annotations
