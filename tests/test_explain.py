@@ -190,6 +190,16 @@ def test_a_quantised_checkpoint_is_explained(capsys: pytest.CaptureFixture[str])
     assert report["parameter_count"] == 8_030_261_248
 
 
+def test_the_table_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    """What its command prints today."""
+    shared("real-configs")
+    command, table = (ROOT / "README.md").read_text().split("minillm.explain --table meta")[1].split("```\n", 1)
+    names = ("meta" + command).replace("\\\n", " ").split()
+    printed = run(capsys, "--table", *(str(shared(f"real-configs/{name}")) for name in names))
+    assert len(names) >= 15
+    assert printed == table.split("\n\n")[0] + "\n"
+
+
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert explain.main(["--weights", str(tmp_path / "none")]) == 2
     out, err = capsys.readouterr()

@@ -5,7 +5,8 @@ num_attention_heads / n_shared_head.
     n = norm(x);  y = x + attention(n) + swiglu(n)
 
 PLaMo-13B, PLaMo-13B-Instruct (Preferred Networks, 2023). Rearranging the heads of q, and what `o_proj` takes of each,
-makes Llama's attention of it. Its tokenizer is Python code, and not run: prompts are token ids.
+makes Llama's attention of it. Its tokenizer.model is read as that of any SentencePiece vocabulary, without the Python
+class beside it.
 
 PLaMo-2 is not covered: every other layer is a Mamba, which is no attention and needs a cache of another kind.
 """
