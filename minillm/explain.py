@@ -112,7 +112,7 @@ def describe(spec: Any) -> Any:
 def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     """The report, with the given lines behind each layer."""
     spec = report["spec"]
-    stored = f"stored as {report['dtype']}" + (
+    stored = f"stored as {report['dtype'] or 'its tensors say'}" + (
         f", quantised: {report['quantization']}" if report["quantization"] else ""
     )
     total, active = report["parameter_count"], report["active_parameter_count"]
@@ -122,16 +122,13 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     print(f"vocabulary {spec['vocab_size']}, hidden size {spec['hidden_size']}, context {spec['context']}, {head}")
     cached = report["cached_values_per_token"]
     print(f"a token takes {cached:,} values in the cache, {cached * 2 / 1000:,.1f} kB in bfloat16")
-    first = 0
-    for layer, run in itertools.groupby(spec["layers"]):
-        last = first + len(list(run)) - 1
-        print(f"layers {first} to {last}:" if last > first else f"layer {first}:")
+    for layer, indices in _alike(spec["layers"]):
+        print(f"layer{'s' if len(indices) > 1 else ''} {_runs(indices)}:")
         for part, value in layer.items():
             if part != "kind" and value not in (None, False):
                 print(f"  {part:20}{_line(value)}")
-        for each in lines[first] if lines else ():
+        for each in lines[indices[0]] if lines else ():
             print(f"      {each}")
-        first = last + 1
     for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap"):
         if spec[part] not in (None, False, 1.0):
             print(f"{part.replace('_', ' '):22}{_line(spec[part])}")
@@ -152,6 +149,24 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
                 f"{label}: {len(names)}"
                 + (printable(f" ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})") if names else "")
             )
+
+
+def _alike(layers: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[int]]]:
+    """The different layers, and which ones are so."""
+    found: list[tuple[dict[str, Any], list[int]]] = []
+    for index, layer in enumerate(layers):
+        indices = next((indices for other, indices in found if other == layer), None)
+        if indices is None:
+            found.append((layer, [index]))
+        else:
+            indices.append(index)
+    return found
+
+
+def _runs(indices: Sequence[int]) -> str:
+    """0, 1, 2, 4, 6, 7 -> "0 to 2, 4, 6, 7"."""
+    runs = [[i for _, i in run] for _, run in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _line(value: Any) -> str:

@@ -190,6 +190,13 @@ def test_a_quantised_checkpoint_is_explained(capsys: pytest.CaptureFixture[str])
     assert report["parameter_count"] == 8_030_261_248
 
 
+def test_layers_alike_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "--weights", str(shared("real-configs/google__gemma-3-4b-it")))
+    full = "5, 11, 17, 23, 29"
+    sliding = "0 to 4, 6 to 10, 12 to 16, 18 to 22, 24 to 28, 30 to 33"
+    assert [line for line in out.splitlines() if line.startswith("layer")] == [f"layers {sliding}:", f"layers {full}:"]
+
+
 def test_the_table_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     """What its command prints today."""
     shared("real-configs")
