@@ -9,6 +9,7 @@ import torch
 from minillm.mla import LatentAttention
 from minillm.ops import REFERENCE
 from minillm.spec import MLA, Norm, Rope
+from minillm.visibility import Visibility
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
@@ -51,7 +52,8 @@ print("4. so does minillm: a cached token at a time absorbed, many at once expan
 module = LatentAttention(MLA(H, None, R, N, V, Rope(P, 1e4), Norm(1e-6)), 64, REFERENCE)
 module.kv_up.data = torch.cat((w_uk, w_uv), dim=1).flatten(0, 1)
 q = q_nope[None, :, None], q_rope[None, :, None], torch.cat((c, k_rope), dim=-1)[None]
-forms = [form(*q, None, False) for form in (module.absorbed, module.expanded)]
+last = Visibility(start=S - 1, count=1, window=None, padding_B=None, device=c.device)
+forms = [form(*q, last) for form in (module.absorbed, module.expanded)]
 print("   output ", same(forms[0][0, :, 0], forms[1][0, :, 0]))
 
 H, N, P, R, V, S = 128, 128, 64, 512, 128, 4096

@@ -18,6 +18,7 @@ from minillm.linear import Linear
 from minillm.norm import norm
 from minillm.ops import Ops
 from minillm.spec import GQA, Rope
+from minillm.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Step:
 
     start: int
     rotary: dict[Rope, tuple[Tensor, Tensor]]  # cos and sin `[B or 1, T, dim/2]`
-    masks: dict[int | None, Tensor | None]  # by window; None: plain causal
+    visible: dict[int | None, Visibility]  # by window
 
 
 class GroupedQueryAttention(nn.Module):
@@ -52,9 +53,7 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
         if cache is not None:
             k, v = cache.update(k, v, step.start)
-        mask = step.masks[spec.window]
-        causal = mask is None and q.shape[2] > 1
-        y = self.ops.attention(q, k, v, mask, causal, spec.scale, spec.softcap, self.sinks)
+        y = self.ops.attention(q, k, v, step.visible[spec.window], spec.scale, spec.softcap, self.sinks)
         return self.out(rearrange(y, "B H T D -> B T (H D)"))
 
     def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:

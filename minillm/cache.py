@@ -26,7 +26,7 @@ class LayerCache:
 
     def update(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Store k and v `[B, K, T, D]` of positions start .. start + T - 1; returns all keys and values that these
-        positions may need, `[B, K, S, D]`, in the order that `key_positions` tells."""
+        positions may need, `[B, K, S, D]`, in the order of `Visibility.key_positions`."""
         end = start + k.shape[2]
         if self.ring is None:
             self.k[:, :, start:end] = k
@@ -83,30 +83,3 @@ class Cache:
         ]
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=device) if self.padding else None
-
-
-def key_positions(window: int | None, capacity: int, start: int, count: int, device: torch.device) -> Tensor:
-    """The position of each key that `LayerCache.update` returns for `count` new ones at `start`: int64 `[S]`."""
-    end = start + count
-    if window is None or window >= capacity:
-        return torch.arange(end, device=device)
-    if count == 1:
-        slots = torch.arange(min(end, window), device=device)
-        return start - (start - slots) % window
-    return torch.arange(start - min(start, window - 1), end, device=device)
-
-
-def visible(queries_T: Tensor, keys_S: Tensor, window: int | None, padding_B: Tensor | None) -> Tensor:
-    """Which key a query may see, bool `[T, S]`, or `[B, 1, T, S]` with padding.
-
-    A query sees itself and the past, at most `window` keys in all. A padded position sees only itself: its output is
-    never used, but a row with nothing to see would be NaN and spread.
-    """
-    queries, keys = queries_T[:, None], keys_S[None, :]
-    mask = keys <= queries
-    if window is not None:
-        mask &= keys > queries - window
-    if padding_B is None:
-        return mask
-    real = keys_S[None, None, None, :] >= padding_B[:, None, None, None]
-    return (mask & real) | (keys == queries)

@@ -23,6 +23,7 @@ from minillm.linear import Linear, linear
 from minillm.norm import Norm
 from minillm.ops import Ops
 from minillm.spec import MLA
+from minillm.visibility import Visibility
 
 
 class LatentAttention(nn.Module):
@@ -52,9 +53,8 @@ class LatentAttention(nn.Module):
         q_nope, q_rope, latent = self.project(x, step)
         if cache is not None:
             latent = cache.update(latent, step.start)
-        mask = step.masks[None]
         attend = self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded
-        y = attend(q_nope, q_rope, latent, mask, mask is None and x.shape[1] > 1)
+        y = attend(q_nope, q_rope, latent, step.visible[None])
         return self.out(rearrange(y, "B H T V -> B T (H V)"))
 
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,21 +70,21 @@ class LatentAttention(nn.Module):
         kept = torch.cat((self.kv_norm(latent), k_rope), dim=-1)
         return q_nope.transpose(1, 2), q_rope.transpose(1, 2), kept
 
-    def expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility) -> Tensor:
         """Attention over the keys and values of each head, made from the cached `[B, S, R + P]`; `[B, H, T, V]`."""
         spec = self.spec
         c, k_rope = latent.split((spec.kv_rank, spec.rope.dim), dim=-1)
         kv = rearrange(linear(c, quantised.matrix(self, "kv_up", c.dtype)), "B S (H D) -> B H S D", H=spec.num_heads)
         k_nope, v = kv.split((spec.nope_dim, spec.v_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, spec.num_heads, -1, -1)), dim=-1)
-        return self.ops.attention(torch.cat((q_nope, q_rope), dim=-1), k, v, mask, causal, self.scale)
+        return self.ops.attention(torch.cat((q_nope, q_rope), dim=-1), k, v, visible, self.scale)
 
-    def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility) -> Tensor:
         """The same with W_uk moved to the query and W_uv behind the sum: one kv head, of R + P and R values."""
         spec = self.spec
         up = rearrange(quantised.matrix(self, "kv_up", q_nope.dtype), "(H D) R -> H D R", H=spec.num_heads)
         w_uk, w_uv = up.split((spec.nope_dim, spec.v_dim), dim=1)
         q = torch.cat((q_nope @ w_uk, q_rope), dim=-1)  # [B, H, T, R + P]
         keys = latent.unsqueeze(1)  # [B, 1, S, R + P]
-        y = self.ops.attention(q, keys, keys[..., : spec.kv_rank], mask, causal, self.scale)  # [B, H, T, R]
+        y = self.ops.attention(q, keys, keys[..., : spec.kv_rank], visible, self.scale)  # [B, H, T, R]
         return y @ w_uv.transpose(1, 2)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minillm import spec
 from minillm.attention import GroupedQueryAttention, Step
-from minillm.cache import Cache, LatentCache, LayerCache, key_positions, visible
+from minillm.cache import Cache, LatentCache, LayerCache
 from minillm.ffn import MLP, GatedMLP
 from minillm.linear import Linear, linear
 from minillm.mla import LatentAttention
@@ -23,6 +23,7 @@ from minillm.moe import Experts, MoE, Routing
 from minillm.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.rope import Rotary
+from minillm.visibility import Visibility
 from minillm.weights.rules import Destination
 
 # The module that each kind of spec is built as, called with (spec, hidden_size, ops).
@@ -141,8 +142,7 @@ class Decoder(nn.Module):
         start, capacity = (cache.length, cache.capacity) if cache is not None else (0, count)
         padding_B = cache.padding_B if cache is not None else None
         assert start + count <= capacity, f"{start + count} positions in a cache of {capacity}"
-        queries = torch.arange(start, start + count, device=device)
-        positions_BT = queries[None]
+        positions_BT = torch.arange(start, start + count, device=device)[None]
         if padding_B is not None:  # a padded position counts as 0: it is never looked at
             positions_BT = (positions_BT - padding_B[:, None]).clamp(min=0)
         dtype = self.embedding.weight.dtype
@@ -150,15 +150,11 @@ class Decoder(nn.Module):
         end = max(start + count, cache.prompt_length if cache is not None else 0)
         lengths = tuple(end - pad for pad in padding)
         rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
-        masks: dict[int | None, Tensor | None] = {}
-        for window in self._windows:
-            narrow = window is not None and start + count > window
-            if padding_B is None and (count == 1 or (start == 0 and not narrow)):
-                masks[window] = None  # one query sees all that its cache returns; a fresh prompt is plainly causal
-            else:
-                keys = key_positions(window, capacity, start, count, device)
-                masks[window] = visible(queries, keys, window, padding_B)
-        return Step(start, rotary, masks)
+        visible = {
+            window: Visibility(start, count, window if window and window < capacity else None, padding_B, device)
+            for window in self._windows
+        }
+        return Step(start, rotary, visible)
 
     def outgrown(self, cache: Cache) -> bool:
         """Whether one more position takes a row past the length at which LongRoPE turns every key otherwise."""

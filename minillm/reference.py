@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
+from minillm.visibility import Visibility
 
 
 class ExpertMatrices(Protocol):
@@ -69,18 +70,16 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
-    causal: bool,
+    visible: Visibility,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale * q kᵀ + mask) v, query head h reading kv head h // G; scale is 1 / sqrt(D) where None.
-
-    q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; mask `[T, S]` or `[B, 1, T, S]`, True where a query may
-    look; where it is None everything is visible, or with `causal` (T = S) all but the future. Returns `[B, H, T, V]`.
-    `softcap` and `sinks` `[H]` as in `spec.GQA`.
+    """softmax(scale * q kᵀ) v over the visible keys, query head h reading kv head h // G; scale is 1 / sqrt(D) where
+    None. q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; returns `[B, H, T, V]`. `softcap` and `sinks` `[H]` as
+    in `spec.GQA`.
     """
+    mask, causal = visible.mask, visible.causal
     if softcap is not None or sinks is not None:
         return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks)
     if q.shape[2] == 1:

@@ -15,6 +15,7 @@ from minillm.model import Decoder
 from minillm.ops import CPU
 from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, LinearScaling, MoE, Norm, QKNorm, Rope, Router
 from minillm.spec import Decoder as Spec
+from minillm.visibility import Visibility
 
 EXACT = 2e-5  # fp32, sums of under 100 terms of size one in another order
 MARGIN = 1e-4  # of an expert chosen over one not chosen: rounding must not decide
@@ -164,9 +165,9 @@ def test_attention_is_its_formula(kv_heads: int, group: int, queries: int, extra
     keys = queries + extra if masked else queries
     q = torch.randn(2, kv_heads * group, queries, 8, generator=generator)
     k, v = torch.randn(2, 2, kv_heads, keys, 8, generator=generator)
-    visible = torch.arange(keys) <= torch.arange(keys - queries, keys)[:, None]
+    hidden = torch.arange(keys) > torch.arange(keys - queries, keys)[:, None]
     k64, v64 = (t.repeat_interleave(group, dim=1).double() for t in (k, v))
-    scores = (q.double() @ k64.transpose(-1, -2) / 8**0.5).masked_fill(~visible, float("-inf"))
+    scores = (q.double() @ k64.transpose(-1, -2) / 8**0.5).masked_fill(hidden, float("-inf"))
     expected = scores.softmax(-1) @ v64
-    found = reference.attention(q, k, v, visible if masked else None, causal=not masked and queries > 1)
+    found = reference.attention(q, k, v, Visibility(keys - queries, queries, None, None, q.device))
     assert (found - expected).abs().max() <= 1e-5

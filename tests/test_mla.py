@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minillm.attention import Step
-from minillm.cache import Cache, LatentCache, visible
+from minillm.cache import Cache, LatentCache
 from minillm.families import resolve
 from minillm.mla import LatentAttention
 from minillm.ops import REFERENCE
 from minillm.rope import Rotary
 from minillm.spec import MLA, Norm, Rope, YarnScaling
+from minillm.visibility import Visibility
 
 HIDDEN = 16
 EXACT = 5e-6  # fp32 on values of size 1, sums of under 100 terms; the largest of 2000 draws was 2.7e-6
@@ -48,8 +49,7 @@ def step(spec: MLA, start: int, count: int) -> Step:
     """The tokens of an unpadded batch from a position on."""
     positions = torch.arange(start, start + count)
     rotary = {spec.rope: Rotary(spec.rope)(positions[None], (start + count,), torch.float32)}
-    whole = start == 0 or count == 1
-    return Step(start, rotary, {None: None if whole else visible(positions, torch.arange(start + count), None, None)})
+    return Step(start, rotary, {None: Visibility(start, count, None, None, positions.device)})
 
 
 def formula(module: LatentAttention, x: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ def test_absorbed_is_expanded(spec: MLA, batch: int, count: int, past: int) -> N
     cache.update(module.project(x[:, :past], step(spec, 0, past))[2], 0)
     q_nope, q_rope, new = module.project(x[:, past:], step(spec, past, count))
     latent = cache.update(new, past)
-    mask = visible(torch.arange(past, total), torch.arange(total), None, None)
-    expanded, absorbed = (form(q_nope, q_rope, latent, mask, False) for form in (module.expanded, module.absorbed))
+    seen = Visibility(past, count, None, None, x.device)
+    expanded, absorbed = (form(q_nope, q_rope, latent, seen) for form in (module.expanded, module.absorbed))
     assert expanded.shape == (batch, spec.num_heads, count, spec.v_dim)
     assert (absorbed - expanded).abs().max() <= EXACT
 

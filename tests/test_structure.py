@@ -26,7 +26,15 @@ PACKAGE = {
 
 # Layers from the bottom up: a module imports from layers below its own, or from its own.
 LAYERS = [
-    ["minillm.spec", "minillm.config", "minillm.weights", "minillm.kernels", "minillm.balance", "minillm.equations"],
+    [
+        "minillm.spec",
+        "minillm.config",
+        "minillm.visibility",
+        "minillm.weights",
+        "minillm.kernels",
+        "minillm.balance",
+        "minillm.equations",
+    ],
     ["minillm.reference", "minillm.rope", "minillm.families", "minillm.chat", "minillm.tokenizer"],
     ["minillm.linear", "minillm.cache", "minillm.sampling", "minillm.hub", "minillm.quantised"],
     ["minillm.grouped"],

@@ -1,0 +1,71 @@
+"""Which keys the queries of one forward pass may see: what attention needs to know of the past, computed once for all
+layers with the same window.
+
+A query sees itself and what lies before it, with a window W at most W keys in all. Rows of a batch are aligned at their
+end: row b starts with `padding[b]` positions that no query of that row ever sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """`count` queries at positions start, start + 1, …, and keys where `key_positions` says. `window` is None where it
+    never gets to cut anything off; a cache with one is a ring of so many slots."""
+
+    start: int
+    count: int
+    window: int | None
+    padding_B: Tensor | None
+    device: torch.device
+
+    @property
+    def ring(self) -> bool:
+        """Whether key s is slot s of a ring and not the one at position first_key + s."""
+        return self.window is not None and self.count == 1
+
+    @property
+    def first_key(self) -> int:
+        """The position of the first key."""
+        return 0 if self.window is None or self.ring else self.start - min(self.start, self.window - 1)
+
+    @cached_property
+    def key_positions(self) -> Tensor:
+        """The position of each key that a cache returns for these queries: int64 `[S]`."""
+        end = self.start + self.count
+        if not self.ring:
+            return torch.arange(self.first_key, end, device=self.device)
+        assert self.window is not None
+        slots = torch.arange(min(end, self.window), device=self.device)
+        return self.start - (self.start - slots) % self.window
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """True where a query sees a key, bool `[T, S]`, or `[B, 1, T, S]` with padding; None where nothing but the
+        future is hidden from all queries, or from the only one nothing.
+
+        A padded position sees itself: its output is never used, but a row with nothing to see would be NaN and spread.
+        """
+        end = self.start + self.count
+        fresh = self.start == 0 and (self.window is None or end <= self.window)
+        if self.padding_B is None and (self.count == 1 or fresh):
+            return None
+        queries = torch.arange(self.start, end, device=self.device)[:, None]
+        keys = self.key_positions[None, :]
+        seen = keys <= queries
+        if self.window is not None:
+            seen &= keys > queries - self.window
+        if self.padding_B is None:
+            return seen
+        return (seen & (keys >= self.padding_B[:, None, None, None])) | (keys == queries)
+
+    @property
+    def causal(self) -> bool:
+        """Whether there is no mask because hiding the future is all there is to do."""
+        return self.count > 1 and self.mask is None
