@@ -64,6 +64,6 @@ def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:
         )
     if device.type != "cuda" and dtype == torch.bfloat16:
         raise ValueError("Triton's interpreter computes wrong values in bfloat16; use dtype float32 or float16")
-    from minillm.kernels import gated_act, rms_norm, rope
+    from minillm import triton_ops
 
-    return Ops(rms_norm=rms_norm.rms_norm, rope=rope.rope, gated_act=gated_act.gated_act, experts=grouped.experts)
+    return triton_ops.OPS

@@ -1,0 +1,176 @@
+"""Attention of one query per sequence over its cache, split over the sequence (Flash-Decoding, Dao et al., 2023).
+
+    o = Σ_s softmax_s(scale q·k_s) v_s
+
+One query reads S (D + V) values per kv head and does next to nothing with them: its time is memory bandwidth, and with
+one program per sequence and head a GPU would stand idle. So the sequence is cut in `splits` parts:
+
+1. a program per part, sequence and kv head: all G query heads of a group take each key and value block as it is loaded,
+   once; the group stands in the rows of a product (padded to 16). It keeps the maximum m, the sum mass and the
+   unnormalised output of its part;
+2. a program per head joins the parts: o = Σ 2^(m_i - m) o_i / Σ 2^(m_i - m) l_i, plus a sink, a score without a value.
+
+The cache is contiguous, `[B, K, S, D]` with any strides, possibly a ring whose slot s holds position
+start - (start - s) mod ring; or paged, `[blocks, size, K, D]` with the numbers of a sequence's blocks in a table
+(Kwon et al., arXiv:2309.06180). How many parts there are depends on sizes known beforehand and never on the lengths,
+so that a recorded graph stays valid as they grow.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minillm.kernels.attention import LOG2_E, check, padded
+
+BLOCK_S = 64  # keys per step
+WARPS, STAGES = 4, 3
+PROGRAMS = 264  # enough to fill a GPU of 132 multiprocessors twice
+MAX_SPLITS = 64
+
+
+@triton.jit
+def part_kernel(
+    q_ptr, k_ptr, v_ptr, o_f32_ptr, m_f32_ptr, mass_f32_ptr, lengths_i32_ptr, first_i64_ptr, table_i32_ptr,
+    q_b, q_h, k_b, k_h, k_s, v_b, v_h, v_s, keys, ring, start, page, table_b, kv_heads, scale, cap, each,
+    PAGED: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_CAP: tl.constexpr,
+    WINDOW: tl.constexpr, G: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    batch = (tl.program_id(0) // kv_heads).to(tl.int64)
+    kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
+    length = keys
+    if HAS_LENGTHS:
+        length = tl.load(lengths_i32_ptr + batch)
+    first = 0
+    if HAS_FIRST:
+        first = tl.load(first_i64_ptr + batch).to(tl.int32)
+    if WINDOW:
+        first = tl.maximum(first, length - WINDOW)
+    rows, columns_d, columns_v = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    heads = kv_head * G + rows
+    head_inside = (rows < G)[:, None]
+    q_at = q_ptr + batch * q_b + heads[:, None] * q_h + columns_d[None, :]
+    q = tl.load(q_at, mask=head_inside & (columns_d < D)[None, :], other=0.0)
+    m = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+    mass = tl.zeros((BLOCK_G,), tl.float32)
+    o = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
+    k_ptr += kv_head * k_h
+    v_ptr += kv_head * v_h
+    begin = tl.program_id(1) * each
+    for at in range(begin, tl.minimum(begin + each, length), BLOCK_S):
+        slots = at + tl.arange(0, BLOCK_S)
+        inside = slots < length
+        position = slots
+        if ring > 0:
+            position = start - (start - slots + ring) % ring
+        if PAGED:
+            blocks = tl.load(table_i32_ptr + batch * table_b + slots // page, mask=inside, other=0).to(tl.int64)
+            k_rows, v_rows = blocks * k_b + (slots % page) * k_s, blocks * v_b + (slots % page) * v_s
+        else:
+            k_rows, v_rows = batch * k_b + slots * k_s, batch * v_b + slots * v_s
+        inside = inside & (position >= first)
+        k_mask, v_mask = inside[:, None] & (columns_d < D)[None, :], inside[:, None] & (columns_v < V)[None, :]
+        k = tl.load(k_ptr + k_rows[:, None] + columns_d[None, :], mask=k_mask, other=0.0)
+        v = tl.load(v_ptr + v_rows[:, None] + columns_v[None, :], mask=v_mask, other=0.0)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if HAS_CAP:
+            s = cap * (2.0 * tl.sigmoid(2.0 * s / cap) - 1.0)  # tanh
+        s = tl.where(inside[None, :], s * LOG2_E, float("-inf"))
+        grown = tl.maximum(m, tl.max(s, axis=1))
+        anchor = tl.where(grown == float("-inf"), 0.0, grown)  # nothing seen so far: 2^(-inf - 0) is 0, not NaN
+        p = tl.exp2(s - anchor[:, None])
+        shrink = tl.exp2(m - anchor)
+        mass = mass * shrink + tl.sum(p, axis=1)
+        o = o * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        m = grown
+    part = (batch * kv_heads * G + heads) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(m_f32_ptr + part, m, mask=rows < G)
+    tl.store(mass_f32_ptr + part, mass, mask=rows < G)
+    o_mask = head_inside & (columns_v < V)[None, :]
+    tl.store(o_f32_ptr + part[:, None] * V + columns_v[None, :], o, mask=o_mask)
+
+
+@triton.jit
+def join_kernel(
+    o_f32_ptr, m_f32_ptr, mass_f32_ptr, sinks_ptr, y_ptr, heads, splits,
+    HAS_SINKS: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    parts, columns = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_V)
+    inside = parts < splits
+    m = tl.load(m_f32_ptr + row * splits + parts, mask=inside, other=float("-inf"))
+    mass = tl.load(mass_f32_ptr + row * splits + parts, mask=inside, other=0.0)
+    highest = tl.max(m, axis=0)
+    if HAS_SINKS:
+        sink = tl.load(sinks_ptr + row % heads).to(tl.float32) * LOG2_E
+        highest = tl.maximum(highest, sink)
+    anchor = tl.where(highest == float("-inf"), 0.0, highest)
+    weights = tl.exp2(m - anchor)
+    total = tl.sum(weights * mass, axis=0)
+    if HAS_SINKS:
+        total += tl.exp2(sink - anchor)
+    mask = inside[:, None] & (columns < V)[None, :]
+    o = tl.load(o_f32_ptr + (row * splits + parts)[:, None] * V + columns[None, :], mask=mask, other=0.0)
+    y = tl.sum(weights[:, None] * o, axis=0) / tl.where(total == 0.0, 1.0, total)
+    tl.store(y_ptr + row * V + columns, y.to(y_ptr.dtype.element_ty), mask=columns < V)
+
+
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor | None = None,
+    first: Tensor | None = None,
+    window: int | None = None,
+    ring: int = 0,
+    start: int = 0,
+    block_table: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """q `[B, H, D]`, k `[B, K, S, D]` and v `[B, K, S, V]`, or with `block_table` int32 `[B, blocks of a sequence]`
+    k `[blocks, size, K, D]` and v `[blocks, size, K, V]` -> `[B, H, V]`.
+
+    Of its keys sequence b sees the first lengths[b] (int32 `[B]`, all where None), none at a position before first[b]
+    (int64 `[B]`), and at most the last `window`. With a `ring` key s is the slot of a ring of so many, the query at
+    position `start`. A sequence that sees nothing gives zeros. Raises ValueError for what does not fit.
+    """
+    kv = (k, v) if block_table is None else (k.transpose(1, 2), v.transpose(1, 2))
+    if block_table is None:
+        check(q.unsqueeze(2), k, v, sinks)
+    else:
+        check(q.unsqueeze(2), *(each[:1].expand(len(q), -1, -1, -1) for each in kv), sinks)
+        if block_table.dtype != torch.int32 or len(block_table) != len(q) or block_table.stride(1) != 1:
+            raise ValueError(f"decode_attention: block_table is {block_table.dtype} {list(block_table.shape)}, "
+                             f"expected contiguous int32 [{len(q)}, blocks of a sequence]")  # fmt: skip
+    for name, each, kind in (("lengths", lengths, torch.int32), ("first", first, torch.int64)):
+        if each is not None and (each.dtype != kind or each.shape != q.shape[:1]):
+            raise ValueError(f"decode_attention: {name} is {each.dtype} {list(each.shape)}, expected {kind} [{len(q)}]")
+    if block_table is not None and lengths is None:
+        raise ValueError("decode_attention: a paged cache needs lengths; its last block may not be full")
+    (batch, heads, dim), (_, kv_heads, size, value_dim) = q.shape, kv[1].shape
+    keys = size if block_table is None else size * block_table.shape[1]
+    y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
+    if not y.numel():
+        return y
+    splits = min(max(PROGRAMS // (batch * kv_heads), 1), MAX_SPLITS, triton.cdiv(max(keys, 1), BLOCK_S))
+    each = triton.cdiv(triton.cdiv(keys, splits), BLOCK_S) * BLOCK_S
+    partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
+    m, mass = torch.empty(2, batch, heads, splits, dtype=torch.float32, device=q.device)
+    with torch.cuda.device_of(q):  # Triton launches on the current device, which need not be q's
+        part_kernel[batch * kv_heads, splits](
+            q, *kv, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *kv[0].stride()[:3],
+            *kv[1].stride()[:3], keys, ring, start, size, 0 if block_table is None else block_table.stride(0),
+            kv_heads, dim**-0.5 if scale is None else scale, softcap or 0.0, each,
+            PAGED=block_table is not None, HAS_LENGTHS=lengths is not None, HAS_FIRST=first is not None,
+            HAS_CAP=softcap is not None, WINDOW=window or 0, G=heads // kv_heads, D=dim, V=value_dim,
+            BLOCK_G=padded(heads // kv_heads), BLOCK_D=padded(dim), BLOCK_V=padded(value_dim), BLOCK_S=BLOCK_S,
+            num_warps=WARPS, num_stages=STAGES,
+        )  # fmt: skip
+        join_kernel[(batch * heads,)](
+            partial, m, mass, sinks, y, heads, splits, HAS_SINKS=sinks is not None, V=value_dim,
+            BLOCK_V=padded(value_dim), BLOCK_P=triton.next_power_of_2(splits),
+        )  # fmt: skip
+    return y
