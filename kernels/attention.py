@@ -23,11 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CONFIGS = {  # by the larger of the two head sizes: queries and keys per block, warps, stages
-    64: (128, 64, 4, 3),
-    128: (128, 64, 8, 3),
-    256: (64, 32, 8, 2),
-}
+# By the larger of the two head sizes: queries and keys per block, warps, stages. What fits the registers and the shared
+# memory of an H100; fp32 values take twice the room and are multiplied without tensor cores.
+CONFIGS = {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)}
+BACKWARD = {64: (32, 64, 4, 2), 128: (32, 64, 8, 2), 256: (32, 32, 8, 1)}
+FP32 = {64: (32, 32, 4, 1), 128: (16, 16, 8, 1), 256: (16, 16, 4, 1)}
+AMD_STAGES = 1  # 64 KiB of shared memory
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -54,6 +55,17 @@ def seen(at, keys, first, count, WINDOW: tl.constexpr):
     if WINDOW:
         visible = visible & (keys[None, :] > at[:, None] - WINDOW)
     return (visible | (keys[None, :] == at[:, None])) & (keys[None, :] < count)
+
+
+@triton.jit
+def grown(m, mass, o, s, v):
+    """The softmax so far (maximum, sum, unnormalised output) and a block more: scores `[Q, K]`, values `[K, V]`."""
+    highest = tl.maximum(m, tl.max(s, axis=1))
+    anchor = tl.where(highest == float("-inf"), 0.0, highest)  # nothing seen so far: 2^(-inf - 0) is 0, not NaN
+    p = tl.exp2(s - anchor[:, None])
+    shrink = tl.exp2(m - anchor)
+    o = o * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    return highest, mass * shrink + tl.sum(p, axis=1), o
 
 
 @triton.jit
@@ -105,13 +117,7 @@ def forward_kernel(
         k = load_rows(k_ptr, k_t, start, columns, columns_d, keys, D)
         v = load_rows(v_ptr, v_t, start, columns, columns_v, keys, V)
         s = tl.where(seen(at, start + columns, first, keys, WINDOW), scored(q, k, scale, cap, HAS_CAP), float("-inf"))
-        grown = tl.maximum(m, tl.max(s, axis=1))
-        anchor = tl.where(grown == float("-inf"), 0.0, grown)  # nothing seen so far: 2^(-inf - 0) is 0, not NaN
-        p = tl.exp2(s - anchor[:, None])
-        shrink = tl.exp2(m - anchor)
-        mass = mass * shrink + tl.sum(p, axis=1)
-        o = o * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        m = grown
+        m, mass, o = grown(m, mass, o, s, v)
     inside = (block + rows < queries)[:, None] & (columns_v < V)[None, :]
     o = o / tl.where(mass == 0.0, 1.0, mass)[:, None]
     tl.store(o_ptr + (block + rows)[:, None] * o_t + columns_v[None, :], o.to(o_ptr.dtype.element_ty), mask=inside)
@@ -186,7 +192,7 @@ def ragged_attention(
 def _launch(tensors, strides, sizes, batch, longest, shape_of_scores, dims):
     scale, softcap, window = shape_of_scores
     _, _, _, _, _, sinks, first, ends, _ = tensors
-    block_q, block_k, warps, stages = config(*dims)
+    block_q, block_k, warps, stages = config(CONFIGS, *dims, tensors[0].dtype)
     grid = (triton.cdiv(longest, block_q), batch * sizes[4])
     with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device, which need not be q's
         forward_kernel[grid](
@@ -198,8 +204,11 @@ def _launch(tensors, strides, sizes, batch, longest, shape_of_scores, dims):
         )  # fmt: skip
 
 
-def config(head_dim: int, value_dim: int) -> tuple[int, int, int, int]:
-    return next(CONFIGS[size] for size in CONFIGS if max(head_dim, value_dim) <= size)
+def config(table: dict, head_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """The table's entry for these head sizes, or that of fp32."""
+    table = FP32 if dtype == torch.float32 else table
+    *blocks, stages = next(table[size] for size in table if max(head_dim, value_dim) <= size)
+    return *blocks, min(stages, AMD_STAGES) if torch.version.hip else stages
 
 
 def padded(size: int) -> int:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels.attention import LOG2_E, attention, config, load_rows, padded, scored, seen
+from minillm.kernels.attention import BACKWARD, LOG2_E, attention, config, load_rows, padded, scored, seen
 
 
 @triton.jit
@@ -138,8 +138,7 @@ class Attention(torch.autograd.Function):
 def _launch(tensors, gradients, past, window, first_key, scale, softcap):
     q, k, v, g, _, _, first = tensors
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = q.shape, v.shape
-    block_q, block_k, warps, stages = config(dim, value_dim)
-    block_q = min(block_q, 64)  # two accumulators beside the products: half the queries of the forward pass
+    block_q, block_k, warps, stages = config(BACKWARD, dim, value_dim, q.dtype)
     strides = [stride for each in (q, k, v, g) for stride in each.stride()[:3]]
     sizes = (queries, keys, past, first_key)
     scores = (dim**-0.5 if scale is None else scale, softcap or 0.0)

@@ -21,10 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels.attention import LOG2_E, check, padded
+from minillm.kernels.attention import LOG2_E, check, grown, padded, scored
 
-BLOCK_S = 64  # keys per step
-WARPS, STAGES = 4, 3
+# Keys per step, warps, stages; fp32 takes twice the room.
+CONFIG, FP32 = (64, 4, 3), (16, 8, 1)
 PROGRAMS = 264  # enough to fill a GPU of 132 multiprocessors twice
 MAX_SPLITS = 64
 
@@ -49,9 +49,8 @@ def part_kernel(
         first = tl.maximum(first, length - WINDOW)
     rows, columns_d, columns_v = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     heads = kv_head * G + rows
-    head_inside = (rows < G)[:, None]
     q_at = q_ptr + batch * q_b + heads[:, None] * q_h + columns_d[None, :]
-    q = tl.load(q_at, mask=head_inside & (columns_d < D)[None, :], other=0.0)
+    q = tl.load(q_at, mask=(rows < G)[:, None] & (columns_d < D)[None, :], other=0.0)
     m = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     mass = tl.zeros((BLOCK_G,), tl.float32)
     o = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
@@ -73,22 +72,13 @@ def part_kernel(
         k_mask, v_mask = inside[:, None] & (columns_d < D)[None, :], inside[:, None] & (columns_v < V)[None, :]
         k = tl.load(k_ptr + k_rows[:, None] + columns_d[None, :], mask=k_mask, other=0.0)
         v = tl.load(v_ptr + v_rows[:, None] + columns_v[None, :], mask=v_mask, other=0.0)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if HAS_CAP:
-            s = cap * (2.0 * tl.sigmoid(2.0 * s / cap) - 1.0)  # tanh
-        s = tl.where(inside[None, :], s * LOG2_E, float("-inf"))
-        grown = tl.maximum(m, tl.max(s, axis=1))
-        anchor = tl.where(grown == float("-inf"), 0.0, grown)  # nothing seen so far: 2^(-inf - 0) is 0, not NaN
-        p = tl.exp2(s - anchor[:, None])
-        shrink = tl.exp2(m - anchor)
-        mass = mass * shrink + tl.sum(p, axis=1)
-        o = o * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        m = grown
+        s = tl.where(inside[None, :], scored(q, k, scale, cap, HAS_CAP), float("-inf"))
+        m, mass, o = grown(m, mass, o, s, v)
     part = (batch * kv_heads * G + heads) * tl.num_programs(1) + tl.program_id(1)
     tl.store(m_f32_ptr + part, m, mask=rows < G)
     tl.store(mass_f32_ptr + part, mass, mask=rows < G)
-    o_mask = head_inside & (columns_v < V)[None, :]
-    tl.store(o_f32_ptr + part[:, None] * V + columns_v[None, :], o, mask=o_mask)
+    mask = (rows < G)[:, None] & (columns_v < V)[None, :]
+    tl.store(o_f32_ptr + part[:, None] * V + columns_v[None, :], o, mask=mask)
 
 
 @triton.jit
@@ -138,8 +128,37 @@ def decode_attention(
     position `start`. A sequence that sees nothing gives zeros. Raises ValueError for what does not fit.
     """
     kv = (k, v) if block_table is None else (k.transpose(1, 2), v.transpose(1, 2))
+    _check(q, kv, lengths, first, block_table, sinks)
+    (batch, heads, dim), (_, kv_heads, size, value_dim) = q.shape, kv[1].shape
+    keys = size if block_table is None else size * block_table.shape[1]
+    y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
+    if not y.numel():
+        return y
+    splits = min(max(PROGRAMS // (batch * kv_heads), 1), MAX_SPLITS, triton.cdiv(max(keys, 1), BLOCK_S))
+    block, warps, stages = FP32 if q.dtype == torch.float32 else CONFIG
+    each = triton.cdiv(triton.cdiv(keys, splits), block) * block
+    partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
+    m, mass = torch.empty(2, batch, heads, splits, dtype=torch.float32, device=q.device)
+    with torch.cuda.device_of(q):  # Triton launches on the current device, which need not be q's
+        part_kernel[batch * kv_heads, splits](
+            q, *kv, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *kv[0].stride()[:3],
+            *kv[1].stride()[:3], keys, ring, start, size, 0 if block_table is None else block_table.stride(0),
+            kv_heads, dim**-0.5 if scale is None else scale, softcap or 0.0, each,
+            PAGED=block_table is not None, HAS_LENGTHS=lengths is not None, HAS_FIRST=first is not None,
+            HAS_CAP=softcap is not None, WINDOW=window or 0, G=heads // kv_heads, D=dim, V=value_dim,
+            BLOCK_G=padded(heads // kv_heads), BLOCK_D=padded(dim), BLOCK_V=padded(value_dim), BLOCK_S=block,
+            num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        join_kernel[(batch * heads,)](
+            partial, m, mass, sinks, y, heads, splits, HAS_SINKS=sinks is not None, V=value_dim,
+            BLOCK_V=padded(value_dim), BLOCK_P=triton.next_power_of_2(splits),
+        )  # fmt: skip
+    return y
+
+
+def _check(q, kv, lengths, first, block_table, sinks):
     if block_table is None:
-        check(q.unsqueeze(2), k, v, sinks)
+        check(q.unsqueeze(2), *kv, sinks)
     else:
         check(q.unsqueeze(2), *(each[:1].expand(len(q), -1, -1, -1) for each in kv), sinks)
         if block_table.dtype != torch.int32 or len(block_table) != len(q) or block_table.stride(1) != 1:
@@ -150,27 +169,3 @@ def decode_attention(
             raise ValueError(f"decode_attention: {name} is {each.dtype} {list(each.shape)}, expected {kind} [{len(q)}]")
     if block_table is not None and lengths is None:
         raise ValueError("decode_attention: a paged cache needs lengths; its last block may not be full")
-    (batch, heads, dim), (_, kv_heads, size, value_dim) = q.shape, kv[1].shape
-    keys = size if block_table is None else size * block_table.shape[1]
-    y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
-    if not y.numel():
-        return y
-    splits = min(max(PROGRAMS // (batch * kv_heads), 1), MAX_SPLITS, triton.cdiv(max(keys, 1), BLOCK_S))
-    each = triton.cdiv(triton.cdiv(keys, splits), BLOCK_S) * BLOCK_S
-    partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
-    m, mass = torch.empty(2, batch, heads, splits, dtype=torch.float32, device=q.device)
-    with torch.cuda.device_of(q):  # Triton launches on the current device, which need not be q's
-        part_kernel[batch * kv_heads, splits](
-            q, *kv, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *kv[0].stride()[:3],
-            *kv[1].stride()[:3], keys, ring, start, size, 0 if block_table is None else block_table.stride(0),
-            kv_heads, dim**-0.5 if scale is None else scale, softcap or 0.0, each,
-            PAGED=block_table is not None, HAS_LENGTHS=lengths is not None, HAS_FIRST=first is not None,
-            HAS_CAP=softcap is not None, WINDOW=window or 0, G=heads // kv_heads, D=dim, V=value_dim,
-            BLOCK_G=padded(heads // kv_heads), BLOCK_D=padded(dim), BLOCK_V=padded(value_dim), BLOCK_S=BLOCK_S,
-            num_warps=WARPS, num_stages=STAGES,
-        )  # fmt: skip
-        join_kernel[(batch * heads,)](
-            partial, m, mass, sinks, y, heads, splits, HAS_SINKS=sinks is not None, V=value_dim,
-            BLOCK_V=padded(value_dim), BLOCK_P=triton.next_power_of_2(splits),
-        )  # fmt: skip
-    return y

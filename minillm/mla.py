@@ -85,6 +85,5 @@ class LatentAttention(nn.Module):
         up = rearrange(quantised.matrix(self, "kv_up", q_nope.dtype), "(H D) R -> H D R", H=spec.num_heads)
         w_uk, w_uv = up.split((spec.nope_dim, spec.v_dim), dim=1)
         q = torch.cat((q_nope @ w_uk, q_rope), dim=-1)  # [B, H, T, R + P]
-        keys = latent.unsqueeze(1)  # [B, 1, S, R + P]
-        y = self.ops.attention(q, keys, keys[..., : spec.kv_rank], visible, self.scale)  # [B, H, T, R]
+        y = self.ops.latent_attention(q, latent, spec.kv_rank, visible, self.scale)  # [B, H, T, R]
         return y @ w_uv.transpose(1, 2)

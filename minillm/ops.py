@@ -27,6 +27,7 @@ class Ops:
     rope: Callable[..., Tensor] = reference.rope
     gated_act: Callable[..., Tensor] = reference.gated_act
     attention: Callable[..., Tensor] = reference.attention
+    latent_attention: Callable[..., Tensor] = reference.latent_attention
     experts: Callable[..., Tensor] = reference.experts
 
 
@@ -66,4 +67,4 @@ def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:
         raise ValueError("Triton's interpreter computes wrong values in bfloat16; use dtype float32 or float16")
     from minillm import triton_ops
 
-    return triton_ops.OPS
+    return Ops(**triton_ops.OPS)

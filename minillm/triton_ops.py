@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minillm import grouped
+from minillm import grouped, reference
 from minillm.kernels import attention as prefill
-from minillm.kernels import attention_backward, decode_attention, gated_act, rms_norm, rope
-from minillm.ops import Ops
+from minillm.kernels import attention_backward, decode_attention, gated_act, mla_decode, rms_norm, rope
 from minillm.visibility import Visibility
 
 
@@ -37,10 +36,21 @@ def attention(
     return found[0] if isinstance(found, tuple) else found
 
 
-OPS = Ops(
-    rms_norm=rms_norm.rms_norm,
-    rope=rope.rope,
-    gated_act=gated_act.gated_act,
-    attention=attention,
-    experts=grouped.experts,
-)
+def latent_attention(
+    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None
+) -> Tensor:
+    """`reference.latent_attention`, of which decoding one query per sequence is the form that the model uses."""
+    if visible.count > 1 or (torch.is_grad_enabled() and (q.requires_grad or latent.requires_grad)):
+        return reference.latent_attention(q, latent, value_dim, visible, scale)
+    y = mla_decode.mla_decode(q.squeeze(2), latent, value_dim, None, visible.padding_B, None, scale)
+    return y.unsqueeze(2)
+
+
+OPS = {
+    "rms_norm": rms_norm.rms_norm,
+    "rope": rope.rope,
+    "gated_act": gated_act.gated_act,
+    "attention": attention,
+    "latent_attention": latent_attention,
+    "experts": grouped.experts,
+}

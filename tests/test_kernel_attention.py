@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,6 +26,12 @@ from minillm.visibility import Visibility
 ULPS = {torch.float32: 10.0, torch.float16: 4.0}
 GRADIENT_ULPS = {torch.float32: 20.0, torch.float16: 8.0}
 DTYPES = [torch.float32, torch.float16]
+FAST = {"phases": [Phase.explicit, Phase.reuse, Phase.generate]}  # the interpreter is too slow to shrink a failure
+
+
+def budget(dtype: torch.dtype, cap: float | None) -> float:
+    """In fp32 a cap of c costs c units more: tanh is made of a sigmoid, to within a unit of 1."""
+    return ULPS[dtype] + (cap or 0.0) * (dtype == torch.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +39,10 @@ def small_blocks_and_poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks at sizes that the interpreter can bear; and torch.empty gives NaN in every place."""
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, **kind: empty(*shape, **kind).fill_(float("nan")))
-    for size in kernel.CONFIGS:
-        monkeypatch.setitem(kernel.CONFIGS, size, (16, 16, 4, 2))
-    monkeypatch.setattr(decode, "BLOCK_S", 16)
+    for table in (kernel.CONFIGS, kernel.BACKWARD, kernel.FP32):
+        for size in table:
+            monkeypatch.setitem(table, size, (16, 16, 4, 2))
+    monkeypatch.setattr(decode, "CONFIG", (16, 4, 2))
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float | None = None, softcap: float | None = None,
@@ -61,8 +68,9 @@ def visible(queries: int, past: int, window: int | None = None, first: Tensor | 
     return seen if first is None else (seen & (keys >= first[:, None, None, None])) | (keys == at)
 
 
-def ulps(found: Tensor, expected: Tensor) -> float:
-    unit = torch.finfo(found.dtype).eps * max(float(expected.abs().max()), 0.1)
+def ulps(found: Tensor, expected: Tensor, terms: Tensor | None = None) -> float:
+    """In units at the largest of what was summed to the result, which may cancel: by default the result itself."""
+    unit = torch.finfo(found.dtype).eps * max(float((expected if terms is None else terms).abs().max()), 0.1)
     return float((found.double() - expected).abs().max()) / unit
 
 
@@ -103,7 +111,8 @@ def test_prefill(case: str, dtype: torch.dtype) -> None:
     exact = doubles(q, k, v)
     expected = formula(*exact, visible(queries, past, window), None, cap, None if sinks is None else sinks.double())
     assert found.dtype == dtype
-    assert ulps(found, expected) <= ULPS[dtype]
+    terms = formula(*exact[:2], exact[2].abs(), visible(queries, past, window), None, cap)
+    assert ulps(found, expected, terms) <= budget(dtype, cap)
 
 
 @st.composite
@@ -132,7 +141,7 @@ def inputs(p: dict[str, Any]) -> list[Tensor]:
     return drawn(p["dtype"], *shapes, (2, p["kv_heads"], keys, p["value_dim"]), (p["heads"],), seed=p["seed"])
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, **FAST)
 @given(problems())
 def test_prefill_and_gradients_as_drawn(p: dict[str, Any]) -> None:
     q, k, v, sinks = (each.requires_grad_() for each in inputs(p))
@@ -145,7 +154,8 @@ def test_prefill_and_gradients_as_drawn(p: dict[str, Any]) -> None:
     exact = [each.detach().double().requires_grad_() for each in wanted]
     seen = visible(p["queries"], p["past"], p["window"], first)
     expected = formula(*exact[:3], seen, *options, exact[3] if p["sinking"] else None)
-    assert ulps(found.detach(), expected.detach()) <= ULPS[p["dtype"]]
+    terms = formula(*exact[:2], exact[2].abs(), seen, *options).detach()
+    assert ulps(found.detach(), expected.detach(), terms) <= budget(p["dtype"], p["cap"])
     (gradient,) = drawn(p["dtype"], tuple(found.shape), seed=1)
     ours = torch.autograd.grad(found, wanted, gradient)
     theirs = torch.autograd.grad(expected, exact, gradient.double())
@@ -162,7 +172,7 @@ def test_no_block_outside_the_window_is_read() -> None:
     assert torch.equal(found, expected)
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, **FAST)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4), problems())
 def test_ragged_is_each_alone(lengths: list[tuple[int, int]], p: dict[str, Any]) -> None:
     """Queries and what each sequence has before them; without anything between."""
@@ -182,7 +192,7 @@ def test_ragged_is_each_alone(lengths: list[tuple[int, int]], p: dict[str, Any])
             assert torch.equal(found[rows], expected[0].transpose(0, 1))
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, **FAST)
 @given(problems(longest=1), st.integers(1, 80))
 def test_decode_as_drawn(p: dict[str, Any], splits: int) -> None:
     """Contiguous with lengths, and the same keys scattered over pages of 5."""
@@ -215,11 +225,12 @@ def test_decode_as_drawn(p: dict[str, Any], splits: int) -> None:
         seen &= positions >= first[:, None]
     exact = doubles(q, k, v)
     expected = formula(*exact, seen[:, None, None], p["scale"], p["cap"], sinks.double() if p["sinking"] else None)
-    assert ulps(found, expected[:, :, 0]) <= ULPS[p["dtype"]]
-    assert ulps(scattered, expected[:, :, 0]) <= ULPS[p["dtype"]]
+    terms = formula(*exact[:2], exact[2].abs(), seen[:, None, None], p["scale"], p["cap"])
+    for each in (found, scattered):
+        assert ulps(each, expected[:, :, 0], terms) <= budget(p["dtype"], p["cap"])
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, **FAST)
 @given(problems(), st.booleans(), st.integers(0, 3))
 def test_behind_the_seam(p: dict[str, Any], one: bool, extra: int) -> None:
     """What the model calls: prefill and decode by what is visible, against the reference on the same."""

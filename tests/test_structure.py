@@ -38,6 +38,7 @@ LAYERS = [
     ["minillm.reference", "minillm.rope", "minillm.families", "minillm.chat", "minillm.tokenizer"],
     ["minillm.linear", "minillm.cache", "minillm.sampling", "minillm.hub", "minillm.quantised"],
     ["minillm.grouped"],
+    ["minillm.triton_ops"],
     ["minillm.ops"],
     ["minillm.norm", "minillm.attention", "minillm.ffn", "minillm.mla", "minillm.moe"],
     ["minillm.model"],
