@@ -77,22 +77,18 @@ def forward_kernel(
     WINDOW: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    batch = (tl.program_id(1) // heads).to(tl.int64)
-    head = (tl.program_id(1) % heads).to(tl.int64)
+    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     q_ptr += batch * q_b + head * q_h
     k_ptr += batch * k_b + head // group * k_h
     v_ptr += batch * v_b + head // group * v_h
     o_ptr += batch * o_b + head * o_h
     if RAGGED:
-        begin_q = tl.load(cu_q_i32_ptr + batch).to(tl.int64)
-        begin_k = tl.load(cu_k_i32_ptr + batch).to(tl.int64)
+        begin_q, begin_k = tl.load(cu_q_i32_ptr + batch).to(tl.int64), tl.load(cu_k_i32_ptr + batch).to(tl.int64)
         queries = (tl.load(cu_q_i32_ptr + batch + 1) - begin_q).to(tl.int32)
         keys = (tl.load(cu_k_i32_ptr + batch + 1) - begin_k).to(tl.int32)
         past = keys - queries
-        q_ptr += begin_q * q_t
-        o_ptr += begin_q * o_t
-        k_ptr += begin_k * k_t
-        v_ptr += begin_k * v_t
+        q_ptr, o_ptr = q_ptr + begin_q * q_t, o_ptr + begin_q * o_t
+        k_ptr, v_ptr = k_ptr + begin_k * k_t, v_ptr + begin_k * v_t
     block = tl.program_id(0) * BLOCK_Q
     if block >= queries:
         return
@@ -102,8 +98,7 @@ def forward_kernel(
     rows, columns_d, columns_v = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     at = block + rows + past  # the key at which each query stands
     q = load_rows(q_ptr, q_t, block, rows, columns_d, queries, D)
-    m = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
-    mass = tl.zeros((BLOCK_Q,), tl.float32)
+    m, mass = tl.full((BLOCK_Q,), float("-inf"), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
     if HAS_SINKS:
         m = tl.zeros((BLOCK_Q,), tl.float32) + tl.load(sinks_ptr + head).to(tl.float32) * LOG2_E
         mass += 1.0
@@ -175,7 +170,8 @@ def ragged_attention(
     rows ends[b] .. ends[b + 1] - 1, `ends_q` and `ends_k` int32 `[B + 1]` from 0 on; its last query stands at its last
     key. `longest`: the most queries of one sequence. Rows beyond the last end stay unwritten. Raises ValueError for
     what does not fit."""
-    check(*(each.unsqueeze(0).transpose(1, 2) for each in (q, k, v)), sinks)
+    packed = [each.unsqueeze(0).transpose(1, 2) for each in (q, k, v)]
+    check(packed[0], packed[1], packed[2], sinks)
     if ends_q.shape != ends_k.shape or ends_q.dtype != torch.int32 or ends_k.dtype != torch.int32:
         raise ValueError(f"attention: ends are {ends_q.dtype} {list(ends_q.shape)} and {ends_k.dtype} "
                          f"{list(ends_k.shape)}, expected two of int32 [B + 1]")  # fmt: skip

@@ -134,8 +134,8 @@ def decode_attention(
     y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
     if not y.numel():
         return y
-    splits = min(max(PROGRAMS // (batch * kv_heads), 1), MAX_SPLITS, triton.cdiv(max(keys, 1), BLOCK_S))
     block, warps, stages = FP32 if q.dtype == torch.float32 else CONFIG
+    splits = min(max(PROGRAMS // (batch * kv_heads), 1), MAX_SPLITS, triton.cdiv(max(keys, 1), block))
     each = triton.cdiv(triton.cdiv(keys, splits), block) * block
     partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
     m, mass = torch.empty(2, batch, heads, splits, dtype=torch.float32, device=q.device)

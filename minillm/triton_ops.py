@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,19 +23,16 @@ def attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks."""
-    first = visible.padding_B
+    first, past = visible.padding_B, visible.start - visible.first_key
+    where = (past, visible.window, first, visible.first_key)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (q, k, v, sinks)):
-        run = attention_backward.differentiable_attention
-    elif visible.count == 1:
-        ring = k.shape[2] and visible.window if visible.ring else 0
+        return attention_backward.differentiable_attention(q, k, v, *where, scale, softcap, sinks)
+    if visible.count == 1:
+        ring = visible.window if visible.ring else 0
         return decode_attention.decode_attention(
             q.squeeze(2), k, v, None, first, None, ring or 0, visible.start, None, scale, softcap, sinks
         ).unsqueeze(2)
-    else:
-        run = prefill.attention
-    past = visible.start - visible.first_key
-    found = run(q, k, v, past, visible.window, first, visible.first_key, scale, softcap, sinks)
-    return found[0] if isinstance(found, tuple) else found
+    return prefill.attention(q, k, v, *where, scale, softcap, sinks)[0]
 
 
 def latent_attention(
@@ -46,7 +45,7 @@ def latent_attention(
     return y.unsqueeze(2)
 
 
-OPS = {
+OPS: dict[str, Callable[..., Tensor]] = {
     "rms_norm": rms_norm.rms_norm,
     "rope": rope.rope,
     "gated_act": gated_act.gated_act,
