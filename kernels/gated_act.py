@@ -122,11 +122,15 @@ def gated_act(gate_up: Tensor, activation="silu") -> Tensor:
         raise ValueError(f"gated_act: the last dimension has {gate_up.shape[-1]} values, expected an even number")
     if gate_up.stride(-1) != 1:
         raise ValueError(f"gated_act: the last dimension has stride {gate_up.stride(-1)}, expected 1")
-    if not isinstance(activation, str):
-        constants = (CLAMPED, activation.alpha, activation.limit)
-    elif activation in ACTIVATIONS:
-        constants = (ACTIVATIONS[activation], 0.0, 0.0)
-    else:
-        raise ValueError(f"gated_act: activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    constants = constants_of(activation)
     with torch.cuda.device_of(gate_up):  # Triton launches on the current device, which need not be gate_up's
         return _GatedAct.apply(gate_up, *constants)
+
+
+def constants_of(activation) -> tuple[int, float, float]:
+    """What the kernels take for an activation: its number, alpha and limit. Raises ValueError for an unknown one."""
+    if not isinstance(activation, str):
+        return CLAMPED, activation.alpha, activation.limit
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"gated_act: activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[activation], 0.0, 0.0

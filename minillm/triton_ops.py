@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minillm import grouped, reference
+from minillm import reference
 from minillm.kernels import attention as prefill
-from minillm.kernels import attention_backward, decode_attention, gated_act, mla_decode, rms_norm, rope
+from minillm.kernels import attention_backward, decode_attention, gated_act, mla_decode, moe, rms_norm, rope
 from minillm.visibility import Visibility
 
 
@@ -45,11 +46,19 @@ def latent_attention(
     return y.unsqueeze(2)
 
 
+def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Any, down: Any, *rest: Any) -> Tensor:
+    """`reference.experts`; what is dequantised as it is asked for, and what needs gradients, goes through that."""
+    tensors = isinstance(gate_up, Tensor) and isinstance(down, Tensor)
+    if not tensors or (torch.is_grad_enabled() and any(each.requires_grad for each in (x, weights, gate_up, down))):
+        return reference.experts(x, chosen, weights, gate_up, down, *rest)
+    return moe.experts(x, chosen, weights, gate_up, down, *rest)
+
+
 OPS: dict[str, Callable[..., Tensor]] = {
     "rms_norm": rms_norm.rms_norm,
     "rope": rope.rope,
     "gated_act": gated_act.gated_act,
     "attention": attention,
     "latent_attention": latent_attention,
-    "experts": grouped.experts,
+    "experts": experts,
 }

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minillm.kernels import attention, attention_backward, decode_attention, gated_act, mla_decode, rms_norm, rope
+from minillm.kernels import attention, attention_backward, decode_attention, gated_act, mla_decode, moe, rms_norm, rope
 
 TARGETS = [
     GPUTarget("cuda", 80, 32),
@@ -54,6 +54,17 @@ def attending(table: dict[int, tuple[int, int, int, int]], **more: Any) -> list[
     return found + fp32
 
 
+def grouping(**more: Any) -> list[dict[str, Any]]:
+    """Tensor cores and not, matrices of either layout: a stride of 1 is a constant to a launch."""
+    names = ("TILE", "DEPTH", "num_warps", "num_stages")
+    cases = (((moe.TILE, moe.DEPTH, moe.WARPS, moe.STAGES), ("bf16", "fp16")), (moe.FP32, ("fp32",)))
+    return [
+        dict(zip(names, blocks, strict=True)) | {"ROWS": moe.ROWS, stride: 1, "dtypes": dtypes} | more
+        for blocks, dtypes in cases
+        for stride in ("w_i", "w_o")
+    ]
+
+
 # kernel -> each set of constants it is launched with
 KERNELS = {
     rms_norm.forward_kernel: [{"BEFORE_WEIGHT": before, "BLOCK": 4096} for before in (True, False)],
@@ -81,6 +92,12 @@ KERNELS = {
         for paged in (True, False)
         for blocks, dtypes in ((mla_decode.CONFIG, ("bf16", "fp16")), (mla_decode.FP32, ("fp32",)))
     ],
+    moe.gate_up_kernel: grouping(HAS_BIAS=True, ACTIVATION=0, x_t=2048),
+    moe.down_kernel: grouping(HAS_BIAS=True),
+    moe.few_gate_up_kernel: [
+        {"HAS_BIAS": False, "ACTIVATION": 0, "TILE": moe.FEW_TILE, "DEPTH": moe.FEW_DEPTH, "w_i": 1}
+    ],
+    moe.few_down_kernel: [{"HAS_BIAS": False, "TILE": moe.FEW_TILE, "DEPTH": moe.FEW_DEPTH, "w_i": 1}],
     decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
 }
 
@@ -95,7 +112,7 @@ def kind(name: str, dtype: str) -> str:
 
 # What a launch finds aligned for shapes that are multiples of 16, as those of real models are: it reads 16 bytes at a
 # time then, and keeps fewer addresses.
-ALIGNED = re.compile(r"(_ptr|_[bhts]|stride)$")
+ALIGNED = re.compile(r"(_ptr|_[behiost]|stride|^hidden|^inner)$")
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024}
 CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
 

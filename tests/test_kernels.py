@@ -127,7 +127,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_kernel_has_variants() -> None:
     """Here or, where an op has more forms than one, in a file of its own."""
-    own = {"attention": "attention", "latent_attention": "mla_decode"}
+    own = {"attention": "attention", "latent_attention": "mla_decode", "experts": "moe"}
     assert sorted(WITH_KERNEL) == sorted([*VARIANTS, *own])
     for name in own.values():
         assert "test_behind_the_seam" in (Path(__file__).parent / f"test_kernel_{name}.py").read_text()

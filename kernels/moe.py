@@ -1,0 +1,215 @@
+"""The experts of a mixture (Shazeer et al., arXiv:1701.06538), all of them in four launches, whatever their number.
+
+    y_n = Σ_k w_nk E_{e_nk}(x_n),   E_e(x) = down_e (act(gate_e x) * up_e x)
+
+A loop over experts is a launch for each product of each expert, and asks the device how many tokens each has. Here
+nothing is asked: sizes on the host are bounds.
+
+Many tokens: picks (token n, its k-th expert) are sorted by expert and cut in blocks of rows that belong to one expert
+each; there are at most P / ROWS + E of them, and those behind the last return at once. A program multiplies a block
+with a tile of the expert's matrix: rows of x are gathered where they lie, gate and up are two sums of one pass with
+act(gate) * up in the epilogue (the 2F values in between are never written), and the second product multiplies by the
+weight and writes each row to its pick. An expert's matrix is read once per block of its rows.
+
+Few picks, as in decoding: a product of a matrix and one row is limited by reading the matrix. A program takes some
+output rows of one pick's expert, with no sorting and no padding to the 16 rows of a tensor core.
+
+The sum over k is taken in order, without atomics: the same batch gives the same bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minillm.kernels.gated_act import constants_of, factors
+
+ROWS = 64  # of a block that belongs to one expert
+TILE, DEPTH, WARPS, STAGES = 64, 64, 4, 3  # outputs, inputs per step
+FP32 = (32, 32, 4, 1)  # the same without tensor cores
+FEW = 64  # picks up to which each is computed by itself
+FEW_TILE, FEW_DEPTH, FEW_WARPS = 16, 256, 4
+
+
+@triton.jit
+def tile(w_ptr, rows, columns, height, width, w_o, w_i):
+    """Rows and columns of a matrix `[height, width]`, zero outside."""
+    inside = (rows < height)[:, None] & (columns < width)[None, :]
+    return tl.load(w_ptr + rows[:, None] * w_o + columns[None, :] * w_i, mask=inside, other=0.0)
+
+
+@triton.jit
+def gate_up_kernel(
+    x_ptr, w_ptr, b_ptr, h_ptr, order_i64_ptr, expert_i64_ptr, first_i64_ptr, end_i64_ptr,
+    x_t, w_e, w_o, w_i, top_k, experts, hidden, inner, alpha, limit,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    expert = tl.load(expert_i64_ptr + tl.program_id(0))
+    if expert >= experts:
+        return
+    sorted_rows = tl.load(first_i64_ptr + tl.program_id(0)) + tl.arange(0, ROWS)
+    inside = sorted_rows < tl.load(end_i64_ptr + tl.program_id(0))
+    token = tl.load(order_i64_ptr + sorted_rows, mask=inside, other=0) // top_k
+    outputs = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    w_ptr += expert * w_e
+    gate, up = tl.zeros((ROWS, TILE), tl.float32), tl.zeros((ROWS, TILE), tl.float32)
+    for start in range(0, hidden, DEPTH):
+        inputs = start + tl.arange(0, DEPTH)
+        mask = inside[:, None] & (inputs < hidden)[None, :]
+        x = tl.load(x_ptr + token[:, None] * x_t + inputs[None, :], mask=mask, other=0.0)
+        w_gate = tile(w_ptr, outputs, inputs, inner, hidden, w_o, w_i)
+        w_up = tile(w_ptr + inner * w_o, outputs, inputs, inner, hidden, w_o, w_i)
+        gate += tl.dot(x, tl.trans(w_gate), input_precision="ieee")
+        up += tl.dot(x, tl.trans(w_up), input_precision="ieee")
+    if HAS_BIAS:
+        b_at = b_ptr + expert * 2 * inner + outputs
+        gate += tl.load(b_at, mask=outputs < inner, other=0.0).to(tl.float32)[None, :]
+        up += tl.load(b_at + inner, mask=outputs < inner, other=0.0).to(tl.float32)[None, :]
+    value, _, other, _ = factors(gate, up, alpha, limit, ACTIVATION)
+    h_at = h_ptr + sorted_rows[:, None] * inner + outputs[None, :]
+    tl.store(h_at, (value * other).to(h_ptr.dtype.element_ty), mask=inside[:, None] & (outputs < inner)[None, :])
+
+
+@triton.jit
+def down_kernel(
+    h_ptr, w_ptr, b_ptr, y_ptr, weights_f32_ptr, order_i64_ptr, expert_i64_ptr, first_i64_ptr, end_i64_ptr,
+    w_e, w_o, w_i, experts, hidden, inner,
+    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    expert = tl.load(expert_i64_ptr + tl.program_id(0))
+    if expert >= experts:
+        return
+    sorted_rows = tl.load(first_i64_ptr + tl.program_id(0)) + tl.arange(0, ROWS)
+    inside = sorted_rows < tl.load(end_i64_ptr + tl.program_id(0))
+    pick = tl.load(order_i64_ptr + sorted_rows, mask=inside, other=0)
+    outputs = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    y = tl.zeros((ROWS, TILE), tl.float32)
+    for start in range(0, inner, DEPTH):
+        inputs = start + tl.arange(0, DEPTH)
+        mask = inside[:, None] & (inputs < inner)[None, :]
+        h = tl.load(h_ptr + sorted_rows[:, None] * inner + inputs[None, :], mask=mask, other=0.0)
+        w = tile(w_ptr + expert * w_e, outputs, inputs, hidden, inner, w_o, w_i)
+        y += tl.dot(h, tl.trans(w), input_precision="ieee")
+    if HAS_BIAS:
+        y += tl.load(b_ptr + expert * hidden + outputs, mask=outputs < hidden, other=0.0).to(tl.float32)[None, :]
+    y *= tl.load(weights_f32_ptr + pick, mask=inside, other=0.0)[:, None]
+    y_at = y_ptr + pick[:, None] * hidden + outputs[None, :]
+    tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=inside[:, None] & (outputs < hidden)[None, :])
+
+
+@triton.jit
+def few_gate_up_kernel(
+    x_ptr, w_ptr, b_ptr, h_ptr, picks_i64_ptr, x_t, w_e, w_o, w_i, top_k, hidden, inner, alpha, limit,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    pick = tl.program_id(0).to(tl.int64)
+    expert = tl.load(picks_i64_ptr + pick)
+    outputs = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    w_ptr += expert * w_e
+    gate, up = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
+    for start in range(0, hidden, DEPTH):
+        inputs = start + tl.arange(0, DEPTH)
+        x = tl.load(x_ptr + pick // top_k * x_t + inputs, mask=inputs < hidden, other=0.0).to(tl.float32)[None, :]
+        gate += tl.sum(tile(w_ptr, outputs, inputs, inner, hidden, w_o, w_i).to(tl.float32) * x, axis=1)
+        up += tl.sum(tile(w_ptr + inner * w_o, outputs, inputs, inner, hidden, w_o, w_i).to(tl.float32) * x, axis=1)
+    if HAS_BIAS:
+        b_at = b_ptr + expert * 2 * inner + outputs
+        gate += tl.load(b_at, mask=outputs < inner, other=0.0).to(tl.float32)
+        up += tl.load(b_at + inner, mask=outputs < inner, other=0.0).to(tl.float32)
+    value, _, other, _ = factors(gate, up, alpha, limit, ACTIVATION)
+    tl.store(h_ptr + pick * inner + outputs, (value * other).to(h_ptr.dtype.element_ty), mask=outputs < inner)
+
+
+@triton.jit
+def few_down_kernel(
+    h_ptr, w_ptr, b_ptr, y_ptr, weights_f32_ptr, picks_i64_ptr, w_e, w_o, w_i, hidden, inner,
+    HAS_BIAS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    pick = tl.program_id(0).to(tl.int64)
+    expert = tl.load(picks_i64_ptr + pick)
+    outputs = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    y = tl.zeros((TILE,), tl.float32)
+    for start in range(0, inner, DEPTH):
+        inputs = start + tl.arange(0, DEPTH)
+        h = tl.load(h_ptr + pick * inner + inputs, mask=inputs < inner, other=0.0).to(tl.float32)[None, :]
+        y += tl.sum(tile(w_ptr + expert * w_e, outputs, inputs, hidden, inner, w_o, w_i).to(tl.float32) * h, axis=1)
+    if HAS_BIAS:
+        y += tl.load(b_ptr + expert * hidden + outputs, mask=outputs < hidden, other=0.0).to(tl.float32)
+    y *= tl.load(weights_f32_ptr + pick)
+    tl.store(y_ptr + pick * hidden + outputs, y.to(y_ptr.dtype.element_ty), mask=outputs < hidden)
+
+
+def blocks_of(picks: Tensor, experts: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Picks int64 `[P]` sorted by expert (`order`), and of each block of at most `rows` of them its expert (`experts`
+    for those beyond the last), its first sorted row and the row behind its expert's last: int64 `[P / rows + E]`."""
+    count = picks.new_zeros(experts).scatter_add_(0, picks, torch.ones_like(picks))
+    order, ends = picks.argsort(stable=True), count.cumsum(0)
+    last_block = ((count + rows - 1) // rows).cumsum(0)
+    block = torch.arange(triton.cdiv(len(picks), rows) + min(experts, len(picks)), device=picks.device)
+    expert = torch.searchsorted(last_block, block, right=True)
+    known = expert.clamp(max=experts - 1)
+    first_block = (last_block - (count + rows - 1) // rows)[known]
+    return order, expert, (ends - count)[known] + (block - first_block) * rows, ends[known]
+
+
+def experts(
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    activation="silu",
+    biases: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """x `[N, H]`, chosen int64 and weights fp32 `[N, k]`, gate_up `[E, 2F, H]` and down `[E, H, F]` with any strides,
+    biases `[E, 2F]` and `[E, H]` -> `[N, H]`. `activation` as in `gated_act`. Experts that no token chose are not read.
+    Inference only. Raises ValueError for what does not fit."""
+    _check(x, chosen, weights, gate_up, down, biases)
+    (tokens, hidden), (count, _, inner), top_k = x.shape, down.shape, chosen.shape[1]
+    picks, kind = chosen.reshape(-1), constants_of(activation)
+    b_in, b_out = (each.contiguous() for each in biases) if biases else (None, None)
+    h = torch.empty(len(picks), inner, dtype=x.dtype, device=x.device)
+    y = torch.empty(tokens, top_k, hidden, dtype=x.dtype, device=x.device)
+    weights = weights.contiguous()
+    x_in = (x, gate_up, b_in, h)
+    sizes = (hidden, inner)
+    if y.numel():
+        with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
+            if len(picks) <= FEW:
+                grid = (len(picks), triton.cdiv(inner, FEW_TILE))
+                few_gate_up_kernel[grid](
+                    *x_in, picks, x.stride(0), *gate_up.stride(), top_k, *sizes, *kind[1:],
+                    biases is not None, kind[0], FEW_TILE, FEW_DEPTH, num_warps=FEW_WARPS)  # fmt: skip
+                grid = (len(picks), triton.cdiv(hidden, FEW_TILE))
+                few_down_kernel[grid](h, down, b_out, y, weights, picks, *down.stride(), *sizes, biases is not None,
+                                      FEW_TILE, FEW_DEPTH, num_warps=FEW_WARPS)  # fmt: skip
+            else:
+                side, depth, warps, stages = FP32 if x.dtype == torch.float32 else (TILE, DEPTH, WARPS, STAGES)
+                order, *blocks = blocks_of(picks, count, ROWS)
+                shape = {"ROWS": ROWS, "TILE": side, "DEPTH": depth, "num_warps": warps, "num_stages": stages}
+                gate_up_kernel[len(blocks[0]), triton.cdiv(inner, side)](
+                    *x_in, order, *blocks, x.stride(0), *gate_up.stride(), top_k, count, *sizes, *kind[1:],
+                    HAS_BIAS=biases is not None, ACTIVATION=kind[0], **shape)  # fmt: skip
+                down_kernel[len(blocks[0]), triton.cdiv(hidden, side)](
+                    h, down, b_out, y, weights, order, *blocks, *down.stride(), count, *sizes,
+                    HAS_BIAS=biases is not None, **shape)  # fmt: skip
+    return y.sum(1, dtype=torch.float32).to(x.dtype)
+
+
+def _check(x, chosen, weights, gate_up, down, biases):
+    if x.dim() != 2 or chosen.dim() != 2 or len(x) != len(chosen) or chosen.shape != weights.shape:
+        raise ValueError(f"experts: x {list(x.shape)}, chosen {list(chosen.shape)}, weights {list(weights.shape)} do "
+                         "not fit; expected [N, H], [N, k] and [N, k]")  # fmt: skip
+    count, hidden, inner = down.shape
+    if gate_up.shape != (count, 2 * inner, hidden) or hidden != x.shape[1]:
+        raise ValueError(f"experts: x {list(x.shape)}, gate_up {list(gate_up.shape)} and down {list(down.shape)} do "
+                         "not fit; expected [N, H], [E, 2F, H] and [E, H, F]")  # fmt: skip
+    if biases is not None and (biases[0].shape != gate_up.shape[:2] or biases[1].shape != down.shape[:2]):
+        raise ValueError(f"experts: biases {[list(each.shape) for each in biases]}, expected [E, 2F] and [E, H]")
+    if chosen.dtype != torch.int64 or weights.dtype != torch.float32:
+        raise ValueError(f"experts: chosen is {chosen.dtype}, weights {weights.dtype}; expected int64 and float32")
+    if x.stride(1) != 1 and hidden > 1:
+        raise ValueError(f"experts: the last dimension of x has stride {x.stride(1)}, expected 1")
+    for name, each in (("gate_up", gate_up), ("down", down)):
+        if each.dtype != x.dtype or each.device != x.device:
+            raise ValueError(f"experts: {name} is {each.dtype} on {each.device}, x {x.dtype} on {x.device}")
