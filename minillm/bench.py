@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from minillm import cli, families, hub, inference
+from minillm import bench_kernels, cli, families, hub, inference
 from minillm.cache import Cache
 from minillm.families.shapes import SHAPES
 from minillm.loading import load, resolve_device
@@ -205,6 +205,9 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["kernels"]:
+        return bench_kernels.main(given[1:])
     parser = cli.parser("bench", "Measure speed against the machine's limit and against a peer.")
     cli.add_model_arguments(parser)
     parser.set_defaults(dtype="bfloat16")
@@ -214,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--new-tokens", type=int, default=16, metavar="N")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--worker", choices=sorted(ENGINES), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(given)
     if arguments.weights and arguments.random:
         parser.error("--weights and --random exclude each other")
     if min(arguments.prompt_tokens, arguments.new_tokens, arguments.rounds) < 1:

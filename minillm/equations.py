@@ -13,8 +13,13 @@ from minillm.spec import GQA, MLA, MLP, ClampedSwiGLU, GatedMLP, Layer, LayerNor
 
 def equations(layer: Layer, hidden_size: int) -> list[str]:
     """One line for each step, from x to y."""
-    attended = "n(a)" if layer.post_attention_norm else "a"
-    fed = "n(f)" if layer.post_ffn_norm else "f"
+    norm = layer.attention_norm or layer.ffn_norm or layer.post_attention_norm
+    own = {"n": norm}  # what differs from it has a name of its own
+    own |= {
+        name: each for name, each in (("n_a", layer.post_attention_norm), ("n_f", layer.post_ffn_norm)) if each != norm
+    }
+    attended = f"{'n_a' if 'n_a' in own else 'n'}(a)" if layer.post_attention_norm else "a"
+    fed = f"{'n_f' if 'n_f' in own else 'n'}(f)" if layer.post_ffn_norm else "f"
     before = "n(x)" if layer.attention_norm else "x"
     inner = "x" if layer.parallel else "h"
     if layer.ffn_norm is not None:
@@ -25,8 +30,7 @@ def equations(layer: Layer, hidden_size: int) -> list[str]:
     lines += [] if layer.parallel else [f"h = x + {attended}"]
     lines += [f"u = {inner}", *PARTS[type(layer.ffn)](layer.ffn, hidden_size)]
     lines.append(f"y = x + {attended} + {fed}" if layer.parallel else f"y = h + {fed}")
-    norm = layer.attention_norm or layer.ffn_norm or layer.post_attention_norm
-    return [*lines, *([f"n: {_norm(norm)}"] if norm else [])]
+    return [*lines, *(f"{name}: {_norm(each)}" for name, each in own.items() if each)]
 
 
 def w(rows: int, columns: int) -> str:
@@ -53,7 +57,7 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
         f"q = {w(q, hidden)} u{bias}, k, v = {w(kv, hidden)} u{bias}: "
         f"{a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
         f"q, k: {norm}{clip}{part}each head turned by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling),
-        f"a_i = {w(hidden, q)} sum over {seen} of softmax_j({scores}) v_j{sink}{' + b' if a.out_bias else ''}",
+        f"a_i = {w(hidden, q)} sum over {seen} of softmax_j({scores}) v_j{' + b' if a.out_bias else ''}{sink}",
     ]
 
 

@@ -153,14 +153,10 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
 
 def _alike(layers: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[int]]]:
     """The different layers, and which ones are so."""
-    found: list[tuple[dict[str, Any], list[int]]] = []
+    found: dict[str, tuple[dict[str, Any], list[int]]] = {}
     for index, layer in enumerate(layers):
-        indices = next((indices for other, indices in found if other == layer), None)
-        if indices is None:
-            found.append((layer, [index]))
-        else:
-            indices.append(index)
-    return found
+        found.setdefault(json.dumps(layer), (layer, []))[1].append(index)
+    return list(found.values())
 
 
 def _runs(indices: Sequence[int]) -> str:

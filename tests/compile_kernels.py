@@ -17,7 +17,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minillm.kernels import attention, attention_backward, decode_attention, gated_act, mla_decode, moe, rms_norm, rope
+from minillm.kernels import (
+    attention,
+    attention_backward,
+    cross_entropy,
+    decode_attention,
+    gated_act,
+    mla_decode,
+    moe,
+    rms_norm,
+    rope,
+    sampling,
+)
 
 TARGETS = [
     GPUTarget("cuda", 80, 32),
@@ -98,6 +109,11 @@ KERNELS = {
         {"HAS_BIAS": False, "ACTIVATION": 0, "TILE": moe.FEW_TILE, "DEPTH": moe.FEW_DEPTH, "w_i": 1}
     ],
     moe.few_down_kernel: [{"HAS_BIAS": False, "TILE": moe.FEW_TILE, "DEPTH": moe.FEW_DEPTH, "w_i": 1}],
+    cross_entropy.loss_kernel: [
+        {"HAS_CAP": cap, "GRADIENT": True, "BLOCK": cross_entropy.BLOCK, "num_warps": cross_entropy.WARPS}
+        for cap in (True, False)
+    ],
+    sampling.sample_kernel: [{"SHOW": False, "BLOCK": sampling.BLOCK, "num_warps": sampling.WARPS}],
     decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
 }
 

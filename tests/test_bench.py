@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from minillm import bench, families, quantised
+from minillm import bench, bench_kernels, families, ops, quantised
 from minillm.families.shapes import SHAPES
 from minillm.hub import DEMO
 from minillm.loading import load
@@ -109,3 +110,36 @@ def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str])
         bench.main(arguments)
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_kernels_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every op of the seam, and those beside it; each name that is said to have a kernel has one."""
+    assert bench.main(["kernels", "--list", "--json"]) == 0
+    listed = {each["op"]: each for each in json.loads(capsys.readouterr().out)["ops"]}
+    seam = {field.name for field in dataclasses.fields(ops.Ops)}
+    assert {name for name, each in listed.items() if each["in_model"]} == seam
+    kernels = ops.select("triton", torch.device("cpu"), torch.float32)
+    for name in seam:
+        assert listed[name]["triton"] == (getattr(kernels, name) is not getattr(ops.REFERENCE, name))
+    assert all(each["triton"] for each in listed.values())
+    assert bench.main(["kernels", "--list"]) == 0
+    assert capsys.readouterr().out.count("Triton") == len(listed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
+def test_kernels_are_not_timed_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["kernels"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "there is none here" in err
+
+
+def test_what_is_timed_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case through the reference, on meta tensors: shapes fit, and each op of the seam has a case."""
+    device = torch.device("meta")
+    monkeypatch.setattr(torch.Tensor, "unique", lambda self: torch.zeros(0, dtype=torch.int64))
+    found = bench_kernels.cases(device, torch.bfloat16)
+    assert {case.op for case in found} == {field.name for field in dataclasses.fields(ops.Ops)}
+    for case in found:
+        assert getattr(ops.REFERENCE, case.op)(*case.arguments).numel() > 0
+        assert case.nbytes > 0

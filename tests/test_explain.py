@@ -54,6 +54,11 @@ def test_text_leaves_out_what_is_as_in_llama(capsys: pytest.CaptureFixture[str])
 
 
 EQUATIONS = {
+    "openai__gpt-oss-20b": [
+        "a_i = W[2880 x 4096] sum over i - 128 < j <= i of softmax_j(0.125 q_i k_j) v_j + b, "
+        "and a learned score that is only summed over",
+        "p = (W[32 x 2880] u + b) in fp32; e: the 4 best; weights softmax over them",
+    ],
     "meta-llama__Llama-3.1-8B": [
         "u = n(x)",
         "q = W[4096 x 4096] u, k, v = W[1024 x 4096] u: 32 and 8 heads of 128, each kv head for 4 of q",

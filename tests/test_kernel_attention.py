@@ -1,8 +1,7 @@
 """Attention kernels against the formula in fp64, in the interpreter: prefill, ragged, decode, paged, and gradients.
 
-Budgets are in units of the last place of the type at the largest value expected. In fp16 the weights are rounded before
-they are multiplied with v, half a unit each, and the result once more; the largest seen over 300 draws was 1.9, of a
-gradient 3.6; in fp32 5.1 and 9.7.
+Budgets are in units of the last place of the type at the largest value expected. The largest seen over 120 draws: fp32
+4.9, of a gradient 20.7 (sums that cancel); fp16, where rounding the result costs half a unit, 0.42 and 0.65.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from minillm.kernels import decode_attention as decode
 from minillm.kernels.attention_backward import differentiable_attention
 from minillm.visibility import Visibility
 
-ULPS = {torch.float32: 10.0, torch.float16: 4.0}
-GRADIENT_ULPS = {torch.float32: 20.0, torch.float16: 8.0}
+ULPS = {torch.float32: 10.0, torch.float16: 1.0}
+GRADIENT_ULPS = {torch.float32: 45.0, torch.float16: 1.5}
 DTYPES = [torch.float32, torch.float16]
 FAST = {"phases": [Phase.explicit, Phase.reuse, Phase.generate]}  # the interpreter is too slow to shrink a failure
 
@@ -146,11 +145,9 @@ def inputs(p: dict[str, Any]) -> list[Tensor]:
 def test_prefill_and_gradients_as_drawn(p: dict[str, Any]) -> None:
     q, k, v, sinks = (each.requires_grad_() for each in inputs(p))
     first = None if p["padding"] is None else torch.tensor(p["padding"])
-    wanted = [q, k, v, *([sinks] if p["sinking"] else [])]
-    options = (p["scale"], p["cap"])
-    found = differentiable_attention(
-        q, k, v, p["past"], p["window"], first, 0, *options, sinks if p["sinking"] else None
-    )
+    wanted, options = [q, k, v, *([sinks] if p["sinking"] else [])], (p["scale"], p["cap"])
+    given_ = (p["past"], p["window"], first, 0, *options, sinks if p["sinking"] else None)
+    found = differentiable_attention(q, k, v, *given_)
     exact = [each.detach().double().requires_grad_() for each in wanted]
     seen = visible(p["queries"], p["past"], p["window"], first)
     expected = formula(*exact[:3], seen, *options, exact[3] if p["sinking"] else None)

@@ -1,7 +1,7 @@
 """Experts in Triton against the formula in fp64, in the interpreter: sorted blocks, and pick by pick.
 
 Budgets in units of the last place at the largest of what is summed. In fp16 the result of act(gate) * up and each
-expert's result are rounded before the sum; the largest seen over 200 draws was 2.6, in fp32 5.5.
+expert's result are rounded before the sum; the largest seen over 120 draws was 0.94, in fp32 3.6.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minillm.kernels import moe
 from minillm.kernels.moe import blocks_of, experts
 from minillm.spec import ClampedSwiGLU
 
-ULPS = {torch.float32: 12.0, torch.float16: 6.0}
+ULPS = {torch.float32: 8.0, torch.float16: 2.0}
 KINDS: list[Any] = ["silu", "gelu", "gelu_tanh", ClampedSwiGLU(1.702, 0.8)]
 
 

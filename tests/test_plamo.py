@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from minillm.equations import equations
 from minillm.families import resolve
 from minillm.model import skeleton
 
@@ -52,9 +53,17 @@ def test_the_published_config_of_plamo_13b() -> None:
     assert abs(2 * count - 26.2e9) < 0.02e9
 
 
+def test_equations_name_every_norm() -> None:
+    spec, _, _ = resolve(PLAMO_3)
+    lines = equations(spec.layers[0], spec.hidden_size)
+    assert {"h = x + n_a(a)", "y = h + n_f(f)", "n: (1 + w) x / sqrt(mean x² + 1e-06)"} <= set(lines)
+    assert {"n_a: (0.2 + w) x / sqrt(mean x² + 1e-06)", "n_f: (0.0894427 + w) x / sqrt(mean x² + 1e-06)"} <= set(lines)
+
+
 def windows(**changes: Any) -> list[int | None]:
     spec, _, config = resolve({**PLAMO_3, **changes})
     assert config.unread == []
+    assert spec.final_norm.cast == "before_weight"
     bases = [layer.attention.rope.theta for layer in spec.layers]
     found = [layer.attention.window for layer in spec.layers]
     assert bases == [1e6 if window is None else 1e4 for window in found]
@@ -65,20 +74,31 @@ def test_windows() -> None:
     kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
     assert windows() == [9, 9, None, 9]
     assert windows(sliding_window=5, window_size=None) == [5, 5, None, 5]
-    assert windows(layer_types=kinds) == [None, 9, 9, None]
-    assert windows(sliding_window=[None, 7, 7, None], layer_types=kinds) == [None, 7, 7, None]
+    assert windows(layer_types=kinds, sliding_window_pattern=None) == [None, 9, 9, None]
+    listed = {"sliding_window": [None, 7, 7, None], "sliding_window_pattern": None}
+    assert windows(**listed, layer_types=kinds) == [None, 7, 7, None]
+    assert windows(sliding_window=[9, 9, None, 9]) == [9, 9, None, 9]  # as their class saves it
     assert windows(interleaved_sliding_window=[5, 7, 7, None], sliding_window_pattern=None) == [5, 7, 7, None]
-    assert windows(window_size=None, sliding_window_pattern=None) == [None] * 4
+    assert windows(window_size=None, sliding_window_pattern=None, rope_local_theta=None) == [None] * 4
 
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "no pattern": (PLAMO_3, {"sliding_window_pattern": None}, "sliding_window_pattern is None"),
+    "no pattern": (PLAMO_3, {"sliding_window_pattern": None}, "a window needs layer_types or sliding_window_pattern"),
+    "two windows": (PLAMO_3, {"sliding_window": 4}, "sliding_window and window_size differ"),
+    "pattern and list": (PLAMO_3, {"sliding_window": [3, None, 3, None]}, "do not agree"),
+    "pattern and types": (PLAMO_3, {"layer_types": ["sliding_attention"] * 4}, "do not agree"),
+    "rotary parameters of words": (
+        PLAMO_3,
+        {"rope_parameters": {"sliding_attention": "x"}},
+        "has x for a kind of layer",
+    ),
+    "kv heads": (PLAMO_13B, {"num_key_value_heads": "x"}, "num_key_value_heads is 'x'"),
     "fewer windows": (PLAMO_3, {"sliding_window": [3, 3]}, "2 windows are listed for 4 layers"),
     "a window of words": (PLAMO_3, {"sliding_window": [3, 3, "x", 3]}, "is 'x', expected an integer"),
     "contradiction": (
         PLAMO_3,
         {"sliding_window": [3, 3, 3, 3], "layer_types": ["full_attention"] * 4},
-        "layer_types and the windows listed do not agree",
+        "do not agree",
     ),
     "another activation": (PLAMO_3, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     "odd heads": (PLAMO_3, {"num_key_value_heads": 4}, "6 attention heads are no multiple of 4 kv heads"),

@@ -40,7 +40,7 @@ class Layout:
         return tuple(self.restore(torch.empty(rows, device="meta")).shape)
 
     def copy(self, tensor: Tensor, rows: Tensor) -> None:
-        """Fill rows from a tensor. Both are looked at axis by axis, so that nothing is copied twice."""
+        """Fill rows from a tensor. Both are looked at axis by axis, so that no copy is made in between."""
         axes = self.rows.replace("(", "").replace(")", "")
         sizes = dict(self.sizes)
         rearrange(rows, f"{self.rows} -> {axes}", **sizes).copy_(rearrange(tensor, f"{self.stored} -> {axes}", **sizes))

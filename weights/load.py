@@ -37,7 +37,6 @@ def check(planned: Plan, checkpoint: Checkpoint) -> None:
 def faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     """What is wrong with the tensors that fill something -> which they are; empty lists where nothing is."""
     wanted = planned.assignments
-    known = {*DTYPES, *schemes.NAMES} if planned.scales else {*DTYPES}
     return {
         MISSHAPEN: [
             f"{tensor} is {list(info[tensor].shape)}, the config needs {list(_stored_shape(planned, tensor))}"
@@ -45,7 +44,9 @@ def faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]
         ],
         **schemes.faults(planned.scales, {tensor: to.stored_shape for tensor, to in wanted.items()}, info),
         "tensors of a type that no plain checkpoint has (is it quantised?)": [
-            f"{tensor} is {info[tensor].dtype}" for tensor in wanted if info[tensor].dtype not in known
+            f"{tensor} is {info[tensor].dtype}"
+            for tensor in wanted
+            if info[tensor].dtype not in DTYPES and tensor not in planned.scales
         ],
     }
 
@@ -61,9 +62,9 @@ def _stored_shape(planned: Plan, tensor: str) -> tuple[int, ...]:
 
 
 def fully_fp8(planned: Plan) -> list[str]:
-    """The parameters that only fp8 tensors fill."""
+    """The parameters that only fp8 tensors fill, row by row: a factor of 128 columns cannot follow them elsewhere."""
     stored = {tensor for tensor, scale in planned.scales.items() if schemes.scheme_of(scale) is fp8}
-    mixed = {to.parameter for tensor, to in planned.assignments.items() if tensor not in stored}
+    mixed = {to.parameter for tensor, to in planned.assignments.items() if tensor not in stored or to.layout}
     return [name for name in dict.fromkeys(to.parameter for to in planned.assignments.values()) if name not in mixed]
 
 

@@ -23,7 +23,8 @@ BLOCKS_AT_ONCE = 2**18  # bounds the fp32 copy while a large tensor is dequantis
 
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 VALUES = (*MAGNITUDES, *(-each for each in MAGNITUDES))
-PAIRS = torch.tensor([(VALUES[byte & 15], VALUES[byte >> 4]) for byte in range(256)])  # by byte
+# Two fp32 values for each byte, side by side in one int64: a table of single numbers is looked up five times as fast.
+PAIRS = torch.tensor([(VALUES[byte & 15], VALUES[byte >> 4]) for byte in range(256)]).view(torch.int64).flatten()
 
 
 def matrix_of(scale: str) -> str | None:
@@ -41,7 +42,7 @@ def unfit(shape: tuple[int, ...]) -> str | None:
 
 
 def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:-1], shape[-1] // BLOCK, BLOCK // 2)
+    return (*scale_shape(shape), BLOCK // 2)
 
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,5 +55,6 @@ def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     pairs, parts = PAIRS.to(blocks.device), (blocks.flatten(0, -2), scales.flatten(), result.flatten(0, -2))
     for stored, scale, into in zip(*(part.split(BLOCKS_AT_ONCE) for part in parts), strict=True):
         factors = scale.view(torch.float8_e8m0fnu).float()
-        into.copy_(pairs[stored.int()].flatten(1) * factors[:, None])
+        values = pairs.index_select(0, stored.flatten().int()).view(torch.float32).view(-1, BLOCK)
+        into.copy_(values.mul_(factors[:, None]))
     return result.flatten(-2)

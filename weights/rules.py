@@ -65,6 +65,8 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
             result.dropped.append(tensor)
             if reason := target.removeprefix(DROP).removeprefix(": "):
                 result.reasons[reason] = result.reasons.get(reason, 0) + 1
+        elif is_scale and matrix in result.scales:
+            result.twice_filled.append(tensor)
         elif is_scale:
             result.scales[matrix] = tensor
         elif target is None or (place := target.partition(": ")[0]) not in known:

@@ -1,6 +1,6 @@
 """Llama, except: every feed-forward is a mixture of experts, whose router has a bias and weighs the chosen ones by a
 softmax over them; experts and attention have biases; SwiGLU is clamped; each head has an attention sink; every other
-layer has a window of 128.
+layer has a window of 128; norms are rounded after their weight; YaRN does not round where its ramp begins and ends.
 
 gpt-oss-20b, gpt-oss-120b (OpenAI, arXiv:2508.10925). All experts of a layer lie in one tensor, `gate_up_proj` with a
 value of gate and one of up in turn: published as MXFP4 (see `weights/mxfp4.py`), `[E, 2F, H]`, or by transformers as
@@ -13,6 +13,14 @@ from minillm.config import Config
 from minillm.families import common, llama, rotary
 from minillm.spec import GQA, ClampedSwiGLU, Decoder, MoE, Norm
 
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 DEFAULTS = {
     **llama.DEFAULTS,
     "vocab_size": 201088,
@@ -27,14 +35,7 @@ DEFAULTS = {
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
     "rope_theta": 150000.0,
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "factor": 32.0,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "truncate": False,
-        "original_max_position_embeddings": 4096,
-    },
+    "rope_parameters": YARN,
     "attention_bias": True,
     "sliding_window": 128,
     "layer_types": None,
@@ -51,15 +52,15 @@ FFN = "layers.{i}.ffn."
 
 def rules(config: Config) -> dict[str, str]:
     count = config.size("num_local_experts")
-    turns, plain = f"e={count} two=2", f"e={count}"
+    pairs, plain = f"e={count} two=2", f"e={count}"
     return {
         **common.without_mlp(common.DENSE_RULES),
         "model.layers.{i}.self_attn.sinks": "layers.{i}.attention.sinks",
         "model.layers.{i}.mlp.router.weight": f"{FFN}router.weight",
         "model.layers.{i}.mlp.router.bias": f"{FFN}router.logit_bias",
-        f"{EXPERTS}gate_up_proj": f"{FFN}experts.gate_up: e h (f two) -> (e two f) h, {turns}",
-        f"{EXPERTS}gate_up_proj_blocks": f"{FFN}experts.gate_up: e (f two) h -> (e two f) h, {turns}",
-        f"{EXPERTS}gate_up_proj_bias": f"{FFN}experts.gate_up_bias: e (f two) -> (e two f), {turns}",
+        f"{EXPERTS}gate_up_proj": f"{FFN}experts.gate_up: e h (f two) -> (e two f) h, {pairs}",
+        f"{EXPERTS}gate_up_proj_blocks": f"{FFN}experts.gate_up: e (f two) h -> (e two f) h, {pairs}",
+        f"{EXPERTS}gate_up_proj_bias": f"{FFN}experts.gate_up_bias: e (f two) -> (e two f), {pairs}",
         f"{EXPERTS}down_proj": f"{FFN}experts.down: e f h -> (e h) f, {plain}",
         f"{EXPERTS}down_proj_blocks": f"{FFN}experts.down: e h f -> (e h) f, {plain}",
         f"{EXPERTS}down_proj_bias": f"{FFN}experts.down_bias: e h -> (e h), {plain}",
@@ -68,13 +69,17 @@ def rules(config: Config) -> dict[str, str]:
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    rope, bias = rotary.rope(config, head_dim), config.flag("attention_bias")
-    _agrees(config, "experts_per_token", config.get("num_experts_per_tok"))
-    _agrees(config, "initial_context_length", getattr(rope.scaling, "original_positions", None))
+    values = config.rope()
+    if config.get("rope_scaling") is None and config.get("rope_parameters") is None:  # null means the default too
+        values = {**YARN, "rope_theta": values["rope_theta"]}
+    rope, bias = rotary.rope(config, head_dim, values), config.flag("attention_bias")
+    _agrees(config, "experts_per_token", "num_experts_per_tok", config.get("num_experts_per_tok"))
+    original = getattr(rope.scaling, "original_positions", None)
+    _agrees(config, "initial_context_length", "original_max_position_embeddings of its scaling", original)
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, out_bias=bias, sinks=True)
     sliding = [i % 2 == 0 for i in range(common.num_layers(config))]
     windows = common.typed_windows(config, common.window(config), sliding)
-    config.choice("hidden_act", {"silu": "silu"})
+    config.choice("hidden_act", {"silu": "silu"})  # of the gate, before it was clamped; no other is known
     activation = ClampedSwiGLU(config.number("swiglu_alpha"), config.number("swiglu_limit"))
     router = common.router(config, "num_local_experts", score="softmax_chosen", logit_bias=True)
     moe = MoE(router, config.size("intermediate_size"), activation, bias=True)
@@ -83,6 +88,6 @@ def spec(config: Config) -> Decoder:
     return common.decoder(config, layers, [moe] * len(layers), norm)
 
 
-def _agrees(config: Config, key: str, value: object) -> None:
+def _agrees(config: Config, key: str, other: str, value: object) -> None:
     if (stated := config.get(key)) not in (None, value):
-        raise ValueError(f"config.json: {key} is {stated!r}, but the key that counts says {value!r}")
+        raise ValueError(f"config.json: {key} is {str(stated)[:40]}, but {other} is {value}; they mean the same")

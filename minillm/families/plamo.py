@@ -50,7 +50,7 @@ def rules(config: Config) -> dict[str, str]:
 def spec(config: Config) -> Decoder:
     num_heads, shared = config.size("num_attention_heads"), config.size("n_shared_head")
     hidden_size = config.size("hidden_size")
-    config.get("num_key_value_heads")
+    config.optional_size("num_key_value_heads")  # published, and wrong
     if num_heads % shared or hidden_size % num_heads:
         raise ValueError(
             f"config.json: num_attention_heads {num_heads} must be a multiple of n_shared_head {shared}, "

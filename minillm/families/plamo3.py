@@ -63,19 +63,28 @@ def spec(config: Config) -> Decoder:
 
 def _windows(config: Config) -> list[int | None]:
     """Each layer's window: listed one by one, or one for all layers but those that `layer_types` or every
-    `sliding_window_pattern`-th excepts."""
+    `sliding_window_pattern`-th excepts. What is said twice has to agree."""
     layers, keys = common.num_layers(config), ("interleaved_sliding_window", "sliding_window", "window_size")
-    stated = next((value for value in [config.get(key) for key in keys] if value is not None), None)
-    kinds, every = config.get("layer_types"), config.get("sliding_window_pattern")
-    if isinstance(stated, list):
-        windows = [None if each is None else positive_integer(keys[0], each, MAX_POSITIONS) for each in stated]
+    stated = {key: config.get(key) for key in keys if config.get(key) is not None}
+    listed = {key: value for key, value in stated.items() if isinstance(value, list)}
+    numbers = {key: value for key, value in stated.items() if key not in listed}
+    for several in (listed, numbers):
+        if len({str(value) for value in several.values()}) > 1:
+            raise ValueError(f"config.json: {' and '.join(several)} differ; they mean the same")
+    kinds, every = config.get("layer_types"), config.optional_size("sliding_window_pattern")
+    if listed:
+        key, value = next(iter(listed.items()))
+        windows = [None if each is None else positive_integer(key, each, MAX_POSITIONS) for each in value]
         if len(windows) != layers:
             raise ValueError(f"config.json: {len(windows)} windows are listed for {layers} layers")
-        expected = ["full_attention" if window is None else "sliding_attention" for window in windows]
-        if kinds not in (None, expected):
-            raise ValueError("config.json: layer_types and the windows listed do not agree")
-        return windows
-    window = None if stated is None else positive_integer("sliding_window", stated, MAX_POSITIONS)
-    if window is not None and kinds is None:
-        every = config.size("sliding_window_pattern")
-    return common.typed_windows(config, window, [bool(every) and (i + 1) % every != 0 for i in range(layers)])
+    else:
+        window = positive_integer(*next(iter(numbers.items())), MAX_POSITIONS) if numbers else None
+        if window is not None and kinds is None and every is None:
+            raise ValueError("config.json: a window needs layer_types or sliding_window_pattern to say where it is")
+        default = [bool(every) and (i + 1) % (every or 1) != 0 for i in range(layers)]
+        windows = common.typed_windows(config, window, default)
+    found = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    by_pattern = [("full_attention", "sliding_attention")[bool((i + 1) % (every or 1))] for i in range(layers)]
+    if kinds not in (None, found) or (every and any(windows) and by_pattern != found):
+        raise ValueError("config.json: layer_types, sliding_window_pattern and the windows listed do not agree")
+    return windows

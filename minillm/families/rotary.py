@@ -21,14 +21,14 @@ from minillm.spec import (
 IDLE = ("finetuned", "original_max_position_embeddings")
 
 
-def rope(config: Config, head_dim: int, values: dict[str, Any] | None = None, partial: Any = None) -> Rope:
+def rope(config: Config, head_dim: int, values: dict[str, Any] | None = None, partial: Any = ...) -> Rope:
     """The rotary embedding of a head with the config's parameters, or the `values` that a family made of them. The part
     of a head that turns is their `partial_rotary_factor`, else `partial`; a family without one turns whole heads."""
     values = config.rope() if values is None else values
-    part = values.pop("partial_rotary_factor", partial)
+    part = values.pop("partial_rotary_factor", None if partial is ... else partial)
     if part in (None, 1):
         return scaled(config, values, head_dim)
-    if partial is None:
+    if partial is ...:
         raise ValueError(f"config.json: partial_rotary_factor is {part!r}; this family turns whole heads")
     return scaled(config, values, int(head_dim * number("partial_rotary_factor", part, low=1e-3, high=1.0)))
 
@@ -58,12 +58,16 @@ def by_window(config: Config, head_dim: int, windows: Sequence[int | None], slid
     stated = config.get("rope_parameters")
     nested = stated if isinstance(stated, dict) else {}
     full, sliding = (nested.get(kind) for kind in ("full_attention", "sliding_attention"))
+    if odd := [each for each in (full, sliding) if not isinstance(each, (dict, type(None)))]:
+        raise ValueError(f"config.json: rope_parameters has {str(odd[0])[:40]} for a kind of layer, expected an object")
     if full is None and sliding is None:
         full = config.rope()
     else:
         config.get("rope_scaling")  # without effect beside them
     default = {"rope_type": "default", "rope_theta": config.get("rope_theta")}
     everywhere = scaled(config, {**default, **(full or {})}, head_dim)
+    if not any(windows):
+        return [everywhere] * len(windows)
     local = scaled(config, {**default, "rope_theta": sliding_theta, **(sliding or {})}, head_dim)
     return [everywhere if window is None else local for window in windows]
 
