@@ -35,6 +35,9 @@ BESIDE = {
     "paged_decode_attention": "decode_attention",
     "linear_cross_entropy": "cross_entropy",
     "sample": "sampling",
+    "int8_linear": "quant_linear",
+    "int4_linear": "quant_linear",
+    "fp8_linear": "quant_linear",
 }
 
 

@@ -25,6 +25,7 @@ from minillm.kernels import (
     gated_act,
     mla_decode,
     moe,
+    quant_linear,
     rms_norm,
     rope,
     sampling,
@@ -43,6 +44,7 @@ POINTERS = {"f32": "fp32", "i32": "i32", "i64": "i64", "u8": "u8", "i8": "i8"}  
 PLAIN = {"HAS_FIRST": False, "HAS_CAP": False, "WINDOW": 0}
 FULL = {"HAS_FIRST": True, "HAS_CAP": True, "WINDOW": 128}
 SIZES = (64, 128, 256)
+BF16 = ("bf16",)
 DECODE = {"G": 4, "BLOCK_G": 16}
 
 
@@ -112,6 +114,16 @@ KERNELS = {
     cross_entropy.loss_kernel: [
         {"HAS_CAP": cap, "GRADIENT": True, "BLOCK": cross_entropy.BLOCK, "num_warps": cross_entropy.WARPS}
         for cap in (True, False)
+    ],
+    quant_linear.product_kernel: [
+        dict(zip(("ROWS", "TILE", "DEPTH", "num_warps", "num_stages"), blocks, strict=True))
+        | {"FORMAT": form, "HAS_ZERO": form == 1, "HAS_BIAS": False, "dtypes": dtypes}
+        for blocks, dtypes in (
+            (quant_linear.FEW, ("bf16",)),
+            (quant_linear.MANY, ("bf16",)),
+            (quant_linear.FP32, ("fp32",)),
+        )
+        for form in (0, 1, 2)
     ],
     sampling.sample_kernel: [{"SHOW": False, "BLOCK": sampling.BLOCK, "num_warps": sampling.WARPS}],
     decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
