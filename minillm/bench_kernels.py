@@ -34,6 +34,8 @@ BESIDE = {
     "ragged_attention": "attention",
     "paged_decode_attention": "decode_attention",
     "linear_cross_entropy": "cross_entropy",
+    "add_rms_norm": "fused_norm",
+    "qk_norm_rope_cache": "fused_norm",
     "sample": "sampling",
     "int8_linear": "quant_linear",
     "int4_linear": "quant_linear",

@@ -22,6 +22,7 @@ from minillm.kernels import (
     attention_backward,
     cross_entropy,
     decode_attention,
+    fused_norm,
     gated_act,
     mla_decode,
     moe,
@@ -124,6 +125,12 @@ KERNELS = {
             (quant_linear.FP32, ("fp32",)),
         )
         for form in (0, 1, 2)
+    ],
+    fused_norm.add_kernel: [{"BEFORE_WEIGHT": True, "BLOCK": 4096, "num_warps": 16}],
+    fused_norm.heads_kernel: [
+        {"HAS_NORM": True, "BEFORE_WEIGHT": True, "INTERLEAVED": pairs, "HALF": half, "D": 128, "BLOCK": 128}
+        | {"num_warps": 1}
+        for pairs, half in ((False, 64), (True, 32))
     ],
     sampling.sample_kernel: [{"SHOW": False, "BLOCK": sampling.BLOCK, "num_warps": sampling.WARPS}],
     decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
