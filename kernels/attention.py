@@ -23,6 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm.kernels.launch import on_device_of
+
 # By the larger of the two head sizes: queries and keys per block, warps, stages. What fits the registers and the shared
 # memory of an H100; fp32 values take twice the room and are multiplied without tensor cores.
 CONFIGS = {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)}
@@ -190,7 +192,7 @@ def _launch(tensors, strides, sizes, batch, longest, shape_of_scores, dims):
     _, _, _, _, _, sinks, first, ends, _ = tensors
     block_q, block_k, warps, stages = config(CONFIGS, *dims, tensors[0].dtype)
     grid = (triton.cdiv(longest, block_q), batch * sizes[4])
-    with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device, which need not be q's
+    with on_device_of(tensors[0]):
         forward_kernel[grid](
             *tensors, *strides, *sizes, dims[0] ** -0.5 if scale is None else scale, softcap or 0.0,
             RAGGED=ends is not None, HAS_FIRST=first is not None, HAS_SINKS=sinks is not None,

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm.kernels.attention import BACKWARD, LOG2_E, attention, config, load_rows, padded, scored, seen
+from minillm.kernels.launch import on_device_of
 
 
 @triton.jit
@@ -148,7 +149,7 @@ def _launch(tensors, gradients, past, window, first_key, scale, softcap):
         "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages,
     }  # fmt: skip
     dq, dk, dv = gradients
-    with torch.cuda.device_of(q):  # Triton launches on the current device, which need not be q's
+    with on_device_of(q):
         grid = (triton.cdiv(keys, block_k), batch * kv_heads)
         key_kernel[grid](*tensors, dk, dv, *strides, *sizes, kv_heads, *scores, **constants)
         grid = (triton.cdiv(queries, block_q), batch * heads)

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm.kernels.launch import on_device_of
+
 BLOCK, WARPS = 4096, 16  # logits at a time of a row
 
 
@@ -66,7 +68,7 @@ def losses(z: Tensor, targets: Tensor, count: Tensor, ignore: int, softcap: floa
     gradient of the sum of losses over `count`, fp32 `[]`."""
     found = torch.empty(len(z), dtype=torch.float32, device=z.device)
     if len(z):
-        with torch.cuda.device_of(z):  # Triton launches on the current device, which need not be z's
+        with on_device_of(z):
             loss_kernel[(len(z),)](
                 z, targets, found, count, z.stride(0), z.shape[1], ignore, softcap or 0.0,
                 HAS_CAP=softcap is not None, GRADIENT=gradient, BLOCK=min(BLOCK, triton.next_power_of_2(z.shape[1])),

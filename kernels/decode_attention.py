@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm.kernels.attention import LOG2_E, check, grown, padded, scored
+from minillm.kernels.launch import on_device_of
 
 # Keys per step, warps, stages; fp32 takes twice the room.
 CONFIG, FP32 = (64, 4, 3), (16, 8, 1)
@@ -138,8 +139,8 @@ def decode_attention(
     splits = min(max(PROGRAMS // (batch * kv_heads), 1), MAX_SPLITS, triton.cdiv(max(keys, 1), block))
     each = triton.cdiv(triton.cdiv(keys, splits), block) * block
     partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
-    m, mass = torch.empty(2, batch, heads, splits, dtype=torch.float32, device=q.device)
-    with torch.cuda.device_of(q):  # Triton launches on the current device, which need not be q's
+    m, mass = (torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device) for _ in range(2))
+    with on_device_of(q):
         part_kernel[batch * kv_heads, splits](
             q, *kv, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *kv[0].stride()[:3],
             *kv[1].stride()[:3], keys, ring, start, size, 0 if block_table is None else block_table.stride(0),

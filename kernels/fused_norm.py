@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm.kernels.launch import on_device_of
+
 LARGEST = 65536  # values of a row that one program holds
 
 
@@ -109,7 +111,7 @@ def add_rms_norm(
     y, s = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     if x.numel():
         block = triton.next_power_of_2(n)
-        with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
+        with on_device_of(x):
             add_kernel[(len(rows),)](
                 rows, others, weight, y, s, rows.stride(0), others.stride(0), n, eps, offset, _before(cast), block,
                 num_warps=min(max(block // 256, 1), 16),
@@ -159,7 +161,7 @@ def qk_norm_rope_cache(
     q = torch.empty(batch, num_heads, tokens, dim, dtype=qkv.dtype, device=qkv.device)
     if qkv.numel():
         shared = [0 if len(each) == 1 else each.stride(0) for each in (cos, slots)]
-        with torch.cuda.device_of(qkv):  # Triton launches on the current device, which need not be qkv's
+        with on_device_of(qkv):
             heads_kernel[batch * tokens, num_heads + 2 * kv_heads](
                 qkv, q_weight, k_weight, cos, sin, slots, q, k_cache, v_cache, *qkv.stride()[:2], shared[0],
                 cos.stride(1), shared[1], *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], tokens,

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm.kernels.launch import on_device_of
+
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 CLAMPED = 3
 BLOCK = 1024
@@ -123,7 +125,7 @@ def gated_act(gate_up: Tensor, activation="silu") -> Tensor:
     if gate_up.stride(-1) != 1:
         raise ValueError(f"gated_act: the last dimension has stride {gate_up.stride(-1)}, expected 1")
     constants = constants_of(activation)
-    with torch.cuda.device_of(gate_up):  # Triton launches on the current device, which need not be gate_up's
+    with on_device_of(gate_up):
         return _GatedAct.apply(gate_up, *constants)
 
 

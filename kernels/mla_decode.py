@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minillm.kernels.attention import LOG2_E, grown, padded
 from minillm.kernels.decode_attention import join_kernel
+from minillm.kernels.launch import on_device_of
 
 # Heads and positions per tile, warps, stages; fp32 takes twice the room.
 CONFIG, FP32 = (16, 32, 8, 2), (16, 16, 8, 1)
@@ -95,8 +96,8 @@ def mla_decode(
     splits = min(max(PROGRAMS // (batch * groups), 1), MAX_SPLITS, triton.cdiv(max(keys, 1), block_s))
     each = triton.cdiv(triton.cdiv(keys, splits), block_s) * block_s
     partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
-    m, mass = torch.empty(2, batch, heads, splits, dtype=torch.float32, device=q.device)
-    with torch.cuda.device_of(q):  # Triton launches on the current device, which need not be q's
+    m, mass = (torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device) for _ in range(2))
+    with on_device_of(q):
         part_kernel[groups, splits, batch](
             q, latent, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *latent.stride()[:2], keys, size,
             0 if block_table is None else block_table.stride(0), heads, width**-0.5 if scale is None else scale, each,

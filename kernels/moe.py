@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm.kernels.gated_act import constants_of, factors
+from minillm.kernels.launch import on_device_of
 
 ROWS = 64  # of a block that belongs to one expert
 TILE, DEPTH, WARPS, STAGES = 64, 64, 4, 3  # outputs, inputs per step
@@ -174,7 +175,7 @@ def experts(
     x_in = (x, gate_up, b_in, h)
     sizes = (hidden, inner)
     if y.numel():
-        with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
+        with on_device_of(x):
             if len(picks) <= FEW:
                 grid = (len(picks), triton.cdiv(inner, FEW_TILE))
                 few_gate_up_kernel[grid](

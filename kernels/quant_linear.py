@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm.kernels.launch import on_device_of
+
 # Rows, outputs, inputs per step, warps, stages: for up to 16 rows, for more, and for fp32 without tensor cores.
 FEW, MANY, FP32 = (16, 32, 64, 4, 4), (64, 64, 32, 4, 3), (16, 32, 32, 4, 1)
 INT8, INT4, FP8 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -123,7 +125,7 @@ def _product(x, weight, scale, zero, bias, group, kind):
     block, tile, depth, warps, stages = FEW if len(rows) <= 16 else MANY
     if x.dtype == torch.float32:
         block, tile, depth, warps, stages = FP32
-    with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
+    with on_device_of(x):
         product_kernel[triton.cdiv(len(rows), block), triton.cdiv(outputs, tile)](
             rows, weight, scale, zero, bias, y, rows.stride(0), weight.stride(0),
             scale.stride(0), len(rows), outputs, x.shape[-1], group,

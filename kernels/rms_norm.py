@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm.kernels.launch import on_device_of
+
 BACKWARD_PROGRAMS = 256  # partial sums of dw: enough to fill a GPU, few enough to add up cheaply
 
 
@@ -106,7 +108,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: s
         raise ValueError(f"rms_norm: x is on {x.device}, weight on {weight.device}")
     if cast not in ("before_weight", "after_weight"):
         raise ValueError(f"rms_norm: cast is {cast!r}, expected 'before_weight' or 'after_weight'")
-    with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
+    with on_device_of(x):
         return _RMSNorm.apply(x, weight, eps, offset, cast == "before_weight")
 
 

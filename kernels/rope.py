@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm.kernels.launch import on_device_of
+
 
 @triton.jit
 def rope_kernel(
@@ -86,5 +88,5 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, layout: str = "half") -> Tensor:
         raise ValueError(f"rope: the last dimension of x has stride {x.stride(-1)}, expected 1")
     if layout not in ("half", "interleaved"):
         raise ValueError(f"rope: layout is {layout!r}, expected 'half' or 'interleaved'")
-    with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
+    with on_device_of(x):
         return _Rope.apply(x, cos.contiguous(), sin.contiguous(), layout == "interleaved")

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm.kernels.launch import on_device_of
+
 BLOCK, WARPS = 4096, 16
 
 
@@ -154,7 +156,7 @@ def sample(
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     if len(logits):
         block = min(BLOCK, triton.next_power_of_2(logits.shape[1]))
-        with torch.cuda.device_of(logits):  # Triton launches on the current device, which need not be the logits'
+        with on_device_of(logits):
             sample_kernel[(len(logits),)](
                 logits, temperature, top_k, top_p, min_p, seeds, positions, tokens, kept, logits.stride(0),
                 logits.shape[1], SHOW=kept is not None, BLOCK=block, num_warps=WARPS,

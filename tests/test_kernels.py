@@ -218,6 +218,16 @@ def test_kernels_compile_ahead_of_time(module: str) -> None:
         assert done.stdout.count("nothing spilled") * 4 == done.stdout.count("compiled")
 
 
+def test_a_decode_step_is_one_graph() -> None:
+    """torch.compile(fullgraph=True): rms_norm, rope, attention in two launches and more in each of three layers."""
+    script, rows = Path(__file__).parent / "trace_kernels.py", ("llama", "mixtral", "deepseek_v3", "gemma2", "gpt_oss")
+    done = subprocess.run([sys.executable, str(script), *rows], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    launched = dict(line.split() for line in done.stdout.splitlines())
+    assert list(launched) == list(rows)
+    assert all(int(count) >= 3 * 6 for count in launched.values())
+
+
 def test_select() -> None:
     cpu = torch.device("cpu")
     assert select("auto", cpu, torch.bfloat16) is CPU
