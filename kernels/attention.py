@@ -102,8 +102,7 @@ def forward_kernel(
     q = load_rows(q_ptr, q_t, block, rows, columns_d, queries, D)
     m, mass = tl.full((BLOCK_Q,), float("-inf"), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
     if HAS_SINKS:
-        m = tl.zeros((BLOCK_Q,), tl.float32) + tl.load(sinks_ptr + head).to(tl.float32) * LOG2_E
-        mass += 1.0
+        m, mass = tl.zeros_like(mass) + tl.load(sinks_ptr + head).to(tl.float32) * LOG2_E, mass + 1.0
     o = tl.zeros((BLOCK_Q, BLOCK_V), tl.float32)
     lowest = 0
     if WINDOW:
@@ -117,7 +116,8 @@ def forward_kernel(
         m, mass, o = grown(m, mass, o, s, v)
     inside = (block + rows < queries)[:, None] & (columns_v < V)[None, :]
     o = o / tl.where(mass == 0.0, 1.0, mass)[:, None]
-    tl.store(o_ptr + (block + rows)[:, None] * o_t + columns_v[None, :], o.to(o_ptr.dtype.element_ty), mask=inside)
+    o_ptr += (block + rows)[:, None] * o_t + columns_v[None, :]
+    tl.store(o_ptr, o.to(o_ptr.dtype.element_ty), mask=inside)
     if not RAGGED:
         kept = tl.program_id(1).to(tl.int64) * queries + block + rows
         tl.store(lse_f32_ptr + kept, m + tl.log2(mass), mask=block + rows < queries)
@@ -225,6 +225,10 @@ def check(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> None:
     for name, each in (("q", q), ("k", k), ("v", v)):
         if each.stride(-1) != 1 and each.shape[-1] > 1:
             raise ValueError(f"attention: the last dimension of {name} has stride {each.stride(-1)}, expected 1")
+        if each.shape[2] * each.stride(2) >= 2**31:
+            raise ValueError(
+                f"attention: {name} has {each.shape[2]} rows {each.stride(2)} values apart; the limit is 2^31"
+            )
         if each.dtype != q.dtype or each.device != q.device:
             raise ValueError(f"attention: {name} is {each.dtype} on {each.device}, q {q.dtype} on {q.device}")
     if sinks is not None and (sinks.shape != q.shape[1:2] or sinks.device != q.device):

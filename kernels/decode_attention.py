@@ -68,7 +68,8 @@ def part_kernel(
             blocks = tl.load(table_i32_ptr + batch * table_b + slots // page, mask=inside, other=0).to(tl.int64)
             k_rows, v_rows = blocks * k_b + (slots % page) * k_s, blocks * v_b + (slots % page) * v_s
         else:
-            k_rows, v_rows = batch * k_b + slots * k_s, batch * v_b + slots * v_s
+            far = slots.to(tl.int64)
+            k_rows, v_rows = batch * k_b + far * k_s, batch * v_b + far * v_s
         inside = inside & (position >= first)
         k_mask, v_mask = inside[:, None] & (columns_d < D)[None, :], inside[:, None] & (columns_v < V)[None, :]
         k = tl.load(k_ptr + k_rows[:, None] + columns_d[None, :], mask=k_mask, other=0.0)

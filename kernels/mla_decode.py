@@ -58,7 +58,7 @@ def part_kernel(
             blocks = tl.load(table_i32_ptr + batch * table_b + slots // page, mask=inside, other=0).to(tl.int64)
             c_at = c_ptr + blocks * c_b + (slots % page) * c_s
         else:
-            c_at = c_ptr + batch * c_b + slots * c_s
+            c_at = c_ptr + batch * c_b + slots.to(tl.int64) * c_s
         c = tl.load(c_at[:, None] + columns_r[None, :], mask=inside[:, None] & in_r, other=0.0)
         r = tl.load(c_at[:, None] + R + columns_p[None, :], mask=inside[:, None] & in_p, other=0.0)
         s = tl.dot(q_c, tl.trans(c), input_precision="ieee") + tl.dot(q_r, tl.trans(r), input_precision="ieee")
@@ -127,7 +127,8 @@ def _check(q, latent, value_dim, lengths, first, block_table):
     for name, each, kind in (("lengths", lengths, torch.int32), ("first", first, torch.int64)):
         if each is not None and (each.dtype != kind or each.shape != q.shape[:1]):
             raise ValueError(f"mla_decode: {name} is {each.dtype} {list(each.shape)}, expected {kind} [{len(q)}]")
-    if block_table is not None and (block_table.dtype != torch.int32 or len(block_table) != len(q)):
+    fits = block_table is None or (len(block_table) == len(q) and block_table.stride(1) == 1)
+    if not fits or (block_table is not None and block_table.dtype != torch.int32):
         raise ValueError(f"mla_decode: block_table is {block_table.dtype} {list(block_table.shape)}, expected int32 "
                          f"[{len(q)}, blocks of a sequence]")  # fmt: skip
     if block_table is not None and lengths is None:

@@ -22,9 +22,8 @@ from minillm.kernels import decode_attention as decode
 from minillm.kernels.attention_backward import differentiable_attention
 from minillm.visibility import Visibility
 
-ULPS = {torch.float32: 10.0, torch.float16: 1.0}
-GRADIENT_ULPS = {torch.float32: 45.0, torch.float16: 1.5}
 DTYPES = [torch.float32, torch.float16]
+ULPS, GRADIENT_ULPS = (dict(zip(DTYPES, each, strict=True)) for each in ((10.0, 1.0), (45.0, 1.5)))
 FAST = {"phases": [Phase.explicit, Phase.reuse, Phase.generate]}  # the interpreter is too slow to shrink a failure
 
 
@@ -262,6 +261,7 @@ def make(heads: int = 4, dim: int = 8, queries: int = 3) -> tuple[Tensor, Tensor
     return torch.ones(1, heads, queries, dim), torch.ones(1, 2, 5, 8), torch.ones(1, 2, 5, 8)
 
 
+FAR = torch.empty_strided((1, 1, 9, 1), (0, 0, 2**29, 1), device="meta")
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "sizes": (lambda: kernel.attention(*make(dim=9)), "do not fit"),
     "heads": (lambda: kernel.attention(*make(heads=3)), "3 query heads are no multiple of 2"),
@@ -269,6 +269,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "stride": (lambda: kernel.attention(torch.ones(1, 4, 8, 3).mT, *make()[1:]), "q has stride 3"),
     "dtype": (lambda: kernel.attention(make()[0].half(), *make()[1:]), "k is torch.float32 on cpu, q torch.float16"),
     "wide": (lambda: kernel.attention(*(torch.ones(1, 1, 1, 300),) * 3), "heads of 300 values; the limit is 256"),
+    "far apart": (lambda: kernel.attention(FAR, FAR, FAR), "9 rows 536870912 values apart"),
     "sinks": (lambda: kernel.attention(*make(), sinks=torch.ones(3)), r"sinks are \[3\]"),
     "ends": (
         lambda: kernel.ragged_attention(*(torch.ones(3, 1, 4),) * 3, torch.tensor([0, 3]), torch.tensor([0, 3]), 3),

@@ -28,6 +28,7 @@ from minillm.spec import ClampedSwiGLU
 
 TRITON = select("triton", torch.device("cpu"), torch.float32)
 PLAIN = (REFERENCE, CPU)  # ops in PyTorch alone
+NO_KERNELS = ("__init__", "launch")
 KERNELS = Path(__file__).parent.parent / "kernels"
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 WITH_KERNEL = [
@@ -206,7 +207,7 @@ def test_what_a_kernel_does_not_take_is_refused_by_name(op: str, inputs: Callabl
         getattr(TRITON, op)(*inputs())
 
 
-@pytest.mark.parametrize("module", sorted(path.stem for path in KERNELS.glob("*.py") if path.stem != "__init__"))
+@pytest.mark.parametrize("module", sorted(path.stem for path in KERNELS.glob("*.py") if path.stem not in NO_KERNELS))
 def test_kernels_compile_ahead_of_time(module: str) -> None:
     """For sm_80, sm_90, sm_100 and gfx942, without a GPU; a process of its own, as this one has the interpreter on.
     They fit the shared memory of each and spill no registers on sm_90."""
