@@ -21,7 +21,7 @@ from torch import Tensor
 from minillm import ops
 from minillm.balance import expert_load, load_balancing_loss, router_z_loss, updated_bias
 from minillm.model import Decoder, next_token_loss
-from minillm.moe import Routing
+from minillm.routing import Routing
 from minillm.spec import GQA, Layer, MoE, Norm, Rope, Router
 from minillm.spec import Decoder as Spec
 from story_grammar import story

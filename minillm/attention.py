@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minillm.cache import LayerCache
 from minillm.linear import Linear
-from minillm.norm import norm
+from minillm.norm import Norm, norm
 from minillm.ops import Ops
 from minillm.spec import GQA, Rope
 from minillm.visibility import Visibility
@@ -44,17 +44,33 @@ class GroupedQueryAttention(nn.Module):
         made = spec.qk_norm.norm if spec.qk_norm else None
         self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops)
         self.k_norm = norm(made, kv if self.normed_together else spec.head_dim, ops)
+        each_head = made is None or (isinstance(self.q_norm, Norm) and not self.normed_together)
+        self.fusible = each_head and spec.clip is None  # norm, rotation and cache can be one op
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
-        spec = self.spec
-        heads = rearrange(self.qkv(x), "B T (heads D) -> B T heads D", D=spec.head_dim)  # heads = H + 2K
-        q, k, v = self._rotated(heads, step)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
-        if cache is not None:
-            k, v = cache.update(k, v, step.start)
-        y = self.ops.attention(q, k, v, step.visible[spec.window], spec.scale, spec.softcap, self.sinks)
+        spec, visible = self.spec, step.visible[self.spec.window]
+        qkv = self.qkv(x)
+        if cache is not None and self.fusible and visible.slots is not None:
+            q = self._into_cache(qkv, visible.slots, step, cache)
+            k, v = cache.filled(visible.start + visible.count)
+        else:
+            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)  # heads = H + 2K
+            q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))  # [B, heads, T, D]
+            if cache is not None:
+                k, v = cache.update(k, v, step.start)
+        y = self.ops.attention(q, k, v, visible, spec.scale, spec.softcap, self.sinks)
         return self.out(rearrange(y, "B H T D -> B T (H D)"))
+
+    def _into_cache(self, qkv: Tensor, slots: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """q `[B, H, T, D]`; k and v go where the cache keeps them."""
+        given = (cache.k, cache.v, slots, *step.rotary[self.spec.rope], self.spec.rope.layout)
+        if not isinstance(self.q_norm, Norm):
+            return self.ops.qk_norm_rope_cache(qkv, self.spec.num_heads, *given)
+        made, weights = self.q_norm.spec, (self.q_norm.weight, self.k_norm.weight)
+        return self.ops.qk_norm_rope_cache(
+            qkv, self.spec.num_heads, *given, *weights, made.eps, made.offset, made.cast
+        )
 
     def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v `[B, T, their heads, D]`, q and k normalised, all clamped, q and k rotated."""

@@ -24,6 +24,10 @@ class LayerCache:
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
 
+    def filled(self, end: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of the positions before `end`, as far as they are kept: views `[B, K, S, D]`."""
+        return self.k[:, :, :end], self.v[:, :, :end]
+
     def update(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Store k and v `[B, K, T, D]` of positions start .. start + T - 1; returns all keys and values that these
         positions may need, `[B, K, S, D]`, in the order of `Visibility.key_positions`."""
@@ -31,13 +35,12 @@ class LayerCache:
         if self.ring is None:
             self.k[:, :, start:end] = k
             self.v[:, :, start:end] = v
-            return self.k[:, :, :end], self.v[:, :, :end]
+            return self.filled(end)
         if k.shape[2] == 1:
             slot = start % self.ring
             self.k[:, :, slot] = k[:, :, 0]
             self.v[:, :, slot] = v[:, :, 0]
-            filled = min(end, self.ring)
-            return self.k[:, :, :filled], self.v[:, :, :filled]
+            return self.filled(end)
         past = torch.arange(start - min(start, self.ring - 1), start, device=k.device) % self.ring
         k, v = torch.cat((self.k[:, :, past], k), dim=2), torch.cat((self.v[:, :, past], v), dim=2)
         kept = min(k.shape[2], self.ring)

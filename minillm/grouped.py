@@ -40,6 +40,7 @@ def experts(
     down: ExpertMatrices,
     activation: Activation | ClampedSwiGLU,
     biases: tuple[Tensor, Tensor] | None = None,
+    places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """x `[N, H]`, chosen int64 and weights fp32 `[N, k]` -> `[N, H]`; see `reference.experts`. Weights are rounded to
     x's dtype, as the experts' results are."""

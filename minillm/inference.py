@@ -5,6 +5,7 @@ Shapes: B batch, V vocabulary.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from minillm.cache import Cache
 from minillm.model import Decoder
-from minillm.sampling import History, Sampling, choose
+from minillm.sampling import History, Sampling, penalise
 from minillm.tokenizer import TextStream, Tokenizer, held_back, stop_position
 
 # Long prompts go through in pieces, so that masks and activations stay bounded.
@@ -126,14 +127,25 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
     )
     vocabulary = model.spec.vocab_size
     histories = [History(vocabulary, row.prompt, weight.device) if row.sampling.penalised else None for row in rows]
-    generators = [_generator(row.sampling, weight.device) for row in rows]
+    settings = _settings(rows, weight.device)
 
     def next_tokens(logits_BV: Tensor) -> list[int]:
-        tokens = []
-        for row, logits_V, history, generator in zip(rows, logits_BV, histories, generators, strict=True):
-            tokens.append(0 if row.finish_reason else choose(logits_V, row.sampling, history, generator))
+        if any(histories):
+            logits_BV = torch.stack([
+                penalise(logits_V, row.sampling, history) if history else logits_V.float()
+                for row, logits_V, history in zip(rows, logits_BV, histories, strict=True)
+            ])  # fmt: skip
+        drawn = torch.tensor([len(row.token_ids) for row in rows], device=weight.device)
+        tokens = model.ops.sample(logits_BV, *settings, drawn).tolist()
+        if any(token < 0 and row.finish_reason is None for token, row in zip(tokens, rows, strict=True)):
+            raise ValueError(
+                f"the model's logits are not finite ({weight.dtype}): its values overflow or its weights are damaged; "
+                "try dtype float32"
+            )
+        tokens = [0 if row.finish_reason else token for token, row in zip(tokens, rows, strict=True)]
+        for token, history in zip(tokens, histories, strict=True):
             if history:
-                history.push(tokens[-1])
+                history.push(token)
         return tokens
 
     started = time.perf_counter()
@@ -157,12 +169,13 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
         timings.decode_steps += 1
 
 
-def _generator(sampling: Sampling, device: torch.device) -> torch.Generator | None:
-    if sampling.temperature == 0:
-        return None
-    generator = torch.Generator(device)
-    if sampling.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(sampling.seed)
-    return generator
+def _settings(rows: Sequence[Completion], device: torch.device) -> tuple[Tensor, ...]:
+    """What `sampling.sample` goes by, one value per row; a row without a seed gets one that nobody knows."""
+    wanted = [row.sampling for row in rows]
+    return (
+        torch.tensor([each.temperature for each in wanted], dtype=torch.float32, device=device),
+        torch.tensor([each.top_k for each in wanted], dtype=torch.int32, device=device),
+        torch.tensor([each.top_p for each in wanted], dtype=torch.float32, device=device),
+        torch.tensor([each.min_p for each in wanted], dtype=torch.float32, device=device),
+        torch.tensor([secrets.randbits(63) if each.seed is None else each.seed for each in wanted], device=device),
+    )

@@ -19,10 +19,11 @@ from minillm.cache import Cache, LatentCache, LayerCache
 from minillm.ffn import MLP, GatedMLP
 from minillm.linear import Linear, linear
 from minillm.mla import LatentAttention
-from minillm.moe import Experts, MoE, Routing
+from minillm.moe import Experts, MoE
 from minillm.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.rope import Rotary
+from minillm.routing import Routing
 from minillm.visibility import Visibility
 from minillm.weights.rules import Destination
 
@@ -56,9 +57,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | LatentCache | None) -> Tensor:
         normed = self.attention_norm(x)
-        h = x + self.post_attention_norm(self.attention(normed, step, cache))
-        if not self.shares_norm:
-            normed = self.ffn_norm(x if self.parallel else h)
+        attended = self.post_attention_norm(self.attention(normed, step, cache))
+        if self.parallel:
+            h = x + attended
+            normed = normed if self.shares_norm else self.ffn_norm(x)
+        else:
+            normed, h = self.ffn_norm.of_sum(x, attended)
         return h + self.post_ffn_norm(self.ffn(normed))
 
 
@@ -84,6 +88,7 @@ class Decoder(nn.Module):
     def __init__(self, decoder: spec.Decoder, ops: Ops = REFERENCE):
         super().__init__()
         self.spec = decoder
+        self.ops = ops
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
         self.layers = nn.ModuleList(Block(layer, decoder.hidden_size, ops) for layer in decoder.layers)
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)

@@ -25,6 +25,10 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.ops.rms_norm(x, self.weight, self.spec.eps, self.spec.offset, self.spec.cast)
 
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual, and the sum."""
+        return self.ops.add_rms_norm(x, residual, self.weight, self.spec.eps, self.spec.offset, self.spec.cast)
+
 
 class LayerNorm(nn.Module):
     """y = weight * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values; both may be left out."""
@@ -39,9 +43,24 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.spec.eps)
 
 
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual, and the sum."""
+        total = x + residual
+        return self(total), total
+
+
+class NoNorm(nn.Identity):
+    """Where a layer has none."""
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum, twice."""
+        total = x + residual
+        return total, total
+
+
 NORMS: dict[type, Callable[[Any, int, Ops], nn.Module]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
 
 
 def norm(made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops) -> nn.Module:
     """The module of a norm over `size` values; one that changes nothing for None."""
-    return nn.Identity() if made is None else NORMS[type(made)](made, size, ops)
+    return NoNorm() if made is None else NORMS[type(made)](made, size, ops)

@@ -14,21 +14,31 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minillm import grouped, reference
+from minillm import grouped, reference, routing, sampling
+from minillm.routing import Routing
 
 Kernels = Literal["auto", "reference", "triton"]
 
 
 @dataclass(frozen=True)
 class Ops:
-    """Every op that has, or may get, more than one implementation; `reference.py` says what each computes."""
+    """Every op that has more than one implementation; `reference.py`, `routing.py` and `sampling.py` say what each
+    computes."""
 
     rms_norm: Callable[..., Tensor] = reference.rms_norm
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = reference.add_rms_norm
     rope: Callable[..., Tensor] = reference.rope
+    qk_norm_rope_cache: Callable[..., Tensor] = reference.qk_norm_rope_cache
     gated_act: Callable[..., Tensor] = reference.gated_act
     attention: Callable[..., Tensor] = reference.attention
     latent_attention: Callable[..., Tensor] = reference.latent_attention
+    route: Callable[..., Routing] = routing.route
     experts: Callable[..., Tensor] = reference.experts
+    int8_linear: Callable[..., Tensor] = reference.int8_linear
+    int4_linear: Callable[..., Tensor] = reference.int4_linear
+    fp8_linear: Callable[..., Tensor] = reference.fp8_linear
+    linear_cross_entropy: Callable[..., Tensor] = reference.linear_cross_entropy
+    sample: Callable[..., Tensor] = sampling.sample
 
 
 REFERENCE = Ops()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.visibility import Visibility
+from minillm.weights import fp8
 
 
 class ExpertMatrices(Protocol):
@@ -34,6 +35,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: N
     return (normed * (weight.float() + offset)).to(x.dtype)
 
 
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
+) -> tuple[Tensor, Tensor]:
+    """s = x + residual, all of one shape and dtype; returns rms_norm(s) and s."""
+    s = x + residual
+    return rms_norm(s, weight, eps, offset, cast), s
+
+
 def rope(x: Tensor, cos: Tensor, sin: Tensor, layout: RopeLayout = "half") -> Tensor:
     """(a, b) -> (a cos - b sin, b cos + a sin) for each pair of the first R values of each head.
 
@@ -48,6 +57,43 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, layout: RopeLayout = "half") -> Te
         a, b = x[..., 0:rotated:2], x[..., 1:rotated:2]
         turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
     return turned if rotated == x.shape[-1] else torch.cat((turned, x[..., rotated:]), dim=-1)
+
+
+def qk_norm_rope_cache(
+    qkv: Tensor,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    layout: RopeLayout = "half",
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
+    cast: NormCast = "before_weight",
+) -> Tensor:
+    """All between the product of q, k and v and attention: q, k = rope(norm(q)), rope(norm(k)), and k and v of token t
+    of row b go to slot slots[b, t] of the caches.
+
+    qkv `[B, T, (H + 2K) D]`, caches `[B, K, S, D]`, slots int64 `[B or 1, T]`, cos and sin `[B or 1, T, R / 2]`,
+    weights `[D]` of the norms of q and k, or None for both -> q `[B, H, T, D]`.
+    """
+    heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=k_cache.shape[-1])
+    kv_heads = k_cache.shape[1]
+    turning, v = heads.split((num_heads + kv_heads, kv_heads), dim=2)
+    if q_weight is not None and k_weight is not None:
+        q, k = turning.split((num_heads, kv_heads), dim=2)
+        normed = [rms_norm(each, w, eps, offset, cast) for each, w in ((q, q_weight), (k, k_weight))]
+        q, k = (rope(each, cos, sin, layout) for each in normed)
+    else:  # q and k lie side by side: one rotation turns both
+        q, k = rope(turning, cos, sin, layout).split((num_heads, kv_heads), dim=2)
+    for cache, new in ((k_cache, k.transpose(1, 2)), (v_cache, v.transpose(1, 2))):
+        rows = len(cache) if len(slots) == 1 else 1  # that share their slots
+        for some, values, at in zip(cache.split(rows), new.split(rows), slots, strict=True):
+            some.index_copy_(2, at, values)
+    return q.transpose(1, 2)
 
 
 def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
@@ -137,12 +183,14 @@ def experts(
     down: ExpertMatrices,
     activation: Activation | ClampedSwiGLU,
     biases: tuple[Tensor, Tensor] | None = None,
+    places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """For each token n the sum over its experts e = chosen[n, k] of weights[n, k] * down[e] (act(gate[e] x) * up[e] x).
 
     x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]` and down `[E, H, F]`, with `biases`
     `[E, 2F]` and `[E, H]` that are added to their products. The sum is in fp32, in the order of the experts. Returns
-    `[N, H]` in x's dtype. Experts that no token chose are never looked at.
+    `[N, H]` in x's dtype. Experts that no token chose are never looked at. `places` as in `routing.Routing`: nothing
+    that `chosen` does not say.
     """
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in chosen.unique().tolist():
@@ -151,3 +199,51 @@ def experts(
         y = F.linear(gated_act(F.linear(x[token], gate_up[expert], inner), activation), down[expert], outer)
         total.index_add_(0, token, y * weights[token, pick, None])
     return total.to(x.dtype)
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b with W[o, i] = q[o, i] s[o]. x `[..., I]`, weight int8 `[O, I]`, scale fp32 `[O]`, bias `[O]` of x's
+    dtype -> `[..., O]`."""
+    return F.linear(x, (weight.float() * scale[:, None]).to(x.dtype), bias)
+
+
+def int4_linear(
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None
+) -> Tensor:
+    """y = x Wᵀ + b with W[o, i] = (q[o, i] - z[o, i / group]) s[o, i / group], z = 8 where `zero` is None.
+
+    x `[..., I]`; packed uint8 `[O, I / 2]` holds value 2j of a row in the low half of its byte j and 2j + 1 in the high
+    half; scale and zero fp32 `[O, I / group]` (all rounded up), bias `[O]` of x's dtype -> `[..., O]`.
+    """
+    inputs = x.shape[-1]
+    q = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :inputs].float()
+    scale, zero = (
+        each if each is None else each.repeat_interleave(group, dim=1)[:, :inputs] for each in (scale, zero)
+    )
+    return F.linear(x, ((q - (8.0 if zero is None else zero)) * scale).to(x.dtype), bias)
+
+
+def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b with W of `weights/fp8.py`: e4m3 `[O, I]` and factors fp32 `[O / 128, I / 128]` (rounded up), or one
+    row of factors for each row, `[O, I / 128]`. x `[..., I]`, bias `[O]` of x's dtype -> `[..., O]`."""
+    dequantise = fp8.dequantise_rows if len(scale) == len(weight) else fp8.dequantise
+    return F.linear(x, dequantise(weight, scale, x.dtype), bias)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Mean of -log softmax(cap(W h_n + b))[target_n] over the targets that are not `ignore_index`; 0 without such.
+
+    hidden `[N, H]`, weight `[V, H]`, targets int64 `[N]`, bias `[V]` -> fp32 `[]`.
+    """
+    logits = F.linear(hidden, weight, bias).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    count = (targets != ignore_index).sum().clamp(min=1)
+    return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum") / count

@@ -146,23 +146,45 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     return chances_V
 
 
-def choose(
-    logits_V: Tensor, sampling: Sampling, history: History | None = None, generator: torch.Generator | None = None
-) -> int:
-    """The next token of one sequence; logits `[V]` of any dtype; `history` where `sampling.penalised`.
+def sample(
+    logits_BV: Tensor,
+    temperature_B: Tensor,
+    top_k_B: Tensor,
+    top_p_B: Tensor,
+    min_p_B: Tensor,
+    seed_B: Tensor,
+    position_B: Tensor,
+) -> Tensor:
+    """The next token of each row, int64 `[B]`; -1 where its logits are not numbers to choose by.
 
-    Raises ValueError when the logits are not numbers to choose by.
+    Logits of any dtype; temperature, top-p and min-p fp32, top-k int32, seed and position int64: those of `Sampling`,
+    and how many tokens the row has drawn before. These two and nothing else decide the draw, on every device: the token
+    is the one of those kept with the largest z - log(-log(1 - u)), z its logit over the temperature (the Gumbel-max
+    trick, which draws from softmax(z)), and u of each token comes from `uniform`.
     """
-    best = int(logits_V.argmax())  # of any NaN the first
-    if not torch.isfinite(logits_V[best]):
-        raise ValueError(
-            f"the model's logits are not finite ({logits_V.dtype}): its values overflow or its weights are damaged; "
-            "try dtype float32"
-        )
-    if sampling.penalised:
-        assert history is not None
-        logits_V = penalise(logits_V, sampling, history)
-        best = int(logits_V.argmax())
-    if sampling.temperature == 0:
-        return best
-    return int(torch.multinomial(probabilities(logits_V, sampling), 1, generator=generator))
+    best_B = logits_BV.argmax(-1)  # of any NaN the first
+    found_B = torch.where(logits_BV.gather(-1, best_B[:, None])[:, 0].isfinite(), best_B, -1)
+    for row in (temperature_B > 0).nonzero()[:, 0].tolist():
+        if found_B[row] < 0:
+            continue
+        temperature = max(temperature_B[row].item(), MIN_TEMPERATURE)  # which fp32 may have rounded down
+        cuts = (int(top_k_B[row]), top_p_B[row].item(), min_p_B[row].item())
+        chances_V = probabilities(logits_BV[row], Sampling(temperature, *cuts))
+        kept = chances_V.nonzero()[:, 0]
+        clock = -torch.log1p(-uniform(int(seed_B[row]), int(position_B[row]), kept))
+        found_B[row] = kept[(chances_V[kept].log() - clock.log()).argmax()]
+    return found_B
+
+
+def uniform(seed: int, position: int, token: Tensor) -> Tensor:
+    """A number from 0 to 1, both excluded, for each token: fp64. Philox 4x32-10 (Salmon et al., "Parallel random
+    numbers: as easy as 1, 2, 3", 2011) with the seed as its key and token and position as its counter."""
+    low = 0xFFFFFFFF
+    counter = [token, torch.full_like(token, position & low), torch.full_like(token, position >> 32)]
+    c0, c1, c2, c3 = *counter, torch.zeros_like(token)
+    k0, k1 = seed & low, seed >> 32
+    for _ in range(10):
+        one, two = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # modulo 2^64, of which the halves are wanted
+        c0, c1, c2, c3 = (two >> 32 & low) ^ c1 ^ k0, two & low, (one >> 32 & low) ^ c3 ^ k1, one & low
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return (c0.double() + 0.5) * 2.0**-32

@@ -46,6 +46,14 @@ class Visibility:
         return self.start - (self.start - slots) % self.window
 
     @cached_property
+    def slots(self) -> Tensor | None:
+        """The cache's slot of each query's own position, int64 `[1, T]`; None where a ring takes several at once,
+        which may overwrite what they need."""
+        if self.window is None:
+            return torch.arange(self.start, self.start + self.count, device=self.device)[None]
+        return torch.tensor([[self.start % self.window]], device=self.device) if self.ring else None
+
+    @cached_property
     def mask(self) -> Tensor | None:
         """True where a query sees a key, bool `[T, S]`, or `[B, 1, T, S]` with padding; None where nothing but the
         future is hidden from all queries, or from the only one nothing.

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
-from minillm.moe import Router, Routing
+from minillm.moe import Router
+from minillm.routing import Routing
 
 # A model_type that transformers has under another name.
 SAME_AS = {"kimi_k2": "deepseek_v3", "tanuki": "mixtral"}

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minillm
-from minillm.sampling import LIMITS, History, Sampling, choose, defaults, penalise, probabilities, unsupported
+from minillm.sampling import (
+    LIMITS,
+    History,
+    Sampling,
+    defaults,
+    penalise,
+    probabilities,
+    sample,
+    uniform,
+    unsupported,
+)
 
 logits = st.integers(0, 10_000).map(lambda seed: torch.randn(40, generator=torch.Generator().manual_seed(seed)) * 3)
 
@@ -68,12 +78,37 @@ def test_the_likeliest_token_always_stays() -> None:
         assert probabilities(logits_V, Sampling(temperature=1.0, **cut)).nonzero().tolist() == [[logits_V.argmax()]]
 
 
+def rows(count: int, sampling: Sampling, seed: int) -> list[torch.Tensor]:
+    """The same settings for every row, at positions 0, 1, …"""
+    kinds = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32, "min_p": torch.float32}
+    settings = [torch.full((count,), getattr(sampling, name), dtype=kind) for name, kind in kinds.items()]
+    return [*settings, torch.full((count,), seed), torch.arange(count)]
+
+
+def test_philox_is_the_published_one() -> None:
+    """The known answers of Random123 for Philox 4x32-10: counter and key of zeros, and of ones (three words of it)."""
+    assert uniform(0, 0, torch.tensor([0])).item() == (0x6627E8D5 + 0.5) / 2**32
+    word = 0xFFFFFFFF
+    digits_of_pi = uniform(0x299F31D0A4093822, 0, torch.tensor([0x243F6A88])).item()
+    assert digits_of_pi == philox(0x243F6A88, 0, 0, 0, 0xA4093822, 0x299F31D0)
+    assert uniform(2**63 - 1, 2**40 + 3, torch.tensor([word])).item() == philox(word, 3, 256, 0, word, 2**31 - 1)
+
+
+def philox(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int) -> float:
+    """Ten rounds in Python's integers."""
+    for _ in range(10):
+        one, two = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = two >> 32 ^ c1 ^ k0, two % 2**32, one >> 32 ^ c3 ^ k1, one % 2**32
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return (c0 + 0.5) / 2**32
+
+
 def test_draws_follow_the_distribution() -> None:
     """20,000 draws: each frequency within 4 standard deviations of its probability."""
     logits_V = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0])
     sampling = Sampling(temperature=1.3, top_k=4)
-    generator, count = torch.Generator().manual_seed(0), 20_000
-    draws = torch.tensor([choose(logits_V, sampling, generator=generator) for _ in range(count)])
+    count = 20_000
+    draws = sample(logits_V.expand(count, 5), *rows(count, sampling, seed=0))
     chances = probabilities(logits_V, sampling)
     deviation = (chances * (1 - chances) / count).sqrt()
     assert ((draws.bincount(minlength=5) / count - chances).abs() <= 4 * deviation).all()
@@ -100,11 +135,13 @@ def test_numbers_of_the_wrong_kind_are_refused(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_are_refused(bad: float, temperature: float) -> None:
+def test_from_logits_that_are_no_numbers_nothing_is_drawn(bad: float, temperature: float) -> None:
     logits_V = torch.zeros(5)
     logits_V[3] = bad
-    with pytest.raises(ValueError, match="not finite"):
-        choose(logits_V, Sampling(temperature=temperature))
+    both = torch.stack((logits_V, torch.zeros(5)))
+    found = sample(both, *rows(2, Sampling(temperature=temperature), seed=0))
+    assert found[0] == -1
+    assert found[1] >= 0
 
 
 def test_what_a_generation_config_asks_for_in_vain() -> None:
