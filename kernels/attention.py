@@ -3,14 +3,15 @@
     o_t = Σ_s softmax_s(scale q_t·k_s) v_s          s over the keys that query t may see
 
 Written out, the scores of a prompt of T tokens are T² values per head, written and read several times. Here a program
-owns a block of queries of one head and goes over blocks of keys with the running maximum m, the sum l of 2^(score - m)
-and the unnormalised output in registers; when m grows, both are scaled down (online softmax, Milakov & Gimelshein,
-arXiv:1805.02867). What moves is q, k, v and o, each key block once per block of queries: T² / BLOCK_Q * (D + V) values
-instead of several T². Scores are kept in units of log 2, for the hardware has 2^x.
+owns a block of queries of one head and goes over blocks of keys with a softmax that grows block by block
+(`online_softmax.py`). What moves is q, k, v and o, each key block once per block of queries: T² / BLOCK_Q * (D + V)
+values instead of several T².
 
 - GQA: query head h reads kv head h // G where it lies; nothing is repeated.
 - Query t stands at key t + past: a prompt in chunks starts behind what is cached.
 - A window W: key blocks that lie wholly outside are not visited, so that work grows with T W and not with T².
+- Of the blocks visited, those that every query of the block sees whole need no comparisons: only those at the window's
+  edge and on the diagonal are masked. Programs with the most keys start first, for they end last.
 - Soft-cap c: a score becomes c tanh(score / c). A sink is a score of each head without a value: it starts m and l.
 - Ragged: sequences one behind the other, `[total, heads, D]`, told apart by cumulative lengths; no padding is computed.
 - Left padding: keys before first[b] are hidden; a padded query sees itself alone, as in the reference.
@@ -24,50 +25,69 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm.kernels.launch import on_device_of
+from minillm.kernels.online_softmax import LOG2_E, check, grown, load_rows, padded, scored, seen
+from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
 
-# By the larger of the two head sizes: queries and keys per block, warps, stages. What fits the registers and the shared
-# memory of an H100; fp32 values take twice the room and are multiplied without tensor cores.
-CONFIGS = {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)}
-BACKWARD = {64: (32, 64, 4, 2), 128: (32, 64, 8, 2), 256: (32, 32, 8, 1)}
-FP32 = {64: (32, 32, 4, 1), 128: (16, 16, 8, 1), 256: (16, 16, 4, 1)}
-AMD_STAGES = 1  # 64 KiB of shared memory
-LOG2_E = tl.constexpr(1.4426950408889634)
+# By the larger of the two head sizes: queries and keys per block. fp32 values take twice the room and are multiplied
+# without tensor cores.
+CONFIGS = {
+    64: (
+        Config("128x64", (128, 64), 8, 3, LARGE),
+        Config("64x64", (64, 64), 4, 3, LARGE),
+        Config("128x128", (128, 128), 8, 2, HOPPER),
+        Config("64x32", (64, 32), 4, 1, SMALL),
+    ),
+    128: (
+        Config("128x64", (128, 64), 8, 3, LARGE),
+        Config("64x128", (64, 128), 4, 2, HOPPER),
+        Config("128x32", (128, 32), 8, 3, LARGE),
+        Config("64x32", (64, 32), 4, 1, SMALL),
+    ),
+    256: (
+        Config("64x64", (64, 64), 8, 2, HOPPER),
+        Config("64x32", (64, 32), 8, 2, LARGE),
+        Config("32x16", (32, 16), 4, 1, SMALL),
+    ),
+}
+FP32 = {
+    64: (Config("32x32", (32, 32), 4, 1),),
+    128: (Config("16x16", (16, 16), 8, 1),),
+    256: (Config("16x16", (16, 16), 4, 1),),
+}
 
 
 @triton.jit
-def load_rows(ptr, row_stride, first, rows, columns, count, WIDTH: tl.constexpr):
-    """Rows first + rows of a matrix of `count` rows and WIDTH columns; zero outside."""
-    inside = ((first + rows) < count)[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(ptr + (first + rows)[:, None] * row_stride + columns[None, :], mask=inside, other=0.0)
+def visit(
+    m, mass, o, q, k_ptr, v_ptr, k_t, v_t, begin, end, at, first, keys, scale, cap, MASKED: tl.constexpr,
+    HAS_CAP: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The softmax so far, and the key blocks from `begin` to `end` more."""
+    columns, columns_d, columns_v = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    for start in range(begin, end, BLOCK_K):
+        k = load_rows(k_ptr, k_t, start, columns, columns_d, keys, D, not MASKED)
+        v = load_rows(v_ptr, v_t, start, columns, columns_v, keys, V, not MASKED)
+        s = scored(q, k, scale, cap, HAS_CAP)
+        if MASKED:
+            s = tl.where(seen(at, start + columns, first, keys, WINDOW), s, float("-inf"))
+        m, mass, o = grown(m, mass, o, s, v)
+    return m, mass, o
 
 
 @triton.jit
-def scored(q, k, scale, cap, HAS_CAP: tl.constexpr):
-    """Scores of a block in units of log 2; q `[Q, D]`, k `[K, D]` -> `[Q, K]`."""
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    if HAS_CAP:
-        s = cap * (2.0 * tl.sigmoid(2.0 * s / cap) - 1.0)  # tanh
-    return s * LOG2_E
-
-
-@triton.jit
-def seen(at, keys, first, count, WINDOW: tl.constexpr):
-    """Whether the query at key `at` sees key `keys`."""
-    visible = (keys[None, :] <= at[:, None]) & (keys[None, :] >= first)
+def bounds(block, past, first, keys, HAS_FIRST: tl.constexpr, WINDOW: tl.constexpr, BLOCK_Q: tl.constexpr,
+           BLOCK_K: tl.constexpr):  # fmt: skip
+    """Of the key blocks of a block of queries: from `lowest` on some query sees some key, from `whole` to `diagonal`
+    all see all, and to `highest` some see some again."""
+    highest = tl.minimum(block + BLOCK_Q + past, keys)
+    lowest, whole = 0, 0
     if WINDOW:
-        visible = visible & (keys[None, :] > at[:, None] - WINDOW)
-    return (visible | (keys[None, :] == at[:, None])) & (keys[None, :] < count)
-
-
-@triton.jit
-def grown(m, mass, o, s, v):
-    """The softmax so far (maximum, sum, unnormalised output) and a block more: scores `[Q, K]`, values `[K, V]`."""
-    highest = tl.maximum(m, tl.max(s, axis=1))
-    anchor = tl.where(highest == float("-inf"), 0.0, highest)  # nothing seen so far: 2^(-inf - 0) is 0, not NaN
-    p = tl.exp2(s - anchor[:, None])
-    shrink = tl.exp2(m - anchor)
-    o = o * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-    return highest, mass * shrink + tl.sum(p, axis=1), o
+        lowest = tl.maximum(block + past - WINDOW + 1, 0) // BLOCK_K * BLOCK_K
+        whole = tl.maximum(block + BLOCK_Q + past - WINDOW, 0)
+    if WINDOW or HAS_FIRST:
+        whole = tl.cdiv(tl.maximum(whole, first), BLOCK_K) * BLOCK_K
+        whole = tl.maximum(tl.minimum(whole, tl.cdiv(highest, BLOCK_K) * BLOCK_K), lowest)
+    return lowest, whole, tl.maximum((block + past + 1) // BLOCK_K * BLOCK_K, whole), highest
 
 
 @triton.jit
@@ -91,29 +111,30 @@ def forward_kernel(
         past = keys - queries
         q_ptr, o_ptr = q_ptr + begin_q * q_t, o_ptr + begin_q * o_t
         k_ptr, v_ptr = k_ptr + begin_k * k_t, v_ptr + begin_k * v_t
-    block = tl.program_id(0) * BLOCK_Q
+    block = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
     if block >= queries:
         return
     first = 0
     if HAS_FIRST:
         first = (tl.load(first_i64_ptr + batch) - first_key).to(tl.int32)
-    rows, columns_d, columns_v = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    rows, columns_v = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_V)
     at = block + rows + past  # the key at which each query stands
-    q = load_rows(q_ptr, q_t, block, rows, columns_d, queries, D)
+    q = load_rows(q_ptr, q_t, block, rows, tl.arange(0, BLOCK_D), queries, D)
     m, mass = tl.full((BLOCK_Q,), float("-inf"), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
     if HAS_SINKS:
         m, mass = tl.zeros_like(mass) + tl.load(sinks_ptr + head).to(tl.float32) * LOG2_E, mass + 1.0
     o = tl.zeros((BLOCK_Q, BLOCK_V), tl.float32)
-    lowest = 0
-    if WINDOW:
-        lowest = tl.maximum(block + past - WINDOW + 1, 0) // BLOCK_K * BLOCK_K
-    highest = tl.minimum(block + BLOCK_Q + past, keys)
-    for start in range(lowest, highest, BLOCK_K):
-        columns = tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr, k_t, start, columns, columns_d, keys, D)
-        v = load_rows(v_ptr, v_t, start, columns, columns_v, keys, V)
-        s = tl.where(seen(at, start + columns, first, keys, WINDOW), scored(q, k, scale, cap, HAS_CAP), float("-inf"))
-        m, mass, o = grown(m, mass, o, s, v)
+    lowest, whole, diagonal, highest = bounds(block, past, first, keys, HAS_FIRST, WINDOW, BLOCK_Q, BLOCK_K)
+    if WINDOW or HAS_FIRST:
+        m, mass, o = visit(
+            m, mass, o, q, k_ptr, v_ptr, k_t, v_t, lowest, whole, at, first, keys, scale, cap, True,
+            HAS_CAP, WINDOW, D, V, BLOCK_D, BLOCK_V, BLOCK_K)  # fmt: skip
+    m, mass, o = visit(
+        m, mass, o, q, k_ptr, v_ptr, k_t, v_t, whole, diagonal, at, first, keys, scale, cap, False,
+        HAS_CAP, WINDOW, D, V, BLOCK_D, BLOCK_V, BLOCK_K)  # fmt: skip
+    m, mass, o = visit(
+        m, mass, o, q, k_ptr, v_ptr, k_t, v_t, diagonal, highest, at, first, keys, scale, cap, True,
+        HAS_CAP, WINDOW, D, V, BLOCK_D, BLOCK_V, BLOCK_K)  # fmt: skip
     inside = (block + rows < queries)[:, None] & (columns_v < V)[None, :]
     o = o / tl.where(mass == 0.0, 1.0, mass)[:, None]
     o_ptr += (block + rows)[:, None] * o_t + columns_v[None, :]
@@ -189,47 +210,28 @@ def ragged_attention(
 
 def _launch(tensors, strides, sizes, batch, longest, shape_of_scores, dims):
     scale, softcap, window = shape_of_scores
-    _, _, _, _, _, sinks, first, ends, _ = tensors
-    block_q, block_k, warps, stages = config(CONFIGS, *dims, tensors[0].dtype)
-    grid = (triton.cdiv(longest, block_q), batch * sizes[4])
-    with on_device_of(tensors[0]):
+    q, _, _, _, _, sinks, first, ends, _ = tensors
+    dim, value_dim = dims
+    constants = {
+        "RAGGED": ends is not None, "HAS_FIRST": first is not None, "HAS_SINKS": sinks is not None,
+        "HAS_CAP": softcap is not None, "WINDOW": window or 0, "D": dim, "V": value_dim, "BLOCK_D": padded(dim),
+        "BLOCK_V": padded(value_dim),
+    }  # fmt: skip
+    scales = (dim**-0.5 if scale is None else scale, softcap or 0.0)
+
+    def launch(config: Config) -> None:
+        block_q, block_k = config.blocks
+        grid = (triton.cdiv(longest, block_q), batch * sizes[4])
         forward_kernel[grid](
-            *tensors, *strides, *sizes, dims[0] ** -0.5 if scale is None else scale, softcap or 0.0,
-            RAGGED=ends is not None, HAS_FIRST=first is not None, HAS_SINKS=sinks is not None,
-            HAS_CAP=softcap is not None, WINDOW=window or 0, D=dims[0], V=dims[1],
-            BLOCK_D=padded(dims[0]), BLOCK_V=padded(dims[1]), BLOCK_Q=block_q, BLOCK_K=block_k,
-            num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+            *tensors, *strides, *sizes, *scales, **constants, BLOCK_Q=block_q, BLOCK_K=block_k, **config.options
+        )
+
+    key = (q.dtype, dim, value_dim, bucket(longest), window is not None, softcap is not None)
+    with on_device_of(q):
+        run("attention", key, configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch)
 
 
-def config(table: dict, head_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+def configs(table: dict[int, tuple[Config, ...]], dim: int, value_dim: int, dtype: torch.dtype) -> tuple[Config, ...]:
     """The table's entry for these head sizes, or that of fp32."""
     table = FP32 if dtype == torch.float32 else table
-    *blocks, stages = next(table[size] for size in table if max(head_dim, value_dim) <= size)
-    return *blocks, min(stages, AMD_STAGES) if torch.version.hip else stages
-
-
-def padded(size: int) -> int:
-    """What a dimension takes of a product: a power of two, at least 16."""
-    return max(triton.next_power_of_2(size), 16)
-
-
-def check(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> None:
-    """That `[B, heads, rows, D]` of q, k and v belong together."""
-    if not (q.shape[0] == k.shape[0] == v.shape[0] and q.shape[3] == k.shape[3] and k.shape[1:3] == v.shape[1:3]):
-        raise ValueError(f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit")
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"attention: {q.shape[1]} query heads are no multiple of {k.shape[1]} kv heads")
-    if max(q.shape[3], v.shape[3]) > max(CONFIGS):
-        raise ValueError(f"attention: heads of {max(q.shape[3], v.shape[3])} values; the limit is {max(CONFIGS)}")
-    for name, each in (("q", q), ("k", k), ("v", v)):
-        if each.stride(-1) != 1 and each.shape[-1] > 1:
-            raise ValueError(f"attention: the last dimension of {name} has stride {each.stride(-1)}, expected 1")
-        if each.shape[2] * each.stride(2) >= 2**31:
-            raise ValueError(
-                f"attention: {name} has {each.shape[2]} rows {each.stride(2)} values apart; the limit is 2^31"
-            )
-        if each.dtype != q.dtype or each.device != q.device:
-            raise ValueError(f"attention: {name} is {each.dtype} on {each.device}, q {q.dtype} on {q.device}")
-    if sinks is not None and (sinks.shape != q.shape[1:2] or sinks.device != q.device):
-        raise ValueError(f"attention: sinks are {list(sinks.shape)} on {sinks.device}, expected [{q.shape[1]}] of q's")
+    return next(table[size] for size in table if max(dim, value_dim) <= size)

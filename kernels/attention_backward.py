@@ -15,8 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels.attention import BACKWARD, LOG2_E, attention, config, load_rows, padded, scored, seen
+from minillm.kernels.attention import attention, configs
 from minillm.kernels.launch import on_device_of
+from minillm.kernels.online_softmax import LOG2_E, load_rows, padded, scored, seen
+from minillm.kernels.tuning import LARGE, SMALL, Config, run
+
+# Queries and keys per block, as in `attention.py`.
+CONFIGS = {
+    64: (Config("32x64", (32, 64), 4, 2, LARGE), Config("32x32", (32, 32), 4, 1, SMALL)),
+    128: (Config("32x64", (32, 64), 8, 2, LARGE), Config("32x32", (32, 32), 8, 1, SMALL)),
+    256: (Config("32x32", (32, 32), 8, 1, LARGE), Config("16x16", (16, 16), 4, 1, SMALL)),
+}
 
 
 @triton.jit
@@ -139,21 +148,25 @@ class Attention(torch.autograd.Function):
 def _launch(tensors, gradients, past, window, first_key, scale, softcap):
     q, k, v, g, _, _, first = tensors
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = q.shape, v.shape
-    block_q, block_k, warps, stages = config(BACKWARD, dim, value_dim, q.dtype)
     strides = [stride for each in (q, k, v, g) for stride in each.stride()[:3]]
     sizes = (queries, keys, past, first_key)
     scores = (dim**-0.5 if scale is None else scale, softcap or 0.0)
     constants = {
         "HAS_FIRST": first is not None, "HAS_CAP": softcap is not None, "WINDOW": window or 0, "G": heads // kv_heads,
-        "D": dim, "V": value_dim, "BLOCK_D": padded(dim), "BLOCK_V": padded(value_dim), "BLOCK_Q": block_q,
-        "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages,
+        "D": dim, "V": value_dim, "BLOCK_D": padded(dim), "BLOCK_V": padded(value_dim),
     }  # fmt: skip
     dq, dk, dv = gradients
-    with on_device_of(q):
+
+    def launch(config: Config) -> None:
+        block_q, block_k = config.blocks
+        rest = {**constants, "BLOCK_Q": block_q, "BLOCK_K": block_k, **config.options}
         grid = (triton.cdiv(keys, block_k), batch * kv_heads)
-        key_kernel[grid](*tensors, dk, dv, *strides, *sizes, kv_heads, *scores, **constants)
+        key_kernel[grid](*tensors, dk, dv, *strides, *sizes, kv_heads, *scores, **rest)
         grid = (triton.cdiv(queries, block_q), batch * heads)
-        query_kernel[grid](*tensors, dq, *strides, *sizes, heads, *scores, **constants)
+        query_kernel[grid](*tensors, dq, *strides, *sizes, heads, *scores, **rest)
+
+    with on_device_of(q):
+        run("attention_backward", (q.dtype, dim), configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch)
 
 
 def differentiable_attention(

@@ -21,13 +21,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels.attention import LOG2_E, check, grown, padded, scored
 from minillm.kernels.launch import on_device_of
+from minillm.kernels.online_softmax import LOG2_E, check, grown, padded, scored
+from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
 
-# Keys per step, warps, stages; fp32 takes twice the room.
-CONFIG, FP32 = (64, 4, 3), (16, 8, 1)
+# Keys per step.
+CONFIGS = (
+    Config("64", (64,), 4, 3, LARGE),
+    Config("128", (128,), 8, 2, HOPPER),
+    Config("32", (32,), 4, 3, LARGE),
+    Config("32", (32,), 4, 1, SMALL),
+)
+FP32 = (Config("16", (16,), 8, 1),)
 PROGRAMS = 264  # enough to fill a GPU of 132 multiprocessors twice
-MAX_SPLITS = 64
+MAX_SPLITS, GRAIN = 64, 128  # parts, and what their sizes are multiples of
 
 
 @triton.jit
@@ -136,26 +143,37 @@ def decode_attention(
     y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
     if not y.numel():
         return y
-    block, warps, stages = FP32 if q.dtype == torch.float32 else CONFIG
-    splits = min(max(PROGRAMS // (batch * kv_heads), 1), MAX_SPLITS, triton.cdiv(max(keys, 1), block))
-    each = triton.cdiv(triton.cdiv(keys, splits), block) * block
+    splits, each = parts(keys, batch * kv_heads)
     partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
     m, mass = (torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device) for _ in range(2))
-    with on_device_of(q):
+    table_stride = 0 if block_table is None else block_table.stride(0)
+
+    def launch(config: Config) -> None:
         part_kernel[batch * kv_heads, splits](
             q, *kv, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *kv[0].stride()[:3],
-            *kv[1].stride()[:3], keys, ring, start, size, 0 if block_table is None else block_table.stride(0),
-            kv_heads, dim**-0.5 if scale is None else scale, softcap or 0.0, each,
+            *kv[1].stride()[:3], keys, ring, start, size, table_stride, kv_heads,
+            dim**-0.5 if scale is None else scale, softcap or 0.0, each,
             PAGED=block_table is not None, HAS_LENGTHS=lengths is not None, HAS_FIRST=first is not None,
             HAS_CAP=softcap is not None, WINDOW=window or 0, G=heads // kv_heads, D=dim, V=value_dim,
-            BLOCK_G=padded(heads // kv_heads), BLOCK_D=padded(dim), BLOCK_V=padded(value_dim), BLOCK_S=block,
-            num_warps=warps, num_stages=stages,
+            BLOCK_G=padded(heads // kv_heads), BLOCK_D=padded(dim), BLOCK_V=padded(value_dim),
+            BLOCK_S=config.blocks[0], **config.options,
         )  # fmt: skip
+
+    key = (q.dtype, dim, heads // kv_heads, bucket(batch * kv_heads), block_table is not None)
+    with on_device_of(q):
+        run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch)
         join_kernel[(batch * heads,)](
             partial, m, mass, sinks, y, heads, splits, HAS_SINKS=sinks is not None, V=value_dim,
             BLOCK_V=padded(value_dim), BLOCK_P=triton.next_power_of_2(splits),
         )  # fmt: skip
     return y
+
+
+def parts(keys: int, sequences: int) -> tuple[int, int]:
+    """In how many parts to read caches of `keys` positions, and how many each has: enough programs to fill the GPU."""
+    wanted = min(max(PROGRAMS // sequences, 1), MAX_SPLITS)
+    each = triton.cdiv(triton.cdiv(max(keys, 1), wanted), GRAIN) * GRAIN
+    return triton.cdiv(max(keys, 1), each), each
 
 
 def _check(q, kv, lengths, first, block_table, sinks):

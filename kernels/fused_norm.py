@@ -69,7 +69,7 @@ def heads_kernel(
     kind: tl.constexpr = x_ptr.dtype.element_ty
     if head >= heads + kv_heads:  # v is stored as it is
         at = v_ptr + batch * v_b + (head - heads - kv_heads) * v_h + slot * v_s
-        tl.store(at + columns, x, mask=inside & (slot >= 0))
+        tl.store(at + columns, x, mask=inside)
         return
     turns = columns < 2 * HALF  # the values of a head that turn, each with its partner
     if INTERLEAVED:
@@ -92,7 +92,7 @@ def heads_kernel(
         tl.store(q_ptr + batch * q_b + head * q_h + token * q_t + columns, y, mask=inside)
     else:
         at_k = k_ptr + batch * k_b + (head - heads) * k_h + slot * k_s
-        tl.store(at_k + columns, y, mask=inside & (slot >= 0))
+        tl.store(at_k + columns, y, mask=inside)
 
 
 def add_rms_norm(
@@ -136,8 +136,8 @@ def qk_norm_rope_cache(
 ) -> Tensor:
     """qkv `[B, T, (H + 2K) D]`, caches `[B, K, S, D]`, slots int64 `[B or 1, T]`, cos and sin `[B or 1, T, R / 2]`,
     weights `[D]` of the norms of q and k or None -> q `[B, H, T, D]`; k and v of token t go to slot slots[b, t] of the
-    caches, or nowhere where that is negative. A slot beyond the cache cannot be noticed without waiting for the device.
-    Raises ValueError for what does not fit."""
+    caches. A slot outside the cache cannot be noticed without waiting for the device. Raises ValueError for what does
+    not fit."""
     _refuse_gradients(qkv, q_weight, k_weight)
     (batch, tokens, width), (_, kv_heads, _, dim), half = qkv.shape, k_cache.shape, cos.shape[-1]
     if width != (num_heads + 2 * kv_heads) * dim or k_cache.shape != v_cache.shape or len(k_cache) != batch:

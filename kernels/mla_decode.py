@@ -17,14 +17,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels.attention import LOG2_E, grown, padded
-from minillm.kernels.decode_attention import join_kernel
+from minillm.kernels.decode_attention import join_kernel, parts
 from minillm.kernels.launch import on_device_of
+from minillm.kernels.online_softmax import LOG2_E, grown, padded
+from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
 
-# Heads and positions per tile, warps, stages; fp32 takes twice the room.
-CONFIG, FP32 = (16, 32, 8, 2), (16, 16, 8, 1)
-PROGRAMS = 264  # enough to fill a GPU of 132 multiprocessors twice
-MAX_SPLITS = 64
+# Heads and positions per tile. With all 64 heads of a tile the cache is read half as often as a tensor core multiplies.
+CONFIGS = (
+    Config("16x32", (16, 32), 8, 2, LARGE),
+    Config("64x32", (64, 32), 8, 2, HOPPER),
+    Config("32x32", (32, 32), 8, 2, HOPPER),
+    Config("16x16", (16, 16), 8, 1, SMALL),
+)
+FP32 = (Config("16x16", (16, 16), 8, 1),)
 
 
 @triton.jit
@@ -91,20 +96,24 @@ def mla_decode(
     y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
     if not y.numel():
         return y
-    block_h, block_s, warps, stages = FP32 if q.dtype == torch.float32 else CONFIG
-    groups = triton.cdiv(heads, block_h)
-    splits = min(max(PROGRAMS // (batch * groups), 1), MAX_SPLITS, triton.cdiv(max(keys, 1), block_s))
-    each = triton.cdiv(triton.cdiv(keys, splits), block_s) * block_s
+    splits, each = parts(keys, batch * triton.cdiv(heads, 64))
     partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
     m, mass = (torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device) for _ in range(2))
-    with on_device_of(q):
-        part_kernel[groups, splits, batch](
+    table_stride = 0 if block_table is None else block_table.stride(0)
+
+    def launch(config: Config) -> None:
+        block_h, block_s = config.blocks
+        part_kernel[triton.cdiv(heads, block_h), splits, batch](
             q, latent, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *latent.stride()[:2], keys, size,
-            0 if block_table is None else block_table.stride(0), heads, width**-0.5 if scale is None else scale, each,
+            table_stride, heads, width**-0.5 if scale is None else scale, each,
             PAGED=block_table is not None, HAS_LENGTHS=lengths is not None, HAS_FIRST=first is not None,
             R=value_dim, P=width - value_dim, BLOCK_R=padded(value_dim), BLOCK_P=padded(width - value_dim),
-            BLOCK_H=block_h, BLOCK_S=block_s, num_warps=warps, num_stages=stages,
+            BLOCK_H=block_h, BLOCK_S=block_s, **config.options,
         )  # fmt: skip
+
+    key = (q.dtype, width, value_dim, heads, bucket(batch), block_table is not None)
+    with on_device_of(q):
+        run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch)
         join_kernel[(batch * heads,)](
             partial, m, mass, None, y, heads, splits, HAS_SINKS=False, V=value_dim, BLOCK_V=padded(value_dim),
             BLOCK_P=triton.next_power_of_2(splits),

@@ -5,16 +5,17 @@
 A loop over experts is a launch for each product of each expert, and asks the device how many tokens each has. Here
 nothing is asked: sizes on the host are bounds.
 
-Many tokens: picks (token n, its k-th expert) are sorted by expert and cut in blocks of rows that belong to one expert
-each; there are at most P / ROWS + E of them, and those behind the last return at once. A program multiplies a block
-with a tile of the expert's matrix: rows of x are gathered where they lie, gate and up are two sums of one pass with
-act(gate) * up in the epilogue (the 2F values in between are never written), and the second product multiplies by the
-weight and writes each row to its pick. An expert's matrix is read once per block of its rows.
+Many tokens: picks (token n, its k-th expert) are sorted by expert (`routing.py`) and cut in blocks of rows that belong
+to one expert each; there are at most P / ROWS + E of them, and those behind the last return at once. A program
+multiplies a block with a tile of the expert's matrix: rows of x are gathered where they lie, gate and up are two sums
+of one pass with act(gate) * up in the epilogue (the 2F values in between are never written), and the second product
+writes each row to its pick. An expert's matrix is read once per block of its rows.
 
 Few picks, as in decoding: a product of a matrix and one row is limited by reading the matrix. A program takes some
 output rows of one pick's expert, with no sorting and no padding to the 16 rows of a tensor core.
 
-The sum over k is taken in order, without atomics: the same batch gives the same bits.
+The last launch weighs a token's k rows and adds them up in their order, without atomics: the same batch gives the same
+bits.
 """
 
 import torch
@@ -24,12 +25,23 @@ from torch import Tensor
 
 from minillm.kernels.gated_act import constants_of, factors
 from minillm.kernels.launch import on_device_of
+from minillm.kernels.routing import blocks_of, places
+from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
 
-ROWS = 64  # of a block that belongs to one expert
-TILE, DEPTH, WARPS, STAGES = 64, 64, 4, 3  # outputs, inputs per step
-FP32 = (32, 32, 4, 1)  # the same without tensor cores
+# Rows of a block of one expert's picks, outputs, inputs per step.
+CONFIGS = (
+    Config("64x64x64", (64, 64, 64), 4, 3, LARGE),
+    Config("128x128x64", (128, 128, 64), 8, 3, HOPPER),
+    Config("128x64x64", (128, 64, 64), 8, 3, LARGE),
+    Config("16x64x64", (16, 64, 64), 4, 4, LARGE),
+    Config("64x64x32", (64, 64, 32), 4, 1, SMALL),
+    Config("16x64x64", (16, 64, 64), 4, 1, SMALL),
+)
+FP32 = (Config("64x32x32", (64, 32, 32), 4, 1),)
 FEW = 64  # picks up to which each is computed by itself
-FEW_TILE, FEW_DEPTH, FEW_WARPS = 16, 256, 4
+# Of these: outputs, inputs per step.
+FEW_CONFIGS = (Config("16x256", (16, 256), 4, 1), Config("8x512", (8, 512), 4, 1), Config("4x512", (4, 512), 2, 1))
+COMBINED = 1024  # values of a token's sum per program
 
 
 @triton.jit
@@ -41,16 +53,16 @@ def tile(w_ptr, rows, columns, height, width, w_o, w_i):
 
 @triton.jit
 def gate_up_kernel(
-    x_ptr, w_ptr, b_ptr, h_ptr, order_i64_ptr, expert_i64_ptr, first_i64_ptr, end_i64_ptr,
+    x_ptr, w_ptr, b_ptr, h_ptr, order_i32_ptr, expert_i32_ptr, first_i32_ptr, end_i32_ptr,
     x_t, w_e, w_o, w_i, top_k, experts, hidden, inner, alpha, limit,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    expert = tl.load(expert_i64_ptr + tl.program_id(0))
+    expert = tl.load(expert_i32_ptr + tl.program_id(0)).to(tl.int64)
     if expert >= experts:
         return
-    sorted_rows = tl.load(first_i64_ptr + tl.program_id(0)) + tl.arange(0, ROWS)
-    inside = sorted_rows < tl.load(end_i64_ptr + tl.program_id(0))
-    token = tl.load(order_i64_ptr + sorted_rows, mask=inside, other=0) // top_k
+    sorted_rows = tl.load(first_i32_ptr + tl.program_id(0)).to(tl.int64) + tl.arange(0, ROWS)
+    inside = sorted_rows < tl.load(end_i32_ptr + tl.program_id(0))
+    token = tl.load(order_i32_ptr + sorted_rows, mask=inside, other=0).to(tl.int64) // top_k
     outputs = tl.program_id(1) * TILE + tl.arange(0, TILE)
     w_ptr += expert * w_e
     gate, up = tl.zeros((ROWS, TILE), tl.float32), tl.zeros((ROWS, TILE), tl.float32)
@@ -73,16 +85,16 @@ def gate_up_kernel(
 
 @triton.jit
 def down_kernel(
-    h_ptr, w_ptr, b_ptr, y_ptr, weights_f32_ptr, order_i64_ptr, expert_i64_ptr, first_i64_ptr, end_i64_ptr,
+    h_ptr, w_ptr, b_ptr, y_ptr, order_i32_ptr, expert_i32_ptr, first_i32_ptr, end_i32_ptr,
     w_e, w_o, w_i, experts, hidden, inner,
     HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    expert = tl.load(expert_i64_ptr + tl.program_id(0))
+    expert = tl.load(expert_i32_ptr + tl.program_id(0)).to(tl.int64)
     if expert >= experts:
         return
-    sorted_rows = tl.load(first_i64_ptr + tl.program_id(0)) + tl.arange(0, ROWS)
-    inside = sorted_rows < tl.load(end_i64_ptr + tl.program_id(0))
-    pick = tl.load(order_i64_ptr + sorted_rows, mask=inside, other=0)
+    sorted_rows = tl.load(first_i32_ptr + tl.program_id(0)).to(tl.int64) + tl.arange(0, ROWS)
+    inside = sorted_rows < tl.load(end_i32_ptr + tl.program_id(0))
+    pick = tl.load(order_i32_ptr + sorted_rows, mask=inside, other=0).to(tl.int64)
     outputs = tl.program_id(1) * TILE + tl.arange(0, TILE)
     y = tl.zeros((ROWS, TILE), tl.float32)
     for start in range(0, inner, DEPTH):
@@ -93,7 +105,6 @@ def down_kernel(
         y += tl.dot(h, tl.trans(w), input_precision="ieee")
     if HAS_BIAS:
         y += tl.load(b_ptr + expert * hidden + outputs, mask=outputs < hidden, other=0.0).to(tl.float32)[None, :]
-    y *= tl.load(weights_f32_ptr + pick, mask=inside, other=0.0)[:, None]
     y_at = y_ptr + pick[:, None] * hidden + outputs[None, :]
     tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=inside[:, None] & (outputs < hidden)[None, :])
 
@@ -123,7 +134,7 @@ def few_gate_up_kernel(
 
 @triton.jit
 def few_down_kernel(
-    h_ptr, w_ptr, b_ptr, y_ptr, weights_f32_ptr, picks_i64_ptr, w_e, w_o, w_i, hidden, inner,
+    h_ptr, w_ptr, b_ptr, y_ptr, picks_i64_ptr, w_e, w_o, w_i, hidden, inner,
     HAS_BIAS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     pick = tl.program_id(0).to(tl.int64)
@@ -136,21 +147,18 @@ def few_down_kernel(
         y += tl.sum(tile(w_ptr + expert * w_e, outputs, inputs, hidden, inner, w_o, w_i).to(tl.float32) * h, axis=1)
     if HAS_BIAS:
         y += tl.load(b_ptr + expert * hidden + outputs, mask=outputs < hidden, other=0.0).to(tl.float32)
-    y *= tl.load(weights_f32_ptr + pick)
     tl.store(y_ptr + pick * hidden + outputs, y.to(y_ptr.dtype.element_ty), mask=outputs < hidden)
 
 
-def blocks_of(picks: Tensor, experts: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Picks int64 `[P]` sorted by expert (`order`), and of each block of at most `rows` of them its expert (`experts`
-    for those beyond the last), its first sorted row and the row behind its expert's last: int64 `[P / rows + E]`."""
-    count = picks.new_zeros(experts).scatter_add_(0, picks, torch.ones_like(picks))
-    order, ends = picks.argsort(stable=True), count.cumsum(0)
-    last_block = ((count + rows - 1) // rows).cumsum(0)
-    block = torch.arange(triton.cdiv(len(picks), rows) + min(experts, len(picks)), device=picks.device)
-    expert = torch.searchsorted(last_block, block, right=True)
-    known = expert.clamp(max=experts - 1)
-    first_block = (last_block - (count + rows - 1) // rows)[known]
-    return order, expert, (ends - count)[known] + (block - first_block) * rows, ends[known]
+@triton.jit
+def combine_kernel(y_ptr, weights_f32_ptr, out_ptr, top_k, hidden, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for pick in range(token * top_k, (token + 1) * top_k):
+        y = tl.load(y_ptr + pick * hidden + columns, mask=columns < hidden, other=0.0).to(tl.float32)
+        total += y * tl.load(weights_f32_ptr + pick)
+    tl.store(out_ptr + token * hidden + columns, total.to(out_ptr.dtype.element_ty), mask=columns < hidden)
 
 
 def experts(
@@ -161,40 +169,61 @@ def experts(
     down: Tensor,
     activation="silu",
     biases: tuple[Tensor, Tensor] | None = None,
+    noted: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """x `[N, H]`, chosen int64 and weights fp32 `[N, k]`, gate_up `[E, 2F, H]` and down `[E, H, F]` with any strides,
-    biases `[E, 2F]` and `[E, H]` -> `[N, H]`. `activation` as in `gated_act`. Experts that no token chose are not read.
-    Inference only. Raises ValueError for what does not fit."""
+    biases `[E, 2F]` and `[E, H]` -> `[N, H]`. `activation` as in `gated_act`; `noted` are the places of these very
+    picks, as `routing.route` returns them. Experts that no token chose are not read. Inference only. Raises ValueError
+    for what does not fit."""
     _check(x, chosen, weights, gate_up, down, biases)
-    (tokens, hidden), (count, _, inner), top_k = x.shape, down.shape, chosen.shape[1]
-    picks, kind = chosen.reshape(-1), constants_of(activation)
-    b_in, b_out = (each.contiguous() for each in biases) if biases else (None, None)
-    h = torch.empty(len(picks), inner, dtype=x.dtype, device=x.device)
-    y = torch.empty(tokens, top_k, hidden, dtype=x.dtype, device=x.device)
-    weights = weights.contiguous()
-    x_in = (x, gate_up, b_in, h)
-    sizes = (hidden, inner)
-    if y.numel():
-        with on_device_of(x):
-            if len(picks) <= FEW:
-                grid = (len(picks), triton.cdiv(inner, FEW_TILE))
-                few_gate_up_kernel[grid](
-                    *x_in, picks, x.stride(0), *gate_up.stride(), top_k, *sizes, *kind[1:],
-                    biases is not None, kind[0], FEW_TILE, FEW_DEPTH, num_warps=FEW_WARPS)  # fmt: skip
-                grid = (len(picks), triton.cdiv(hidden, FEW_TILE))
-                few_down_kernel[grid](h, down, b_out, y, weights, picks, *down.stride(), *sizes, biases is not None,
-                                      FEW_TILE, FEW_DEPTH, num_warps=FEW_WARPS)  # fmt: skip
-            else:
-                side, depth, warps, stages = FP32 if x.dtype == torch.float32 else (TILE, DEPTH, WARPS, STAGES)
-                order, *blocks = blocks_of(picks, count, ROWS)
-                shape = {"ROWS": ROWS, "TILE": side, "DEPTH": depth, "num_warps": warps, "num_stages": stages}
-                gate_up_kernel[len(blocks[0]), triton.cdiv(inner, side)](
-                    *x_in, order, *blocks, x.stride(0), *gate_up.stride(), top_k, count, *sizes, *kind[1:],
-                    HAS_BIAS=biases is not None, ACTIVATION=kind[0], **shape)  # fmt: skip
-                down_kernel[len(blocks[0]), triton.cdiv(hidden, side)](
-                    h, down, b_out, y, weights, order, *blocks, *down.stride(), count, *sizes,
-                    HAS_BIAS=biases is not None, **shape)  # fmt: skip
-    return y.sum(1, dtype=torch.float32).to(x.dtype)
+    tokens, top_k = chosen.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if not out.numel():
+        return out
+    biases = tuple(each.contiguous() for each in biases) if biases else (None, None)
+    h = torch.empty(tokens * top_k, down.shape[2], dtype=x.dtype, device=x.device)
+    y = torch.empty(tokens * top_k, x.shape[1], dtype=x.dtype, device=x.device)
+    chosen, activation = chosen.contiguous(), constants_of(activation)
+    with on_device_of(x):
+        if len(y) <= FEW:
+            _few(x, chosen, gate_up, down, biases, activation, h, y)
+        else:
+            _many(x, chosen, gate_up, down, biases, activation, h, y, noted or places(chosen, len(down)))
+        grid = (tokens, triton.cdiv(x.shape[1], COMBINED))
+        combine_kernel[grid](y, weights.contiguous(), out, top_k, x.shape[1], BLOCK=COMBINED)
+    return out
+
+
+def _few(x, chosen, gate_up, down, biases, activation, h, y):
+    (picks, hidden), inner, top_k = y.shape, h.shape[1], chosen.shape[1]
+
+    def launch(config: Config) -> None:
+        tile, depth = config.blocks
+        shape = {"HAS_BIAS": biases[0] is not None, "TILE": tile, "DEPTH": depth, **config.options}
+        few_gate_up_kernel[picks, triton.cdiv(inner, tile)](
+            x, gate_up, biases[0], h, chosen, x.stride(0), *gate_up.stride(), top_k, hidden, inner, *activation[1:],
+            ACTIVATION=activation[0], **shape)  # fmt: skip
+        few_down_kernel[picks, triton.cdiv(hidden, tile)](
+            h, down, biases[1], y, chosen, *down.stride(), hidden, inner, **shape)  # fmt: skip
+
+    run("experts_few", (x.dtype, hidden, inner, bucket(picks)), FEW_CONFIGS, x.device, launch)
+
+
+def _many(x, chosen, gate_up, down, biases, activation, h, y, noted):
+    (picks, hidden), inner, (_, top_k), count = y.shape, h.shape[1], chosen.shape, len(down)
+
+    def launch(config: Config) -> None:
+        rows, tile, depth = config.blocks
+        blocks = blocks_of(chosen, *noted, rows)
+        shape = {"HAS_BIAS": biases[0] is not None, "ROWS": rows, "TILE": tile, "DEPTH": depth, **config.options}
+        gate_up_kernel[len(blocks[1]), triton.cdiv(inner, tile)](
+            x, gate_up, biases[0], h, *blocks, x.stride(0), *gate_up.stride(), top_k, count, hidden, inner,
+            *activation[1:], ACTIVATION=activation[0], **shape)  # fmt: skip
+        down_kernel[len(blocks[1]), triton.cdiv(hidden, tile)](
+            h, down, biases[1], y, *blocks, *down.stride(), count, hidden, inner, **shape)  # fmt: skip
+
+    table = FP32 if x.dtype == torch.float32 else CONFIGS
+    run("experts", (x.dtype, hidden, inner, count, bucket(picks // count)), table, x.device, launch)
 
 
 def _check(x, chosen, weights, gate_up, down, biases):

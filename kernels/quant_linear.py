@@ -8,9 +8,12 @@ Int4 packs value 2j of a row in the low half of its byte j and 2j + 1 in the hig
 factor, the last may be shorter.
 
 Decoding reads every weight once: at half or a quarter of the bytes it takes half or a quarter of the time. A program
-owns some rows of x and some outputs and goes over the inputs; a tile of weights is read as bytes, made fp32, multiplied
-by its factors, rounded to the type of x and given to a tensor core. Up to 16 rows, what a tensor core takes at least,
-are one block, so that each byte is read once; many rows share the tiles in larger blocks.
+owns some rows of x and some outputs and goes over the inputs. A tile of weights is read as bytes, and the numbers they
+stand for go to a tensor core in the type of x: whole numbers of 8 bits and e4m3 are exact in it. The factors, the same
+for a whole step of inputs, multiply the sums behind; only where groups are no multiple of a step each weight is
+multiplied by its own and rounded. The two halves of an int4 byte are two products, with the even and the odd inputs.
+Up to 16 rows, what a tensor core takes at least, are one block, so that each byte is read once; many rows share the
+tiles in larger blocks.
 
 e4m3 is decoded by shifting its bits into those of an fp32, whose exponent is then off by 127 - 7: not every GPU has it.
 """
@@ -21,57 +24,81 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm.kernels.launch import on_device_of
+from minillm.kernels.tuning import LARGE, SMALL, Config, bucket, run
 
-# Rows, outputs, inputs per step, warps, stages: for up to 16 rows, for more, and for fp32 without tensor cores.
-FEW, MANY, FP32 = (16, 32, 64, 4, 4), (64, 64, 32, 4, 3), (16, 32, 32, 4, 1)
+# Rows, outputs, inputs per step: for up to 16 rows, for more, and for fp32 without tensor cores.
+FEW = (
+    Config("16x32x128", (16, 32, 128), 4, 4, LARGE),
+    Config("16x16x256", (16, 16, 256), 4, 4, LARGE),
+    Config("16x64x128", (16, 64, 128), 4, 4, LARGE),
+    Config("16x32x64", (16, 32, 64), 4, 1, SMALL),
+)
+MANY = (
+    Config("64x64x64", (64, 64, 64), 4, 3, LARGE),
+    Config("128x64x64", (128, 64, 64), 8, 3, LARGE),
+    Config("64x64x32", (64, 64, 32), 4, 1, SMALL),
+)
+FP32 = (Config("16x32x32", (16, 32, 32), 4, 1),)
 INT8, INT4, FP8 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-FP8_BLOCK = tl.constexpr(128)
+FP8_BLOCK = 128
+SMALLEST = 32  # inputs that a step has at least: 16 of either half of a byte
 
 
 @triton.jit
-def weights(
-    w_u8_ptr, s_f32_ptr, z_f32_ptr, rows, columns, outputs, inputs, w_o, s_o, group,
-    FORMAT: tl.constexpr, HAS_ZERO: tl.constexpr,
-):  # fmt: skip
-    """Rows and columns of W, fp32; zero outside."""
-    inside = (rows < outputs)[:, None] & (columns < inputs)[None, :]
-    if FORMAT == INT4:
-        byte = tl.load(w_u8_ptr + rows[:, None] * w_o + (columns // 2)[None, :], mask=inside, other=0).to(tl.int32)
-        at = rows[:, None] * s_o + (columns // group)[None, :]
-        zero = 8.0
-        if HAS_ZERO:
-            zero = tl.load(z_f32_ptr + at, mask=inside, other=0.0)
-        value = ((byte >> (columns % 2 * 4)[None, :]) & 15).to(tl.float32) - zero
-        return value * tl.load(s_f32_ptr + at, mask=inside, other=0.0)
-    byte = tl.load(w_u8_ptr + rows[:, None] * w_o + columns[None, :], mask=inside, other=0).to(tl.int32)
+def numbers(byte, FORMAT: tl.constexpr):
+    """What bytes of int8 or e4m3 stand for, fp32."""
+    byte = byte.to(tl.int32)
     if FORMAT == INT8:
         value = ((byte ^ 128) - 128).to(tl.float32)
-        return value * tl.load(s_f32_ptr + rows, mask=rows < outputs, other=0.0)[:, None]
-    bits = ((byte & 128) << 24) | ((byte & 127) << 20)
-    value = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
-    value = tl.where((byte & 127) == 127, float("nan"), value)
-    at = (rows // FP8_BLOCK)[:, None] * s_o + (columns // FP8_BLOCK)[None, :]
-    return value * tl.load(s_f32_ptr + at, mask=inside, other=0.0)
+    else:
+        bits = ((byte & 128) << 24) | ((byte & 127) << 20)
+        value = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
+        value = tl.where((byte & 127) == 127, float("nan"), value)
+    return value
 
 
 @triton.jit
 def product_kernel(
-    x_ptr, w_u8_ptr, s_f32_ptr, z_f32_ptr, b_ptr, y_ptr, x_t, w_o, s_o, count, outputs, inputs, group,
-    FORMAT: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x_ptr, w_u8_ptr, s_f32_ptr, z_f32_ptr, b_ptr, y_ptr, x_t, w_o, s_o, count, outputs, inputs, group, rows_each,
+    FORMAT: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, EACH: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    """Factor s of an output and an input is at [output // rows_each, input // group]. EACH: one step has several."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     out = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
+    in_x, in_w = (rows < count)[:, None], (out < outputs)[:, None]
+    x_at, w_at, s_at = x_ptr + rows[:, None] * x_t, w_u8_ptr + out[:, None] * w_o, out // rows_each * s_o
     y = tl.zeros((ROWS, TILE), tl.float32)
+    kind: tl.constexpr = x_ptr.dtype.element_ty
     for start in range(0, inputs, DEPTH):
-        columns = start + tl.arange(0, DEPTH)
-        mask = (rows < count)[:, None] & (columns < inputs)[None, :]
-        x = tl.load(x_ptr + rows[:, None] * x_t + columns[None, :], mask=mask, other=0.0)
-        w = weights(w_u8_ptr, s_f32_ptr, z_f32_ptr, out, columns, outputs, inputs, w_o, s_o, group, FORMAT, HAS_ZERO)
-        y += tl.dot(x, tl.trans(w.to(x.dtype)), input_precision="ieee")
+        if FORMAT == INT4:
+            pair = start // 2 + tl.arange(0, DEPTH // 2)
+            byte = tl.load(w_at + pair[None, :], mask=in_w & (2 * pair < inputs)[None, :], other=0).to(tl.int32)
+            part = tl.zeros((ROWS, TILE), tl.float32)
+            for half in tl.static_range(2):
+                column = 2 * pair + half
+                x = tl.load(x_at + column[None, :], mask=in_x & (column < inputs)[None, :], other=0.0)
+                w = ((byte >> (4 * half)) & 15).to(tl.float32)
+                if EACH:
+                    at, inside = s_at[:, None] + (column // group)[None, :], in_w & (column < inputs)[None, :]
+                    zero = tl.load(z_f32_ptr + at, mask=inside, other=0.0) if HAS_ZERO else 8.0
+                    w = (w - zero) * tl.load(s_f32_ptr + at, mask=inside, other=0.0)
+                else:
+                    at = s_at + start // group
+                    w -= tl.load(z_f32_ptr + at, mask=out < outputs, other=0.0)[:, None] if HAS_ZERO else 8.0
+                part += tl.dot(x, tl.trans(w.to(kind)), input_precision="ieee")
+        else:
+            column = start + tl.arange(0, DEPTH)
+            x = tl.load(x_at + column[None, :], mask=in_x & (column < inputs)[None, :], other=0.0)
+            byte = tl.load(w_at + column[None, :], mask=in_w & (column < inputs)[None, :], other=0)
+            part = tl.dot(x, tl.trans(numbers(byte, FORMAT).to(kind)), input_precision="ieee")
+        if EACH:
+            y += part
+        else:
+            y += part * tl.load(s_f32_ptr + s_at + start // group, mask=out < outputs, other=0.0)[None, :]
     if HAS_BIAS:
         y += tl.load(b_ptr + out, mask=out < outputs, other=0.0).to(tl.float32)[None, :]
-    mask = (rows < count)[:, None] & (out < outputs)[None, :]
+    mask = in_x & (out < outputs)[None, :]
     tl.store(y_ptr + rows[:, None] * outputs + out[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -79,7 +106,7 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
     """x `[..., I]`, weight int8 `[O, I]`, scale fp32 `[O]`, bias `[O]` of x's type -> `[..., O]`."""
     _expect("weight", weight, torch.int8, (len(weight), x.shape[-1]))
     _expect("scale", scale, torch.float32, weight.shape[:1])
-    return _product(x, weight.view(torch.uint8), scale, None, bias, x.shape[-1], INT8.value)
+    return _product(x, weight.view(torch.uint8), scale, None, bias, 1 << 30, 1, INT8.value)
 
 
 def int4_linear(
@@ -94,15 +121,17 @@ def int4_linear(
     for name, each in (("scale", scale), ("zero", zero)):
         if each is not None:
             _expect(name, each, torch.float32, (len(packed), triton.cdiv(inputs, group)))
-    return _product(x, packed, scale, zero, bias, group, INT4.value)
+    return _product(x, packed, scale, zero, bias, group, 1, INT4.value)
 
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x `[..., I]`, weight float8_e4m3fn `[O, I]`, scale fp32 `[O / 128, I / 128]` (rounded up), bias `[O]` of x's type
-    -> `[..., O]`."""
+    """x `[..., I]`, weight float8_e4m3fn `[O, I]`, scale fp32 `[O / 128, I / 128]` (rounded up) or `[O, I / 128]`, bias
+    `[O]` of x's type -> `[..., O]`."""
     _expect("weight", weight, torch.float8_e4m3fn, (len(weight), x.shape[-1]))
-    _expect("scale", scale, torch.float32, tuple(triton.cdiv(size, FP8_BLOCK.value) for size in weight.shape))
-    return _product(x, weight.view(torch.uint8), scale, None, bias, FP8_BLOCK.value, FP8.value)
+    rows_each = 1 if len(scale) == len(weight) else FP8_BLOCK
+    shape = (triton.cdiv(len(weight), rows_each), triton.cdiv(x.shape[-1], FP8_BLOCK))
+    _expect("scale", scale, torch.float32, shape)
+    return _product(x, weight.view(torch.uint8), scale, None, bias, FP8_BLOCK, rows_each, FP8.value)
 
 
 def _expect(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -111,9 +140,9 @@ def _expect(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...
                          f"expected contiguous {dtype} {list(shape)}")  # fmt: skip
 
 
-def _product(x, weight, scale, zero, bias, group, kind):
-    outputs, rows = len(weight), x.reshape(-1, x.shape[-1])
-    if rows.stride(1) != 1 and rows.shape[1] > 1:
+def _product(x, weight, scale, zero, bias, group, rows_each, kind):
+    outputs, inputs, rows = len(weight), x.shape[-1], x.reshape(-1, x.shape[-1])
+    if rows.stride(1) != 1 and inputs > 1:
         raise ValueError(f"quant_linear: the last dimension of x has stride {rows.stride(1)}, expected 1")
     if any(each is not None and each.device != x.device for each in (weight, scale, zero, bias)):
         raise ValueError(f"quant_linear: x is on {x.device}, some of the weights are not")
@@ -122,14 +151,17 @@ def _product(x, weight, scale, zero, bias, group, kind):
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
-    block, tile, depth, warps, stages = FEW if len(rows) <= 16 else MANY
-    if x.dtype == torch.float32:
-        block, tile, depth, warps, stages = FP32
-    with on_device_of(x):
+
+    def launch(config: Config) -> None:
+        block, tile, depth = config.blocks
+        depth = max(min(depth, group & -group), SMALLEST)  # that a group is a multiple of, where it can be
         product_kernel[triton.cdiv(len(rows), block), triton.cdiv(outputs, tile)](
-            rows, weight, scale, zero, bias, y, rows.stride(0), weight.stride(0),
-            scale.stride(0), len(rows), outputs, x.shape[-1], group,
-            FORMAT=kind, HAS_ZERO=zero is not None, HAS_BIAS=bias is not None,
-            ROWS=block, TILE=tile, DEPTH=depth, num_warps=warps, num_stages=stages,
+            rows, weight, scale, zero, bias, y, rows.stride(0), weight.stride(0), scale.stride(0), len(rows), outputs,
+            inputs, group, rows_each, FORMAT=kind, HAS_ZERO=zero is not None, HAS_BIAS=bias is not None,
+            EACH=group % depth != 0, ROWS=block, TILE=tile, DEPTH=depth, **config.options,
         )  # fmt: skip
+
+    table = FP32 if x.dtype == torch.float32 else FEW if len(rows) <= 16 else MANY
+    with on_device_of(x):
+        run("quant_linear", (x.dtype, kind, group, outputs, inputs, bucket(len(rows))), table, x.device, launch)
     return y

@@ -28,6 +28,7 @@ class Step:
     start: int
     rotary: dict[Rope, tuple[Tensor, Tensor]]  # cos and sin `[B or 1, T, dim/2]`
     visible: dict[int | None, Visibility]  # by window
+    slots: dict[int | None, Tensor | None]  # by window, as `Visibility.slots` gives them
 
 
 class GroupedQueryAttention(nn.Module):
@@ -51,8 +52,9 @@ class GroupedQueryAttention(nn.Module):
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         spec, visible = self.spec, step.visible[self.spec.window]
         qkv = self.qkv(x)
-        if cache is not None and self.fusible and visible.slots is not None:
-            q = self._into_cache(qkv, visible.slots, step, cache)
+        slots = step.slots[spec.window]
+        if cache is not None and self.fusible and slots is not None:
+            q = self._into_cache(qkv, slots, step, cache)
             k, v = cache.filled(visible.start + visible.count)
         else:
             heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)  # heads = H + 2K
@@ -68,9 +70,7 @@ class GroupedQueryAttention(nn.Module):
         if not isinstance(self.q_norm, Norm):
             return self.ops.qk_norm_rope_cache(qkv, self.spec.num_heads, *given)
         made, weights = self.q_norm.spec, (self.q_norm.weight, self.k_norm.weight)
-        return self.ops.qk_norm_rope_cache(
-            qkv, self.spec.num_heads, *given, *weights, made.eps, made.offset, made.cast
-        )
+        return self.ops.qk_norm_rope_cache(qkv, self.spec.num_heads, *given, *weights, made.eps, made.offset, made.cast)
 
     def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v `[B, T, their heads, D]`, q and k normalised, all clamped, q and k rotated."""

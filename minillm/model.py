@@ -159,7 +159,8 @@ class Decoder(nn.Module):
             window: Visibility(start, count, window if window and window < capacity else None, padding_B, device)
             for window in self._windows
         }
-        return Step(start, rotary, visible)
+        slots = {window: each.slots() for window, each in visible.items()}
+        return Step(start, rotary, visible, slots)
 
     def outgrown(self, cache: Cache) -> bool:
         """Whether one more position takes a row past the length at which LongRoPE turns every key otherwise."""

@@ -76,5 +76,8 @@ def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:
     if device.type != "cuda" and dtype == torch.bfloat16:
         raise ValueError("Triton's interpreter computes wrong values in bfloat16; use dtype float32 or float16")
     from minillm import triton_ops
+    from minillm.kernels import tuning
 
+    if device.type == "cuda":
+        tuning.prepare(device)
     return Ops(**triton_ops.OPS)

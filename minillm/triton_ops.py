@@ -8,10 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm import reference
+from minillm import reference, spec
+from minillm import routing as plain_routing
 from minillm.kernels import attention as prefill
-from minillm.kernels import attention_backward, decode_attention, gated_act, mla_decode, moe, rms_norm, rope
+from minillm.kernels import (
+    attention_backward,
+    cross_entropy,
+    decode_attention,
+    fused_norm,
+    gated_act,
+    mla_decode,
+    moe,
+    quant_linear,
+    rms_norm,
+    rope,
+    routing,
+    sampling,
+)
 from minillm.visibility import Visibility
+
+
+def differentiable(*tensors: Any) -> bool:
+    """Whether a result of these needs gradients, which the kernels for inference do not give."""
+    return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in tensors)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """`reference.add_rms_norm`; with gradients sum and norm by themselves."""
+    if differentiable(x, residual, weight):
+        s = x + residual
+        return rms_norm.rms_norm(s, weight, *rest), s
+    return fused_norm.add_rms_norm(x, residual, weight, *rest)
+
+
+def qk_norm_rope_cache(qkv: Tensor, num_heads: int, *rest: Any, **named: Any) -> Tensor:
+    """`reference.qk_norm_rope_cache`, and with gradients that itself."""
+    run = reference if differentiable(qkv, *rest, *named.values()) else fused_norm
+    return run.qk_norm_rope_cache(qkv, num_heads, *rest, **named)
 
 
 def attention(
@@ -26,7 +59,7 @@ def attention(
     """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks."""
     first, past = visible.padding_B, visible.start - visible.first_key
     where = (past, visible.window, first, visible.first_key)
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (q, k, v, sinks)):
+    if differentiable(q, k, v, sinks):
         return attention_backward.differentiable_attention(q, k, v, *where, scale, softcap, sinks)
     if visible.count == 1:
         ring = visible.window if visible.ring else 0
@@ -40,25 +73,43 @@ def latent_attention(
     q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None
 ) -> Tensor:
     """`reference.latent_attention`, of which decoding one query per sequence is the form that the model uses."""
-    if visible.count > 1 or (torch.is_grad_enabled() and (q.requires_grad or latent.requires_grad)):
+    if visible.count > 1 or differentiable(q, latent):
         return reference.latent_attention(q, latent, value_dim, visible, scale)
     y = mla_decode.mla_decode(q.squeeze(2), latent, value_dim, None, visible.padding_B, None, scale)
     return y.unsqueeze(2)
 
 
+def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> plain_routing.Routing:
+    """`routing.route`; SparseMixer, whose picks depend on each other, and what needs gradients go through that."""
+    if router.score == "sparsemixer" or differentiable(logits):
+        return plain_routing.route(logits, correction, router)
+    scored = plain_routing.standardised(logits) if router.standardize else logits
+    groups = (router.num_groups, router.top_groups, router.group_score)
+    weights = (router.score, router.renormalize, router.scale)
+    chosen, weights, places = routing.route(scored, correction, router.top_k, *weights, *groups)
+    return plain_routing.Routing(chosen, weights, logits, places)
+
+
 def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Any, down: Any, *rest: Any) -> Tensor:
     """`reference.experts`; what is dequantised as it is asked for, and what needs gradients, goes through that."""
     tensors = isinstance(gate_up, Tensor) and isinstance(down, Tensor)
-    if not tensors or (torch.is_grad_enabled() and any(each.requires_grad for each in (x, weights, gate_up, down))):
-        return reference.experts(x, chosen, weights, gate_up, down, *rest)
-    return moe.experts(x, chosen, weights, gate_up, down, *rest)
+    run = moe if tensors and not differentiable(x, weights, gate_up, down) else reference
+    return run.experts(x, chosen, weights, gate_up, down, *rest)
 
 
-OPS: dict[str, Callable[..., Tensor]] = {
+OPS: dict[str, Callable[..., Any]] = {
     "rms_norm": rms_norm.rms_norm,
+    "add_rms_norm": add_rms_norm,
     "rope": rope.rope,
+    "qk_norm_rope_cache": qk_norm_rope_cache,
     "gated_act": gated_act.gated_act,
     "attention": attention,
     "latent_attention": latent_attention,
+    "route": route,
     "experts": experts,
+    "int8_linear": quant_linear.int8_linear,
+    "int4_linear": quant_linear.int4_linear,
+    "fp8_linear": quant_linear.fp8_linear,
+    "linear_cross_entropy": cross_entropy.linear_cross_entropy,
+    "sample": sampling.sample,
 }

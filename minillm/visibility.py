@@ -45,7 +45,6 @@ class Visibility:
         slots = torch.arange(min(end, self.window), device=self.device)
         return self.start - (self.start - slots) % self.window
 
-    @cached_property
     def slots(self) -> Tensor | None:
         """The cache's slot of each query's own position, int64 `[1, T]`; None where a ring takes several at once,
         which may overwrite what they need."""

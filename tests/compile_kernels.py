@@ -29,103 +29,122 @@ from minillm.kernels import (
     quant_linear,
     rms_norm,
     rope,
+    routing,
     sampling,
 )
+from minillm.kernels.online_softmax import padded
+from minillm.kernels.tuning import EVERY, SHARED_MEMORY, Config
 
-TARGETS = [
-    GPUTarget("cuda", 80, 32),
-    GPUTarget("cuda", 90, 32),
-    GPUTarget("cuda", 100, 32),
-    GPUTarget("hip", "gfx942", 64),
-]
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
 FLOATS = ("alpha", "limit", "eps", "offset", "sign", "scale", "cap")
 POINTERS = {"f32": "fp32", "i32": "i32", "i64": "i64", "u8": "u8", "i8": "i8"}  # by the word before "_ptr"
 
 # Of the attention kernels: with everything, and with nothing, at the head sizes of their configurations.
 PLAIN = {"HAS_FIRST": False, "HAS_CAP": False, "WINDOW": 0}
 FULL = {"HAS_FIRST": True, "HAS_CAP": True, "WINDOW": 128}
-SIZES = (64, 128, 256)
-BF16 = ("bf16",)
-DECODE = {"G": 4, "BLOCK_G": 16}
+HALF, SINGLE = ("bf16",), ("fp32",)
 
 
 def heads(size: int) -> dict[str, int]:
-    return {"D": size, "V": size, "BLOCK_D": attention.padded(size), "BLOCK_V": attention.padded(size)}
+    return {"D": size, "V": size, "BLOCK_D": padded(size), "BLOCK_V": padded(size)}
 
 
-def blocks(table: dict[int, tuple[int, int, int, int]], size: int) -> dict[str, int]:
-    return dict(zip(("BLOCK_Q", "BLOCK_K", "num_warps", "num_stages"), table[size], strict=True))
-
-
-def attending(table: dict[int, tuple[int, int, int, int]], **more: Any) -> list[dict[str, Any]]:
-    """In bf16 at every size and in fp16 at one, with everything and with nothing; in fp32 with its own blocks."""
-    found = [
-        {**made, **heads(size), **blocks(table, size), **more, "dtypes": ("bf16", "fp16") if size == 128 else ("bf16",)}
-        for made in (PLAIN, FULL)
-        for size in SIZES
+def configured(table: tuple[Config, ...], names: tuple[str, ...], dtypes: tuple[str, ...], **more: Any) -> list[dict]:
+    """A launch with each configuration, on the GPUs that it is for."""
+    return [
+        {**dict(zip(names, config.blocks, strict=True)), **config.options, **more, "on": config.on, "dtypes": dtypes}
+        for config in table
     ]
-    fp32 = [{**FULL, **heads(size), **blocks(attention.FP32, size), **more, "dtypes": ("fp32",)} for size in SIZES]
-    return found + fp32
+
+
+def attending(tables: dict[int, tuple[Config, ...]], **more: Any) -> list[dict[str, Any]]:
+    """In bf16 with everything and, where registers are counted, with nothing; in fp16 at one size, in fp32 with its own
+    blocks."""
+    names, found = ("BLOCK_Q", "BLOCK_K"), []
+    for size, table in tables.items():
+        dtypes = ("bf16", "fp16") if size == 128 else HALF
+        found += configured(table, names, dtypes, **FULL, **heads(size), **more)
+        plain = [config._replace(on=("sm_90",)) for config in table if "sm_90" in config.on]
+        found += configured(tuple(plain), names, HALF, **PLAIN, **heads(size), **more)
+        found += configured(attention.FP32[size], names, SINGLE, **FULL, **heads(size), **more)
+    return found
+
+
+def decoding(paged: bool) -> list[dict[str, Any]]:
+    made, names = FULL if paged else PLAIN, ("BLOCK_S",)
+    more = {"G": 4, "BLOCK_G": 16, "PAGED": paged, "HAS_LENGTHS": paged}
+    return [
+        each
+        for size in attention.CONFIGS
+        for table, dtypes in ((decode_attention.CONFIGS, HALF), (decode_attention.FP32, SINGLE))
+        for each in configured(table, names, dtypes, **made, **heads(size), **more)
+    ]
+
+
+def latent(paged: bool) -> list[dict[str, Any]]:
+    more = {"HAS_FIRST": paged, "PAGED": paged, "HAS_LENGTHS": paged, "R": 512, "P": 64, "BLOCK_R": 512, "BLOCK_P": 64}
+    return configured(mla_decode.CONFIGS, ("BLOCK_H", "BLOCK_S"), HALF, **more) + configured(
+        mla_decode.FP32, ("BLOCK_H", "BLOCK_S"), SINGLE, **more
+    )
 
 
 def grouping(**more: Any) -> list[dict[str, Any]]:
-    """Tensor cores and not, matrices of either layout: a stride of 1 is a constant to a launch."""
-    names = ("TILE", "DEPTH", "num_warps", "num_stages")
-    cases = (((moe.TILE, moe.DEPTH, moe.WARPS, moe.STAGES), ("bf16", "fp16")), (moe.FP32, ("fp32",)))
+    """Matrices of either layout: a stride of 1 is a constant to a launch."""
+    names = ("ROWS", "TILE", "DEPTH")
     return [
-        dict(zip(names, blocks, strict=True)) | {"ROWS": moe.ROWS, stride: 1, "dtypes": dtypes} | more
-        for blocks, dtypes in cases
+        each
         for stride in ("w_i", "w_o")
+        for table, dtypes in ((moe.CONFIGS, HALF), (moe.FP32, SINGLE))
+        for each in configured(table, names, dtypes, **{stride: 1}, HAS_BIAS=True, **more)
     ]
 
 
+def quantised(form: int) -> list[dict[str, Any]]:
+    names, more = ("ROWS", "TILE", "DEPTH"), {"FORMAT": form, "HAS_ZERO": form == 1, "HAS_BIAS": False, "EACH": False}
+    tables = ((quant_linear.FEW, HALF), (quant_linear.MANY, HALF), (quant_linear.FP32, SINGLE))
+    return [each for table, dtypes in tables for each in configured(table, names, dtypes, **more)]
+
+
+FEW = ("TILE", "DEPTH")
+ROUTED = {"HAS_CORRECTION": True, "RENORMALIZE": True, "TWO": True, "TOP_K": 8, "BLOCK_K": 8, "num_warps": 1}
 # kernel -> each set of constants it is launched with
 KERNELS = {
-    rms_norm.forward_kernel: [{"BEFORE_WEIGHT": before, "BLOCK": 4096} for before in (True, False)],
-    rms_norm.backward_kernel: [{"BLOCK": 4096}],
+    rms_norm.forward_kernel: [{"BEFORE_WEIGHT": before, "BLOCK": 4096, "num_warps": 16} for before in (True, False)],
+    rms_norm.backward_kernel: [{"BLOCK": 4096, "num_warps": 16}],
     rope.rope_kernel: [
         {"INTERLEAVED": pairs, "HEADS": 32, "HALF": 64, "REST": rest} for pairs in (True, False) for rest in (0, 32)
     ],
     gated_act.forward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
     gated_act.backward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
     attention.forward_kernel: attending(attention.CONFIGS, RAGGED=False, HAS_SINKS=True)
-    + attending(attention.CONFIGS, RAGGED=True, HAS_SINKS=False)[:2],
-    attention_backward.key_kernel: attending(attention.BACKWARD, G=4),
-    attention_backward.query_kernel: attending(attention.BACKWARD, G=4),
-    decode_attention.part_kernel: [
-        {**made, **heads(size), **DECODE, "PAGED": paged, "HAS_LENGTHS": paged, "dtypes": dtypes}
-        | dict(zip(("BLOCK_S", "num_warps", "num_stages"), blocks, strict=True))
-        for made, paged in ((PLAIN, False), (FULL, True))
-        for blocks, dtypes in ((decode_attention.CONFIG, ("bf16",)), (decode_attention.FP32, ("fp32",)))
-        for size in SIZES
+    + attending({128: attention.CONFIGS[128]}, RAGGED=True, HAS_SINKS=False),
+    attention_backward.key_kernel: attending(attention_backward.CONFIGS, G=4),
+    attention_backward.query_kernel: attending(attention_backward.CONFIGS, G=4),
+    decode_attention.part_kernel: decoding(paged=False) + decoding(paged=True),
+    decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
+    mla_decode.part_kernel: latent(paged=False) + latent(paged=True),
+    moe.gate_up_kernel: grouping(ACTIVATION=0, x_t=2048),
+    moe.down_kernel: grouping(),
+    moe.few_gate_up_kernel: configured(moe.FEW_CONFIGS, FEW, ("bf16", "fp32"), HAS_BIAS=False, ACTIVATION=0, w_i=1),
+    moe.few_down_kernel: configured(moe.FEW_CONFIGS, FEW, ("bf16", "fp32"), HAS_BIAS=False, w_i=1),
+    moe.combine_kernel: [{"BLOCK": moe.COMBINED}],
+    routing.route_kernel: [
+        {**ROUTED, "SCORE": score, "TOP_GROUPS": groups, "BLOCK_G": block, "BLOCK_M": 256 // block, "dtypes": SINGLE}
+        for score, groups, block in ((0, 0, 1), (1, 4, 8), (2, 0, 1))
     ],
-    mla_decode.part_kernel: [
-        {"HAS_FIRST": paged, "PAGED": paged, "HAS_LENGTHS": paged, "R": 512, "P": 64, "BLOCK_R": 512, "BLOCK_P": 64}
-        | dict(zip(("BLOCK_H", "BLOCK_S", "num_warps", "num_stages"), blocks, strict=True))
-        | {"dtypes": dtypes}
-        for paged in (True, False)
-        for blocks, dtypes in ((mla_decode.CONFIG, ("bf16", "fp16")), (mla_decode.FP32, ("fp32",)))
-    ],
-    moe.gate_up_kernel: grouping(HAS_BIAS=True, ACTIVATION=0, x_t=2048),
-    moe.down_kernel: grouping(HAS_BIAS=True),
-    moe.few_gate_up_kernel: [
-        {"HAS_BIAS": False, "ACTIVATION": 0, "TILE": moe.FEW_TILE, "DEPTH": moe.FEW_DEPTH, "w_i": 1}
-    ],
-    moe.few_down_kernel: [{"HAS_BIAS": False, "TILE": moe.FEW_TILE, "DEPTH": moe.FEW_DEPTH, "w_i": 1}],
+    routing.count_kernel: [{"BLOCK": 256, "dtypes": SINGLE}],
+    routing.sort_kernel: [{"ROWS": 64, "BLOCK": routing.PLACES, "BLOCK_E": 256, "dtypes": SINGLE}],
     cross_entropy.loss_kernel: [
         {"HAS_CAP": cap, "GRADIENT": True, "BLOCK": cross_entropy.BLOCK, "num_warps": cross_entropy.WARPS}
         for cap in (True, False)
     ],
-    quant_linear.product_kernel: [
-        dict(zip(("ROWS", "TILE", "DEPTH", "num_warps", "num_stages"), blocks, strict=True))
-        | {"FORMAT": form, "HAS_ZERO": form == 1, "HAS_BIAS": False, "dtypes": dtypes}
-        for blocks, dtypes in (
-            (quant_linear.FEW, ("bf16",)),
-            (quant_linear.MANY, ("bf16",)),
-            (quant_linear.FP32, ("fp32",)),
-        )
-        for form in (0, 1, 2)
-    ],
+    quant_linear.product_kernel: [each for form in (0, 1, 2) for each in quantised(form)]
+    + [{**quantised(1)[0], "EACH": True}],
     fused_norm.add_kernel: [{"BEFORE_WEIGHT": True, "BLOCK": 4096, "num_warps": 16}],
     fused_norm.heads_kernel: [
         {"HAS_NORM": True, "BEFORE_WEIGHT": True, "INTERLEAVED": pairs, "HALF": half, "D": 128, "BLOCK": 128}
@@ -133,8 +152,7 @@ KERNELS = {
         for pairs, half in ((False, 64), (True, 32))
     ],
     sampling.sample_kernel: [{"SHOW": False, "BLOCK": sampling.BLOCK, "num_warps": sampling.WARPS}],
-    decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
-}
+}  # fmt: skip
 
 
 def kind(name: str, dtype: str) -> str:
@@ -148,7 +166,6 @@ def kind(name: str, dtype: str) -> str:
 # What a launch finds aligned for shapes that are multiples of 16, as those of real models are: it reads 16 bytes at a
 # time then, and keeps fewer addresses.
 ALIGNED = re.compile(r"(_ptr|_[behiost]|stride|^hidden|^inner)$")
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024}
 CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
 
 
@@ -163,20 +180,18 @@ def spilled(made: Any) -> tuple[int, int]:
     return int(registers), int(stack)
 
 
-def compile_one(kernel: Any, given: dict[str, Any], dtype: str, target: GPUTarget) -> str:
+def compile_one(kernel: Any, given: dict[str, Any], dtype: str, name: str) -> str:
     """What it took. Raises AssertionError where it does not fit the target, or spills on sm_90."""
-    names = kernel.arg_names
+    names, target = kernel.arg_names, TARGETS[name]
     signature = {n: "constexpr" if n in given else kind(n, dtype) for n in names}
     constants = {n: value for n, value in given.items() if n in signature}
     options = {n: given[n] for n in ("num_warps", "num_stages") if n in given}
-    if target.backend == "hip" and "num_stages" in options:
-        options["num_stages"] = attention.AMD_STAGES
     attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and ALIGNED.search(n)}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
     made = triton.compile(source, target=target, options=options)
     assert made.asm["cubin" if target.backend == "cuda" else "hsaco"]
-    assert made.metadata.shared <= SHARED[target.arch], (kernel.__name__, given, target.arch, made.metadata.shared)
-    if target.arch != 90 or not CUOBJDUMP.exists():
+    assert made.metadata.shared <= SHARED_MEMORY[name], (kernel.__name__, given, name, made.metadata.shared)
+    if name != "sm_90" or not CUOBJDUMP.exists():
         return ""
     registers, stack = spilled(made)
     assert stack == 0, (kernel.__name__, dtype, given, f"{stack} bytes of stack")
@@ -189,11 +204,13 @@ def main(modules: list[str]) -> None:
         if modules and kernel.fn.__module__.rpartition(".")[2] not in modules:
             continue
         for given in variants:
+            constants = {k: v for k, v in given.items() if k not in ("dtypes", "on")}
             for dtype in given.get("dtypes", ("bf16", "fp16", "fp32")):
-                for target in TARGETS:
-                    cost = compile_one(kernel, {k: v for k, v in given.items() if k != "dtypes"}, dtype, target)
-                    count += 1
-                    print("compiled", kernel.__name__, dtype, given, target.arch, cost)
+                for name in TARGETS:
+                    if name in given.get("on", EVERY):
+                        cost = compile_one(kernel, constants, dtype, name)
+                        count += 1
+                        print(f"{kernel.__name__} {dtype} {constants} on {name}: {cost}", flush=True)
     print(count)
 
 

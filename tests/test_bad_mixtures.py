@@ -161,7 +161,7 @@ def test_a_router_is_refused_or_works(experts: int, top_k: int, groups: int, top
     generator = torch.Generator().manual_seed(0)
     router = Router(decoder.layers[-1].ffn.router, 8)
     torch.nn.init.normal_(router.weight, generator=generator)
-    chosen, weights, _ = router(torch.randn(20, 8, generator=generator))
+    chosen, weights, *_ = router(torch.randn(20, 8, generator=generator))
     assert chosen.shape == weights.shape == (20, top_k)
     assert all(len(set(row)) == top_k and 0 <= min(row) <= max(row) < experts for row in chosen.tolist())
     assert all(len({e // (experts // groups) for e in row}) <= top_groups for row in chosen.tolist())

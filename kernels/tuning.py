@@ -1,0 +1,149 @@
+"""Which block sizes a kernel runs with: a few named configurations for each class of GPU, the best of which is found by
+timing them once and remembered on disk.
+
+A kernel's file says what its blocks are and has a table of `Config`s; here is what all of them share. Nothing is timed
+where there is one candidate only, in Triton's interpreter, or while a graph is recorded or traced: the first of the
+table is taken then, unless an earlier run has found the best. What was found is kept by GPU and version of Triton in
+`~/.cache/minillm/tuning` (or `$XDG_CACHE_HOME/minillm/tuning`), one JSON file that may be deleted at any time.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+# Shared memory of a program in bytes, by class; what is none of them, as consumers' cards, has 99 KiB.
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10, "other": 99 << 10}
+LARGE = ("sm_80", "sm_90", "sm_100")  # with room for deep pipelines
+HOPPER = ("sm_90", "sm_100")
+SMALL = ("gfx942", "other")
+EVERY = (*LARGE, *SMALL)
+TIMED = 7  # calls of each candidate, of which the median counts
+
+
+class Config(NamedTuple):
+    """`blocks` are the sizes that the kernel's file names, `stages` of the pipeline that loads ahead of the products;
+    `on` the classes of GPU that it is for."""
+
+    name: str
+    blocks: tuple[int, ...]
+    warps: int
+    stages: int
+    on: tuple[str, ...] = EVERY
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a launch takes."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+class Gpu:
+    """What is known of one: its class, and the best configurations found so far, by kernel and key."""
+
+    def __init__(self, index: int):
+        self.name = f"{torch.cuda.get_device_name(index)}, triton {triton.__version__}"
+        self.kind = _class_of(index)
+        self.best: dict[str, str] = {}
+        with suppress(OSError, ValueError, AttributeError):  # a damaged file counts as none
+            stored = json.loads(_file().read_text(encoding="utf-8")).get(self.name, {})
+            self.best = {str(key): str(name) for key, name in stored.items()}
+
+
+_gpus: dict[int, Gpu] = {}  # what has been asked of the driver and read from disk, once per process
+
+
+def prepare(device: torch.device) -> Gpu:
+    """Look at a GPU and at what is remembered of it: before a graph is traced, in which neither can be done."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in _gpus:
+        _gpus[index] = Gpu(index)
+    return _gpus[index]
+
+
+def _class_of(index: int) -> str:
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+    else:
+        major, minor = torch.cuda.get_device_capability(index)
+        name = f"sm_{10 * major if major > 8 else 10 * major + minor}"
+    return name if name in SHARED_MEMORY else "other"
+
+
+def candidates(table: Sequence[Config], name: str) -> list[Config]:
+    """Those of a table that are for a class of GPU, best guess first."""
+    return [config for config in table if name in config.on]
+
+
+def run(kernel: str, key: tuple[Any, ...], table: Sequence[Config], device: torch.device, launch: Callable) -> None:
+    """`launch(config)` with the best configuration for `key`: sizes and types that decide which one that is.
+
+    A launch must only write what it does not read, for it may be made several times.
+    """
+    if device.type != "cuda":  # the interpreter
+        return launch(table[0])
+    gpu = prepare(device)
+    few, asked = candidates(table, gpu.kind), f"{kernel} {' '.join(map(str, key))}"
+    named = gpu.best.get(asked)
+    known = [config for config in few if config.name == named]
+    recorded = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
+    if known or len(few) == 1 or recorded:
+        return launch((known or few)[0])
+    gpu.best[asked] = _fastest(asked, few, launch).name
+    _keep(gpu)
+    return run(kernel, key, table, device, launch)
+
+
+def bucket(count: int) -> int:
+    """The power of two at or above: sizes that differ from call to call are told apart so."""
+    return triton.next_power_of_2(max(count, 1))
+
+
+def seconds(call: Callable[[], Any], rounds: int = TIMED) -> float:
+    """The median time of a call on the current GPU, after two to warm up."""
+    times = []
+    for turn in range(rounds + 2):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        call()
+        ended.record()
+        ended.synchronize()
+        if turn > 1:
+            times.append(began.elapsed_time(ended) / 1000)
+    return statistics.median(times)
+
+
+def _fastest(asked: str, few: list[Config], launch: Callable[[Config], Any]) -> Config:
+    times: dict[float, Config] = {}
+    for config in few:
+        with suppress(triton.runtime.errors.OutOfResources):  # of a GPU with less than its class has
+            times[seconds(lambda config=config: launch(config))] = config
+    if not times:
+        raise ValueError(f"{asked}: no configuration fits this GPU; tried {', '.join(config.name for config in few)}")
+    best = times[min(times)]
+    print(f"minillm: tuned {asked}: {best.name}", file=sys.stderr)
+    return best
+
+
+def _file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm/tuning/kernels.json"
+
+
+def _keep(gpu: Gpu) -> None:
+    """Remember for later processes, where the disk lets us."""
+    path, everything = _file(), None
+    with suppress(OSError, ValueError):
+        everything = json.loads(path.read_text(encoding="utf-8"))
+    everything = {**(everything if isinstance(everything, dict) else {}), gpu.name: gpu.best}
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(everything, file, indent=1, sort_keys=True)
+        os.replace(file.name, path)
