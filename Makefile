@@ -4,12 +4,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit gpu clean
 
 demo: $(VENV)/.core
 	$(RUN) -m minillm.generate --prompt "Once upon a time there was a" --max-new-tokens 160
 
-test: lint types unit
+test: lint types unit gpu
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
@@ -23,6 +23,10 @@ types: $(VENV)/.test
 
 unit: $(VENV)/.test
 	$(RUN) -m pytest --numprocesses 2 --durations 10
+
+# The kernels on a GPU, where there is one: in a process without Triton's interpreter, which the other tests use.
+gpu: $(VENV)/.test
+	TRITON_INTERPRET=0 $(RUN) -m pytest tests/test_gpu.py -rs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -90,7 +90,7 @@ def bounds(block, past, first, keys, HAS_FIRST: tl.constexpr, WINDOW: tl.constex
     return lowest, whole, tl.maximum((block + past + 1) // BLOCK_K * BLOCK_K, whole), highest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys", "past", "first_key"])  # they grow from step to step
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_f32_ptr, sinks_ptr, first_i64_ptr, cu_q_i32_ptr, cu_k_i32_ptr,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,

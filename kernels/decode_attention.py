@@ -37,7 +37,7 @@ PROGRAMS = 264  # enough to fill a GPU of 132 multiprocessors twice
 MAX_SPLITS, GRAIN = 64, 128  # parts, and what their sizes are multiples of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["keys", "ring", "start", "each"])  # they grow from step to step
 def part_kernel(
     q_ptr, k_ptr, v_ptr, o_f32_ptr, m_f32_ptr, mass_f32_ptr, lengths_i32_ptr, first_i64_ptr, table_i32_ptr,
     q_b, q_h, k_b, k_h, k_s, v_b, v_h, v_s, keys, ring, start, page, table_b, kv_heads, scale, cap, each,

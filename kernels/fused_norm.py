@@ -52,7 +52,7 @@ def add_kernel(
     tl.store(y_ptr + row * n + columns, y.to(kind), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # they grow from step to step
 def heads_kernel(
     x_ptr, q_w_ptr, k_w_ptr, cos_ptr, sin_ptr, slots_i64_ptr, q_ptr, k_ptr, v_ptr,
     x_b, x_t, cos_b, cos_t, slots_b, q_b, q_h, q_t, k_b, k_h, k_s, v_b, v_h, v_s, tokens, heads, kv_heads, eps, offset,

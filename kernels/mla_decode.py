@@ -32,7 +32,7 @@ CONFIGS = (
 FP32 = (Config("16x16", (16, 16), 8, 1),)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["keys", "each"])  # they grow from step to step
 def part_kernel(
     q_ptr, c_ptr, o_f32_ptr, m_f32_ptr, mass_f32_ptr, lengths_i32_ptr, first_i64_ptr, table_i32_ptr,
     q_b, q_h, c_b, c_s, keys, page, table_b, heads, scale, each,

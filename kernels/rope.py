@@ -14,7 +14,7 @@ from torch import Tensor
 from minillm.kernels.launch import on_device_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["times"])  # they grow from step to step
 def rope_kernel(
     x_ptr, cos_ptr, sin_ptr, y_ptr, x_batch, x_time, x_head, angle_batch, times, heads, head_dim, half, sign,
     INTERLEAVED: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,

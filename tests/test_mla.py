@@ -49,7 +49,8 @@ def step(spec: MLA, start: int, count: int) -> Step:
     """The tokens of an unpadded batch from a position on."""
     positions = torch.arange(start, start + count)
     rotary = {spec.rope: Rotary(spec.rope)(positions[None], (start + count,), torch.float32)}
-    return Step(start, rotary, {None: Visibility(start, count, None, None, positions.device)})
+    visible = Visibility(start, count, None, None, positions.device)
+    return Step(start, rotary, {None: visible}, {None: visible.slots()})
 
 
 def formula(module: LatentAttention, x: Tensor) -> Tensor:

@@ -1,0 +1,146 @@
+"""Choosing a configuration by time, without a GPU: one is made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+
+from minillm.kernels import attention, attention_backward, decode_attention, mla_decode, moe, quant_linear, tuning
+from minillm.kernels.tuning import EVERY, SHARED_MEMORY, Config, candidates, run
+
+GPU = torch.device("cuda", 0)
+TABLE = (
+    Config("first", (1,), 4, 3, ("sm_80", "sm_90")),
+    Config("second", (2,), 4, 3, ("sm_90",)),
+    Config("third", (3,), 4, 1, ("gfx942", "other")),
+)
+
+
+class Bench:
+    """A GPU on which a configuration takes `times[name]` seconds or does not fit; and what was launched and timed."""
+
+    def __init__(self, times: dict[str, float]):
+        self.times, self.timed, self.launched = times, list[str](), list[str]()
+
+    def launch(self, config: Config) -> None:
+        if config.name not in self.times:
+            raise triton.runtime.errors.OutOfResources(300_000, 232_448, "shared memory")
+        self.launched.append(config.name)
+
+    def seconds(self, call: Callable[[], None]) -> float:
+        call()
+        self.timed.append(self.launched.pop())
+        return self.times[self.timed[-1]]
+
+    def best(self, *key: object) -> str:
+        run("op", key, TABLE, GPU, self.launch)
+        return self.launched.pop()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
+    made = Bench({"first": 2.0, "second": 1.0})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tuning, "seconds", made.seconds)
+    monkeypatch.setattr(tuning, "_gpus", {})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Made Up 9000")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return made
+
+
+def test_the_fastest_is_found_once_for_each_key(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [bench.best(64), bench.best(64), bench.best(64)] == ["second"] * 3
+    assert bench.timed == ["first", "second"]
+    bench.times["first"] = 0.5
+    assert (bench.best(64), bench.best(128)) == ("second", "first")
+    assert capsys.readouterr().err.splitlines() == ["minillm: tuned op 64: second", "minillm: tuned op 128: first"]
+
+
+def test_it_is_remembered_by_gpu_and_release(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert bench.best(64) == "second"
+    stored = json.loads((tmp_path / "minillm/tuning/kernels.json").read_text())
+    assert stored == {f"Made Up 9000, triton {triton.__version__}": {"op 64": "second"}}
+    bench.timed.clear()
+    monkeypatch.setattr(tuning, "_gpus", {})  # another process
+    assert (bench.best(64), bench.timed) == ("second", [])
+    monkeypatch.setattr(tuning, "_gpus", {})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Another")
+    assert (bench.best(64), bench.timed) == ("second", ["first", "second"])
+    assert len(json.loads((tmp_path / "minillm/tuning/kernels.json").read_text())) == 2
+    assert [path.name for path in (tmp_path / "minillm/tuning").iterdir()] == ["kernels.json"]
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", "[1, 2]", '{"Made Up 9000, triton', "3", '{"%s": {"op 64": "no such"}}', '{"%s": 7}']
+)
+def test_a_damaged_file_counts_as_none(bench: Bench, tmp_path: Path, damaged: str) -> None:
+    path = tmp_path / "minillm/tuning/kernels.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(damaged.replace("%s", f"Made Up 9000, triton {triton.__version__}"))
+    assert bench.best(64) == "second"
+    assert json.loads(path.read_text())[f"Made Up 9000, triton {triton.__version__}"] == {"op 64": "second"}
+
+
+def test_a_disk_that_takes_nothing_does_not_matter(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert (bench.best(64), bench.best(64)) == ("second", "second")
+    assert len(bench.timed) == 2
+
+
+def test_what_does_not_fit_is_left_out(bench: Bench) -> None:
+    del bench.times["second"]
+    assert bench.best(64) == "first"
+    del bench.times["first"]
+    with pytest.raises(ValueError, match="op 128: no configuration fits this GPU; tried first, second"):
+        bench.best(128)
+
+
+@pytest.mark.parametrize("why", ["a graph is recorded", "a graph is traced"])
+def test_nothing_is_timed_while(bench: Bench, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Then the first is taken, unless the best is known."""
+    bench.best(64)
+    bench.timed.clear()
+    recorded = why == "a graph is recorded"
+    where, name = (torch.cuda, "is_current_stream_capturing") if recorded else (torch.compiler, "is_compiling")
+    monkeypatch.setattr(where, name, lambda: True)
+    assert (bench.best(64), bench.best(99), bench.timed) == ("second", "first", [])
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ((7, 5), "other"),
+        ((8, 0), "sm_80"),
+        ((8, 6), "other"),
+        ((9, 0), "sm_90"),
+        ((10, 3), "sm_100"),
+        ((12, 0), "other"),
+    ],
+)
+def test_classes(bench: Bench, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    assert tuning.prepare(GPU).kind == name
+
+
+TABLES = [
+    *attention.CONFIGS.values(), *attention.FP32.values(), *attention_backward.CONFIGS.values(),
+    decode_attention.CONFIGS, decode_attention.FP32, mla_decode.CONFIGS, mla_decode.FP32, moe.CONFIGS, moe.FP32,
+    moe.FEW_CONFIGS, quant_linear.FEW, quant_linear.MANY, quant_linear.FP32,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table[0].name)
+def test_every_class_has_configurations_of_different_names(table: tuple[Config, ...]) -> None:
+    assert set(SHARED_MEMORY) == set(EVERY)
+    for name in EVERY:
+        few = candidates(table, name)
+        assert 1 <= len({config.name for config in few}) == len(few) <= 4
