@@ -27,6 +27,7 @@ HOPPER = ("sm_90", "sm_100")
 SMALL = ("gfx942", "other")
 EVERY = (*LARGE, *SMALL)
 TIMED = 7  # calls of each candidate, of which the median counts
+FLUSHED = 256 << 20  # bytes written before each: several times a GPU's second-level cache
 
 
 class Config(NamedTuple):
@@ -101,16 +102,26 @@ def run(kernel: str, key: tuple[Any, ...], table: Sequence[Config], device: torc
     return run(kernel, key, table, device, launch)
 
 
+def forget(device: torch.device) -> None:
+    """Time everything anew on this GPU."""
+    prepare(device).best.clear()
+
+
 def bucket(count: int) -> int:
     """The power of two at or above: sizes that differ from call to call are told apart so."""
     return triton.next_power_of_2(max(count, 1))
 
 
 def seconds(call: Callable[[], Any], rounds: int = TIMED) -> float:
-    """The median time of a call on the current GPU, after two to warm up."""
-    times = []
+    """The median time of a call on the current GPU, after two to warm up. Before each much is written elsewhere: so
+    what the call reads comes from memory, as in a model, and its launches are queued when the clock starts."""
+    elsewhere, times = None, []
+    with suppress(torch.cuda.OutOfMemoryError):
+        elsewhere = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
     for turn in range(rounds + 2):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(2 if elsewhere is not None else 0):
+            elsewhere.zero_()
         began.record()
         call()
         ended.record()

@@ -1,11 +1,11 @@
 """Each Triton kernel against the machine's limits and against PyTorch:
 
-    python -m minillm.bench kernels [--list] [--json]
+    python -m minillm.bench kernels [--list] [--json] [--only OP ...] [--plot FILE.png] [--tune]
 
-For every op: its time at the shapes of an 8B model, the bytes it has to move and the operations it has to do, those as
-shares of the bandwidth of a copy and of the rate of a large matrix product measured in the same run, and the ratio to
-the PyTorch reference, to torch.compile of it, and for attention to PyTorch's own fused kernel. The last line is JSON.
-`--list` needs no GPU.
+For every op at the shapes of published models (`bench_cases.py`): its time, the bytes it has to move and the operations
+it has to do, those as shares of the bandwidth of a copy and of the rate of a large matrix product measured in the same
+run, and how many times as long the plain PyTorch version takes, `torch.compile` of it, and PyTorch's own fused kernel
+where there is one. The last line is JSON. `--list` needs no GPU.
 """
 
 from __future__ import annotations
@@ -13,166 +13,155 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import statistics
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from minillm import cli, reference
-from minillm.measure import copy_bandwidth
+from minillm import cli, roofline
+from minillm.bench_cases import Case, Cases, Sizes
 from minillm.ops import REFERENCE, Ops, select
-from minillm.visibility import Visibility
 
-ROUNDS, MATRIX = 20, 8192
+ROUNDS, MATRIX, COPY_BYTES = 20, 8192, 1 << 30
 
-# Kernels that stand beside the seam: no call of the model's forward pass, but of training and serving.
-BESIDE = {
-    "ragged_attention": "attention",
-    "paged_decode_attention": "decode_attention",
-    "linear_cross_entropy": "cross_entropy",
+# The file of each op's kernel, and of those that stand beside the seam: the model does not call them, serving will.
+FILES = {
+    "rms_norm": "rms_norm",
     "add_rms_norm": "fused_norm",
+    "rope": "rope",
     "qk_norm_rope_cache": "fused_norm",
-    "sample": "sampling",
+    "gated_act": "gated_act",
+    "attention": "attention",
+    "latent_attention": "mla_decode",
+    "route": "routing",
+    "experts": "moe",
     "int8_linear": "quant_linear",
     "int4_linear": "quant_linear",
     "fp8_linear": "quant_linear",
+    "linear_cross_entropy": "cross_entropy",
+    "sample": "sampling",
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """One op at one shape: its arguments, and what no implementation can do without."""
-
-    op: str
-    shape: str
-    arguments: tuple[Any, ...]
-    nbytes: int
-    flops: int
+BESIDE = {
+    "ragged_attention": "attention",
+    "paged_decode_attention": "decode_attention",
+    "paged_latent_attention": "mla_decode",
+}
 
 
 def listing() -> list[dict[str, Any]]:
     """Every op and whether it has a Triton version. Looks at files, so that it works where Triton does not."""
     kernels = {path.stem for path in (Path(__file__).parents[1] / "kernels").glob("*.py")}
     kernels |= {path.stem for path in (Path(__file__).parent / "kernels").glob("*.py")}
-    files = {"rms_norm": "rms_norm", "rope": "rope", "gated_act": "gated_act", "attention": "attention"}
-    files |= {"latent_attention": "mla_decode", "experts": "moe"}
     seam = [field.name for field in dataclasses.fields(Ops)]
-    named = {**{name: files.get(name) for name in seam}, **BESIDE}
-    return [{"op": op, "triton": file in kernels, "in_model": op in seam} for op, file in named.items()]
+    named = {**{name: FILES.get(name) for name in seam}, **BESIDE}
+    return [{"op": op, "triton": file in kernels, "file": file, "in_ops": op in seam} for op, file in named.items()]
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """Llama-3.1-8B's shapes, DeepSeek-V3's latents, and 64 experts of Qwen3-MoE's kind."""
+def measured(case: Case, triton: Ops, copy: float, peak: float, seconds: Callable[..., float]) -> dict[str, Any]:
+    """One row: times in seconds, and how many times as long the others take; None where they cannot or are not."""
 
-    def made(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, dtype=dtype)
+    def ratio(call: Callable[[], Any]) -> float | None:
+        try:
+            return seconds(call, ROUNDS) / time
+        except RuntimeError as error:  # out of memory, or a shape that PyTorch's kernel does not take
+            print(f"minillm: {case.op}, {case.shape}: {str(error).splitlines()[0]}", file=sys.stderr)
+            return None
 
-    size, heads, kv_heads, dim, wide, tokens, past = 4096, 32, 8, 128, 14336, 4096, 8192
-    each = torch.finfo(dtype).bits // 8
-    x, w, gate_up = made(tokens, size), made(size), made(tokens, 2 * wide)
-    q, k, v = made(1, heads, tokens, dim), made(1, kv_heads, tokens, dim), made(1, kv_heads, tokens, dim)
-    cos, sin = made(1, tokens, dim // 2), made(1, tokens, dim // 2)
-    one, cache = made(8, heads, 1, dim), [made(8, kv_heads, past, dim) for _ in range(2)]
-    latent, q_latent = made(8, past, 576), made(8, 128, 1, 576)
-    experts, inner, top_k = 64, 1024, 8
-    matrices = made(experts, 2 * inner, 2048), made(experts, 2048, inner)
-    whole = Visibility(0, tokens, None, None, device)
-    last = Visibility(past - 1, 1, None, None, device)
-    found = [
-        Case("rms_norm", f"{tokens} x {size}", (x, w, 1e-5), 2 * x.nbytes, 0),
-        Case("rope", f"{tokens} x {heads} x {dim}", (q.transpose(1, 2), cos, sin), 2 * q.nbytes, 0),
-        Case("gated_act", f"{tokens} x {wide}", (gate_up,), gate_up.nbytes * 3 // 2, 0),
-        Case("attention", f"prefill of {tokens}", (q, k, v, whole), 4 * q.nbytes, 2 * heads * tokens**2 * dim),
-        Case("attention", f"8 x 1 behind {past}", (one, *cache, last), 2 * cache[0].nbytes, 4 * one.numel() * past),
-        Case("latent_attention", f"8 x 1 behind {past}", (q_latent, latent, 512, last, 0.07), latent.nbytes,
-             2 * 8 * 128 * past * (576 + 512)),
-    ]  # fmt: skip
-    for count in (1, 4096):
-        rows = made(count, 2048)
-        scores = torch.rand(count, experts, device=device)
-        weights, chosen = scores.topk(top_k)
-        used = min(count * top_k, experts)
-        moved = used * (matrices[0].nbytes + matrices[1].nbytes) // experts + 2 * rows.nbytes
-        work = 2 * count * top_k * 3 * 2048 * inner
-        found.append(Case("experts", f"{count} tokens", (rows, chosen, weights, *matrices, "silu"), moved, work))
-    assert each == x.element_size()
-    return found
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """The median time of a call on the GPU, after two to warm up."""
-    times = []
-    for round_ in range(ROUNDS + 2):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        call()
-        ended.record()
-        torch.cuda.synchronize()
-        if round_ > 1:
-            times.append(began.elapsed_time(ended) / 1000)
-    return statistics.median(times)
-
-
-def measured(case: Case, triton: Ops, copy: float, peak: float) -> dict[str, Any]:
-    """One row of the table."""
-    plain = getattr(REFERENCE, case.op)
-    time = seconds(lambda: getattr(triton, case.op)(*case.arguments))
-    compiled = torch.compile(plain)
-    row = {
+    time = seconds(lambda: case.run(triton), ROUNDS)
+    plain = REFERENCE if case.plain else None
+    compiled = torch.compile(getattr(REFERENCE, case.op)) if plain else None
+    with_compiled = dataclasses.replace(REFERENCE, **{case.op: compiled}) if plain else None
+    return {
         "op": case.op,
         "shape": case.shape,
-        "microseconds": time * 1e6,
+        "seconds": time,
+        "bytes": case.nbytes,
+        "flops": case.flops,
         "copy_share": case.nbytes / time / copy,
         "matrix_share": case.flops / time / peak,
-        "over_reference": seconds(lambda: plain(*case.arguments)) / time,
-        "over_compiled": seconds(lambda: compiled(*case.arguments)) / time,
+        "over_reference": ratio(lambda: case.run(plain)) if plain else None,
+        "over_compiled": ratio(lambda: case.run(with_compiled)) if with_compiled else None,
+        "over_sdpa": ratio(case.sdpa) if case.sdpa else None,
     }
-    if case.op == "attention":  # the reference is PyTorch's fused kernel where there is neither cap nor sink
-        row["over_sdpa"] = seconds(lambda: reference.attention(*case.arguments)) / time
-    return row
 
 
-def run(as_json: bool) -> None:
-    device, dtype = torch.device("cuda"), torch.bfloat16
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown, for docs/benchmarks.md."""
+    names = ("op", "shape", "us", "MB", "GFLOP", "of copy", "of peak", "PyTorch", "compiled", "SDPA")
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    for row in rows:
+        ratios = [row[f"over_{name}"] for name in ("reference", "compiled", "sdpa")]
+        cells = [row["op"], row["shape"], f"{row['seconds'] * 1e6:.1f}", f"{row['bytes'] / 1e6:.1f}"]
+        cells += [f"{row['flops'] / 1e9:.2f}", f"{row['copy_share']:.0%}", f"{row['matrix_share']:.0%}"]
+        lines.append("| " + " | ".join(cells + ["" if each is None else f"{each:.2f}x" for each in ratios]) + " |")
+    return "\n".join(lines)
+
+
+def limits(device: torch.device, dtype: torch.dtype, seconds: Callable[..., float]) -> tuple[float, float]:
+    """Bytes per second that a copy reads and writes, and operations per second of a large product."""
+    one, other = torch.zeros(2, COPY_BYTES, dtype=torch.uint8, device=device)
+    copy = 2 * COPY_BYTES / seconds(lambda: other.copy_(one), ROUNDS)
+    a, b = torch.randn(2, MATRIX, MATRIX, device=device, dtype=dtype)
+    return copy, 2 * MATRIX**3 / seconds(lambda: torch.mm(a, b), ROUNDS)
+
+
+def run(only: list[str], plot: str | None, tune: bool) -> dict[str, Any]:
+    """Everything, on the first GPU."""
     if not torch.cuda.is_available():
         raise ValueError("bench kernels times kernels on a GPU, and there is none here; --list needs none")
+    device, dtype = torch.device("cuda", 0), torch.bfloat16
     triton = select("triton", device, dtype)
-    copy = copy_bandwidth(device)
-    assert copy is not None
-    a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
-    peak = 2 * MATRIX**3 / seconds(lambda: torch.mm(a, b))
-    rows = [measured(case, triton, copy, peak) for case in cases(device, dtype)]
-    report = {"device": torch.cuda.get_device_name(), "copy_gb_per_second": copy / 1e9, "matrix_tflops": peak / 1e12}
-    if not as_json:
-        print(f"{report['device']}: copies {copy / 1e9:.0f} GB/s, multiplies at {peak / 1e12:.0f} TFLOP/s")
-        print(f"{'op':18}{'shape':22}{'us':>9}{'of copy':>9}{'of peak':>9}{'reference':>11}{'compiled':>10}")
-        for row in rows:
-            print(f"{row['op']:18}{row['shape']:22}{row['microseconds']:9.1f}{row['copy_share']:9.0%}"
-                  f"{row['matrix_share']:9.0%}{row['over_reference']:10.2f}x{row['over_compiled']:9.2f}x")  # fmt: skip
-    print(json.dumps({**report, "rows": rows}))
+    from minillm.kernels import tuning
+
+    if tune:
+        tuning.forget(device)
+    copy, peak = limits(device, dtype, tuning.seconds)
+    rows = []
+    with torch.inference_mode(False), torch.no_grad():
+        for case in Cases(device, dtype, Sizes()).all():
+            if not only or case.op in only:
+                print(f"timing {case.op}, {case.shape}", file=sys.stderr)
+                rows.append(measured(case, triton, copy, peak, tuning.seconds))
+    name = torch.cuda.get_device_name(device)
+    if plot:
+        roofline.draw(Path(plot), rows, copy, peak, name)
+    return {"device": name, "copy_gb_per_second": copy / 1e9, "matrix_tflops": peak / 1e12, "rows": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("bench kernels", "Time each Triton kernel against the machine's limits and against PyTorch.")
     parser.add_argument("--list", action="store_true", help="every op and whether it has a Triton version")
     parser.add_argument("--json", action="store_true", help="JSON only")
+    parser.add_argument("--only", nargs="+", default=[], metavar="OP", choices=[*FILES, *BESIDE], help="these ops only")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the roofline; needs minillm[plot]")
+    parser.add_argument("--tune", action="store_true", help="choose every configuration anew")
     arguments = parser.parse_args(argv)
+    if arguments.list and (arguments.only or arguments.plot or arguments.tune):
+        parser.error("--list times nothing: --only, --plot and --tune mean nothing to it")
 
     def body() -> int:
-        if not arguments.list:
-            run(arguments.json)
+        if arguments.list:
+            show_list(arguments.json)
             return 0
-        found = listing()
-        if arguments.json:
-            print(json.dumps({"ops": found, "triton_installed": importlib.util.find_spec("triton") is not None}))
-            return 0
-        for each in found:
-            where = "behind the seam" if each["in_model"] else "beside it"
-            print(f"{each['op']:24}{'Triton' if each['triton'] else 'PyTorch only':14}{where}")
+        if arguments.plot:
+            roofline.check(Path(arguments.plot))
+        report = run(arguments.only, arguments.plot, arguments.tune)
+        if not arguments.json:
+            print(f"{report['device']}: copies {report['copy_gb_per_second']:.0f} GB/s, multiplies at "
+                  f"{report['matrix_tflops']:.0f} TFLOP/s\n\n{table(report['rows'])}\n")  # fmt: skip
+        print(json.dumps(report))
         return 0
 
     return cli.run(body)
+
+
+def show_list(as_json: bool) -> None:
+    found = listing()
+    if as_json:
+        print(json.dumps({"ops": found, "triton_installed": importlib.util.find_spec("triton") is not None}))
+        return
+    for each in found:
+        where = "in Ops" if each["in_ops"] else "beside it"
+        print(f"{each['op']:24}{'Triton' if each['triton'] else 'PyTorch only':14}{where}")

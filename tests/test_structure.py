@@ -45,6 +45,7 @@ LAYERS = [
     ["minillm.inference", "minillm.measure"],
     ["minillm.llm"],
     ["minillm.loading"],
+    ["minillm.bench_cases", "minillm.roofline"],
     ["minillm.cli", "minillm.bench_kernels", "minillm.generate", "minillm.explain", "minillm.bench"],
 ]
 
