@@ -8,7 +8,7 @@ import torch
 
 from minillm.cache import Cache
 from minillm.inference import decode, prefill
-from minillm.model import Decoder, next_token_loss
+from minillm.model import Decoder
 from minillm.spec import GQA, GatedMLP, Layer, Norm, QKNorm, Rope
 from minillm.spec import Decoder as Spec
 
@@ -31,7 +31,7 @@ print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameter
 text = torch.tensor(list(b"The quick brown fox jumps over the lazy dog. " * 6))[None]
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
 for step in range(241):
-    loss = next_token_loss(model(text), text)
+    loss = model.loss(text)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

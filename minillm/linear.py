@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm import quantised
+from minillm import quantised, reference
 
 
 class Linear(nn.Module):
@@ -33,13 +33,17 @@ class Linear(nn.Module):
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(rows, in_features))
         self.bias = nn.Parameter(torch.zeros(rows)) if bias else None
         self.packed: Tensor | None = None
+        self.fp8_linear = reference.fp8_linear  # how `quantised.hold` wants a held weight multiplied
         if self.weight.device.type != "meta":
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return linear(x, quantised.matrix(self, "weight", x.dtype), self.bias)
+        if quantised.is_held(self, "weight"):
+            return self.fp8_linear(x, self.weight, self.weight_scale, self.bias)
+        assert self.weight is not None
+        return linear(x, self.weight, self.bias)
 
     def blocks(self, name: str) -> dict[str, int] | None:
         """The named row blocks of a parameter, in order; None where it is one block."""

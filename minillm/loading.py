@@ -51,7 +51,7 @@ def load(
     if keep_quantized:
         if not (held := fully_fp8(planned)):
             raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
-        quantised.hold(model, held)
+        quantised.hold(model, held, model.ops.fp8_linear)
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()

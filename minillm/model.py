@@ -113,6 +113,11 @@ class Decoder(nn.Module):
         if collect_routing:
             with self._collected() as routing:
                 return self(tokens_BT, cache, last_only), routing
+        x_BTE = self.hidden(tokens_BT, cache)
+        return self.logits(x_BTE[:, -1:] if last_only else x_BTE)
+
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """The hidden states `[B, T, E]` behind the last layer, before the final norm."""
         step = self._step(tokens_BT, cache)
         x_BTE = self.embedding(tokens_BT)
         if self.spec.embedding_scale != 1:
@@ -121,7 +126,18 @@ class Decoder(nn.Module):
             x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
-        return self.logits(x_BTE[:, -1:] if last_only else x_BTE)
+        return x_BTE
+
+    def loss(self, tokens_BT: Tensor) -> Tensor:
+        """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`).
+
+        Raises ValueError for a model whose head is packed for inference."""
+        head = self.embedding if self.head is None else self.head
+        if head.weight is None:
+            raise ValueError("the head is packed for inference; load with kernels='reference' to train")
+        x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
+        cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
+        return self.ops.linear_cross_entropy(x_NE, head.weight, tokens_BT[:, 1:].flatten(), cap, bias=bias)
 
     @contextlib.contextmanager
     def _collected(self) -> Iterator[list[Routing | None]]:

@@ -33,18 +33,21 @@ def differentiable(*tensors: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in tensors)
 
 
+def for_inference(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, or the plain version where gradients are wanted, which the kernel has none of."""
+
+    def run(*given: Any, **named: Any) -> Any:
+        return (plain if differentiable(*given, *named.values()) else kernel)(*given, **named)
+
+    return run
+
+
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """`reference.add_rms_norm`; with gradients sum and norm by themselves."""
     if differentiable(x, residual, weight):
         s = x + residual
         return rms_norm.rms_norm(s, weight, *rest), s
     return fused_norm.add_rms_norm(x, residual, weight, *rest)
-
-
-def qk_norm_rope_cache(qkv: Tensor, num_heads: int, *rest: Any, **named: Any) -> Tensor:
-    """`reference.qk_norm_rope_cache`, and with gradients that itself."""
-    run = reference if differentiable(qkv, *rest, *named.values()) else fused_norm
-    return run.qk_norm_rope_cache(qkv, num_heads, *rest, **named)
 
 
 def attention(
@@ -90,26 +93,28 @@ def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> pla
     return plain_routing.Routing(chosen, weights, logits, places)
 
 
+_experts = for_inference(moe.experts, reference.experts)
+
+
 def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Any, down: Any, *rest: Any) -> Tensor:
-    """`reference.experts`; what is dequantised as it is asked for, and what needs gradients, goes through that."""
+    """`reference.experts`, and that itself for matrices that are dequantised as they are asked for."""
     tensors = isinstance(gate_up, Tensor) and isinstance(down, Tensor)
-    run = moe if tensors and not differentiable(x, weights, gate_up, down) else reference
-    return run.experts(x, chosen, weights, gate_up, down, *rest)
+    return (_experts if tensors else reference.experts)(x, chosen, weights, gate_up, down, *rest)
 
 
 OPS: dict[str, Callable[..., Any]] = {
     "rms_norm": rms_norm.rms_norm,
     "add_rms_norm": add_rms_norm,
     "rope": rope.rope,
-    "qk_norm_rope_cache": qk_norm_rope_cache,
+    "qk_norm_rope_cache": for_inference(fused_norm.qk_norm_rope_cache, reference.qk_norm_rope_cache),
     "gated_act": gated_act.gated_act,
     "attention": attention,
     "latent_attention": latent_attention,
     "route": route,
     "experts": experts,
-    "int8_linear": quant_linear.int8_linear,
-    "int4_linear": quant_linear.int4_linear,
-    "fp8_linear": quant_linear.fp8_linear,
+    "int8_linear": for_inference(quant_linear.int8_linear, reference.int8_linear),
+    "int4_linear": for_inference(quant_linear.int4_linear, reference.int4_linear),
+    "fp8_linear": for_inference(quant_linear.fp8_linear, reference.fp8_linear),
     "linear_cross_entropy": cross_entropy.linear_cross_entropy,
     "sample": sampling.sample,
 }

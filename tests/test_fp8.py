@@ -22,7 +22,9 @@ from tiny import refused
 from torch import Tensor
 
 import minillm
+from minillm import quantised
 from minillm.cache import Cache
+from minillm.linear import Linear
 from minillm.llm import LLM
 from minillm.weights import fp8
 from minillm.weights.checkpoint import Checkpoint
@@ -130,6 +132,16 @@ def test_held_fp8_computes_the_same(pair: tuple[Path, Path], dtype: str, kernels
     assert torch.equal(steps, token_by_token(plain, given, dtype))
     if dtype == "float32":
         assert (steps - whole).abs().max() <= EXACT
+
+
+@torch.no_grad()
+def test_held_fp8_through_the_kernels(pair: tuple[Path, Path]) -> None:
+    """Every product with a single matrix is the kernel's."""
+    kept = minillm.load(pair[0], "float32", kernels="triton", keep_quantized=True)
+    plain, given = minillm.load(pair[1], "float32", kernels="reference"), tokens(1, 9, seed=6)
+    held = [m for m in kept.model.modules() if isinstance(m, Linear) and quantised.is_held(m, "weight")]
+    assert {module.fp8_linear for module in held} == {kept.model.ops.fp8_linear}
+    assert (kept.model(given) - plain.model(given)).abs().max() <= EXACT
 
 
 @torch.no_grad()

@@ -21,8 +21,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from kernel_cases import Awkward, Case, Pick
 from kernel_problems import BUDGETS, PROBLEMS, normed
+from test_laws import EXACT, build, random_tokens, specs, uncut
 
+from minillm.cache import Cache
+from minillm.model import Decoder
 from minillm.ops import CPU, REFERENCE, Ops, select
+from minillm.spec import Decoder as Spec
 
 CPU_DEVICE = torch.device("cpu")
 TRITON = select("triton", CPU_DEVICE, torch.float32)
@@ -86,6 +90,35 @@ def test_reference_is_the_formula(op: str, seed: int) -> None:
     """The plain versions, in fp32, give the same numbers; their gradients are PyTorch's business."""
     for name, error in PROBLEMS[op](Case(Awkward(seed), torch.float32, CPU_DEVICE), REFERENCE).items():
         assert error <= 2 * BUDGETS[op]["result"][0] or name.startswith("gradient"), (name, error)
+
+
+@settings(max_examples=8, **FAST)
+@given(specs(), st.lists(st.integers(1, 9), min_size=1, max_size=3))
+@torch.no_grad()
+def test_any_model_is_the_same_through_the_kernels(drawn: Spec, chunks: list[int]) -> None:
+    """A sequence in pieces and token by token through the cache, rings included."""
+    plain, tokens = build(drawn), random_tokens(2, sum(chunks) + 3)
+    model = Decoder(drawn, TRITON)
+    model.load_state_dict(plain.state_dict())
+    whole, cache = uncut(plain, tokens), Cache(drawn, 2, tokens.shape[1] + 2, torch.float32)
+    pieces = [model(piece, cache) for piece in tokens.split([*chunks, 1, 1, 1], dim=1)]
+    assert (torch.cat(pieces, dim=1) - whole).abs().max() <= EXACT
+
+
+@settings(max_examples=4, **FAST)
+@given(specs())
+def test_any_model_trains_through_the_kernels(drawn: Spec) -> None:
+    plain, tokens = build(drawn), random_tokens(2, 7)
+    model = Decoder(drawn, TRITON)
+    model.load_state_dict(plain.state_dict())
+    uncut(plain, tokens)  # assumes that no expert is as good as a tie
+    losses = [each.loss(tokens) for each in (model, plain)]
+    assert abs(losses[0] - losses[1]) <= EXACT
+    gradients = [torch.autograd.grad(loss, list(each.parameters()), allow_unused=True)
+                 for loss, each in zip(losses, (model, plain), strict=True)]  # fmt: skip
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or (one - other).abs().max() <= EXACT
 
 
 def test_norm_gradient_over_more_rows_than_programs() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minillm import reference
 from minillm.cache import Cache, LayerCache
-from minillm.model import Decoder
+from minillm.model import Decoder, next_token_loss
 from minillm.ops import CPU
 from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, LinearScaling, MoE, Norm, QKNorm, Rope, Router
 from minillm.spec import Decoder as Spec
@@ -127,6 +127,26 @@ def test_neighbours_in_a_batch_change_nothing(spec: Spec, lengths: list[int], st
     joined = torch.cat(together, dim=1)
     for index, (pad, row) in enumerate(zip(padding, rows, strict=True)):
         assert (joined[index, pad:] - uncut(model, row[None])[0]).abs().max() <= EXACT
+
+
+@settings(max_examples=20)
+@given(specs(), st.integers(2, 12))
+def test_the_loss_is_that_of_the_logits(spec: Spec, total: int) -> None:
+    """And so are its gradients."""
+    model, tokens = build(spec), random_tokens(2, total)
+    losses = model.loss(tokens), next_token_loss(uncut(model, tokens), tokens)
+    assert abs(losses[0] - losses[1]) <= EXACT
+    ours, theirs = (torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) for loss in losses)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or (one - other).abs().max() <= EXACT
+
+
+def test_a_packed_head_has_no_loss() -> None:
+    model = build(Spec(31, 16, (), Norm(1e-5), tied=False, context=64))
+    model.pack()
+    with pytest.raises(ValueError, match="the head is packed for inference"):
+        model.loss(random_tokens(1, 4))
 
 
 @settings(max_examples=30)
