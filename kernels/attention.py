@@ -39,7 +39,6 @@ CONFIGS = {
     ),
     128: (
         Config("128x64", (128, 64), 8, 3, LARGE),
-        Config("64x128", (64, 128), 4, 2, HOPPER),
         Config("128x32", (128, 32), 8, 3, LARGE),
         Config("64x32", (64, 32), 4, 1, SMALL),
     ),
@@ -49,7 +48,7 @@ CONFIGS = {
         Config("32x16", (32, 16), 4, 1, SMALL),
     ),
 }
-FP32 = {
+FP32: dict[int, tuple[Config, ...]] = {
     64: (Config("32x32", (32, 32), 4, 1),),
     128: (Config("16x16", (16, 16), 8, 1),),
     256: (Config("16x16", (16, 16), 4, 1),),
@@ -94,15 +93,15 @@ def bounds(block, past, first, keys, HAS_FIRST: tl.constexpr, WINDOW: tl.constex
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_f32_ptr, sinks_ptr, first_i64_ptr, cu_q_i32_ptr, cu_k_i32_ptr,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
-    queries, keys, past, first_key, heads, group, scale, cap,
+    queries, keys, past, first_key, heads, share, scale, cap,
     RAGGED: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_CAP: tl.constexpr,
     WINDOW: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    batch, head = (tl.program_id(0) // heads).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
     q_ptr += batch * q_b + head * q_h
-    k_ptr += batch * k_b + head // group * k_h
-    v_ptr += batch * v_b + head // group * v_h
+    k_ptr += batch * k_b + head // share * k_h
+    v_ptr += batch * v_b + head // share * v_h
     o_ptr += batch * o_b + head * o_h
     if RAGGED:
         begin_q, begin_k = tl.load(cu_q_i32_ptr + batch).to(tl.int64), tl.load(cu_k_i32_ptr + batch).to(tl.int64)
@@ -111,7 +110,7 @@ def forward_kernel(
         past = keys - queries
         q_ptr, o_ptr = q_ptr + begin_q * q_t, o_ptr + begin_q * o_t
         k_ptr, v_ptr = k_ptr + begin_k * k_t, v_ptr + begin_k * v_t
-    block = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
+    block = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_Q
     if block >= queries:
         return
     first = 0
@@ -137,10 +136,10 @@ def forward_kernel(
         HAS_CAP, WINDOW, D, V, BLOCK_D, BLOCK_V, BLOCK_K)  # fmt: skip
     inside = (block + rows < queries)[:, None] & (columns_v < V)[None, :]
     o = o / tl.where(mass == 0.0, 1.0, mass)[:, None]
-    o_ptr += (block + rows)[:, None] * o_t + columns_v[None, :]
+    o_ptr += (block + rows).to(tl.int64)[:, None] * o_t + columns_v[None, :]
     tl.store(o_ptr, o.to(o_ptr.dtype.element_ty), mask=inside)
     if not RAGGED:
-        kept = tl.program_id(1).to(tl.int64) * queries + block + rows
+        kept = tl.program_id(0).to(tl.int64) * queries + block + rows
         tl.store(lse_f32_ptr + kept, m + tl.log2(mass), mask=block + rows < queries)
 
 
@@ -221,17 +220,17 @@ def _launch(tensors, strides, sizes, batch, longest, shape_of_scores, dims):
 
     def launch(config: Config) -> None:
         block_q, block_k = config.blocks
-        grid = (triton.cdiv(longest, block_q), batch * sizes[4])
+        grid = (batch * sizes[4], triton.cdiv(longest, block_q))
         forward_kernel[grid](
             *tensors, *strides, *sizes, *scales, **constants, BLOCK_Q=block_q, BLOCK_K=block_k, **config.options
         )
 
     key = (q.dtype, dim, value_dim, bucket(longest), window is not None, softcap is not None)
     with on_device_of(q):
-        run("attention", key, configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch)
+        run("attention", key, configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch, longest >= 256)
 
 
 def configs(table: dict[int, tuple[Config, ...]], dim: int, value_dim: int, dtype: torch.dtype) -> tuple[Config, ...]:
     """The table's entry for these head sizes, or that of fp32."""
-    table = FP32 if dtype == torch.float32 else table
-    return next(table[size] for size in table if max(dim, value_dim) <= size)
+    chosen: dict[int, tuple[Config, ...]] = FP32 if dtype == torch.float32 else table
+    return next(chosen[size] for size in chosen if max(dim, value_dim) <= size)

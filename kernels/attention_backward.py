@@ -18,7 +18,7 @@ from torch import Tensor
 from minillm.kernels.attention import attention, configs
 from minillm.kernels.launch import on_device_of
 from minillm.kernels.online_softmax import LOG2_E, load_rows, padded, scored, seen
-from minillm.kernels.tuning import LARGE, SMALL, Config, run
+from minillm.kernels.tuning import LARGE, SMALL, Config, bucket, run
 
 # Queries and keys per block, as in `attention.py`.
 CONFIGS = {
@@ -47,9 +47,9 @@ def key_kernel(
     HAS_FIRST: tl.constexpr, HAS_CAP: tl.constexpr, WINDOW: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
     V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    batch = (tl.program_id(1) // kv_heads).to(tl.int64)
-    kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
-    block = tl.program_id(0) * BLOCK_K
+    batch = (tl.program_id(0) // kv_heads).to(tl.int64)
+    kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
+    block = tl.program_id(1) * BLOCK_K
     first = 0
     if HAS_FIRST:
         first = (tl.load(first_i64_ptr + batch) - first_key).to(tl.int32)
@@ -76,7 +76,7 @@ def key_kernel(
             p, ds = gradients(q, k, v, g, lse, delta, visible, scale, cap, HAS_CAP)
             dv += tl.dot(tl.trans(p.to(g.dtype)), g, input_precision="ieee")
             dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision="ieee")
-    at = (tl.program_id(1).to(tl.int64) * keys + block + columns)[:, None]
+    at = (tl.program_id(0).to(tl.int64) * keys + block + columns)[:, None]
     inside = (block + columns < keys)[:, None]
     kind = dk_ptr.dtype.element_ty
     tl.store(dk_ptr + at * D + columns_d[None, :], (dk * scale).to(kind), mask=inside & (columns_d < D)[None, :])
@@ -90,9 +90,9 @@ def query_kernel(
     HAS_FIRST: tl.constexpr, HAS_CAP: tl.constexpr, WINDOW: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
     V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    batch = (tl.program_id(1) // heads).to(tl.int64)
-    head = (tl.program_id(1) % heads).to(tl.int64)
-    block = tl.program_id(0) * BLOCK_Q
+    batch = (tl.program_id(0) // heads).to(tl.int64)
+    head = (tl.program_id(0) % heads).to(tl.int64)
+    block = tl.program_id(1) * BLOCK_Q
     first = 0
     if HAS_FIRST:
         first = (tl.load(first_i64_ptr + batch) - first_key).to(tl.int32)
@@ -101,7 +101,7 @@ def query_kernel(
     inside = block + rows < queries
     q = load_rows(q_ptr + batch * q_b + head * q_h, q_t, block, rows, columns_d, queries, D)
     g = load_rows(g_ptr + batch * g_b + head * g_h, g_t, block, rows, columns_v, queries, V)
-    kept = tl.program_id(1).to(tl.int64) * queries + block + rows
+    kept = tl.program_id(0).to(tl.int64) * queries + block + rows
     lse = tl.load(lse_f32_ptr + kept, mask=inside, other=0.0)
     delta = tl.load(delta_f32_ptr + kept, mask=inside, other=0.0)
     dq = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
@@ -134,7 +134,7 @@ class Attention(torch.autograd.Function):
         past, window, first_key, scale, softcap = ctx.rest
         delta = (g.float() * o.float()).sum(-1).contiguous()
         dq, dk, dv = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
-        if g.stride(-1) != 1:
+        if g.stride(-1) != 1 or g.shape[2] * g.stride(2) >= 2**31:
             g = g.contiguous()
         if g.numel():
             _launch((q, k, v, g, lse, delta, first), (dq, dk, dv), past, window, first_key, scale, softcap)
@@ -160,13 +160,14 @@ def _launch(tensors, gradients, past, window, first_key, scale, softcap):
     def launch(config: Config) -> None:
         block_q, block_k = config.blocks
         rest = {**constants, "BLOCK_Q": block_q, "BLOCK_K": block_k, **config.options}
-        grid = (triton.cdiv(keys, block_k), batch * kv_heads)
+        grid = (batch * kv_heads, triton.cdiv(keys, block_k))
         key_kernel[grid](*tensors, dk, dv, *strides, *sizes, kv_heads, *scores, **rest)
-        grid = (triton.cdiv(queries, block_q), batch * heads)
+        grid = (batch * heads, triton.cdiv(queries, block_q))
         query_kernel[grid](*tensors, dq, *strides, *sizes, heads, *scores, **rest)
 
     with on_device_of(q):
-        run("attention_backward", (q.dtype, dim), configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch)
+        key = (q.dtype, dim, value_dim, bucket(keys), window is not None)
+        run("attention_backward", key, configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch, keys >= 256)
 
 
 def differentiable_attention(

@@ -8,8 +8,8 @@ arXiv:2410.10989): a chunk's logits are one product, one kernel turns them where
 
 and two products make of it the chunk's part of dh = dz W and dW = dzᵀ h. So the gradients are ready with the loss, and
 backward only multiplies them by the gradient that comes in. A chunk has as many rows that its logits take about as much
-memory as h does. The products are PyTorch's; the kernel reads each logit twice (once for the maximum and the sum, once
-for the gradient) and writes it once.
+memory as h does, but some hundreds at least: dW is read and written once for each. The products are PyTorch's; the
+kernel reads each logit twice (once for the maximum and the sum, once for the gradient) and writes it once.
 """
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from minillm.kernels.launch import on_device_of
 
 BLOCK, WARPS = 4096, 16  # logits at a time of a row
+CHUNK = 1024  # rows at least
 
 
 @triton.jit
@@ -39,6 +40,9 @@ def loss_kernel(
     z_ptr += row * z_t
     target = tl.load(targets_i64_ptr + row)
     counted = target != ignore
+    # Before the loops: the last overwrites what stands there, and not all of a program is at the same place then.
+    known = (target >= 0) & (target < vocabulary)
+    at_target = capped(tl.load(z_ptr + target, mask=known, other=0.0).to(tl.float32), cap, HAS_CAP)
     m, mass = float("-inf"), 0.0
     for start in range(0, vocabulary, BLOCK):
         columns = start + tl.arange(0, BLOCK)
@@ -47,8 +51,6 @@ def loss_kernel(
         highest = tl.maximum(m, tl.max(z, axis=0))
         mass = mass * tl.exp(m - highest) + tl.sum(tl.exp(z - highest), axis=0)
         m = highest
-    known = (target >= 0) & (target < vocabulary)
-    at_target = capped(tl.load(z_ptr + target, mask=known, other=0.0).to(tl.float32), cap, HAS_CAP)
     loss = tl.where(known, m + tl.log(mass) - at_target, float("nan"))
     tl.store(loss_f32_ptr + row, tl.where(counted, loss, 0.0))
     if GRADIENT:
@@ -82,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets, softcap, ignore):
         wanted = any(ctx.needs_input_grad[:3])
         count = (targets != ignore).sum().clamp(min=1).float()
-        rows = max(triton.next_power_of_2(triton.cdiv(hidden.numel(), weight.shape[0])), 1)
+        rows = max(triton.next_power_of_2(triton.cdiv(hidden.numel(), weight.shape[0])), CHUNK)
         dhidden = torch.zeros_like(hidden) if wanted else None
         dweight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wanted else None
         dbias = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device) if wanted else None

@@ -5,15 +5,15 @@
 One query reads S (D + V) values per kv head and does next to nothing with them: its time is memory bandwidth, and with
 one program per sequence and head a GPU would stand idle. So the sequence is cut in `splits` parts:
 
-1. a program per part, sequence and kv head: all G query heads of a group take each key and value block as it is loaded,
-   once; the group stands in the rows of a product (padded to 16). It keeps the maximum m, the sum mass and the
-   unnormalised output of its part;
+1. a program per part, sequence and kv head: all G query heads of a group (up to 16 of them) take each key and value
+   block as it is loaded, once; they stand in the 16 rows of a product. It keeps the maximum m, the sum mass
+   and the unnormalised output of its part;
 2. a program per head joins the parts: o = Σ 2^(m_i - m) o_i / Σ 2^(m_i - m) l_i, plus a sink, a score without a value.
 
 The cache is contiguous, `[B, K, S, D]` with any strides, possibly a ring whose slot s holds position
 start - (start - s) mod ring; or paged, `[blocks, size, K, D]` with the numbers of a sequence's blocks in a table
-(Kwon et al., arXiv:2309.06180). How many parts there are depends on sizes known beforehand and never on the lengths,
-so that a recorded graph stays valid as they grow.
+(Kwon et al., arXiv:2309.06180). How many parts there are depends on the size of the cache that is handed over and never
+on `lengths`, so that a recorded graph stays valid as they grow.
 """
 
 import torch
@@ -23,17 +23,18 @@ from torch import Tensor
 
 from minillm.kernels.launch import on_device_of
 from minillm.kernels.online_softmax import LOG2_E, check, grown, padded, scored
-from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
+from minillm.kernels.tuning import LARGE, SMALL, Config, bucket, run
 
 # Keys per step.
 CONFIGS = (
     Config("64", (64,), 4, 3, LARGE),
-    Config("128", (128,), 8, 2, HOPPER),
-    Config("32", (32,), 4, 3, LARGE),
+    Config("32", (32,), 4, 4, LARGE),
+    Config("64 by 8 warps", (64,), 8, 3, LARGE),
     Config("32", (32,), 4, 1, SMALL),
 )
 FP32 = (Config("16", (16,), 8, 1),)
-PROGRAMS = 264  # enough to fill a GPU of 132 multiprocessors twice
+PROGRAMS = 528  # enough to fill a GPU of 132 multiprocessors four times
+MOST_HEADS = 16  # of a program: the rows that a tensor core takes at least
 MAX_SPLITS, GRAIN = 64, 128  # parts, and what their sizes are multiples of
 
 
@@ -45,8 +46,9 @@ def part_kernel(
     WINDOW: tl.constexpr, G: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    batch = (tl.program_id(0) // kv_heads).to(tl.int64)
-    kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
+    groups: tl.constexpr = (G + BLOCK_G - 1) // BLOCK_G  # of the heads of a kv head
+    batch = (tl.program_id(0) // (kv_heads * groups)).to(tl.int64)
+    kv_head = (tl.program_id(0) // groups % kv_heads).to(tl.int64)
     length = keys
     if HAS_LENGTHS:
         length = tl.load(lengths_i32_ptr + batch)
@@ -55,7 +57,8 @@ def part_kernel(
         first = tl.load(first_i64_ptr + batch).to(tl.int32)
     if WINDOW:
         first = tl.maximum(first, length - WINDOW)
-    rows, columns_d, columns_v = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    rows = tl.program_id(0) % groups * BLOCK_G + tl.arange(0, BLOCK_G)
+    columns_d, columns_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     heads = kv_head * G + rows
     q_at = q_ptr + batch * q_b + heads[:, None] * q_h + columns_d[None, :]
     q = tl.load(q_at, mask=(rows < G)[:, None] & (columns_d < D)[None, :], other=0.0)
@@ -143,35 +146,38 @@ def decode_attention(
     y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
     if not y.numel():
         return y
-    splits, each = parts(keys, batch * kv_heads)
+    programs = batch * kv_heads * triton.cdiv(heads // kv_heads, MOST_HEADS)
+    splits, each = parts(keys, programs)
     partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
     m, mass = (torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device) for _ in range(2))
     table_stride = 0 if block_table is None else block_table.stride(0)
 
     def launch(config: Config) -> None:
-        part_kernel[batch * kv_heads, splits](
+        part_kernel[programs, splits](
             q, *kv, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *kv[0].stride()[:3],
             *kv[1].stride()[:3], keys, ring, start, size, table_stride, kv_heads,
             dim**-0.5 if scale is None else scale, softcap or 0.0, each,
             PAGED=block_table is not None, HAS_LENGTHS=lengths is not None, HAS_FIRST=first is not None,
             HAS_CAP=softcap is not None, WINDOW=window or 0, G=heads // kv_heads, D=dim, V=value_dim,
-            BLOCK_G=padded(heads // kv_heads), BLOCK_D=padded(dim), BLOCK_V=padded(value_dim),
-            BLOCK_S=config.blocks[0], **config.options,
+            BLOCK_G=MOST_HEADS, BLOCK_D=padded(dim), BLOCK_V=padded(value_dim),
+            BLOCK_S=config.blocks[0], **(config.options if block_table is None else config.paged_options),
         )  # fmt: skip
 
     key = (q.dtype, dim, heads // kv_heads, bucket(batch * kv_heads), block_table is not None)
+    worth = torch.compiler.is_compiling() or keys >= 1024  # a graph must not be bound to one side
     with on_device_of(q):
-        run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch)
+        run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, worth)
         join_kernel[(batch * heads,)](
             partial, m, mass, sinks, y, heads, splits, HAS_SINKS=sinks is not None, V=value_dim,
-            BLOCK_V=padded(value_dim), BLOCK_P=triton.next_power_of_2(splits),
+            BLOCK_V=padded(value_dim), BLOCK_P=MAX_SPLITS,
         )  # fmt: skip
     return y
 
 
-def parts(keys: int, sequences: int) -> tuple[int, int]:
-    """In how many parts to read caches of `keys` positions, and how many each has: enough programs to fill the GPU."""
-    wanted = min(max(PROGRAMS // sequences, 1), MAX_SPLITS)
+def parts(keys: int, programs: int) -> tuple[int, int]:
+    """In how many parts to read caches of `keys` positions, and how many each has: so many that the GPU is filled where
+    `programs` read a part each."""
+    wanted = min(triton.cdiv(PROGRAMS, programs), MAX_SPLITS)
     each = triton.cdiv(triton.cdiv(max(keys, 1), wanted), GRAIN) * GRAIN
     return triton.cdiv(max(keys, 1), each), each
 

@@ -21,16 +21,24 @@ from torch import Tensor
 from minillm.kernels.launch import on_device_of
 
 LARGEST = 65536  # values of a row that one program holds
+MOST_HEADS = 16  # of a token that one program takes
 
 
 @triton.jit
-def weighted(x, w_ptr, columns, inside, r, offset, kind: tl.constexpr, BEFORE_WEIGHT: tl.constexpr):
+def weighted(x, w, r, offset, kind: tl.constexpr, BEFORE_WEIGHT: tl.constexpr):
     """x r (offset + w), fp32, rounded as rms_norm rounds it."""
-    w = tl.load(w_ptr + columns, mask=inside, other=0.0).to(tl.float32) + offset
+    w = w + offset
     normed = x * r
     if BEFORE_WEIGHT:
         normed, w = normed.to(kind).to(tl.float32), w.to(kind).to(tl.float32)
     return (normed * w).to(kind).to(tl.float32)
+
+
+@triton.jit
+def head_weight(q_w_ptr, k_w_ptr, columns, mask, is_q):
+    """The weight of each head's norm: that of q, or that of k; fp32 `[heads, columns]`."""
+    w_q = tl.load(q_w_ptr + columns, mask=mask & is_q, other=0.0)
+    return tl.where(is_q, w_q, tl.load(k_w_ptr + columns, mask=mask & (is_q == 0), other=0.0)).to(tl.float32)
 
 
 @triton.jit
@@ -48,7 +56,8 @@ def add_kernel(
     tl.store(s_ptr + row * n + columns, s, mask=inside)
     s = s.to(tl.float32)
     r = 1.0 / tl.sqrt(tl.sum(s * s, axis=0) / n + eps)
-    y = weighted(s, w_ptr, columns, inside, r, offset, kind, BEFORE_WEIGHT)
+    w = tl.load(w_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    y = weighted(s, w, r, offset, kind, BEFORE_WEIGHT)
     tl.store(y_ptr + row * n + columns, y.to(kind), mask=inside)
 
 
@@ -57,42 +66,40 @@ def heads_kernel(
     x_ptr, q_w_ptr, k_w_ptr, cos_ptr, sin_ptr, slots_i64_ptr, q_ptr, k_ptr, v_ptr,
     x_b, x_t, cos_b, cos_t, slots_b, q_b, q_h, q_t, k_b, k_h, k_s, v_b, v_h, v_s, tokens, heads, kv_heads, eps, offset,
     HAS_NORM: tl.constexpr, BEFORE_WEIGHT: tl.constexpr, INTERLEAVED: tl.constexpr, HALF: tl.constexpr,
-    D: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
+    """Some heads of one token, of q, k and v as they come."""
     batch, token = (tl.program_id(0) // tokens).to(tl.int64), (tl.program_id(0) % tokens).to(tl.int64)
-    head = tl.program_id(1).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < D
-    x_ptr += batch * x_b + token * x_t + head * D
-    x = tl.load(x_ptr + columns, mask=inside, other=0.0)
-    slot = tl.load(slots_i64_ptr + batch * slots_b + token)
-    kind: tl.constexpr = x_ptr.dtype.element_ty
-    if head >= heads + kv_heads:  # v is stored as it is
-        at = v_ptr + batch * v_b + (head - heads - kv_heads) * v_h + slot * v_s
-        tl.store(at + columns, x, mask=inside)
-        return
-    turns = columns < 2 * HALF  # the values of a head that turn, each with its partner
+    head, columns = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
+    is_q, is_v = head < heads, head >= heads + kv_heads
+    known, inside = head < heads + 2 * kv_heads, columns < D
+    turns = (columns < 2 * HALF) & known & (is_v == 0)  # the values that turn, each with its partner
     if INTERLEAVED:
         partner, angle, second = columns ^ 1, columns // 2, columns % 2 == 1
     else:
         second = columns >= HALF
         partner, angle = tl.where(second, columns - HALF, columns + HALF), tl.where(second, columns - HALF, columns)
+    x_ptr += batch * x_b + token * x_t + head * D
+    x = tl.load(x_ptr + columns, mask=known & inside, other=0.0)
     other = tl.load(x_ptr + partner, mask=turns, other=0.0).to(tl.float32)
-    x = x.to(tl.float32)
+    kind: tl.constexpr = x_ptr.dtype.element_ty
+    y = x.to(tl.float32)
     if HAS_NORM:
-        r = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / D + eps)
-        w_ptr = q_w_ptr if head < heads else k_w_ptr
-        x = weighted(x, w_ptr, columns, inside, r, offset, kind, BEFORE_WEIGHT)
-        other = weighted(other, w_ptr, partner, turns, r, offset, kind, BEFORE_WEIGHT)
+        r = 1.0 / tl.sqrt(tl.sum(y * y, axis=1) / D + eps)[:, None]
+        w = head_weight(q_w_ptr, k_w_ptr, columns, inside, is_q)
+        w_other = head_weight(q_w_ptr, k_w_ptr, partner, turns, is_q)
+        y = tl.where(is_v, y, weighted(y, w, r, offset, kind, BEFORE_WEIGHT))
+        other = weighted(other, w_other, r, offset, kind, BEFORE_WEIGHT)
     at = batch * cos_b + token * cos_t + angle
     cos = tl.load(cos_ptr + at, mask=turns, other=1.0).to(tl.float32)
     sin = tl.load(sin_ptr + at, mask=turns, other=0.0).to(tl.float32)
-    y = (x * cos + tl.where(second, other, -other) * sin).to(kind)
-    if head < heads:
-        tl.store(q_ptr + batch * q_b + head * q_h + token * q_t + columns, y, mask=inside)
-    else:
-        at_k = k_ptr + batch * k_b + (head - heads) * k_h + slot * k_s
-        tl.store(at_k + columns, y, mask=inside)
+    y = (y * cos + tl.where(second, other, -other) * sin).to(kind)
+    slot = tl.load(slots_i64_ptr + batch * slots_b + token)
+    tl.store(q_ptr + batch * q_b + head * q_h + token * q_t + columns, y, mask=is_q & inside)
+    k_at = k_ptr + batch * k_b + (head - heads) * k_h + slot * k_s
+    tl.store(k_at + columns, y, mask=(is_q == 0) & (is_v == 0) & inside)
+    v_at = v_ptr + batch * v_b + (head - heads - kv_heads) * v_h + slot * v_s
+    tl.store(v_at + columns, y, mask=is_v & known & inside)
 
 
 def add_rms_norm(
@@ -162,11 +169,13 @@ def qk_norm_rope_cache(
     if qkv.numel():
         shared = [0 if len(each) == 1 else each.stride(0) for each in (cos, slots)]
         with on_device_of(qkv):
-            heads_kernel[batch * tokens, num_heads + 2 * kv_heads](
+            count = num_heads + 2 * kv_heads
+            block = min(triton.next_power_of_2(count), MOST_HEADS)
+            heads_kernel[batch * tokens, triton.cdiv(count, block)](
                 qkv, q_weight, k_weight, cos, sin, slots, q, k_cache, v_cache, *qkv.stride()[:2], shared[0],
                 cos.stride(1), shared[1], *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], tokens,
                 num_heads, kv_heads, eps, offset, HAS_NORM=bool(norms), BEFORE_WEIGHT=_before(cast),
-                INTERLEAVED=layout == "interleaved", HALF=half, D=dim, BLOCK=triton.next_power_of_2(dim), num_warps=1,
+                INTERLEAVED=layout == "interleaved", HALF=half, D=dim, BLOCK=triton.next_power_of_2(dim), HEADS=block,
             )  # fmt: skip
     return q
 

@@ -17,16 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels.decode_attention import join_kernel, parts
+from minillm.kernels.decode_attention import MAX_SPLITS, join_kernel, parts
 from minillm.kernels.launch import on_device_of
 from minillm.kernels.online_softmax import LOG2_E, grown, padded
 from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
 
-# Heads and positions per tile. With all 64 heads of a tile the cache is read half as often as a tensor core multiplies.
+# Heads and positions per tile: the more heads, the less often each position is read.
 CONFIGS = (
-    Config("16x32", (16, 32), 8, 2, LARGE),
+    Config("16x32", (16, 32), 8, 3, LARGE),
     Config("64x32", (64, 32), 8, 2, HOPPER),
-    Config("32x32", (32, 32), 8, 2, HOPPER),
+    Config("32x32", (32, 32), 8, 3, HOPPER),
     Config("16x16", (16, 16), 8, 1, SMALL),
 )
 FP32 = (Config("16x16", (16, 16), 8, 1),)
@@ -108,15 +108,17 @@ def mla_decode(
             table_stride, heads, width**-0.5 if scale is None else scale, each,
             PAGED=block_table is not None, HAS_LENGTHS=lengths is not None, HAS_FIRST=first is not None,
             R=value_dim, P=width - value_dim, BLOCK_R=padded(value_dim), BLOCK_P=padded(width - value_dim),
-            BLOCK_H=block_h, BLOCK_S=block_s, **config.options,
+            BLOCK_H=block_h, BLOCK_S=block_s,
+            **(config.options if block_table is None else config.paged_options),
         )  # fmt: skip
 
     key = (q.dtype, width, value_dim, heads, bucket(batch), block_table is not None)
+    worth = torch.compiler.is_compiling() or keys >= 1024  # a graph must not be bound to one side
     with on_device_of(q):
-        run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch)
+        run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, worth)
         join_kernel[(batch * heads,)](
             partial, m, mass, None, y, heads, splits, HAS_SINKS=False, V=value_dim, BLOCK_V=padded(value_dim),
-            BLOCK_P=triton.next_power_of_2(splits),
+            BLOCK_P=MAX_SPLITS,
         )  # fmt: skip
     return y
 

@@ -28,10 +28,11 @@ from minillm.kernels.launch import on_device_of
 from minillm.kernels.routing import blocks_of, places
 from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
 
-# Rows of a block of one expert's picks, outputs, inputs per step.
+# Rows of a block of one expert's picks, outputs, inputs per step. The second product, with one sum where the first has
+# two, takes twice as many outputs.
 CONFIGS = (
     Config("64x64x64", (64, 64, 64), 4, 3, LARGE),
-    Config("128x128x64", (128, 128, 64), 8, 3, HOPPER),
+    Config("128x128x64", (128, 128, 64), 8, 4, HOPPER),
     Config("128x64x64", (128, 64, 64), 8, 3, LARGE),
     Config("16x64x64", (16, 64, 64), 4, 4, LARGE),
     Config("64x64x32", (64, 64, 32), 4, 1, SMALL),
@@ -118,12 +119,13 @@ def few_gate_up_kernel(
     expert = tl.load(picks_i64_ptr + pick)
     outputs = tl.program_id(1) * TILE + tl.arange(0, TILE)
     w_ptr += expert * w_e
-    gate, up = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
+    gates, ups = tl.zeros((TILE, DEPTH), tl.float32), tl.zeros((TILE, DEPTH), tl.float32)
     for start in range(0, hidden, DEPTH):
         inputs = start + tl.arange(0, DEPTH)
         x = tl.load(x_ptr + pick // top_k * x_t + inputs, mask=inputs < hidden, other=0.0).to(tl.float32)[None, :]
-        gate += tl.sum(tile(w_ptr, outputs, inputs, inner, hidden, w_o, w_i).to(tl.float32) * x, axis=1)
-        up += tl.sum(tile(w_ptr + inner * w_o, outputs, inputs, inner, hidden, w_o, w_i).to(tl.float32) * x, axis=1)
+        gates += tile(w_ptr, outputs, inputs, inner, hidden, w_o, w_i).to(tl.float32) * x
+        ups += tile(w_ptr + inner * w_o, outputs, inputs, inner, hidden, w_o, w_i).to(tl.float32) * x
+    gate, up = tl.sum(gates, axis=1), tl.sum(ups, axis=1)  # once: threads meet for a sum
     if HAS_BIAS:
         b_at = b_ptr + expert * 2 * inner + outputs
         gate += tl.load(b_at, mask=outputs < inner, other=0.0).to(tl.float32)
@@ -140,11 +142,12 @@ def few_down_kernel(
     pick = tl.program_id(0).to(tl.int64)
     expert = tl.load(picks_i64_ptr + pick)
     outputs = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    y = tl.zeros((TILE,), tl.float32)
+    products = tl.zeros((TILE, DEPTH), tl.float32)
     for start in range(0, inner, DEPTH):
         inputs = start + tl.arange(0, DEPTH)
         h = tl.load(h_ptr + pick * inner + inputs, mask=inputs < inner, other=0.0).to(tl.float32)[None, :]
-        y += tl.sum(tile(w_ptr + expert * w_e, outputs, inputs, hidden, inner, w_o, w_i).to(tl.float32) * h, axis=1)
+        products += tile(w_ptr + expert * w_e, outputs, inputs, hidden, inner, w_o, w_i).to(tl.float32) * h
+    y = tl.sum(products, axis=1)
     if HAS_BIAS:
         y += tl.load(b_ptr + expert * hidden + outputs, mask=outputs < hidden, other=0.0).to(tl.float32)
     tl.store(y_ptr + pick * hidden + outputs, y.to(y_ptr.dtype.element_ty), mask=outputs < hidden)
@@ -180,15 +183,15 @@ def experts(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not out.numel():
         return out
-    biases = tuple(each.contiguous() for each in biases) if biases else (None, None)
+    both = tuple(each.contiguous() for each in biases) if biases else (None, None)
     h = torch.empty(tokens * top_k, down.shape[2], dtype=x.dtype, device=x.device)
     y = torch.empty(tokens * top_k, x.shape[1], dtype=x.dtype, device=x.device)
     chosen, activation = chosen.contiguous(), constants_of(activation)
     with on_device_of(x):
         if len(y) <= FEW:
-            _few(x, chosen, gate_up, down, biases, activation, h, y)
+            _few(x, chosen, gate_up, down, both, activation, h, y)
         else:
-            _many(x, chosen, gate_up, down, biases, activation, h, y, noted or places(chosen, len(down)))
+            _many(x, chosen, gate_up, down, both, activation, h, y, noted or places(chosen, len(down)))
         grid = (tokens, triton.cdiv(x.shape[1], COMBINED))
         combine_kernel[grid](y, weights.contiguous(), out, top_k, x.shape[1], BLOCK=COMBINED)
     return out
@@ -214,13 +217,14 @@ def _many(x, chosen, gate_up, down, biases, activation, h, y, noted):
 
     def launch(config: Config) -> None:
         rows, tile, depth = config.blocks
-        blocks = blocks_of(chosen, *noted, rows)
+        blocks = blocks_of(chosen, noted[0], noted[1], rows)
         shape = {"HAS_BIAS": biases[0] is not None, "ROWS": rows, "TILE": tile, "DEPTH": depth, **config.options}
         gate_up_kernel[len(blocks[1]), triton.cdiv(inner, tile)](
             x, gate_up, biases[0], h, *blocks, x.stride(0), *gate_up.stride(), top_k, count, hidden, inner,
             *activation[1:], ACTIVATION=activation[0], **shape)  # fmt: skip
-        down_kernel[len(blocks[1]), triton.cdiv(hidden, tile)](
-            h, down, biases[1], y, *blocks, *down.stride(), count, hidden, inner, **shape)  # fmt: skip
+        down_kernel[len(blocks[1]), triton.cdiv(hidden, 2 * tile)](
+            h, down, biases[1], y, *blocks, *down.stride(), count, hidden, inner, **{**shape, "TILE": 2 * tile}
+        )
 
     table = FP32 if x.dtype == torch.float32 else CONFIGS
     run("experts", (x.dtype, hidden, inner, count, bucket(picks // count)), table, x.device, launch)

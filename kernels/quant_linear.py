@@ -11,9 +11,8 @@ Decoding reads every weight once: at half or a quarter of the bytes it takes hal
 owns some rows of x and some outputs and goes over the inputs. A tile of weights is read as bytes, and the numbers they
 stand for go to a tensor core in the type of x: whole numbers of 8 bits and e4m3 are exact in it. The factors, the same
 for a whole step of inputs, multiply the sums behind; only where groups are no multiple of a step each weight is
-multiplied by its own and rounded. The two halves of an int4 byte are two products, with the even and the odd inputs.
-Up to 16 rows, what a tensor core takes at least, are one block, so that each byte is read once; many rows share the
-tiles in larger blocks.
+multiplied by its own and rounded. Up to 16 rows, what a tensor core takes at least, are one block, so that each byte is
+read once; many rows share the tiles in larger blocks.
 
 e4m3 is decoded by shifting its bits into those of an fp32, whose exponent is then off by 127 - 7: not every GPU has it.
 """
@@ -30,7 +29,7 @@ from minillm.kernels.tuning import LARGE, SMALL, Config, bucket, run
 FEW = (
     Config("16x32x128", (16, 32, 128), 4, 4, LARGE),
     Config("16x16x256", (16, 16, 256), 4, 4, LARGE),
-    Config("16x64x128", (16, 64, 128), 4, 4, LARGE),
+    Config("16x64x128", (16, 64, 128), 8, 4, LARGE),
     Config("16x32x64", (16, 32, 64), 4, 1, SMALL),
 )
 MANY = (
@@ -46,14 +45,18 @@ SMALLEST = 32  # inputs that a step has at least: 16 of either half of a byte
 
 @triton.jit
 def numbers(byte, FORMAT: tl.constexpr):
-    """What bytes of int8 or e4m3 stand for, fp32."""
-    byte = byte.to(tl.int32)
+    """What bytes stand for, fp32: a byte of int4, `[O, I / 2]`, gives the two numbers that lie in it, `[O, I]`. A whole
+    number below 2^23 becomes a float with its bits below those of 2^23, which is then subtracted."""
+    bits = byte.to(tl.int32)
     if FORMAT == INT8:
-        value = ((byte ^ 128) - 128).to(tl.float32)
+        value = ((bits ^ 128) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0  # 2^23 + 128
+    elif FORMAT == INT4:
+        both = tl.join(bits & 15, bits >> 4).reshape(byte.shape[0], 2 * byte.shape[1])
+        value = (both | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
     else:
-        bits = ((byte & 128) << 24) | ((byte & 127) << 20)
-        value = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
-        value = tl.where((byte & 127) == 127, float("nan"), value)
+        moved = ((bits & 128) << 24) | ((bits & 127) << 20)
+        value = moved.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
+        value = tl.where((bits & 127) == 127, float("nan"), value)
     return value
 
 
@@ -69,33 +72,26 @@ def product_kernel(
     in_x, in_w = (rows < count)[:, None], (out < outputs)[:, None]
     x_at, w_at, s_at = x_ptr + rows[:, None] * x_t, w_u8_ptr + out[:, None] * w_o, out // rows_each * s_o
     y = tl.zeros((ROWS, TILE), tl.float32)
-    kind: tl.constexpr = x_ptr.dtype.element_ty
+    SHARE: tl.constexpr = 2 if FORMAT == INT4 else 1  # inputs of a byte
     for start in range(0, inputs, DEPTH):
-        if FORMAT == INT4:
-            pair = start // 2 + tl.arange(0, DEPTH // 2)
-            byte = tl.load(w_at + pair[None, :], mask=in_w & (2 * pair < inputs)[None, :], other=0).to(tl.int32)
-            part = tl.zeros((ROWS, TILE), tl.float32)
-            for half in tl.static_range(2):
-                column = 2 * pair + half
-                x = tl.load(x_at + column[None, :], mask=in_x & (column < inputs)[None, :], other=0.0)
-                w = ((byte >> (4 * half)) & 15).to(tl.float32)
-                if EACH:
-                    at, inside = s_at[:, None] + (column // group)[None, :], in_w & (column < inputs)[None, :]
-                    zero = tl.load(z_f32_ptr + at, mask=inside, other=0.0) if HAS_ZERO else 8.0
-                    w = (w - zero) * tl.load(s_f32_ptr + at, mask=inside, other=0.0)
-                else:
-                    at = s_at + start // group
-                    w -= tl.load(z_f32_ptr + at, mask=out < outputs, other=0.0)[:, None] if HAS_ZERO else 8.0
-                part += tl.dot(x, tl.trans(w.to(kind)), input_precision="ieee")
-        else:
-            column = start + tl.arange(0, DEPTH)
-            x = tl.load(x_at + column[None, :], mask=in_x & (column < inputs)[None, :], other=0.0)
-            byte = tl.load(w_at + column[None, :], mask=in_w & (column < inputs)[None, :], other=0)
-            part = tl.dot(x, tl.trans(numbers(byte, FORMAT).to(kind)), input_precision="ieee")
+        column = start + tl.arange(0, DEPTH)
+        x = tl.load(x_at + column[None, :], mask=in_x & (column < inputs)[None, :], other=0.0)
+        place = start // SHARE + tl.arange(0, DEPTH // SHARE)
+        byte = tl.load(w_at + place[None, :], mask=in_w & (place < w_o)[None, :], other=0)
+        w = numbers(byte, FORMAT)
         if EACH:
-            y += part
+            at, inside = s_at[:, None] + (column // group)[None, :], in_w & (column < inputs)[None, :]
+            w -= tl.load(z_f32_ptr + at, mask=inside, other=0.0) if HAS_ZERO else 8.0
+            w *= tl.load(s_f32_ptr + at, mask=inside, other=0.0)
+            y += tl.dot(x, tl.trans(w.to(x.dtype)), input_precision="ieee")
         else:
-            y += part * tl.load(s_f32_ptr + s_at + start // group, mask=out < outputs, other=0.0)[None, :]
+            at = s_at + start // group
+            if HAS_ZERO:
+                w -= tl.load(z_f32_ptr + at, mask=out < outputs, other=0.0)[:, None]
+            elif FORMAT == INT4:
+                w -= 8.0
+            part = tl.dot(x, tl.trans(w.to(x.dtype)), input_precision="ieee")
+            y += part * tl.load(s_f32_ptr + at, mask=out < outputs, other=0.0)[None, :]
     if HAS_BIAS:
         y += tl.load(b_ptr + out, mask=out < outputs, other=0.0).to(tl.float32)[None, :]
     mask = in_x & (out < outputs)[None, :]

@@ -1,9 +1,9 @@
 """Rotary embedding: (a, b) -> (a cos - b sin, b cos + a sin) for each pair of a head's first R values.
 
-Plain PyTorch makes four products, two sums and a concatenation, each a trip to memory. Here a program takes all heads
-of one token: cos and sin are read once for all of them, x is read once and written once. `half` pairs value i with
-i + R/2, `interleaved` 2i with 2i + 1; values from R on are copied. The rotation by the opposite angle undoes it, so
-the backward pass is the same kernel with sin negated.
+Plain PyTorch makes four products, two sums and a concatenation, each a trip to memory. Here a program takes up to 16
+heads of one token: cos and sin are read once for all of them, x is read once and written once. `half` pairs value i
+with i + R/2, `interleaved` 2i with 2i + 1; values from R on are copied. The rotation by the opposite angle undoes it,
+so the backward pass is the same kernel with sin negated.
 """
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from minillm.kernels.launch import on_device_of
 
+MOST_HEADS = 16  # of a program
+
 
 @triton.jit(do_not_specialize=["times"])  # they grow from step to step
 def rope_kernel(
@@ -21,7 +23,7 @@ def rope_kernel(
 ):  # fmt: skip
     time = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(1).to(tl.int64)
-    head = tl.arange(0, HEADS)[:, None]
+    head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)[:, None]
     pair = tl.arange(0, HALF)[None, :]
     inside = (head < heads) & (pair < half)
     angle = batch * angle_batch + time * half + pair
@@ -50,11 +52,12 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float)
     rest = head_dim - 2 * half
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if y.numel():
-        rope_kernel[(times, batches)](
+        block = min(triton.next_power_of_2(heads), MOST_HEADS)
+        rope_kernel[(times, batches, triton.cdiv(heads, block))](
             x, cos, sin, y, x.stride(0), x.stride(1), x.stride(2), 0 if cos.shape[0] == 1 else times * half,
             times, heads, head_dim, half, sign,
             INTERLEAVED=interleaved,
-            HEADS=triton.next_power_of_2(heads),
+            HEADS=block,
             HALF=triton.next_power_of_2(half),
             REST=triton.next_power_of_2(rest) if rest else 0,
         )  # fmt: skip

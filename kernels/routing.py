@@ -22,6 +22,7 @@ from minillm.kernels.launch import on_device_of
 SCORES = {"softmax": 0, "sigmoid": 1, "softmax_chosen": 2}
 LARGEST = 1024  # experts that a program holds
 PLACES = 64  # picks of a program that sorts
+PAD = 16  # counters lie 64 bytes apart: programs that add to different ones do not wait for each other
 
 
 @triton.jit
@@ -46,7 +47,7 @@ def route_kernel(
     z_f32_ptr, correction_f32_ptr, chosen_i64_ptr, weights_f32_ptr, place_i32_ptr, count_i32_ptr,
     z_t, groups, members, scale, HAS_CORRECTION: tl.constexpr, SCORE: tl.constexpr, RENORMALIZE: tl.constexpr,
     TOP_K: tl.constexpr, TOP_GROUPS: tl.constexpr, TWO: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     row, column = tl.arange(0, BLOCK_G)[:, None], tl.arange(0, BLOCK_M)[None, :]
@@ -80,7 +81,7 @@ def route_kernel(
         weights = weights / tl.sum(tl.where(inside, weights, 0.0), axis=0)
     if RENORMALIZE:
         weights = weights / (tl.sum(tl.where(inside, weights, 0.0), axis=0) + 1e-20)
-    place = tl.atomic_add(count_i32_ptr + chosen, 1, mask=inside)
+    place = tl.atomic_add(count_i32_ptr + chosen * PAD, 1, mask=inside, sem="relaxed")
     at = token * TOP_K + picks
     tl.store(chosen_i64_ptr + at, chosen.to(tl.int64), mask=inside)
     tl.store(weights_f32_ptr + at, weights * scale, mask=inside)
@@ -88,22 +89,23 @@ def route_kernel(
 
 
 @triton.jit
-def count_kernel(chosen_i64_ptr, place_i32_ptr, count_i32_ptr, picks, BLOCK: tl.constexpr):
+def count_kernel(chosen_i64_ptr, place_i32_ptr, count_i32_ptr, picks, BLOCK: tl.constexpr, PAD: tl.constexpr):
     """Places for picks that were not made here."""
     pick = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     expert = tl.load(chosen_i64_ptr + pick, mask=pick < picks, other=0)
-    tl.store(place_i32_ptr + pick, tl.atomic_add(count_i32_ptr + expert, 1, mask=pick < picks), mask=pick < picks)
+    place = tl.atomic_add(count_i32_ptr + expert * PAD, 1, mask=pick < picks, sem="relaxed")
+    tl.store(place_i32_ptr + pick, place, mask=pick < picks)
 
 
 @triton.jit
 def sort_kernel(
     chosen_i64_ptr, place_i32_ptr, count_i32_ptr, order_i32_ptr, expert_i32_ptr, first_i32_ptr, end_i32_ptr,
-    picks, experts, blocks, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr,
+    picks, experts, blocks, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """Each pick to its place in the order, and for each block of ROWS sorted picks of one expert, which and where."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     number = tl.arange(0, BLOCK_E)[None, :]
-    count = tl.load(count_i32_ptr + number, mask=number < experts, other=0)
+    count = tl.load(count_i32_ptr + number * PAD, mask=number < experts, other=0)
     expert = tl.load(chosen_i64_ptr + index, mask=index < picks, other=0).to(tl.int32)[:, None]
     begin = tl.sum(tl.where(number < expert, count, 0), axis=1)
     place = tl.load(place_i32_ptr + index, mask=index < picks, other=0)
@@ -131,8 +133,8 @@ def route(
     group_score: str = "max",
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """logits fp32 `[N, E]`, correction fp32 `[E]`; the rest as in `spec.Router` -> experts int64 and weights fp32
-    `[N, k]`, best first (of equals the one with the lower number), and places: int32 `[N, k]` and counts int32 `[E]`.
-    Raises ValueError for what does not fit."""
+    `[N, k]`, best first (of equals the one with the lower number), and places: int32 `[N, k]` and counts int32 `[E]`
+    (apart in memory, as `sort_kernel` wants them). Raises ValueError for what does not fit."""
     tokens, experts = logits.shape
     if score not in SCORES or group_score not in ("max", "top2_sum"):
         raise ValueError(f"route: score {score!r} with groups by {group_score!r}; expected one of {', '.join(SCORES)} "
@@ -147,7 +149,7 @@ def route(
     chosen = torch.empty(tokens, top_k, dtype=torch.int64, device=logits.device)
     weights = torch.empty(tokens, top_k, dtype=torch.float32, device=logits.device)
     place = torch.empty(tokens, top_k, dtype=torch.int32, device=logits.device)
-    count = torch.zeros(experts, dtype=torch.int32, device=logits.device)
+    count = torch.zeros(experts, PAD, dtype=torch.int32, device=logits.device)[:, 0]
     if tokens:
         members, two = experts // num_groups, group_score == "top2_sum"
         with on_device_of(logits):
@@ -155,7 +157,7 @@ def route(
                 logits, correction, chosen, weights, place, count, logits.stride(0), num_groups, members, scale,
                 HAS_CORRECTION=correction is not None, SCORE=SCORES[score], RENORMALIZE=renormalize, TOP_K=top_k,
                 TOP_GROUPS=top_groups if num_groups > 1 else 0, TWO=two, BLOCK_G=triton.next_power_of_2(num_groups),
-                BLOCK_M=triton.next_power_of_2(members), BLOCK_K=triton.next_power_of_2(top_k),
+                BLOCK_M=triton.next_power_of_2(members), BLOCK_K=triton.next_power_of_2(top_k), PAD=PAD,
                 num_warps=1 if experts <= 256 else 4,
             )  # fmt: skip
     return chosen, weights, (place, count)
@@ -164,10 +166,10 @@ def route(
 def places(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     """Each pick's place among those of its expert, int32 like chosen int64 `[N, k]`, and counts int32 `[E]`."""
     place = torch.empty(chosen.shape, dtype=torch.int32, device=chosen.device)
-    count = torch.zeros(experts, dtype=torch.int32, device=chosen.device)
+    count = torch.zeros(experts, PAD, dtype=torch.int32, device=chosen.device)[:, 0]
     if chosen.numel():
         with on_device_of(chosen):
-            count_kernel[(triton.cdiv(chosen.numel(), 256),)](chosen, place, count, chosen.numel(), BLOCK=256)
+            count_kernel[(triton.cdiv(chosen.numel(), 256),)](chosen, place, count, chosen.numel(), BLOCK=256, PAD=PAD)
     return place, count
 
 
@@ -179,9 +181,10 @@ def blocks_of(chosen: Tensor, place: Tensor, count: Tensor, rows: int) -> tuple[
     blocks = triton.cdiv(picks, rows) + min(experts, picks)
     order = torch.empty(picks, dtype=torch.int32, device=chosen.device)
     expert, first, end = (torch.empty(blocks, dtype=torch.int32, device=chosen.device) for _ in range(3))
+    size = PLACES if experts <= 256 else PLACES // 4  # what registers hold of places times experts
     with on_device_of(chosen):
-        sort_kernel[(triton.cdiv(max(picks, blocks), PLACES),)](
-            chosen, place, count, order, expert, first, end, picks, experts, blocks, ROWS=rows, BLOCK=PLACES,
-            BLOCK_E=triton.next_power_of_2(experts),
+        sort_kernel[(triton.cdiv(max(picks, blocks), size),)](
+            chosen, place, count, order, expert, first, end, picks, experts, blocks, ROWS=rows, BLOCK=size,
+            BLOCK_E=triton.next_power_of_2(experts), PAD=PAD,
         )  # fmt: skip
     return order, expert, first, end

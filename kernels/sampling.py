@@ -33,17 +33,18 @@ def scaled(z_ptr, columns, vocabulary, temperature):
 
 @triton.jit
 def ordered(z):
-    """An integer from 0 to 2^32 - 1 for each fp32, in the same order."""
-    bits = z.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-    return tl.where(bits >= 0x80000000, 0xFFFFFFFF - bits, bits + 0x80000000)
+    """An unsigned integer for each fp32, in the same order."""
+    bits = z.to(tl.uint32, bitcast=True)
+    return tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
 def kth_largest(z_ptr, vocabulary, temperature, k, BLOCK: tl.constexpr):
     """The largest t that at least k values are not below."""
-    t = (k * 0).to(tl.int64)
-    for step in range(32):
-        candidate = t + (tl.full((), 1, tl.int64) << (31 - step))
+    t, bit = (k * 0).to(tl.uint32), tl.full((), 0x80000000, tl.uint32)
+    for _ in range(32):
+        candidate = t | bit
+        bit = bit >> 1
         count = 0
         for start in range(0, vocabulary, BLOCK):
             columns = start + tl.arange(0, BLOCK)
@@ -60,9 +61,10 @@ def nucleus(z_ptr, vocabulary, temperature, least, highest, top_p, BLOCK: tl.con
     for start in range(0, vocabulary, BLOCK):
         z = scaled(z_ptr, start + tl.arange(0, BLOCK), vocabulary, temperature)
         total += tl.sum(tl.where(ordered(z) >= least, tl.exp(z - highest), 0.0), axis=0)
-    t = least * 0
-    for step in range(32):
-        candidate = t + (tl.full((), 1, tl.int64) << (31 - step))
+    t, bit = least * 0, tl.full((), 0x80000000, tl.uint32)
+    for _ in range(32):
+        candidate = t | bit
+        bit = bit >> 1
         below = 0.0
         for start in range(0, vocabulary, BLOCK):
             z = scaled(z_ptr, start + tl.arange(0, BLOCK), vocabulary, temperature)
@@ -78,6 +80,7 @@ def clock(seed, position, columns):
     zero = columns * 0
     bits, _, _, _ = tl.philox(seed, columns, zero + position.to(tl.int32), zero + (position >> 32).to(tl.int32), zero)
     u = (bits.to(tl.uint32, bitcast=True).to(tl.float32) + 0.5) * 2.3283064365386963e-10  # 2^-32
+    u = tl.minimum(u, 0.99999994)  # rounded to 1 its clock would never ring
     return tl.log(tl.where(u < 0.01, u * (1.0 + u * (0.5 + u * 0.3333333)), -tl.log(1.0 - u)))
 
 
@@ -97,7 +100,7 @@ def sample_kernel(
         wrong += tl.sum(((z != z) | (z == float("inf"))).to(tl.int32), axis=0)
         highest = tl.maximum(highest, tl.max(z, axis=0))
     top_k, top_p, min_p = tl.load(top_k_i32_ptr + row), tl.load(top_p_f32_ptr + row), tl.load(min_p_f32_ptr + row)
-    least = (top_k * 0).to(tl.int64)
+    least = (top_k * 0).to(tl.uint32)
     if (top_k > 0) & (top_k < vocabulary) & (greedy == 0):
         least = kth_largest(z_ptr, vocabulary, temperature, top_k, BLOCK)
     top = tl.max(ordered(tl.zeros((1,), tl.float32) + highest), axis=0)

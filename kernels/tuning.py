@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ HOPPER = ("sm_90", "sm_100")
 SMALL = ("gfx942", "other")
 EVERY = (*LARGE, *SMALL)
 TIMED = 7  # calls of each candidate, of which the median counts
-FLUSHED = 256 << 20  # bytes written before each: several times a GPU's second-level cache
+FLUSHED = 256 << 20  # bytes read before each: several times a GPU's second-level cache
 
 
 class Config(NamedTuple):
@@ -44,6 +45,11 @@ class Config(NamedTuple):
     def options(self) -> dict[str, int]:
         """What a launch takes."""
         return {"num_warps": self.warps, "num_stages": self.stages}
+
+    @property
+    def paged_options(self) -> dict[str, int]:
+        """The same for loads whose addresses are loaded before: the pipeline shares its stages between the two."""
+        return {**self.options, "num_stages": 2 * self.stages - 1}
 
 
 class Gpu:
@@ -83,10 +89,18 @@ def candidates(table: Sequence[Config], name: str) -> list[Config]:
     return [config for config in table if name in config.on]
 
 
-def run(kernel: str, key: tuple[Any, ...], table: Sequence[Config], device: torch.device, launch: Callable) -> None:
+def run(
+    kernel: str,
+    key: tuple[Any, ...],
+    table: Sequence[Config],
+    device: torch.device,
+    launch: Callable[[Config], None],
+    worth: bool = True,
+) -> None:
     """`launch(config)` with the best configuration for `key`: sizes and types that decide which one that is.
 
-    A launch must only write what it does not read, for it may be made several times.
+    A launch must only write what it does not read, for it may be made several times. Work so small that times say
+    nothing is not `worth` it: it goes by the first of the table, and nothing is remembered.
     """
     if device.type != "cuda":  # the interpreter
         return launch(table[0])
@@ -95,7 +109,7 @@ def run(kernel: str, key: tuple[Any, ...], table: Sequence[Config], device: torc
     named = gpu.best.get(asked)
     known = [config for config in few if config.name == named]
     recorded = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
-    if known or len(few) == 1 or recorded:
+    if known or len(few) == 1 or recorded or not worth:
         return launch((known or few)[0])
     gpu.best[asked] = _fastest(asked, few, launch).name
     _keep(gpu)
@@ -113,15 +127,15 @@ def bucket(count: int) -> int:
 
 
 def seconds(call: Callable[[], Any], rounds: int = TIMED) -> float:
-    """The median time of a call on the current GPU, after two to warm up. Before each much is written elsewhere: so
+    """The median time of a call on the current GPU, after two to warm up. Before each much else is read: so
     what the call reads comes from memory, as in a model, and its launches are queued when the clock starts."""
-    elsewhere, times = None, []
+    elsewhere, times = [], list[float]()
     with suppress(torch.cuda.OutOfMemoryError):
-        elsewhere = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
+        elsewhere = 2 * [torch.zeros(FLUSHED // 8, dtype=torch.int64, device="cuda")]
     for turn in range(rounds + 2):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(2 if elsewhere is not None else 0):
-            elsewhere.zero_()
+        for each in elsewhere:
+            each.amax()  # and not a write: that would leave the cache full of what must be written back first
         began.record()
         call()
         ended.record()
@@ -135,7 +149,7 @@ def _fastest(asked: str, few: list[Config], launch: Callable[[Config], Any]) -> 
     times: dict[float, Config] = {}
     for config in few:
         with suppress(triton.runtime.errors.OutOfResources):  # of a GPU with less than its class has
-            times[seconds(lambda config=config: launch(config))] = config
+            times[seconds(partial(launch, config))] = config
     if not times:
         raise ValueError(f"{asked}: no configuration fits this GPU; tried {', '.join(config.name for config in few)}")
     best = times[min(times)]
@@ -152,7 +166,9 @@ def _keep(gpu: Gpu) -> None:
     path, everything = _file(), None
     with suppress(OSError, ValueError):
         everything = json.loads(path.read_text(encoding="utf-8"))
-    everything = {**(everything if isinstance(everything, dict) else {}), gpu.name: gpu.best}
+    everything = everything if isinstance(everything, dict) else {}
+    earlier = everything.get(gpu.name)  # of other processes too
+    everything[gpu.name] = {**(earlier if isinstance(earlier, dict) else {}), **gpu.best}
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:

@@ -121,7 +121,7 @@ class Cases:
         def ragged(_: Ops) -> Tensor:
             from minillm.kernels.attention import ragged_attention
 
-            return ragged_attention(*rows, ends, ends, max(lengths))
+            return ragged_attention(rows[0], rows[1], rows[2], ends, ends, max(lengths))
 
         work = sum(2 * s.heads * n * (n + 1) * s.head_dim for n in lengths)
         yield Case("ragged_attention", f"3 in {s.prefill}", ragged, moved, work, plain=False)
@@ -143,7 +143,7 @@ class Cases:
         def on_pages(_: Ops) -> Tensor:
             from minillm.kernels.decode_attention import decode_attention
 
-            return decode_attention(q[:, :, 0], *paged, lengths, block_table=table)
+            return decode_attention(q[:, :, 0], paged[0], paged[1], lengths, block_table=table)
 
         yield Case("paged_decode_attention", shape, on_pages, k.nbytes + v.nbytes, flops, plain=False)
 
@@ -202,15 +202,19 @@ class Cases:
         blocks = torch.rand(-(-s.inner // 128), s.hidden // 128, device=self.device)
         scale = factors[:, 0].contiguous()
         fp8 = raw.to(torch.float8_e4m3fn)
-        for rows in s.rows:
-            x, shape = self.made(rows, s.hidden), f"{rows} x {s.hidden} -> {s.inner}"
-            flops, ends = 2 * rows * s.hidden * s.inner, x.nbytes + rows * s.inner * x.element_size()
-            yield Case("int8_linear", shape, lambda ops, x=x: ops.int8_linear(x, raw, scale), raw.nbytes + ends, flops)
-            yield Case(
-                "int4_linear", shape, lambda ops, x=x: ops.int4_linear(x, packed, factors, None, group),
-                packed.nbytes + factors.nbytes + ends, flops,
-            )  # fmt: skip
-            yield Case("fp8_linear", shape, lambda ops, x=x: ops.fp8_linear(x, fp8, blocks), fp8.nbytes + ends, flops)
+        formats: dict[str, tuple[int, tuple[Any, ...]]] = {  # bytes of the weights, and what is given behind x
+            "int8_linear": (raw.nbytes, (raw, scale)),
+            "int4_linear": (packed.nbytes + factors.nbytes, (packed, factors, None, group)),
+            "fp8_linear": (fp8.nbytes, (fp8, blocks)),
+        }
+        for rows, (op, (size, given)) in itertools.product(s.rows, formats.items()):
+            x = self.made(rows, s.hidden)
+
+            def run(ops: Ops, op: str = op, x: Tensor = x, given: tuple[Any, ...] = given) -> Tensor:
+                return getattr(ops, op)(x, *given)
+
+            moved, flops = size + x.nbytes + rows * s.inner * x.element_size(), 2 * rows * s.hidden * s.inner
+            yield Case(op, f"{rows} x {s.hidden} -> {s.inner}", run, moved, flops)
 
     def vocabulary(self) -> Iterator[Case]:
         s, count = self.sizes, self.sizes.prefill

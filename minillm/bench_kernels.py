@@ -70,9 +70,7 @@ def measured(case: Case, triton: Ops, copy: float, peak: float, seconds: Callabl
             return None
 
     time = seconds(lambda: case.run(triton), ROUNDS)
-    plain = REFERENCE if case.plain else None
-    compiled = torch.compile(getattr(REFERENCE, case.op)) if plain else None
-    with_compiled = dataclasses.replace(REFERENCE, **{case.op: compiled}) if plain else None
+    compiled: dict[str, Any] = {case.op: torch.compile(getattr(REFERENCE, case.op))} if case.plain else {}
     return {
         "op": case.op,
         "shape": case.shape,
@@ -81,8 +79,8 @@ def measured(case: Case, triton: Ops, copy: float, peak: float, seconds: Callabl
         "flops": case.flops,
         "copy_share": case.nbytes / time / copy,
         "matrix_share": case.flops / time / peak,
-        "over_reference": ratio(lambda: case.run(plain)) if plain else None,
-        "over_compiled": ratio(lambda: case.run(with_compiled)) if with_compiled else None,
+        "over_reference": ratio(lambda: case.run(REFERENCE)) if case.plain else None,
+        "over_compiled": ratio(lambda: case.run(dataclasses.replace(REFERENCE, **compiled))) if case.plain else None,
         "over_sdpa": ratio(case.sdpa) if case.sdpa else None,
     }
 

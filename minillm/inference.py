@@ -127,7 +127,7 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
     )
     vocabulary = model.spec.vocab_size
     histories = [History(vocabulary, row.prompt, weight.device) if row.sampling.penalised else None for row in rows]
-    settings = _settings(rows, weight.device)
+    settings, drawn = _settings(rows, weight.device), torch.zeros(len(rows), dtype=torch.int64, device=weight.device)
 
     def next_tokens(logits_BV: Tensor) -> list[int]:
         if any(histories):
@@ -135,8 +135,8 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
                 penalise(logits_V, row.sampling, history) if history else logits_V.float()
                 for row, logits_V, history in zip(rows, logits_BV, histories, strict=True)
             ])  # fmt: skip
-        drawn = torch.tensor([len(row.token_ids) for row in rows], device=weight.device)
         tokens = model.ops.sample(logits_BV, *settings, drawn).tolist()
+        drawn.add_(1)
         if any(token < 0 and row.finish_reason is None for token, row in zip(tokens, rows, strict=True)):
             raise ValueError(
                 f"the model's logits are not finite ({weight.dtype}): its values overflow or its weights are damaged; "

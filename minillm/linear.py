@@ -40,9 +40,9 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        if quantised.is_held(self, "weight"):
-            return self.fp8_linear(x, self.weight, self.weight_scale, self.bias)
         assert self.weight is not None
+        if quantised.is_held(self, "weight"):
+            return self.fp8_linear(x, self.weight, self.get_parameter("weight_scale"), self.bias)
         return linear(x, self.weight, self.bias)
 
     def blocks(self, name: str) -> dict[str, int] | None:

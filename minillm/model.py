@@ -121,7 +121,7 @@ class Decoder(nn.Module):
         step = self._step(tokens_BT, cache)
         x_BTE = self.embedding(tokens_BT)
         if self.spec.embedding_scale != 1:
-            x_BTE = x_BTE * x_BTE.new_tensor(self.spec.embedding_scale)
+            x_BTE = x_BTE * x_BTE.new_full((), self.spec.embedding_scale)  # rounded to the type of x
         for index, layer in enumerate(self.layers):
             x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
         if cache is not None:

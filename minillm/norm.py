@@ -48,8 +48,11 @@ class LayerNorm(nn.Module):
         return self(total), total
 
 
-class NoNorm(nn.Identity):
+class NoNorm(nn.Module):
     """Where a layer has none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The sum, twice."""
@@ -57,9 +60,9 @@ class NoNorm(nn.Identity):
         return total, total
 
 
-NORMS: dict[type, Callable[[Any, int, Ops], nn.Module]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
+NORMS: dict[type, Callable[[Any, int, Ops], Norm | LayerNorm]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
 
 
-def norm(made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops) -> nn.Module:
+def norm(made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops) -> Norm | LayerNorm | NoNorm:
     """The module of a norm over `size` values; one that changes nothing for None."""
     return NoNorm() if made is None else NORMS[type(made)](made, size, ops)

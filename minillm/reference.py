@@ -217,8 +217,9 @@ def int4_linear(
     """
     inputs = x.shape[-1]
     q = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :inputs].float()
-    scale, zero = (each if each is None else each.repeat_interleave(group, dim=1)[:, :inputs] for each in (scale, zero))
-    return F.linear(x, ((q - (8.0 if zero is None else zero)) * scale).to(x.dtype), bias)
+    of_group = torch.arange(inputs, device=x.device) // group
+    shifted = q - (8.0 if zero is None else zero[:, of_group])
+    return F.linear(x, (shifted * scale[:, of_group]).to(x.dtype), bias)
 
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

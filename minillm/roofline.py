@@ -40,9 +40,9 @@ def draw(path: Path, rows: list[dict[str, Any]], bandwidth: float, peak: float, 
     axes.text(middle * 1.6, middle * bandwidth / 1e12, f"{bandwidth / 1e9:.0f} GB/s", va="top", color="0.3")
     axes.text(right / 1.2, peak * 1.1 / 1e12, f"{peak / 1e12:.0f} TFLOP/s", ha="right", color="0.3")
     for number, (row, intensity) in enumerate(zip(rows, intensities, strict=True)):
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        label = f"{row['op']}, {row['shape']}"
-        axes.plot(intensity, row["flops"] / row["seconds"] / 1e12, ls="none", ms=8, label=label, **style)
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        label, rate = f"{row['op']}, {row['shape']}", row["flops"] / row["seconds"] / 1e12
+        axes.scatter(intensity, rate, 60, c=colour, marker=marker, label=label)
     axes.set(xlabel="operations per byte", ylabel="TFLOP/s", title=title)
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper", fontsize="small")

@@ -88,8 +88,8 @@ def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> pla
         return plain_routing.route(logits, correction, router)
     scored = plain_routing.standardised(logits) if router.standardize else logits
     groups = (router.num_groups, router.top_groups, router.group_score)
-    weights = (router.score, router.renormalize, router.scale)
-    chosen, weights, places = routing.route(scored, correction, router.top_k, *weights, *groups)
+    weighing = (router.score, router.renormalize, router.scale)
+    chosen, weights, places = routing.route(scored, correction, router.top_k, *weighing, *groups)
     return plain_routing.Routing(chosen, weights, logits, places)
 
 

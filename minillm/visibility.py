@@ -50,7 +50,7 @@ class Visibility:
         which may overwrite what they need."""
         if self.window is None:
             return torch.arange(self.start, self.start + self.count, device=self.device)[None]
-        return torch.tensor([[self.start % self.window]], device=self.device) if self.ring else None
+        return torch.full((1, 1), self.start % self.window, device=self.device) if self.ring else None
 
     @cached_property
     def mask(self) -> Tensor | None:

@@ -56,10 +56,12 @@ def heads(size: int) -> dict[str, int]:
 
 def configured(table: tuple[Config, ...], names: tuple[str, ...], dtypes: tuple[str, ...], **more: Any) -> list[dict]:
     """A launch with each configuration, on the GPUs that it is for."""
-    return [
-        {**dict(zip(names, config.blocks, strict=True)), **config.options, **more, "on": config.on, "dtypes": dtypes}
-        for config in table
-    ]
+    found = []
+    for config in table:
+        options = config.paged_options if more.get("PAGED") else config.options
+        blocks = dict(zip(names, config.blocks, strict=True))
+        found.append({**blocks, **options, **more, "on": config.on, "dtypes": dtypes})
+    return found
 
 
 def attending(tables: dict[int, tuple[Config, ...]], **more: Any) -> list[dict[str, Any]]:
@@ -77,12 +79,14 @@ def attending(tables: dict[int, tuple[Config, ...]], **more: Any) -> list[dict[s
 
 def decoding(paged: bool) -> list[dict[str, Any]]:
     made, names = FULL if paged else PLAIN, ("BLOCK_S",)
-    more = {"G": 4, "BLOCK_G": 16, "PAGED": paged, "HAS_LENGTHS": paged}
+    more = {"PAGED": paged, "HAS_LENGTHS": paged}
     return [
         each
         for size in attention.CONFIGS
         for table, dtypes in ((decode_attention.CONFIGS, HALF), (decode_attention.FP32, SINGLE))
-        for each in configured(table, names, dtypes, **made, **heads(size), **more)
+        for share in (4, 71)
+        for each in configured(table, names, dtypes, **made, **heads(size), **more, G=share, BLOCK_G=16)
+        if share == 4 or size == 128
     ]
 
 
@@ -111,13 +115,25 @@ def quantised(form: int) -> list[dict[str, Any]]:
 
 
 FEW = ("TILE", "DEPTH")
-ROUTED = {"HAS_CORRECTION": True, "RENORMALIZE": True, "TWO": True, "TOP_K": 8, "BLOCK_K": 8, "num_warps": 1}
+ROUTED = {
+    "HAS_CORRECTION": True,
+    "RENORMALIZE": True,
+    "TWO": True,
+    "TOP_K": 8,
+    "BLOCK_K": 8,
+    "PAD": routing.PAD,
+    "num_warps": 1,
+}
+ROUTED |= {"dtypes": SINGLE}
+SORTED = {"ROWS": 64, "PAD": routing.PAD, "dtypes": SINGLE}
 # kernel -> each set of constants it is launched with
 KERNELS = {
     rms_norm.forward_kernel: [{"BEFORE_WEIGHT": before, "BLOCK": 4096, "num_warps": 16} for before in (True, False)],
     rms_norm.backward_kernel: [{"BLOCK": 4096, "num_warps": 16}],
     rope.rope_kernel: [
-        {"INTERLEAVED": pairs, "HEADS": 32, "HALF": 64, "REST": rest} for pairs in (True, False) for rest in (0, 32)
+        {"INTERLEAVED": pairs, "HEADS": rope.MOST_HEADS, "HALF": 64, "REST": rest}
+        for pairs in (True, False)
+        for rest in (0, 32)
     ],
     gated_act.forward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
     gated_act.backward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
@@ -129,16 +145,19 @@ KERNELS = {
     decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
     mla_decode.part_kernel: latent(paged=False) + latent(paged=True),
     moe.gate_up_kernel: grouping(ACTIVATION=0, x_t=2048),
-    moe.down_kernel: grouping(),
+    moe.down_kernel: [{**each, "TILE": 2 * each["TILE"]} for each in grouping()],
     moe.few_gate_up_kernel: configured(moe.FEW_CONFIGS, FEW, ("bf16", "fp32"), HAS_BIAS=False, ACTIVATION=0, w_i=1),
     moe.few_down_kernel: configured(moe.FEW_CONFIGS, FEW, ("bf16", "fp32"), HAS_BIAS=False, w_i=1),
     moe.combine_kernel: [{"BLOCK": moe.COMBINED}],
     routing.route_kernel: [
-        {**ROUTED, "SCORE": score, "TOP_GROUPS": groups, "BLOCK_G": block, "BLOCK_M": 256 // block, "dtypes": SINGLE}
+        {**ROUTED, "SCORE": score, "TOP_GROUPS": groups, "BLOCK_G": block, "BLOCK_M": 256 // block}
         for score, groups, block in ((0, 0, 1), (1, 4, 8), (2, 0, 1))
     ],
-    routing.count_kernel: [{"BLOCK": 256, "dtypes": SINGLE}],
-    routing.sort_kernel: [{"ROWS": 64, "BLOCK": routing.PLACES, "BLOCK_E": 256, "dtypes": SINGLE}],
+    routing.count_kernel: [{"BLOCK": 256, "PAD": routing.PAD, "dtypes": SINGLE}],
+    routing.sort_kernel: [
+        {**SORTED, "BLOCK": routing.PLACES, "BLOCK_E": 256},
+        {**SORTED, "BLOCK": routing.PLACES // 4, "BLOCK_E": routing.LARGEST},
+    ],
     cross_entropy.loss_kernel: [
         {"HAS_CAP": cap, "GRADIENT": True, "BLOCK": cross_entropy.BLOCK, "num_warps": cross_entropy.WARPS}
         for cap in (True, False)
@@ -148,7 +167,7 @@ KERNELS = {
     fused_norm.add_kernel: [{"BEFORE_WEIGHT": True, "BLOCK": 4096, "num_warps": 16}],
     fused_norm.heads_kernel: [
         {"HAS_NORM": True, "BEFORE_WEIGHT": True, "INTERLEAVED": pairs, "HALF": half, "D": 128, "BLOCK": 128}
-        | {"num_warps": 1}
+        | {"HEADS": fused_norm.MOST_HEADS}
         for pairs, half in ((False, 64), (True, 32))
     ],
     sampling.sample_kernel: [{"SHOW": False, "BLOCK": sampling.BLOCK, "num_warps": sampling.WARPS}],
@@ -163,9 +182,10 @@ def kind(name: str, dtype: str) -> str:
     return "fp32" if name in FLOATS else "i32"
 
 
-# What a launch finds aligned for shapes that are multiples of 16, as those of real models are: it reads 16 bytes at a
-# time then, and keeps fewer addresses.
-ALIGNED = re.compile(r"(_ptr|_[behiost]|stride|^hidden|^inner)$")
+# What a launch does not find to be a multiple of 16, at the shapes of real models: all else it does, and reads 16 bytes
+# at a time then, and keeps fewer addresses.
+ODD = set("top_k groups share rows_each kv_heads past first_key queries keys start ring each tokens times ignore picks "
+          "rows blocks count rows_each".split())  # fmt: skip
 CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
 
 
@@ -186,7 +206,11 @@ def compile_one(kernel: Any, given: dict[str, Any], dtype: str, name: str) -> st
     signature = {n: "constexpr" if n in given else kind(n, dtype) for n in names}
     constants = {n: value for n, value in given.items() if n in signature}
     options = {n: given[n] for n in ("num_warps", "num_stages") if n in given}
-    attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and ALIGNED.search(n)}
+    attrs = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(names)
+        if n not in constants and n not in ODD and signature[n] != "fp32"
+    }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
     made = triton.compile(source, target=target, options=options)
     assert made.asm["cubin" if target.backend == "cuda" else "hsaco"]

@@ -100,6 +100,17 @@ class Awkward:
         return self.random.choice(options)
 
 
+class Aligned(Awkward):
+    """The largest multiples of 16, and more of the large ones: sizes of real models."""
+
+    def __init__(self, seed: int, times: float = 1):
+        super().__init__(seed)
+        self.times = times
+
+    def size(self, most: int, least: int = 1) -> int:
+        return max(int(most // 16 * 16 * (self.times if most > 64 else 1)), 16) if most >= 16 else most
+
+
 def poison(patch: pytest.MonkeyPatch) -> None:
     """torch.empty gives NaN in every place: a value that a kernel forgets to write shows."""
     empty = torch.empty
@@ -130,7 +141,8 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, name, small(*blocks))
     for module, name, value in (
         (kernels.decode_attention, "GRAIN", 16), (kernels.decode_attention, "PROGRAMS", 12),
-        (kernels.moe, "COMBINED", 32), (kernels.cross_entropy, "BLOCK", 32), (kernels.sampling, "BLOCK", 32),
+        (kernels.moe, "COMBINED", 32), (kernels.cross_entropy, "BLOCK", 32), (kernels.cross_entropy, "CHUNK", 8),
+        (kernels.sampling, "BLOCK", 32),
         (kernels.routing, "PLACES", 16),
     ):  # fmt: skip
         patch.setattr(module, name, value)

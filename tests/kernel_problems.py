@@ -119,7 +119,7 @@ def route(case: Case, ops: Ops) -> Errors:
 @torch.no_grad()
 def experts(case: Case, ops: Ops) -> Errors:
     """On both sides of where the form changes; matrices of either layout, some experts chosen by none."""
-    count, hidden, inner, tokens = case.size(9), case.size(129), case.size(40), case.size(127)
+    count, hidden, inner, tokens = case.size(9), case.size(129), case.size(65), case.size(127)
     top_k, activation = min(count, case.size(4)), case.of(ACTIVATIONS)
     router = spec.Router(count, top_k, renormalize=True)
     x, logits = case.part(tokens, hidden), case.values(tokens, count, dtype=torch.float32)
@@ -243,7 +243,9 @@ BUDGETS: dict[str, dict[str, tuple[float, float]]] = {
     "gated_act": {"result": (3, 0.75), "gradient": (4, 0.75)},  # 1.59, 0.44; 2.36, 0.41
     "attention": {"result": (12, 0.75), "gradient": (20, 1.25)},  # 7.6, 0.37; 12.45, 0.74
     "latent_attention": {"result": (3, 0.75)},  # 1.21, 0.30
-    "route": {"result": (3, 3)},  # 1.70, in fp32 always
+    "route": {
+        "result": (3, 6)
+    },  # 1.70, in fp32 always; the second is for a GPU, whose exp and division are 2 units off
     "experts": {"result": (6, 1.25)},  # 2.62, 0.62; the plain version 10.76
     "int8_linear": {"result": (1.5, 0.75)},  # 0.82, 0.41
     "int4_linear": {"result": (1.5, 0.75)},  # 0.88, 0.44

@@ -8,6 +8,9 @@ Triton's interpreter is on for all other tests, and cannot be turned off within 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import kernel_cases
 import pytest
@@ -15,7 +18,7 @@ import torch
 import triton
 from attention_problems import BESIDE
 from conftest import shared
-from kernel_cases import Awkward, Case
+from kernel_cases import Aligned, Awkward, Case
 from kernel_problems import BUDGETS, PROBLEMS
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,7 +26,7 @@ from torch import Tensor
 import minillm
 from minillm.cache import Cache
 from minillm.kernels import attention as prefill
-from minillm.kernels import decode_attention, mla_decode, moe, tuning
+from minillm.kernels import attention_backward, decode_attention, mla_decode, moe, quant_linear, tuning
 from minillm.kernels.tuning import Config
 from minillm.ops import REFERENCE, select
 
@@ -50,49 +53,83 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.usefixtures("poison")
-@DTYPES
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("op", PROBLEMS)
-def test_op(op: str, seed: int, dtype: torch.dtype) -> None:
-    for name, error in PROBLEMS[op](Case(Awkward(seed), dtype, GPU), select("triton", GPU, dtype)).items():
+def check(op: str, case: Case) -> None:
+    """An op of the seam or beside it, within its budget in half precision."""
+    beside = op in BESIDE
+    for name, error in (BESIDE[op](case) if beside else PROBLEMS[op](case, select("triton", GPU, case.dtype))).items():
         kind = "gradient" if name.startswith("gradient") else "result"
-        assert error <= BUDGETS[op][kind][1], (name, error)
+        assert error <= BUDGETS["attention" if beside else op][kind][1], (name, error)
 
 
 @pytest.mark.usefixtures("poison")
 @DTYPES
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("kernel", BESIDE)
-def test_kernel_beside_the_seam(kernel: str, seed: int, dtype: torch.dtype) -> None:
-    for name, error in BESIDE[kernel](Case(Awkward(seed), dtype, GPU)).items():
-        assert error <= BUDGETS["attention"]["result"][1], (name, error)
+@pytest.mark.parametrize("op", [*PROBLEMS, *BESIDE])
+def test_op(op: str, seed: int, dtype: torch.dtype) -> None:
+    check(op, Case(Awkward(seed), dtype, GPU))
 
 
-TABLES = {
-    **{f"attention {size}": ("attention", prefill.CONFIGS, size, table) for size, table in prefill.CONFIGS.items()},
-    "decode": ("decode", decode_attention, "CONFIGS", decode_attention.CONFIGS),
-    "latent": ("latent_attention", mla_decode, "CONFIGS", mla_decode.CONFIGS),
-    "experts": ("experts", moe, "CONFIGS", moe.CONFIGS),
-    "few experts": ("experts", moe, "FEW_CONFIGS", moe.FEW_CONFIGS),
+@DTYPES
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_op_at_aligned_sizes(op: str, times: int, dtype: torch.dtype) -> None:
+    for seed in range(3):
+        check(op, Case(Aligned(seed, times), dtype, GPU))
+
+
+# Each table of configurations: an op, how large its sizes must be to come to that table (`Aligned`), where it is.
+TABLES: dict[str, tuple[str, float, Any, Any]] = {
+    "attention of 64": ("attention", 0.5, prefill.CONFIGS, 64),
+    "attention of 128": ("attention", 1, prefill.CONFIGS, 128),
+    "attention of 256": ("attention", 2, prefill.CONFIGS, 256),
+    "backward of 64": ("attention", 0.5, attention_backward.CONFIGS, 64),
+    "backward of 128": ("attention", 1, attention_backward.CONFIGS, 128),
+    "backward of 256": ("attention", 2, attention_backward.CONFIGS, 256),
+    "decode": ("decode", 1, decode_attention, "CONFIGS"),
+    "decode of 256": ("decode", 2, decode_attention, "CONFIGS"),
+    "latents of 512": ("latent_decode", 4, mla_decode, "CONFIGS"),
+    "experts": ("experts", 2, moe, "CONFIGS"),
+    "few experts": ("experts", 2, moe, "FEW_CONFIGS"),
+    "int8, one row": ("int8_linear", 2, quant_linear, "FEW"),
+    "int4, one row": ("int4_linear", 2, quant_linear, "FEW"),
+    "fp8, one row": ("fp8_linear", 2, quant_linear, "FEW"),
+    "int8": ("int8_linear", 2, quant_linear, "MANY"),
+    "int4": ("int4_linear", 2, quant_linear, "MANY"),
+    "fp8": ("fp8_linear", 2, quant_linear, "MANY"),
 }
 
 
+def configurations(where: Any, key: Any) -> tuple[Config, ...]:
+    return where[key] if isinstance(where, dict) else getattr(where, key)
+
+
+EACH = [(name, c) for name, (_, _, where, key) in TABLES.items() for c in configurations(where, key)]
+
+
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize(("table", "config"), [(name, c) for name, each in TABLES.items() for c in each[-1]], ids=str)
-def test_every_configuration(table: str, config: Config, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tuning takes one of several: each gives the same."""
-    op, where, key, _ = TABLES[table]
+@pytest.mark.parametrize(("table", "config"), EACH, ids=[f"{name}: {c.name}, {c.on[0]}" for name, c in EACH])
+def test_every_configuration(table: str, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuning takes one of several: each gives the same, at the sizes it is for."""
+    op, times, where, key = TABLES[table]
     if tuning.prepare(GPU).kind not in config.on:
         pytest.skip(f"{config.name} is for {', '.join(config.on)}")
-    set_one = monkeypatch.setitem if isinstance(where, dict) else monkeypatch.setattr
-    set_one(where, key, (config,))
-    case = Case(Awkward(seed), torch.bfloat16, GPU)
-    errors = PROBLEMS[op](case, select("triton", GPU, torch.bfloat16)) if op in PROBLEMS else BESIDE[op](case)
-    for name, error in errors.items():
-        kind = "gradient" if name.startswith("gradient") else "result"
-        assert error <= BUDGETS[op if op in PROBLEMS else "attention"][kind][1], (name, error)
+    (monkeypatch.setitem if isinstance(where, dict) else monkeypatch.setattr)(where, key, (config,))
+    if key == "FEW_CONFIGS":
+        monkeypatch.setattr(moe, "FEW", 10**6)
+    if table.endswith("one row"):
+        monkeypatch.setattr(quant_linear, "MANY", (config,))
+    used = list[str]()
+    for module in (prefill, attention_backward, decode_attention, mla_decode, moe, quant_linear):
+        spied = partial(spy, used, module.run)
+        monkeypatch.setattr(module, "run", spied)
+    for seed in range(3):
+        check(op, Case(Aligned(seed, times), torch.bfloat16, GPU))
+    assert config.name in used
+
+
+def spy(used: list[str], run: Callable[..., None], kernel: str, key: Any, table: Any, *rest: Any) -> None:
+    used += [config.name for config in table if len(table) == 1]
+    run(kernel, key, table, *rest)
 
 
 @pytest.mark.parametrize("name", STORIES)

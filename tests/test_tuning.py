@@ -62,6 +62,34 @@ def test_the_fastest_is_found_once_for_each_key(bench: Bench, capsys: pytest.Cap
     assert capsys.readouterr().err.splitlines() == ["minillm: tuned op 64: second", "minillm: tuned op 128: first"]
 
 
+def test_what_is_too_small_is_not_timed(bench: Bench) -> None:
+    """And goes by the first; what is known of the key holds for it too."""
+    run("op", (64,), TABLE, GPU, bench.launch, worth=False)
+    assert (bench.launched, bench.timed) == (["first"], [])
+    bench.launched.clear()
+    assert bench.best(64) == "second"
+    run("op", (64,), TABLE, GPU, bench.launch, worth=False)
+    assert bench.launched[-1] == "second"
+
+
+def test_processes_keep_what_others_found(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bench.best(1)
+    mine = tuning._gpus[0]
+    monkeypatch.setattr(tuning, "_gpus", {})
+    bench.best(2)
+    monkeypatch.setattr(tuning, "_gpus", {0: mine})  # the first again, which has read the file before
+    bench.best(3)
+    (stored,) = json.loads((tmp_path / "minillm/tuning/kernels.json").read_text()).values()
+    assert sorted(stored) == ["op 1", "op 2", "op 3"]
+
+
+def test_forgotten_is_timed_anew(bench: Bench) -> None:
+    bench.best(64)
+    bench.times["first"] = 0.1
+    tuning.forget(GPU)
+    assert bench.best(64) == "first"
+
+
 def test_it_is_remembered_by_gpu_and_release(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert bench.best(64) == "second"
     stored = json.loads((tmp_path / "minillm/tuning/kernels.json").read_text())

@@ -1,8 +1,10 @@
-"""Trace a decode step through the Triton ops into one graph, without a GPU; run by test_kernels.py without the
-interpreter. Tensors are fake, and PyTorch is told that Triton can run, so that launches are recorded and not made."""
+"""Trace decode steps through the Triton ops into graphs, without a GPU; run by test_kernels.py without the interpreter.
+Tensors are fake, and PyTorch is told that Triton can run and which GPU there is, so that launches are recorded and not
+made. Prints for each row how many graphs all the steps took, and how many launches the last one has."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -16,34 +18,53 @@ import torch.utils._triton
 from rows import BASE, ROWS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from minillm import triton_ops
+from minillm import kernels, triton_ops
 from minillm.cache import Cache
 from minillm.families import resolve
+from minillm.kernels import tuning
 from minillm.model import Decoder
 from minillm.ops import Ops
 
-torch.utils._triton.has_triton = lambda: True
+LENGTHS = (9, 10, 11, 150, 400, 1000, 1100, 2000, 3000, 6000, 8100)  # of the cache, while it grows
 
 
-def launches(row: str) -> int:
-    """How many there are in the one graph of a step. Raises where tracing would break it in two."""
+class H100(tuning.Gpu):
+    def __init__(self) -> None:
+        self.name, self.kind, self.best = "H100", "sm_90", {}
+
+
+def choose_as_on_a_gpu() -> None:
+    """Kernels choose their configuration as for tensors on a GPU, though these are on a CPU."""
+    tuning._gpus[0] = H100()
+    source = inspect.getsource(tuning.run)
+    for here, there in (('device.type != "cuda"', "False"), ("prepare(device)", "prepare(torch.device('cuda', 0))")):
+        assert here in source
+        source = source.replace(here, there)
+    exec(source, tuning.__dict__)
+    for module in (m for m in vars(kernels).values() if inspect.ismodule(m) and hasattr(m, "run")):
+        module.run = tuning.run
+
+
+def traced(row: str) -> tuple[int, int]:
+    """Graphs and launches. Raises where tracing would break a step in two."""
     family, overrides = ROWS[row]
-    spec, _, _ = resolve({**BASE, "model_type": family, **overrides})
-    found = 0
+    spec, _, _ = resolve({**BASE, "max_position_embeddings": 16384, "model_type": family, **overrides})
+    graphs = []
 
     def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        nonlocal found
-        found += sum("triton_kernel_wrapper" in str(node.target) for node in graph.graph.nodes)
+        graphs.append(sum("triton_kernel_wrapper" in str(node.target) for node in graph.graph.nodes))
         return graph.forward
 
     torch._dynamo.reset()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        cache = Cache(spec, 2, 32, torch.float32)
-        cache.length = 9
+        cache = Cache(spec, 2, 9000, torch.float32)
         model = torch.compile(Decoder(spec, Ops(**triton_ops.OPS)), backend=keep, fullgraph=True)
-        assert model(torch.zeros(2, 1, dtype=torch.long), cache).shape == (2, 1, spec.vocab_size)
-    return found
+        for cache.length in LENGTHS:
+            assert model(torch.zeros(2, 1, dtype=torch.long), cache).shape == (2, 1, spec.vocab_size)
+    return len(graphs), graphs[-1]
 
 
+torch.utils._triton.has_triton = lambda: True
+choose_as_on_a_gpu()
 for name in sys.argv[1:]:
-    print(name, launches(name))
+    print(name, *traced(name), flush=True)
