@@ -45,7 +45,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> Tenso
 def window_of(case: Case, end: int) -> Visibility:
     """Queries behind a past, perhaps with a window or left padding, as a cache of a capacity a little larger has it."""
     count, window = case.of((1, case.size(129))), case.of((None, None, 1, case.size(60)))
-    padding = [case.size(count + end) - 1 for _ in range(2)] if case.maybe() else None
+    padding = [case.below(count + end) for _ in range(2)] if case.maybe() else None
     return Visibility(
         end, count, window if window and window < end + count + case.size(3) else None,
         case.on(torch.tensor(padding)) if padding else None, case.device,
@@ -88,7 +88,7 @@ def attention(case: Case, ops: Ops) -> Errors:
 @torch.no_grad()
 def latent_attention(case: Case, ops: Ops) -> Errors:
     heads, rank, rotary, past = case.size(20), case.size(129), case.size(64), case.size(129) - 1
-    padding = case.on(torch.tensor([case.size(past + 1) - 1 for _ in range(2)])) if case.maybe() else None
+    padding = case.on(torch.tensor([case.below(past + 1) for _ in range(2)])) if case.maybe() else None
     v = Visibility(past, 1, None, padding, case.device)
     q, latent = case.values(2, heads, 1, rank + rotary), case.values(2, past + 3, rank + rotary)[:, 1 : past + 2]
     scale = case.of((None, 0.1))
@@ -99,8 +99,8 @@ def latent_attention(case: Case, ops: Ops) -> Errors:
 
 def several(case: Case, keys: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """How many keys each of two sequences has, perhaps with padding before, and what its one query sees: `[B, S]`."""
-    lengths = torch.tensor([keys, case.size(keys)], dtype=torch.int32)
-    first = torch.tensor([case.size(keys) - 1, 0]) if case.maybe() else None
+    lengths = torch.tensor([keys, case.below(keys) + 1], dtype=torch.int32)
+    first = torch.tensor([case.below(keys), 0]) if case.maybe() else None
     seen = torch.arange(keys) < lengths[:, None]
     if first is not None:
         seen &= torch.arange(keys) >= first[:, None]

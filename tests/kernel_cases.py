@@ -38,6 +38,10 @@ class Case:
         self.size, self.of, self.dtype, self.device = pick.size, pick.of, dtype, device
         self.generator = torch.Generator().manual_seed(pick.size(99))
 
+    def below(self, end: int) -> int:
+        """A number from 0 to end - 1, where `size` may give more."""
+        return min(self.size(end), end) - 1
+
     def maybe(self) -> bool:
         return self.of((False, True))
 
