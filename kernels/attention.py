@@ -28,30 +28,35 @@ from minillm.kernels.launch import on_device_of
 from minillm.kernels.online_softmax import LOG2_E, check, grown, load_rows, padded, scored, seen
 from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
 
-# By the larger of the two head sizes: queries and keys per block. fp32 values take twice the room and are multiplied
-# without tensor cores.
-CONFIGS = {
-    64: (
+# By the sizes of keys and values up to which it is: queries and keys per block. Keys wider than their values are those
+# of latent attention over a prompt. fp32 values take twice the room and are multiplied without tensor cores.
+CONFIGS: dict[tuple[int, int], tuple[Config, ...]] = {
+    (64, 64): (
         Config("128x64", (128, 64), 8, 3, LARGE),
         Config("64x64", (64, 64), 4, 3, LARGE),
         Config("128x128", (128, 128), 8, 2, HOPPER),
         Config("64x32", (64, 32), 4, 1, SMALL),
     ),
-    128: (
+    (128, 128): (
         Config("128x64", (128, 64), 8, 3, LARGE),
         Config("128x32", (128, 32), 8, 3, LARGE),
         Config("64x32", (64, 32), 4, 1, SMALL),
     ),
-    256: (
+    (256, 128): (
+        Config("128x32", (128, 32), 8, 3, LARGE),
+        Config("128x64", (128, 64), 8, 2, HOPPER),
+        Config("32x16", (32, 16), 4, 1, SMALL),
+    ),
+    (256, 256): (
         Config("64x64", (64, 64), 8, 2, HOPPER),
         Config("64x32", (64, 32), 8, 2, LARGE),
         Config("32x16", (32, 16), 4, 1, SMALL),
     ),
 }
-FP32: dict[int, tuple[Config, ...]] = {
-    64: (Config("32x32", (32, 32), 4, 1),),
-    128: (Config("16x16", (16, 16), 8, 1),),
-    256: (Config("16x16", (16, 16), 4, 1),),
+FP32: dict[tuple[int, int], tuple[Config, ...]] = {
+    (64, 64): (Config("32x32", (32, 32), 4, 1),),
+    (128, 128): (Config("16x16", (16, 16), 8, 1),),
+    (256, 256): (Config("16x16", (16, 16), 8, 1),),
 }
 
 
@@ -230,7 +235,9 @@ def _launch(tensors, strides, sizes, batch, longest, shape_of_scores, dims):
         run("attention", key, configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch, longest >= 256)
 
 
-def configs(table: dict[int, tuple[Config, ...]], dim: int, value_dim: int, dtype: torch.dtype) -> tuple[Config, ...]:
+def configs(
+    table: dict[tuple[int, int], tuple[Config, ...]], dim: int, value_dim: int, dtype: torch.dtype
+) -> tuple[Config, ...]:
     """The table's entry for these head sizes, or that of fp32."""
-    chosen: dict[int, tuple[Config, ...]] = FP32 if dtype == torch.float32 else table
-    return next(chosen[size] for size in chosen if max(dim, value_dim) <= size)
+    chosen = FP32 if dtype == torch.float32 else table
+    return next(chosen[size] for size in chosen if dim <= size[0] and value_dim <= size[1])

@@ -22,9 +22,13 @@ from minillm.kernels.tuning import LARGE, SMALL, Config, bucket, run
 
 # Queries and keys per block, as in `attention.py`.
 CONFIGS = {
-    64: (Config("32x64", (32, 64), 4, 2, LARGE), Config("32x32", (32, 32), 4, 1, SMALL)),
-    128: (Config("32x64", (32, 64), 8, 2, LARGE), Config("32x32", (32, 32), 8, 1, SMALL)),
-    256: (Config("32x32", (32, 32), 8, 1, LARGE), Config("16x16", (16, 16), 4, 1, SMALL)),
+    (64, 64): (Config("32x64", (32, 64), 4, 2, LARGE), Config("32x32", (32, 32), 4, 1, SMALL)),
+    (128, 128): (
+        Config("32x64", (32, 64), 8, 1, LARGE),
+        Config("32x32 twice", (32, 32), 8, 2, LARGE),
+        Config("32x32", (32, 32), 8, 1, SMALL),
+    ),
+    (256, 256): (Config("32x32", (32, 32), 8, 1, LARGE), Config("16x16", (16, 16), 4, 1, SMALL)),
 }
 
 

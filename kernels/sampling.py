@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minillm.kernels.launch import on_device_of
 
-BLOCK, WARPS = 4096, 16
+BLOCK, WARPS = 4096, 32
 
 
 @triton.jit

@@ -125,28 +125,7 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
         device=weight.device,
         padding=[width - len(prompt) for prompt in prompts],
     )
-    vocabulary = model.spec.vocab_size
-    histories = [History(vocabulary, row.prompt, weight.device) if row.sampling.penalised else None for row in rows]
-    settings, drawn = _settings(rows, weight.device), torch.zeros(len(rows), dtype=torch.int64, device=weight.device)
-
-    def next_tokens(logits_BV: Tensor) -> list[int]:
-        if any(histories):
-            logits_BV = torch.stack([
-                penalise(logits_V, row.sampling, history) if history else logits_V.float()
-                for row, logits_V, history in zip(rows, logits_BV, histories, strict=True)
-            ])  # fmt: skip
-        tokens = model.ops.sample(logits_BV, *settings, drawn).tolist()
-        drawn.add_(1)
-        if any(token < 0 and row.finish_reason is None for token, row in zip(tokens, rows, strict=True)):
-            raise ValueError(
-                f"the model's logits are not finite ({weight.dtype}): its values overflow or its weights are damaged; "
-                "try dtype float32"
-            )
-        tokens = [0 if row.finish_reason else token for token, row in zip(tokens, rows, strict=True)]
-        for token, history in zip(tokens, histories, strict=True):
-            if history:
-                history.push(token)
-        return tokens
+    next_tokens = Chooser(model, rows)
 
     started = time.perf_counter()
     sequences = [list(prompt) for prompt in prompts]
@@ -169,13 +148,41 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
         timings.decode_steps += 1
 
 
-def _settings(rows: Sequence[Completion], device: torch.device) -> tuple[Tensor, ...]:
-    """What `sampling.sample` goes by, one value per row; a row without a seed gets one that nobody knows."""
-    wanted = [row.sampling for row in rows]
-    return (
-        torch.tensor([each.temperature for each in wanted], dtype=torch.float32, device=device),
-        torch.tensor([each.top_k for each in wanted], dtype=torch.int32, device=device),
-        torch.tensor([each.top_p for each in wanted], dtype=torch.float32, device=device),
-        torch.tensor([each.min_p for each in wanted], dtype=torch.float32, device=device),
-        torch.tensor([secrets.randbits(63) if each.seed is None else each.seed for each in wanted], device=device),
-    )
+class Chooser:
+    """The next token of each row, step after step, by its own settings, history and seed; 0 where it is finished."""
+
+    def __init__(self, model: Decoder, rows: Sequence[Completion]):
+        self.rows, self.sample, device = rows, model.ops.sample, model.embedding.weight.device
+        wanted = [row.sampling for row in rows]
+        seeds = [secrets.randbits(63) if each.seed is None else each.seed for each in wanted]  # one that nobody knows
+        self.settings = (
+            torch.tensor([each.temperature for each in wanted], dtype=torch.float32, device=device),
+            torch.tensor([each.top_k for each in wanted], dtype=torch.int32, device=device),
+            torch.tensor([each.top_p for each in wanted], dtype=torch.float32, device=device),
+            torch.tensor([each.min_p for each in wanted], dtype=torch.float32, device=device),
+            torch.tensor(seeds, device=device),
+        )
+        self.drawn = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        vocabulary = model.spec.vocab_size
+        self.histories = [History(vocabulary, row.prompt, device) if row.sampling.penalised else None for row in rows]
+
+    def __call__(self, logits_BV: Tensor) -> list[int]:
+        """Raises ValueError where the logits of a row that goes on are not numbers to choose by."""
+        kind = logits_BV.dtype
+        if any(self.histories):
+            logits_BV = torch.stack([
+                penalise(logits_V, row.sampling, history) if history else logits_V.float()
+                for row, logits_V, history in zip(self.rows, logits_BV, self.histories, strict=True)
+            ])  # fmt: skip
+        tokens = self.sample(logits_BV, *self.settings, self.drawn).tolist()
+        self.drawn.add_(1)
+        tokens = [0 if row.finish_reason else token for token, row in zip(tokens, self.rows, strict=True)]
+        if min(tokens) < 0:
+            raise ValueError(
+                f"the model's logits are not finite ({kind}): its values overflow or its weights are damaged; "
+                "try dtype float32"
+            )
+        for token, history in zip(tokens, self.histories, strict=True):
+            if history:
+                history.push(token)
+        return tokens

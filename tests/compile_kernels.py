@@ -50,8 +50,9 @@ FULL = {"HAS_FIRST": True, "HAS_CAP": True, "WINDOW": 128}
 HALF, SINGLE = ("bf16",), ("fp32",)
 
 
-def heads(size: int) -> dict[str, int]:
-    return {"D": size, "V": size, "BLOCK_D": padded(size), "BLOCK_V": padded(size)}
+def heads(dim: int, value_dim: int) -> dict[str, int]:
+    dim = 192 if dim > value_dim else dim  # as in DeepSeek-V3
+    return {"D": dim, "V": value_dim, "BLOCK_D": padded(dim), "BLOCK_V": padded(value_dim)}
 
 
 def configured(table: tuple[Config, ...], names: tuple[str, ...], dtypes: tuple[str, ...], **more: Any) -> list[dict]:
@@ -64,16 +65,17 @@ def configured(table: tuple[Config, ...], names: tuple[str, ...], dtypes: tuple[
     return found
 
 
-def attending(tables: dict[int, tuple[Config, ...]], **more: Any) -> list[dict[str, Any]]:
+def attending(tables: dict[tuple[int, int], tuple[Config, ...]], **more: Any) -> list[dict[str, Any]]:
     """In bf16 with everything and, where registers are counted, with nothing; in fp16 at one size, in fp32 with its own
     blocks."""
     names, found = ("BLOCK_Q", "BLOCK_K"), []
     for size, table in tables.items():
-        dtypes = ("bf16", "fp16") if size == 128 else HALF
-        found += configured(table, names, dtypes, **FULL, **heads(size), **more)
+        dtypes = ("bf16", "fp16") if size == (128, 128) else HALF
+        found += configured(table, names, dtypes, **FULL, **heads(*size), **more)
         plain = [config._replace(on=("sm_90",)) for config in table if "sm_90" in config.on]
-        found += configured(tuple(plain), names, HALF, **PLAIN, **heads(size), **more)
-        found += configured(attention.FP32[size], names, SINGLE, **FULL, **heads(size), **more)
+        found += configured(tuple(plain), names, HALF, **PLAIN, **heads(*size), **more)
+        if size in attention.FP32:
+            found += configured(attention.FP32[size], names, SINGLE, **FULL, **heads(*size), **more)
     return found
 
 
@@ -82,11 +84,11 @@ def decoding(paged: bool) -> list[dict[str, Any]]:
     more = {"PAGED": paged, "HAS_LENGTHS": paged}
     return [
         each
-        for size in attention.CONFIGS
+        for size in attention_backward.CONFIGS
         for table, dtypes in ((decode_attention.CONFIGS, HALF), (decode_attention.FP32, SINGLE))
         for share in (4, 71)
-        for each in configured(table, names, dtypes, **made, **heads(size), **more, G=share, BLOCK_G=16)
-        if share == 4 or size == 128
+        for each in configured(table, names, dtypes, **made, **heads(*size), **more, G=share, BLOCK_G=16)
+        if share == 4 or size == (128, 128)
     ]
 
 
@@ -138,7 +140,7 @@ KERNELS = {
     gated_act.forward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
     gated_act.backward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
     attention.forward_kernel: attending(attention.CONFIGS, RAGGED=False, HAS_SINKS=True)
-    + attending({128: attention.CONFIGS[128]}, RAGGED=True, HAS_SINKS=False),
+    + attending({(128, 128): attention.CONFIGS[128, 128]}, RAGGED=True, HAS_SINKS=False),
     attention_backward.key_kernel: attending(attention_backward.CONFIGS, G=4),
     attention_backward.query_kernel: attending(attention_backward.CONFIGS, G=4),
     decode_attention.part_kernel: decoding(paged=False) + decoding(paged=True),

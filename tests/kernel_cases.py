@@ -132,10 +132,9 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     def small(*blocks: int) -> tuple[Config, ...]:
         return (Config("small", blocks, 4, 1),)
 
-    for module in (kernels.attention, kernels.attention_backward):
-        for size in module.CONFIGS:
-            patch.setitem(module.CONFIGS, size, small(16, 16))
-            patch.setitem(kernels.attention.FP32, size, small(16, 16))
+    for table in (kernels.attention.CONFIGS, kernels.attention.FP32, kernels.attention_backward.CONFIGS):
+        for size in table:
+            patch.setitem(table, size, small(16, 16))
     for module, name, blocks in (
         (kernels.decode_attention, "CONFIGS", (16,)), (kernels.mla_decode, "CONFIGS", (16, 16)),
         (kernels.moe, "CONFIGS", (16, 16, 16)), (kernels.moe, "FP32", (16, 16, 16)),

@@ -79,12 +79,12 @@ def test_op_at_aligned_sizes(op: str, times: int, dtype: torch.dtype) -> None:
 
 # Each table of configurations: an op, how large its sizes must be to come to that table (`Aligned`), where it is.
 TABLES: dict[str, tuple[str, float, Any, Any]] = {
-    "attention of 64": ("attention", 0.5, prefill.CONFIGS, 64),
-    "attention of 128": ("attention", 1, prefill.CONFIGS, 128),
-    "attention of 256": ("attention", 2, prefill.CONFIGS, 256),
-    "backward of 64": ("attention", 0.5, attention_backward.CONFIGS, 64),
-    "backward of 128": ("attention", 1, attention_backward.CONFIGS, 128),
-    "backward of 256": ("attention", 2, attention_backward.CONFIGS, 256),
+    "attention of 64": ("attention", 0.5, prefill.CONFIGS, (64, 64)),
+    "attention of 128": ("attention", 1, prefill.CONFIGS, (128, 128)),
+    "attention of 256": ("attention", 2, prefill.CONFIGS, (256, 256)),
+    "backward of 64": ("attention", 0.5, attention_backward.CONFIGS, (64, 64)),
+    "backward of 128": ("attention", 1, attention_backward.CONFIGS, (128, 128)),
+    "backward of 256": ("attention", 2, attention_backward.CONFIGS, (256, 256)),
     "decode": ("decode", 1, decode_attention, "CONFIGS"),
     "decode of 256": ("decode", 2, decode_attention, "CONFIGS"),
     "latents of 512": ("latent_decode", 4, mla_decode, "CONFIGS"),
