@@ -104,10 +104,8 @@ def forward_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     batch, head = (tl.program_id(0) // heads).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
-    q_ptr += batch * q_b + head * q_h
-    k_ptr += batch * k_b + head // share * k_h
-    v_ptr += batch * v_b + head // share * v_h
-    o_ptr += batch * o_b + head * o_h
+    q_ptr, o_ptr = q_ptr + batch * q_b + head * q_h, o_ptr + batch * o_b + head * o_h
+    k_ptr, v_ptr = k_ptr + batch * k_b + head // share * k_h, v_ptr + batch * v_b + head // share * v_h
     if RAGGED:
         begin_q, begin_k = tl.load(cu_q_i32_ptr + batch).to(tl.int64), tl.load(cu_k_i32_ptr + batch).to(tl.int64)
         queries = (tl.load(cu_q_i32_ptr + batch + 1) - begin_q).to(tl.int32)

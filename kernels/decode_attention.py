@@ -38,6 +38,17 @@ MOST_HEADS = 16  # of a program: the rows that a tensor core takes at least
 MAX_SPLITS, GRAIN = 64, 128  # parts, and what their sizes are multiples of
 
 
+@triton.jit
+def cache_place(slots, inside, batch, table_ptr, page, table_b, PAGED: tl.constexpr):
+    """Where positions lie in a cache: sequence and slot, or by the table block and place within; int64."""
+    if PAGED:
+        one = tl.load(table_ptr + batch * table_b + slots // page, mask=inside, other=0).to(tl.int64)
+        two = (slots % page).to(tl.int64)
+    else:
+        one, two = batch, slots.to(tl.int64)
+    return one, two
+
+
 @triton.jit(do_not_specialize=["keys", "ring", "start", "each"])  # they grow from step to step
 def part_kernel(
     q_ptr, k_ptr, v_ptr, o_f32_ptr, m_f32_ptr, mass_f32_ptr, lengths_i32_ptr, first_i64_ptr, table_i32_ptr,
@@ -74,12 +85,8 @@ def part_kernel(
         position = slots
         if ring > 0:
             position = start - (start - slots + ring) % ring
-        if PAGED:
-            blocks = tl.load(table_i32_ptr + batch * table_b + slots // page, mask=inside, other=0).to(tl.int64)
-            k_rows, v_rows = blocks * k_b + (slots % page) * k_s, blocks * v_b + (slots % page) * v_s
-        else:
-            far = slots.to(tl.int64)
-            k_rows, v_rows = batch * k_b + far * k_s, batch * v_b + far * v_s
+        one, two = cache_place(slots, inside, batch, table_i32_ptr, page, table_b, PAGED)
+        k_rows, v_rows = one * k_b + two * k_s, one * v_b + two * v_s
         inside = inside & (position >= first)
         k_mask, v_mask = inside[:, None] & (columns_d < D)[None, :], inside[:, None] & (columns_v < V)[None, :]
         k = tl.load(k_ptr + k_rows[:, None] + columns_d[None, :], mask=k_mask, other=0.0)
@@ -148,8 +155,7 @@ def decode_attention(
         return y
     programs = batch * kv_heads * triton.cdiv(heads // kv_heads, MOST_HEADS)
     splits, each = parts(keys, programs)
-    partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
-    m, mass = (torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device) for _ in range(2))
+    partial, m, mass = unjoined(y, splits)
     table_stride = 0 if block_table is None else block_table.stride(0)
 
     def launch(config: Config) -> None:
@@ -167,11 +173,23 @@ def decode_attention(
     worth = torch.compiler.is_compiling() or keys >= 1024  # a graph must not be bound to one side
     with on_device_of(q):
         run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, worth)
-        join_kernel[(batch * heads,)](
-            partial, m, mass, sinks, y, heads, splits, HAS_SINKS=sinks is not None, V=value_dim,
-            BLOCK_V=padded(value_dim), BLOCK_P=MAX_SPLITS,
-        )  # fmt: skip
+        join(partial, m, mass, sinks, y)
     return y
+
+
+def unjoined(y: Tensor, splits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the outputs, maxima and sums of so many parts of y `[B, H, V]`."""
+    shape, kind = (*y.shape[:2], splits), {"dtype": torch.float32, "device": y.device}
+    return torch.empty(*shape, y.shape[2], **kind), torch.empty(shape, **kind), torch.empty(shape, **kind)
+
+
+def join(partial: Tensor, m: Tensor, mass: Tensor, sinks: Tensor | None, y: Tensor) -> None:
+    """Fill y `[B, H, V]` from its parts."""
+    heads, value_dim = y.shape[1:]
+    join_kernel[(m.shape[0] * heads,)](
+        partial, m, mass, sinks, y, heads, m.shape[2], HAS_SINKS=sinks is not None, V=value_dim,
+        BLOCK_V=padded(value_dim), BLOCK_P=MAX_SPLITS,
+    )  # fmt: skip
 
 
 def parts(keys: int, programs: int) -> tuple[int, int]:

@@ -146,24 +146,9 @@ def qk_norm_rope_cache(
     caches. A slot outside the cache cannot be noticed without waiting for the device. Raises ValueError for what does
     not fit."""
     _refuse_gradients(qkv, q_weight, k_weight)
-    (batch, tokens, width), (_, kv_heads, _, dim), half = qkv.shape, k_cache.shape, cos.shape[-1]
-    if width != (num_heads + 2 * kv_heads) * dim or k_cache.shape != v_cache.shape or len(k_cache) != batch:
-        raise ValueError(f"qk_norm_rope_cache: qkv {list(qkv.shape)} is not of {num_heads} + 2 * {kv_heads} heads of "
-                         f"{dim} for caches {list(k_cache.shape)} and {list(v_cache.shape)}")  # fmt: skip
-    wide = {batch, 1}
-    if cos.shape != sin.shape or len(cos) not in wide or cos.shape[1] != tokens or 2 * half > dim:
-        raise ValueError(f"qk_norm_rope_cache: cos {list(cos.shape)} and sin {list(sin.shape)} do not fit {batch} x "
-                         f"{tokens} tokens with heads of {dim}")  # fmt: skip
-    if slots.dtype != torch.int64 or len(slots) not in wide or slots.shape[1:] != (tokens,) or slots.stride(1) != 1:
-        raise ValueError(f"qk_norm_rope_cache: slots are {slots.dtype} {list(slots.shape)}, expected int64 "
-                         f"[{batch} or 1, {tokens}]")  # fmt: skip
+    (batch, tokens, _), (_, kv_heads, _, dim), half = qkv.shape, k_cache.shape, cos.shape[-1]
     norms = [each for each in (q_weight, k_weight) if each is not None]
-    if len(norms) == 1 or any(each.shape != (dim,) for each in norms):
-        raise ValueError(f"qk_norm_rope_cache: give both norms' weights of [{dim}] or neither")
-    if layout not in ("half", "interleaved"):
-        raise ValueError(f"qk_norm_rope_cache: layout is {layout!r}, expected 'half' or 'interleaved'")
-    _same("qk_norm_rope_cache", {"qkv": qkv, "k_cache": k_cache, "v_cache": v_cache, "cos": cos, "sin": sin}
-          | dict(enumerate(norms)))  # fmt: skip
+    _check_heads(qkv, num_heads, k_cache, v_cache, slots, cos, sin, layout, norms)
     cos, sin = cos.contiguous(), sin.contiguous()
     q = torch.empty(batch, num_heads, tokens, dim, dtype=qkv.dtype, device=qkv.device)
     if qkv.numel():
@@ -178,6 +163,26 @@ def qk_norm_rope_cache(
                 INTERLEAVED=layout == "interleaved", HALF=half, D=dim, BLOCK=triton.next_power_of_2(dim), HEADS=block,
             )  # fmt: skip
     return q
+
+
+def _check_heads(qkv, num_heads, k_cache, v_cache, slots, cos, sin, layout, norms):
+    (batch, tokens, width), (_, kv_heads, _, dim), half = qkv.shape, k_cache.shape, cos.shape[-1]
+    if width != (num_heads + 2 * kv_heads) * dim or k_cache.shape != v_cache.shape or len(k_cache) != batch:
+        raise ValueError(f"qk_norm_rope_cache: qkv {list(qkv.shape)} is not of {num_heads} + 2 * {kv_heads} heads of "
+                         f"{dim} for caches {list(k_cache.shape)} and {list(v_cache.shape)}")  # fmt: skip
+    wide = {batch, 1}
+    if cos.shape != sin.shape or len(cos) not in wide or cos.shape[1] != tokens or 2 * half > dim:
+        raise ValueError(f"qk_norm_rope_cache: cos {list(cos.shape)} and sin {list(sin.shape)} do not fit {batch} x "
+                         f"{tokens} tokens with heads of {dim}")  # fmt: skip
+    if slots.dtype != torch.int64 or len(slots) not in wide or slots.shape[1:] != (tokens,) or slots.stride(1) != 1:
+        raise ValueError(f"qk_norm_rope_cache: slots are {slots.dtype} {list(slots.shape)}, expected int64 "
+                         f"[{batch} or 1, {tokens}]")  # fmt: skip
+    if len(norms) == 1 or any(each.shape != (dim,) for each in norms):
+        raise ValueError(f"qk_norm_rope_cache: give both norms' weights of [{dim}] or neither")
+    if layout not in ("half", "interleaved"):
+        raise ValueError(f"qk_norm_rope_cache: layout is {layout!r}, expected 'half' or 'interleaved'")
+    _same("qk_norm_rope_cache", {"qkv": qkv, "k_cache": k_cache, "v_cache": v_cache, "cos": cos, "sin": sin}
+          | dict(enumerate(norms)))  # fmt: skip
 
 
 def _before(cast: str) -> bool:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels.decode_attention import MAX_SPLITS, join_kernel, parts
+from minillm.kernels.decode_attention import cache_place, join, parts, unjoined
 from minillm.kernels.launch import on_device_of
 from minillm.kernels.online_softmax import LOG2_E, grown, padded
 from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
@@ -59,11 +59,8 @@ def part_kernel(
     for at in range(begin, tl.minimum(begin + each, length), BLOCK_S):
         slots = at + tl.arange(0, BLOCK_S)
         inside = (slots < length) & (slots >= first)
-        if PAGED:
-            blocks = tl.load(table_i32_ptr + batch * table_b + slots // page, mask=inside, other=0).to(tl.int64)
-            c_at = c_ptr + blocks * c_b + (slots % page) * c_s
-        else:
-            c_at = c_ptr + batch * c_b + slots.to(tl.int64) * c_s
+        one, two = cache_place(slots, inside, batch, table_i32_ptr, page, table_b, PAGED)
+        c_at = c_ptr + one * c_b + two * c_s
         c = tl.load(c_at[:, None] + columns_r[None, :], mask=inside[:, None] & in_r, other=0.0)
         r = tl.load(c_at[:, None] + R + columns_p[None, :], mask=inside[:, None] & in_p, other=0.0)
         s = tl.dot(q_c, tl.trans(c), input_precision="ieee") + tl.dot(q_r, tl.trans(r), input_precision="ieee")
@@ -97,8 +94,7 @@ def mla_decode(
     if not y.numel():
         return y
     splits, each = parts(keys, batch * triton.cdiv(heads, 64))
-    partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=q.device)
-    m, mass = (torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device) for _ in range(2))
+    partial, m, mass = unjoined(y, splits)
     table_stride = 0 if block_table is None else block_table.stride(0)
 
     def launch(config: Config) -> None:
@@ -116,10 +112,7 @@ def mla_decode(
     worth = torch.compiler.is_compiling() or keys >= 1024  # a graph must not be bound to one side
     with on_device_of(q):
         run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, worth)
-        join_kernel[(batch * heads,)](
-            partial, m, mass, None, y, heads, splits, HAS_SINKS=False, V=value_dim, BLOCK_V=padded(value_dim),
-            BLOCK_P=MAX_SPLITS,
-        )  # fmt: skip
+        join(partial, m, mass, None, y)
     return y
 
 
