@@ -179,8 +179,10 @@ def decode_attention(
 
 def unjoined(y: Tensor, splits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the outputs, maxima and sums of so many parts of y `[B, H, V]`."""
-    shape, kind = (*y.shape[:2], splits), {"dtype": torch.float32, "device": y.device}
-    return torch.empty(*shape, y.shape[2], **kind), torch.empty(shape, **kind), torch.empty(shape, **kind)
+    batch, heads, value_dim = y.shape
+    o = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=y.device)
+    m, mass = (torch.empty(batch, heads, splits, dtype=torch.float32, device=y.device) for _ in range(2))
+    return o, m, mass
 
 
 def join(partial: Tensor, m: Tensor, mass: Tensor, sinks: Tensor | None, y: Tensor) -> None:
