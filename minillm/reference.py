@@ -90,9 +90,11 @@ def qk_norm_rope_cache(
     else:  # q and k lie side by side: one rotation turns both
         q, k = rope(turning, cos, sin, layout).split((num_heads, kv_heads), dim=2)
     for cache, new in ((k_cache, k.transpose(1, 2)), (v_cache, v.transpose(1, 2))):
-        rows = len(cache) if len(slots) == 1 else 1  # that share their slots
-        for some, values, at in zip(cache.split(rows), new.split(rows), slots, strict=True):
-            some.index_copy_(2, at, values)
+        if len(slots) == 1:
+            cache.index_copy_(2, slots[0], new)
+        else:
+            for row, values, at in zip(cache, new, slots, strict=True):
+                row.index_copy_(1, at, values)
     return q.transpose(1, 2)
 
 
