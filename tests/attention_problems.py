@@ -129,7 +129,7 @@ def on_both(case: Case, caches: list[Tensor], run: Callable[..., Tensor], expect
 def decode(case: Case) -> Errors:
     """One query for each of two sequences of different lengths, with all that scores may have."""
     kv_heads, dim, value_dim, keys = case.size(2), case.size(129), case.size(129), case.size(300)
-    heads, window = kv_heads * case.size(6), case.of((None, 1, case.size(60)))
+    heads, window = kv_heads * case.size(33), case.of((None, 1, case.size(60)))
     q, sinks = case.values(2, heads, dim), case.values(heads) if case.maybe() else None
     caches = [case.values(2, keys, kv_heads, each) for each in (dim, value_dim)]
     lengths, first, seen = several(case, keys)
