@@ -178,6 +178,8 @@ def test_a_compiled_decode_step_is_the_eager_one() -> None:
 
 def test_tuning_is_remembered(capsys: pytest.CaptureFixture[str]) -> None:
     """A size that nothing else here has is timed once, in this process and after it."""
+    if len(tuning.candidates(prefill.CONFIGS[128, 128], tuning.prepare(GPU).kind)) == 1:
+        pytest.skip("on this class of GPU there is nothing to choose from")
     q, k = torch.randn(1, 2, 300, 112, device=GPU, dtype=torch.float16), torch.randn(1, 1, 300, 112, device=GPU).half()
     expected, _ = prefill.attention(q, k, k)
     assert capsys.readouterr().err.count("tuned attention") == 1
