@@ -230,7 +230,7 @@ def _launch(tensors, strides, sizes, batch, longest, shape_of_scores, dims):
 
     key = (q.dtype, dim, value_dim, bucket(longest), window is not None, softcap is not None)
     with on_device_of(q):
-        run("attention", key, configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch, longest >= 256)
+        run("attention", key, configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch, longest, 256)
 
 
 def configs(

@@ -171,7 +171,7 @@ def _launch(tensors, gradients, past, window, first_key, scale, softcap):
 
     with on_device_of(q):
         key = (q.dtype, dim, value_dim, bucket(keys), window is not None)
-        run("attention_backward", key, configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch, keys >= 256)
+        run("attention_backward", key, configs(CONFIGS, dim, value_dim, q.dtype), q.device, launch, keys, 256)
 
 
 def differentiable_attention(

@@ -170,9 +170,8 @@ def decode_attention(
         )  # fmt: skip
 
     key = (q.dtype, dim, heads // kv_heads, bucket(batch * kv_heads), block_table is not None)
-    worth = torch.compiler.is_compiling() or keys >= 1024  # a graph must not be bound to one side
     with on_device_of(q):
-        run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, worth)
+        run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, keys, 1024)
         join(partial, m, mass, sinks, y)
     return y
 

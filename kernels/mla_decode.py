@@ -109,9 +109,8 @@ def mla_decode(
         )  # fmt: skip
 
     key = (q.dtype, width, value_dim, heads, bucket(batch), block_table is not None)
-    worth = torch.compiler.is_compiling() or keys >= 1024  # a graph must not be bound to one side
     with on_device_of(q):
-        run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, worth)
+        run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, keys, 1024)
         join(partial, m, mass, None, y)
     return y
 

@@ -149,7 +149,7 @@ def route(
     chosen = torch.empty(tokens, top_k, dtype=torch.int64, device=logits.device)
     weights = torch.empty(tokens, top_k, dtype=torch.float32, device=logits.device)
     place = torch.empty(tokens, top_k, dtype=torch.int32, device=logits.device)
-    count = torch.zeros(experts, PAD, dtype=torch.int32, device=logits.device)[:, 0]
+    count = counters(experts, logits.device)
     if tokens:
         members, two = experts // num_groups, group_score == "top2_sum"
         with on_device_of(logits):
@@ -163,10 +163,15 @@ def route(
     return chosen, weights, (place, count)
 
 
+def counters(experts: int, device: torch.device) -> Tensor:
+    """A zero for each expert, int32 `[E]`, PAD apart in memory."""
+    return torch.zeros(experts, PAD, dtype=torch.int32, device=device)[:, 0]
+
+
 def places(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     """Each pick's place among those of its expert, int32 like chosen int64 `[N, k]`, and counts int32 `[E]`."""
     place = torch.empty(chosen.shape, dtype=torch.int32, device=chosen.device)
-    count = torch.zeros(experts, PAD, dtype=torch.int32, device=chosen.device)[:, 0]
+    count = counters(experts, chosen.device)
     if chosen.numel():
         with on_device_of(chosen):
             count_kernel[(triton.cdiv(chosen.numel(), 256),)](chosen, place, count, chosen.numel(), BLOCK=256, PAD=PAD)

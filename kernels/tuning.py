@@ -58,10 +58,7 @@ class Gpu:
     def __init__(self, index: int):
         self.name = f"{torch.cuda.get_device_name(index)}, triton {triton.__version__}"
         self.kind = _class_of(index)
-        self.best: dict[str, str] = {}
-        with suppress(OSError, ValueError, AttributeError):  # a damaged file counts as none
-            stored = json.loads(_file().read_text(encoding="utf-8")).get(self.name, {})
-            self.best = {str(key): str(name) for key, name in stored.items()}
+        self.best = _stored(_read(), self.name)
 
 
 _gpus: dict[int, Gpu] = {}  # what has been asked of the driver and read from disk, once per process
@@ -95,12 +92,14 @@ def run(
     table: Sequence[Config],
     device: torch.device,
     launch: Callable[[Config], None],
-    worth: bool = True,
+    size: int = 0,
+    least: int = 0,
 ) -> None:
     """`launch(config)` with the best configuration for `key`: sizes and types that decide which one that is.
 
-    A launch must only write what it does not read, for it may be made several times. Work so small that times say
-    nothing is not `worth` it: it goes by the first of the table, and nothing is remembered.
+    A launch must only write what it does not read, for it may be made several times. Below the `least` size times say
+    nothing: such work goes by the first of the table, and nothing is remembered. (`size` is looked at here, behind the
+    question whether a graph is traced, so that no graph is bound to one side of it.)
     """
     if device.type != "cuda":  # the interpreter
         return launch(table[0])
@@ -109,7 +108,7 @@ def run(
     named = gpu.best.get(asked)
     known = [config for config in few if config.name == named]
     recorded = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
-    if known or len(few) == 1 or recorded or not worth:
+    if known or len(few) == 1 or recorded or size < least:
         return launch((known or few)[0])
     gpu.best[asked] = _fastest(asked, few, launch).name
     _keep(gpu)
@@ -161,14 +160,23 @@ def _file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm/tuning/kernels.json"
 
 
-def _keep(gpu: Gpu) -> None:
-    """Remember for later processes, where the disk lets us."""
-    path, everything = _file(), None
+def _read() -> dict[str, Any]:
+    """What is on disk, by GPU. A damaged file counts as none."""
     with suppress(OSError, ValueError):
-        everything = json.loads(path.read_text(encoding="utf-8"))
-    everything = everything if isinstance(everything, dict) else {}
-    earlier = everything.get(gpu.name)  # of other processes too
-    everything[gpu.name] = {**(earlier if isinstance(earlier, dict) else {}), **gpu.best}
+        found = json.loads(_file().read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _stored(everything: dict[str, Any], gpu: str) -> dict[str, str]:
+    found = everything.get(gpu)
+    return {key: str(name) for key, name in found.items()} if isinstance(found, dict) else {}
+
+
+def _keep(gpu: Gpu) -> None:
+    """Remember for later processes, where the disk lets us, beside what other processes found meanwhile."""
+    path, everything = _file(), _read()
+    everything[gpu.name] = {**_stored(everything, gpu.name), **gpu.best}
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minillm.cache import Cache
 from minillm.model import Decoder
-from minillm.sampling import History, Sampling, penalise
+from minillm.sampling import History, Sampling, as_tensors, penalise
 from minillm.tokenizer import TextStream, Tokenizer, held_back, stop_position
 
 # Long prompts go through in pieces, so that masks and activations stay bounded.
@@ -155,13 +155,7 @@ class Chooser:
         self.rows, self.sample, device = rows, model.ops.sample, model.embedding.weight.device
         wanted = [row.sampling for row in rows]
         seeds = [secrets.randbits(63) if each.seed is None else each.seed for each in wanted]  # one that nobody knows
-        self.settings = (
-            torch.tensor([each.temperature for each in wanted], dtype=torch.float32, device=device),
-            torch.tensor([each.top_k for each in wanted], dtype=torch.int32, device=device),
-            torch.tensor([each.top_p for each in wanted], dtype=torch.float32, device=device),
-            torch.tensor([each.min_p for each in wanted], dtype=torch.float32, device=device),
-            torch.tensor(seeds, device=device),
-        )
+        self.settings = (*as_tensors(wanted, device), torch.tensor(seeds, device=device))
         self.drawn = torch.zeros(len(rows), dtype=torch.int64, device=device)
         vocabulary = model.spec.vocab_size
         self.histories = [History(vocabulary, row.prompt, device) if row.sampling.penalised else None for row in rows]

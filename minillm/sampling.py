@@ -146,6 +146,15 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     return chances_V
 
 
+def as_tensors(wanted: Sequence[Sampling], device: torch.device | str = "cpu") -> list[Tensor]:
+    """What `sample` goes by of each row: temperature fp32, top-k int32, top-p and min-p fp32, `[B]` each."""
+    kinds = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32, "min_p": torch.float32}
+    return [
+        torch.tensor([getattr(each, name) for each in wanted], dtype=kind, device=device)
+        for name, kind in kinds.items()
+    ]
+
+
 def sample(
     logits_BV: Tensor,
     temperature_B: Tensor,
@@ -157,8 +166,8 @@ def sample(
 ) -> Tensor:
     """The next token of each row, int64 `[B]`; -1 where its logits are not numbers to choose by.
 
-    Logits of any dtype; temperature, top-p and min-p fp32, top-k int32, seed and position int64: those of `Sampling`,
-    and how many tokens the row has drawn before. These two and nothing else decide the draw, on every device: the token
+    Logits of any dtype; settings as `as_tensors` makes them; seed and position int64: the row's, and how many tokens it
+    has drawn before. These two and nothing else decide the draw, on every device: the token
     is the one of those kept with the largest z - log(-log(1 - u)), z its logit over the temperature (the Gumbel-max
     trick, which draws from softmax(z)), and u of each token comes from `uniform`.
     """

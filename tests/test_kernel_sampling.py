@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minillm.kernels import sampling as kernel
 from minillm.kernels.sampling import sample
-from minillm.sampling import Sampling, probabilities
+from minillm.sampling import Sampling, as_tensors, probabilities
 
 FAST = {"phases": [Phase.explicit, Phase.reuse, Phase.generate]}  # the interpreter is too slow to shrink a failure
 
@@ -27,10 +27,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def rows(count: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 0,
          position: int = 0) -> list[Tensor]:  # fmt: skip
     """The same for every row, but for positions, which count from `position` on."""
-    values = ((temperature, torch.float32), (top_k, torch.int32), (top_p, torch.float32), (min_p, torch.float32))
-    return [torch.full((count,), value, dtype=kind) for value, kind in values] + [
-        torch.full((count,), seed), torch.arange(position, position + count)
-    ]  # fmt: skip
+    settings = as_tensors([Sampling(temperature, top_k, top_p, min_p)] * count)
+    return [*settings, torch.full((count,), seed), torch.arange(position, position + count)]
 
 
 def kept(logits: Tensor, **options: Any) -> Tensor:

@@ -13,6 +13,7 @@ from minillm.sampling import (
     LIMITS,
     History,
     Sampling,
+    as_tensors,
     defaults,
     penalise,
     probabilities,
@@ -80,9 +81,7 @@ def test_the_likeliest_token_always_stays() -> None:
 
 def rows(count: int, sampling: Sampling, seed: int) -> list[torch.Tensor]:
     """The same settings for every row, at positions 0, 1, …"""
-    kinds = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32, "min_p": torch.float32}
-    settings = [torch.full((count,), getattr(sampling, name), dtype=kind) for name, kind in kinds.items()]
-    return [*settings, torch.full((count,), seed), torch.arange(count)]
+    return [*as_tensors([sampling] * count), torch.full((count,), seed), torch.arange(count)]
 
 
 def test_philox_is_the_published_one() -> None:

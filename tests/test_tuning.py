@@ -64,11 +64,11 @@ def test_the_fastest_is_found_once_for_each_key(bench: Bench, capsys: pytest.Cap
 
 def test_what_is_too_small_is_not_timed(bench: Bench) -> None:
     """And goes by the first; what is known of the key holds for it too."""
-    run("op", (64,), TABLE, GPU, bench.launch, worth=False)
+    run("op", (64,), TABLE, GPU, bench.launch, size=9, least=10)
     assert (bench.launched, bench.timed) == (["first"], [])
     bench.launched.clear()
     assert bench.best(64) == "second"
-    run("op", (64,), TABLE, GPU, bench.launch, worth=False)
+    run("op", (64,), TABLE, GPU, bench.launch, size=9, least=10)
     assert bench.launched[-1] == "second"
 
 
