@@ -35,13 +35,8 @@ EXACT = 2e-5  # as in test_laws.py: fp32, the same sums in another order
 
 # Several blocks, the last ones ragged, and fused parts that begin inside a block.
 SIZES = {
-    "deepseek_v3": {
-        "hidden_size": 272,
-        "intermediate_size": 300,
-        "moe_intermediate_size": 136,
-        "q_lora_rank": 140,
-        "kv_lora_rank": 130,
-    },
+    "deepseek_v3": {"hidden_size": 272, "intermediate_size": 300, "moe_intermediate_size": 136}
+    | {"q_lora_rank": 140, "kv_lora_rank": 130},
     "qwen3_moe": {"hidden_size": 200, "moe_intermediate_size": 136},
 }
 FACTORS = {"deepseek_v3": torch.float32, "qwen3_moe": torch.bfloat16}  # what the two store their factors in
