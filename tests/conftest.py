@@ -64,3 +64,12 @@ def mixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(saved: Path, tmp_path: Path) -> Path:
     """A fresh copy of it to damage."""
     return Path(shutil.copytree(saved, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def small_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels with blocks that Triton's interpreter can bear, and NaN in all that they have to fill."""
+    import kernel_cases
+
+    kernel_cases.shrink(monkeypatch)
+    kernel_cases.poison(monkeypatch)

@@ -13,12 +13,14 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 import torch
+from hypothesis import Phase
 from torch import Tensor
 
 import minillm.triton_ops  # noqa: F401  with all kernels
 from minillm import kernels
 from minillm.kernels.tuning import Config
 
+FAST = {"phases": [Phase.explicit, Phase.reuse, Phase.generate]}  # the interpreter is too slow to shrink a failure
 T = TypeVar("T")
 Errors = dict[str, float]
 

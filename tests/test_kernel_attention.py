@@ -8,13 +8,12 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import kernel_cases
 import pytest
 import torch
 from attention_problems import BESIDE, attended
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import Awkward, Case, exact, ulps
+from kernel_cases import FAST, Awkward, Case, exact, ulps
 from kernel_problems import BUDGETS, hold
 from torch import Tensor
 
@@ -22,13 +21,9 @@ from minillm.kernels import attention as kernel
 from minillm.kernels import decode_attention as decode
 
 DTYPES = [torch.float32, torch.float16]
-FAST = {"phases": [Phase.explicit, Phase.reuse, Phase.generate]}  # the interpreter is too slow to shrink a failure
 
 
-@pytest.fixture(autouse=True)
-def small_blocks_and_poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel_cases.shrink(monkeypatch)
-    kernel_cases.poison(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small_kernels")
 
 
 def visible(queries: int, past: int, window: int | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import kernel_cases
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,7 @@ from torch import Tensor
 from minillm.kernels import cross_entropy as kernel
 from minillm.kernels.cross_entropy import linear_cross_entropy
 
-
-@pytest.fixture(autouse=True)
-def small_blocks_and_poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel_cases.shrink(monkeypatch)
-    kernel_cases.poison(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small_kernels")
 
 
 def test_nothing_to_learn_from() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import kernel_cases
 import pytest
 import torch
 from attention_problems import attended
@@ -17,11 +16,7 @@ from minillm import ops
 from minillm.kernels.mla_decode import mla_decode
 from minillm.visibility import Visibility
 
-
-@pytest.fixture(autouse=True)
-def small_blocks_and_poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel_cases.shrink(monkeypatch)
-    kernel_cases.poison(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small_kernels")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

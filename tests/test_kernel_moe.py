@@ -7,8 +7,9 @@ from collections.abc import Callable
 import kernel_cases
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import FAST
 from kernel_problems import BUDGETS
 from test_moe import formula, matrices, routed
 from torch import Tensor
@@ -17,13 +18,7 @@ from minillm.kernels import moe
 from minillm.kernels.moe import experts
 from minillm.kernels.routing import blocks_of, places, route
 
-FAST = (Phase.explicit, Phase.reuse, Phase.generate)
-
-
-@pytest.fixture(autouse=True)
-def small_blocks_and_poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel_cases.shrink(monkeypatch)
-    kernel_cases.poison(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small_kernels")
 
 
 @pytest.mark.parametrize("few", [0, 1000])
@@ -42,7 +37,7 @@ def test_no_expert_that_nobody_chose_is_read(few: int, tokens: int, monkeypatch:
     assert kernel_cases.ulps(found, expected, torch.ones(1)) <= BUDGETS["experts"]["result"][0]
 
 
-@settings(max_examples=40, phases=FAST)
+@settings(max_examples=40, **FAST)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 20), st.booleans())
 def test_blocks_cover_every_pick_once(picks: list[int], rows: int, from_routing: bool) -> None:
     """With places counted here, or noted by the kernel that routed; these are one row each."""

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import FAST
 from torch import Tensor
 
 from minillm.kernels import sampling as kernel
 from minillm.kernels.sampling import sample
 from minillm.sampling import Sampling, as_tensors, probabilities
-
-FAST = {"phases": [Phase.explicit, Phase.reuse, Phase.generate]}  # the interpreter is too slow to shrink a failure
 
 
 @pytest.fixture(autouse=True)

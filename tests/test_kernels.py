@@ -17,9 +17,9 @@ import kernel_cases
 import pytest
 import torch
 import triton
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import Aligned, Awkward, Case, Pick
+from kernel_cases import FAST, Aligned, Awkward, Case, Pick
 from kernel_problems import BUDGETS, PROBLEMS, hold, normed
 from test_laws import EXACT, build, random_tokens, specs, uncut
 
@@ -34,13 +34,9 @@ NO_KERNELS = ("__init__", "launch", "online_softmax", "tuning")
 KERNELS = Path(__file__).parent.parent / "kernels"
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-FAST = {"phases": [Phase.explicit, Phase.reuse, Phase.generate]}  # the interpreter is too slow to shrink a failure
 
 
-@pytest.fixture(autouse=True)
-def small_blocks_and_poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel_cases.shrink(monkeypatch)
-    kernel_cases.poison(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small_kernels")
 
 
 class Drawn:
