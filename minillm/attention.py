@@ -39,8 +39,8 @@ class GroupedQueryAttention(nn.Module):
         self.spec = spec
         self.ops = ops
         q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        self.qkv = Linear(hidden_size, {"q": q, "k": kv, "v": kv}, bias=spec.qkv_bias)
-        self.out = Linear(q, hidden_size, bias=spec.out_bias)
+        self.qkv = Linear(hidden_size, {"q": q, "k": kv, "v": kv}, ops, bias=spec.qkv_bias)
+        self.out = Linear(q, hidden_size, ops, bias=spec.out_bias)
         self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
         made = spec.qk_norm.norm if spec.qk_norm else None
         self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops)

@@ -17,7 +17,7 @@ from minillm import spec
 from minillm.attention import GroupedQueryAttention, Step
 from minillm.cache import Cache, LatentCache, LayerCache
 from minillm.ffn import MLP, GatedMLP
-from minillm.linear import Linear, linear
+from minillm.linear import Linear
 from minillm.mla import LatentAttention
 from minillm.moe import Experts, MoE
 from minillm.norm import norm
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(layer, decoder.hidden_size, ops) for layer in decoder.layers)
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         bias = decoder.head_bias
-        self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, bias=bias)
+        self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)
         self._rotary = {layer.attention.rope: Rotary(layer.attention.rope) for layer in decoder.layers}
         self._windows = {layer.attention.window for layer in decoder.layers}
 
@@ -129,12 +129,8 @@ class Decoder(nn.Module):
         return x_BTE
 
     def loss(self, tokens_BT: Tensor) -> Tensor:
-        """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`).
-
-        Raises ValueError for a model whose head is packed for inference."""
+        """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
         head = self.embedding if self.head is None else self.head
-        if head.weight is None:
-            raise ValueError("the head is packed for inference; load with kernels='reference' to train")
         x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
         cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
         return self.ops.linear_cross_entropy(x_NE, head.weight, tokens_BT[:, 1:].flatten(), cap, bias=bias)
@@ -154,7 +150,7 @@ class Decoder(nn.Module):
     def logits(self, x_BTE: Tensor) -> Tensor:
         """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
         x_BTE = self.norm(x_BTE)
-        logits = linear(x_BTE, self.embedding.weight) if self.head is None else self.head(x_BTE)
+        logits = self.ops.linear(x_BTE, self.embedding.weight) if self.head is None else self.head(x_BTE)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -196,12 +192,6 @@ class Decoder(nn.Module):
                 found[key] = Destination(name, start, (rows, *width))
                 start += rows
         return found
-
-    def pack(self) -> None:
-        """Give every linear layer oneDNN's layout (see `linear.py`), and experts theirs: for inference on a CPU."""
-        for module in self.modules():
-            if isinstance(module, (Linear, Experts)):
-                module.pack()
 
 
 def skeleton(decoder: spec.Decoder, dtype: torch.dtype, ops: Ops = REFERENCE) -> Decoder:

@@ -25,6 +25,7 @@ class Ops:
     """Every op that has more than one implementation; `reference.py`, `routing.py` and `sampling.py` say what each
     computes."""
 
+    linear: Callable[..., Tensor] = reference.linear
     rms_norm: Callable[..., Tensor] = reference.rms_norm
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = reference.add_rms_norm
     rope: Callable[..., Tensor] = reference.rope

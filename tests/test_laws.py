@@ -142,13 +142,6 @@ def test_the_loss_is_that_of_the_logits(spec: Spec, total: int) -> None:
         assert one is None or (one - other).abs().max() <= EXACT
 
 
-def test_a_packed_head_has_no_loss() -> None:
-    model = build(Spec(31, 16, (), Norm(1e-5), tied=False, context=64))
-    model.pack()
-    with pytest.raises(ValueError, match="the head is packed for inference"):
-        model.loss(random_tokens(1, 4))
-
-
 @settings(max_examples=30)
 @given(specs(), st.integers(2, 30))
 @torch.no_grad()
