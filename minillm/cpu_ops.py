@@ -168,10 +168,11 @@ def attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """`reference.attention`."""
-    slots = _slots(k)
-    if not (slots and slots == _slots(v) and few_queries(q) and plain(q.transpose(1, 2).contiguous(), sinks)):
-        return reference.attention(q, k, v, visible, scale, softcap, sinks)
-    return _attend(q, k, v, slots, visible, scale, softcap, sinks)
+    rows = q.transpose(1, 2)
+    rows = rows if rows.is_contiguous() else rows.contiguous()
+    if few_queries(q) and _slots(k) and _slots(v) and q.dtype == k.dtype == v.dtype and plain(rows, sinks):
+        return _attend(rows, k, v, visible, scale, softcap, sinks)
+    return reference.attention(q, k, v, visible, scale, softcap, sinks)
 
 
 def latent_attention(
@@ -195,15 +196,14 @@ def _slots(x: Tensor) -> int:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, slots: int, visible: Visibility, scale: float | None, softcap: float | None,
+    q: Tensor, k: Tensor, v: Tensor, visible: Visibility, scale: float | None, softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    batch, heads, steps, k_size = q.shape
-    rows = q.transpose(1, 2).contiguous()
+    batch, steps, heads, k_size = q.shape
     y = torch.empty(batch, steps, heads, v.shape[-1], dtype=q.dtype)
     first, last = (each.expand(batch, steps).contiguous() for each in visible.spans)
-    at = [address(each) for each in (rows, k, v, sinks, y, first, last)]
-    sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], slots, k.stride(2), v.stride(2))
+    at = [address(each) for each in (q, k, v, sinks, y, first, last)]
+    sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], _slots(k), _slots(v), k.stride(2), v.stride(2))
     ring = visible.window if visible.ring else None
     longest = min(visible.start + visible.count, visible.window or visible.start + visible.count)
     places = (ring or 0, visible.first_key, -(-longest // attending.CHUNK))

@@ -75,7 +75,7 @@ def _chunks(
 ) -> None:  # fmt: skip
     """For chunk c of what query t of row b sees through kv head h: of each of its G heads the highest score, the sum of
     the weights and that of the weighted values."""
-    steps, heads, kv_heads, k_size, v_size, slots, k_stride, v_stride = sizes
+    steps, heads, kv_heads, k_size, v_size, k_slots, v_slots, k_stride, v_stride = sizes
     group = heads // kv_heads
     for each in prange(len(first) * kv_heads * parts):
         task = np.int64(each)
@@ -85,10 +85,10 @@ def _chunks(
         if count <= 0:
             continue
         rows, value_rows = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
-        lane = (query // steps * kv_heads + h) * slots
+        lane = query // steps * kv_heads + h
         for i in range(count):
             slot = (start + i) % ring if ring else start + i - offset
-            rows[i], value_rows[i] = (lane + slot) * k_stride, (lane + slot) * v_stride
+            rows[i], value_rows[i] = (lane * k_slots + slot) * k_stride, (lane * v_slots + slot) * v_stride
         scores = aligned(group * CHUNK, np.float32)
         for i in range(count):
             for g in range(group):
@@ -136,13 +136,13 @@ def attention(
     sizes: Any, places: Any, scale: Any, softcap: Any, like: Any,
 ) -> None:  # fmt: skip
     """y `[B, T, H, V]` of q `[B, T, H, D]` over the keys `[B, K, S, D]` and values `[B, K, S, V]` of positions
-    first[b, t] to last[b, t]. sizes are T, H, K, D, V, S and the distances of two keys and of two values; places is the
-    size of a ring, or 0 and the position of slot 0, and the most chunks that a query has."""
-    steps, heads, kv_heads, k_size, v_size, slots, k_stride, v_stride = sizes
+    first[b, t] to last[b, t]. sizes are T, H, K, D, V, S of both and the distances of two keys and of two values; places
+    is the size of a ring, or 0 and the position of slot 0, and the most chunks that a query has."""
+    steps, heads, kv_heads, k_size, v_size, k_slots, v_slots, k_stride, v_stride = sizes
     ring, offset, parts = places
-    count, lanes, whole = batch * steps, batch * kv_heads * slots, np.empty(0, np.int64)
+    count, lanes, whole = batch * steps, batch * kv_heads, np.empty(0, np.int64)
     first, last = array(first_at, count, whole), array(last_at, count, whole)
-    k, v = array(k_at, lanes * k_stride, like), array(v_at, lanes * v_stride, like)
+    k, v = array(k_at, lanes * k_slots * k_stride, like), array(v_at, lanes * v_slots * v_stride, like)
     sinks, y = array(sinks_at, heads if sinks_at else 0, like), array(y_at, count * heads * v_size, like)
     q, _ = prepare(array(q_at, count * heads * k_size, like), count * heads, k, 1)
     found = count * heads * parts
