@@ -82,7 +82,7 @@ def fits(group: int) -> bool:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
     """`reference.rms_norm`."""
-    if not plain(x, weight):
+    if not (few(x) and plain(x, weight)):
         return reference.rms_norm(x, weight, eps, offset, cast)
     return _normed(x, None, weight, eps, offset, cast)[0]
 
@@ -91,7 +91,7 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
 ) -> tuple[Tensor, Tensor]:
     """`reference.add_rms_norm`."""
-    if not plain(x, residual, weight):
+    if not (few(x) and plain(x, residual, weight)):
         return reference.add_rms_norm(x, residual, weight, eps, offset, cast)
     return _normed(x, residual, weight, eps, offset, cast)
 
@@ -106,18 +106,6 @@ def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, *numbers: Any) -
 
 def _norm_numbers(eps: float, offset: float, cast: NormCast) -> tuple[Any, Any, bool]:
     return np.float32(eps), np.float32(offset), cast == "before_weight"
-
-
-def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
-    """`reference.gated_act`."""
-    numbers = _activation(activation)
-    if numbers is None or not plain(gate_up):
-        return reference.gated_act(gate_up, activation)
-    inner = gate_up.shape[-1] // 2
-    y = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype)
-    rows = y.numel() // inner if inner else 0
-    pointwise.gated_act(address(gate_up), address(y), rows, inner, numbers, LIKE[y.dtype])
-    return y
 
 
 def _activation(activation: Activation | ClampedSwiGLU) -> tuple[int, Any, Any] | None:
@@ -252,7 +240,6 @@ OPS: dict[str, Callable[..., Any]] = {
     "rms_norm": rms_norm,
     "add_rms_norm": add_rms_norm,
     "qk_norm_rope_cache": qk_norm_rope_cache,
-    "gated_act": gated_act,
     "attention": attention,
     "latent_attention": latent_attention,
     "experts": experts,

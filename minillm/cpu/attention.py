@@ -136,8 +136,8 @@ def attention(
     sizes: Any, places: Any, scale: Any, softcap: Any, like: Any,
 ) -> None:  # fmt: skip
     """y `[B, T, H, V]` of q `[B, T, H, D]` over the keys `[B, K, S, D]` and values `[B, K, S, V]` of positions
-    first[b, t] to last[b, t]. sizes are T, H, K, D, V, S of both and the distances of two keys and of two values; places
-    is the size of a ring, or 0 and the position of slot 0, and the most chunks that a query has."""
+    first[b, t] to last[b, t]. sizes are T, H, K, D, V, S of both and the distances of two keys and of two values;
+    places is the size of a ring, or 0 and the position of slot 0, and the most chunks that a query has."""
     steps, heads, kv_heads, k_size, v_size, k_slots, v_slots, k_stride, v_stride = sizes
     ring, offset, parts = places
     count, lanes, whole = batch * steps, batch * kv_heads, np.empty(0, np.int64)

@@ -1,5 +1,5 @@
 """What happens to each value between the products: norms, rotation, activation, in one pass over a row and with one
-rounding. Shapes: R rows, N values of a row, F half of one; B batch, T tokens, H query heads, K kv heads, D head_dim."""
+rounding. Shapes: R rows, N values of a row; B batch, T tokens, H query heads, K kv heads, D head_dim."""
 
 from __future__ import annotations
 
@@ -51,20 +51,6 @@ def activated(gate: Any, up: Any, activation: Any) -> Any:
     return gate / (ONE + exp(-alpha * gate)) * (up + ONE)
 
 
-@parallel
-def _gate(source: Any, rows: int, inner: int, activation: Any, y: Any) -> None:
-    for row in prange(rows):
-        for f in range(inner):
-            gate, up = number(source[2 * row * inner + f]), number(source[(2 * row + 1) * inner + f])
-            y[row * inner + f] = rounded(activated(gate, up, activation), y)
-
-
-@kernel
-def gated_act(source_at: int, y_at: int, rows: int, inner: int, activation: Any, like: Any) -> None:
-    """y `[R, F]` = act(gate) * up of `[R, 2F]`."""
-    _gate(array(source_at, 2 * rows * inner, like), rows, inner, activation, array(y_at, rows * inner, like))
-
-
 @function
 def norm(x: Any, at: int, w: Any, size: int, numbers: Any, y: Any, to: int) -> None:
     """rms_norm of x[at : at + size] into y[to : to + size]; numbers are eps, offset and whether it is rounded before
@@ -85,24 +71,19 @@ def norm(x: Any, at: int, w: Any, size: int, numbers: Any, y: Any, to: int) -> N
             y[to + i] = rounded(number(x[at + i]) * factor * (number(w[i]) + offset), y)
 
 
-@parallel
-def _norm_rows(x: Any, residual: Any, s: Any, w: Any, rows: int, size: int, numbers: Any, y: Any) -> None:
-    for row in prange(rows):
-        at = row * size
-        if len(residual):
-            for i in range(at, at + size):
-                s[i] = rounded(number(x[i]) + number(residual[i]), s)
-        norm(s, at, w, size, numbers, y, at)
-
-
 @kernel
 def rms_norm(
     x_at: int, residual_at: int, s_at: int, w_at: int, y_at: int, rows: int, size: int, numbers: Any, like: Any
 ) -> None:
-    """y `[R, N]` = rms_norm(s), where s is x, or where there is a residual x + residual and written."""
+    """y `[R, N]` = rms_norm(s), where s is x, or where there is a residual x + residual and written. For few rows: one
+    thread is done with them before a second has started."""
     count, there = rows * size, rows * size if residual_at else 0
     x, residual, s = array(x_at, count, like), array(residual_at, there, like), array(s_at, count, like)
-    _norm_rows(x, residual, s, array(w_at, size, like), rows, size, numbers, array(y_at, count, like))
+    w, y = array(w_at, size, like), array(y_at, count, like)
+    for i in range(there):
+        s[i] = rounded(number(x[i]) + number(residual[i]), s)
+    for row in range(rows):
+        norm(s, row * size, w, size, numbers, y, row * size)
 
 
 @function
