@@ -13,7 +13,8 @@ one program per sequence and head a GPU would stand idle. So the sequence is cut
 The cache is contiguous, `[B, K, S, D]` with any strides, possibly a ring whose slot s holds position
 start - (start - s) mod ring; or paged, `[blocks, size, K, D]` with the numbers of a sequence's blocks in a table
 (Kwon et al., arXiv:2309.06180). How many parts there are depends on the size of the cache that is handed over and never
-on `lengths`, so that a recorded graph stays valid as they grow.
+on `lengths`, so that a recorded graph stays valid as they grow; how long its parts are, each sequence finds out from its
+own length.
 """
 
 import torch
@@ -63,6 +64,9 @@ def part_kernel(
     length = keys
     if HAS_LENGTHS:
         length = tl.load(lengths_i32_ptr + batch)
+        start = length - 1
+        length = tl.where(ring > 0, tl.minimum(length, ring), length)
+        each = tl.cdiv(tl.cdiv(length, tl.num_programs(1)), BLOCK_S) * BLOCK_S
     first = 0
     if HAS_FIRST:
         first = tl.load(first_i64_ptr + batch).to(tl.int32)
@@ -96,7 +100,7 @@ def part_kernel(
     part = (batch * kv_heads * G + heads) * tl.num_programs(1) + tl.program_id(1)
     tl.store(m_f32_ptr + part, m, mask=rows < G)
     tl.store(mass_f32_ptr + part, mass, mask=rows < G)
-    mask = (rows < G)[:, None] & (columns_v < V)[None, :]
+    mask = ((rows < G) & (m > float("-inf")))[:, None] & (columns_v < V)[None, :]  # what saw nothing has no output
     tl.store(o_f32_ptr + part[:, None] * V + columns_v[None, :], o, mask=mask)
 
 
@@ -119,7 +123,7 @@ def join_kernel(
     total = tl.sum(weights * mass, axis=0)
     if HAS_SINKS:
         total += tl.exp2(sink - anchor)
-    mask = inside[:, None] & (columns < V)[None, :]
+    mask = (m > float("-inf"))[:, None] & (columns < V)[None, :]
     o = tl.load(o_f32_ptr + (row * splits + parts)[:, None] * V + columns[None, :], mask=mask, other=0.0)
     y = tl.sum(weights[:, None] * o, axis=0) / tl.where(total == 0.0, 1.0, total)
     tl.store(y_ptr + row * V + columns, y.to(y_ptr.dtype.element_ty), mask=columns < V)
@@ -144,7 +148,8 @@ def decode_attention(
 
     Of its keys sequence b sees the first lengths[b] (int32 `[B]`, all where None), none at a position before first[b]
     (int64 `[B]`), and at most the last `window`. With a `ring` key s is the slot of a ring of so many, the query at
-    position `start`. A sequence that sees nothing gives zeros. Raises ValueError for what does not fit.
+    position `start`, or, with lengths, at lengths[b] - 1, however many that are. A sequence that sees nothing gives
+    zeros. Raises ValueError for what does not fit.
     """
     kv = (k, v) if block_table is None else (k.transpose(1, 2), v.transpose(1, 2))
     _check(q, kv, lengths, first, block_table, sinks)
@@ -170,8 +175,9 @@ def decode_attention(
         )  # fmt: skip
 
     key = (q.dtype, dim, heads // kv_heads, bucket(batch * kv_heads), block_table is not None)
+    known = known_keys(keys, lengths, block_table)
     with on_device_of(q):
-        run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, keys, 1024)
+        run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, known, 1024)
         join(partial, m, mass, sinks, y)
     return y
 
@@ -191,6 +197,11 @@ def join(partial: Tensor, m: Tensor, mass: Tensor, sinks: Tensor | None, y: Tens
         partial, m, mass, sinks, y, heads, m.shape[2], HAS_SINKS=sinks is not None, V=value_dim,
         BLOCK_V=padded(value_dim), BLOCK_P=MAX_SPLITS,
     )  # fmt: skip
+
+
+def known_keys(keys: int, lengths: Tensor | None, block_table: Tensor | None) -> int:
+    """How many keys there are to read, as far as the host knows: a contiguous cache may be all but empty."""
+    return keys if lengths is None or block_table is not None else 0
 
 
 def parts(keys: int, programs: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels.decode_attention import cache_place, join, parts, unjoined
+from minillm.kernels.decode_attention import cache_place, join, known_keys, parts, unjoined
 from minillm.kernels.launch import on_device_of
 from minillm.kernels.online_softmax import LOG2_E, grown, padded
 from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
@@ -43,6 +43,7 @@ def part_kernel(
     length = keys
     if HAS_LENGTHS:
         length = tl.load(lengths_i32_ptr + batch)
+        each = tl.cdiv(tl.cdiv(length, tl.num_programs(1)), BLOCK_S) * BLOCK_S
     first = 0
     if HAS_FIRST:
         first = tl.load(first_i64_ptr + batch).to(tl.int32)
@@ -69,7 +70,8 @@ def part_kernel(
     part = (batch * heads + rows) * tl.num_programs(1) + tl.program_id(1)
     tl.store(m_f32_ptr + part, m, mask=rows < heads)
     tl.store(mass_f32_ptr + part, mass, mask=rows < heads)
-    tl.store(o_f32_ptr + part[:, None] * R + columns_r[None, :], o, mask=head & in_r)
+    seen = (m > float("-inf"))[:, None]  # what saw nothing has no output
+    tl.store(o_f32_ptr + part[:, None] * R + columns_r[None, :], o, mask=head & in_r & seen)
 
 
 def mla_decode(
@@ -109,8 +111,9 @@ def mla_decode(
         )  # fmt: skip
 
     key = (q.dtype, width, value_dim, heads, bucket(batch), block_table is not None)
+    known = known_keys(keys, lengths, block_table)
     with on_device_of(q):
-        run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, keys, 1024)
+        run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, known, 1024)
         join(partial, m, mass, None, y)
     return y
 
