@@ -48,11 +48,13 @@ class DecodeGraph:
         self.model, self.cache = model, cache
         self.graph: torch.cuda.CUDAGraph | None = None
         self.decided: object = None
+        self.held: list[Tensor] = []
         self.refused = False  # the recording failed
 
     def __call__(self, tokens_B: Tensor) -> Tensor:
-        decided = (len(tokens_B), self._memory(), self.model.turning(self.cache))
-        same, self.decided = decided == self.decided, decided
+        held = self._held()
+        decided = len(tokens_B), [id(each) for each in held]  # of what is held: nothing else can have its number
+        same, self.decided, self.held = decided == self.decided, decided, held
         if not same:
             self.graph = None
         elif self.graph is None and not self.refused:
@@ -67,10 +69,10 @@ class DecodeGraph:
         self.cache.length += 1
         return self.logits_BV
 
-    def _memory(self) -> tuple[int, ...]:
-        """The addresses of what a graph reads of the cache; a cache that moves moves all layers."""
-        held = [*vars(self.cache.layers[0]).values(), self.cache.padding_B]
-        return tuple(each.data_ptr() for each in held if isinstance(each, Tensor))
+    def _held(self) -> list[Tensor]:
+        """What the graph reads that may be exchanged under it; of the cache the first layer will do, as all move."""
+        cached = (*vars(self.cache.layers[0]).values(), self.cache.padding_B)
+        return [*(each for each in cached if isinstance(each, Tensor)), *self.model.turning(self.cache)]
 
     def _record(self, tokens_B: Tensor) -> None:
         """Make the graph, or say in one line why there is none. The steps that are really made meanwhile write what the

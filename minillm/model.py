@@ -116,27 +116,31 @@ class Decoder(nn.Module):
         x_BTE = self.hidden(tokens_BT, cache)
         return self.logits(x_BTE[:, -1:] if last_only else x_BTE)
 
-    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None) -> Tensor:
         """The hidden states `[B, T, E]` behind the last layer, before the final norm."""
-        x_BTE = self._through(tokens_BT, self._step(tokens_BT, cache), cache)
-        if cache is not None:
-            cache.length += tokens_BT.shape[1]
+        x_BTE, step = self.enter(tokens_BT, cache, position_B)
+        for index, layer in enumerate(self.layers):
+            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
         return x_BTE
+
+    def enter(
+        self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None
+    ) -> tuple[Tensor, Step]:
+        """What the first layer takes, `[B, T, E]`, and what all layers share; from here on the cache counts as longer
+        by T, and each layer is to fill its part. For `position_B` see `decode_at`."""
+        step = self._step(tokens_BT, cache, position_B)
+        x_BTE = self.embedding(tokens_BT)
+        if self.spec.embedding_scale != 1:
+            x_BTE = x_BTE * x_BTE.new_full((), self.spec.embedding_scale)  # rounded to the type of x
+        if cache is not None and position_B is None:
+            cache.length += tokens_BT.shape[1]
+        return x_BTE, step
 
     @torch.no_grad()
     def decode_at(self, tokens_B: Tensor, position_B: Tensor, cache: Cache) -> Tensor:
         """The logits `[B, V]` behind one token per row, int64 `[B]`, at int64 positions `[B]` that only the device
         knows: a step that a graph can record (`graphs.py`). The cache is filled, and its length stays as it is."""
-        tokens_B1 = tokens_B[:, None]
-        return self.logits(self._through(tokens_B1, self._step(tokens_B1, cache, position_B), cache))[:, -1]
-
-    def _through(self, tokens_BT: Tensor, step: Step, cache: Cache | None) -> Tensor:
-        x_BTE = self.embedding(tokens_BT)
-        if self.spec.embedding_scale != 1:
-            x_BTE = x_BTE * x_BTE.new_full((), self.spec.embedding_scale)  # rounded to the type of x
-        for index, layer in enumerate(self.layers):
-            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
-        return x_BTE
+        return self.logits(self.hidden(tokens_B[:, None], cache, position_B))[:, -1]
 
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
@@ -193,10 +197,10 @@ class Decoder(nn.Module):
         end = max(cache.length + count, cache.prompt_length)
         return tuple(end - padding for padding in cache.padding or [0])
 
-    def turning(self, cache: Cache) -> object:
-        """What the rotary frequencies of one more position go by: while it stays the same, so do they."""
-        lengths = self._lengths(cache, 1)
-        return tuple(table.distinct(lengths) for table in self._rotary.values())
+    def turning(self, cache: Cache) -> list[Tensor]:
+        """The rotary frequencies that one more position takes, the same tensors while they are the same."""
+        lengths, device = self._lengths(cache, 1), self.embedding.weight.device
+        return [each for table in self._rotary.values() for each in table.kept(lengths, device)]
 
     def outgrown(self, cache: Cache) -> bool:
         """Whether one more position takes a row past the length at which LongRoPE turns every key otherwise."""

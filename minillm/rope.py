@@ -97,21 +97,20 @@ class Rotary:
 
         `lengths` has each row's length in positions, or one for all: some scalings depend on it.
         """
-        rates, factor = self._frequencies(self.distinct(lengths), positions_BT.device)
+        rates, factor = self.kept(lengths, positions_BT.device)
         phases = positions_BT.unsqueeze(-1).float() * rates
         return (phases.cos() * factor).to(dtype), (phases.sin() * factor).to(dtype)
 
-    def distinct(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        """Lengths whose frequencies are those of `lengths`: the same ones for all that turn alike."""
+    def kept(self, lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Frequencies `[B or 1, 1, dim/2]` and attention factors `[B or 1, 1, 1]`, the same tensors while lengths do
+        not change them."""
         scaling = self.rope.scaling
         if isinstance(scaling, DynamicScaling):
-            return tuple(max(length, scaling.original_positions) for length in lengths)
-        if isinstance(scaling, LongRopeScaling):
-            return tuple(scaling.original_positions + (length > scaling.original_positions) for length in lengths)
-        return (0,)
-
-    def _frequencies(self, lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Frequencies `[B or 1, 1, dim/2]` and attention factors `[B or 1, 1, 1]`."""
+            lengths = tuple(max(length, scaling.original_positions) for length in lengths)
+        elif isinstance(scaling, LongRopeScaling):
+            lengths = tuple(scaling.original_positions + (length > scaling.original_positions) for length in lengths)
+        else:
+            lengths = (0,)
         if self._kept is None or self._kept[0] != (lengths, device):
             rows = [frequencies(self.rope, length) for length in lengths]
             factors = torch.tensor([[[attention_factor(self.rope, length)]] for length in lengths])

@@ -43,8 +43,8 @@ class Visibility:
 
     @cached_property
     def key_positions(self) -> Tensor:
-        """The position of each key that a cache returns for these queries: int64 `[S]`, or `[B, 1, 1, S]` of a ring with
-        `position_B`, negative where a slot is still empty."""
+        """The position of each key that a cache returns for these queries: int64 `[S]`, of a ring with `position_B`
+        `[B, 1, 1, S]`, negative where a slot is still empty."""
         end = self.start + self.count
         if not self.ring:
             return torch.arange(self.first_key, end, device=self.device)
@@ -73,7 +73,7 @@ class Visibility:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """True where a query sees a key, bool `[T, S]`, or `[B, 1, T, S]` with padding or `position_B`; None where nothing
+        """True where a query sees a key, bool `[T, S]`, with padding or `position_B` `[B, 1, T, S]`; None where nothing
         but the future is hidden from all queries, or from the only one nothing.
 
         A padded position sees itself: its output is never used, but a row with nothing to see would be NaN and spread.

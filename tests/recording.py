@@ -87,7 +87,11 @@ class Gpu:
         def replay(self) -> None:
             for call, args, kwargs, before in self.calls:
                 after = call(*args, **kwargs)
-                mine = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+                mine = {
+                    each.untyped_storage().data_ptr()
+                    for each in tree_leaves((args, kwargs))
+                    if isinstance(each, Tensor)
+                }
                 for old, new in zip(tree_leaves(before), tree_leaves(after), strict=True):
                     if isinstance(old, Tensor) and old.untyped_storage().data_ptr() not in mine:
                         old.copy_(new)
@@ -106,12 +110,12 @@ class Gpu:
     def graph(self, graph: Gpu.CUDAGraph, stream: Gpu.Stream) -> Iterator[None]:
         self.log.append("recording")
         self.launches = graph.calls
-        with self._watched(graph.calls):
+        with self.watched(graph.calls):
             yield
         self.launches = None
 
     @contextmanager
-    def _watched(self, calls: list[tuple] | None) -> Iterator[None]:
+    def watched(self, calls: list[tuple] | None = None) -> Iterator[None]:
         with Ops(calls) as mode:
             self.modes.append(mode)
             try:
@@ -123,7 +127,7 @@ class Gpu:
         self.mode = mode
         if mode == "error":
             self.log.append("waiting is an error")
-            self.watching = self._watched(None)
+            self.watching = self.watched(None)
             self.watching.__enter__()
         else:
             self.watching.__exit__(None, None, None)
