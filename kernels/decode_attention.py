@@ -49,6 +49,15 @@ def cache_place(slots, inside, batch, table_ptr, page, table_b, PAGED: tl.conste
     return one, two
 
 
+@triton.jit
+def positions_of(slots, ring, start, PAGED: tl.constexpr):
+    """What position each slot holds; with pages it is its number, in a ring the last one up to `start` that fits."""
+    position = slots
+    if not PAGED and ring > 0:
+        position = start - (start - slots + ring) % ring
+    return position
+
+
 @triton.jit(do_not_specialize=["keys", "ring", "start"])  # they grow from step to step
 def part_kernel(
     q_ptr, k_ptr, v_ptr, o_f32_ptr, m_f32_ptr, mass_f32_ptr, lengths_i32_ptr, first_i64_ptr, table_i32_ptr,
@@ -79,8 +88,7 @@ def part_kernel(
     m = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     mass = tl.zeros((BLOCK_G,), tl.float32)
     o = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
-    k_ptr += kv_head * k_h
-    v_ptr += kv_head * v_h
+    k_ptr, v_ptr = k_ptr + kv_head * k_h, v_ptr + kv_head * v_h
     each = tl.cdiv(tl.cdiv(length, tl.num_programs(1)), BLOCK_S) * BLOCK_S
     begin = tl.program_id(1) * each
     for at in range(begin, tl.minimum(begin + each, length), BLOCK_S):
@@ -89,10 +97,7 @@ def part_kernel(
         one, two = cache_place(slots, inside, batch, table_i32_ptr, page, table_b, PAGED)
         k_rows, v_rows = one * k_b + two * k_s, one * v_b + two * v_s
         if HAS_FIRST or WINDOW:
-            position = slots
-            if not PAGED and ring > 0:
-                position = start - (start - slots + ring) % ring
-            inside = inside & (position >= first)
+            inside = inside & (positions_of(slots, ring, start, PAGED) >= first)
         k_mask, v_mask = inside[:, None] & (columns_d < D)[None, :], inside[:, None] & (columns_v < V)[None, :]
         k = tl.load(k_ptr + k_rows[:, None] + columns_d[None, :], mask=k_mask, other=0.0)
         v = tl.load(v_ptr + v_rows[:, None] + columns_v[None, :], mask=v_mask, other=0.0)
@@ -154,23 +159,18 @@ def decode_attention(
     zeros. Raises ValueError for what does not fit.
     """
     kv = (k, v) if block_table is None else (k.transpose(1, 2), v.transpose(1, 2))
-    _check(q, kv, lengths, first, block_table, sinks)
-    if ring and block_table is not None:
-        raise ValueError(
-            f"decode_attention: a ring of {ring} slots with a block_table; only a contiguous cache has one"
-        )
+    _check(q, kv, lengths, first, block_table, sinks, ring)
     (batch, heads, dim), (_, kv_heads, size, value_dim) = q.shape, kv[1].shape
     keys = size if block_table is None else size * block_table.shape[1]
     y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
     if not y.numel():
         return y
     programs = batch * kv_heads * triton.cdiv(heads // kv_heads, MOST_HEADS)
-    splits = parts(keys, programs)
-    partial, m, mass = unjoined(y, splits)
+    partial, m, mass = unjoined(y, parts(keys, programs))
     table_stride = 0 if block_table is None else block_table.stride(0)
 
     def launch(config: Config) -> None:
-        part_kernel[programs, splits](
+        part_kernel[programs, m.shape[2]](
             q, *kv, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *kv[0].stride()[:3],
             *kv[1].stride()[:3], keys, ring, start, size, table_stride, kv_heads,
             dim**-0.5 if scale is None else scale, softcap or 0.0,
@@ -181,9 +181,9 @@ def decode_attention(
         )  # fmt: skip
 
     key = (q.dtype, dim, heads // kv_heads, bucket(batch * kv_heads), block_table is not None)
-    known = known_keys(keys, lengths, block_table)
+    table, known = FP32 if q.dtype == torch.float32 else CONFIGS, known_keys(keys, lengths, block_table)
     with on_device_of(q):
-        run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, known, 1024)
+        run("decode_attention", key, table, q.device, launch, known, 1024)
         join(partial, m, mass, sinks, y)
     return y
 
@@ -216,7 +216,7 @@ def parts(keys: int, programs: int) -> int:
     return max(min(triton.cdiv(PROGRAMS, programs), MAX_SPLITS, triton.cdiv(keys, LEAST)), 1)
 
 
-def _check(q, kv, lengths, first, block_table, sinks):
+def _check(q, kv, lengths, first, block_table, sinks, ring):
     if block_table is None:
         check(q.unsqueeze(2), *kv, sinks)
     else:
@@ -229,3 +229,5 @@ def _check(q, kv, lengths, first, block_table, sinks):
             raise ValueError(f"decode_attention: {name} is {each.dtype} {list(each.shape)}, expected {kind} [{len(q)}]")
     if block_table is not None and lengths is None:
         raise ValueError("decode_attention: a paged cache needs lengths; its last block may not be full")
+    if block_table is not None and ring:
+        raise ValueError(f"decode_attention: a ring of {ring} slots on pages; only a contiguous cache may be one")
