@@ -45,6 +45,7 @@ LAYERS = [
     ["minillm.linear"],
     ["minillm.norm", "minillm.attention", "minillm.ffn", "minillm.mla", "minillm.moe"],
     ["minillm.model"],
+    ["minillm.graphs"],
     ["minillm.inference", "minillm.measure"],
     ["minillm.llm"],
     ["minillm.loading"],
