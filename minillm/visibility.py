@@ -73,13 +73,16 @@ class Visibility:
 
     @cached_property
     def spans(self) -> tuple[Tensor, Tensor]:
-        """The positions of the first and the last key that each query sees, int64 `[T]` each, or `[B, T]` with padding;
-        a padded one sees itself."""
-        last = torch.arange(self.start, self.start + self.count, device=self.device)
+        """The positions of the first and the last key that each query sees, int64 `[T]` each, or `[B, T]` with padding
+        or `position_B`; a padded one sees itself."""
+        if self.position_B is None:
+            last = torch.arange(self.start, self.start + self.count, device=self.device)
+        else:
+            last = self.position_B[:, None]
         first = torch.zeros_like(last) if self.window is None else (last - self.window + 1).clamp(min=0)
         if self.padding_B is None:
             return first, last
-        last = last.repeat(len(self.padding_B), 1)
+        last = last.expand(len(self.padding_B), -1)
         return torch.minimum(torch.maximum(first, self.padding_B[:, None]), last), last
 
     @cached_property
