@@ -17,7 +17,8 @@ from torch import Tensor
 from minillm import grouped, reference
 from minillm.cpu import attention as attending
 from minillm.cpu import experts as expert_loops
-from minillm.cpu import pointwise, products
+from minillm.cpu import pointwise, prefill, products
+from minillm.cpu.dots import NATIVE_BF16
 from minillm.cpu.jit import LIKE, address
 from minillm.cpu.linear import linear as multiply
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
@@ -158,8 +159,11 @@ def attention(
     """`reference.attention`."""
     rows = q.transpose(1, 2)
     rows = rows if rows.is_contiguous() else rows.contiguous()
-    if few_queries(q) and _slots(k) and _slots(v) and q.dtype == k.dtype == v.dtype and plain(rows, sinks):
-        return _attend(rows, k, v, visible, scale, softcap, sinks)
+    if _slots(k) and _slots(v) and q.dtype == k.dtype == v.dtype and plain(rows, sinks):
+        if few_queries(q):
+            return _attend(rows, k, v, visible, scale, softcap, sinks)
+        if NATIVE_BF16 and q.dtype == torch.bfloat16 and sinks is None and not (q.shape[3] % 2 or v.shape[3] % 64):
+            return _attend_prompt(rows, k, v, visible, scale, softcap)
     return reference.attention(q, k, v, visible, scale, softcap, sinks)
 
 
@@ -197,6 +201,20 @@ def _attend(
     places = (ring or 0, visible.first_key, -(-longest // attending.CHUNK))
     numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
     attending.attention(*at, batch, sizes, places, *numbers, LIKE[q.dtype])
+    return y.transpose(1, 2)
+
+
+def _attend_prompt(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visibility, scale: float | None, softcap: float | None
+) -> Tensor:
+    batch, steps, heads, k_size = q.shape
+    y = torch.empty(batch, steps, heads, v.shape[-1], dtype=q.dtype)
+    first, last = (each.expand(batch, steps).contiguous() for each in visible.spans)
+    at = [address(each) for each in (q, k, v, y, first, last)]
+    sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], k.shape[2])
+    strides = (_slots(k) * k.stride(2), _slots(v) * v.stride(2), k.stride(2), v.stride(2))
+    numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
+    prefill.attention(*at, batch, sizes, strides, visible.first_key, *numbers, LIKE[q.dtype])
     return y.transpose(1, 2)
 
 

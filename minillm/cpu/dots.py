@@ -135,3 +135,18 @@ def _native(builder: Any, total: Any, x: Any, y: Any) -> Any:
     kind = ir.FunctionType(FLOATS, [FLOATS, BFLOATS, BFLOATS])
     call = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
     return builder.call(call, [total, builder.bitcast(x, BFLOATS), builder.bitcast(y, BFLOATS)])
+
+
+@intrinsic
+def dot_pair(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any:
+    """sums[l] + w[at + 2 l] x[start] + w[at + 2 l + 1] x[start + 1], all bf16; for a processor with NATIVE_BF16."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        _, kind, _, x_kind, _ = signature.args
+        sums, w, at, x, start = given
+        pair = builder.extract_element(read(context, builder, x_kind, x, start, INT, 1), INT(0))
+        nothing = ir.Constant(ir.VectorType(INT, LANES), ir.Undefined)
+        pairs = builder.shuffle_vector(builder.insert_element(nothing, pair, INT(0)), nothing, same(INT, 0))
+        return _native(builder, sums, read(context, builder, kind, w, at, SHORT, 32), pairs)
+
+    return floats(floats, w, types.intp, x, types.intp), generate

@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from minillm.cpu.jit import array, function, inline, kernel, parallel
-from minillm.cpu.vector import LANES, load, madd, number, rounded, total, two_to, zeros
+from minillm.cpu.vector import LANES, floor, larger, load, madd, number, rounded, smaller, total, two_to, zeros
 
 SILU, GELU_TANH, CLAMPED = range(3)  # activations by number; kernels get (number, limit, alpha)
 ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
@@ -18,23 +18,23 @@ ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 @inline
 def exp(x: Any) -> Any:
-    """e**x, within 2 units in the last place: 2**n times a polynomial (Cephes' expf), which compilers turn into vectors
-    as they cannot a call. Below -87 it is e**-87, which is next to nothing."""
-    x = np.float32(88) if x > np.float32(88) else x
-    x = np.float32(-87) if x < np.float32(-87) else x
-    n = np.floor(x * np.float32(1.4426950408889634) + HALF)
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    return (p * r * r + r + ONE) * two_to(n)
+    """e**x of a float or a vector, within 2 units in the last place: 2**n times a polynomial (Cephes' expf). Below -87
+    it is e**-87, which is next to nothing."""
+    x = larger(np.float32(-87), smaller(np.float32(88), x))
+    n = floor(madd(x, np.float32(1.4426950408889634), HALF))
+    r = madd(n, np.float32(2.12194440e-4), madd(n, np.float32(-0.693359375), x))
+    p = madd(r, np.float32(1.9875691500e-4), np.float32(1.3981999507e-3))
+    p = madd(p, r, np.float32(8.3334519073e-3))
+    p = madd(p, r, np.float32(4.1665795894e-2))
+    p = madd(p, r, np.float32(1.6666665459e-1))
+    p = madd(p, r, np.float32(5.0000001201e-1))
+    return (madd(p, r * r, r) + ONE) * two_to(n)
 
 
 @inline
 def tanh(x: Any) -> Any:
-    return ONE - TWO / (exp(TWO * x) + ONE)
+    """(e**2x - 1) / (e**2x + 1)."""
+    return ONE - TWO / (exp(x * TWO) + ONE)
 
 
 @inline
@@ -46,8 +46,7 @@ def activated(gate: Any, up: Any, activation: Any) -> Any:
     if kind == GELU_TANH:
         inside = np.float32(0.7978845608028654) * (gate + np.float32(0.044715) * gate * gate * gate)
         return HALF * gate * (ONE + tanh(inside)) * up
-    gate = limit if gate > limit else gate
-    up = limit if up > limit else (-limit if up < -limit else up)
+    gate, up = smaller(limit, gate), larger(-limit, smaller(limit, up))
     return gate / (ONE + exp(-alpha * gate)) * (up + ONE)
 
 

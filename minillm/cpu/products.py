@@ -16,7 +16,7 @@ from numba import types
 
 from minillm.cpu.dots import NATIVE_BF16, dot32, dot64
 from minillm.cpu.jit import INLINE, OPTIONS, aligned, inline, overload
-from minillm.cpu.vector import add, madd, number, splat, total, zeros
+from minillm.cpu.vector import madd, number, splat, total, zeros
 
 GROUP = 64  # a group of 4-bit numbers has so many, or twice, four times, … as many
 
@@ -31,7 +31,7 @@ def dot(w: Any, at: int, x: Any, start: int, count: int) -> Any:
     done = count // 64 * 64
     if count - done >= 32:
         even = dot32(even, w, at + done, x, start + done)
-    result = total(add(even, odd))
+    result = total(even + odd)
     for i in range(count // 32 * 32, count):
         result += number(w[at + i]) * number(x[start + i])
     return result
@@ -54,8 +54,8 @@ def tile(w: Any, at: int, x: Any, start: int, next_x: int, count: int) -> Any:
         e1, f1 = dot32(e1, w, a + i + 32, x, k), dot32(f1, w, b + i + 32, x, k)
         g1, h1 = dot32(g1, w, c + i + 32, x, k), dot32(h1, w, d + i + 32, x, k)
     return (
-        (total(add(a0, a1)), total(add(b0, b1)), total(add(c0, c1)), total(add(d0, d1))),
-        (total(add(e0, e1)), total(add(f0, f1)), total(add(g0, g1)), total(add(h0, h1))),
+        (total(a0 + a1), total(b0 + b1), total(c0 + c1), total(d0 + d1)),
+        (total(e0 + e1), total(f0 + f1), total(g0 + g1), total(h0 + h1)),
     )
 
 
@@ -85,7 +85,7 @@ def grouped_dot(
         rest += np.float32(q) * number(x[start + place]) * scale[first + whole]
     for g in range(groups if len(zero) else 0):
         rest += scale[first + g] * (np.float32(8) - zero[first + g]) * sums[at_sums + g]
-    return total(add(even, odd)) + rest
+    return total(even + odd) + rest
 
 
 def prepare(x: Any, rows: int, w: Any, group: int) -> Any:
