@@ -14,7 +14,7 @@ from attention_problems import attended, visible_keys, window_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Aligned, Awkward, Case, Pick, exact, ulps
-from kernel_problems import BUDGETS, PROBLEMS, hold
+from kernel_problems import BUDGETS, PROBLEMS
 from test_kernels import Drawn
 from torch import Tensor
 
@@ -40,9 +40,10 @@ def every_size() -> Iterator[None]:
 
 
 def held(op: str, pick: Pick, dtype: torch.dtype) -> None:
-    """An op's results to its budget; gradients are PyTorch's business."""
-    errors = PROBLEMS[op](Case(pick, dtype, CPU_DEVICE), LOOPS)
-    hold(op, {name: error for name, error in errors.items() if not name.startswith("gradient")}, dtype)
+    """An op's results to its budget, in fp32 to twice that, as the plain version is; gradients are PyTorch's business."""
+    for name, error in PROBLEMS[op](Case(pick, dtype, CPU_DEVICE), LOOPS).items():
+        exact_sums, rounded = BUDGETS[op]["result"]
+        assert error <= (2 * exact_sums if dtype == torch.float32 else rounded) or name.startswith("gradient")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
