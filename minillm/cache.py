@@ -8,6 +8,7 @@ overwrites the one position that has just left the window. Rows of a batch are a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +91,7 @@ class Cache:
         self.length = 0
         self.prompt_length = 0  # of a prompt that comes in pieces: dynamic rotary scaling goes by the whole
         self.device = torch.device(device)
+        self.graph: Any = None  # a decode step over this memory, once it is recorded (`graphs.py`)
         self.layers = [
             KINDS[type(layer.attention)](layer.attention, batch, capacity, dtype, self.device) for layer in spec.layers
         ]

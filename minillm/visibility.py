@@ -72,6 +72,20 @@ class Visibility:
         return torch.full((1, 1), self.start % self.window, device=self.device) if self.ring else None
 
     @cached_property
+    def spans(self) -> tuple[Tensor, Tensor]:
+        """The positions of the first and the last key that each query sees, int64 `[T]` each, or `[B, T]` with padding
+        or `position_B`; a padded one sees itself."""
+        if self.position_B is None:
+            last = torch.arange(self.start, self.start + self.count, device=self.device)
+        else:
+            last = self.position_B[:, None]
+        first = torch.zeros_like(last) if self.window is None else (last - self.window + 1).clamp(min=0)
+        if self.padding_B is None:
+            return first, last
+        last = last.expand(len(self.padding_B), -1)
+        return torch.minimum(torch.maximum(first, self.padding_B[:, None]), last), last
+
+    @cached_property
     def mask(self) -> Tensor | None:
         """True where a query sees a key, bool `[T, S]`, with padding or `position_B` `[B, 1, T, S]`; None where nothing
         but the future is hidden from all queries, or from the only one nothing.

@@ -20,6 +20,7 @@ from minillm.hub import DEMO
 PACKAGE = {
     **{f"minillm.{path.stem}": path for path in (ROOT / "minillm").glob("*.py") if path.stem != "__init__"},
     **{f"minillm.families.{path.stem}": path for path in (ROOT / "minillm/families").glob("*.py")},
+    **{f"minillm.cpu.{path.stem}": path for path in (ROOT / "minillm/cpu").glob("*.py")},
     **{f"minillm.kernels.{path.stem}": path for path in (ROOT / "kernels").glob("*.py")},
     **{f"minillm.weights.{path.stem}": path for path in (ROOT / "weights").glob("*.py")},
 }
@@ -32,13 +33,14 @@ LAYERS = [
         "minillm.visibility",
         "minillm.weights",
         "minillm.kernels",
+        "minillm.cpu",
         "minillm.balance",
         "minillm.equations",
     ],
     ["minillm.reference", "minillm.routing", "minillm.rope", "minillm.families", "minillm.chat", "minillm.tokenizer"],
     ["minillm.cache", "minillm.sampling", "minillm.hub", "minillm.quantised"],
     ["minillm.grouped"],
-    ["minillm.triton_ops"],
+    ["minillm.triton_ops", "minillm.cpu_ops"],
     ["minillm.ops"],
     ["minillm.linear"],
     ["minillm.norm", "minillm.attention", "minillm.ffn", "minillm.mla", "minillm.moe"],
