@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minillm.cache import Cache
 from minillm.families import resolve
-from minillm.graphs import DecodeGraph, decoder_step, step
+from minillm.graphs import DecodeGraph, cuda_graph, recorder, step
 from minillm.model import Decoder, skeleton
 from minillm.ops import REFERENCE, Ops, select
 
@@ -47,13 +47,13 @@ def test_a_replay_is_a_step(row: str, capsys: pytest.CaptureFixture[str]) -> Non
     """In fp32, as near to a step by itself as attention in other parts allows."""
     model, prompt = model_of(row, torch.float32), random_tokens(3, 14).to(GPU)
     eager, cache = (prefilled(model, prompt, 40, [0, 5, 2]) for _ in range(2))
-    recorded = decoder_step(model, cache)
-    assert isinstance(recorded, DecodeGraph)
+    assert recorder(model) is cuda_graph
+    recorded = DecodeGraph(model, cuda_graph)
     for at in range(40):
         tokens = random_tokens(3, seed=at).to(GPU)
-        assert (recorded(tokens) - step(model, eager, tokens)).abs().max() <= TF32_FREE
-    assert recorded.graph is not None
-    assert "one by one" not in capsys.readouterr().err
+        assert (recorded(tokens, cache) - step(model, tokens, eager)).abs().max() <= TF32_FREE
+    assert recorded.recording is not None
+    assert "none is recorded" not in capsys.readouterr().err
 
 
 @DTYPES
@@ -63,12 +63,12 @@ def test_a_replay_repeats_its_launches(row: str, dtype: torch.dtype) -> None:
     """Bit for bit, whatever else the GPU has done before."""
     model, prompt = model_of(row, dtype), random_tokens(2, 14).to(GPU)
     launched, cache = (prefilled(model, prompt, 40) for _ in range(2))
-    recorded = DecodeGraph(model, cache)
+    recorded = DecodeGraph(model, cuda_graph)
     for at in range(40):
         tokens = random_tokens(2, seed=at).to(GPU)
-        found, replayed = recorded(tokens), recorded.graph is not None
+        found, replayed = recorded(tokens, cache), recorded.recording is not None
         position = torch.full_like(tokens, launched.length)
-        expected = model.decode_at(tokens, position, launched) if replayed else step(model, launched, tokens)
+        expected = model.decode_at(tokens, position, launched) if replayed else step(model, tokens, launched)
         launched.length += replayed
         assert torch.equal(found, expected)
 
@@ -84,11 +84,11 @@ def test_thousands_of_tokens_without_waiting(row: str) -> None:
 
     def texts(graph: bool) -> Tensor:
         cache = prefilled(model, prompt, TOKENS)
-        recorded, drawn = DecodeGraph(model, cache), torch.zeros(2, dtype=torch.int64, device=GPU)
+        recorded, drawn = DecodeGraph(model, cuda_graph), torch.zeros(2, dtype=torch.int64, device=GPU)
         tokens, found = torch.tensor([3, 4], device=GPU), []
         for at in range(TOKENS):
             if graph or at < 1:  # the first step of a graph is not one
-                logits = recorded(tokens)
+                logits = recorded(tokens, cache)
             else:
                 logits = model.decode_at(tokens, torch.full_like(tokens, cache.length), cache)
                 cache.length += 1
@@ -97,7 +97,7 @@ def test_thousands_of_tokens_without_waiting(row: str) -> None:
             found.append(tokens)
             if at == 2:  # recorded by now
                 torch.cuda.set_sync_debug_mode("error")
-        assert (recorded.graph is not None) == graph
+        assert (recorded.recording is not None) == graph
         return torch.stack(found)
 
     try:
@@ -115,9 +115,9 @@ def test_what_waits_is_not_recorded_and_spoils_nothing(capsys: pytest.CaptureFix
     """The plain experts ask the device how many tokens each has; what is recorded after that is sound."""
     model = model_of("mixtral", torch.float32, REFERENCE)
     eager, cache = (prefilled(model, random_tokens(2, 9).to(GPU), 8) for _ in range(2))
-    refused = DecodeGraph(model, cache)
+    refused = DecodeGraph(model, cuda_graph)
     for at in range(8):
         tokens = random_tokens(2, seed=at).to(GPU)
-        assert torch.equal(refused(tokens), step(model, eager, tokens))
-    assert capsys.readouterr().err.count("not as a CUDA graph") == 1
+        assert torch.equal(refused(tokens, cache), step(model, tokens, eager))
+    assert capsys.readouterr().err.count("none is recorded") == 1
     test_a_replay_is_a_step("llama", capsys)
