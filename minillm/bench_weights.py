@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minillm import families
 from minillm.families import gguf_names
 from minillm.families.shapes import SHAPES
+from minillm.measure import active_values
 from minillm.model import Decoder, skeleton
 from minillm.weights import gguf
 from minillm.weights.layout import Layout
@@ -56,8 +58,23 @@ def write_gguf(path: Path, model: Decoder, kind: str) -> None:
 def _entry(model: Decoder, name: str, parts: list[Destination], encoding: str) -> gguf.Entry:
     parameter, arrangement = model.get_parameter(parts[0].parameter), gguf_names.layout(model.spec, name)
     shape = parts[0].shape if parameter.dim() < 3 else (len(parts), *parts[0].shape)
-    plain = parameter.dim() == 1 or parts[0].parameter.endswith("router.weight")
-    kind = "F32" if plain else gguf.fitting(encoding, shape[-1])
+    kind = _encoding(parts[0].parameter, parameter, encoding)
     pieces = (rows(parameter.detach(), to) for to in parts)
     turned = Layout.parse(arrangement).restore if arrangement else None
     return gguf.Entry(name, shape, kind, map(turned, pieces) if turned else pieces)
+
+
+def _encoding(name: str, parameter: Tensor, encoding: str) -> str:
+    plain = parameter.dim() == 1 or name.endswith("router.weight")
+    return "F32" if plain else gguf.fitting(encoding, parameter.shape[-1])
+
+
+def gguf_bytes_per_step(model: Decoder, kind: str) -> int:
+    """`measure.bytes_per_step` of the file that `write_gguf` would write."""
+    total = 0
+    for name, count in active_values(model).items():
+        parameter = model.get_parameter(name)
+        encoding = gguf.ENCODINGS[_encoding(name, parameter, ENCODINGS[kind])]
+        if name != "embedding.weight" or model.spec.tied:
+            total += count * encoding.nbytes // encoding.block
+    return total

@@ -49,11 +49,12 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 def metadata(decoder: Decoder) -> dict[str, str | int | float]:
-    """What a file says of a decoder, with a vocabulary without words. Raises ValueError where llama.cpp cannot be told.
-    """
+    """What a file says of a decoder, with a vocabulary that has no words. Raises ValueError for what llama.cpp lacks."""
     attention, ffn, norm = decoder.layers[0].attention, decoder.layers[0].ffn, decoder.final_norm
     name = _architecture(decoder)
-    assert isinstance(attention, GQA) and isinstance(norm, Norm) and isinstance(ffn, (GatedMLP, MoE))
+    assert isinstance(attention, GQA)
+    assert isinstance(ffn, (GatedMLP, MoE))
+    assert isinstance(norm, Norm)
     experts = {}
     if isinstance(ffn, MoE):
         experts = {
@@ -99,21 +100,29 @@ def layout(decoder: Decoder, tensor: str) -> str | None:
 
 
 def _architecture(decoder: Decoder) -> str:
-    """The name, once everything about the decoder has turned out to be as llama.cpp has it."""
-    attention, ffn, norm = decoder.layers[0].attention, decoder.layers[0].ffn, decoder.final_norm
-    if isinstance(attention, GQA) and isinstance(ffn, (GatedMLP, MoE)):
+    """The name, where the decoder is as llama.cpp has it."""
+    found, norm = decoder.layers[0], decoder.final_norm
+    if isinstance(found.attention, GQA) and isinstance(found.ffn, (GatedMLP, MoE)) and isinstance(norm, Norm):
+        attention, ffn, plain = found.attention, found.ffn, Norm(norm.eps)
         traits = (attention.qk_norm is not None, attention.qkv_bias, isinstance(ffn, MoE))
-        name, size, rope = ARCHITECTURES.get(traits), ffn.intermediate_size, attention.rope
-        router = Router(ffn.router.num_experts, ffn.router.top_k, renormalize=True) if isinstance(ffn, MoE) else None
-        heads = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
+        name, rope = ARCHITECTURES.get(traits), attention.rope
         scaling = rope.scaling if name == "llama" and isinstance(rope.scaling, Llama3Scaling) else None
-        turning = Rope(attention.head_dim, rope.theta, scaling=scaling)
-        same = GQA(*heads, turning, qkv_bias=attention.qkv_bias, qk_norm=QKNorm(norm) if traits[0] else None)
-        layer = Layer(norm, same, norm, GatedMLP(size) if router is None else MoE(router, size))
-        sizes = (decoder.vocab_size, decoder.hidden_size, (layer,) * len(decoder.layers), norm)
-        if name and isinstance(norm, Norm) and decoder == Decoder(*sizes, decoder.tied, decoder.context):
-            if norm == Norm(norm.eps):
-                return name
+        same = GQA(
+            attention.num_heads,
+            attention.num_kv_heads,
+            attention.head_dim,
+            Rope(attention.head_dim, rope.theta, scaling=scaling),
+            qkv_bias=attention.qkv_bias,
+            qk_norm=QKNorm(plain) if attention.qk_norm else None,
+        )
+        mlp: GatedMLP | MoE = GatedMLP(ffn.intermediate_size)
+        if isinstance(ffn, MoE):
+            router = Router(ffn.router.num_experts, ffn.router.top_k, renormalize=True)
+            mlp = MoE(router, ffn.intermediate_size)
+        layers = (Layer(plain, same, plain, mlp),) * len(decoder.layers)
+        known = Decoder(decoder.vocab_size, decoder.hidden_size, layers, plain, decoder.tied, decoder.context)
+        if name and decoder == known:
+            return name
     raise ValueError(
         "llama.cpp is given weights of plain Llama, Qwen2, Qwen3 and Qwen3-MoE layers only (no windows, no scaling of "
         "positions but llama3's), and this checkpoint has others; leave llama.cpp out of --against"
