@@ -17,21 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minillm import cli, hub, inference, roofline
+from minillm.bench_hooks import Timer, part_of, watched
 from minillm.bench_weights import write_random
 from minillm.cache import Cache
 from minillm.families.shapes import SHAPES
@@ -46,84 +45,9 @@ from minillm.measure import (
     synchronize,
 )
 from minillm.model import skeleton
-from minillm.norm import NoNorm
 
 ROUNDS, STEPS = 5, 8
 COLUMNS = ("part", "kind", "calls", "ms", "share", "MB", "GFLOP", "of copy", "of peak", "of roofline")
-
-
-@dataclass
-class Timer:
-    """Time of each part by itself, calls, and the bytes of activations, of whatever ran since `clear`."""
-
-    now: Callable[[], float]
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    activations: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    def __post_init__(self) -> None:
-        self._open: list[list[float]] = []  # of each part under way: when it began, and the seconds of parts inside
-
-    def clear(self) -> None:
-        for counts in (self.seconds, self.calls, self.activations):
-            counts.clear()
-
-    def begin(self) -> None:
-        self._open.append([self.now(), 0.0])
-
-    def end(self, part: str) -> None:
-        began, inside = self._open.pop()
-        spent = self.now() - began
-        self.seconds[part] += spent - inside
-        self.calls[part] += 1
-        if self._open:
-            self._open[-1][1] += spent
-
-    def around(self, call: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def timed(*given: Any, **named: Any) -> Any:
-            self.begin()
-            result = call(*given, **named)
-            self.end(part)
-            return result
-
-        return timed
-
-
-def part_of(name: str) -> str:
-    """The part that a module of this name is: its place within a layer, whichever layer."""
-    return re.sub(r"^layers\.\d+\.?", "", name) or ("layer" if name else "")
-
-
-@contextlib.contextmanager
-def watched(model: nn.Module, timer: Timer) -> Iterator[None]:
-    """Hooks around all modules of a model but norms that do nothing; and around the two calls that are not modules."""
-    hooks, wrapped = [], []
-
-    def wrap(module: nn.Module, method: str, part: str) -> None:
-        setattr(module, method, timer.around(getattr(module, method), part))
-        wrapped.append((module, method))
-
-    for name, module in model.named_modules():
-        if not name or isinstance(module, (NoNorm, nn.ModuleList)):
-            continue
-        part, leaf = part_of(name), not any(module.children())
-
-        def leave(_: nn.Module, given: Any, made: Any, part: str = part, leaf: bool = leaf) -> None:
-            timer.end(part)
-            moved = [*given, *(made if isinstance(made, tuple) else [made])] if leaf else []
-            timer.activations[part] += sum(each.nbytes for each in moved if isinstance(each, Tensor))
-
-        hooks += [module.register_forward_pre_hook(lambda *_: timer.begin()), module.register_forward_hook(leave)]
-        if hasattr(module, "of_sum"):
-            wrap(module, "of_sum", part)
-    wrap(model, "logits", "head")
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, method in wrapped:
-            delattr(module, method)
 
 
 def costs(llm: LLM, tokens: int, past: int) -> dict[str, tuple[float, float]]:
@@ -193,7 +117,8 @@ def summary(
 ) -> dict[str, Any]:
     """Means, costs and shares of each part; the longest first. `tokens` at once behind `past` positions, `copy` in
     bytes and `peak` in operations per second."""
-    known, parts = costs(llm, tokens, past), []
+    known = costs(llm, tokens, past)
+    parts: list[dict[str, Any]] = []
     modules = {part_of(name): type(module).__name__ for name, module in llm.model.named_modules()}
     best = faster_half(hooked)
     total = statistics.fmean(seconds for seconds, _ in best)
@@ -235,9 +160,8 @@ def profile(llm: LLM, prompt_tokens: int) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """In Markdown, the steps one after the other."""
     copy, peak = report["copy_gb_s"], report["matrix_tflop_s"]
-    lines = [
-        f"{report['device']}, {report['threads']} threads, copies {copy:.1f} GB/s, multiplies at {peak:.2f} TFLOP/s"
-    ]
+    machine = f"{report['device']}, {report['threads']} threads"
+    lines = [f"{machine}, copies {copy:.1f} GB/s, multiplies at {peak:.2f} TFLOP/s"]
     for kind, title in (("decode", "One decode step behind"), ("prefill", "A prefill of")):
         step = report[kind]
         bound = max(step["bytes"] / copy / 1e9, step["flops"] / peak / 1e12)
@@ -245,13 +169,8 @@ def table(report: dict[str, Any]) -> str:
         lines += ["", f"{title} {report['prompt']} tokens: {took}; {bound * 1e3:.2f} is the roofline of the whole", ""]
         lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
         for each in step["parts"]:
-            cells = [
-                each["part"],
-                each["kind"],
-                str(each["calls"]),
-                f"{each['seconds'] * 1e3:.2f}",
-                f"{each['share']:.0%}",
-            ]
+            cells = [each["part"], each["kind"], str(each["calls"])]
+            cells += [f"{each['seconds'] * 1e3:.2f}", f"{each['share']:.0%}"]
             cells += [f"{each['bytes'] / 1e6:.1f}", f"{each['flops'] / 1e9:.2f}"]
             cells += [f"{each[key]:.0%}" for key in ("copy_share", "matrix_share", "roofline_share")]
             lines.append("| " + " | ".join(cells) + " |")

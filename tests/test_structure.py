@@ -45,7 +45,14 @@ LAYERS = [
     ["minillm.inference", "minillm.measure", "minillm.bench_worker"],
     ["minillm.llm"],
     ["minillm.loading"],
-    ["minillm.bench_cases", "minillm.roofline", "minillm.bench_weights", "minillm.bench_report", "minillm.cli"],
+    [
+        "minillm.bench_cases",
+        "minillm.roofline",
+        "minillm.bench_weights",
+        "minillm.bench_report",
+        "minillm.bench_hooks",
+        "minillm.cli",
+    ],
     ["minillm.bench_kernels", "minillm.bench_engines", "minillm.bench_plot", "minillm.bench_profile"],
     ["minillm.generate", "minillm.explain", "minillm.bench"],
 ]

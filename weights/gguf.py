@@ -105,7 +105,7 @@ def _data(file: BinaryIO, entry: Entry) -> None:
     for piece in entry.pieces:
         for chunk in piece.flatten().split(CHUNK):
             encoded = kind.encode(chunk.float().view(-1, kind.block)).contiguous()
-            file.write(memoryview(encoded.view(torch.uint8).numpy()))
+            file.write(encoded.view(torch.uint8).numpy().data)
     assert file.tell() - start == entry.nbytes, entry.name
 
 

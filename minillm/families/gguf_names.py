@@ -49,7 +49,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 def metadata(decoder: Decoder) -> dict[str, str | int | float]:
-    """What a file says of a decoder, with a vocabulary that has no words. Raises ValueError for what llama.cpp lacks."""
+    """What a file says of a decoder, with a vocabulary without words. Raises ValueError for what llama.cpp lacks."""
     attention, ffn, norm = decoder.layers[0].attention, decoder.layers[0].ffn, decoder.final_norm
     name = _architecture(decoder)
     assert isinstance(attention, GQA)
