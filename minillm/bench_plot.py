@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ Row = Mapping[str, Any]
 
 SIZES = ("context", "prompt", "batch")  # what lines can run over; the first that varies is taken
 OTHERS = ("dtype", "quantize")
+STYLES, HATCHES = ("-", "--", ":", "-."), ("", "//", "..")
 PANELS = {"decode_tok_s": "decode", "prefill_tok_s": "prefill"}
 
 
@@ -46,12 +48,17 @@ def _fixed(row: Row, varying: Sequence[str]) -> str:
 
 
 def _lines(axes: Any, rows: Sequence[Row], figure_of: str, size: str, varying: Sequence[str]) -> None:
+    """A colour for each engine, a style for each combination of what else varies."""
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    others = list(dict.fromkeys(_words(row, varying) for row in rows))
+    for (number, engine), (kind, other) in itertools.product(enumerate(engines), enumerate(others)):
+        own = [row for row in rows if row["engine"] == engine and _words(row, varying) == other]
+        points = sorted((row[size], row[figure_of]) for row in own)
+        if points:
+            style = f"{STYLES[kind % len(STYLES)]}{MARKERS[kind % len(MARKERS)]}"
+            label = ", ".join(filter(None, (engine, other)))
+            axes.plot(*zip(*points, strict=True), style, color=COLOURS[number], linewidth=2, label=label)
     ticks = sorted({row[size] for row in rows})
-    for number, name in enumerate(_series(rows, varying)):
-        points = sorted((row[size], row[figure_of]) for row in rows if _name(row, varying) == name)
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        style = "-" if number < len(COLOURS) else "--"
-        axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, linewidth=2, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
@@ -60,30 +67,23 @@ def _lines(axes: Any, rows: Sequence[Row], figure_of: str, size: str, varying: S
 
 def _bars(axes: Any, rows: Sequence[Row], figure_of: str, varying: Sequence[str]) -> None:
     """A group for each dtype and quantisation, a bar for each engine that has been run so."""
-    groups = list(dict.fromkeys(tuple(row[key] for key in varying) for row in rows))
-    engines = _series(rows, [])
+    groups = list(dict.fromkeys(_words(row, varying) for row in rows))
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
     width = 0.8 / len(engines)
     for number, engine in enumerate(engines):
         own = [row for row in rows if row["engine"] == engine]
-        places = [
-            groups.index(tuple(row[key] for key in varying)) + (number - (len(engines) - 1) / 2) * width for row in own
-        ]
-        heights = [row[figure_of] for row in own]
-        hatch = ("", "//", "..", "xx")[number % 4]
-        bars = axes.bar(
-            places, heights, width * 0.95, color=COLOURS[number], label=engine, hatch=hatch, edgecolor="white"
-        )
+        shift = (number - (len(engines) - 1) / 2) * width
+        places = [groups.index(_words(row, varying)) + shift for row in own]
+        look = {"color": COLOURS[number], "hatch": HATCHES[number], "edgecolor": "white"}
+        bars = axes.bar(places, [row[figure_of] for row in own], width * 0.95, label=engine, **look)
         axes.bar_label(bars, fmt="{:.1f}", fontsize="small", padding=2)
-    labels = [" ".join(each for each in group if each != "none") for group in groups]
-    axes.set_xticks(range(len(groups)), labels)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.tick_params(axis="x", length=0)
+    axes.set_axisbelow(True)
 
 
-def _series(rows: Sequence[Row], varying: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(_name(row, varying) for row in rows))
-
-
-def _name(row: Row, varying: Sequence[str]) -> str:
-    """The engine, and of what else varies the part that this row has."""
+def _words(row: Row, varying: Sequence[str]) -> str:
+    """What a row has of all that varies; weights that are not quantised are called by their dtype."""
     words = {"batch": f"batch {row['batch']}", "prompt": f"prompt {row['prompt']}"}
-    parts = [str(words.get(key, row[key])) for key in varying]
-    return ", ".join([row["engine"], *(part for part in parts if part != "none")])
+    words["quantize"] = row["dtype"] if row["quantize"] == "none" else row["quantize"]
+    return ", ".join(dict.fromkeys(str(words.get(key, row[key])) for key in varying))

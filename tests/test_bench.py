@@ -11,8 +11,10 @@ import pytest
 import tiny
 import torch
 from conftest import ROOT
+from tqdm import tqdm
 
-from minillm import bench, bench_engines, bench_worker, measure
+from minillm import bench, bench_engines, bench_worker, families, measure
+from minillm.bench_report import Limits, Point
 from minillm.bench_weights import write_random
 from minillm.families.shapes import SHAPES
 from minillm.hub import DEMO
@@ -24,6 +26,7 @@ from minillm.measure import (
     peak_memory,
     peak_rss,
 )
+from minillm.model import skeleton
 
 LISTED = {
     "engine", "shape", "dtype", "quantize", "batch", "prompt", "context", "prefill_tok_s", "decode_tok_s", "load_s",
@@ -74,12 +77,13 @@ def test_a_sweep_against_transformers(capfd: pytest.CaptureFixture[str], tmp_pat
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_dtypes_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    report, _ = run(capfd, "--dtypes", "float32,bfloat16")
-    assert [(row["engine"], row["dtype"]) for row in report["rows"]] == [
-        ("minillm", "float32"), ("minillm", "bfloat16")
-    ]  # fmt: skip
+def test_dtypes_alone(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without a peer there are no ratios; where no size varies the picture has bars."""
+    report, _ = run(capfd, "--dtypes", "float32,bfloat16", "--plot", str(tmp_path / "bars.png"))
+    assert [row["engine"] for row in report["rows"]] == ["minillm"] * 2
+    assert [row["dtype"] for row in report["rows"]] == ["float32", "bfloat16"]
     assert report["ratios"] == []
+    assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def exit_code(given: list[str]) -> object:
@@ -114,15 +118,52 @@ def test_a_peer_that_dies(script: str, message: str, tmp_path: Path, capfd: pyte
     assert psutil.Process().children() == []
 
 
-def test_an_interrupt_ends_the_workers(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("method", ["_answer", "round"])
+def test_an_interrupt_ends_the_workers(
+    method: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While they load or run."""
+
     def interrupted(*given: object) -> None:
         assert len(psutil.Process().children()) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench_engines.Worker, "round", interrupted)
+    monkeypatch.setattr(bench_engines.Worker, method, interrupted)
     assert bench.main(["--weights", str(DEMO)]) == 130
     assert psutil.Process().children() == []
     assert capfd.readouterr() == ("", "")
+
+
+class Scripted:
+    """A worker that takes a second for everything, but for its first round."""
+
+    def __init__(self, name: str, order: list[str]):
+        self.name, self.order, self.peak, self.rounds = name, order, None, 0
+        self.facts = {"load_s": 1.0, "bytes_per_step": 10, "cache_bytes_per_value": 2}
+
+    def start(self, **point: int) -> None:
+        assert point == {"batch": 2, "prompt": 5, "context": 5, "steps": 3}
+
+    def round(self, prompts: list[list[int]], steps: int) -> dict:
+        assert (len(prompts), len(prompts[0]), steps) == (2, 5, 3)
+        self.order.append(self.name)
+        self.rounds += 1
+        seconds = 1e9 if self.rounds == 1 else 1.0
+        return {"prefill": seconds, "decode": [seconds] * steps}
+
+
+def test_engines_take_turns() -> None:
+    """Another is first in each round, and the round that warms up does not count."""
+    order = list[str]()
+    workers = [Scripted(name, order) for name in ("minillm", "a", "b")]
+    model = skeleton(families.resolve({**SHAPES["qwen3-0.6b"], "num_hidden_layers": 1})[0], torch.float32)
+    arguments = bench.parser().parse_args(["--rounds", "2", "--new-tokens", "3"])
+    with tqdm(disable=True) as bar:
+        rows, found = bench.measure(workers, model, Point(2, 5, 5), arguments, Limits(None, None), bar)
+    assert order == ["minillm", "a", "b", "a", "b", "minillm", "b", "minillm", "a"]
+    assert [row["prefill_tok_s"] for row in rows.values()] == [10.0] * 3
+    assert [row["decode_tok_s"] for row in rows.values()] == [2.0] * 3
+    assert [(each["against"], each["decode"]) for each in found] == [("a", 1.0), ("b", 1.0)]
 
 
 def test_a_missing_peer_is_said_first(

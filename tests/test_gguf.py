@@ -191,6 +191,23 @@ def test_matrices_and_vectors_have_their_types(variant: Path, tmp_path: Path, ki
     assert gguf_bytes_per_step(llm.model, "float32") == bytes_per_step(llm.model)
 
 
+def test_data_is_aligned(tmp_path: Path) -> None:
+    """Whatever the sizes of the tensors before; and pieces lie one behind the other."""
+    values = torch.randn(7, 3)
+    entries = [
+        gguf.Entry("odd", (5, 3), "F16", [values[:2], values[2:5]]),
+        gguf.Entry("other", (1, 3), "F32", [values[5]]),
+        gguf.Entry("last", (3,), "BF16", [values[6]]),
+    ]
+    gguf.write(tmp_path / "odd.gguf", {"a": "text", "b": 7, "c": 0.5}, entries)
+    metadata, found = read(tmp_path / "odd.gguf")
+    assert metadata == {"a": "text", "b": 7, "c": 0.5}
+    assert np.array_equal(found["odd"][1], values[:5].half().float().numpy())
+    assert np.array_equal(found["other"][1], values[5:6].numpy())
+    assert np.array_equal(found["last"][1], values[6].bfloat16().float().numpy())
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.gguf"]
+
+
 def test_rows_that_are_no_whole_blocks_stay_fp16() -> None:
     """As llama.cpp's own quantisation has it."""
     assert [gguf.fitting("Q4_0", size) for size in (64, 80)] == ["Q4_0", "F16"]
@@ -241,11 +258,11 @@ def test_blocks_are_those_of_the_package() -> None:
         ("qwen3-moe-1.3b", {"mlp_only_layers": [1]}),
     ],
 )
-def test_what_llama_cpp_would_compute_otherwise_is_refused(shape: str, changes: dict[str, Any]) -> None:
+def test_what_llama_cpp_would_compute_otherwise_is_refused(shape: str, changes: dict[str, Any], tmp_path: Path) -> None:
     gguf_names.metadata(families.resolve(SHAPES["llama-3.2-1b"])[0])
     spec, _, _ = families.resolve({**SHAPES[shape], **changes})
     with pytest.raises(ValueError, match=r"leave llama\.cpp out"):
-        write_gguf(Path("nowhere.gguf"), skeleton(spec, torch.float32), "float32")
+        write_gguf(tmp_path / "model.gguf", skeleton(spec, torch.float32), "float32")
 
 
 def llama_python() -> str:
