@@ -39,8 +39,8 @@ class GroupedQueryAttention(nn.Module):
         self.spec = spec
         self.ops = ops
         q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        self.qkv = Linear(hidden_size, {"q": q, "k": kv, "v": kv}, bias=spec.qkv_bias)
-        self.out = Linear(q, hidden_size, bias=spec.out_bias)
+        self.qkv = Linear(hidden_size, {"q": q, "k": kv, "v": kv}, ops, bias=spec.qkv_bias)
+        self.out = Linear(q, hidden_size, ops, bias=spec.out_bias)
         self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
         made = spec.qk_norm.norm if spec.qk_norm else None
         self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops)
@@ -59,7 +59,9 @@ class GroupedQueryAttention(nn.Module):
         else:
             heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)  # heads = H + 2K
             q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))  # [B, heads, T, D]
-            if cache is not None:
+            if cache is not None and slots is not None and visible.position_B is not None:
+                k, v = cache.put(k, v, slots)
+            elif cache is not None:
                 k, v = cache.update(k, v, step.start)
         y = self.ops.attention(q, k, v, visible, spec.scale, spec.softcap, self.sinks)
         return self.out(rearrange(y, "B H T D -> B T (H D)"))

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from minillm import bench_worker, cli, inference
 from minillm.cache import Cache
-from minillm.loading import load, resolve_device
+from minillm.loading import DTYPES, load, resolve_device
 from minillm.measure import forget_peak_rss, peak_rss, synchronize
 
 PEERS = ("transformers", "llama.cpp")
@@ -40,12 +40,11 @@ class Minillm:
         started = time.perf_counter()
         self.llm = load(settings["weights"], *chosen, keep_quantized=settings["keep_quantized"], **quantize)
         seconds = time.perf_counter() - started
-        self.dtype = self.llm.model.embedding.weight.dtype
+        self.dtype = DTYPES[settings["dtype"]]
         self.facts = {
             "load_s": seconds,
             "bytes_per_step": self.llm.bytes_per_step,
             "cache_bytes_per_value": self.dtype.itemsize,
-            "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
         }
 
@@ -87,7 +86,7 @@ class Transformers:
 
         logging.disable_progress_bar()
         self.device = resolve_device(settings["device"])
-        dtype = getattr(torch, settings["dtype"])
+        dtype = DTYPES[settings["dtype"]]
         started = time.perf_counter()
         self.model = AutoModelForCausalLM.from_pretrained(settings["weights"], dtype=dtype).eval().to(self.device)
         seconds = time.perf_counter() - started

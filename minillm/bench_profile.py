@@ -5,8 +5,8 @@
 Real prefills and decode steps at batch 1, with hooks around every module: a part's time is its own, without that of
 the modules inside it, so that `attention` is what lies between its projections (rotation, cache, scores and sums) and
 `layer` the residuals. What no part accounts for is the step's own: positions, rotary tables, the copies to and from
-Python. Hooks cost time too, and on a GPU they wait for each part; how much is said. Times are means over the faster
-half of the steps: unlike medians they add up.
+Python. Hooks cost time too, they wait for each part on a GPU, and a decode step with hooks is not a recorded one
+(`graphs.py`): both times are said. They are means over the faster half of the steps: unlike medians they add up.
 
 The bytes of a part are its weights, as they are held, of experts those that the tokens choose if they choose evenly,
 the activations that go in and come out, and for attention the cache. Its operations are those of its matrix products
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +50,38 @@ ROUNDS, STEPS = 5, 8
 COLUMNS = ("part", "kind", "calls", "ms", "share", "MB", "GFLOP", "of copy", "of peak", "of roofline")
 
 
+def computed_in(llm: LLM) -> torch.dtype:
+    """What the hidden states and the cache are in."""
+    return llm.model.embedding.weight.dtype
+
+
 def costs(llm: LLM, tokens: int, past: int) -> dict[str, tuple[float, float]]:
     """Bytes and operations of each part for `tokens` tokens behind `past` positions, without activations."""
-    plain, real = skeleton(llm.spec, llm.model.embedding.weight.dtype), dict(llm.model.named_modules())
+    dtype = computed_in(llm)
+    plain, real = skeleton(llm.spec, dtype), dict(llm.model.named_modules())
     together, each = active_values(plain, tokens), active_values(plain)
     found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for name, module in plain.named_modules():
-        cost = found[part_of(name)]
-        for leaf, parameter in module.named_parameters(recurse=False):
+        cost, own = found[part_of(name)], dict(module.named_parameters(recurse=False))
+        for leaf, parameter in own.items():
             key = f"{name}.{leaf}"
-            share = together[key] / parameter.numel()
-            held = _held(real[name], leaf)
-            cost[0] += share * (parameter.nbytes if held is None else held)
+            cost[0] += held(real[name], leaf, own) * together[key] / parameter.numel()
             cost[1] += 2 * each[key] * tokens if parameter.dim() > 1 else 0
-    table, once = llm.model.embedding.weight.nbytes, 2 * llm.spec.vocab_size * llm.spec.hidden_size
-    found["head"] = [table if llm.spec.tied else found["head"][0], once]  # for the last token alone
-    found["embedding"] = [0.0, 0.0]  # rows looked up: they are activations
-    found["attention"][0] += cached_values_seen(llm.spec, past + tokens) * llm.model.embedding.weight.element_size()
+    table = found.pop("embedding")[0]  # of which a prompt looks up rows, which count as activations
+    once = 2 * llm.spec.vocab_size * llm.spec.hidden_size  # for the last token alone
+    found["head"] = [table if llm.spec.tied else found["head"][0], once]
+    found["attention"][0] += cached_values_seen(llm.spec, past + tokens) * dtype.itemsize
     found["attention"][1] += attention_flops(llm.spec, tokens, past)
     return {part: (cost[0], cost[1]) for part, cost in found.items()}
 
 
-def _held(module: nn.Module, leaf: str) -> int | None:
-    """Bytes of a parameter with its factors, where the module still has it under its name."""
-    own = dict(module.named_parameters(recurse=False))
-    return sum(own[name].nbytes for name in (leaf, f"{leaf}_scale") if name in own) if leaf in own else None
+def held(module: nn.Module, leaf: str, plain: Collection[str]) -> int:
+    """Bytes of a parameter with what stands beside it where it is quantised, `plain` being all names that parameters of
+    such a module have otherwise."""
+    found = dict(module.named_parameters(recurse=False))
+    return found[leaf].nbytes + sum(
+        part.nbytes for name, part in found.items() if name.startswith(f"{leaf}_") and name not in plain
+    )
 
 
 Sample = tuple[float, Timer]  # the seconds of a step, and what the timer saw of it
@@ -88,19 +95,20 @@ def sampled(llm: LLM, prompt_tokens: int) -> dict[str, tuple[list[Sample], list[
         return time.perf_counter()
 
     found: dict[str, tuple[list[Sample], list[Sample]]] = {"decode": ([], []), "prefill": ([], [])}
-    dtype = llm.model.embedding.weight.dtype
     torch.manual_seed(0)
     for turn in range(-2, 2 * ROUNDS):  # with and without in turn, the first of each to warm up
         prompt = torch.randint(llm.spec.vocab_size, (prompt_tokens,)).tolist()
-        cache, token = Cache(llm.spec, 1, prompt_tokens + STEPS, dtype, llm.device), 0
+        cache, token = Cache(llm.spec, 1, prompt_tokens + STEPS, computed_in(llm), llm.device), 0
         for step in range(1 + STEPS):
             timer, hooked = Timer(now), turn % 2
             with watched(llm.model, timer) if hooked else contextlib.nullcontext():
                 began = now()
-                if step:
-                    logits = inference.decode(llm.model, [token], cache)
-                else:
+                if not step:
                     logits = inference.prefill(llm.model, [prompt], cache)
+                elif hooked:  # module by module: a recorded step has none
+                    logits = llm.model(torch.tensor([[token]], device=llm.device), cache)
+                else:
+                    logits = inference.decode(llm.model, [token], cache)
                 token = int(logits.argmax())
                 seconds = now() - began
             if turn >= 0:
@@ -143,7 +151,7 @@ def summary(
 
 
 def profile(llm: LLM, prompt_tokens: int) -> dict[str, Any]:
-    dtype = llm.model.embedding.weight.dtype
+    dtype = computed_in(llm)
     copy, peak = copy_bandwidth(llm.device), matrix_peak(llm.device, dtype)
     if copy is None or peak is None:
         raise ValueError("no memory left to measure the machine with; try a smaller model")

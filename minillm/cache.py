@@ -8,6 +8,7 @@ overwrites the one position that has just left the window. Rows of a batch are a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class LayerCache:
     def filled(self, end: int) -> tuple[Tensor, Tensor]:
         """The keys and values of the positions before `end`, as far as they are kept: views `[B, K, S, D]`."""
         return self.k[:, :, :end], self.v[:, :, :end]
+
+    def put(self, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v `[B, K, 1, D]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, K, slots, D]`."""
+        at = slots[:, None, :, None].expand_as(k)
+        return self.k.scatter_(2, at, k), self.v.scatter_(2, at, v)
 
     def update(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Store k and v `[B, K, T, D]` of positions start .. start + T - 1; returns all keys and values that these
@@ -55,6 +61,10 @@ class LatentCache:
     def __init__(self, spec: MLA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
         self.latent = torch.zeros((batch, capacity, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
 
+    def put(self, latent: Tensor, slots: Tensor) -> Tensor:
+        """Store `[B, 1, R + P]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, capacity, R + P]`."""
+        return self.latent.scatter_(1, slots[:, :, None].expand_as(latent), latent)
+
     def update(self, latent: Tensor, start: int) -> Tensor:
         """Store `[B, T, R + P]` of positions start .. start + T - 1; returns all so far, `[B, S, R + P]`."""
         end = start + latent.shape[1]
@@ -81,6 +91,7 @@ class Cache:
         self.length = 0
         self.prompt_length = 0  # of a prompt that comes in pieces: dynamic rotary scaling goes by the whole
         self.device = torch.device(device)
+        self.graph: Any = None  # a decode step over this memory, once it is recorded (`graphs.py`)
         self.layers = [
             KINDS[type(layer.attention)](layer.attention, batch, capacity, dtype, self.device) for layer in spec.layers
         ]

@@ -18,8 +18,9 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.spec = mlp
         self.ops = ops
-        self.gate_up = Linear(hidden_size, {"gate": mlp.intermediate_size, "up": mlp.intermediate_size}, bias=mlp.bias)
-        self.down = Linear(mlp.intermediate_size, hidden_size, bias=mlp.bias)
+        parts = {"gate": mlp.intermediate_size, "up": mlp.intermediate_size}
+        self.gate_up = Linear(hidden_size, parts, ops, bias=mlp.bias)
+        self.down = Linear(mlp.intermediate_size, hidden_size, ops, bias=mlp.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.ops.gated_act(self.gate_up(x), self.spec.activation))
@@ -31,8 +32,8 @@ class MLP(nn.Module):
     def __init__(self, mlp: spec.MLP, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = mlp
-        self.up = Linear(hidden_size, mlp.intermediate_size, bias=mlp.bias)
-        self.down = Linear(mlp.intermediate_size, hidden_size, bias=mlp.bias)
+        self.up = Linear(hidden_size, mlp.intermediate_size, ops, bias=mlp.bias)
+        self.down = Linear(mlp.intermediate_size, hidden_size, ops, bias=mlp.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(activate(self.up(x), self.spec.activation))

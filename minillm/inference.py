@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from minillm import graphs
 from minillm.cache import Cache
 from minillm.model import Decoder
 from minillm.sampling import History, Sampling, as_tensors, penalise
@@ -35,8 +36,11 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], cache: Cache) -> T
 
 
 def decode(model: Decoder, tokens: Sequence[int], cache: Cache) -> Tensor:
-    """One token per row -> the logits `[B, V]` that follow."""
-    return model(torch.tensor(tokens, device=cache.device)[:, None], cache)[:, -1]
+    """One token per row -> the logits `[B, V]` that follow, until the next call; recorded once where that can be."""
+    tokens_B = torch.tensor(tokens, device=cache.device)
+    if cache.graph is None and (record := graphs.recorder(model)):
+        cache.graph = graphs.DecodeGraph(model, record)
+    return cache.graph(tokens_B, cache) if cache.graph else graphs.step(model, tokens_B, cache)
 
 
 def advance(model: Decoder, sequences: Sequence[Sequence[int]], cache: Cache) -> Tensor:

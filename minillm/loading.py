@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minillm import config, families, hub, linear, ops, quantised
+from minillm import config, families, hub, ops, quantised
 from minillm.llm import LLM, note
 from minillm.model import skeleton
 from minillm.weights.checkpoint import Checkpoint
@@ -30,9 +30,8 @@ def load(
     """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
 
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
-    `kernels` "auto" takes the fastest path for the device, which on a CPU stores bf16 weights in oneDNN's layout (no
-    plain `weight` remains to look at); "reference" keeps plain parameters. FP8 and MXFP4 weights are dequantised while
-    they are read, FP8 with `keep_quantized` at each use. Raises ValueError for whatever is wrong.
+    `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. FP8 and MXFP4 weights are
+    dequantised while they are read, FP8 with `keep_quantized` at each use. Raises ValueError for whatever is wrong.
     """
     if kernels not in ("auto", "reference", "triton"):
         raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
@@ -43,7 +42,7 @@ def load(
     target = resolve_device(device)
     checkpoint = Checkpoint(folder)
     wanted = _dtype(dtype, read.dtype, checkpoint.dtype)
-    slow = dtype == "auto" and target.type == "cpu" and wanted != torch.float32 and not linear.can_pack(wanted, target)
+    slow = dtype == "auto" and not is_fast(wanted, target)
     chosen = torch.float32 if slow else wanted
     model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
     planned = plan(checkpoint.info, rules, model.destinations())
@@ -51,20 +50,28 @@ def load(
     if keep_quantized:
         if not (held := fully_fp8(planned)):
             raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
-        quantised.hold(model, held, model.ops.fp8_linear)
+        quantised.hold(model, held)
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
-    if kernels == "auto" and linear.can_pack(chosen, target):
-        model.pack()
     notes = [f"config.json keys not understood and ignored: {', '.join(read.unread)}"] if read.unread else []
     notes += [f"{count} tensors left out: {reason}" for reason, count in planned.reasons.items()]
     notes += [f"this CPU has no fast {str(wanted).removeprefix('torch.')} arithmetic: running in float32"] * slow
     for each in notes:  # said now, so that a load that fails says one thing only
         note(each)
     return llm
+
+
+def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this machine has fast arithmetic for a dtype: any GPU, and a CPU as far as oneDNN has kernels for it."""
+    if device.type != "cpu" or dtype == torch.float32:
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    bf16, fp16 = torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.ops.mkldnn._is_mkldnn_fp16_supported
+    return bool(bf16() if dtype == torch.bfloat16 else fp16())
 
 
 def _refuse_quantised(folder: Path, values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from minillm import quantised
 from minillm.attention import Step
 from minillm.cache import LatentCache
-from minillm.linear import Linear, linear
+from minillm.linear import Linear
 from minillm.norm import Norm
 from minillm.ops import Ops
 from minillm.spec import MLA
@@ -38,23 +38,26 @@ class LatentAttention(nn.Module):
         self.scale = spec.score_factor * (spec.nope_dim + spec.rope.dim) ** -0.5
         q = spec.num_heads * (spec.nope_dim + spec.rope.dim)
         if spec.q_rank is not None:
-            self.q_down = Linear(hidden_size, spec.q_rank, bias=spec.bias)
+            self.q_down = Linear(hidden_size, spec.q_rank, ops, bias=spec.bias)
             self.q_norm = Norm(spec.latent_norm, spec.q_rank, ops)
-        self.q = Linear(hidden_size if spec.q_rank is None else spec.q_rank, q)
-        self.kv_down = Linear(hidden_size, spec.kv_rank + spec.rope.dim, bias=spec.bias)
+        self.q = Linear(hidden_size if spec.q_rank is None else spec.q_rank, q, ops)
+        self.kv_down = Linear(hidden_size, spec.kv_rank + spec.rope.dim, ops, bias=spec.bias)
         self.kv_norm = Norm(spec.latent_norm, spec.kv_rank, ops)
         # W_uk and W_uv of each head, one under the other. No Linear: the absorbed form needs the plain matrices.
         self.kv_up = nn.Parameter(torch.empty(spec.num_heads * (spec.nope_dim + spec.v_dim), spec.kv_rank))
         if self.kv_up.device.type != "meta":
             nn.init.normal_(self.kv_up, std=0.02)
-        self.out = Linear(spec.num_heads * spec.v_dim, hidden_size, bias=spec.bias)
+        self.out = Linear(spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.bias)
 
     def forward(self, x: Tensor, step: Step, cache: LatentCache | None) -> Tensor:
         q_nope, q_rope, latent = self.project(x, step)
-        if cache is not None:
+        visible, slots = step.visible[None], step.slots[None]
+        if cache is not None and slots is not None and visible.position_B is not None:
+            latent = cache.put(latent, slots)
+        elif cache is not None:
             latent = cache.update(latent, step.start)
         attend = self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded
-        y = attend(q_nope, q_rope, latent, step.visible[None])
+        y = attend(q_nope, q_rope, latent, visible)
         return self.out(rearrange(y, "B H T V -> B T (H V)"))
 
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +77,8 @@ class LatentAttention(nn.Module):
         """Attention over the keys and values of each head, made from the cached `[B, S, R + P]`; `[B, H, T, V]`."""
         spec = self.spec
         c, k_rope = latent.split((spec.kv_rank, spec.rope.dim), dim=-1)
-        kv = rearrange(linear(c, quantised.matrix(self, "kv_up", c.dtype)), "B S (H D) -> B H S D", H=spec.num_heads)
+        kv = self.ops.linear(c, quantised.matrix(self, "kv_up", c.dtype))
+        kv = rearrange(kv, "B S (H D) -> B H S D", H=spec.num_heads)
         k_nope, v = kv.split((spec.nope_dim, spec.v_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, spec.num_heads, -1, -1)), dim=-1)
         return self.ops.attention(torch.cat((q_nope, q_rope), dim=-1), k, v, visible, self.scale)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm import grouped, quantised, spec
+from minillm import quantised, spec
 from minillm.ffn import GatedMLP
 from minillm.linear import Linear
 from minillm.ops import REFERENCE, Ops
@@ -64,13 +64,6 @@ class Experts(nn.Module):
         matrices = (gate_up, down, self.spec.activation, biases)
         return self.ops.experts(x, routing.experts, routing.weights, *matrices, routing.places)
 
-    @torch.no_grad()
-    def pack(self) -> None:
-        """Rearrange the matrices in place for the grouped path: for inference on a CPU."""
-        for name in ("gate_up", "down"):
-            if not quantised.is_held(self, name):
-                setattr(self, name, nn.Parameter(grouped.to_input_major(getattr(self, name)), requires_grad=False))
-
     def blocks(self, name: str) -> dict[str, int]:
         """The named row blocks of a parameter, in order: "3.gate" is the gate of expert 3, "3" all of its rows."""
         experts, inner = range(self.spec.router.num_experts), self.spec.intermediate_size
@@ -87,7 +80,7 @@ class MoE(nn.Module):
         self.router = Router(moe.router, hidden_size, ops)
         self.experts = Experts(moe, hidden_size, ops)
         self.shared = GatedMLP(moe.shared, hidden_size, ops) if moe.shared else None
-        self.shared_gate = Linear(hidden_size, 1) if moe.shared_gate else None
+        self.shared_gate = Linear(hidden_size, 1, ops) if moe.shared_gate else None
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)

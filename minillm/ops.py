@@ -25,6 +25,7 @@ class Ops:
     """Every op that has more than one implementation; `reference.py`, `routing.py` and `sampling.py` say what each
     computes."""
 
+    linear: Callable[..., Tensor] = reference.linear
     rms_norm: Callable[..., Tensor] = reference.rms_norm
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = reference.add_rms_norm
     rope: Callable[..., Tensor] = reference.rope
@@ -42,7 +43,7 @@ class Ops:
 
 
 REFERENCE = Ops()
-CPU = Ops(experts=grouped.experts)
+CPU = Ops(experts=grouped.experts)  # without the compiled loops of `cpu_ops.py`
 
 
 def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
@@ -53,7 +54,7 @@ def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
     if kernels == "reference":
         return REFERENCE
     if kernels == "auto" and device.type != "cuda":
-        return CPU
+        return _cpu_ops()
     try:
         return _triton_ops(device, dtype)
     except ValueError as reason:
@@ -61,6 +62,15 @@ def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
             raise
         print(f"minillm: reference kernels in use: {reason}", file=sys.stderr)
         return CPU
+
+
+def _cpu_ops() -> Ops:
+    try:
+        from minillm import cpu_ops
+    except ImportError as reason:
+        print(f"minillm: plain PyTorch in use, which is slower: {reason}; install numba", file=sys.stderr)
+        return CPU
+    return Ops(**cpu_ops.OPS)
 
 
 def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:

@@ -6,7 +6,7 @@ each of its rows. What is saved is memory; what it costs is arithmetic at every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from minillm.weights import fp8
 
 
-def hold(model: nn.Module, names: Iterable[str], fp8_linear: Callable[..., Tensor] | None = None) -> None:
+def hold(model: nn.Module, names: Iterable[str]) -> None:
     """Make the named parameters of a model on the meta device fp8, each with its factors beside it, as far as their
-    modules can use them so: those that they list as HOLDABLE. Products with a single matrix go through `fp8_linear`."""
+    modules can use them so: those that they list as HOLDABLE."""
     for name in names:
         owner, _, leaf = name.rpartition(".")
         module, shape = model.get_submodule(owner), model.get_parameter(name).shape
@@ -27,8 +27,6 @@ def hold(model: nn.Module, names: Iterable[str], fp8_linear: Callable[..., Tenso
         weight = torch.empty(shape, dtype=fp8.DTYPE, device="meta")
         setattr(module, leaf, nn.Parameter(weight, requires_grad=False))
         module.register_parameter(f"{leaf}_scale", nn.Parameter(scale, requires_grad=False))
-        if fp8_linear is not None and hasattr(module, "fp8_linear"):
-            module.fp8_linear = fp8_linear  # type: ignore[assignment]
 
 
 def is_held(module: nn.Module, leaf: str) -> bool:

@@ -142,7 +142,7 @@ def experts(case: Case, ops: Ops) -> Errors:
 
 
 @torch.no_grad()
-def linear(case: Case, run: Callable[..., Tensor], given: tuple[Any, ...], weight: Tensor) -> Errors:
+def product(case: Case, run: Callable[..., Tensor], given: tuple[Any, ...], weight: Tensor) -> Errors:
     """A product with a matrix that stands for `weight`, fp64."""
     rows, biased = case.size(129), case.maybe()
     x, bias = case.part(rows, weight.shape[1]), case.values(len(weight))
@@ -151,10 +151,15 @@ def linear(case: Case, run: Callable[..., Tensor], given: tuple[Any, ...], weigh
     return {"result": ulps(found, x64 @ weight.t() + b64, x64.abs() @ weight.abs().t() + b64.abs())}
 
 
+def linear(case: Case, ops: Ops) -> Errors:
+    weight = case.values(case.size(130), case.size(300))
+    return product(case, ops.linear, (weight,), weight.double().cpu())
+
+
 def int8_linear(case: Case, ops: Ops) -> Errors:
     outputs, inputs = case.size(130), case.size(300)
     q, scale = case.integers(256, outputs, inputs) - 128, case.values(outputs, dtype=torch.float32) * 0.02
-    return linear(case, ops.int8_linear, (q.to(torch.int8), scale), q.double().cpu() * scale.double().cpu()[:, None])
+    return product(case, ops.int8_linear, (q.to(torch.int8), scale), q.double().cpu() * scale.double().cpu()[:, None])
 
 
 def int4_linear(case: Case, ops: Ops) -> Errors:
@@ -165,7 +170,7 @@ def int4_linear(case: Case, ops: Ops) -> Errors:
     q = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :inputs].double().cpu()
     at = torch.arange(inputs) // group
     shift = 8.0 if given[2] is None else given[2].double().cpu()[:, at]
-    return linear(case, ops.int4_linear, given, (q - shift) * given[1].double().cpu()[:, at])
+    return product(case, ops.int4_linear, given, (q - shift) * given[1].double().cpu()[:, at])
 
 
 def fp8_linear(case: Case, ops: Ops) -> Errors:
@@ -177,7 +182,7 @@ def fp8_linear(case: Case, ops: Ops) -> Errors:
     factors = scale.double().cpu().repeat_interleave(128, 1)[:, :inputs]
     if rows != outputs:
         factors = factors.repeat_interleave(128, 0)[:outputs]
-    return linear(case, ops.fp8_linear, (weight, scale), weight.cpu().to(torch.float64) * factors)
+    return product(case, ops.fp8_linear, (weight, scale), weight.cpu().to(torch.float64) * factors)
 
 
 def linear_cross_entropy(case: Case, ops: Ops) -> Errors:
@@ -224,8 +229,8 @@ def sample(case: Case, ops: Ops) -> Errors:
 
 PROBLEMS: dict[str, Callable[[Case, Ops], Errors]] = {
     each.__name__: each
-    for each in (rms_norm, add_rms_norm, rope, qk_norm_rope_cache, gated_act, attention, latent_attention, route,
-                 experts, int8_linear, int4_linear, fp8_linear, linear_cross_entropy, sample)
+    for each in (linear, rms_norm, add_rms_norm, rope, qk_norm_rope_cache, gated_act, attention, latent_attention,
+                 route, experts, int8_linear, int4_linear, fp8_linear, linear_cross_entropy, sample)
 }  # fmt: skip
 
 
@@ -235,6 +240,7 @@ PROBLEMS: dict[str, Callable[[Case, Ops], Errors]] = {
 # terms and for exp, and the cap of attention, c tanh(s / c), made of a sigmoid, c units of a score. A draw of `sample`
 # differs where fp32 decides between two tokens, which no problem here does.
 BUDGETS: dict[str, dict[str, tuple[float, float]]] = {
+    "linear": {"result": (6, 0.75)},
     "rms_norm": {"result": (3, 1.5), "gradient": (3, 1)},  # 1.77, 1.05; 1.69, 0.41
     "add_rms_norm": {"result": (3, 1.5)},  # 1.59, 0.87
     "rope": {"result": (1.5, 0.75), "gradient": (1.5, 0.75)},  # 0.69, 0.47; 0.62, 0.42

@@ -16,7 +16,7 @@ from tiny import refused
 
 import minillm
 from minillm.explain import explain
-from minillm.linear import can_pack
+from minillm.loading import is_fast
 from minillm.weights.checkpoint import Checkpoint
 
 
@@ -68,7 +68,7 @@ def test_every_layout_loads_the_same(saved: Path, folder: Path, layout: str) -> 
 
 def test_dtype_is_the_stored_one_or_the_asked_one(folder: Path) -> None:
     rewrite(folder, {name: tensor.bfloat16() for name, tensor in tensors(folder).items()})
-    fast = torch.bfloat16 if can_pack(torch.bfloat16, torch.device("cpu")) else torch.float32
+    fast = torch.bfloat16 if is_fast(torch.bfloat16, torch.device("cpu")) else torch.float32
     for stated in ("bfloat16", "torch.bfloat16", "auto", ...):  # a config that is silent leaves it to the tensors
         tiny.edit_config(folder, dtype=stated)
         assert minillm.load(folder, kernels="reference").model.norm.weight.dtype == fast

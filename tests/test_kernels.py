@@ -61,7 +61,8 @@ def test_every_op_has_a_kernel_and_a_problem() -> None:
     with_kernel = {
         name for name in names if all(getattr(TRITON, name) is not getattr(ops, name) for ops in (REFERENCE, CPU))
     }
-    assert with_kernel == names == set(PROBLEMS) == set(BUDGETS)
+    assert with_kernel == names - {"linear"}  # which cuBLAS does
+    assert names == set(PROBLEMS) == set(BUDGETS)
 
 
 @DTYPES

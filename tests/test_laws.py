@@ -129,6 +129,22 @@ def test_neighbours_in_a_batch_change_nothing(spec: Spec, lengths: list[int], st
         assert (joined[index, pad:] - uncut(model, row[None])[0]).abs().max() <= EXACT
 
 
+@settings(max_examples=40)
+@given(specs(), st.integers(1, 16), st.integers(0, 6), st.integers(0, 5))
+@torch.no_grad()
+def test_positions_that_only_the_device_knows(spec: Spec, total: int, lag: int, slack: int) -> None:
+    """Each row is at one of its own, the second behind the first, and gets what it gets alone, token by token."""
+    model, tokens = build(spec), random_tokens(2, total)
+    uncut(model, tokens)
+    caches = [Cache(spec, batch, total + slack, torch.float32) for batch in (1, 1, 2)]
+    alone = torch.stack([torch.cat([model(token[None, None], cache)[0] for token in row])
+                         for row, cache in zip(tokens, caches[:2], strict=True)])  # fmt: skip
+    for at in range(total + lag):
+        rows, position = torch.arange(2), torch.tensor([min(at, total - 1), max(at - lag, 0)])
+        logits = model.decode_at(tokens[rows, position], position, caches[2])
+        assert (logits - alone[rows, position]).abs().max() <= EXACT
+
+
 @settings(max_examples=20)
 @given(specs(), st.integers(2, 12))
 def test_the_loss_is_that_of_the_logits(spec: Spec, total: int) -> None:
@@ -140,13 +156,6 @@ def test_the_loss_is_that_of_the_logits(spec: Spec, total: int) -> None:
     for one, other in zip(ours, theirs, strict=True):
         assert (one is None) == (other is None)
         assert one is None or (one - other).abs().max() <= EXACT
-
-
-def test_a_packed_head_has_no_loss() -> None:
-    model = build(Spec(31, 16, (), Norm(1e-5), tied=False, context=64))
-    model.pack()
-    with pytest.raises(ValueError, match="the head is packed for inference"):
-        model.loss(random_tokens(1, 4))
 
 
 @settings(max_examples=30)

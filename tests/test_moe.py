@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minillm import grouped, reference
-from minillm.model import Decoder
-from minillm.moe import Experts, MoE
+from minillm.moe import MoE
 from minillm.ops import CPU, REFERENCE, Ops
-from minillm.spec import GQA, ClampedSwiGLU, GatedMLP, Layer, Norm, Rope
-from minillm.spec import Decoder as DecoderSpec
+from minillm.spec import ClampedSwiGLU, GatedMLP
 from minillm.spec import MoE as MoESpec
 from minillm.spec import Router as RouterSpec
 
@@ -61,9 +59,6 @@ def formula(
 PATHS = {
     "loop": lambda x, c, w, g, d, act="silu", b=None: reference.experts(x, c, w, g, d, act, b),
     "grouped": lambda x, c, w, g, d, act="silu", b=None: grouped.experts(x, c, w, g, d, act, b),
-    "grouped, packed": lambda x, c, w, g, d, act="silu", b=None: grouped.experts(
-        x, c, w, *(grouped.to_input_major(each.clone()) for each in (g, d)), act, b
-    ),
 }
 EXACT = 5e-6  # fp32 on values of size 1 to 5, sums of under 40 terms; the largest of 1400 draws was 2.6e-6
 
@@ -160,16 +155,6 @@ def test_no_token_is_dropped(path: str) -> None:
     assert (PATHS[path](x, chosen, weights, gate_up, down) - dense).abs().max() <= EXACT
 
 
-def test_packing_stays_in_its_memory() -> None:
-    gate_up, _ = matrices(5, 7, 3)
-    before, address = gate_up.clone(), gate_up.data_ptr()
-    packed = grouped.to_input_major(gate_up)
-    assert torch.equal(packed, before)
-    assert packed.data_ptr() == address
-    assert grouped.is_input_major(packed)
-    assert not grouped.is_input_major(before)
-
-
 def mixture(spec: MoESpec, ops: Ops = REFERENCE) -> MoE:
     made, generator = MoE(spec, 10, ops), torch.Generator().manual_seed(0)
     for parameter in made.parameters():
@@ -204,17 +189,3 @@ def test_shared_experts_see_every_token(gated: bool) -> None:
     assert made.shared is not None
     gate = 1 / (1 + torch.exp(-(x @ made.shared_gate.weight[0])))[..., None] if made.shared_gate is not None else 1
     assert (made(x) - (alone(x) + gate * made.shared(x))).abs().max() <= EXACT
-
-
-@torch.no_grad()
-def test_packing_changes_no_text() -> None:
-    """A model rearranged for a CPU gives what it gave, for a prompt and for one token."""
-    layer = Layer(Norm(1e-5), GQA(2, 1, 8, Rope(8, 100.0)), Norm(1e-5), MoESpec(RouterSpec(8, 2), 16))
-    model = Decoder(DecoderSpec(31, 16, (layer,), Norm(1e-5), tied=False, context=64), CPU)
-    inputs = [torch.arange(20)[None], torch.tensor([[7]])]
-    before = [model(tokens) for tokens in inputs]
-    for each in model.modules():
-        if isinstance(each, Experts):
-            each.pack()
-    for tokens, logits in zip(inputs, before, strict=True):
-        assert (model(tokens) - logits).abs().max() <= EXACT

@@ -1,0 +1,155 @@
+"""Attention of a few queries over a cache, read once, in chunks of positions whose softmaxes are joined at the end
+(Flash-Decoding; Dao et al. 2023, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
+
+Chunks are counted from the first position that a query sees, so that its sums do not depend on what else is in the
+batch. Shapes: B batch, T queries, H query heads, K kv heads, G = H / K, S slots, D and V values of a key and a value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from minillm.cpu.jit import aligned, array, inline, kernel, parallel
+from minillm.cpu.pointwise import exp, tanh
+from minillm.cpu.products import dot, prepare
+from minillm.cpu.vector import (
+    LANES,
+    add,
+    larger,
+    largest,
+    load,
+    madd,
+    number,
+    rounded,
+    splat,
+    store,
+    total,
+    zeros,
+)
+
+CHUNK = 256
+AT_ONCE = 4  # values that are summed up before a sum goes back to memory
+LOWEST = np.float32(-3e38)
+
+
+@inline
+def _add_values(p: Any, at: int, v: Any, rows: Any, first: int, count: int, sums: Any, to: int, size: int) -> None:
+    """sums[to : to + size] += the sum of p[at + i] v[rows[i] : rows[i] + size] for i from `first` on."""
+    for d in range(0, size - LANES + 1, LANES):
+        held = load(sums, to + d)
+        for i in range(first, first + count):
+            held = madd(load(v, rows[i] + d), splat(p[at + i]), held)
+        store(sums, to + d, held)
+    for d in range(size // LANES * LANES, size):
+        for i in range(first, first + count):
+            sums[to + d] += p[at + i] * number(v[rows[i] + d])
+
+
+@inline
+def _softmax(scores: Any, at: int, count: int, scale: Any, softcap: Any) -> Any:
+    """exp(score - highest) in place of each score, times `scale` and capped before; returns the highest and the sum."""
+    end = at + -(-count // LANES) * LANES
+    for i in range(at, at + count):
+        value = scores[i] * scale
+        scores[i] = softcap * tanh(value / softcap) if softcap > 0 else value
+    for i in range(at + count, end):
+        scores[i] = LOWEST
+    high, sums = splat(LOWEST), zeros()
+    for i in range(at, end, LANES):
+        high = larger(load(scores, i), high)
+    highest = largest(high)
+    for i in range(at, end):
+        scores[i] = exp(scores[i] - highest)
+    for i in range(at, end, LANES):
+        sums = add(load(scores, i), sums)
+    return highest, total(sums)
+
+
+@parallel
+def _chunks(
+    q: Any, k: Any, v: Any, first: Any, last: Any, ring: int, offset: int, sizes: Any, scale: Any, softcap: Any,
+    parts: int, highest: Any, weights: Any, sums: Any,
+) -> None:  # fmt: skip
+    """For chunk c of what query t of row b sees through kv head h: of each of its G heads the highest score, the sum of
+    the weights and that of the weighted values."""
+    steps, heads, kv_heads, k_size, v_size, k_slots, v_slots, k_stride, v_stride = sizes
+    group = heads // kv_heads
+    for each in prange(len(first) * kv_heads * parts):
+        task = np.int64(each)
+        query, h, c = task // (kv_heads * parts), task // parts % kv_heads, task % parts
+        start = first[query] + c * CHUNK
+        count = min(CHUNK, last[query] + 1 - start)
+        if count <= 0:
+            continue
+        rows, value_rows = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
+        lane = query // steps * kv_heads + h
+        for i in range(count):
+            slot = (start + i) % ring if ring else start + i - offset
+            rows[i], value_rows[i] = (lane * k_slots + slot) * k_stride, (lane * v_slots + slot) * v_stride
+        scores = aligned(group * CHUNK, np.float32)
+        for i in range(count):
+            for g in range(group):
+                head = query * heads + h * group + g
+                scores[g * CHUNK + i] = dot(k, rows[i], q, head * k_size, k_size)
+        for g in range(group):
+            at = task * group + g
+            highest[at], weights[at] = _softmax(scores, g * CHUNK, count, scale, softcap)
+        for i in range(0, count, AT_ONCE):
+            for g in range(group):
+                to = (task * group + g) * v_size
+                _add_values(scores, g * CHUNK, v, value_rows, i, min(AT_ONCE, count - i), sums, to, v_size)
+
+
+@parallel
+def _join(
+    highest: Any, weights: Any, sums: Any, first: Any, last: Any, sinks: Any, sizes: Any, parts: int, y: Any
+) -> None:
+    """y `[B, T, H, V]`: the chunks of each head, brought to one highest score; a sink weighs and adds nothing."""
+    heads, kv_heads, v_size = sizes
+    group = heads // kv_heads
+    for each in prange(len(first) * heads):
+        at = np.int64(each)
+        query, h, g = at // heads, at % heads // group, at % group
+        used = (last[query] - first[query]) // CHUNK + 1
+        top = number(sinks[h * group + g]) if len(sinks) else LOWEST
+        for c in range(used):
+            value = highest[((query * kv_heads + h) * parts + c) * group + g]
+            top = value if not value <= top else top
+        weight = exp(number(sinks[h * group + g]) - top) if len(sinks) else np.float32(0)
+        made = np.zeros(v_size, np.float32)
+        for c in range(used):
+            part = ((query * kv_heads + h) * parts + c) * group + g
+            factor = exp(highest[part] - top)
+            weight += factor * weights[part]
+            for d in range(v_size):
+                made[d] += factor * sums[part * v_size + d]
+        for d in range(v_size):
+            y[at * v_size + d] = rounded(made[d] / weight, y)
+
+
+@kernel
+def attention(
+    q_at: int, k_at: int, v_at: int, sinks_at: int, y_at: int, first_at: int, last_at: int, batch: int,
+    sizes: Any, places: Any, scale: Any, softcap: Any, like: Any,
+) -> None:  # fmt: skip
+    """y `[B, T, H, V]` of q `[B, T, H, D]` over the keys `[B, K, S, D]` and values `[B, K, S, V]` of positions
+    first[b, t] to last[b, t]. sizes are T, H, K, D, V, S of both and the distances of two keys and of two values;
+    places is the size of a ring, or 0 and the position of slot 0, and the most chunks that a query has."""
+    steps, heads, kv_heads, k_size, v_size, k_slots, v_slots, k_stride, v_stride = sizes
+    ring, offset, parts = places
+    count, lanes, whole = batch * steps, batch * kv_heads, np.empty(0, np.int64)
+    first, last = array(first_at, count, whole), array(last_at, count, whole)
+    k, v = array(k_at, lanes * k_slots * k_stride, like), array(v_at, lanes * v_slots * v_stride, like)
+    sinks, y = array(sinks_at, heads if sinks_at else 0, like), array(y_at, count * heads * v_size, like)
+    q, _ = prepare(array(q_at, count * heads * k_size, like), count * heads, k, 1)
+    found = count * heads * parts
+    highest, weights, sums = (
+        np.empty(found, np.float32),
+        np.empty(found, np.float32),
+        np.zeros(found * v_size, np.float32),
+    )
+    _chunks(q, k, v, first, last, ring, offset, sizes, scale, softcap, parts, highest, weights, sums)
+    _join(highest, weights, sums, first, last, sinks, (heads, kv_heads, v_size), parts, y)

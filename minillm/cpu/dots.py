@@ -1,0 +1,137 @@
+"""Sums of products of 32 or 64 numbers at a time, for each type that weights are stored in: what `products.py` repeats.
+
+Where the processor multiplies bf16 itself (AVX512-BF16), 32 products are one instruction: x stays bf16 then, and int8
+and 4-bit weights become bf16 by looking their halves up in a register.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+
+from minillm.cpu.vector import (
+    BYTE,
+    FLOATS,
+    INT,
+    LANES,
+    SHORT,
+    constant,
+    floats,
+    floats_at,
+    fused,
+    intrinsic,
+    read,
+    same,
+)
+
+NATIVE_BF16 = "avx512bf16" in {name for name, has in binding.get_host_cpu_features().items() if has}
+
+
+class Bfloat(ir.Type):
+    """bf16, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bfloat)
+
+    def __hash__(self) -> int:
+        return hash(Bfloat)
+
+
+SHORTS, BFLOATS = ir.VectorType(SHORT, 2 * LANES), ir.VectorType(Bfloat(), 2 * LANES)
+
+
+@intrinsic
+def dot32(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any:
+    """sums + the products of w[at : at + 32] and x[start : start + 32], two into each place. x is float32, or where
+    the processor has NATIVE_BF16 bfloat16 with a w of that or int8."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        _, kind, _, x_kind, _ = signature.args
+        sums, w, at, x, start = given
+        if x_kind.dtype == types.uint16:
+            return _native_dot32(context, builder, signature, given)
+        for offset in (0, LANES):
+            places = (builder.add(each, each.type(offset)) for each in (at, start))
+            w_part, x_part = (
+                floats_at(context, builder, *each, place)
+                for each, place in zip(((kind, w), (x_kind, x)), places, strict=True)
+            )
+            sums = fused(builder, w_part, x_part, sums)
+        return sums
+
+    return floats(floats, w, types.intp, x, types.intp), generate
+
+
+@intrinsic
+def dot64(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any, half: Any) -> Any:
+    """sums + the products of 64 numbers of 4 bits, less 8 each: those in the low halves of the bytes w[at : at + 32]
+    with x[start : start + 32], those in the high halves with what lies `half` further on; x as in `dot32`."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        _, kind, _, x_kind, _, _ = signature.args
+        sums, w, at, x, start, half = given
+        places = (start, builder.add(start, half))
+        if x_kind.dtype == types.uint16:
+            return _native_dot64(context, builder, signature, given, places)
+        for offset in (0, LANES):
+            raw = read(context, builder, kind, w, builder.add(at, at.type(offset)), BYTE)
+            wide = builder.zext(raw, ir.VectorType(INT, LANES))
+            halves = (builder.and_(wide, same(INT, 15)), builder.lshr(wide, same(INT, 4)))
+            for numbers, place in zip(halves, places, strict=True):
+                shifted = builder.sitofp(builder.sub(numbers, same(INT, 8)), FLOATS)
+                part = floats_at(context, builder, x_kind, x, builder.add(place, place.type(offset)))
+                sums = fused(builder, shifted, part, sums)
+        return sums
+
+    return floats(floats, w, types.intp, x, types.intp, types.intp), generate
+
+
+def _looked_up(builder: Any, numbers: Any, values: Callable[[int], int]) -> Any:
+    """values(n) as bf16 of 32 numbers n below 16: an instruction looks them up by the low 5 bits of each."""
+    table = constant(SHORT, [struct.unpack("<I", struct.pack("<f", values(n % 16)))[0] >> 16 for n in range(32)])
+    kind = ir.FunctionType(SHORTS, [SHORTS, SHORTS])
+    call = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.permvar.hi.512")
+    return builder.call(call, [table, numbers])
+
+
+def _halves(context: Any, builder: Any, kind: Any, w: Any, at: Any) -> tuple[Any, Any]:
+    """The low and the high 4 bits of w[at : at + 32], the low ones with what else is in the byte."""
+    wide = builder.zext(read(context, builder, kind, w, at, BYTE, 32), SHORTS)
+    return wide, builder.lshr(wide, same(SHORT, 4, 32))
+
+
+def _native_dot64(context: Any, builder: Any, signature: Any, given: Any, places: Sequence[Any]) -> Any:
+    _, kind, _, x_kind, _, _ = signature.args
+    sums, w, at, x, _, _ = given
+    for numbers, place in zip(_halves(context, builder, kind, w, at), places, strict=True):
+        part = read(context, builder, x_kind, x, place, SHORT, 32)
+        sums = _native(builder, sums, _looked_up(builder, numbers, lambda n: n - 8), part)
+    return sums
+
+
+def _native_dot32(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+    """An int8 is 16 times its signed high half and its low half: bf16 has no room for all 8 bits at once."""
+    _, kind, _, x_kind, _ = signature.args
+    sums, w, at, x, start = given
+    part = read(context, builder, x_kind, x, start, SHORT, 32)
+    if kind.dtype == types.uint16:
+        return _native(builder, sums, read(context, builder, kind, w, at, SHORT, 32), part)
+    low, high = _halves(context, builder, kind, w, at)
+    sums = _native(builder, sums, _looked_up(builder, low, lambda n: n), part)
+    return _native(builder, sums, _looked_up(builder, high, lambda n: 16 * (n - n // 8 * 16)), part)
+
+
+def _native(builder: Any, total: Any, x: Any, y: Any) -> Any:
+    """total[l] + x[2l] y[2l] + x[2l + 1] y[2l + 1] for 32 bf16 numbers each: AVX-512's own instruction."""
+
+    kind = ir.FunctionType(FLOATS, [FLOATS, BFLOATS, BFLOATS])
+    call = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
+    return builder.call(call, [total, builder.bitcast(x, BFLOATS), builder.bitcast(y, BFLOATS)])

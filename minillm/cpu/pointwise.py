@@ -1,0 +1,152 @@
+"""What happens to each value between the products: norms, rotation, activation, in one pass over a row and with one
+rounding. Shapes: R rows, N values of a row; B batch, T tokens, H query heads, K kv heads, D head_dim."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from minillm.cpu.jit import array, function, inline, kernel, parallel
+from minillm.cpu.vector import LANES, load, madd, number, rounded, total, two_to, zeros
+
+SILU, GELU_TANH, CLAMPED = range(3)  # activations by number; kernels get (number, limit, alpha)
+ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
+
+
+@inline
+def exp(x: Any) -> Any:
+    """e**x, within 2 units in the last place: 2**n times a polynomial (Cephes' expf), which compilers turn into vectors
+    as they cannot a call. Below -87 it is e**-87, which is next to nothing."""
+    x = np.float32(88) if x > np.float32(88) else x
+    x = np.float32(-87) if x < np.float32(-87) else x
+    n = np.floor(x * np.float32(1.4426950408889634) + HALF)
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    return (p * r * r + r + ONE) * two_to(n)
+
+
+@inline
+def tanh(x: Any) -> Any:
+    return ONE - TWO / (exp(TWO * x) + ONE)
+
+
+@inline
+def activated(gate: Any, up: Any, activation: Any) -> Any:
+    """act(gate) * up, as `reference.gated_act` has it."""
+    kind, limit, alpha = activation
+    if kind == SILU:
+        return gate / (ONE + exp(-gate)) * up
+    if kind == GELU_TANH:
+        inside = np.float32(0.7978845608028654) * (gate + np.float32(0.044715) * gate * gate * gate)
+        return HALF * gate * (ONE + tanh(inside)) * up
+    gate = limit if gate > limit else gate
+    up = limit if up > limit else (-limit if up < -limit else up)
+    return gate / (ONE + exp(-alpha * gate)) * (up + ONE)
+
+
+@function
+def norm(x: Any, at: int, w: Any, size: int, numbers: Any, y: Any, to: int) -> None:
+    """rms_norm of x[at : at + size] into y[to : to + size]; numbers are eps, offset and whether it is rounded before
+    the weight."""
+    eps, offset, early = numbers
+    squares = zeros()
+    for i in range(at, at + size - LANES + 1, LANES):
+        squares = madd(load(x, i), load(x, i), squares)
+    mean = total(squares)
+    for i in range(at + size // LANES * LANES, at + size):
+        mean += number(x[i]) * number(x[i])
+    factor = ONE / np.float32(math.sqrt(mean / np.float32(size) + eps))
+    if early:
+        for i in range(size):
+            y[to + i] = rounded(number(rounded(number(x[at + i]) * factor, y)) * (number(w[i]) + offset), y)
+    else:
+        for i in range(size):
+            y[to + i] = rounded(number(x[at + i]) * factor * (number(w[i]) + offset), y)
+
+
+@kernel
+def rms_norm(
+    x_at: int, residual_at: int, s_at: int, w_at: int, y_at: int, rows: int, size: int, numbers: Any, like: Any
+) -> None:
+    """y `[R, N]` = rms_norm(s), where s is x, or where there is a residual x + residual and written. For few rows: one
+    thread is done with them before a second has started."""
+    count, there = rows * size, rows * size if residual_at else 0
+    x, residual, s = array(x_at, count, like), array(residual_at, there, like), array(s_at, count, like)
+    w, y = array(w_at, size, like), array(y_at, count, like)
+    for i in range(there):
+        s[i] = rounded(number(x[i]) + number(residual[i]), s)
+    for row in range(rows):
+        norm(s, row * size, w, size, numbers, y, row * size)
+
+
+@function
+def _rotate(
+    x: Any, at: int, cos: Any, sin: Any, phase: int, half: int, size: int, halves: bool, y: Any, to: int
+) -> None:
+    """One head of `size` values, of which the first 2 * half turn; `halves`: value i with i + half, else with i + 1."""
+    if halves:
+        for i in range(half):
+            a, b = number(x[at + i]), number(x[at + half + i])
+            c, s = number(cos[phase + i]), number(sin[phase + i])
+            y[to + i], y[to + half + i] = rounded(a * c - b * s, y), rounded(b * c + a * s, y)
+    else:
+        for i in range(half):
+            a, b = number(x[at + 2 * i]), number(x[at + 2 * i + 1])
+            c, s = number(cos[phase + i]), number(sin[phase + i])
+            y[to + 2 * i], y[to + 2 * i + 1] = rounded(a * c - b * s, y), rounded(b * c + a * s, y)
+    for i in range(2 * half, size):
+        y[to + i] = x[at + i]
+
+
+@parallel
+def _place(
+    count: int, qkv: Any, q: Any, k_cache: Any, v_cache: Any, slots: Any, cos: Any, sin: Any, q_weight: Any,
+    k_weight: Any, sizes: Any, numbers: Any,
+) -> None:  # fmt: skip
+    """q, k and v of each token b * T + t."""
+    steps, heads, kv_heads, size, capacity, half, halves = sizes
+    width = heads + 2 * kv_heads
+    for each in prange(count):
+        token = np.int64(each)
+        t, b = token % steps, token // steps
+        slot = slots[token if len(slots) > steps else t]
+        phase = (token if len(cos) > steps * half else t) * half
+        normed = np.empty(size, qkv.dtype)
+        for head in range(width):
+            at = (token * width + head) * size
+            to = ((b * kv_heads + (head - heads) % kv_heads) * capacity + slot) * size
+            if head >= heads + kv_heads:
+                v_cache[to : to + size] = qkv[at : at + size]
+                continue
+            if head < heads:
+                to = (token * heads + head) * size
+            source = qkv
+            if len(q_weight):
+                norm(qkv, at, q_weight if head < heads else k_weight, size, numbers, normed, 0)
+                source, at = normed, 0
+            _rotate(source, at, cos, sin, phase, half, size, halves, q if head < heads else k_cache, to)
+
+
+@kernel
+def qk_norm_rope_cache(
+    at: Any, batch: int, slot_rows: int, phase_rows: int, sizes: Any, numbers: Any, like: Any
+) -> None:
+    """q `[B, T, H, D]`, and k and v into the caches. `at` are the addresses of qkv, q, the caches, slots, cos, sin and
+    the norms' weights (or 0); sizes T, H, K, D, the caches' slots, the number of pairs that turn, and whether they are
+    halves."""
+    steps, heads, kv_heads, size, capacity, half, _ = sizes
+    count, cached = batch * steps, batch * kv_heads * capacity * size
+    qkv, q = array(at[0], count * (heads + 2 * kv_heads) * size, like), array(at[1], count * heads * size, like)
+    k_cache, v_cache = array(at[2], cached, like), array(at[3], cached, like)
+    slots = array(at[4], slot_rows * steps, np.empty(0, np.int64))
+    cos, sin = array(at[5], phase_rows * steps * half, like), array(at[6], phase_rows * steps * half, like)
+    weights = size if at[7] else 0
+    q_weight, k_weight = array(at[7], weights, like), array(at[8], weights, like)
+    _place(count, qkv, q, k_cache, v_cache, slots, cos, sin, q_weight, k_weight, sizes, numbers)

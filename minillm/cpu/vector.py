@@ -1,0 +1,207 @@
+"""Vectors of 16 floats inside numba's functions: the few operations that loops over weights are made of.
+
+LLVM turns a vector of 16 floats into one register of AVX-512, two of AVX2 or four of NEON. Loops written with them sum
+up in one order, whatever the compiler makes of the code around: a row's result does not depend on its neighbours.
+
+Arrays hold bfloat16 as uint16 and float16 as int16, neither of which NumPy or numba can compute with; int8 and float32
+are themselves, and uint8 are two 4-bit numbers, the even one in the low half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numba.extending
+from llvmlite import ir
+from numba import types
+from numba.extending import models, register_model
+from numba.np.arrayobj import make_array
+
+intrinsic: Any = numba.extending.intrinsic  # a type checker would count the parameters of what it returns wrongly
+LANES = 16
+FLOAT, HALF, BYTE, SHORT, INT = ir.FloatType(), ir.HalfType(), ir.IntType(8), ir.IntType(16), ir.IntType(32)
+FLOATS = ir.VectorType(FLOAT, LANES)
+FUSE = ("contract",)  # a product and the sum it goes into may be one instruction
+
+
+class Floats(types.Type):
+    """The type of such a vector."""
+
+    def __init__(self) -> None:
+        super().__init__(name="floats")
+
+
+floats = Floats()
+
+
+@register_model(Floats)
+class _FloatsModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any):
+        super().__init__(manager, kind, FLOATS)
+
+
+def constant(element: ir.Type, values: Sequence[float]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(element, len(values)), list(values))
+
+
+def same(element: ir.Type, value: float, count: int = LANES) -> ir.Constant:
+    return constant(element, [value] * count)
+
+
+def read(context: Any, builder: Any, kind: Any, array: Any, start: Any, element: ir.Type, count: int = LANES) -> Any:
+    """`count` elements of an array from `start` on, as they lie in memory."""
+    pointer = builder.gep(make_array(kind)(context, builder, array).data, [start])
+    return builder.load(builder.bitcast(pointer, ir.VectorType(element, count).as_pointer()), align=1)
+
+
+def floats_at(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
+    """16 elements of an array as floats, by the array's type."""
+    elements = {types.float32: FLOAT, types.uint16: SHORT, types.int16: SHORT, types.int8: BYTE}
+    raw = read(context, builder, kind, array, start, elements[kind.dtype])
+    if kind.dtype == types.uint16:
+        wide = builder.zext(raw, ir.VectorType(INT, LANES))
+        return builder.bitcast(builder.shl(wide, same(INT, 16)), FLOATS)
+    if kind.dtype == types.int16:
+        return builder.fpext(builder.bitcast(raw, ir.VectorType(HALF, LANES)), FLOATS)
+    return builder.sitofp(raw, FLOATS) if kind.dtype == types.int8 else raw
+
+
+def fused(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    return builder.fadd(builder.fmul(x, y, flags=FUSE), z, flags=FUSE)
+
+
+@intrinsic
+def zeros(typing: Any) -> Any:
+    """A vector of zeros."""
+    return floats(), lambda context, builder, signature, given: same(FLOAT, 0.0)
+
+
+@intrinsic
+def load(typing: Any, array: Any, start: Any) -> Any:
+    """array[start : start + 16] as floats."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return floats_at(context, builder, signature.args[0], *given)
+
+    return floats(array, types.intp), generate
+
+
+@intrinsic
+def store(typing: Any, array: Any, start: Any, x: Any) -> Any:
+    """array[start : start + 16] = x, for an array of float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        pointer = builder.gep(make_array(signature.args[0])(context, builder, given[0]).data, [given[1]])
+        builder.store(given[2], builder.bitcast(pointer, FLOATS.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, floats), generate
+
+
+@intrinsic
+def splat(typing: Any, x: Any) -> Any:
+    """A float in all 16 places."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        nothing = ir.Constant(FLOATS, ir.Undefined)
+        first = builder.insert_element(nothing, given[0], INT(0))
+        return builder.shuffle_vector(first, nothing, same(INT, 0))
+
+    return floats(types.float32), generate
+
+
+def _elementwise(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return operation(builder, *given)
+
+    return generate
+
+
+@intrinsic
+def add(typing: Any, x: Any, y: Any) -> Any:
+    """x + y."""
+    return floats(floats, floats), _elementwise(lambda builder, x, y: builder.fadd(x, y))
+
+
+@intrinsic
+def madd(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    """x * y + z."""
+    return floats(floats, floats, floats), _elementwise(fused)
+
+
+@intrinsic
+def larger(typing: Any, x: Any, y: Any) -> Any:
+    """max(x, y)."""
+    return floats(floats, floats), _elementwise(_larger)
+
+
+def _larger(builder: Any, x: Any, y: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def _by_halves(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        vector, count = given[0], LANES
+        while count > 1:
+            count //= 2
+            halves = [constant(INT, range(start, start + count)) for start in (0, count)]
+            vector = operation(builder, *(builder.shuffle_vector(vector, vector, half) for half in halves))
+        return builder.extract_element(vector, INT(0))
+
+    return generate
+
+
+@intrinsic
+def total(typing: Any, x: Any) -> Any:
+    """The sum of the 16 values, by halves."""
+    return types.float32(floats), _by_halves(lambda builder, x, y: builder.fadd(x, y))
+
+
+@intrinsic
+def largest(typing: Any, x: Any) -> Any:
+    """The largest of the 16 values."""
+    return types.float32(floats), _by_halves(_larger)
+
+
+@intrinsic
+def number(typing: Any, x: Any) -> Any:
+    """One element of an array as a float."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        if x == types.uint16:
+            return builder.bitcast(builder.shl(builder.zext(given[0], INT), INT(16)), FLOAT)
+        if x == types.int16:
+            return builder.fpext(builder.bitcast(given[0], HALF), FLOAT)
+        return builder.sitofp(given[0], FLOAT) if x == types.int8 else given[0]
+
+    return types.float32(x), generate
+
+
+@intrinsic
+def two_to(typing: Any, n: Any) -> Any:
+    """2**n for a float that is a whole number from -126 to 127: its exponent, without a multiplication."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        exponent = builder.add(builder.fptosi(given[0], INT), INT(127))
+        return builder.bitcast(builder.shl(exponent, INT(23)), FLOAT)
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def rounded(typing: Any, x: Any, array: Any) -> Any:
+    """A float as an element of an array: the nearest, of two the even one."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        if array.dtype == types.int16:
+            return builder.bitcast(builder.fptrunc(given[0], HALF), SHORT)
+        if array.dtype != types.uint16:
+            return given[0]
+        bits = builder.bitcast(given[0], INT)
+        odd = builder.and_(builder.lshr(bits, INT(16)), INT(1))
+        cut = builder.lshr(builder.add(bits, builder.add(odd, INT(0x7FFF))), INT(16))
+        kept = builder.or_(builder.lshr(bits, INT(16)), INT(0x40))  # not a number stays none
+        return builder.trunc(builder.select(builder.fcmp_unordered("uno", given[0], given[0]), kept, cut), SHORT)
+
+    return array.dtype(types.float32, array), generate
