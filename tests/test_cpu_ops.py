@@ -40,7 +40,7 @@ def every_size() -> Iterator[None]:
 
 
 def held(op: str, pick: Pick, dtype: torch.dtype) -> None:
-    """An op's results to its budget, in fp32 to twice that, as the plain version is; gradients are PyTorch's business."""
+    """An op's results to its budget, in fp32 to twice that, as plain versions are; gradients are PyTorch's business."""
     for name, error in PROBLEMS[op](Case(pick, dtype, CPU_DEVICE), LOOPS).items():
         exact_sums, rounded = BUDGETS[op]["result"]
         assert error <= (2 * exact_sums if dtype == torch.float32 else rounded) or name.startswith("gradient")
