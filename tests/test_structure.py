@@ -45,7 +45,7 @@ LAYERS = [
     ["minillm.linear"],
     ["minillm.norm", "minillm.attention", "minillm.ffn", "minillm.mla", "minillm.moe"],
     ["minillm.model"],
-    ["minillm.graphs"],
+    ["minillm.graphs", "minillm.tape"],
     ["minillm.inference", "minillm.measure", "minillm.bench_worker"],
     ["minillm.llm"],
     ["minillm.loading"],
