@@ -109,6 +109,17 @@ def _norm_numbers(eps: float, offset: float, cast: NormCast) -> tuple[Any, Any, 
     return np.float32(eps), np.float32(offset), cast == "before_weight"
 
 
+def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
+    """`reference.gated_act`."""
+    numbers = _activation(activation)
+    if not (numbers and gate_up.numel() and plain(gate_up)):
+        return reference.gated_act(gate_up, activation)
+    inner = gate_up.shape[-1] // 2
+    y = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype)
+    pointwise.gated_act(address(gate_up), address(y), y.numel() // inner, inner, numbers, LIKE[y.dtype])
+    return y
+
+
 def _activation(activation: Activation | ClampedSwiGLU) -> tuple[int, Any, Any] | None:
     """What the loops call an activation; None for one that they do not have."""
     if isinstance(activation, ClampedSwiGLU):
@@ -258,6 +269,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "rms_norm": rms_norm,
     "add_rms_norm": add_rms_norm,
     "qk_norm_rope_cache": qk_norm_rope_cache,
+    "gated_act": gated_act,
     "attention": attention,
     "latent_attention": latent_attention,
     "experts": experts,

@@ -28,7 +28,7 @@ LOOPS = Ops(**cpu_ops.OPS)
 CPU_DEVICE = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATIONS = ("silu", "gelu_tanh", ClampedSwiGLU(1.702, 0.7))
-WITH_GRADIENTS = ("rms_norm",)  # whose problem asks for gradients, which loops leave to PyTorch
+WITH_GRADIENTS = ("rms_norm", "gated_act")  # their problems ask for gradients, which loops leave to PyTorch
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +63,7 @@ def test_loops_at_drawn_shapes(data: st.DataObject, dtype: torch.dtype, op: str)
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 15, 16, 97, 512])
-def test_norms(size: int, dtype: torch.dtype) -> None:
+def test_norms_and_activations(size: int, dtype: torch.dtype) -> None:
     case = Case(Awkward(size), dtype, CPU_DEVICE)
     x, w = case.values(3, size), case.values(size)
     for offset in (0.0, 1.0):
@@ -71,6 +71,10 @@ def test_norms(size: int, dtype: torch.dtype) -> None:
             expected = reference.rms_norm(x.double(), w.double(), 1e-5, offset)
             found = LOOPS.rms_norm(x, w, 1e-5, offset, cast)
             assert ulps(found, expected) <= BUDGETS["rms_norm"]["result"][dtype != torch.float32]
+    both = case.values(3, 2 * size) * 3
+    for activation in ACTIVATIONS:
+        found, expected = LOOPS.gated_act(both, activation), reference.gated_act(both.double(), activation)
+        assert ulps(found, expected) <= BUDGETS["gated_act"]["result"][dtype != torch.float32]
 
 
 @torch.no_grad()
@@ -83,6 +87,7 @@ def test_activations_at_the_ends() -> None:
         given = (gates, chosen, ones, torch.tensor([[[1.0], [0.0]]]), torch.ones(1, 1, 1), activation, biases)
         found, expected = LOOPS.experts(*given), reference.gated_act(torch.cat((gates, ones), 1).double(), activation)
         assert ((found - expected).abs() <= 1e-34 + 4 * torch.finfo(torch.float32).eps * gates.abs()).all()
+        assert torch.equal(LOOPS.gated_act(torch.cat((gates, ones), 1), activation), found)
     assert LOOPS.experts(gates * float("nan"), *given[1:]).isnan().all()
 
 

@@ -1,5 +1,5 @@
 """What happens to each value between the products: norms, rotation, activation, in one pass over a row and with one
-rounding. Shapes: R rows, N values of a row; B batch, T tokens, H query heads, K kv heads, D head_dim."""
+rounding. Shapes: R rows, N values of a row, F half of one; B batch, T tokens, H query heads, K kv heads, D head_dim."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from minillm.cpu.jit import array, function, inline, kernel, parallel
-from minillm.cpu.vector import LANES, floor, larger, load, madd, number, rounded, smaller, total, two_to, zeros
+from minillm.cpu.vector import LANES, floor, larger, load, madd, number, rounded, smaller, store, total, two_to, zeros
 
 SILU, GELU_TANH, CLAMPED = range(3)  # activations by number; kernels get (number, limit, alpha)
 ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
@@ -42,12 +42,29 @@ def activated(gate: Any, up: Any, activation: Any) -> Any:
     """act(gate) * up, as `reference.gated_act` has it."""
     kind, limit, alpha = activation
     if kind == SILU:
-        return gate / (ONE + exp(-gate)) * up
+        return gate / (ONE + exp(gate * -ONE)) * up
     if kind == GELU_TANH:
         inside = np.float32(0.7978845608028654) * (gate + np.float32(0.044715) * gate * gate * gate)
         return HALF * gate * (ONE + tanh(inside)) * up
     gate, up = smaller(limit, gate), larger(-limit, smaller(limit, up))
-    return gate / (ONE + exp(-alpha * gate)) * (up + ONE)
+    return gate / (ONE + exp(gate * -alpha)) * (up + ONE)
+
+
+@parallel
+def _gate(source: Any, rows: int, inner: int, activation: Any, y: Any) -> None:
+    for each in prange(rows):
+        row = np.int64(each)
+        at, other, to = 2 * row * inner, (2 * row + 1) * inner, row * inner
+        for f in range(0, inner - LANES + 1, LANES):
+            store(y, to + f, activated(load(source, at + f), load(source, other + f), activation))
+        for f in range(inner // LANES * LANES, inner):
+            y[to + f] = rounded(activated(number(source[at + f]), number(source[other + f]), activation), y)
+
+
+@kernel
+def gated_act(source_at: int, y_at: int, rows: int, inner: int, activation: Any, like: Any) -> None:
+    """y `[R, F]` = act(gate) * up of `[R, 2F]`."""
+    _gate(array(source_at, 2 * rows * inner, like), rows, inner, activation, array(y_at, rows * inner, like))
 
 
 @function
