@@ -118,15 +118,21 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """The hidden states `[B, T, E]` behind the last layer, before the final norm."""
+        x_BTE, step = self.enter(tokens_BT, cache)
+        for index, layer in enumerate(self.layers):
+            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
+        return x_BTE
+
+    def enter(self, tokens_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Step]:
+        """What the first layer takes, `[B, T, E]`, and what all layers share; from here on the cache counts as longer
+        by T, and each layer is to fill its part."""
         step = self._step(tokens_BT, cache)
         x_BTE = self.embedding(tokens_BT)
         if self.spec.embedding_scale != 1:
             x_BTE = x_BTE * x_BTE.new_full((), self.spec.embedding_scale)  # rounded to the type of x
-        for index, layer in enumerate(self.layers):
-            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
-        return x_BTE
+        return x_BTE, step
 
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
@@ -174,11 +180,22 @@ class Decoder(nn.Module):
         slots = {window: each.slots() for window, each in visible.items()}
         return Step(start, rotary, visible, slots)
 
-    def outgrown(self, cache: Cache) -> bool:
-        """Whether one more position takes a row past the length at which LongRoPE turns every key otherwise."""
+    def outgrown(self, cache: Cache) -> list[int]:
+        """The rows that one more position takes past the length at which LongRoPE turns every key otherwise."""
         scalings = [rope.scaling for rope in self._rotary]
         limits = {scaling.original_positions for scaling in scalings if isinstance(scaling, spec.LongRopeScaling)}
-        return any(cache.length - padding in limits for padding in cache.padding or [0])
+        return [row for row, padding in enumerate(cache.padding or [0]) if cache.length - padding in limits]
+
+    def alike(self, cache: Cache) -> int:
+        """How many more positions of a single row turn as they would one by one when they go through together: dynamic
+        scaling and LongRoPE turn by the length reached."""
+        left = [cache.capacity - cache.length]
+        for scaling in (rope.scaling for rope in self._rotary):
+            if isinstance(scaling, spec.DynamicScaling):
+                left.append(max(scaling.original_positions - cache.length, 1))
+            if isinstance(scaling, spec.LongRopeScaling) and cache.length < scaling.original_positions:
+                left.append(scaling.original_positions - cache.length)
+        return min(left)
 
     def destinations(self) -> dict[str, Destination]:
         """Where a checkpoint's tensors go: each parameter, or each named row block of a fused one as "name[part]"."""
