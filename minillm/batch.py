@@ -87,7 +87,8 @@ class Batch:
         """Decode until all have finished, or the batch had better be formed anew."""
         members = list(self.places)
         rows = [self.rows[index] for index in members]
-        room = max(row.remaining for row in rows)
+        # Each with a cache of its own ends where that is full.
+        room = (min if self.deterministic else max)(row.remaining for row in rows)
         started = time.perf_counter()
         caches = self._gathered(room)
         choose = Chooser(self.model, rows)
