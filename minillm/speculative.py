@@ -132,13 +132,15 @@ class Draft:
 
     def _read(self, sequence: list[int]) -> Tensor:
         """The logits `[1, V]` behind a sequence, with the target's V: a vocabulary may be padded to another size."""
-        self.timings.draft_steps += 1
-        if not self.cache.length or self.model.outgrown(self.cache):
-            self.cache.length = 0
-            logits_1V = prefill(self.model, [sequence], self.cache)
-        else:
-            unread = torch.tensor([sequence[self.cache.length :]], device=self.cache.device)
-            logits_1V = self.model(unread, self.cache, last_only=True)[:, -1]
+        cache = self.cache
+        while cache.length < len(sequence):
+            self.timings.draft_steps += 1
+            if not cache.length or self.model.outgrown(cache):
+                cache.length = 0
+                logits_1V = prefill(self.model, [sequence], cache)
+            else:
+                unread = sequence[cache.length :][: self.model.alike(cache)]
+                logits_1V = self.model(torch.tensor([unread], device=cache.device), cache, last_only=True)[:, -1]
         missing = self.target.spec.vocab_size - self.model.spec.vocab_size
         return F.pad(logits_1V, (0, missing), value=float("-inf"))
 

@@ -41,7 +41,7 @@ def run(model, rows, **options) -> tuple[list[tuple[int, str]], Timings]:
 def test_a_deterministic_batch_is_its_prompts_alone(
     spec: Spec, lengths: list[int], stops: set[int], dtype: torch.dtype, max_batch: int, lag: int, choice: dict
 ) -> None:
-    """Token for token and bit for bit, whatever shares the batch, leaves it or waits; alone without the flag as well."""
+    """Token for token and bit for bit, whatever shares the batch, leaves it or waits; alone without the flag, too."""
     model, together = listening(spec, dtype)
     rows = requests(prompts_of(lengths), 12, stops, **choice)
     run(model, rows, max_batch=max_batch, deterministic=True, lag=lag)
