@@ -36,16 +36,24 @@ def plain(*tensors: Tensor | None) -> bool:
     return dtype in LIKE and not tracked and all(each.dtype == dtype and each.is_contiguous() for each in given)
 
 
-def _product(
-    x: Tensor, weight: Tensor, like: Any, bias: Tensor | None, scale: Tensor | None = None, zero: Tensor | None = None,
-    group: int = 0,
-) -> Tensor:  # fmt: skip
-    outputs, inputs = len(weight), x.shape[-1]
+def _product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: int, bias: Tensor | None) -> Tensor:
+    inputs = x.shape[-1]
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype)
     if y.numel():
-        at = [address(each) for each in (x, weight, scale, zero, bias, y)]
-        multiply(*at, x.numel() // inputs, inputs, outputs, group, LIKE[x.dtype], like)
+        given = (address(x), matrix, address(bias), address(y))
+        multiply(*given, x.numel() // inputs, inputs, outputs, LIKE[x.dtype], like)
     return y
+
+
+def _located(x: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if x is None else (x.data_ptr(), x.numel())
+
+
+def _laid(
+    weight: Tensor, scale: Tensor | None = None, zero: Tensor | None = None, factor: Tensor | None = None, group: int = 1
+) -> tuple[Any, ...]:
+    """A matrix as the loops take it."""
+    return (*_located(weight), *_located(scale), *_located(zero), *_located(factor), group)
 
 
 def few(x: Tensor) -> bool:
@@ -55,30 +63,32 @@ def few(x: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.linear`."""
     if few(x) and plain(x, weight, bias):
-        return _product(x, weight, LIKE[x.dtype], bias)
+        return _product(x, _laid(weight), LIKE[x.dtype], len(weight), bias)
     return F.linear(x, weight, bias)
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.int8_linear`."""
     if few(x) and plain(x, bias) and plain(scale) and weight.is_contiguous():
-        return _product(x, weight, INT8, bias, scale)
+        return _product(x, _laid(weight, factor=scale), INT8, len(weight), bias)
     return reference.int8_linear(x, weight, scale, bias)
 
 
 def int4_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None
-) -> Tensor:
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`reference.int4_linear`."""
-    if few(x) and plain(x, bias) and plain(scale, zero) and packed.is_contiguous() and fits(group):
-        return _product(x, packed, INT4, bias, scale, zero, group)
-    return reference.int4_linear(x, packed, scale, zero, group, bias)
+    if few(x) and plain(x, bias) and _known_int4(packed, scale, zero, factor, group):
+        return _product(x, _laid(packed, scale, zero, factor, group), INT4, len(packed), bias)
+    return reference.int4_linear(x, packed, scale, zero, group, bias, factor)
 
 
-def fits(group: int) -> bool:
-    """Whether the loops know groups of this size."""
-    ratio = group // products.GROUP
-    return group % products.GROUP == 0 and ratio & (ratio - 1) == 0
+def _known_int4(packed: Tensor, scale: Tensor, zero: Tensor | None, factor: Tensor | None, group: int) -> bool:
+    """Whether the loops take this format: int8 scales, uint8 zeros, and groups of 16, 32, 64, 128, …"""
+    parts = (packed, torch.uint8), (scale, torch.int8), (zero, torch.uint8), (factor, torch.float32)
+    known = all(each is None or (each.dtype == dtype and each.is_contiguous()) for each, dtype in parts)
+    return known and factor is not None and group >= 16 and group & (group - 1) == 0
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
@@ -253,14 +263,15 @@ def experts(
     return y
 
 
-def _located(x: Tensor | None) -> tuple[int, int]:
-    return address(x), 0 if x is None else x.numel()
-
-
-def _matrices(matrices: Any) -> tuple[tuple[int, ...], Any] | None:
-    """The addresses and lengths of what stacked matrices consist of, and the type of their numbers."""
-    if isinstance(matrices, Tensor) and plain(matrices):
-        return (*_located(matrices), *_located(None), *_located(None), 0), LIKE[matrices.dtype]
+def _matrices(matrices: Any) -> tuple[tuple[Any, ...], Any] | None:
+    """Stacked matrices as the loops take them, and the type of their numbers; None for what they do not know."""
+    if isinstance(matrices, Tensor):
+        return (_laid(matrices), LIKE[matrices.dtype]) if plain(matrices) else None
+    if isinstance(matrices, Int8Matrices):
+        return _laid(matrices.weight, factor=matrices.scale), INT8
+    if isinstance(matrices, Int4Matrices):
+        parts = matrices.packed, matrices.scale, matrices.zero, matrices.factor, matrices.group
+        return (_laid(*parts), INT4) if _known_int4(*parts) else None
     return None
 
 

@@ -150,7 +150,8 @@ def attention(
     first, last = array(first_at, count, whole), array(last_at, count, whole)
     k, v = array(k_at, lanes * k_slots * k_stride, like), array(v_at, lanes * v_slots * v_stride, like)
     sinks, y = array(sinks_at, heads if sinks_at else 0, like), array(y_at, count * heads * v_size, like)
-    q, _ = prepare(array(q_at, count * heads * k_size, like), count * heads, k, 1)
+    nothing = np.empty(0, np.int8)
+    q, _ = prepare(array(q_at, count * heads * k_size, like), 1, (k, nothing, nothing, nothing, 1))
     found = count * heads * parts
     highest, weights, sums = (
         np.empty(found, np.float32),
