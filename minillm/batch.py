@@ -124,7 +124,7 @@ class Batch:
             self.model.spec,
             batch=len(rows),
             capacity=width + (max(row.remaining for row in rows) if room else 0),
-            dtype=weight.dtype,
+            dtype=self.model.dtype,
             device=weight.device,
             padding=[width - len(sequence) for sequence in sequences],
         )

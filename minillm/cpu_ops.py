@@ -21,6 +21,7 @@ from minillm.cpu import pointwise, prefill, products
 from minillm.cpu.dots import NATIVE_BF16
 from minillm.cpu.jit import LIKE, address
 from minillm.cpu.linear import linear as multiply
+from minillm.quantised import Int4Matrices, Int8Matrices
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.visibility import Visibility
 
@@ -254,13 +255,20 @@ def experts(
     fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous()
     if not (numbers and into and out_of and fits):
         return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
-    hidden, inner = x.shape[1], gate_up.shape[1] // 2
+    hidden, inner = x.shape[1], _stored(gate_up).shape[1] // 2
     y = torch.empty_like(x)
     at = [address(each) for each in (x, chosen, weights, y)]
     bias_at = tuple(number for each in biases or (None, None) for number in _located(each))
     sizes = (len(x), chosen.shape[1], hidden, inner)
     expert_loops.experts(*at, into[0], out_of[0], bias_at, sizes, numbers, LIKE[x.dtype], into[1])
     return y
+
+
+def _stored(matrices: Any) -> Tensor:
+    """The numbers of stacked matrices, `[E, O, …]`."""
+    if isinstance(matrices, Int4Matrices):
+        return matrices.packed
+    return matrices if isinstance(matrices, Tensor) else matrices.weight
 
 
 def _matrices(matrices: Any) -> tuple[tuple[Any, ...], Any] | None:

@@ -104,7 +104,7 @@ def _guessed(
 
 def _cache(model: Decoder, capacity: int) -> Cache:
     weight = model.embedding.weight
-    return Cache(model.spec, 1, capacity, weight.dtype, weight.device)
+    return Cache(model.spec, 1, capacity, model.dtype, weight.device)
 
 
 class Draft:
