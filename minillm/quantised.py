@@ -113,7 +113,9 @@ def parts(module: nn.Module, leaf: str) -> dict[str, Tensor]:
     """The parts of a held parameter by their endings; what a row has one of as `[..., O]` again."""
     values = getattr(module, leaf)
     found = {ending: getattr(module, f"{leaf}{ending}") for ending in held_in(module)[leaf].format.parts((1, 1))}
-    return {e: part.view(values.shape[:-1]) if part.dim() == 1 and values.dim() > 2 else part for e, part in found.items()}
+    return {
+        e: part.view(values.shape[:-1]) if part.dim() == 1 and values.dim() > 2 else part for e, part in found.items()
+    }
 
 
 def product(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:

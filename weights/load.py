@@ -154,5 +154,9 @@ def dense_rows(
         to.layout.copy(whole(stored) if made is None else made, laid)
         made = laid
     for start, stop in blocks(count, max(BLOCK_VALUES // columns, 1)):
-        block = stored.values(start * columns, stop * columns) if made is None else made.flatten()[start * columns : stop * columns]
+        block = (
+            stored.values(start * columns, stop * columns)
+            if made is None
+            else made.flatten()[start * columns : stop * columns]
+        )
         yield start, block.view(-1, columns).float()

@@ -129,7 +129,9 @@ def _entry(given: Any, base: int) -> Entry:
     dtype, shape, (begin, end) = given["dtype"], given["shape"], given["data_offsets"]
     if dtype not in BITS:
         raise ValueError(f"type {str(dtype)[:20]}")
-    if len(shape) > MAX_DIMENSIONS or any(type(each) is not int or not 0 <= each < 2**63 for each in (*shape, begin, end)):
+    if len(shape) > MAX_DIMENSIONS or any(
+        type(each) is not int or not 0 <= each < 2**63 for each in (*shape, begin, end)
+    ):
         raise ValueError("sizes and offsets must be whole numbers below 2^63, and dimensions few")
     if math.prod(shape) * BITS[dtype] != 8 * (end - begin):
         raise ValueError(f"{dtype} {shape} takes other than {end - begin} bytes")
@@ -160,7 +162,7 @@ class Writer:
         self.head = len(text).to_bytes(8, "little") + text
 
     def __enter__(self) -> Writer:
-        self.file = open(self.partial, "wb")  # noqa: SIM115  (it lives as long as the block)
+        self.file = open(self.partial, "wb")
         self.file.write(self.head)
         self.file.truncate(self.nbytes)
         return self
