@@ -66,12 +66,14 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
 
 
 def int4_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None
-) -> Tensor:
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`reference.int4_linear`."""
-    if few(x) and plain(x, bias) and plain(scale, zero) and packed.is_contiguous() and fits(group):
+    known = factor is None and plain(scale, zero) and fits(group)
+    if known and few(x) and plain(x, bias) and packed.is_contiguous():
         return _product(x, packed, INT4, bias, scale, zero, group)
-    return reference.int4_linear(x, packed, scale, zero, group, bias)
+    return reference.int4_linear(x, packed, scale, zero, group, bias, factor)
 
 
 def fits(group: int) -> bool:

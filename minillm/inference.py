@@ -121,7 +121,7 @@ def generate(model: Decoder, rows: Sequence[Completion], timings: Timings) -> It
         model.spec,
         batch=len(rows),
         capacity=width + max(row.max_new_tokens for row in rows),
-        dtype=weight.dtype,
+        dtype=model.dtype,
         device=weight.device,
         padding=[width - len(prompt) for prompt in prompts],
     )

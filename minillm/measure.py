@@ -40,7 +40,7 @@ def bytes_per_step(model: Decoder) -> int:
     the head only the row looked up, which is next to nothing."""
     parameters = dict(model.named_parameters())
     total = sum(count * parameters[name].element_size() for name, count in active_values(model).items())
-    return total - (0 if model.spec.tied else model.embedding.weight.nbytes)
+    return total - (0 if model.spec.tied else sum(part.nbytes for part in model.embedding.parameters()))
 
 
 def copy_bandwidth(device: torch.device) -> float | None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm import spec
+from minillm import quantised, spec
 from minillm.attention import GroupedQueryAttention, Step
 from minillm.cache import Cache, LatentCache, LayerCache
 from minillm.ffn import MLP, GatedMLP
@@ -72,6 +72,8 @@ class Embedding(nn.Module):
     Not nn.Embedding: that draws its first values even on the meta device, where PyTorch then loads 150 MB of Python.
     """
 
+    MULTIPLIED = ("weight",)  # where there is no other head
+
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
@@ -79,7 +81,15 @@ class Embedding(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
+        if quantised.held_in(self):
+            return quantised.lookup(self, "weight", tokens_BT)
         return F.embedding(tokens_BT, self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows."""
+        held = quantised.held_in(self).get("weight")
+        return self.weight.dtype if held is None else held.dtype
 
 
 class Decoder(nn.Module):
@@ -96,6 +106,11 @@ class Decoder(nn.Module):
         self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)
         self._rotary = {layer.attention.rope: Rotary(layer.attention.rope) for layer in decoder.layers}
         self._windows = {layer.attention.window for layer in decoder.layers}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the hidden states are in, and what a cache must be."""
+        return self.embedding.dtype
 
     def forward(
         self,
@@ -131,6 +146,8 @@ class Decoder(nn.Module):
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
         head = self.embedding if self.head is None else self.head
+        if quantised.held_in(head):
+            raise ValueError("a loss needs a head of plain weights; load the checkpoint without quantising it")
         x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
         cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
         return self.ops.linear_cross_entropy(x_NE, head.weight, tokens_BT[:, 1:].flatten(), cap, bias=bias)
@@ -150,7 +167,8 @@ class Decoder(nn.Module):
     def logits(self, x_BTE: Tensor) -> Tensor:
         """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
         x_BTE = self.norm(x_BTE)
-        logits = self.ops.linear(x_BTE, self.embedding.weight) if self.head is None else self.head(x_BTE)
+        tied = self.head is None
+        logits = quantised.product(self.embedding, "weight", self.ops, x_BTE) if tied else self.head(x_BTE)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -162,7 +180,7 @@ class Decoder(nn.Module):
         positions_BT = torch.arange(start, start + count, device=device)[None]
         if padding_B is not None:  # a padded position counts as 0: it is never looked at
             positions_BT = (positions_BT - padding_B[:, None]).clamp(min=0)
-        dtype = self.embedding.weight.dtype
+        dtype = self.dtype
         padding = (cache.padding if cache is not None else None) or [0]
         end = max(start + count, cache.prompt_length if cache is not None else 0)
         lengths = tuple(end - pad for pad in padding)
@@ -189,7 +207,7 @@ class Decoder(nn.Module):
             parts = module.blocks(leaf) if isinstance(module, (Linear, Experts)) else None
             for part, rows in (parts or {"": parameter.shape[0]}).items():
                 key = f"{name}[{part}]" if part else name
-                found[key] = Destination(name, start, (rows, *width))
+                found[key] = Destination(name, start, (rows, *width), dtype=parameter.dtype)
                 start += rows
         return found
 
