@@ -13,7 +13,7 @@ one program per sequence and head a GPU would stand idle. So the sequence is cut
 The cache is contiguous, `[B, K, S, D]` with any strides, possibly a ring whose slot s holds position
 start - (start - s) mod ring; or paged, `[blocks, size, K, D]` with the numbers of a sequence's blocks in a table
 (Kwon et al., arXiv:2309.06180). How many parts there are depends on the size of the cache that is handed over and never
-on `lengths`, so that a recorded graph stays valid as they grow.
+on `lengths`, so that a recorded graph stays valid as they grow; how long its parts are follows from its own length.
 """
 
 import torch
@@ -35,7 +35,7 @@ CONFIGS = (
 FP32 = (Config("16", (16,), 8, 1),)
 PROGRAMS = 528  # enough to fill a GPU of 132 multiprocessors four times
 MOST_HEADS = 16  # of a program: the rows that a tensor core takes at least
-MAX_SPLITS, GRAIN = 64, 128  # parts, and what their sizes are multiples of
+MAX_SPLITS, LEAST = 64, 128  # parts, and keys that are worth one
 
 
 @triton.jit
@@ -49,10 +49,19 @@ def cache_place(slots, inside, batch, table_ptr, page, table_b, PAGED: tl.conste
     return one, two
 
 
-@triton.jit(do_not_specialize=["keys", "ring", "start", "each"])  # they grow from step to step
+@triton.jit
+def positions_of(slots, ring, start, PAGED: tl.constexpr):
+    """What position each slot holds; with pages it is its number, in a ring the last one up to `start` that fits."""
+    position = slots
+    if not PAGED and ring > 0:
+        position = start - (start - slots + ring) % ring
+    return position
+
+
+@triton.jit(do_not_specialize=["keys", "ring", "start"])  # they grow from step to step
 def part_kernel(
     q_ptr, k_ptr, v_ptr, o_f32_ptr, m_f32_ptr, mass_f32_ptr, lengths_i32_ptr, first_i64_ptr, table_i32_ptr,
-    q_b, q_h, k_b, k_h, k_s, v_b, v_h, v_s, keys, ring, start, page, table_b, kv_heads, scale, cap, each,
+    q_b, q_h, k_b, k_h, k_s, v_b, v_h, v_s, keys, ring, start, page, table_b, kv_heads, scale, cap,
     PAGED: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_CAP: tl.constexpr,
     WINDOW: tl.constexpr, G: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -63,6 +72,9 @@ def part_kernel(
     length = keys
     if HAS_LENGTHS:
         length = tl.load(lengths_i32_ptr + batch)
+        if not PAGED:
+            start = length - 1
+            length = tl.where(ring > 0, tl.minimum(length, ring), length)
     first = 0
     if HAS_FIRST:
         first = tl.load(first_i64_ptr + batch).to(tl.int32)
@@ -76,18 +88,16 @@ def part_kernel(
     m = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     mass = tl.zeros((BLOCK_G,), tl.float32)
     o = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
-    k_ptr += kv_head * k_h
-    v_ptr += kv_head * v_h
+    k_ptr, v_ptr = k_ptr + kv_head * k_h, v_ptr + kv_head * v_h
+    each = tl.cdiv(tl.cdiv(length, tl.num_programs(1)), BLOCK_S) * BLOCK_S
     begin = tl.program_id(1) * each
     for at in range(begin, tl.minimum(begin + each, length), BLOCK_S):
         slots = at + tl.arange(0, BLOCK_S)
         inside = slots < length
-        position = slots
-        if ring > 0:
-            position = start - (start - slots + ring) % ring
         one, two = cache_place(slots, inside, batch, table_i32_ptr, page, table_b, PAGED)
         k_rows, v_rows = one * k_b + two * k_s, one * v_b + two * v_s
-        inside = inside & (position >= first)
+        if HAS_FIRST or WINDOW:
+            inside = inside & (positions_of(slots, ring, start, PAGED) >= first)
         k_mask, v_mask = inside[:, None] & (columns_d < D)[None, :], inside[:, None] & (columns_v < V)[None, :]
         k = tl.load(k_ptr + k_rows[:, None] + columns_d[None, :], mask=k_mask, other=0.0)
         v = tl.load(v_ptr + v_rows[:, None] + columns_v[None, :], mask=v_mask, other=0.0)
@@ -96,8 +106,9 @@ def part_kernel(
     part = (batch * kv_heads * G + heads) * tl.num_programs(1) + tl.program_id(1)
     tl.store(m_f32_ptr + part, m, mask=rows < G)
     tl.store(mass_f32_ptr + part, mass, mask=rows < G)
-    mask = (rows < G)[:, None] & (columns_v < V)[None, :]
-    tl.store(o_f32_ptr + part[:, None] * V + columns_v[None, :], o, mask=mask)
+    if begin < length:  # the output of a part without keys is never looked at
+        mask = (rows < G)[:, None] & (columns_v < V)[None, :]
+        tl.store(o_f32_ptr + part[:, None] * V + columns_v[None, :], o, mask=mask)
 
 
 @triton.jit
@@ -119,7 +130,7 @@ def join_kernel(
     total = tl.sum(weights * mass, axis=0)
     if HAS_SINKS:
         total += tl.exp2(sink - anchor)
-    mask = inside[:, None] & (columns < V)[None, :]
+    mask = (m > float("-inf"))[:, None] & (columns < V)[None, :]
     o = tl.load(o_f32_ptr + (row * splits + parts)[:, None] * V + columns[None, :], mask=mask, other=0.0)
     y = tl.sum(weights[:, None] * o, axis=0) / tl.where(total == 0.0, 1.0, total)
     tl.store(y_ptr + row * V + columns, y.to(y_ptr.dtype.element_ty), mask=columns < V)
@@ -144,25 +155,25 @@ def decode_attention(
 
     Of its keys sequence b sees the first lengths[b] (int32 `[B]`, all where None), none at a position before first[b]
     (int64 `[B]`), and at most the last `window`. With a `ring` key s is the slot of a ring of so many, the query at
-    position `start`. A sequence that sees nothing gives zeros. Raises ValueError for what does not fit.
+    position `start`, or, with lengths, at lengths[b] - 1, however many that are. A sequence that sees nothing gives
+    zeros. Raises ValueError for what does not fit.
     """
     kv = (k, v) if block_table is None else (k.transpose(1, 2), v.transpose(1, 2))
-    _check(q, kv, lengths, first, block_table, sinks)
+    _check(q, kv, lengths, first, block_table, sinks, ring)
     (batch, heads, dim), (_, kv_heads, size, value_dim) = q.shape, kv[1].shape
     keys = size if block_table is None else size * block_table.shape[1]
     y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
     if not y.numel():
         return y
     programs = batch * kv_heads * triton.cdiv(heads // kv_heads, MOST_HEADS)
-    splits, each = parts(keys, programs)
-    partial, m, mass = unjoined(y, splits)
+    partial, m, mass = unjoined(y, parts(keys, programs))
     table_stride = 0 if block_table is None else block_table.stride(0)
 
     def launch(config: Config) -> None:
-        part_kernel[programs, splits](
+        part_kernel[programs, m.shape[2]](
             q, *kv, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *kv[0].stride()[:3],
             *kv[1].stride()[:3], keys, ring, start, size, table_stride, kv_heads,
-            dim**-0.5 if scale is None else scale, softcap or 0.0, each,
+            dim**-0.5 if scale is None else scale, softcap or 0.0,
             PAGED=block_table is not None, HAS_LENGTHS=lengths is not None, HAS_FIRST=first is not None,
             HAS_CAP=softcap is not None, WINDOW=window or 0, G=heads // kv_heads, D=dim, V=value_dim,
             BLOCK_G=MOST_HEADS, BLOCK_D=padded(dim), BLOCK_V=padded(value_dim),
@@ -170,8 +181,9 @@ def decode_attention(
         )  # fmt: skip
 
     key = (q.dtype, dim, heads // kv_heads, bucket(batch * kv_heads), block_table is not None)
+    table, known = FP32 if q.dtype == torch.float32 else CONFIGS, known_keys(keys, lengths, block_table)
     with on_device_of(q):
-        run("decode_attention", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, keys, 1024)
+        run("decode_attention", key, table, q.device, launch, known, 1024)
         join(partial, m, mass, sinks, y)
     return y
 
@@ -193,15 +205,18 @@ def join(partial: Tensor, m: Tensor, mass: Tensor, sinks: Tensor | None, y: Tens
     )  # fmt: skip
 
 
-def parts(keys: int, programs: int) -> tuple[int, int]:
-    """In how many parts to read caches of `keys` positions, and how many each has: so many that the GPU is filled where
-    `programs` read a part each."""
-    wanted = min(triton.cdiv(PROGRAMS, programs), MAX_SPLITS)
-    each = triton.cdiv(triton.cdiv(max(keys, 1), wanted), GRAIN) * GRAIN
-    return triton.cdiv(max(keys, 1), each), each
+def known_keys(keys: int, lengths: Tensor | None, block_table: Tensor | None) -> int:
+    """How many keys there are to read, as far as the host knows: a contiguous cache may be all but empty."""
+    return keys if lengths is None or block_table is not None else 0
 
 
-def _check(q, kv, lengths, first, block_table, sinks):
+def parts(keys: int, programs: int) -> int:
+    """In how many parts to read caches of `keys` positions: so many that the GPU is filled where `programs` read a part
+    each."""
+    return max(min(triton.cdiv(PROGRAMS, programs), MAX_SPLITS, triton.cdiv(keys, LEAST)), 1)
+
+
+def _check(q, kv, lengths, first, block_table, sinks, ring):
     if block_table is None:
         check(q.unsqueeze(2), *kv, sinks)
     else:
@@ -214,3 +229,5 @@ def _check(q, kv, lengths, first, block_table, sinks):
             raise ValueError(f"decode_attention: {name} is {each.dtype} {list(each.shape)}, expected {kind} [{len(q)}]")
     if block_table is not None and lengths is None:
         raise ValueError("decode_attention: a paged cache needs lengths; its last block may not be full")
+    if block_table is not None and ring:
+        raise ValueError(f"decode_attention: a ring of {ring} slots on pages; only a contiguous cache may be one")

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels.decode_attention import cache_place, join, parts, unjoined
+from minillm.kernels.decode_attention import cache_place, join, known_keys, parts, unjoined
 from minillm.kernels.launch import on_device_of
 from minillm.kernels.online_softmax import LOG2_E, grown, padded
 from minillm.kernels.tuning import HOPPER, LARGE, SMALL, Config, bucket, run
@@ -32,10 +32,10 @@ CONFIGS = (
 FP32 = (Config("16x16", (16, 16), 8, 1),)
 
 
-@triton.jit(do_not_specialize=["keys", "each"])  # they grow from step to step
+@triton.jit(do_not_specialize=["keys"])  # they grow from step to step
 def part_kernel(
     q_ptr, c_ptr, o_f32_ptr, m_f32_ptr, mass_f32_ptr, lengths_i32_ptr, first_i64_ptr, table_i32_ptr,
-    q_b, q_h, c_b, c_s, keys, page, table_b, heads, scale, each,
+    q_b, q_h, c_b, c_s, keys, page, table_b, heads, scale,
     PAGED: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_FIRST: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -55,6 +55,7 @@ def part_kernel(
     m = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     mass = tl.zeros((BLOCK_H,), tl.float32)
     o = tl.zeros((BLOCK_H, BLOCK_R), tl.float32)
+    each = tl.cdiv(tl.cdiv(length, tl.num_programs(1)), BLOCK_S) * BLOCK_S
     begin = tl.program_id(1) * each
     for at in range(begin, tl.minimum(begin + each, length), BLOCK_S):
         slots = at + tl.arange(0, BLOCK_S)
@@ -69,7 +70,8 @@ def part_kernel(
     part = (batch * heads + rows) * tl.num_programs(1) + tl.program_id(1)
     tl.store(m_f32_ptr + part, m, mask=rows < heads)
     tl.store(mass_f32_ptr + part, mass, mask=rows < heads)
-    tl.store(o_f32_ptr + part[:, None] * R + columns_r[None, :], o, mask=head & in_r)
+    if begin < length:  # the output of a part without keys is never looked at
+        tl.store(o_f32_ptr + part[:, None] * R + columns_r[None, :], o, mask=head & in_r)
 
 
 def mla_decode(
@@ -93,7 +95,7 @@ def mla_decode(
     y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
     if not y.numel():
         return y
-    splits, each = parts(keys, batch * triton.cdiv(heads, 64))
+    splits = parts(keys, batch * triton.cdiv(heads, 64))
     partial, m, mass = unjoined(y, splits)
     table_stride = 0 if block_table is None else block_table.stride(0)
 
@@ -101,7 +103,7 @@ def mla_decode(
         block_h, block_s = config.blocks
         part_kernel[triton.cdiv(heads, block_h), splits, batch](
             q, latent, partial, m, mass, lengths, first, block_table, *q.stride()[:2], *latent.stride()[:2], keys, size,
-            table_stride, heads, width**-0.5 if scale is None else scale, each,
+            table_stride, heads, width**-0.5 if scale is None else scale,
             PAGED=block_table is not None, HAS_LENGTHS=lengths is not None, HAS_FIRST=first is not None,
             R=value_dim, P=width - value_dim, BLOCK_R=padded(value_dim), BLOCK_P=padded(width - value_dim),
             BLOCK_H=block_h, BLOCK_S=block_s,
@@ -109,8 +111,9 @@ def mla_decode(
         )  # fmt: skip
 
     key = (q.dtype, width, value_dim, heads, bucket(batch), block_table is not None)
+    known = known_keys(keys, lengths, block_table)
     with on_device_of(q):
-        run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, keys, 1024)
+        run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, known, 1024)
         join(partial, m, mass, None, y)
     return y
 

@@ -59,7 +59,9 @@ class GroupedQueryAttention(nn.Module):
         else:
             heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)  # heads = H + 2K
             q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))  # [B, heads, T, D]
-            if cache is not None:
+            if cache is not None and slots is not None and visible.position_B is not None:
+                k, v = cache.put(k, v, slots)
+            elif cache is not None:
                 k, v = cache.update(k, v, step.start)
         y = self.ops.attention(q, k, v, visible, spec.scale, spec.softcap, self.sinks)
         return self.out(rearrange(y, "B H T D -> B T (H D)"))

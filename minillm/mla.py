@@ -51,10 +51,13 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: Tensor, step: Step, cache: LatentCache | None) -> Tensor:
         q_nope, q_rope, latent = self.project(x, step)
-        if cache is not None:
+        visible, slots = step.visible[None], step.slots[None]
+        if cache is not None and slots is not None and visible.position_B is not None:
+            latent = cache.put(latent, slots)
+        elif cache is not None:
             latent = cache.update(latent, step.start)
         attend = self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded
-        y = attend(q_nope, q_rope, latent, step.visible[None])
+        y = attend(q_nope, q_rope, latent, visible)
         return self.out(rearrange(y, "B H T V -> B T (H V)"))
 
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:

@@ -131,17 +131,31 @@ class Decoder(nn.Module):
         x_BTE = self.hidden(tokens_BT, cache)
         return self.logits(x_BTE[:, -1:] if last_only else x_BTE)
 
-    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None) -> Tensor:
         """The hidden states `[B, T, E]` behind the last layer, before the final norm."""
-        step = self._step(tokens_BT, cache)
+        x_BTE, step = self.enter(tokens_BT, cache, position_B)
+        for index, layer in enumerate(self.layers):
+            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
+        return x_BTE
+
+    def enter(
+        self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None
+    ) -> tuple[Tensor, Step]:
+        """What the first layer takes, `[B, T, E]`, and what all layers share; from here on the cache counts as longer
+        by T, and each layer is to fill its part. For `position_B` see `decode_at`."""
+        step = self._step(tokens_BT, cache, position_B)
         x_BTE = self.embedding(tokens_BT)
         if self.spec.embedding_scale != 1:
             x_BTE = x_BTE * x_BTE.new_full((), self.spec.embedding_scale)  # rounded to the type of x
-        for index, layer in enumerate(self.layers):
-            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
-        if cache is not None:
+        if cache is not None and position_B is None:
             cache.length += tokens_BT.shape[1]
-        return x_BTE
+        return x_BTE, step
+
+    @torch.no_grad()
+    def decode_at(self, tokens_B: Tensor, position_B: Tensor, cache: Cache) -> Tensor:
+        """The logits `[B, V]` behind one token per row, int64 `[B]`, at int64 positions `[B]` that only the device
+        knows: a step that a graph can record (`graphs.py`). The cache is filled, and its length stays as it is."""
+        return self.logits(self.hidden(tokens_B[:, None], cache, position_B))[:, -1]
 
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
@@ -172,31 +186,56 @@ class Decoder(nn.Module):
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _step(self, tokens_BT: Tensor, cache: Cache | None) -> Step:
+    def _step(self, tokens_BT: Tensor, cache: Cache | None, position_B: Tensor | None = None) -> Step:
         count, device = tokens_BT.shape[1], tokens_BT.device
         start, capacity = (cache.length, cache.capacity) if cache is not None else (0, count)
         padding_B = cache.padding_B if cache is not None else None
         assert start + count <= capacity, f"{start + count} positions in a cache of {capacity}"
-        positions_BT = torch.arange(start, start + count, device=device)[None]
+        if position_B is None:
+            positions_BT = torch.arange(start, start + count, device=device)[None]
+        else:
+            positions_BT, start = position_B[:, None], capacity - 1
         if padding_B is not None:  # a padded position counts as 0: it is never looked at
             positions_BT = (positions_BT - padding_B[:, None]).clamp(min=0)
-        dtype = self.dtype
-        padding = (cache.padding if cache is not None else None) or [0]
-        end = max(start + count, cache.prompt_length if cache is not None else 0)
-        lengths = tuple(end - pad for pad in padding)
+        dtype, lengths = self.dtype, self._lengths(cache, count)
         rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
         visible = {
-            window: Visibility(start, count, window if window and window < capacity else None, padding_B, device)
+            window: Visibility(
+                start, count, window if window and window < capacity else None, padding_B, device, position_B
+            )
             for window in self._windows
         }
         slots = {window: each.slots() for window, each in visible.items()}
         return Step(start, rotary, visible, slots)
 
-    def outgrown(self, cache: Cache) -> bool:
-        """Whether one more position takes a row past the length at which LongRoPE turns every key otherwise."""
+    def _lengths(self, cache: Cache | None, count: int) -> tuple[int, ...]:
+        """How long each row is with `count` more positions, or all rows are: some rotary scalings go by it."""
+        if cache is None:
+            return (count,)
+        end = max(cache.length + count, cache.prompt_length)
+        return tuple(end - padding for padding in cache.padding or [0])
+
+    def turning(self, cache: Cache) -> list[Tensor]:
+        """The rotary frequencies that one more position takes, the same tensors while they are the same."""
+        lengths, device = self._lengths(cache, 1), self.embedding.weight.device
+        return [each for table in self._rotary.values() for each in table.kept(lengths, device)]
+
+    def outgrown(self, cache: Cache) -> list[int]:
+        """The rows that one more position takes past the length at which LongRoPE turns every key otherwise."""
         scalings = [rope.scaling for rope in self._rotary]
         limits = {scaling.original_positions for scaling in scalings if isinstance(scaling, spec.LongRopeScaling)}
-        return any(cache.length - padding in limits for padding in cache.padding or [0])
+        return [row for row, padding in enumerate(cache.padding or [0]) if cache.length - padding in limits]
+
+    def alike(self, cache: Cache) -> int:
+        """How many more positions of a single row turn as they would one by one when they go through together: dynamic
+        scaling and LongRoPE turn by the length reached."""
+        left = [cache.capacity - cache.length]
+        for scaling in (rope.scaling for rope in self._rotary):
+            if isinstance(scaling, spec.DynamicScaling):
+                left.append(max(scaling.original_positions - cache.length, 1))
+            if isinstance(scaling, spec.LongRopeScaling) and cache.length < scaling.original_positions:
+                left.append(scaling.original_positions - cache.length)
+        return min(left)
 
     def destinations(self) -> dict[str, Destination]:
         """Where a checkpoint's tensors go: each parameter, or each named row block of a fused one as "name[part]"."""

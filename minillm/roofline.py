@@ -46,6 +46,11 @@ def draw(path: Path, rows: list[dict[str, Any]], bandwidth: float, peak: float, 
     axes.set(xlabel="operations per byte", ylabel="TFLOP/s", title=title)
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper", fontsize="small")
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """A PNG file, complete or not at all."""
     temporary = path.with_name(f".{path.name}.part")
     figure.savefig(temporary, format="png", dpi=150)
     temporary.replace(path)

@@ -97,12 +97,13 @@ class Rotary:
 
         `lengths` has each row's length in positions, or one for all: some scalings depend on it.
         """
-        rates, factor = self._frequencies(lengths, positions_BT.device)
+        rates, factor = self.kept(lengths, positions_BT.device)
         phases = positions_BT.unsqueeze(-1).float() * rates
         return (phases.cos() * factor).to(dtype), (phases.sin() * factor).to(dtype)
 
-    def _frequencies(self, lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Frequencies `[B or 1, 1, dim/2]` and attention factors `[B or 1, 1, 1]`."""
+    def kept(self, lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Frequencies `[B or 1, 1, dim/2]` and attention factors `[B or 1, 1, 1]`, the same tensors while lengths do
+        not change them."""
         scaling = self.rope.scaling
         if isinstance(scaling, DynamicScaling):
             lengths = tuple(max(length, scaling.original_positions) for length in lengths)

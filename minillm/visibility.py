@@ -17,13 +17,19 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Visibility:
     """`count` queries at positions start, start + 1, …, and keys where `key_positions` says. `window` is None where it
-    never gets to cut anything off; a cache with one is a ring of so many slots."""
+    never gets to cut anything off; a cache with one is a ring of so many slots.
+
+    With `position_B`, int64 `[B]`, there is one query per row and only the device knows where. Then `start` is the last
+    position that the cache has room for, all slots of the cache are keys, and nothing here is a number that changes
+    from step to step, so that a recorded graph stays valid.
+    """
 
     start: int
     count: int
     window: int | None
     padding_B: Tensor | None
     device: torch.device
+    position_B: Tensor | None = None
 
     @property
     def ring(self) -> bool:
@@ -37,46 +43,63 @@ class Visibility:
 
     @cached_property
     def key_positions(self) -> Tensor:
-        """The position of each key that a cache returns for these queries: int64 `[S]`."""
+        """The position of each key that a cache returns for these queries: int64 `[S]`, of a ring with `position_B`
+        `[B, 1, 1, S]`, negative where a slot is still empty."""
         end = self.start + self.count
         if not self.ring:
             return torch.arange(self.first_key, end, device=self.device)
         assert self.window is not None
         slots = torch.arange(min(end, self.window), device=self.device)
-        return self.start - (self.start - slots) % self.window
+        return self._query - (self._query - slots) % self.window
+
+    @property
+    def _query(self) -> int | Tensor:
+        """The position of the only query, with `position_B` `[B, 1, 1, 1]`."""
+        return self.start if self.position_B is None else self.position_B.view(-1, 1, 1, 1)
+
+    @cached_property
+    def lengths_B(self) -> Tensor | None:
+        """How many positions each row has, its query's included, where only the device knows: int32 `[B]`."""
+        return None if self.position_B is None else (self.position_B + 1).int()
 
     def slots(self) -> Tensor | None:
-        """The cache's slot of each query's own position, int64 `[1, T]`; None where a ring takes several at once,
-        which may overwrite what they need."""
+        """The cache's slot of each query's own position, int64 `[1, T]`, with `position_B` `[B, 1]`; None where a ring
+        takes several at once, which may overwrite what they need."""
+        if self.position_B is not None:
+            return (self.position_B if self.window is None else self.position_B % self.window)[:, None]
         if self.window is None:
             return torch.arange(self.start, self.start + self.count, device=self.device)[None]
         return torch.full((1, 1), self.start % self.window, device=self.device) if self.ring else None
 
     @cached_property
     def spans(self) -> tuple[Tensor, Tensor]:
-        """The positions of the first and the last key that each query sees, int64 `[T]` each, or `[B, T]` with padding;
-        a padded one sees itself."""
-        last = torch.arange(self.start, self.start + self.count, device=self.device)
+        """The positions of the first and the last key that each query sees, int64 `[T]` each, or `[B, T]` with padding
+        or `position_B`; a padded one sees itself."""
+        if self.position_B is None:
+            last = torch.arange(self.start, self.start + self.count, device=self.device)
+        else:
+            last = self.position_B[:, None]
         first = torch.zeros_like(last) if self.window is None else (last - self.window + 1).clamp(min=0)
         if self.padding_B is None:
             return first, last
-        last = last.repeat(len(self.padding_B), 1)
+        last = last.expand(len(self.padding_B), -1)
         return torch.minimum(torch.maximum(first, self.padding_B[:, None]), last), last
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """True where a query sees a key, bool `[T, S]`, or `[B, 1, T, S]` with padding; None where nothing but the
-        future is hidden from all queries, or from the only one nothing.
+        """True where a query sees a key, bool `[T, S]`, with padding or `position_B` `[B, 1, T, S]`; None where nothing
+        but the future is hidden from all queries, or from the only one nothing.
 
         A padded position sees itself: its output is never used, but a row with nothing to see would be NaN and spread.
         """
         end = self.start + self.count
         fresh = self.start == 0 and (self.window is None or end <= self.window)
-        if self.padding_B is None and (self.count == 1 or fresh):
+        static = self.position_B is not None
+        if not static and self.padding_B is None and (self.count == 1 or fresh):
             return None
-        queries = torch.arange(self.start, end, device=self.device)[:, None]
-        keys = self.key_positions[None, :]
-        seen = keys <= queries
+        queries = self._query if static else torch.arange(self.start, end, device=self.device)[:, None]
+        keys = self.key_positions
+        seen = (keys <= queries) & (keys >= 0) if static else keys <= queries
         if self.window is not None:
             seen &= keys > queries - self.window
         if self.padding_B is None:

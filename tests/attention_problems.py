@@ -18,12 +18,14 @@ from minillm.visibility import Visibility
 def visible_keys(v: Visibility) -> Tensor:
     """Which keys each query sees, bool `[B or 1, 1, T, S]`, by its definition."""
     keys, queries = v.key_positions.cpu(), torch.arange(v.start, v.start + v.count)[:, None]
-    seen = keys <= queries
+    if v.position_B is not None:
+        queries = v.position_B.cpu().view(-1, 1, 1, 1)
+    seen = (keys >= 0) & (keys <= queries)
     if v.window is not None:
         seen = seen & (keys > queries - v.window)
     if v.padding_B is not None:
         return (seen & (keys >= v.padding_B.cpu()[:, None, None, None])) | (keys == queries)
-    return seen[None, None]
+    return seen if seen.dim() == 4 else seen[None, None]
 
 
 def shares(q: Tensor, k: Tensor, seen: Tensor, scale: float | None = None, softcap: float | None = None,
@@ -43,19 +45,22 @@ def attended(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> Tenso
 
 
 def window_of(case: Case, end: int) -> Visibility:
-    """Queries behind a past, perhaps with a window or left padding, as a cache of a capacity a little larger has it."""
+    """Queries behind a past, perhaps with a window or left padding, as a cache of a capacity a little larger has it; a
+    single one perhaps where only the device knows, its cache as large as the past."""
     count, window = case.of((1, case.size(129))), case.of((None, None, 1, case.size(60)))
-    padding = [case.below(count + end) for _ in range(2)] if case.maybe() else None
+    ends = [case.below(end + 1) for _ in range(2)] if count == 1 and case.maybe() else None
+    padding = [case.below(count + least) for least in ends or (end, end)] if case.maybe() else None
     return Visibility(
         end, count, window if window and window < end + count + case.size(3) else None,
         case.on(torch.tensor(padding)) if padding else None, case.device,
+        case.on(torch.tensor(ends)) if ends else None,
     )  # fmt: skip
 
 
 def attention(case: Case, ops: Ops) -> Errors:
     kv_heads, dim, value_dim = case.size(2), case.size(129), case.size(129)
     v, heads = window_of(case, case.of((0, case.size(129)))), kv_heads * case.size(3)
-    keys, scale, cap = len(v.key_positions), case.of((None, 0.3)), case.of((None, None, 1.5, 20.0))
+    keys, scale, cap = v.key_positions.shape[-1], case.of((None, 0.3)), case.of((None, None, 1.5, 20.0))
     q, k = case.values(2, v.count, heads, dim).transpose(1, 2), case.values(2, kv_heads, keys + 2, dim)[:, :, 1:-1]
     inputs = [q, k, case.values(2, kv_heads, keys, value_dim), *([case.values(heads)] if case.maybe() else [])]
     seen = visible_keys(v)
@@ -78,7 +83,7 @@ def attention(case: Case, ops: Ops) -> Errors:
         doubles = exact(*inputs)
         most = attended(*doubles[:2], doubles[2].abs(), seen, scale, cap)
         errors = {"alone": ulps(run(*inputs), formula(*doubles), most)}
-    if v.ring or case.maybe():  # a ring's order of keys has no gradients
+    if v.ring or v.position_B is not None or case.maybe():  # only a prompt, in its order of keys, has gradients
         return errors
     return {**with_gradients(case, inputs, run, formula, terms), **errors}
 
@@ -86,8 +91,9 @@ def attention(case: Case, ops: Ops) -> Errors:
 @torch.no_grad()
 def latent_attention(case: Case, ops: Ops) -> Errors:
     heads, rank, rotary, past = case.size(20), case.size(129), case.size(64), case.size(129) - 1
-    padding = case.on(torch.tensor([case.below(past + 1) for _ in range(2)])) if case.maybe() else None
-    v = Visibility(past, 1, None, padding, case.device)
+    ends = [case.below(past + 1) for _ in range(2)] if case.maybe() else None
+    padding = case.on(torch.tensor([case.below(end + 1) for end in ends or (past, past)])) if case.maybe() else None
+    v = Visibility(past, 1, None, padding, case.device, case.on(torch.tensor(ends)) if ends else None)
     q, latent = case.values(2, heads, 1, rank + rotary), case.values(2, past + 3, rank + rotary)[:, 1 : past + 2]
     scale = case.of((None, 0.1))
     found = ops.latent_attention(q, latent, rank, v, scale)

@@ -79,9 +79,9 @@ def attending(tables: dict[tuple[int, int], tuple[Config, ...]], **more: Any) ->
     return found
 
 
-def decoding(paged: bool) -> list[dict[str, Any]]:
+def decoding(paged: bool, lengths: bool = True) -> list[dict[str, Any]]:
     made, names = FULL if paged else PLAIN, ("BLOCK_S",)
-    more = {"PAGED": paged, "HAS_LENGTHS": paged}
+    more = {"PAGED": paged, "HAS_LENGTHS": lengths}
     return [
         each
         for size in attention_backward.CONFIGS
@@ -92,8 +92,16 @@ def decoding(paged: bool) -> list[dict[str, Any]]:
     ]
 
 
-def latent(paged: bool) -> list[dict[str, Any]]:
-    more = {"HAS_FIRST": paged, "PAGED": paged, "HAS_LENGTHS": paged, "R": 512, "P": 64, "BLOCK_R": 512, "BLOCK_P": 64}
+def latent(paged: bool, lengths: bool = True) -> list[dict[str, Any]]:
+    more = {
+        "HAS_FIRST": paged,
+        "PAGED": paged,
+        "HAS_LENGTHS": lengths,
+        "R": 512,
+        "P": 64,
+        "BLOCK_R": 512,
+        "BLOCK_P": 64,
+    }
     return configured(mla_decode.CONFIGS, ("BLOCK_H", "BLOCK_S"), HALF, **more) + configured(
         mla_decode.FP32, ("BLOCK_H", "BLOCK_S"), SINGLE, **more
     )
@@ -143,9 +151,9 @@ KERNELS = {
     + attending({(128, 128): attention.CONFIGS[128, 128]}, RAGGED=True, HAS_SINKS=False),
     attention_backward.key_kernel: attending(attention_backward.CONFIGS, G=4),
     attention_backward.query_kernel: attending(attention_backward.CONFIGS, G=4),
-    decode_attention.part_kernel: decoding(paged=False) + decoding(paged=True),
+    decode_attention.part_kernel: decoding(False, False) + decoding(False) + decoding(True),
     decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
-    mla_decode.part_kernel: latent(paged=False) + latent(paged=True),
+    mla_decode.part_kernel: latent(False, False) + latent(False) + latent(True),
     moe.gate_up_kernel: grouping(ACTIVATION=0, x_t=2048),
     moe.down_kernel: [{**each, "TILE": 2 * each["TILE"]} for each in grouping()],
     moe.few_gate_up_kernel: configured(moe.FEW_CONFIGS, FEW, ("bf16", "fp32"), HAS_BIAS=False, ACTIVATION=0, w_i=1),
@@ -186,7 +194,7 @@ def kind(name: str, dtype: str) -> str:
 
 # What a launch does not find to be a multiple of 16, at the shapes of real models: all else it does, and reads 16 bytes
 # at a time then, and keeps fewer addresses.
-ODD = set("top_k groups share rows_each kv_heads past first_key queries keys start ring each tokens times ignore picks "
+ODD = set("top_k groups share rows_each kv_heads past first_key queries keys start ring tokens times ignore picks "
           "rows blocks count rows_each".split())  # fmt: skip
 CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
 

@@ -145,7 +145,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     ):  # fmt: skip
         patch.setattr(module, name, small(*blocks))
     for module, name, value in (
-        (kernels.decode_attention, "GRAIN", 16), (kernels.decode_attention, "PROGRAMS", 12),
+        (kernels.decode_attention, "LEAST", 16), (kernels.decode_attention, "PROGRAMS", 12),
         (kernels.moe, "COMBINED", 32), (kernels.cross_entropy, "BLOCK", 32), (kernels.cross_entropy, "CHUNK", 8),
         (kernels.sampling, "BLOCK", 32),
         (kernels.routing, "PLACES", 16),

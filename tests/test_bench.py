@@ -2,65 +2,229 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable
+import os
 from pathlib import Path
 
+import psutil
 import pytest
+import tiny
 import torch
 from conftest import ROOT
-from kernel_cases import ulps
+from tqdm import tqdm
 
-from minillm import bench, bench_kernels, families, ops, quantised, roofline
-from minillm.bench_cases import Cases, Sizes
+from minillm import bench, bench_engines, bench_worker, families, measure
+from minillm.bench_report import Limits, Point
+from minillm.bench_weights import write_random
 from minillm.families.shapes import SHAPES
 from minillm.hub import DEMO
 from minillm.loading import load
-from minillm.measure import bytes_per_step, copy_bandwidth, peak_memory
+from minillm.measure import (
+    copy_bandwidth,
+    forget_peak_rss,
+    matrix_peak,
+    peak_memory,
+    peak_rss,
+)
 from minillm.model import skeleton
 
-COUNTS = {
-    "tinyllama-1.1b": 1_100_048_384,
-    "llama-3.2-1b": 1_235_814_400,
-    "llama-3.2-3b": 3_212_749_824,
-    "llama-3.1-8b": 8_030_261_248,
-    "mistral-7b": 7_241_732_096,
-    "qwen2.5-0.5b": 494_032_768,
-    "qwen2.5-1.5b": 1_543_714_304,
-    "qwen3-0.6b": 596_049_920,
-    "qwen3-moe-1.3b": 1_305_243_648,
-}
+LISTED = {
+    "engine", "shape", "dtype", "quantize", "batch", "prompt", "context", "prefill_tok_s", "decode_tok_s", "load_s",
+    "peak_rss_gb", "bandwidth_share", "matrix_share",
+}  # fmt: skip
 
 
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict:
+@pytest.fixture(autouse=True)
+def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker imports, with one thread each, and that measuring the machine takes no time."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(measure, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(measure, "MATRIX_SIZES", (64,))
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, list[str]]:
+    """The report, and the lines above it."""
     few = ["--prompt-tokens", "9", "--new-tokens", "3", "--rounds", "2"]
-    assert bench.main([*arguments, *few]) == 0
-    return json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert bench.main([*few, *arguments]) == 0
+    *lines, last = capfd.readouterr().out.splitlines()
+    return json.loads(last), lines
 
 
-def test_against_transformers(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    report = run(capfd, monkeypatch, "--weights", str(DEMO), "--against", "transformers")
-    engines = report["engines"]
-    assert set(engines) == {"minillm", "transformers"}
-    for kind in ("decode_tokens_per_second", "prefill_tokens_per_second"):
-        assert report["ratios"][kind] == engines["minillm"][kind] / engines["transformers"][kind] > 0
-    assert engines["minillm"]["dtype"] == engines["transformers"]["dtype"] == "torch.bfloat16"
+def test_a_sweep_against_transformers(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A row for each engine and combination, a ratio for each combination, and a picture; nothing is left running."""
+    picture = tmp_path / "sweep.png"
+    sizes = ["--batch", "1,2", "--context", "5,30", "--plot", str(picture)]
+    report, lines = run(capfd, "--weights", str(DEMO), "--against", "transformers", *sizes)
+    assert psutil.Process().children() == []
+    points = [(batch, 9, context) for batch in (1, 2) for context in (9, 30)]  # 5 positions lie within the prompt
+    rows = {(row["engine"], row["batch"], row["prompt"], row["context"]): row for row in report["rows"]}
+    assert list(rows) == [(engine, *point) for point in points for engine in ("minillm", "transformers")]
+    assert [(each["batch"], each["prompt"], each["context"]) for each in report["ratios"]] == points
+    for row in report["rows"]:
+        assert set(row) == LISTED
+        assert (row["shape"], row["dtype"], row["quantize"]) == ("demo", "bfloat16", "none")
+        assert min(row[key] for key in LISTED if key.endswith(("_s", "_gb", "_share"))) > 0
+    for each in report["ratios"]:
+        ours, theirs = (rows[engine, each["batch"], 9, each["context"]] for engine in ("minillm", "transformers"))
+        assert each["against"] == "transformers"
+        assert each["load"] == ours["load_s"] / theirs["load_s"]
+        assert each["peak_rss"] == ours["peak_rss_gb"] / theirs["peak_rss_gb"]
+        assert min(each["decode"], each["prefill"]) > 0
+    assert report["threads"] >= 1
+    assert sum(line.startswith("| minillm  ") for line in lines) == sum("**" in line for line in lines) == 4
+    assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_alone(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    report = run(capfd, monkeypatch, "--dtype", "float32")
-    assert set(report["engines"]) == {"minillm"}
-    assert "ratios" not in report
-    assert 0 < report["engines"]["minillm"]["bandwidth_share"] < 10
+def test_dtypes_alone(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without a peer there are no ratios; where no size varies the picture has bars."""
+    report, _ = run(capfd, "--dtypes", "float32,bfloat16", "--plot", str(tmp_path / "bars.png"))
+    assert [row["engine"] for row in report["rows"]] == ["minillm"] * 2
+    assert [row["dtype"] for row in report["rows"]] == ["float32", "bfloat16"]
+    assert report["ratios"] == []
+    assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def exit_code(given: list[str]) -> object:
+    try:
+        return bench.main(given)
+    except SystemExit as left:
+        return left.code
+
+
+def stub(path: Path, after_the_check: str) -> str:
+    """An interpreter that has every package, and does this when it is to run something."""
+    path.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\n{after_the_check}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exit 1", "the process of llama.cpp ended early"),
+        ('echo \'{"load_s": 1, "cache_bytes_per_value": 2}\'; exit 1', "the process of llama.cpp ended early"),
+        ("echo 'minillm: error: it cannot' >&2; exit 2", "it cannot"),
+    ],
+)
+def test_a_peer_that_dies(script: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """While it loads or later: one line, exit code 2, and no process stays."""
+    given = ["--against", "llama.cpp", "--llama-python", stub(tmp_path / "python", script)]
+    assert exit_code(given) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.parametrize("method", ["_answer", "round"])
+def test_an_interrupt_ends_the_workers(
+    method: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While they load or run."""
+
+    def interrupted(*given: object) -> None:
+        assert len(psutil.Process().children()) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_engines.Worker, method, interrupted)
+    assert bench.main(["--weights", str(DEMO)]) == 130
+    assert psutil.Process().children() == []
+    assert capfd.readouterr() == ("", "")
+
+
+class Scripted:
+    """A worker that takes so many seconds for everything, round by round."""
+
+    SECONDS = (1e9, 1.0, 3.0)
+
+    def __init__(self, name: str, order: list[str]):
+        self.name, self.order, self.peak, self.rounds = name, order, None, 0
+        self.facts = {"load_s": 1.0, "bytes_per_step": 10, "cache_bytes_per_value": 2}
+
+    def start(self, **point: int) -> None:
+        assert point == {"batch": 2, "prompt": 5, "context": 5, "steps": 3}
+
+    def round(self, prompts: list[list[int]], steps: int) -> dict:
+        assert (len(prompts), len(prompts[0]), steps) == (2, 5, 3)
+        self.order.append(self.name)
+        seconds = self.SECONDS[self.rounds]
+        self.rounds += 1
+        return {"prefill": seconds, "decode": [seconds] * steps}
+
+
+def test_engines_take_turns() -> None:
+    """Another is first in each round, and the round that warms up does not count."""
+    order = list[str]()
+    workers = [Scripted(name, order) for name in ("minillm", "a", "b")]
+    model = skeleton(families.resolve({**SHAPES["qwen3-0.6b"], "num_hidden_layers": 1})[0], torch.float32)
+    arguments = bench.parser().parse_args(["--rounds", "2", "--new-tokens", "3"])
+    with tqdm(disable=True) as bar:
+        rows, found = bench.measure(workers, model, Point(2, 5, 5), arguments, Limits(None, None), bar)
+    assert order == ["minillm", "a", "b", "a", "b", "minillm", "b", "minillm", "a"]
+    assert [row["prefill_tok_s"] for row in rows.values()] == [5.0] * 3
+    assert [row["decode_tok_s"] for row in rows.values()] == [1.0] * 3
+    assert [(each["against"], each["decode"]) for each in found] == [("a", 1.0), ("b", 1.0)]
+
+
+def test_a_missing_peer_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line with what to install, before any weights are written."""
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(bench_engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bench, "write_random", lambda *given: pytest.fail("too late"))
+    peers = [
+        (["transformers"], "install minillm[test]"),
+        (["llama.cpp", "--llama-python", str(tmp_path / "python")], "pip install llama-cpp-python"),
+        (["llama.cpp", "--llama-python", str(tmp_path / "none")], "No such file"),
+    ]
+    for given, message in peers:
+        assert bench.main(["--random", "qwen3-0.6b", "--against", *given]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert message in err
+
+
+def test_more_positions_than_the_model_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--weights", str(DEMO), "--context", "100000"]) == 2
+    assert "the model is meant for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["minillm", "transformers"])
+def test_rounds_behind_a_long_context_are_alike(engine: str) -> None:
+    """Each decodes from as many positions as were asked for, and leaves no trace; a prompt alone is continued."""
+    settings = {
+        "weights": str(DEMO), "dtype": "float32", "device": "cpu", "kernels": "reference", "keep_quantized": False,
+        "quantize": "none",
+    }  # fmt: skip
+    made = bench_engines.ENGINES[engine](settings)
+    prompts = tiny.tokens(500, 2, 9).tolist()
+    lengths = list[int]()
+    name = "cache" if engine == "minillm" else "past"
+    length = (lambda held: held.length) if engine == "minillm" else (lambda held: held.get_seq_length())
+
+    def now() -> float:
+        lengths.append(length(getattr(made, name)) if hasattr(made, name) else 0)
+        return 0.0
+
+    made.now = now
+    made.start(batch=2, prompt=9, context=40, steps=3)
+    first, second = (bench_worker.timed(made, prompts, 3)["tokens"] for _ in range(2))
+    assert first == second
+    assert lengths[1:6] == [9, 40, 41, 42, 43]
+    made.start(batch=2, prompt=9, context=9, steps=3)
+    llm = load(DEMO, "float32", "cpu", "reference")
+    own = llm.generate(prompt_ids=prompts[0], max_new_tokens=4, temperature=0, ignore_eos=True).token_ids
+    assert bench_worker.timed(made, prompts, 3)["tokens"] == own
 
 
 def test_random_weights_of_a_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {**SHAPES["qwen3-0.6b"], "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 100, "head_dim": 8}
     monkeypatch.setitem(SHAPES, "small", {**small, "intermediate_size": 96})
-    bench.write_random(tmp_path, "small")
+    write_random(tmp_path, "small")
     llm = load(tmp_path, kernels="reference")
     norms = [p for n, p in llm.model.named_parameters() if "norm" in n]
     assert norms
@@ -68,141 +232,40 @@ def test_random_weights_of_a_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert llm.model.layers[0].ffn.down.weight.float().std().item() == pytest.approx(0.02, rel=0.1)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_have_their_published_size(shape: str) -> None:
-    spec, _, config = families.resolve(SHAPES[shape])
-    assert sum(parameter.numel() for parameter in skeleton(spec, torch.bfloat16).parameters()) == COUNTS[shape]
-    assert config.unread == []
-
-
-def test_bytes_per_step() -> None:
-    """All weights; the embedding only when it is the head too."""
-    tied = load(dtype="float32", kernels="reference").model
-    assert bytes_per_step(tied) == 4 * sum(parameter.numel() for parameter in tied.parameters())
-    small = {**SHAPES["qwen3-0.6b"], "tie_word_embeddings": False, "vocab_size": 10, "num_hidden_layers": 1}
-    untied = skeleton(families.resolve(small)[0], torch.float32)
-    everything = 4 * sum(parameter.numel() for parameter in untied.parameters())
-    assert bytes_per_step(untied) == everything - 4 * untied.embedding.weight.numel()
-
-
-@pytest.mark.parametrize("held", [False, True])
-def test_bytes_per_step_of_a_mixture(held: bool) -> None:
-    """Of 64 experts a token reads the 8 that it chose, and of held fp8 their factors too; the router is fp32."""
-    sizes = {"num_hidden_layers": 2, "hidden_size": 128, "moe_intermediate_size": 128, "vocab_size": 100}
-    model = skeleton(families.resolve({**SHAPES["qwen3-moe-1.3b"], **sizes})[0], torch.bfloat16)
-    of_one_expert = 3 * 128 * 128
-    others = {n: p for n, p in model.named_parameters() if ".experts." not in n}
-    rest = sum(p.numel() * (4 if "router" in n else 2) for n, p in others.items())
-    if held:
-        quantised.hold(model, [n for n in dict(model.named_parameters()) if ".experts." in n])
-    each = of_one_expert + 4 * 3 * 128 if held else 2 * of_one_expert  # a factor for each row of each block
-    assert bytes_per_step(model) == rest + 2 * 8 * each
-
-
 def test_measures() -> None:
     cpu = torch.device("cpu")
-    assert 1e8 < copy_bandwidth(cpu) < 1e13
+    assert 1e5 < copy_bandwidth(cpu) < 1e13
+    assert 1e5 < matrix_peak(cpu, torch.float32) < 1e15
     assert 5e7 < peak_memory(cpu) < 1e12
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells and forgets a peak")
+def test_a_peak_is_that_since_it_was_forgotten() -> None:
+    torch.ones(2**26)  # 256 MB, given back at once
+    before = peak_rss(os.getpid())
+    forget_peak_rss(os.getpid())
+    assert before - peak_rss(os.getpid()) > 2e8
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--weights", "x", "--random", "qwen3-0.6b"], ["--rounds", "0"], ["--random", "gpt-5"]]
+    "arguments",
+    [
+        ["--weights", "x", "--random", "qwen3-0.6b"],
+        ["--rounds", "0"],
+        ["--random", "gpt-5"],
+        ["--batch", "1,0"],
+        ["--context", "1,,2"],
+        ["--dtypes", "bfloat16,int8"],
+        ["--quantize", "int3"],
+        ["--against", "vllm"],
+        ["--llama-python", "python"],
+        ["--against", "transformers", "--quantize", "int8"],
+        ["profile", "--prompt-tokens", "0"],
+        ["profile", "--weights", "x", "--random", "qwen3-0.6b"],
+    ],
 )
 def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         bench.main(arguments)
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_kernels_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every op of the seam, and those beside it; each name that is said to have a kernel has one."""
-    assert bench.main(["kernels", "--list", "--json"]) == 0
-    listed = {each["op"]: each for each in json.loads(capsys.readouterr().out)["ops"]}
-    seam = {field.name for field in dataclasses.fields(ops.Ops)} - {"linear"}
-    assert {name for name, each in listed.items() if each["in_ops"]} == seam == set(bench_kernels.FILES)
-    kernels = ops.select("triton", torch.device("cpu"), torch.float32)
-    for name in seam:
-        assert listed[name]["triton"] == (getattr(kernels, name) is not getattr(ops.REFERENCE, name))
-    assert all(each["triton"] for each in listed.values())
-    assert bench.main(["kernels", "--list"]) == 0
-    assert capsys.readouterr().out.count("Triton") == len(listed)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "there is none here"),
-        (["--plot", "nowhere/roof.png"], "there is no folder nowhere"),
-        (["--plot", "roof.pdf"], "a picture is a .png file"),
-    ],
-)
-def test_kernels_are_not_timed_in_vain(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["kernels", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert message in err
-
-
-ULPS = 6  # between two versions in fp32; the largest seen over 10 seeds was 3.4
-TINY = Sizes(
-    tokens=6, past=32, batch=2, hidden=128, inner=40, heads=4, kv_heads=2, head_dim=8, latent_heads=(3,), rank=12,
-    rotary=4, experts=5, top_k=2, expert_hidden=16, expert_inner=8, expert_tokens=(1, 40), vocabulary=50, rows=(1, 3),
-    prefill=20,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def rows() -> list[dict]:
-    """The whole table at tiny sizes on a CPU, in Triton's interpreter, by a clock that shows one microsecond."""
-    torch.manual_seed(0)
-    made, kernels, results = [], ops.select("triton", torch.device("cpu"), torch.float32), list[tuple]()
-
-    def seconds(call: Callable, rounds: int) -> float:
-        result = call()
-        results.append(result if isinstance(result, tuple) else (result,))
-        return 1e-6
-
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(torch, "compile", lambda op: op)
-        for case in Cases(torch.device("cpu"), torch.float32, TINY).all():
-            results.clear()
-            case = dataclasses.replace(case, sdpa=case.sdpa and (lambda: None))  # flash attention is for GPUs
-            made.append(bench_kernels.measured(case, kernels, 1e12, 1e15, seconds))
-            if case.plain:  # the same arguments mean the same to both
-                for found, plain in zip(*results[:2], strict=True):
-                    if isinstance(found, torch.Tensor) and found.is_floating_point():
-                        assert ulps(found, plain.double()) <= ULPS
-                    elif isinstance(found, torch.Tensor):
-                        assert torch.equal(found, plain)
-    return made
-
-
-def test_every_op_is_timed(rows: list[dict]) -> None:
-    assert {row["op"] for row in rows} == {*bench_kernels.FILES, *bench_kernels.BESIDE}
-    for row in rows:
-        assert row["copy_share"] == row["bytes"] / 1e6 > 0
-        assert row["matrix_share"] == pytest.approx(row["flops"] / 1e9)
-        beside = row["op"] in bench_kernels.BESIDE
-        assert (row["over_reference"] is None) == (row["over_compiled"] is None) == beside
-    assert [row["op"] for row in rows if row["over_sdpa"] is not None] == ["attention", "attention"]
-
-
-def test_bytes_and_operations_by_hand(rows: list[dict]) -> None:
-    found = {(row["op"], row["shape"]): (row["bytes"], row["flops"]) for row in rows}
-    assert found["rms_norm", "6 x 128"] == (2 * 6 * 128 * 4, 4 * 6 * 128)
-    assert found["attention", "prefill 20"] == (4 * 20 * 8 * (4 + 2 + 2 + 4), 2 * 2 * 4 * 8 * (20 * 21 // 2))
-    assert found["attention", "2 x 1 behind 32"] == (4 * 2 * 2 * 32 * 2 * 8, 2 * 4 * 32 * 8 * 2 * 2)
-    assert found["experts", "1 x 2 of 5"] == (4 * (2 * 3 * 16 * 8 + 2 * 16), 2 * 2 * 3 * 16 * 8)
-    assert found["int4_linear", "1 x 128 -> 40"] == (40 * 64 + 40 * 4 + 4 * (128 + 40), 2 * 128 * 40)
-
-
-def test_the_table_and_the_picture(rows: list[dict], tmp_path: Path) -> None:
-    lines = bench_kernels.table(rows).splitlines()
-    assert len(lines) == len(rows) + 2
-    assert {line.count("|") for line in lines} == {11}
-    assert lines[2].startswith("| rms_norm | 6 x 128 | 1.0 | 0.0 | 0.00 | ")
-    roofline.draw(tmp_path / "roof.png", rows, 4e12, 8e14, "a GPU")
-    assert [path.name for path in tmp_path.iterdir()] == ["roof.png"]
-    assert (tmp_path / "roof.png").read_bytes()[:4] == b"\x89PNG"

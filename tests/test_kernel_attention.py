@@ -144,6 +144,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "needs lengths",
     ),
+    "ring of pages": (
+        lambda: decode.decode_attention(
+            torch.ones(1, 2, 8), *(torch.ones(4, 5, 2, 8),) * 2, torch.ones(1).int(), ring=4,
+            block_table=torch.zeros(1, 2).int(),
+        ),
+        "a ring of 4 slots on pages",
+    ),
     "table": (
         lambda: decode.decode_attention(
             torch.ones(1, 2, 8), *(torch.ones(4, 5, 2, 8),) * 2, block_table=torch.zeros(1, 2, dtype=torch.int64)

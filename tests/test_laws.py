@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minillm import reference
 from minillm.cache import Cache, LayerCache
 from minillm.model import Decoder, next_token_loss
-from minillm.ops import CPU
+from minillm.ops import CPU, Ops
 from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, LinearScaling, MoE, Norm, QKNorm, Rope, Router
 from minillm.spec import Decoder as Spec
 from minillm.visibility import Visibility
@@ -74,8 +74,8 @@ def specs(draw: st.DrawFn) -> Spec:
     return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap)
 
 
-def build(spec: Spec, seed: int = 0) -> Decoder:
-    model = Decoder(spec, CPU)
+def build(spec: Spec, seed: int = 0, ops: Ops = CPU) -> Decoder:
+    model = Decoder(spec, ops)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.5
@@ -127,6 +127,22 @@ def test_neighbours_in_a_batch_change_nothing(spec: Spec, lengths: list[int], st
     joined = torch.cat(together, dim=1)
     for index, (pad, row) in enumerate(zip(padding, rows, strict=True)):
         assert (joined[index, pad:] - uncut(model, row[None])[0]).abs().max() <= EXACT
+
+
+@settings(max_examples=40)
+@given(specs(), st.integers(1, 16), st.integers(0, 6), st.integers(0, 5))
+@torch.no_grad()
+def test_positions_that_only_the_device_knows(spec: Spec, total: int, lag: int, slack: int) -> None:
+    """Each row is at one of its own, the second behind the first, and gets what it gets alone, token by token."""
+    model, tokens = build(spec), random_tokens(2, total)
+    uncut(model, tokens)
+    caches = [Cache(spec, batch, total + slack, torch.float32) for batch in (1, 1, 2)]
+    alone = torch.stack([torch.cat([model(token[None, None], cache)[0] for token in row])
+                         for row, cache in zip(tokens, caches[:2], strict=True)])  # fmt: skip
+    for at in range(total + lag):
+        rows, position = torch.arange(2), torch.tensor([min(at, total - 1), max(at - lag, 0)])
+        logits = model.decode_at(tokens[rows, position], position, caches[2])
+        assert (logits - alone[rows, position]).abs().max() <= EXACT
 
 
 @settings(max_examples=20)

@@ -39,17 +39,30 @@ LAYERS = [
     ],
     ["minillm.reference", "minillm.routing", "minillm.rope", "minillm.families", "minillm.chat", "minillm.tokenizer"],
     ["minillm.cache", "minillm.sampling", "minillm.hub", "minillm.quantised"],
+    ["minillm.completion"],
     ["minillm.grouped"],
     ["minillm.triton_ops", "minillm.cpu_ops"],
     ["minillm.ops"],
     ["minillm.linear"],
     ["minillm.norm", "minillm.attention", "minillm.ffn", "minillm.mla", "minillm.moe"],
     ["minillm.model"],
-    ["minillm.inference", "minillm.measure"],
+    ["minillm.graphs", "minillm.tape"],
+    ["minillm.inference", "minillm.choosing", "minillm.measure", "minillm.bench_worker"],
+    ["minillm.batch", "minillm.speculative"],
+    ["minillm.decoding"],
     ["minillm.llm"],
     ["minillm.loading"],
-    ["minillm.bench_cases", "minillm.roofline"],
-    ["minillm.cli", "minillm.bench_kernels", "minillm.generate", "minillm.explain", "minillm.bench"],
+    [
+        "minillm.bench_cases",
+        "minillm.roofline",
+        "minillm.report",
+        "minillm.bench_weights",
+        "minillm.bench_report",
+        "minillm.bench_hooks",
+        "minillm.cli",
+    ],
+    ["minillm.bench_kernels", "minillm.bench_engines", "minillm.bench_plot", "minillm.bench_profile"],
+    ["minillm.generate", "minillm.explain", "minillm.bench"],
 ]
 
 
@@ -87,19 +100,21 @@ def test_dependencies_flow_one_way(module: str) -> None:
         if name.split(".")[0] in ("tests", "examples"):
             pytest.fail(f"{module} imports {name}")
         if name.split(".")[0] == "transformers":
-            assert module == "minillm.bench"
+            assert module == "minillm.bench_engines"
     if module == "minillm.spec":
         assert "torch" not in imports(PACKAGE[module])
 
 
 def test_no_family_name_outside_its_folder() -> None:
-    """Names of families as values of code; prose in docstrings may speak of them. Peers are named where they are."""
+    """Names of families as values of code; prose in docstrings may speak of them. Peers are named where they are: one
+    of them has a family's name in its own."""
     pattern = re.compile(
         r"\b(llama|mistral|mixtral|qwen|deepseek|gemma|phi|olmo|gpt_neox|gpt_oss|plamo)[0-9a-z_]*\b", re.I
     )
     allowed = {"llama3", "Llama3Scaling", "philox"}
+    peer = re.compile(r"llama[.]cpp|llama-cpp-python|llama_cpp|(--)?llama[-_]python")
     for module, path in PACKAGE.items():
-        if module.startswith("minillm.families"):
+        if module.startswith("minillm.families") or module == "minillm.bench_worker":  # full of the peer's functions
             continue
         tree = ast.parse(path.read_text())
         docstrings = {
@@ -114,7 +129,7 @@ def test_no_family_name_outside_its_folder() -> None:
             if isinstance(node, ast.Constant) and id(node) not in docstrings:
                 texts.append(node.value)
             for text in texts:
-                if isinstance(text, str) and (match := pattern.search(text)):
+                if isinstance(text, str) and (match := pattern.search(peer.sub("", text))):
                     assert match.group() in allowed, f"{module}: {text!r}"
 
 

@@ -30,7 +30,7 @@ LENGTHS = (9, 10, 11, 150, 400, 1000, 1100, 2000, 3000, 6000, 8100)  # of the ca
 
 class H100(tuning.Gpu):
     def __init__(self) -> None:
-        self.name, self.kind, self.best = "H100", "sm_90", {}
+        self.name, self.kind, self.best, self.settled = "H100", "sm_90", {}, {}
 
 
 def choose_as_on_a_gpu() -> None:

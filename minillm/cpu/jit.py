@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def _cache_folder() -> str:
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function that is called with addresses. Its loops run in as many threads as PyTorch uses."""
+    """Compile a function that is called with addresses."""
     before = CONFIG.CACHE_DIR
     CONFIG.CACHE_DIR = _cache_folder()
     try:
@@ -57,14 +58,33 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         CONFIG.CACHE_DIR = before
 
     def call(*given: Any) -> None:
-        threads = min(torch.get_num_threads(), CONFIG.NUMBA_NUM_THREADS)
-        if threads != getattr(CALLER, "threads", None):
-            numba.set_num_threads(threads)  # counts for the calling thread
-            CALLER.threads = threads
-        with LOCK:
+        if (calls := getattr(CALLER, "calls", None)) is not None:
+            calls.append((compiled, given))
+        with ready():
             compiled(*given)
 
     return call
+
+
+@contextmanager
+def ready() -> Iterator[None]:
+    """Kernels may run meanwhile, in as many threads as PyTorch uses."""
+    threads = min(torch.get_num_threads(), CONFIG.NUMBA_NUM_THREADS)
+    if threads != getattr(CALLER, "threads", None):
+        numba.set_num_threads(threads)  # counts for the calling thread
+        CALLER.threads = threads
+    with LOCK:
+        yield
+
+
+@contextmanager
+def noted(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Iterator[None]:
+    """What this thread calls meanwhile goes into a list too, kernel and arguments, to be called again."""
+    CALLER.calls = calls
+    try:
+        yield
+    finally:
+        CALLER.calls = None
 
 
 @intrinsic

@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from minillm.cpu.jit import array, function, inline, kernel, parallel
-from minillm.cpu.vector import LANES, load, madd, number, rounded, total, two_to, zeros
+from minillm.cpu.vector import LANES, floor, larger, load, madd, number, rounded, smaller, store, total, two_to, zeros
 
 SILU, GELU_TANH, CLAMPED = range(3)  # activations by number; kernels get (number, limit, alpha)
 ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
@@ -18,23 +18,23 @@ ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 @inline
 def exp(x: Any) -> Any:
-    """e**x, within 2 units in the last place: 2**n times a polynomial (Cephes' expf), which compilers turn into vectors
-    as they cannot a call. Below -87 it is e**-87, which is next to nothing."""
-    x = np.float32(88) if x > np.float32(88) else x
-    x = np.float32(-87) if x < np.float32(-87) else x
-    n = np.floor(x * np.float32(1.4426950408889634) + HALF)
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    return (p * r * r + r + ONE) * two_to(n)
+    """e**x of a float or a vector, within 2 units in the last place: 2**n times a polynomial (Cephes' expf). Below -87
+    it is e**-87, which is next to nothing."""
+    x = larger(np.float32(-87), smaller(np.float32(88), x))
+    n = floor(madd(x, np.float32(1.4426950408889634), HALF))
+    r = madd(n, np.float32(2.12194440e-4), madd(n, np.float32(-0.693359375), x))
+    p = madd(r, np.float32(1.9875691500e-4), np.float32(1.3981999507e-3))
+    p = madd(p, r, np.float32(8.3334519073e-3))
+    p = madd(p, r, np.float32(4.1665795894e-2))
+    p = madd(p, r, np.float32(1.6666665459e-1))
+    p = madd(p, r, np.float32(5.0000001201e-1))
+    return (madd(p, r * r, r) + ONE) * two_to(n)
 
 
 @inline
 def tanh(x: Any) -> Any:
-    return ONE - TWO / (exp(TWO * x) + ONE)
+    """(e**2x - 1) / (e**2x + 1)."""
+    return ONE - TWO / (exp(x * TWO) + ONE)
 
 
 @inline
@@ -42,21 +42,23 @@ def activated(gate: Any, up: Any, activation: Any) -> Any:
     """act(gate) * up, as `reference.gated_act` has it."""
     kind, limit, alpha = activation
     if kind == SILU:
-        return gate / (ONE + exp(-gate)) * up
+        return gate / (ONE + exp(gate * -ONE)) * up
     if kind == GELU_TANH:
         inside = np.float32(0.7978845608028654) * (gate + np.float32(0.044715) * gate * gate * gate)
         return HALF * gate * (ONE + tanh(inside)) * up
-    gate = limit if gate > limit else gate
-    up = limit if up > limit else (-limit if up < -limit else up)
-    return gate / (ONE + exp(-alpha * gate)) * (up + ONE)
+    gate, up = smaller(limit, gate), larger(-limit, smaller(limit, up))
+    return gate / (ONE + exp(gate * -alpha)) * (up + ONE)
 
 
 @parallel
 def _gate(source: Any, rows: int, inner: int, activation: Any, y: Any) -> None:
-    for row in prange(rows):
-        for f in range(inner):
-            gate, up = number(source[2 * row * inner + f]), number(source[(2 * row + 1) * inner + f])
-            y[row * inner + f] = rounded(activated(gate, up, activation), y)
+    for each in prange(rows):
+        row = np.int64(each)
+        at, other, to = 2 * row * inner, (2 * row + 1) * inner, row * inner
+        for f in range(0, inner - LANES + 1, LANES):
+            store(y, to + f, activated(load(source, at + f), load(source, other + f), activation))
+        for f in range(inner // LANES * LANES, inner):
+            y[to + f] = rounded(activated(number(source[at + f]), number(source[other + f]), activation), y)
 
 
 @kernel
@@ -85,24 +87,19 @@ def norm(x: Any, at: int, w: Any, size: int, numbers: Any, y: Any, to: int) -> N
             y[to + i] = rounded(number(x[at + i]) * factor * (number(w[i]) + offset), y)
 
 
-@parallel
-def _norm_rows(x: Any, residual: Any, s: Any, w: Any, rows: int, size: int, numbers: Any, y: Any) -> None:
-    for row in prange(rows):
-        at = row * size
-        if len(residual):
-            for i in range(at, at + size):
-                s[i] = rounded(number(x[i]) + number(residual[i]), s)
-        norm(s, at, w, size, numbers, y, at)
-
-
 @kernel
 def rms_norm(
     x_at: int, residual_at: int, s_at: int, w_at: int, y_at: int, rows: int, size: int, numbers: Any, like: Any
 ) -> None:
-    """y `[R, N]` = rms_norm(s), where s is x, or where there is a residual x + residual and written."""
+    """y `[R, N]` = rms_norm(s), where s is x, or where there is a residual x + residual and written. For few rows: one
+    thread is done with them before a second has started."""
     count, there = rows * size, rows * size if residual_at else 0
     x, residual, s = array(x_at, count, like), array(residual_at, there, like), array(s_at, count, like)
-    _norm_rows(x, residual, s, array(w_at, size, like), rows, size, numbers, array(y_at, count, like))
+    w, y = array(w_at, size, like), array(y_at, count, like)
+    for i in range(there):
+        s[i] = rounded(number(x[i]) + number(residual[i]), s)
+    for row in range(rows):
+        norm(s, row * size, w, size, numbers, y, row * size)
 
 
 @function
