@@ -24,9 +24,9 @@ types: $(VENV)/.test
 unit: $(VENV)/.test
 	$(RUN) -m pytest --numprocesses 2 --durations 10
 
-# The kernels on a GPU, where there is one: in a process without Triton's interpreter, which the other tests use.
+# The kernels and recorded steps on a GPU, where there is one: in a process without Triton's interpreter, which the other tests use.
 gpu: $(VENV)/.test
-	TRITON_INTERPRET=0 $(RUN) -m pytest tests/test_gpu.py -rs
+	TRITON_INTERPRET=0 $(RUN) -m pytest tests/test_gpu.py tests/test_gpu_graphs.py -rs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -52,7 +52,7 @@ COLUMNS = ("part", "kind", "calls", "ms", "share", "MB", "GFLOP", "of copy", "of
 
 def computed_in(llm: LLM) -> torch.dtype:
     """What the hidden states and the cache are in."""
-    return llm.model.embedding.weight.dtype
+    return llm.model.dtype
 
 
 def costs(llm: LLM, tokens: int, past: int) -> dict[str, tuple[float, float]]:

@@ -218,11 +218,11 @@ def quantization(values: Mapping[str, Any]) -> str | None:
 
 
 def is_readable(values: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's quantisation is one of `weights/schemes.py`: MXFP4, or FP8 as e4m3 with a factor per
-    128 x 128 block."""
+    """Whether a checkpoint's quantisation is one of `weights/schemes.py`, MXFP4 or FP8 as e4m3 with a factor per
+    128 x 128 block, or of this project's own (`weights/ints.py`)."""
     section = values.get("quantization_config")
     if not isinstance(section, dict) or section.get("quant_method") != "fp8":
-        return quantization(values) == "mxfp4"
+        return quantization(values) in ("mxfp4", "minillm")
     return section.get("weight_block_size") == [128, 128] and section.get("fmt", "e4m3") == "e4m3"
 
 

@@ -17,9 +17,11 @@ from torch import Tensor
 from minillm import grouped, reference
 from minillm.cpu import attention as attending
 from minillm.cpu import experts as expert_loops
-from minillm.cpu import pointwise, products
+from minillm.cpu import pointwise, prefill
+from minillm.cpu.dots import NATIVE_BF16
 from minillm.cpu.jit import LIKE, address
 from minillm.cpu.linear import linear as multiply
+from minillm.quantised import Int4Matrices, Int8Matrices
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.visibility import Visibility
 
@@ -35,16 +37,28 @@ def plain(*tensors: Tensor | None) -> bool:
     return dtype in LIKE and not tracked and all(each.dtype == dtype and each.is_contiguous() for each in given)
 
 
-def _product(
-    x: Tensor, weight: Tensor, like: Any, bias: Tensor | None, scale: Tensor | None = None, zero: Tensor | None = None,
-    group: int = 0,
-) -> Tensor:  # fmt: skip
-    outputs, inputs = len(weight), x.shape[-1]
+def _product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: int, bias: Tensor | None) -> Tensor:
+    inputs = x.shape[-1]
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype)
     if y.numel():
-        at = [address(each) for each in (x, weight, scale, zero, bias, y)]
-        multiply(*at, x.numel() // inputs, inputs, outputs, group, LIKE[x.dtype], like)
+        given = (address(x), matrix, address(bias), address(y))
+        multiply(*given, x.numel() // inputs, inputs, outputs, LIKE[x.dtype], like)
     return y
+
+
+def _located(x: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if x is None else (x.data_ptr(), x.numel())
+
+
+def _laid(
+    weight: Tensor,
+    scale: Tensor | None = None,
+    zero: Tensor | None = None,
+    factor: Tensor | None = None,
+    group: int = 1,
+) -> tuple[Any, ...]:
+    """A matrix as the loops take it."""
+    return (*_located(weight), *_located(scale), *_located(zero), *_located(factor), group)
 
 
 def few(x: Tensor) -> bool:
@@ -54,30 +68,32 @@ def few(x: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.linear`."""
     if few(x) and plain(x, weight, bias):
-        return _product(x, weight, LIKE[x.dtype], bias)
+        return _product(x, _laid(weight), LIKE[x.dtype], len(weight), bias)
     return F.linear(x, weight, bias)
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.int8_linear`."""
     if few(x) and plain(x, bias) and plain(scale) and weight.is_contiguous():
-        return _product(x, weight, INT8, bias, scale)
+        return _product(x, _laid(weight, factor=scale), INT8, len(weight), bias)
     return reference.int8_linear(x, weight, scale, bias)
 
 
 def int4_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None
-) -> Tensor:
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`reference.int4_linear`."""
-    if few(x) and plain(x, bias) and plain(scale, zero) and packed.is_contiguous() and fits(group):
-        return _product(x, packed, INT4, bias, scale, zero, group)
-    return reference.int4_linear(x, packed, scale, zero, group, bias)
+    if few(x) and plain(x, bias) and _known_int4(packed, scale, zero, factor, group):
+        return _product(x, _laid(packed, scale, zero, factor, group), INT4, len(packed), bias)
+    return reference.int4_linear(x, packed, scale, zero, group, bias, factor)
 
 
-def fits(group: int) -> bool:
-    """Whether the loops know groups of this size."""
-    ratio = group // products.GROUP
-    return group % products.GROUP == 0 and ratio & (ratio - 1) == 0
+def _known_int4(packed: Tensor, scale: Tensor, zero: Tensor | None, factor: Tensor | None, group: int) -> bool:
+    """Whether the loops take this format: int8 scales, uint8 zeros, and groups of 16, 32, 64, 128, …"""
+    parts = (packed, torch.uint8), (scale, torch.int8), (zero, torch.uint8), (factor, torch.float32)
+    known = all(each is None or (each.dtype == dtype and each.is_contiguous()) for each, dtype in parts)
+    return known and factor is not None and group >= 16 and group & (group - 1) == 0
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
@@ -106,6 +122,17 @@ def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, *numbers: Any) -
 
 def _norm_numbers(eps: float, offset: float, cast: NormCast) -> tuple[Any, Any, bool]:
     return np.float32(eps), np.float32(offset), cast == "before_weight"
+
+
+def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
+    """`reference.gated_act`."""
+    numbers = _activation(activation)
+    if not (numbers and gate_up.numel() and plain(gate_up)):
+        return reference.gated_act(gate_up, activation)
+    inner = gate_up.shape[-1] // 2
+    y = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype)
+    pointwise.gated_act(address(gate_up), address(y), y.numel() // inner, inner, numbers, LIKE[y.dtype])
+    return y
 
 
 def _activation(activation: Activation | ClampedSwiGLU) -> tuple[int, Any, Any] | None:
@@ -158,8 +185,11 @@ def attention(
     """`reference.attention`."""
     rows = q.transpose(1, 2)
     rows = rows if rows.is_contiguous() else rows.contiguous()
-    if few_queries(q) and _slots(k) and _slots(v) and q.dtype == k.dtype == v.dtype and plain(rows, sinks):
-        return _attend(rows, k, v, visible, scale, softcap, sinks)
+    if _slots(k) and _slots(v) and q.dtype == k.dtype == v.dtype and plain(rows, sinks):
+        if few_queries(q):
+            return _attend(rows, k, v, visible, scale, softcap, sinks)
+        if NATIVE_BF16 and q.dtype == torch.bfloat16 and sinks is None and not (q.shape[3] % 2 or v.shape[3] % 64):
+            return _attend_prompt(rows, k, v, visible, scale, softcap)
     return reference.attention(q, k, v, visible, scale, softcap, sinks)
 
 
@@ -200,6 +230,20 @@ def _attend(
     return y.transpose(1, 2)
 
 
+def _attend_prompt(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visibility, scale: float | None, softcap: float | None
+) -> Tensor:
+    batch, steps, heads, k_size = q.shape
+    y = torch.empty(batch, steps, heads, v.shape[-1], dtype=q.dtype)
+    first, last = (each.expand(batch, steps).contiguous() for each in visible.spans)
+    at = [address(each) for each in (q, k, v, y, first, last)]
+    sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], k.shape[2])
+    strides = (_slots(k) * k.stride(2), _slots(v) * v.stride(2), k.stride(2), v.stride(2))
+    numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
+    prefill.attention(*at, batch, sizes, strides, visible.first_key, *numbers, LIKE[q.dtype])
+    return y.transpose(1, 2)
+
+
 def experts(
     x: Tensor,
     chosen: Tensor,
@@ -215,7 +259,7 @@ def experts(
     fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous()
     if not (numbers and into and out_of and fits):
         return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
-    hidden, inner = x.shape[1], gate_up.shape[1] // 2
+    hidden, inner = x.shape[1], _stored(gate_up).shape[1] // 2
     y = torch.empty_like(x)
     at = [address(each) for each in (x, chosen, weights, y)]
     bias_at = tuple(number for each in biases or (None, None) for number in _located(each))
@@ -224,14 +268,22 @@ def experts(
     return y
 
 
-def _located(x: Tensor | None) -> tuple[int, int]:
-    return address(x), 0 if x is None else x.numel()
+def _stored(matrices: Any) -> Tensor:
+    """The numbers of stacked matrices, `[E, O, …]`."""
+    if isinstance(matrices, Int4Matrices):
+        return matrices.packed
+    return matrices if isinstance(matrices, Tensor) else matrices.weight
 
 
-def _matrices(matrices: Any) -> tuple[tuple[int, ...], Any] | None:
-    """The addresses and lengths of what stacked matrices consist of, and the type of their numbers."""
-    if isinstance(matrices, Tensor) and plain(matrices):
-        return (*_located(matrices), *_located(None), *_located(None), 0), LIKE[matrices.dtype]
+def _matrices(matrices: Any) -> tuple[tuple[Any, ...], Any] | None:
+    """Stacked matrices as the loops take them, and the type of their numbers; None for what they do not know."""
+    if isinstance(matrices, Tensor):
+        return (_laid(matrices), LIKE[matrices.dtype]) if plain(matrices) else None
+    if isinstance(matrices, Int8Matrices):
+        return _laid(matrices.weight, factor=matrices.scale), INT8
+    if isinstance(matrices, Int4Matrices):
+        parts = matrices.packed, matrices.scale, matrices.zero, matrices.factor, matrices.group
+        return (_laid(*parts), INT4) if _known_int4(*parts) else None
     return None
 
 
@@ -240,6 +292,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "rms_norm": rms_norm,
     "add_rms_norm": add_rms_norm,
     "qk_norm_rope_cache": qk_norm_rope_cache,
+    "gated_act": gated_act,
     "attention": attention,
     "latent_attention": latent_attention,
     "experts": experts,

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm import cli, config, inference
-from minillm.inference import Completion, Timings
+from minillm import cli, config, report
+from minillm.completion import Completion, Timings
 from minillm.llm import LLM, note
 from minillm.loading import load
-from minillm.measure import copy_bandwidth, peak_memory
 from minillm.sampling import Sampling
 
 DEMO_PROMPT = "Once upon a time"
@@ -31,26 +30,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complete(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
-    llm = _load(arguments)
+    llm, ways = _load(arguments)
     row, timings = llm.completion(**prompt, **_options(arguments)), Timings()
     if llm.tokenizer is None and not arguments.json:
         note(f"{llm.folder} has no tokenizer, so there is no text to print; --json gives the ids")
-    interrupted = _write(llm, row, timings, quiet=arguments.json)
-    report = _report(llm, timings, quick=interrupted)
+    interrupted = _write(llm, row, timings, ways, quiet=arguments.json)
+    cost = report.measured(llm, timings, ways["draft"], quick=interrupted)
     if arguments.json:
-        print(json.dumps(_as_json(row, report), ensure_ascii=False), flush=True)
+        print(json.dumps(report.as_json(row, cost), ensure_ascii=False), flush=True)
     else:
         # On a terminal the text ends its line; elsewhere stdout is the text and nothing else.
         print(end="\n" if sys.stdout.isatty() else "", flush=True)
         between = "" if sys.stdout.isatty() else "\n"
-        print(between + _report_line(report), file=sys.stderr)
+        print(between + report.line(cost), file=sys.stderr)
     return cli.EXIT_INTERRUPTED if interrupted else 0
 
 
-def _write(llm: LLM, row: Completion, timings: Timings, quiet: bool = False) -> bool:
+def _write(llm: LLM, row: Completion, timings: Timings, ways: dict[str, Any], quiet: bool = False) -> bool:
     """Stream the text to stdout; whether Ctrl-C ended it."""
     try:
-        for _, piece in inference.generate(llm.model, [row], timings):
+        for _, piece in llm.run([row], timings, **ways):
             if not quiet:
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
@@ -67,7 +66,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 
     On a terminal a turn that fails (too long for the context, refused by the template) is reported and forgotten.
     """
-    llm = _load(arguments)
+    llm, ways = _load(arguments)
     llm.chat_template()  # without one there is nothing to wait for
     messages = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
     terminal = sys.stdin is not None and sys.stdin.isatty()
@@ -87,9 +86,9 @@ def _chat(arguments: argparse.Namespace) -> int:
             note(str(error))
             messages.pop()
             continue
-        interrupted = _write(llm, row, timings)
+        interrupted = _write(llm, row, timings, ways)
         print(flush=True)
-        print(_report_line(_report(llm, timings, quick=True)), file=sys.stderr)
+        print(report.line(report.measured(llm, timings, ways["draft"], quick=True)), file=sys.stderr)
         if interrupted and not terminal:
             return cli.EXIT_INTERRUPTED
         if row.finish_reason == "length":
@@ -117,10 +116,13 @@ def _read_turn(terminal: bool) -> str | None:
             return line.rstrip("\r\n")
 
 
-def _load(arguments: argparse.Namespace) -> LLM:
-    progress = cli.progress_bar("loading")
+def _load(arguments: argparse.Namespace) -> tuple[LLM, dict[str, Any]]:
+    """The model, and how it is to be run: what `LLM.run` takes."""
     chosen = (arguments.dtype, arguments.device, arguments.kernels)
-    return load(arguments.weights, *chosen, progress, arguments.keep_quantized)
+    llm = load(arguments.weights, *chosen, cli.progress_bar("loading"), arguments.keep_quantized)
+    draft = load(arguments.draft, *chosen, cli.progress_bar("loading the draft")) if arguments.draft else None
+    names = ("deterministic", "draft_tokens", "prompt_lookup")
+    return llm, {"draft": draft, **{name: getattr(arguments, name) for name in names}}
 
 
 def _prompt(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -152,50 +154,6 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
-def _report(llm: LLM, timings: Timings, quick: bool) -> dict[str, float | None]:
-    """Speed, and its share of the bandwidth measured now; None for the latter when `quick`, or where it fails."""
-
-    def rate(count: float, seconds: float) -> float:
-        return count / seconds if seconds > 0 else 0.0
-
-    peak = peak_memory(llm.device)  # before the copies that measure the bandwidth
-    achieved = rate(timings.decode_steps * llm.bytes_per_step, timings.decode_seconds)
-    try:
-        possible = None if quick else copy_bandwidth(llm.device)
-    except KeyboardInterrupt:  # the text is there: only this figure is given up
-        possible = None
-    return {
-        **dataclasses.asdict(timings),
-        "prompt_tokens_per_second": rate(timings.prompt_tokens, timings.prompt_seconds),
-        "decode_tokens_per_second": rate(timings.decode_tokens, timings.decode_seconds),
-        "achieved_gb_per_second": achieved / 1e9,
-        "copy_gb_per_second": possible and possible / 1e9,
-        "bandwidth_share": possible and achieved / possible,
-        "peak_memory_bytes": peak,
-    }
-
-
-def _report_line(report: dict[str, Any]) -> str:
-    share = ""
-    if report["copy_gb_per_second"]:
-        share = f" = {report['bandwidth_share']:.0%} of the {report['copy_gb_per_second']:.1f} GB/s this machine copies"
-    return (
-        f"prompt {report['prompt_tokens']} tokens, {report['prompt_tokens_per_second']:.1f} tok/s; "
-        f"decode {report['decode_tokens']} tokens, {report['decode_tokens_per_second']:.1f} tok/s, "
-        f"{report['achieved_gb_per_second']:.2f} GB/s{share}; peak memory {report['peak_memory_bytes'] / 1e6:.0f} MB"
-    )
-
-
-def _as_json(row: Completion, report: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "text": row.text,
-        "token_ids": row.token_ids,
-        "prompt_token_ids": row.prompt,
-        "finish_reason": row.finish_reason,
-        "timings": report,
-    }
-
-
 def _ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -211,6 +169,17 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value
+
+
+def _add_ways(parser: argparse.ArgumentParser) -> None:
+    """How the text is come by, whatever it is."""
+    guesses = parser.add_mutually_exclusive_group()
+    guesses.add_argument("--draft", metavar="PATH", help="a smaller checkpoint with the same vocabulary guesses tokens")
+    lookup = "guess what followed the last N tokens before (default 3)"
+    guesses.add_argument("--prompt-lookup", metavar="N", type=int, nargs="?", const=3, help=lookup)
+    parser.add_argument("--draft-tokens", metavar="K", type=int, help="guesses for each pass of the model (default 4)")
+    exact = "check guesses in the shapes of single steps: bit for bit what comes without, and slower"
+    parser.add_argument("--deterministic", action="store_true", help=exact)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -246,7 +215,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--presence-penalty", metavar="X", type=float)
     parser.add_argument("--frequency-penalty", metavar="X", type=float)
     parser.add_argument("--seed", metavar="N", type=int)
-    arguments = parser.parse_args(argv)
+    _add_ways(parser)
+    return _checked(parser.parse_args(argv), parser)
+
+
+def _checked(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, where they go together."""
+    speculates = arguments.draft or arguments.prompt_lookup
+    if arguments.draft_tokens and not speculates:
+        parser.error("--draft-tokens says how many tokens are guessed at a time; give --draft or --prompt-lookup too")
+    if arguments.deterministic and not speculates:
+        note("a prompt by itself has nothing to depend on: --deterministic without effect")
     if not arguments.chat and (arguments.system is not None or arguments.template_variables is not None):
         parser.error("--system and --template-variables need --chat")
     if arguments.chat and (arguments.json or arguments.prompt_ids or arguments.prompt_file):

@@ -1,9 +1,9 @@
 """A decode step recorded once and replayed for every token: as a CUDA graph on a GPU, on a tape on a CPU.
 
-For a few rows a step is hundreds of calls of some microseconds each, and the host cannot issue them as fast as they run;
-a graph is one call. It repeats the same kernels with the same arguments on the same memory, so what changes from step
-to step must lie in memory: the tokens, and the position of each row, from which the step itself finds the angles, the
-slots of the caches and how far attention reads (`Visibility.position_B`).
+For a few rows a step is hundreds of calls of some microseconds each, and the host cannot issue them as fast as they
+run; a graph is one call. It repeats the same kernels with the same arguments on the same memory, so what changes from
+step to step must lie in memory: the tokens, and the position of each row, from which the step itself finds the angles,
+the slots of the caches and how far attention reads (`Visibility.position_B`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Record = Callable[[Run, torch.device], tuple[Recording, Tensor]]  # and what the
 
 
 def recorder(model: Decoder) -> Record | None:
-    """What records a step of this model; None where nothing does: the plain ops would read the whole capacity of a cache
-    whose length only memory knows, and Triton's interpreter leaves nothing behind."""
+    """What records a step of this model; None where nothing does: the plain ops would read the whole capacity of a
+    cache whose length only memory knows, and Triton's interpreter leaves nothing behind."""
     if model.ops.attention is reference.attention:
         return None
     if model.embedding.weight.device.type == "cuda":

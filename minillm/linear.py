@@ -18,7 +18,7 @@ class Linear(nn.Module):
     fills each block by its name, and one product computes them all.
     """
 
-    HOLDABLE = ("weight",)
+    MULTIPLIED = ("weight",)
 
     def __init__(
         self, in_features: int, out_features: int | Mapping[str, int], ops: Ops = REFERENCE, bias: bool = False
@@ -33,9 +33,7 @@ class Linear(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        if quantised.is_held(self, "weight"):
-            return self.ops.fp8_linear(x, self.weight, self.get_parameter("weight_scale"), self.bias)
-        return self.ops.linear(x, self.weight, self.bias)
+        return quantised.product(self, "weight", self.ops, x, self.bias)
 
     def blocks(self, name: str) -> dict[str, int] | None:
         """The named row blocks of a parameter, in order; None where it is one block."""

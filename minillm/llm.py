@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from minillm import chat, config, inference, sampling
+from minillm import chat, config, decoding, sampling
+from minillm.completion import Completion, Timings
 from minillm.config import printable
-from minillm.inference import Completion, Timings
 from minillm.measure import bytes_per_step
 from minillm.model import Decoder
 from minillm.tokenizer import Tokenizer
@@ -69,14 +69,16 @@ class LLM:
     ) -> Result | list[Result]:
         """Complete a text, a list of ids, a conversation, or a list of either as one batch.
 
-        Options: max_new_tokens, stop (strings), ignore_eos, the fields of `sampling.Sampling`, and for messages tools
-        and template_variables (a dict such as {"enable_thinking": False}); what is not given comes from
-        generation_config.json. A batch gives each prompt what it gets alone, but for near ties: products of several
-        rows round differently, which shows in bfloat16. Raises ValueError for a prompt or option that cannot be.
+        Options: max_new_tokens, stop (strings), ignore_eos, the fields of `sampling.Sampling`, those of `decoding.run`
+        (max_batch, deterministic, draft, draft_tokens, prompt_lookup), and for messages tools and template_variables (a
+        dict such as {"enable_thinking": False}); what is not given comes from generation_config.json. A batch gives
+        each prompt what it gets alone, but for near ties: products of several rows round differently, which shows in
+        bfloat16; with deterministic=True bit for bit. Raises ValueError for a prompt or option that cannot be.
         """
+        ways = decoding.split(options)
         prompts, single = self._prompts(prompt, prompt_ids, messages, options)
         rows, timings = self._rows(prompts, **options), Timings()
-        for _ in inference.generate(self.model, rows, timings):
+        for _ in self.run(rows, timings, **ways):
             pass
         results = [Result(row.text, row.token_ids, row.prompt, str(row.finish_reason), timings) for row in rows]
         return results[0] if single else results
@@ -90,8 +92,13 @@ class LLM:
         **options: Any,
     ) -> Iterator[str]:
         """The text of one completion piece by piece, never half a character; takes what `generate` takes."""
-        row, timings = self.completion(prompt, prompt_ids=prompt_ids, messages=messages, **options), Timings()
-        return (piece for _, piece in inference.generate(self.model, [row], timings))
+        ways = decoding.split(options)
+        row = self.completion(prompt, prompt_ids=prompt_ids, messages=messages, **options)
+        return (piece for _, piece in self.run([row], Timings(), **ways))
+
+    def run(self, rows: Sequence[Completion], timings: Timings, **options: Any) -> Iterator[tuple[int, str]]:
+        """Run checked requests; yields (row, new text) as it comes. Options: those of `decoding.run`."""
+        return decoding.run(self, rows, timings, **options)
 
     def completion(
         self,
@@ -101,7 +108,7 @@ class LLM:
         messages: Sequence[chat.Message] | None = None,
         **options: Any,
     ) -> Completion:
-        """One checked request, ready for `inference.generate`."""
+        """One checked request, ready for `run`."""
         prompts, single = self._prompts(prompt, prompt_ids, messages, options)
         if not single:
             raise ValueError("a list of prompts cannot be streamed; use generate()")

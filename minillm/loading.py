@@ -11,6 +11,7 @@ import torch
 from minillm import config, families, hub, ops, quantised
 from minillm.llm import LLM, note
 from minillm.model import skeleton
+from minillm.quantised import Fp8, Scheme
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import check, fully_fp8
 from minillm.weights.load import load as load_weights
@@ -26,18 +27,28 @@ def load(
     kernels: ops.Kernels = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
     keep_quantized: bool = False,
+    quantize: str | None = None,
+    group_size: int | None = None,
+    symmetric: bool = True,
 ) -> LLM:
     """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
 
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. FP8 and MXFP4 weights are
-    dequantised while they are read, FP8 with `keep_quantized` at each use. Raises ValueError for whatever is wrong.
+    dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" holds all matrices
+    as integers (`quantised.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
+    `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
     if kernels not in ("auto", "reference", "triton"):
         raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
     folder = hub.resolve(path)
     values = config.read(folder)
     _refuse_quantised(folder, values)
+    written = Scheme.read(values)
+    scheme = asked_scheme(quantize, group_size, symmetric)
+    if scheme and (written or keep_quantized):
+        reason = "its weights are integers already" if written else "--keep-quantized leaves them as they are"
+        raise ValueError(f"{folder}: --quantize (quantize), but {reason}; leave one of the two out")
     spec, rules, read = families.resolve(values)
     target = resolve_device(device)
     checkpoint = Checkpoint(folder)
@@ -45,13 +56,17 @@ def load(
     slow = dtype == "auto" and not is_fast(wanted, target)
     chosen = torch.float32 if slow else wanted
     model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
+    if written:
+        quantised.hold(model, written.formats(model))
     planned = plan(checkpoint.info, rules, model.destinations())
     check(planned, checkpoint)
+    formats = scheme.formats(model) if scheme else {}
+    quantised.hold(model, formats)
     if keep_quantized:
-        if not (held := fully_fp8(planned)):
+        if not (stay := fully_fp8(planned)):
             raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
-        quantised.hold(model, held)
-    parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress)
+        quantised.hold(model, {name: Fp8() for name in stay if quantised.holdable(model, name)})
+    parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
     del parameters
@@ -62,6 +77,15 @@ def load(
     for each in notes:  # said now, so that a load that fails says one thing only
         note(each)
     return llm
+
+
+def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) -> Scheme | None:
+    """What to quantise, and how. Raises ValueError where details are given without it."""
+    if quantize is not None:
+        return Scheme.of(quantize, group_size, symmetric)
+    if group_size is not None or not symmetric:
+        raise ValueError("--group-size and --asymmetric (group_size, symmetric) go with --quantize int4 (quantize)")
+    return None
 
 
 def is_fast(dtype: torch.dtype, device: torch.device) -> bool:

@@ -29,7 +29,7 @@ from minillm.visibility import Visibility
 class LatentAttention(nn.Module):
     """x `[B, T, hidden]` -> `[B, T, hidden]`."""
 
-    HOLDABLE = ("kv_up",)
+    DEQUANTISED = ("kv_up",)  # by every step anew, which pays for memory only
 
     def __init__(self, spec: MLA, hidden_size: int, ops: Ops):
         super().__init__()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm import spec
+from minillm import quantised, spec
 from minillm.attention import GroupedQueryAttention, Step
 from minillm.cache import Cache, LatentCache, LayerCache
 from minillm.ffn import MLP, GatedMLP
@@ -72,6 +72,8 @@ class Embedding(nn.Module):
     Not nn.Embedding: that draws its first values even on the meta device, where PyTorch then loads 150 MB of Python.
     """
 
+    MULTIPLIED = ("weight",)  # where there is no other head
+
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
@@ -79,7 +81,15 @@ class Embedding(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
+        if quantised.held_in(self):
+            return quantised.lookup(self, "weight", tokens_BT)
         return F.embedding(tokens_BT, self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows."""
+        held = quantised.held_in(self).get("weight")
+        return self.weight.dtype if held is None else held.dtype
 
 
 class Decoder(nn.Module):
@@ -96,6 +106,11 @@ class Decoder(nn.Module):
         self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)
         self._rotary = {layer.attention.rope: Rotary(layer.attention.rope) for layer in decoder.layers}
         self._windows = {layer.attention.window for layer in decoder.layers}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the hidden states are in, and what a cache must be."""
+        return self.embedding.dtype
 
     def forward(
         self,
@@ -145,6 +160,8 @@ class Decoder(nn.Module):
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
         head = self.embedding if self.head is None else self.head
+        if quantised.held_in(head):
+            raise ValueError("a loss needs a head of plain weights; load the checkpoint without quantising it")
         x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
         cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
         return self.ops.linear_cross_entropy(x_NE, head.weight, tokens_BT[:, 1:].flatten(), cap, bias=bias)
@@ -164,7 +181,8 @@ class Decoder(nn.Module):
     def logits(self, x_BTE: Tensor) -> Tensor:
         """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
         x_BTE = self.norm(x_BTE)
-        logits = self.ops.linear(x_BTE, self.embedding.weight) if self.head is None else self.head(x_BTE)
+        tied = self.head is None
+        logits = quantised.product(self.embedding, "weight", self.ops, x_BTE) if tied else self.head(x_BTE)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -179,7 +197,7 @@ class Decoder(nn.Module):
             positions_BT, start = position_B[:, None], capacity - 1
         if padding_B is not None:  # a padded position counts as 0: it is never looked at
             positions_BT = (positions_BT - padding_B[:, None]).clamp(min=0)
-        dtype, lengths = self.embedding.weight.dtype, self._lengths(cache, count)
+        dtype, lengths = self.dtype, self._lengths(cache, count)
         rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
         visible = {
             window: Visibility(
@@ -202,11 +220,22 @@ class Decoder(nn.Module):
         lengths, device = self._lengths(cache, 1), self.embedding.weight.device
         return [each for table in self._rotary.values() for each in table.kept(lengths, device)]
 
-    def outgrown(self, cache: Cache) -> bool:
-        """Whether one more position takes a row past the length at which LongRoPE turns every key otherwise."""
+    def outgrown(self, cache: Cache) -> list[int]:
+        """The rows that one more position takes past the length at which LongRoPE turns every key otherwise."""
         scalings = [rope.scaling for rope in self._rotary]
         limits = {scaling.original_positions for scaling in scalings if isinstance(scaling, spec.LongRopeScaling)}
-        return any(cache.length - padding in limits for padding in cache.padding or [0])
+        return [row for row, padding in enumerate(cache.padding or [0]) if cache.length - padding in limits]
+
+    def alike(self, cache: Cache) -> int:
+        """How many more positions of a single row turn as they would one by one when they go through together: dynamic
+        scaling and LongRoPE turn by the length reached."""
+        left = [cache.capacity - cache.length]
+        for scaling in (rope.scaling for rope in self._rotary):
+            if isinstance(scaling, spec.DynamicScaling):
+                left.append(max(scaling.original_positions - cache.length, 1))
+            if isinstance(scaling, spec.LongRopeScaling) and cache.length < scaling.original_positions:
+                left.append(scaling.original_positions - cache.length)
+        return min(left)
 
     def destinations(self) -> dict[str, Destination]:
         """Where a checkpoint's tensors go: each parameter, or each named row block of a fused one as "name[part]"."""
@@ -217,7 +246,7 @@ class Decoder(nn.Module):
             parts = module.blocks(leaf) if isinstance(module, (Linear, Experts)) else None
             for part, rows in (parts or {"": parameter.shape[0]}).items():
                 key = f"{name}[{part}]" if part else name
-                found[key] = Destination(name, start, (rows, *width))
+                found[key] = Destination(name, start, (rows, *width), dtype=parameter.dtype)
                 start += rows
         return found
 

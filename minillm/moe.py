@@ -40,7 +40,7 @@ class Experts(nn.Module):
     """All experts of a layer: gate and up in one `[E, 2F, H]`, down in one `[E, H, F]`; biases one behind the other,
     `[E * 2F]` and `[E * H]`."""
 
-    HOLDABLE = ("gate_up", "down")
+    MULTIPLIED = ("gate_up", "down")
 
     def __init__(self, moe: spec.MoE, hidden_size: int, ops: Ops):
         super().__init__()

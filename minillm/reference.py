@@ -215,18 +215,26 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
 
 
 def int4_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group: int,
+    bias: Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> Tensor:
-    """y = x Wᵀ + b with W[o, i] = (q[o, i] - z[o, i / group]) s[o, i / group], z = 8 where `zero` is None.
+    """y = x Wᵀ + b with W[o, i] = (q[o, i] - z[o, i / group]) s[o, i / group] f[o], z = 8 where `zero` is None and
+    f = 1 where `factor` is.
 
     x `[..., I]`; packed uint8 `[O, I / 2]` holds value 2j of a row in the low half of its byte j and 2j + 1 in the high
-    half; scale and zero fp32 `[O, I / group]` (all rounded up), bias `[O]` of x's dtype -> `[..., O]`.
+    half; scale fp32 or int8 and zero fp32 or uint8 `[O, I / group]` (all rounded up), factor fp32 `[O]`, bias `[O]` of
+    x's dtype -> `[..., O]`.
     """
     inputs = x.shape[-1]
     q = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :inputs].float()
     of_group = torch.arange(inputs, device=x.device) // group
-    shifted = q - (8.0 if zero is None else zero[:, of_group])
-    return F.linear(x, (shifted * scale[:, of_group]).to(x.dtype), bias)
+    weight = (q - (8.0 if zero is None else zero[:, of_group].float())) * scale[:, of_group].float()
+    return F.linear(x, (weight if factor is None else weight * factor[:, None]).to(x.dtype), bias)
 
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

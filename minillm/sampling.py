@@ -106,13 +106,22 @@ def unsupported(generation_config: Mapping[str, Any]) -> list[str]:
 class History:
     """Which tokens a sequence holds, kept up to date token by token: what the penalties go by."""
 
-    def __init__(self, vocab_size: int, prompt: Sequence[int], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        vocab_size: int,
+        prompt: Sequence[int],
+        generated: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ):
         self.in_prompt_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         self.in_prompt_V[torch.tensor(prompt, device=device)] = True
-        self.counts_V = torch.zeros(vocab_size, dtype=torch.int32, device=device)  # in the generated text
+        counts_V = torch.bincount(torch.tensor(generated, dtype=torch.int64), minlength=vocab_size)
+        self.counts_V = counts_V.to(device, torch.int32)  # in the generated text
+        self._one = torch.ones(1, dtype=torch.int32, device=device)
 
-    def push(self, token: int) -> None:
-        self.counts_V[token] += 1
+    def push(self, token_1: Tensor) -> None:
+        """Count one more token, int64 `[1]`, which need not have reached the host."""
+        self.counts_V.index_add_(0, token_1, self._one)
 
 
 def penalise(logits_V: Tensor, sampling: Sampling, history: History) -> Tensor:

@@ -52,6 +52,7 @@ class Gpu:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.log, self.mode, self.modes = list[str](), 0, list[Ops]()
         self.launches: list[tuple] | None = None
+        self.watching: Any = None
         launch, tolist, gpu = GridExecutor.__call__, Tensor.tolist, self
 
         def launched(executor: GridExecutor, *args: Any, **kwargs: Any) -> None:
@@ -129,5 +130,6 @@ class Gpu:
             self.log.append("waiting is an error")
             self.watching = self.watched(None)
             self.watching.__enter__()
-        else:
+        elif self.watching:
             self.watching.__exit__(None, None, None)
+            self.watching = None

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from minillm import cli, generate, inference
+from minillm import batch, cli, generate
 from minillm.hub import DEMO
 from minillm.loading import load
 
@@ -201,7 +201,7 @@ def test_interrupt_before_there_is_text(capsys: pytest.CaptureFixture[str]) -> N
 def test_interrupt_with_json_gives_the_part(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = inference.generate
+    run = batch.generate
 
     def interrupted(*arguments):
         for count, event in enumerate(run(*arguments)):
@@ -209,7 +209,7 @@ def test_interrupt_with_json_gives_the_part(
                 raise KeyboardInterrupt
             yield event
 
-    monkeypatch.setattr(inference, "generate", interrupted)
+    monkeypatch.setattr(batch, "generate", interrupted)
     assert generate.main(["--prompt", "Once upon a time", "--json"]) == 130
     answer = json.loads(capsys.readouterr().out)
     assert answer["finish_reason"] == "interrupted"
@@ -256,7 +256,7 @@ def test_progress_bar_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_lack_of_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "Cache", lambda *_, **__: torch.empty(2**60))
+    monkeypatch.setattr(batch, "Cache", lambda *_, **__: torch.empty(2**60))
     assert generate.main(["--prompt", "x"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1

@@ -134,7 +134,7 @@ def test_held_fp8_through_the_kernels(pair: tuple[Path, Path]) -> None:
     """Every product with a single matrix is the kernel's."""
     kept = minillm.load(pair[0], "float32", kernels="triton", keep_quantized=True)
     plain, given = minillm.load(pair[1], "float32", kernels="reference"), tokens(1, 9, seed=6)
-    held = [m for m in kept.model.modules() if isinstance(m, Linear) and quantised.is_held(m, "weight")]
+    held = [m for m in kept.model.modules() if isinstance(m, Linear) and quantised.held_in(m)]
     assert {module.ops for module in held} == {kept.model.ops}
     assert (kept.model(given) - plain.model(given)).abs().max() <= EXACT
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minillm import reference
 from minillm.cache import Cache, LayerCache
 from minillm.model import Decoder, next_token_loss
-from minillm.ops import CPU
+from minillm.ops import CPU, Ops
 from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, LinearScaling, MoE, Norm, QKNorm, Rope, Router
 from minillm.spec import Decoder as Spec
 from minillm.visibility import Visibility
@@ -74,8 +74,8 @@ def specs(draw: st.DrawFn) -> Spec:
     return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap)
 
 
-def build(spec: Spec, seed: int = 0) -> Decoder:
-    model = Decoder(spec, CPU)
+def build(spec: Spec, seed: int = 0, ops: Ops = CPU) -> Decoder:
+    model = Decoder(spec, ops)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.5

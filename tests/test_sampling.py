@@ -47,29 +47,22 @@ def test_distribution_is_that_of_transformers(
     assert (found - scores[0].softmax(-1)).abs().max() <= 1e-6
 
 
-def history(vocab_size: int, prompt: list[int], generated: list[int]) -> History:
-    made = History(vocab_size, prompt)
-    for token in generated:
-        made.push(token)
-    return made
-
-
 @given(logits, st.floats(0.5, 2.0), st.lists(st.integers(0, 39), min_size=1, max_size=9))
 def test_repetition_penalty_is_that_of_transformers(logits_V: torch.Tensor, penalty: float, ids: list[int]) -> None:
     expected = theirs.RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([ids]), logits_V[None].clone())[0]
-    found = penalise(logits_V, Sampling(repetition_penalty=penalty), history(40, ids[:3], ids[3:]))
+    found = penalise(logits_V, Sampling(repetition_penalty=penalty), History(40, ids[:3], ids[3:]))
     assert (found - expected).abs().max() <= 1e-6
 
 
 def test_presence_and_frequency_penalty_by_hand() -> None:
     """Token 1 came twice, token 3 once, token 0 in the prompt only."""
-    found = penalise(torch.zeros(4), Sampling(presence_penalty=0.5, frequency_penalty=0.25), history(4, [0], [1, 3, 1]))
+    found = penalise(torch.zeros(4), Sampling(presence_penalty=0.5, frequency_penalty=0.25), History(4, [0], [1, 3, 1]))
     assert found.tolist() == [0.0, -1.0, 0.0, -0.75]
 
 
 def test_penalties_leave_the_logits_they_were_given() -> None:
     given_logits = torch.ones(4)
-    penalise(given_logits, Sampling(repetition_penalty=2.0), history(4, [0], []))
+    penalise(given_logits, Sampling(repetition_penalty=2.0), History(4, [0]))
     assert given_logits.tolist() == [1.0] * 4
 
 

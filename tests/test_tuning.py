@@ -83,6 +83,28 @@ def test_processes_keep_what_others_found(bench: Bench, monkeypatch: pytest.Monk
     assert sorted(stored) == ["op 1", "op 2", "op 3"]
 
 
+def test_a_key_of_another_table_is_another(bench: Bench) -> None:
+    """What is settled without a look at the text holds for its own table only."""
+    assert bench.best(64) == bench.best(64) == "second"
+    run("op", (64,), (Config("only", (1,), 4, 3),), GPU, lambda config: bench.launched.append(config.name))
+    assert (bench.launched.pop(), bench.best(64)) == ("only", "second")
+
+
+def test_lengths_on_the_device_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that only the device knows to be filled may be all but empty; on pages there are as many as are used."""
+    sizes, q = list[int](), torch.ones(2, 2, 8)
+    for module in (decode_attention, mla_decode):
+        monkeypatch.setattr(module, "run", lambda *given: sizes.append(given[5]))
+        monkeypatch.setattr(module, "join", lambda *given: None)
+    lengths, table = torch.tensor([3, 4]).int(), torch.zeros(2, 1).int()
+    for given in ({}, {"lengths": lengths}, {"lengths": lengths, "block_table": table}):
+        decode_attention.decode_attention(
+            q, *(torch.ones((2, 40, 2, 8) if "block_table" in given else (2, 2, 40, 8)),) * 2, **given
+        )
+        mla_decode.mla_decode(q, torch.ones(2, 40, 8), 6, **given)
+    assert sizes == [40, 40, 0, 0, 40, 40]
+
+
 def test_forgotten_is_timed_anew(bench: Bench) -> None:
     bench.best(64)
     bench.times["first"] = 0.1

@@ -4,15 +4,14 @@
     pytorch_model.bin  or  pytorch_model.bin.index.json with its shards
 
 Only these names count: a folder may hold other safetensors (adapters, another layout) that are not part of the model.
-Files are memory-mapped, and the pages of a tensor are given back once it has been copied, so that reading a checkpoint
-never takes more memory than its largest tensor. Safetensors headers are validated by the safetensors library; `.bin`
-files are read with `weights_only=True`, which refuses to execute anything.
+Safetensors are read piece by piece into the memory that wants them (`tensorfile.py`). `.bin` files are memory-mapped,
+and the pages of a tensor are given back once it has been copied, so that reading them takes no more memory than their
+largest tensor; they are read with `weights_only=True`, which refuses to execute anything.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import ctypes
 import json
 import math
@@ -25,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minillm.weights import fp8
+from minillm.weights import tensorfile
+from minillm.weights.tensorfile import InFile
 
 MAX_INDEX_BYTES = 100_000_000  # the limit that safetensors sets its own headers
 
@@ -43,6 +42,30 @@ class TensorInfo:
     file: str
     shape: tuple[int, ...]
     dtype: str
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A tensor of a mapped `.bin` file, with the methods of `tensorfile.InFile`."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
+        return self.tensor.flatten()[start:stop]
+
+    def fill(self, into: Tensor, start: int = 0) -> None:
+        into.copy_(self.values(start, start + into.numel()).view(into.shape))
+
+
+Stored = InFile | InMemory
 
 
 def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
@@ -112,17 +135,23 @@ class Checkpoint:
                 values[info.dtype] += math.prod(info.shape)
         return DTYPES[values.most_common(1)[0][0]] if values else None
 
-    def read(self, wanted: Callable[[str], bool], done: Callable[[int], None]) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor) of each wanted tensor, whose pages are given back when the next is asked for; `done`
-        gets its bytes."""
+    def read(self, wanted: Callable[[str], bool], done: Callable[[int], None]) -> Iterator[tuple[str, Stored]]:
+        """Yield (name, tensor) of each wanted tensor, in the order of their values, to be read before the next is asked
+        for; `done` gets its bytes then."""
         for file in self.files:
-            with _open(self.folder / file) as (names, get, mapped):
-                for name in filter(wanted, names):
-                    tensor = get(name)
-                    yield name, tensor
-                    if mapped:
-                        _release_pages(tensor)
-                    done(tensor.nbytes)
+            path = self.folder / file
+            if path.suffix != ".bin":
+                for name, entry in tensorfile.read_header(path).items():
+                    if wanted(name):
+                        yield name, InFile(path, entry)
+                        done(entry.nbytes)
+                continue
+            tensors, mapped = _load_bin(path)
+            for name in filter(wanted, tensors):
+                yield name, InMemory(tensors[name])
+                if mapped:
+                    _release_pages(tensors[name])
+                done(tensors[name].nbytes)
 
 
 _NOWHERE = TensorInfo("", (), "")
@@ -135,32 +164,10 @@ def brief(names: list[str], limit: int = 6) -> str:
 
 def _headers(path: Path) -> dict[str, TensorInfo]:
     if path.suffix == ".bin":
-        words = {dtype: word for word, dtype in {**DTYPES, fp8.NAME: fp8.DTYPE, "U8": torch.uint8}.items()}
+        words = tensorfile.NAMES
         tensors, _ = _load_bin(path)
         return {n: TensorInfo(path.name, tuple(t.shape), words.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
-    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping, only .keys())
-        return {n: TensorInfo(path.name, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor], bool]]:
-    """The names in a file in the order of its data, a function that gives each tensor, and whether it is a view of
-    the mapped file."""
-    if path.suffix == ".bin":
-        tensors, mapped = _load_bin(path)
-        yield list(tensors), tensors.__getitem__, mapped
-        return
-    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
-        yield list(file.offset_keys()), file.get_tensor, True
-
-
-@contextlib.contextmanager
-def _safetensors_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or not safetensors ({error}); download it again") from None
+    return {n: TensorInfo(path.name, e.shape, e.dtype) for n, e in tensorfile.read_header(path).items()}
 
 
 def _load_bin(path: Path) -> tuple[dict[str, Tensor], bool]:

@@ -7,6 +7,9 @@ of shape [ceil(M / 128), ceil(N / 128)]; they multiply, whatever their name says
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -62,3 +65,17 @@ def dequantise_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor
         factors = scale[rows].repeat_interleave(BLOCK, dim=1)[:, : weight.shape[1]]
         result[rows] = weight[rows].float() * factors
     return result
+
+
+@dataclass(frozen=True)
+class Fp8:
+    """What of a held matrix lies in memory: the values, and as its companion "_scale" the factors of each row."""
+
+    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each part of matrices `[..., O, I]`."""
+        return {"": (shape, DTYPE), "_scale": ((*shape[:-1], -(-shape[-1] // BLOCK)), torch.float32)}
+
+    def dequantise(self, parts: Mapping[str, Tensor], columns: int, dtype: torch.dtype) -> Tensor:
+        """`[..., I]` of values `[..., I]` and factors `[..., I / 128]`, computed in fp32."""
+        made = dequantise_rows(*(part.flatten(0, -2) for part in (parts[""], parts["_scale"])), dtype)
+        return made.view(parts[""].shape)

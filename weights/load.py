@@ -1,21 +1,24 @@
 """From a checkpoint's tensors to a model's parameters: plan by name, check every shape, then stream.
 
-Peak memory is the parameters plus one tensor, as read and dequantised: each is copied from its mapped file straight
-into the rows that it fills, on the target device and in the target dtype.
+Peak memory is the parameters, which are read from their file straight into the rows that they fill, and of what must be
+converted or quantised one block more; one tensor, where it must be dequantised or laid out otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from minillm.weights import fp8, schemes
-from minillm.weights.checkpoint import DTYPES, Checkpoint, TensorInfo, brief
+from minillm.weights.checkpoint import DTYPES, Checkpoint, Stored, TensorInfo, brief
+from minillm.weights.ints import Int4, Int8
 from minillm.weights.rules import Destination, Plan, rows
+from minillm.weights.tensorfile import NAMES, blocks
 
 MISSHAPEN = "tensors of another shape"
+BLOCK_VALUES = 2**18  # converted or quantised at a time: in fp32 a core's share of its cache
 
 
 def check(planned: Plan, checkpoint: Checkpoint) -> None:
@@ -45,8 +48,8 @@ def faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]
         **schemes.faults(planned.scales, {tensor: to.stored_shape for tensor, to in wanted.items()}, info),
         "tensors of a type that no plain checkpoint has (is it quantised?)": [
             f"{tensor} is {info[tensor].dtype}"
-            for tensor in wanted
-            if info[tensor].dtype not in DTYPES and tensor not in planned.scales
+            for tensor, to in wanted.items()
+            if info[tensor].dtype not in ([NAMES[to.dtype]] if to.integer else DTYPES) and tensor not in planned.scales
         ],
     }
 
@@ -74,11 +77,13 @@ def load(
     skeleton: Mapping[str, Tensor],
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    formats: Mapping[str, Int8 | Int4] | None = None,
 ) -> dict[str, Tensor]:
     """Fill parameters like those of `skeleton`, name -> tensor whose shape and dtype count, on `device`.
 
-    Quantised tensors are dequantised, unless the parameter itself is fp8: then its factors fill the one called
-    "…_scale".
+    Those that `formats` names are quantised as they are read, so that no more of them is ever plain than one block of
+    rows (one tensor, where it is quantised already or lies otherwise). Quantised tensors are dequantised, unless the
+    parameter itself is fp8: then its factors fill the one called "…_scale".
     `progress(done, total)` is called with bytes of the files. `check` the plan first.
     """
     parameters: dict[str, Tensor] = {}
@@ -89,24 +94,69 @@ def load(
         read += nbytes
         progress(read, checkpoint.nbytes)
 
-    def place(name: str, to: Destination, tensor: Tensor) -> None:
+    def place(name: str, to: Destination) -> Tensor:
         if name not in parameters:
             parameters[name] = torch.empty_like(skeleton[name], device=device)
-        if to.layout is None:
-            rows(parameters[name], to).copy_(tensor)
-        else:
-            to.layout.copy(tensor, rows(parameters[name], to))
+        return rows(parameters[name], to)
 
     wanted = set(planned.scales.values())
-    scales = dict(checkpoint.read(wanted.__contains__, done))
-    for name, tensor in checkpoint.read(planned.assignments.__contains__, done):
+    scales = {name: whole(stored) for name, stored in checkpoint.read(wanted.__contains__, done)}
+    for name, stored in checkpoint.read(planned.assignments.__contains__, done):
         to = planned.assignments[name]
-        if name in planned.scales:
-            scale, dtype = scales.pop(planned.scales[name]), skeleton[to.parameter].dtype
-            if dtype == fp8.DTYPE:
-                place(f"{to.parameter}_scale", to, fp8.row_scales(scale, to.shape[0]))
-            else:
-                tensor = schemes.scheme_of(planned.scales[name]).dequantise(tensor, scale, dtype)
-        place(to.parameter, to, tensor)
+        factors = planned.scales.get(name)
+        scale, like = scales.pop(factors) if factors else None, skeleton[to.parameter]
+        if formats and to.parameter in formats:
+            for start, block in dense_rows(stored, to, factors, scale):
+                for ending, part in formats[to.parameter].quantise(block.to(device)).items():
+                    place(f"{to.parameter}{ending}", to)[start : start + len(block)] = part
+        elif factors is None or scale is None:
+            fill(place(to.parameter, to), stored, to)
+        elif like.dtype == fp8.DTYPE:
+            place(f"{to.parameter}_scale", to).copy_(fp8.row_scales(scale, to.shape[0]))
+            fill(place(to.parameter, to), stored, to)
+        else:
+            plain = schemes.scheme_of(factors).dequantise(whole(stored), scale, like.dtype)
+            lay(plain, to, place(to.parameter, to))
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
+
+
+def whole(stored: Stored) -> Tensor:
+    return stored.values().view(stored.shape)
+
+
+def lay(tensor: Tensor, to: Destination, into: Tensor) -> None:
+    """Copy a tensor into the rows that it fills."""
+    into.copy_(tensor) if to.layout is None else to.layout.copy(tensor, into)
+
+
+def fill(into: Tensor, stored: Stored, to: Destination) -> None:
+    """Read a tensor into the rows that it fills: straight where type and layout agree, else in pieces."""
+    if to.layout is not None:
+        return lay(whole(stored), to, into)
+    if into.dtype == stored.dtype and into.device.type == "cpu" and into.is_contiguous():
+        return stored.fill(into)
+    flat = into.view(-1)
+    for start, stop in blocks(flat.numel(), BLOCK_VALUES):
+        flat[start:stop] = stored.values(start, stop)
+
+
+def dense_rows(
+    stored: Stored, to: Destination, factors: str | None = None, scale: Tensor | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """The rows that a tensor fills as fp32, a block at a time: (number of the first, `[rows, columns]`)."""
+    count, columns = to.shape[0], to.shape[-1]
+    made = None
+    if factors is not None and scale is not None:
+        made = schemes.scheme_of(factors).dequantise(whole(stored), scale, torch.float32)
+    if to.layout is not None:
+        laid = torch.empty(to.shape, dtype=torch.float32)
+        to.layout.copy(whole(stored) if made is None else made, laid)
+        made = laid
+    for start, stop in blocks(count, max(BLOCK_VALUES // columns, 1)):
+        block = (
+            stored.values(start * columns, stop * columns)
+            if made is None
+            else made.flatten()[start * columns : stop * columns]
+        )
+        yield start, block.view(-1, columns).float()

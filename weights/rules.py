@@ -5,7 +5,8 @@ which is a parameter or a named row block of a fused one, "name[part]"; "name: l
 otherwise (see `layout.py`). DROP says that a tensor is left out knowingly, and "DROP: reason" that users are told. A
 pattern may end in `*`, for any rest. Where several patterns match, the one with
 the fewest placeholders wins, of equals the first. Every tensor must match one rule and every parameter must be filled
-exactly once: `plan` says where that fails. The factors of a quantised tensor go wherever that goes.
+exactly once: `plan` says where that fails. The factors of a quantised tensor go wherever that goes; the companions of
+integers (`ints.py`) to those of the parameter that these fill, all of them row by row whatever the layout.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from minillm.weights import schemes
+from minillm.weights import ints, schemes
 from minillm.weights.layout import Layout
 
 DROP = "DROP"
@@ -32,6 +34,12 @@ class Destination:
     start: int
     shape: tuple[int, ...]
     layout: Layout | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def integer(self) -> bool:
+        """Whether the parameter is a part of one held as integers, which a tensor must have as it is."""
+        return self.dtype in ints.DTYPES
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -58,9 +66,12 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
     compiled = [(_compile(pattern), target) for pattern, target in sorted(rules.items(), key=_placeholders)]
     names, filled, known = set(tensors), set[str](), units(destinations)
     for tensor in tensors:
-        matrix = schemes.matrix_of(tensor) or tensor
+        matrix, whole = schemes.matrix_of(tensor) or tensor, ints.matrix_of(tensor)
         is_scale = matrix != tensor and matrix in names
-        target = _match(matrix if is_scale else tensor, compiled)
+        if whole in names:
+            target = _of_companion(_match(whole, compiled), tensor.removeprefix(whole))
+        else:
+            target = _match(matrix if is_scale else tensor, compiled)
         if target is not None and target.startswith(DROP):
             result.dropped.append(tensor)
             if reason := target.removeprefix(DROP).removeprefix(": "):
@@ -94,7 +105,17 @@ def joined(target: str, known: Mapping[str, list[str]], destinations: Mapping[st
     unit, _, layout = target.partition(": ")
     found = [destinations[name] for name in known[unit]]
     shape = (sum(each.shape[0] for each in found), *found[0].shape[1:])
-    return Destination(found[0].parameter, found[0].start, shape, Layout.parse(layout) if layout else None)
+    first = found[0]
+    lies = Layout.parse(layout) if layout and not first.integer else None
+    return Destination(first.parameter, first.start, shape, lies, first.dtype)
+
+
+def _of_companion(target: str | None, ending: str) -> str | None:
+    """Where a companion goes, given the target of its matrix."""
+    if target is None or target.startswith(DROP):
+        return target
+    parameter, bracket, part = target.partition(": ")[0].partition("[")
+    return f"{parameter}{ending}{bracket}{part}"
 
 
 def _placeholders(rule: tuple[str, str]) -> int:

@@ -17,7 +17,6 @@ from minillm.cpu.pointwise import exp, tanh
 from minillm.cpu.products import dot, prepare
 from minillm.cpu.vector import (
     LANES,
-    add,
     larger,
     largest,
     load,
@@ -49,22 +48,26 @@ def _add_values(p: Any, at: int, v: Any, rows: Any, first: int, count: int, sums
 
 
 @inline
-def _softmax(scores: Any, at: int, count: int, scale: Any, softcap: Any) -> Any:
-    """exp(score - highest) in place of each score, times `scale` and capped before; returns the highest and the sum."""
-    end = at + -(-count // LANES) * LANES
-    for i in range(at, at + count):
-        value = scores[i] * scale
-        scores[i] = softcap * tanh(value / softcap) if softcap > 0 else value
-    for i in range(at + count, end):
-        scores[i] = LOWEST
+def capped(scores: Any, at: int, end: int, scale: Any, softcap: Any) -> None:
+    """Each score times `scale`, then as softcap * tanh(score / softcap) where softcap is not 0."""
+    for i in range(at, end, LANES):
+        value = load(scores, i) * scale
+        if softcap > 0:
+            value = tanh(value / softcap) * softcap
+        store(scores, i, value)
+
+
+@inline
+def softmax(scores: Any, at: int, end: int) -> Any:
+    """exp(score - highest) in place of each score; returns the highest and the sum."""
     high, sums = splat(LOWEST), zeros()
     for i in range(at, end, LANES):
         high = larger(load(scores, i), high)
     highest = largest(high)
-    for i in range(at, end):
-        scores[i] = exp(scores[i] - highest)
     for i in range(at, end, LANES):
-        sums = add(load(scores, i), sums)
+        weight = exp(load(scores, i) - highest)
+        store(scores, i, weight)
+        sums = sums + weight
     return highest, total(sums)
 
 
@@ -95,8 +98,11 @@ def _chunks(
                 head = query * heads + h * group + g
                 scores[g * CHUNK + i] = dot(k, rows[i], q, head * k_size, k_size)
         for g in range(group):
-            at = task * group + g
-            highest[at], weights[at] = _softmax(scores, g * CHUNK, count, scale, softcap)
+            at, end = g * CHUNK, g * CHUNK + -(-count // LANES) * LANES
+            capped(scores, at, end, scale, softcap)
+            for i in range(at + count, end):
+                scores[i] = LOWEST
+            highest[task * group + g], weights[task * group + g] = softmax(scores, at, end)
         for i in range(0, count, AT_ONCE):
             for g in range(group):
                 to = (task * group + g) * v_size
@@ -144,7 +150,8 @@ def attention(
     first, last = array(first_at, count, whole), array(last_at, count, whole)
     k, v = array(k_at, lanes * k_slots * k_stride, like), array(v_at, lanes * v_slots * v_stride, like)
     sinks, y = array(sinks_at, heads if sinks_at else 0, like), array(y_at, count * heads * v_size, like)
-    q, _ = prepare(array(q_at, count * heads * k_size, like), count * heads, k, 1)
+    nothing = np.empty(0, np.int8)
+    q, _ = prepare(array(q_at, count * heads * k_size, like), 1, (k, nothing, nothing, nothing, 1))
     found = count * heads * parts
     highest, weights, sums = (
         np.empty(found, np.float32),

@@ -7,7 +7,7 @@ and 4-bit weights become bf16 by looking their halves up in a register.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
@@ -71,27 +71,47 @@ def dot32(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any:
 
 
 @intrinsic
-def dot64(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any, half: Any) -> Any:
-    """sums + the products of 64 numbers of 4 bits, less 8 each: those in the low halves of the bytes w[at : at + 32]
-    with x[start : start + 32], those in the high halves with what lies `half` further on; x as in `dot32`."""
+def dot_nibbles(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any, half: Any) -> Any:
+    """sums + the products of 4-bit numbers, less 8 each, with x: those in the low halves of the bytes from w[at] on
+    with x[start], x[start + 1], …, those in the high halves with what lies `half` further on. Of a float32 x it takes 16
+    bytes, one into each place of sums; of bfloat16 32 bytes, two into each place."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         _, kind, _, x_kind, _, _ = signature.args
         sums, w, at, x, start, half = given
         places = (start, builder.add(start, half))
         if x_kind.dtype == types.uint16:
-            return _native_dot64(context, builder, signature, given, places)
-        for offset in (0, LANES):
-            raw = read(context, builder, kind, w, builder.add(at, at.type(offset)), BYTE)
-            wide = builder.zext(raw, ir.VectorType(INT, LANES))
-            halves = (builder.and_(wide, same(INT, 15)), builder.lshr(wide, same(INT, 4)))
-            for numbers, place in zip(halves, places, strict=True):
-                shifted = builder.sitofp(builder.sub(numbers, same(INT, 8)), FLOATS)
-                part = floats_at(context, builder, x_kind, x, builder.add(place, place.type(offset)))
-                sums = fused(builder, shifted, part, sums)
+            for numbers, place in zip(_halves(context, builder, kind, w, at), places, strict=True):
+                part = read(context, builder, x_kind, x, place, SHORT, 32)
+                sums = _native(builder, sums, _looked_up(builder, numbers, lambda n: n - 8), part)
+            return sums
+        wide = builder.zext(read(context, builder, kind, w, at, BYTE), ir.VectorType(INT, LANES))
+        halves = (builder.and_(wide, same(INT, 15)), builder.lshr(wide, same(INT, 4)))
+        for numbers, place in zip(halves, places, strict=True):
+            shifted = builder.sitofp(builder.sub(numbers, same(INT, 8)), FLOATS)
+            sums = fused(builder, shifted, floats_at(context, builder, x_kind, x, place), sums)
         return sums
 
     return floats(floats, w, types.intp, x, types.intp, types.intp), generate
+
+
+def _spread(count: int) -> Any:
+    @intrinsic
+    def spread(typing: Any, array: Any, start: Any) -> Any:
+        """array[start : start + count], of int8, each in as many of the 16 places as there are for it."""
+
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            numbers = read(context, builder, signature.args[0], *given, BYTE, count)
+            wide = builder.sext(numbers, ir.VectorType(INT, count))
+            places = constant(INT, [place * count // LANES for place in range(LANES)])
+            return builder.sitofp(builder.shuffle_vector(wide, wide, places), FLOATS)
+
+        return floats(array, types.intp), generate
+
+    return spread
+
+
+spread_1, spread_2, spread_4 = _spread(1), _spread(2), _spread(4)
 
 
 def _looked_up(builder: Any, numbers: Any, values: Callable[[int], int]) -> Any:
@@ -106,15 +126,6 @@ def _halves(context: Any, builder: Any, kind: Any, w: Any, at: Any) -> tuple[Any
     """The low and the high 4 bits of w[at : at + 32], the low ones with what else is in the byte."""
     wide = builder.zext(read(context, builder, kind, w, at, BYTE, 32), SHORTS)
     return wide, builder.lshr(wide, same(SHORT, 4, 32))
-
-
-def _native_dot64(context: Any, builder: Any, signature: Any, given: Any, places: Sequence[Any]) -> Any:
-    _, kind, _, x_kind, _, _ = signature.args
-    sums, w, at, x, _, _ = given
-    for numbers, place in zip(_halves(context, builder, kind, w, at), places, strict=True):
-        part = read(context, builder, x_kind, x, place, SHORT, 32)
-        sums = _native(builder, sums, _looked_up(builder, numbers, lambda n: n - 8), part)
-    return sums
 
 
 def _native_dot32(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -135,3 +146,18 @@ def _native(builder: Any, total: Any, x: Any, y: Any) -> Any:
     kind = ir.FunctionType(FLOATS, [FLOATS, BFLOATS, BFLOATS])
     call = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
     return builder.call(call, [total, builder.bitcast(x, BFLOATS), builder.bitcast(y, BFLOATS)])
+
+
+@intrinsic
+def dot_pair(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any:
+    """sums[l] + w[at + 2 l] x[start] + w[at + 2 l + 1] x[start + 1], all bf16; for a processor with NATIVE_BF16."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        _, kind, _, x_kind, _ = signature.args
+        sums, w, at, x, start = given
+        pair = builder.extract_element(read(context, builder, x_kind, x, start, INT, 1), INT(0))
+        nothing = ir.Constant(ir.VectorType(INT, LANES), ir.Undefined)
+        pairs = builder.shuffle_vector(builder.insert_element(nothing, pair, INT(0)), nothing, same(INT, 0))
+        return _native(builder, sums, read(context, builder, kind, w, at, SHORT, 32), pairs)
+
+    return floats(floats, w, types.intp, x, types.intp), generate

@@ -11,24 +11,23 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from minillm.cpu.jit import aligned, array, inline, kernel, parallel
+from minillm.cpu.jit import aligned, array, kernel, parallel
 from minillm.cpu.pointwise import activated
-from minillm.cpu.products import prepare, product
+from minillm.cpu.products import matrix, prepare, product
 from minillm.cpu.vector import number, rounded
 
 
 @parallel
 def _into(
-    w: Any, scale: Any, zero: Any, group: int, x: Any, sums: Any, bias: Any, picks: Any, top_k: int, hidden: int,
-    activation: Any, inner: int, y: Any,
-) -> None:  # fmt: skip
-    """y `[P, F]` = act(gate x) * up x, gate and up being rows e 2F + f and e 2F + F + f of W."""
+    m: Any, x: Any, sums: Any, bias: Any, picks: Any, top_k: int, hidden: int, activation: Any, inner: int, y: Any
+) -> None:
+    """y `[P, F]` = act(gate x) * up x, gate and up being rows e 2F + f and e 2F + F + f of the matrix."""
     for j in prange(len(picks) * inner):
         p, f = np.int64(j) // inner, np.int64(j) % inner
         gate_row = picks[p] * 2 * inner + f
         up_row = gate_row + inner
-        gate = product(w, scale, zero, group, gate_row, x, sums, p // top_k, hidden)
-        up = product(w, scale, zero, group, up_row, x, sums, p // top_k, hidden)
+        gate = product(m, gate_row, x, sums, p // top_k, hidden)
+        up = product(m, up_row, x, sums, p // top_k, hidden)
         if len(bias):
             gate += number(bias[gate_row])
             up += number(bias[up_row])
@@ -36,45 +35,33 @@ def _into(
 
 
 @parallel
-def _out_of(
-    w: Any, scale: Any, zero: Any, group: int, x: Any, sums: Any, bias: Any, picks: Any, inner: int, hidden: int, y: Any
-) -> None:  # fmt: skip
-    """y `[P, H]` = down x, down being rows e H … e H + H - 1 of W."""
+def _out_of(m: Any, x: Any, sums: Any, bias: Any, picks: Any, inner: int, hidden: int, y: Any) -> None:
+    """y `[P, H]` = down x, down being rows e H … e H + H - 1 of the matrix."""
     for j in prange(len(y)):
         p = np.int64(j) // hidden
         row = picks[p] * hidden + np.int64(j) % hidden
-        value = product(w, scale, zero, group, row, x, sums, p, inner)
+        value = product(m, row, x, sums, p, inner)
         y[j] = value + number(bias[row]) if len(bias) else value
-
-
-@inline
-def _parts(at: Any, like: Any) -> Any:
-    """A matrix, its scales and its zeros; the size of its groups."""
-    floats = np.empty(0, np.float32)
-    return array(at[0], at[1], like), array(at[2], at[3], floats), array(at[4], at[5], floats), at[6]
 
 
 @kernel
 def experts(
-    x_at: int, picks_at: int, weights_at: int, y_at: int, gate_up: Any, down: Any, biases: Any, sizes: Any,
+    x_at: int, picks_at: int, weights_at: int, y_at: int, gate_up_at: Any, down_at: Any, biases: Any, sizes: Any,
     activation: Any, x_like: Any, w_like: Any,
 ) -> None:  # fmt: skip
-    """y `[N, H]`: the sum of weights[n, k] times expert picks[n, k] of x[n], in fp32. gate_up and down are the address
-    of a matrix, of its scales and of its zeros, each with the length of what lies there, and the size of its groups;
-    biases the address and length of either; sizes N, k, H and F."""
+    """y `[N, H]`: the sum of weights[n, k] times expert picks[n, k] of x[n], in fp32. Matrices as `matrix` takes them;
+    biases has the address and length of either, sizes N, k, H and F."""
     tokens, top_k, hidden, inner = sizes
     count = tokens * top_k
     picks, weights = array(picks_at, count, np.empty(0, np.int64)), array(weights_at, count, np.empty(0, np.float32))
     inner_bias, outer_bias = array(biases[0], biases[1], x_like), array(biases[2], biases[3], x_like)
-    y = array(y_at, tokens * hidden, x_like)
-    w, scale, zero, group = _parts(gate_up, w_like)
-    x, sums = prepare(array(x_at, tokens * hidden, x_like), tokens, w, group)
+    gate_up, down, y = matrix(gate_up_at, w_like), matrix(down_at, w_like), array(y_at, tokens * hidden, x_like)
+    x, sums = prepare(array(x_at, tokens * hidden, x_like), tokens, gate_up)
     between = aligned(count * inner, x_like.dtype)
-    _into(w, scale, zero, group, x, sums, inner_bias, picks, top_k, hidden, activation, inner, between)
-    w, scale, zero, group = _parts(down, w_like)
-    x, sums = prepare(between, count, w, group)
+    _into(gate_up, x, sums, inner_bias, picks, top_k, hidden, activation, inner, between)
+    x, sums = prepare(between, count, down)
     results = np.empty(count * hidden, np.float32)
-    _out_of(w, scale, zero, group, x, sums, outer_bias, picks, inner, hidden, results)
+    _out_of(down, x, sums, outer_bias, picks, inner, hidden, results)
     for n in range(tokens):
         for h in range(hidden):
             value = np.float32(0)

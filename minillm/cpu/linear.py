@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import prange, types
 
 from minillm.cpu.jit import OPTIONS, array, kernel, overload, parallel
-from minillm.cpu.products import prepare, product, tile
+from minillm.cpu.products import matrix, prepare, product, tile
 from minillm.cpu.vector import number, rounded
 
 BLOCK = 4  # rows of W that a thread takes at a time
@@ -16,14 +15,12 @@ IN_CACHE = 8192  # values of x that stay in the fastest cache beside a row of W
 
 
 @parallel
-def _multiply(
-    w: Any, scale: Any, zero: Any, group: int, x: Any, sums: Any, bias: Any, y: Any, rows: int, inputs: int
-) -> None:
+def _multiply(m: Any, x: Any, sums: Any, bias: Any, y: Any, rows: int, inputs: int) -> None:
     outputs = len(y) // rows
     for block in prange(-(-outputs // BLOCK)):
         for o in range(BLOCK * block, min(BLOCK * block + BLOCK, outputs)):
             for r in range(rows):
-                value = product(w, scale, zero, group, o, x, sums, r, inputs)
+                value = product(m, o, x, sums, r, inputs)
                 y[r * outputs + o] = rounded(value + number(bias[o]) if len(bias) else value, y)
 
 
@@ -62,16 +59,11 @@ def _multiply_tiles(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -
 
 @kernel
 def linear(
-    x_at: int, w_at: int, scale_at: int, zero_at: int, bias_at: int, y_at: int,
-    rows: int, inputs: int, outputs: int, group: int, x_like: Any, w_like: Any,
-) -> None:  # fmt: skip
-    """y `[R, O]` of x `[R, I]` and W `[O, I]`; an address of 0 where there is no such array."""
-    groups = -(-inputs // group) if group else 1
-    y = array(y_at, rows * outputs, x_like)
-    w = array(w_at, outputs * (inputs if group == 0 else (inputs + 1) // 2), w_like)
-    scale = array(scale_at, outputs * groups if scale_at else 0, np.empty(0, np.float32))
-    zero = array(zero_at, outputs * groups if zero_at else 0, np.empty(0, np.float32))
+    x_at: int, at: Any, bias_at: int, y_at: int, rows: int, inputs: int, outputs: int, x_like: Any, w_like: Any
+) -> None:
+    """y `[R, O]` of x `[R, I]` and the matrix `[O, I]` at `at`; bias_at is 0 where there is none."""
+    m, y = matrix(at, w_like), array(y_at, rows * outputs, x_like)
     bias = array(bias_at, outputs if bias_at else 0, x_like)
-    x, sums = prepare(array(x_at, rows * inputs, x_like), rows, w, max(group, 1))
-    if not _multiplied_in_tiles(w, x, bias, y, rows, inputs):
-        _multiply(w, scale, zero, max(group, 1), x, sums, bias, y, rows, inputs)
+    x, sums = prepare(array(x_at, rows * inputs, x_like), rows, m)
+    if not _multiplied_in_tiles(m[0], x, bias, y, rows, inputs):
+        _multiply(m, x, sums, bias, y, rows, inputs)

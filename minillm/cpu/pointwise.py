@@ -1,5 +1,5 @@
 """What happens to each value between the products: norms, rotation, activation, in one pass over a row and with one
-rounding. Shapes: R rows, N values of a row; B batch, T tokens, H query heads, K kv heads, D head_dim."""
+rounding. Shapes: R rows, N values of a row, F half of one; B batch, T tokens, H query heads, K kv heads, D head_dim."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from minillm.cpu.jit import array, function, inline, kernel, parallel
-from minillm.cpu.vector import LANES, load, madd, number, rounded, total, two_to, zeros
+from minillm.cpu.vector import LANES, floor, larger, load, madd, number, rounded, smaller, store, total, two_to, zeros
 
 SILU, GELU_TANH, CLAMPED = range(3)  # activations by number; kernels get (number, limit, alpha)
 ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
@@ -18,23 +18,23 @@ ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 @inline
 def exp(x: Any) -> Any:
-    """e**x, within 2 units in the last place: 2**n times a polynomial (Cephes' expf), which compilers turn into vectors
-    as they cannot a call. Below -87 it is e**-87, which is next to nothing."""
-    x = np.float32(88) if x > np.float32(88) else x
-    x = np.float32(-87) if x < np.float32(-87) else x
-    n = np.floor(x * np.float32(1.4426950408889634) + HALF)
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    return (p * r * r + r + ONE) * two_to(n)
+    """e**x of a float or a vector, within 2 units in the last place: 2**n times a polynomial (Cephes' expf). Below -87
+    it is e**-87, which is next to nothing."""
+    x = larger(np.float32(-87), smaller(np.float32(88), x))
+    n = floor(madd(x, np.float32(1.4426950408889634), HALF))
+    r = madd(n, np.float32(2.12194440e-4), madd(n, np.float32(-0.693359375), x))
+    p = madd(r, np.float32(1.9875691500e-4), np.float32(1.3981999507e-3))
+    p = madd(p, r, np.float32(8.3334519073e-3))
+    p = madd(p, r, np.float32(4.1665795894e-2))
+    p = madd(p, r, np.float32(1.6666665459e-1))
+    p = madd(p, r, np.float32(5.0000001201e-1))
+    return (madd(p, r * r, r) + ONE) * two_to(n)
 
 
 @inline
 def tanh(x: Any) -> Any:
-    return ONE - TWO / (exp(TWO * x) + ONE)
+    """(e**2x - 1) / (e**2x + 1)."""
+    return ONE - TWO / (exp(x * TWO) + ONE)
 
 
 @inline
@@ -42,13 +42,29 @@ def activated(gate: Any, up: Any, activation: Any) -> Any:
     """act(gate) * up, as `reference.gated_act` has it."""
     kind, limit, alpha = activation
     if kind == SILU:
-        return gate / (ONE + exp(-gate)) * up
+        return gate / (ONE + exp(gate * -ONE)) * up
     if kind == GELU_TANH:
         inside = np.float32(0.7978845608028654) * (gate + np.float32(0.044715) * gate * gate * gate)
         return HALF * gate * (ONE + tanh(inside)) * up
-    gate = limit if gate > limit else gate
-    up = limit if up > limit else (-limit if up < -limit else up)
-    return gate / (ONE + exp(-alpha * gate)) * (up + ONE)
+    gate, up = smaller(limit, gate), larger(-limit, smaller(limit, up))
+    return gate / (ONE + exp(gate * -alpha)) * (up + ONE)
+
+
+@parallel
+def _gate(source: Any, rows: int, inner: int, activation: Any, y: Any) -> None:
+    for each in prange(rows):
+        row = np.int64(each)
+        at, other, to = 2 * row * inner, (2 * row + 1) * inner, row * inner
+        for f in range(0, inner - LANES + 1, LANES):
+            store(y, to + f, activated(load(source, at + f), load(source, other + f), activation))
+        for f in range(inner // LANES * LANES, inner):
+            y[to + f] = rounded(activated(number(source[at + f]), number(source[other + f]), activation), y)
+
+
+@kernel
+def gated_act(source_at: int, y_at: int, rows: int, inner: int, activation: Any, like: Any) -> None:
+    """y `[R, F]` = act(gate) * up of `[R, 2F]`."""
+    _gate(array(source_at, 2 * rows * inner, like), rows, inner, activation, array(y_at, rows * inner, like))
 
 
 @function

@@ -3,8 +3,8 @@
 A thread takes rows of W one after the other, so that it reads one long stretch of memory, and multiplies each with all
 rows of x. A row's sums have the same order whatever the number of rows: a batch gives each row what it gives alone.
 
-W is plain, int8 with a scale for each row, or int4 with scales (and zeros) for groups of a row: the formats of
-`reference.int8_linear` and `reference.int4_linear`. Shapes: R rows, I inputs, O outputs, G groups of a row.
+W is plain, int8 with a factor for each row, or int4 with int8 scales (and zeros) for groups of a row besides: the
+formats of `weights/ints.py`. Shapes: R rows, I inputs, O outputs, G groups of a row.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from minillm.cpu.dots import NATIVE_BF16, dot32, dot64
-from minillm.cpu.jit import INLINE, OPTIONS, aligned, inline, overload
-from minillm.cpu.vector import add, madd, number, splat, total, zeros
-
-GROUP = 64  # a group of 4-bit numbers has so many, or twice, four times, … as many
+from minillm.cpu.dots import NATIVE_BF16, dot32, dot_nibbles, spread_1, spread_2, spread_4
+from minillm.cpu.jit import INLINE, OPTIONS, aligned, array, inline, overload
+from minillm.cpu.vector import madd, number, total, zeros
 
 
 @inline
@@ -31,7 +29,7 @@ def dot(w: Any, at: int, x: Any, start: int, count: int) -> Any:
     done = count // 64 * 64
     if count - done >= 32:
         even = dot32(even, w, at + done, x, start + done)
-    result = total(add(even, odd))
+    result = total(even + odd)
     for i in range(count // 32 * 32, count):
         result += number(w[at + i]) * number(x[start + i])
     return result
@@ -54,55 +52,85 @@ def tile(w: Any, at: int, x: Any, start: int, next_x: int, count: int) -> Any:
         e1, f1 = dot32(e1, w, a + i + 32, x, k), dot32(f1, w, b + i + 32, x, k)
         g1, h1 = dot32(g1, w, c + i + 32, x, k), dot32(h1, w, d + i + 32, x, k)
     return (
-        (total(add(a0, a1)), total(add(b0, b1)), total(add(c0, c1)), total(add(d0, d1))),
-        (total(add(e0, e1)), total(add(f0, f1)), total(add(g0, g1)), total(add(h0, h1))),
+        (total(a0 + a1), total(b0 + b1), total(c0 + c1), total(d0 + d1)),
+        (total(e0 + e1), total(f0 + f1), total(g0 + g1), total(h0 + h1)),
     )
 
 
+def is_bfloat16(x: Any) -> bool:
+    """Whether an array has bf16, known to the compiler."""
+    raise NotImplementedError
+
+
+@overload(is_bfloat16, strict=False)
+def _is_bfloat16(x: Any) -> Any:
+    return (lambda x: True) if x.dtype == types.uint16 else (lambda x: False)
+
+
 @inline
-def grouped_dot(
-    w: Any, scale: Any, zero: Any, group: int, row: int, x: Any, start: int, sums: Any, at_sums: int, count: int
-) -> Any:
-    """The sum of scale (q - zero) x over a row of 4-bit numbers q; x and sums as `prepare` arranges them."""
-    half, groups, at = count // 2, -(-count // group), row * ((count + 1) // 2)
-    first, whole, blocks = row * groups, count // group, group // GROUP
-    even, odd, shift = zeros(), zeros(), 0
-    while 1 << shift < blocks:
+def _scales(scale: Any, first: int, step: int, shift: int) -> Any:
+    """The factors of the groups that a step of `grouped_dot` takes, or of the one that it is a part of."""
+    if shift == -2:
+        return spread_4(scale, first + 4 * step)
+    return spread_2(scale, first + 2 * step) if shift == -1 else spread_1(scale, first + (step >> shift))
+
+
+@inline
+def grouped_dot(m: Any, row: int, x: Any, start: int, sums: Any, at_sums: int, count: int) -> Any:
+    """The sum of s (q - z) x over a row of 4-bit numbers q; x and sums as `prepare` arranges them."""
+    w, scale, zero, _, group = m
+    size, half, groups = 64 if is_bfloat16(x) else 32, count // 2, -(-count // group)
+    at, first, shift = row * ((count + 1) // 2), row * groups, 0
+    while size << max(shift, 0) < group:
         shift += 1
-    for b in range(0, whole * blocks - 1, 2):  # two sums at a time, as in `dot`
-        one = dot64(zeros(), w, at + 32 * b, x, start + 32 * b, half)
-        two = dot64(zeros(), w, at + 32 * b + 32, x, start + 32 * b + 32, half)
-        even = madd(one, splat(scale[first + (b >> shift)]), even)
-        odd = madd(two, splat(scale[first + (b + 1 >> shift)]), odd)
-    if whole * blocks % 2:
-        b = whole * blocks - 1
-        one = dot64(zeros(), w, at + 32 * b, x, start + 32 * b, half)
-        even = madd(one, splat(scale[first + (b >> shift)]), even)
+    while group << max(-shift, 0) < size:
+        shift -= 1
+    steps = count // max(group, size) * max(group, size) // size
+    even, odd = zeros(), zeros()
+    for i in range(0, steps - 1, 2):  # two sums at a time, as in `dot`
+        byte, place = at + i * (size // 2), start + i * (size // 2)
+        one = dot_nibbles(zeros(), w, byte, x, place, half)
+        two = dot_nibbles(zeros(), w, byte + size // 2, x, place + size // 2, half)
+        even = madd(one, _scales(scale, first, i, shift), even)
+        odd = madd(two, _scales(scale, first, i + 1, shift), odd)
+    if steps % 2:
+        byte, place = at + (steps - 1) * (size // 2), start + (steps - 1) * (size // 2)
+        one = dot_nibbles(zeros(), w, byte, x, place, half)
+        even = madd(one, _scales(scale, first, steps - 1, shift), even)
     rest = np.float32(0)
-    for i in range(whole * group, count):
+    for i in range(steps * size, count):
         q = np.int32((w[at + i // 2] >> (4 * (i % 2))) & 15) - 8
         place = i // 2 + i % 2 * half if i < 2 * half else i
-        rest += np.float32(q) * number(x[start + place]) * scale[first + whole]
+        rest += np.float32(q * scale[first + i // group]) * number(x[start + place])
     for g in range(groups if len(zero) else 0):
-        rest += scale[first + g] * (np.float32(8) - zero[first + g]) * sums[at_sums + g]
-    return total(add(even, odd)) + rest
+        rest += np.float32(scale[first + g] * (8 - np.int32(zero[first + g]))) * sums[at_sums + g]
+    return total(even + odd) + rest
 
 
-def prepare(x: Any, rows: int, w: Any, group: int) -> Any:
-    """R rows of x, one behind the other, and the sums of their groups, as products with a W of w's type take them."""
+@inline
+def matrix(at: Any, like: Any) -> Any:
+    """W, its int8 scales, uint8 zeros and fp32 factors of rows, each given by its address and length, and the size of
+    its groups."""
+    scale, zero = array(at[2], at[3], np.empty(0, np.int8)), array(at[4], at[5], np.empty(0, np.uint8))
+    return array(at[0], at[1], like), scale, zero, array(at[6], at[7], np.empty(0, np.float32)), at[8]
+
+
+def prepare(x: Any, rows: int, m: Any) -> Any:
+    """R rows of x, one behind the other, and the sums of their groups, as products with a matrix take them."""
     raise NotImplementedError
 
 
 @overload(prepare, jit_options=OPTIONS, strict=False)
-def _prepare(x: Any, rows: Any, w: Any, group: Any) -> Any:
+def _prepare(x: Any, rows: Any, m: Any) -> Any:
+    kind = m[0].dtype
     native = NATIVE_BF16 and x.dtype == types.uint16
-    if w.dtype == types.uint8:
-        kind = np.uint16 if native else np.float32
+    if kind == types.uint8:
+        made_of = np.uint16 if native else np.float32
 
-        def split(x: Any, rows: int, w: Any, group: int) -> Any:
-            count = len(x) // rows
-            half, groups = count // 2, -(-count // group)
-            made, sums = aligned(len(x), kind), np.zeros(rows * groups, np.float32)
+        def split(x: Any, rows: int, m: Any) -> Any:
+            count, group = len(x) // rows, m[4]
+            half, groups = count // 2, -(-count // group) if len(m[2]) else 0
+            made, sums = aligned(len(x), made_of), np.zeros(rows * groups, np.float32)
             for r in range(rows):
                 at = r * count
                 for i in range(half):
@@ -116,10 +144,10 @@ def _prepare(x: Any, rows: Any, w: Any, group: Any) -> Any:
             return made, sums
 
         return split
-    if x.dtype == types.float32 or (native and w.dtype in (types.uint16, types.int8)):
-        return lambda x, rows, w, group: (x, np.empty(0, np.float32))
+    if x.dtype == types.float32 or (native and kind in (types.uint16, types.int8)):
+        return lambda x, rows, m: (x, np.empty(0, np.float32))
 
-    def convert(x: Any, rows: int, w: Any, group: int) -> Any:
+    def convert(x: Any, rows: int, m: Any) -> Any:
         made = aligned(len(x), np.float32)
         for i in range(len(x)):
             made[i] = number(x[i])
@@ -128,19 +156,17 @@ def _prepare(x: Any, rows: Any, w: Any, group: Any) -> Any:
     return convert
 
 
-def product(w: Any, scale: Any, zero: Any, group: int, row: int, x: Any, sums: Any, r: int, count: int) -> Any:
-    """Row `row` of W times row r of a prepared x."""
+def product(m: Any, row: int, x: Any, sums: Any, r: int, count: int) -> Any:
+    """Row `row` of a matrix times row r of a prepared x."""
     raise NotImplementedError
 
 
 @overload(product, jit_options=INLINE, strict=False)
-def _product(w: Any, scale: Any, zero: Any, group: Any, row: Any, x: Any, sums: Any, r: Any, count: Any) -> Any:
-    if w.dtype == types.uint8:
-        return lambda w, scale, zero, group, row, x, sums, r, count: grouped_dot(
-            w, scale, zero, group, row, x, r * count, sums, r * -(-count // group), count
+def _product(m: Any, row: Any, x: Any, sums: Any, r: Any, count: Any) -> Any:
+    if m[0].dtype == types.uint8:
+        return lambda m, row, x, sums, r, count: (
+            grouped_dot(m, row, x, r * count, sums, r * -(-count // m[4]), count) * m[3][row]
         )
-    if w.dtype == types.int8:
-        return lambda w, scale, zero, group, row, x, sums, r, count: (
-            dot(w, row * count, x, r * count, count) * scale[row]
-        )
-    return lambda w, scale, zero, group, row, x, sums, r, count: dot(w, row * count, x, r * count, count)
+    if m[0].dtype == types.int8:
+        return lambda m, row, x, sums, r, count: dot(m[0], row * count, x, r * count, count) * m[3][row]
+    return lambda m, row, x, sums, r, count: dot(m[0], row * count, x, r * count, count)

@@ -9,12 +9,14 @@ are themselves, and uint8 are two 4-bit numbers, the even one in the low half.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba.extending
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import models, register_model
 from numba.np.arrayobj import make_array
 
@@ -89,55 +91,108 @@ def load(typing: Any, array: Any, start: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, start: Any, x: Any) -> Any:
-    """array[start : start + 16] = x, for an array of float32."""
+    """array[start : start + 16] = x, rounded to the array's type."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         pointer = builder.gep(make_array(signature.args[0])(context, builder, given[0]).data, [given[1]])
-        builder.store(given[2], builder.bitcast(pointer, FLOATS.as_pointer()), align=4)
+        value = _rounded(builder, given[2], array.dtype)
+        builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.none(array, types.intp, floats), generate
 
 
+def _splat(builder: Any, x: Any) -> Any:
+    nothing = ir.Constant(FLOATS, ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(nothing, x, INT(0)), nothing, same(INT, 0))
+
+
 @intrinsic
 def splat(typing: Any, x: Any) -> Any:
     """A float in all 16 places."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        nothing = ir.Constant(FLOATS, ir.Undefined)
-        first = builder.insert_element(nothing, given[0], INT(0))
-        return builder.shuffle_vector(first, nothing, same(INT, 0))
-
-    return floats(types.float32), generate
+    return floats(types.float32), lambda context, builder, signature, given: _splat(builder, *given)
 
 
 def _elementwise(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """How an op by place is compiled, for floats, for vectors, and for both, where a float stands for 16."""
+
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return operation(builder, *given)
+        wide = signature.return_type == floats
+        alike = [
+            _splat(builder, each) if wide and kind != floats else each
+            for kind, each in zip(signature.args, given, strict=True)
+        ]
+        return operation(builder, *alike)
 
     return generate
 
 
+def _of(*kinds: Any) -> Any:
+    return (floats if floats in kinds else types.float32)(*kinds)
+
+
+def _larger(builder: Any, x: Any, y: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
 @intrinsic
-def add(typing: Any, x: Any, y: Any) -> Any:
-    """x + y."""
-    return floats(floats, floats), _elementwise(lambda builder, x, y: builder.fadd(x, y))
+def larger(typing: Any, x: Any, y: Any) -> Any:
+    """x where it is larger, else y, also where either is no number."""
+    return _of(x, y), _elementwise(_larger)
+
+
+@intrinsic
+def smaller(typing: Any, x: Any, y: Any) -> Any:
+    """x where it is smaller, else y, also where either is no number."""
+    return _of(x, y), _elementwise(lambda builder, x, y: builder.select(builder.fcmp_ordered("<", x, y), x, y))
 
 
 @intrinsic
 def madd(typing: Any, x: Any, y: Any, z: Any) -> Any:
     """x * y + z."""
-    return floats(floats, floats, floats), _elementwise(fused)
+    return _of(x, y, z), _elementwise(fused)
 
 
 @intrinsic
-def larger(typing: Any, x: Any, y: Any) -> Any:
-    """max(x, y)."""
-    return floats(floats, floats), _elementwise(_larger)
+def floor(typing: Any, x: Any) -> Any:
+    """The next whole number below."""
+
+    def below(builder: Any, x: Any) -> Any:
+        name = "llvm.floor.v16f32" if isinstance(x.type, ir.VectorType) else "llvm.floor.f32"
+        return builder.call(get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type]), name), [x])
+
+    return _of(x), _elementwise(below)
 
 
-def _larger(builder: Any, x: Any, y: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+@intrinsic
+def two_to(typing: Any, n: Any) -> Any:
+    """2**n for floats that are whole numbers from -126 to 127: their exponent, without a multiplication."""
+
+    def power(builder: Any, n: Any) -> Any:
+        wide = isinstance(n.type, ir.VectorType)
+        whole = builder.fptosi(n, ir.VectorType(INT, LANES) if wide else INT)
+        bias, places = (same(INT, 127), same(INT, 23)) if wide else (INT(127), INT(23))
+        return builder.bitcast(builder.shl(builder.add(whole, bias), places), n.type)
+
+    return _of(n), _elementwise(power)
+
+
+def _operator(symbol: Callable[..., Any], method: str) -> None:
+    """x + y and the like with vectors."""
+
+    @intrinsic
+    def applied(typing: Any, x: Any, y: Any) -> Any:
+        return _of(x, y), _elementwise(lambda builder, x, y: getattr(builder, method)(x, y))
+
+    @numba.extending.overload(symbol, strict=False)
+    def resolved(x: Any, y: Any) -> Any:
+        return (lambda x, y: applied(x, y)) if floats in (x, y) else None
+
+
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
 
 
 def _by_halves(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,29 +234,29 @@ def number(typing: Any, x: Any) -> Any:
 
 
 @intrinsic
-def two_to(typing: Any, n: Any) -> Any:
-    """2**n for a float that is a whole number from -126 to 127: its exponent, without a multiplication."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        exponent = builder.add(builder.fptosi(given[0], INT), INT(127))
-        return builder.bitcast(builder.shl(exponent, INT(23)), FLOAT)
-
-    return types.float32(types.float32), generate
-
-
-@intrinsic
 def rounded(typing: Any, x: Any, array: Any) -> Any:
     """A float as an element of an array: the nearest, of two the even one."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        if array.dtype == types.int16:
-            return builder.bitcast(builder.fptrunc(given[0], HALF), SHORT)
-        if array.dtype != types.uint16:
-            return given[0]
-        bits = builder.bitcast(given[0], INT)
-        odd = builder.and_(builder.lshr(bits, INT(16)), INT(1))
-        cut = builder.lshr(builder.add(bits, builder.add(odd, INT(0x7FFF))), INT(16))
-        kept = builder.or_(builder.lshr(bits, INT(16)), INT(0x40))  # not a number stays none
-        return builder.trunc(builder.select(builder.fcmp_unordered("uno", given[0], given[0]), kept, cut), SHORT)
+        return _rounded(builder, given[0], array.dtype)
 
     return array.dtype(types.float32, array), generate
+
+
+def _rounded(builder: Any, x: Any, dtype: Any) -> Any:
+    """A float or a vector in the bits of a type that arrays have."""
+    wide = isinstance(x.type, ir.VectorType)
+    whole, short = (ir.VectorType(INT, LANES), ir.VectorType(SHORT, LANES)) if wide else (INT, SHORT)
+
+    def word(value: int) -> Any:
+        return same(INT, value) if wide else INT(value)
+
+    if dtype == types.int16:
+        return builder.bitcast(builder.fptrunc(x, ir.VectorType(HALF, LANES) if wide else HALF), short)
+    if dtype != types.uint16:
+        return x
+    bits = builder.bitcast(x, whole)
+    odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+    cut = builder.lshr(builder.add(bits, builder.add(odd, word(0x7FFF))), word(16))
+    kept = builder.or_(builder.lshr(bits, word(16)), word(0x40))  # not a number stays none
+    return builder.trunc(builder.select(builder.fcmp_unordered("uno", x, x), kept, cut), short)
