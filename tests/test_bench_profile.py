@@ -52,6 +52,10 @@ def test_every_part_is_seen(mixtures: Path, family: str, inside: set[str]) -> No
     assert set(timer.calls) <= {part_of(name) for name in before} | {"head"}
     layers = len(model.layers)
     assert {timer.calls[part] for part in ("layer", "attention", "ffn_norm", "ffn")} == {layers}
+    x = 5 * model.spec.hidden_size * 4
+    assert timer.activations["norm"] == 2 * x
+    assert timer.activations["ffn_norm"] == 4 * x * layers  # two summands, the sum and its norm
+    assert timer.activations["attention"] == 0
     assert timer.calls["ffn.experts"] == sum(hasattr(layer.ffn, "experts") for layer in model.layers)
     calls = sum(timer.calls.values())
     assert sum(timer.seconds.values()) == 2 * calls - (layers + 2)  # all of what embedding, layers and head span
