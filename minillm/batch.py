@@ -24,7 +24,7 @@ from minillm.inference import PREFILL_CHUNK, decode, decode_singly, prefill
 from minillm.model import Decoder
 
 MAX_BATCH = 32
-PASS = 32  # tokens: what a pass over a short prompt costs besides its own, as all weights are read for it
+PASS = 24  # tokens of a prompt: what reading all weights once costs, by measurement on a CPU (20 to 25)
 LAG = 4  # steps that a GPU is ahead of what the host has read, so that it never waits to be asked
 
 
