@@ -118,21 +118,15 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """The hidden states `[B, T, E]` behind the last layer, before the final norm."""
-        x_BTE, step = self.enter(tokens_BT, cache)
-        for index, layer in enumerate(self.layers):
-            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
-        return x_BTE
-
-    def enter(self, tokens_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Step]:
-        """What the first layer takes, `[B, T, E]`, and what all layers share; from here on the cache counts as longer
-        by T, and each layer is to fill its part."""
         step = self._step(tokens_BT, cache)
         x_BTE = self.embedding(tokens_BT)
         if self.spec.embedding_scale != 1:
             x_BTE = x_BTE * x_BTE.new_full((), self.spec.embedding_scale)  # rounded to the type of x
+        for index, layer in enumerate(self.layers):
+            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
-        return x_BTE, step
+        return x_BTE
 
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
