@@ -17,7 +17,7 @@ from torch import Tensor
 from minillm import grouped, reference
 from minillm.cpu import attention as attending
 from minillm.cpu import experts as expert_loops
-from minillm.cpu import pointwise, prefill, products
+from minillm.cpu import pointwise, prefill
 from minillm.cpu.dots import NATIVE_BF16
 from minillm.cpu.jit import LIKE, address
 from minillm.cpu.linear import linear as multiply
@@ -51,7 +51,11 @@ def _located(x: Tensor | None) -> tuple[int, int]:
 
 
 def _laid(
-    weight: Tensor, scale: Tensor | None = None, zero: Tensor | None = None, factor: Tensor | None = None, group: int = 1
+    weight: Tensor,
+    scale: Tensor | None = None,
+    zero: Tensor | None = None,
+    factor: Tensor | None = None,
+    group: int = 1,
 ) -> tuple[Any, ...]:
     """A matrix as the loops take it."""
     return (*_located(weight), *_located(scale), *_located(zero), *_located(factor), group)

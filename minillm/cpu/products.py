@@ -19,7 +19,6 @@ from minillm.cpu.jit import INLINE, OPTIONS, aligned, array, inline, overload
 from minillm.cpu.vector import madd, number, total, zeros
 
 
-
 @inline
 def dot(w: Any, at: int, x: Any, start: int, count: int) -> Any:
     """The sum of w[at + i] x[start + i] over `count` places."""
