@@ -6,6 +6,7 @@ Shapes: B batch, T new tokens, E hidden size, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -173,8 +174,8 @@ class Decoder(nn.Module):
     def logits(self, x_BTE: Tensor) -> Tensor:
         """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
         x_BTE = self.norm(x_BTE)
-        tied = self.head is None
-        logits = quantised.product(self.embedding, "weight", self.ops, x_BTE) if tied else self.head(x_BTE)
+        head = self.head or functools.partial(quantised.product, self.embedding, "weight", self.ops)
+        logits = head(x_BTE)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -62,7 +62,7 @@ LAYERS = [
         "minillm.cli",
     ],
     ["minillm.bench_kernels", "minillm.bench_engines", "minillm.bench_plot", "minillm.bench_profile"],
-    ["minillm.generate", "minillm.explain", "minillm.bench"],
+    ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench"],
 ]
 
 
