@@ -35,8 +35,8 @@ def load(
 
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. FP8 and MXFP4 weights are
-    dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" makes integers of
-    matrices (`quantised.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
+    dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" makes integers
+    of matrices (`quantised.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
     `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
     if kernels not in ("auto", "reference", "triton"):
@@ -45,9 +45,7 @@ def load(
     values = config.read(folder)
     written = integers(folder, values)
     scheme = asked_scheme(quantize, group_size, symmetric)
-    if scheme and (written or keep_quantized):
-        reason = "its weights are integers already" if written else "--keep-quantized leaves them as they are"
-        raise ValueError(f"{folder}: --quantize (quantize), but {reason}; leave one of the two out")
+    _refuse_both(folder, scheme, written, keep_quantized)
     spec, rules, read = families.resolve(values)
     target = resolve_device(device)
     checkpoint = Checkpoint(folder)
@@ -61,10 +59,10 @@ def load(
     check(planned, checkpoint)
     formats = scheme.formats(model) if scheme else {}
     quantised.hold(model, formats)
-    if keep_quantized:
-        if not (stay := fully_fp8(planned)):
-            raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
-        quantised.hold(model, {name: Fp8() for name in stay if quantised.holdable(model, name)})
+    stay = fully_fp8(planned) if keep_quantized else []
+    if keep_quantized and not stay:
+        raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
+    quantised.hold(model, {name: Fp8() for name in stay if quantised.holdable(model, name)})
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
@@ -85,6 +83,12 @@ def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) 
     if group_size is not None or not symmetric:
         raise ValueError("--group-size and --asymmetric (group_size, symmetric) go with --quantize int4 (quantize)")
     return None
+
+
+def _refuse_both(folder: Path, asked: Scheme | None, written: Scheme | None, keep_quantized: bool) -> None:
+    if asked and (written or keep_quantized):
+        reason = "its weights are integers already" if written else "--keep-quantized leaves them as they are"
+        raise ValueError(f"{folder}: --quantize (quantize), but {reason}; leave one of the two out")
 
 
 def is_fast(dtype: torch.dtype, device: torch.device) -> bool:

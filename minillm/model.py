@@ -133,7 +133,7 @@ class Decoder(nn.Module):
         return self.logits(x_BTE[:, -1:] if last_only else x_BTE)
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None) -> Tensor:
-        """The hidden states `[B, T, E]` behind the last layer, before the final norm. For `position_B` see `decode_at`."""
+        """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`."""
         step = self._step(tokens_BT, cache, position_B)
         x_BTE = self.embedding(tokens_BT)
         if self.spec.embedding_scale != 1:

@@ -101,7 +101,7 @@ def _spread(count: int) -> Any:
         """array[start : start + count], of int8, each in as many of the 16 places as there are for it."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            numbers = read(context, builder, signature.args[0], *given, BYTE, count)
+            numbers = read(context, builder, signature.args[0], given[0], given[1], BYTE, count)
             wide = builder.sext(numbers, ir.VectorType(INT, count))
             places = constant(INT, [place * count // LANES for place in range(LANES)])
             return builder.sitofp(builder.shuffle_vector(wide, wide, places), FLOATS)
