@@ -49,7 +49,8 @@ CPU = Ops(experts=grouped.experts)  # without the compiled loops of `cpu_ops.py`
 def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
     """The ops for a device and dtype. "auto" takes Triton on a GPU and says so if it cannot; "triton" raises then.
 
-    Raises ValueError for another name, and for "triton" without the package, on a CPU outside Triton's interpreter, or with bfloat16 in it.
+    Raises ValueError for another name, and for "triton" without the package, on a CPU outside Triton's interpreter, or
+    with bfloat16 in it.
     """
     if kernels not in ("auto", "reference", "triton"):
         raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
