@@ -42,7 +42,7 @@ def bytes_per_step(model: Decoder, rows: int = 1) -> int:
     is not also the head only the rows looked up, which is next to nothing."""
     parameters = dict(model.named_parameters())
     total = sum(count * parameters[name].element_size() for name, count in active_values(model, rows).items())
-    return total - (0 if model.spec.tied else model.embedding.weight.nbytes)
+    return total - (0 if model.spec.tied else sum(part.nbytes for part in model.embedding.parameters()))
 
 
 def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
