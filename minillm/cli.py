@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from minillm.config import printable
 
-COMMANDS = ("generate", "explain", "bench")
+COMMANDS = ("generate", "explain", "quantize", "perplexity", "bench")
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
@@ -38,6 +38,20 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--keep-quantized", action="store_true", help="FP8 weights stay FP8 in memory, dequantised at each use"
     )
+    add_quantize_arguments(made)
+
+
+def add_quantize_arguments(made: argparse.ArgumentParser, required: bool = False) -> None:
+    made.add_argument("--quantize", choices=("int8", "int4"), required=required, help="hold matrices as integers")
+    made.add_argument("--group-size", metavar="N", type=int, help="values of an int4 row that share a factor (16)")
+    made.add_argument("--asymmetric", action="store_true", help="int4 groups have zero points of their own")
+
+
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `loading.load` takes of the arguments that `add_model_arguments` adds."""
+    names = ("dtype", "device", "kernels", "keep_quantized", "quantize", "group_size")
+    options = {name: getattr(arguments, name) for name in names}
+    return {"path": arguments.weights, **options, "symmetric": not arguments.asymmetric}
 
 
 def run(main: Callable[[], int]) -> int:
@@ -65,7 +79,7 @@ def run(main: Callable[[], int]) -> int:
         return EXIT_BAD_INPUT
 
 
-def progress_bar(label: str) -> Callable[[int, int], None]:
+def progress_bar(label: str, unit: str = "B") -> Callable[[int, int], None]:
     """A function for `load(progress=…)`: a bar on a terminal once a second has passed."""
     bar: Any = None
 
@@ -75,7 +89,7 @@ def progress_bar(label: str) -> Callable[[int, int], None]:
             from tqdm import tqdm
 
             quiet = not sys.stderr.isatty()
-            bar = tqdm(desc=label, total=total, unit="B", unit_scale=True, delay=1.0, leave=False, disable=quiet)
+            bar = tqdm(desc=label, total=total, unit=unit, unit_scale=True, delay=1.0, leave=False, disable=quiet)
         bar.update(done - bar.n)
         if done >= total:
             bar.close()

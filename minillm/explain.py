@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from minillm import cli, config, families, hub
+from minillm import cli, config, families, hub, quantised
 from minillm import spec as vocabulary
 from minillm.config import printable
 from minillm.equations import equations
 from minillm.measure import active_values, cached_values
 from minillm.model import skeleton
+from minillm.quantised import Scheme
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
 from minillm.weights.load import MISSHAPEN, faults, misshapen
 from minillm.weights.rules import Plan, plan
@@ -67,6 +68,8 @@ def examine(path: Path) -> Examined:
     }
     (names, headers), planned = _tensors(path), None
     if names is not None:
+        if written := Scheme.read(values):
+            quantised.hold(model, written.formats(model))
         planned = plan(names, rules, model.destinations())
         report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
         report["unfilled_parameters"] = planned.unfilled

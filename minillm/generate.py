@@ -119,7 +119,7 @@ def _read_turn(terminal: bool) -> str | None:
 def _load(arguments: argparse.Namespace) -> tuple[LLM, dict[str, Any]]:
     """The model, and how it is to be run: what `LLM.run` takes."""
     chosen = (arguments.dtype, arguments.device, arguments.kernels)
-    llm = load(arguments.weights, *chosen, cli.progress_bar("loading"), arguments.keep_quantized)
+    llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
     draft = load(arguments.draft, *chosen, cli.progress_bar("loading the draft")) if arguments.draft else None
     names = ("deterministic", "draft_tokens", "prompt_lookup")
     return llm, {"draft": draft, **{name: getattr(arguments, name) for name in names}}

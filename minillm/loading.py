@@ -35,24 +35,21 @@ def load(
 
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. FP8 and MXFP4 weights are
-    dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" holds all matrices
-    as integers (`quantised.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
+    dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" makes integers
+    of matrices (`quantised.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
     `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
     if kernels not in ("auto", "reference", "triton"):
         raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
     folder = hub.resolve(path)
     values = config.read(folder)
-    _refuse_quantised(folder, values)
-    written = Scheme.read(values)
+    written = integers(folder, values)
     scheme = asked_scheme(quantize, group_size, symmetric)
-    if scheme and (written or keep_quantized):
-        reason = "its weights are integers already" if written else "--keep-quantized leaves them as they are"
-        raise ValueError(f"{folder}: --quantize (quantize), but {reason}; leave one of the two out")
+    _refuse_both(folder, scheme, written, keep_quantized)
     spec, rules, read = families.resolve(values)
     target = resolve_device(device)
     checkpoint = Checkpoint(folder)
-    wanted = _dtype(dtype, read.dtype, checkpoint.dtype)
+    wanted = stored_dtype(dtype, read.dtype, checkpoint.dtype)
     slow = dtype == "auto" and not is_fast(wanted, target)
     chosen = torch.float32 if slow else wanted
     model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
@@ -62,10 +59,10 @@ def load(
     check(planned, checkpoint)
     formats = scheme.formats(model) if scheme else {}
     quantised.hold(model, formats)
-    if keep_quantized:
-        if not (stay := fully_fp8(planned)):
-            raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
-        quantised.hold(model, {name: Fp8() for name in stay if quantised.holdable(model, name)})
+    stay = fully_fp8(planned) if keep_quantized else []
+    if keep_quantized and not stay:
+        raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
+    quantised.hold(model, {name: Fp8() for name in stay if quantised.holdable(model, name)})
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
@@ -88,6 +85,12 @@ def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) 
     return None
 
 
+def _refuse_both(folder: Path, asked: Scheme | None, written: Scheme | None, keep_quantized: bool) -> None:
+    if asked and (written or keep_quantized):
+        reason = "its weights are integers already" if written else "--keep-quantized leaves them as they are"
+        raise ValueError(f"{folder}: --quantize (quantize), but {reason}; leave one of the two out")
+
+
 def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this machine has fast arithmetic for a dtype: any GPU, and a CPU as far as oneDNN has kernels for it."""
     if device.type != "cpu" or dtype == torch.float32:
@@ -98,10 +101,12 @@ def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
     return bool(bf16() if dtype == torch.bfloat16 else fp16())
 
 
-def _refuse_quantised(folder: Path, values: dict[str, Any]) -> None:
+def integers(folder: Path, values: dict[str, Any]) -> Scheme | None:
+    """The scheme that a folder was written with by `minillm.quantize`; None for any other. Raises ValueError for one
+    that is quantised as this project cannot read it."""
     scheme = config.quantization(values)
     if not scheme or config.is_readable(values):
-        return
+        return Scheme.read(values)
     if scheme == "fp8":
         section = values["quantization_config"]
         found = ", ".join(f"{key} {section.get(key)}" for key in ("weight_block_size", "fmt"))
@@ -124,7 +129,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _dtype(asked: str | torch.dtype, stated: str | None, stored: torch.dtype | None) -> torch.dtype:
+def stored_dtype(asked: str | torch.dtype, stated: str | None, stored: torch.dtype | None) -> torch.dtype:
     """What was asked for; for "auto" what config.json states, else what the tensors are stored in."""
     name = str(asked).removeprefix("torch.")
     if name not in ("auto", *DTYPES):

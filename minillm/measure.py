@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+from minillm import quantised
 from minillm.model import Decoder
 from minillm.moe import Experts
 from minillm.spec import GQA, MLA
@@ -56,9 +58,11 @@ def prefill_flops(model: Decoder, tokens: int) -> int:
     """Operations that a prompt takes, its last logits alone: two for each value of a matrix that a token goes through,
     and for each pair of a query and a key that it sees two for each value of the key and of the value."""
     spec, parameters = model.spec, dict(model.named_parameters())
-    once = {"embedding.weight", "head.weight"}  # the head: for the last token, the embedding: only as the head
-    active = active_values(model)
-    each = sum(count for name, count in active.items() if parameters[name].dim() > 1 and name not in once)
+    plain, active, each = quantised.plain_shapes(model), active_values(model), 0
+    for name, shape in plain.items():
+        # The head: for the last token, the embedding: only as the head.
+        if len(shape) > 1 and not name.startswith(("embedding.", "head.")):
+            each += active[name] * math.prod(shape) // parameters[name].numel()
     return 2 * each * tokens + 2 * spec.vocab_size * spec.hidden_size + attention_flops(spec, tokens)
 
 

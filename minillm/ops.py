@@ -70,6 +70,7 @@ def _cpu_ops() -> Ops:
     except ImportError as reason:
         print(f"minillm: plain PyTorch in use, which is slower: {reason}; install numba", file=sys.stderr)
         return CPU
+    cpu_ops.keep_memory()
     return Ops(**cpu_ops.OPS)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.weights.fp8 import Fp8
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.ints import COMPANIONS, GROUP, Int4, Int8
 
 Format = Fp8 | Int8 | Int4
 METHOD = "minillm"  # what config.json calls the scheme of a folder that `minillm.quantize` wrote
@@ -34,12 +34,11 @@ class Held:
 class Scheme:
     """Which parameters become which integers: all that a product or a lookup can take so.
 
-    Embedding and head are int8 under int4 too: on the smallest real model here int4 in them costs as much perplexity
-    again as a third of all other matrices. Raises ValueError for what is not supported.
+    Embedding and head are int8 under int4 too: they take half as much again of the perplexity that int4 costs all other
+    matrices together. Raises ValueError for what is not supported.
     """
 
     matrices: Int8 | Int4
-    ends: Int8 | Int4 = Int8()  # embedding and head
 
     @classmethod
     def of(cls, name: str, group_size: int | None = None, symmetric: bool = True) -> Scheme:
@@ -50,7 +49,7 @@ class Scheme:
             return cls(Int8())
         if name != "int4":
             raise ValueError(f"quantize is {name!r}; use int8 or int4")
-        return cls(Int4(*(() if group_size is None else (group_size,)), symmetric=symmetric))
+        return cls(Int4(GROUP if group_size is None else group_size, symmetric))
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Scheme | None:
@@ -82,7 +81,7 @@ class Scheme:
             owner, _, leaf = name.rpartition(".")
             one_row = parameter.shape[0] == 1  # the gate of a shared expert
             if leaf in getattr(model.get_submodule(owner), "MULTIPLIED", ()) and not one_row:
-                found[name] = self.ends if owner in ("embedding", "head") else self.matrices
+                found[name] = Int8() if owner in ("embedding", "head") else self.matrices
         return found
 
 
@@ -104,6 +103,18 @@ def holdable(model: nn.Module, name: str) -> bool:
     return leaf in (*getattr(module, "MULTIPLIED", ()), *getattr(module, "DEQUANTISED", ()))
 
 
+def plain_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter as if none were held; companions have none."""
+    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for owner, module in model.named_modules():
+        for leaf, held in held_in(module).items():
+            name = f"{owner}.{leaf}"
+            found[name] = (*found[name][:-1], held.columns)
+            for ending in COMPANIONS:
+                found.pop(f"{name}{ending}", None)
+    return found
+
+
 def held_in(module: nn.Module) -> Mapping[str, Held]:
     """What of a module is held, by the parameter's name in it."""
     return module.__dict__.get("held", {})
@@ -111,11 +122,9 @@ def held_in(module: nn.Module) -> Mapping[str, Held]:
 
 def parts(module: nn.Module, leaf: str) -> dict[str, Tensor]:
     """The parts of a held parameter by their endings; what a row has one of as `[..., O]` again."""
-    values = getattr(module, leaf)
+    rows = getattr(module, leaf).shape[:-1]
     found = {ending: getattr(module, f"{leaf}{ending}") for ending in held_in(module)[leaf].format.parts((1, 1))}
-    return {
-        e: part.view(values.shape[:-1]) if part.dim() == 1 and values.dim() > 2 else part for e, part in found.items()
-    }
+    return {ending: part.view(rows) if part.dim() == 1 else part for ending, part in found.items()}
 
 
 def product(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:

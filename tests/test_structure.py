@@ -41,7 +41,7 @@ LAYERS = [
     ["minillm.cache", "minillm.sampling", "minillm.hub", "minillm.quantised"],
     ["minillm.completion"],
     ["minillm.grouped"],
-    ["minillm.triton_ops", "minillm.cpu_ops"],
+    ["minillm.triton_ops", "minillm.cpu_ops", "minillm.cpu_products"],
     ["minillm.ops"],
     ["minillm.linear"],
     ["minillm.norm", "minillm.attention", "minillm.ffn", "minillm.mla", "minillm.moe"],
@@ -62,7 +62,7 @@ LAYERS = [
         "minillm.cli",
     ],
     ["minillm.bench_kernels", "minillm.bench_engines", "minillm.bench_plot", "minillm.bench_profile"],
-    ["minillm.generate", "minillm.explain", "minillm.bench"],
+    ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench"],
 ]
 
 

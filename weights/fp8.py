@@ -77,5 +77,5 @@ class Fp8:
 
     def dequantise(self, parts: Mapping[str, Tensor], columns: int, dtype: torch.dtype) -> Tensor:
         """`[..., I]` of values `[..., I]` and factors `[..., I / 128]`, computed in fp32."""
-        made = dequantise_rows(*(part.flatten(0, -2) for part in (parts[""], parts["_scale"])), dtype)
-        return made.view(parts[""].shape)
+        weight, scale = parts[""], parts["_scale"]
+        return dequantise_rows(weight.flatten(0, -2), scale.flatten(0, -2), dtype).view(weight.shape)

@@ -154,9 +154,6 @@ def dense_rows(
         to.layout.copy(whole(stored) if made is None else made, laid)
         made = laid
     for start, stop in blocks(count, max(BLOCK_VALUES // columns, 1)):
-        block = (
-            stored.values(start * columns, stop * columns)
-            if made is None
-            else made.flatten()[start * columns : stop * columns]
-        )
+        place = start * columns, stop * columns
+        block = stored.values(*place) if made is None else made.flatten()[slice(*place)]
         yield start, block.view(-1, columns).float()

@@ -1,16 +1,28 @@
-"""The way back: a model's parameters as the tensors of a published checkpoint, by the same table read backwards."""
+"""The way back: a model's parameters as the tensors of a published checkpoint, by the same table read backwards; and a
+checkpoint as another, with integers for matrices."""
 
 from __future__ import annotations
 
-import os
+import itertools
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
-from minillm.weights.rules import DROP, Destination, Rules, joined, rows, units
+from minillm.weights.checkpoint import Checkpoint, Stored
+from minillm.weights.ints import Int4, Int8
+from minillm.weights.load import BLOCK_VALUES, dense_rows, whole
+from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, units
+from minillm.weights.schemes import scheme_of
+from minillm.weights.tensorfile import BITS, NAMES, Writer, blocks
+
+SHARD_BYTES = 4 * 10**9
+Entries = dict[str, tuple[str, tuple[int, ...]]]  # tensors by name, as a `Writer` takes them
 
 
 def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str, Destination]:
@@ -31,13 +43,101 @@ def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str
 
 def save(path: Path, parameters: Mapping[str, Tensor], rules: Rules, destinations: Mapping[str, Destination]) -> None:
     """Write one safetensors file in the layout that `rules` reads; complete or not at all."""
-    tensors = {}
-    for name, to in published(rules, destinations).items():
-        made = rows(parameters[to.parameter], to)
-        tensors[name] = (made if to.layout is None else to.layout.restore(made)).contiguous()
-    partial = path.with_name(path.name + ".partial")
-    partial.touch()
-    readable = partial.stat().st_mode  # what the umask gives; the library makes its files private
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.chmod(readable)
-    os.replace(partial, path)
+    named = published(rules, destinations)
+    entries = {name: (NAMES[parameters[to.parameter].dtype], to.stored_shape) for name, to in named.items()}
+    with Writer(path, entries) as writer:
+        for name, to in named.items():
+            made = rows(parameters[to.parameter], to)
+            writer.write(name, made if to.layout is None else to.layout.restore(made))
+
+
+def save_quantised(
+    folder: Path,
+    checkpoint: Checkpoint,
+    planned: Plan,
+    formats: Mapping[str, Int8 | Int4],
+    progress: Callable[[int, int], None],
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Any]:
+    """Write the tensors of a checkpoint to a folder, those that fill the parameters of `formats` as their parts, with
+    an index if one file would be larger than `shard_bytes`. No more than a block of a tensor is in memory, or one
+    tensor where that is quantised already or lies otherwise than its parameter.
+
+    Returns the bytes of the files, and the bits that a value of the parameters in `formats` takes.
+    """
+    read = 0
+
+    def done(nbytes: int) -> None:
+        nonlocal read
+        read += nbytes
+        progress(read, checkpoint.nbytes)
+
+    scales = {name: whole(each) for name, each in checkpoint.read(set(planned.scales.values()).__contains__, done)}
+    order = [name for name, _ in checkpoint.read(planned.assignments.__contains__, lambda nbytes: None)]
+    entries = {name: _entries(name, checkpoint, planned, formats) for name in order}
+    shards = _shards(entries, shard_bytes)
+    reading = checkpoint.read(planned.assignments.__contains__, done)
+    located: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        held: Entries = {name: entry for each in names for name, entry in entries[each].items()}
+        located |= dict.fromkeys(held, file)
+        with Writer(folder / file, held) as writer:
+            for name, stored in itertools.islice(reading, len(names)):
+                factors = planned.scales.get(name)
+                made = formats.get(planned.assignments[name].parameter)
+                for ending, start, part in _pieces(stored, planned.assignments[name], factors, scales, made):
+                    writer.write(f"{name}{ending}", part, start)
+    progress(checkpoint.nbytes, checkpoint.nbytes)
+    total = sum(_nbytes(each) for each in entries.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": located}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    matrices = {name: to for name, to in planned.assignments.items() if to.parameter in formats}
+    count = sum(math.prod(to.shape) for to in matrices.values())
+    bits = 8 * sum(_nbytes(entries[name]) for name in matrices) / max(count, 1)
+    return {"bytes": sum((folder / file).stat().st_size for file in set(located.values())), "bits_per_value": bits}
+
+
+def _entries(name: str, checkpoint: Checkpoint, planned: Plan, formats: Mapping[str, Int8 | Int4]) -> Entries:
+    """What a tensor becomes."""
+    to = planned.assignments[name]
+    if to.parameter in formats:
+        parts = formats[to.parameter].parts(to.shape).items()
+        return {f"{name}{ending}": (NAMES[dtype], shape) for ending, (shape, dtype) in parts}
+    info = checkpoint.info[name]
+    return {name: (info.dtype, info.shape) if name not in planned.scales else ("F32", to.stored_shape)}
+
+
+def _pieces(
+    stored: Stored, to: Destination, factors: str | None, scales: dict[str, Tensor], made: Int8 | Int4 | None
+) -> Iterator[tuple[str, int, Tensor]]:
+    """What a tensor becomes, piece by piece: the ending of its name, the number of its first value, the values."""
+    scale = scales.pop(factors) if factors else None
+    if made is not None:
+        for start, block in dense_rows(stored, to, factors, scale):
+            for ending, part in made.quantise(block).items():
+                yield ending, start * part[0].numel(), part
+    elif factors is not None and scale is not None:  # in fp32, so that any dtype is rounded to once
+        yield "", 0, scheme_of(factors).dequantise(whole(stored), scale, torch.float32)
+    else:
+        for start, stop in blocks(math.prod(stored.shape), BLOCK_VALUES):
+            yield "", start, stored.values(start, stop)
+
+
+def _nbytes(entries: Entries) -> int:
+    return sum(math.prod(shape) * BITS[dtype] // 8 for dtype, shape in entries.values())
+
+
+def _shards(entries: Mapping[str, Entries], limit: int) -> list[list[str]]:
+    """The tensors of each file: in order, as many as there is room for."""
+    found, room = [list[str]()], limit
+    for name, each in entries.items():
+        if found[-1] and _nbytes(each) > room:
+            found.append([])
+            room = limit
+        found[-1].append(name)
+        room -= _nbytes(each)
+    return found

@@ -60,7 +60,6 @@ class InFile:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Raises ValueError for a type that PyTorch lacks, of a tensor that should never have been wanted."""
         return DTYPES[self.entry.dtype]
 
     def values(self, start: int = 0, stop: int | None = None) -> Tensor:
@@ -72,7 +71,7 @@ class InFile:
 
     def fill(self, into: Tensor, start: int = 0) -> None:
         """Read into a contiguous tensor of this type on the CPU, which says how many values from `start` on."""
-        assert into.dtype == self.dtype and into.is_contiguous() and into.device.type == "cpu"
+        assert (into.dtype, into.device.type, into.is_contiguous()) == (self.dtype, "cpu", True)
         if not into.nbytes:
             return
         memory = memoryview((ctypes.c_char * into.nbytes).from_address(into.data_ptr())).cast("B")
@@ -129,9 +128,8 @@ def _entry(given: Any, base: int) -> Entry:
     dtype, shape, (begin, end) = given["dtype"], given["shape"], given["data_offsets"]
     if dtype not in BITS:
         raise ValueError(f"type {str(dtype)[:20]}")
-    if len(shape) > MAX_DIMENSIONS or any(
-        type(each) is not int or not 0 <= each < 2**63 for each in (*shape, begin, end)
-    ):
+    sizes = (*shape, begin, end)
+    if len(shape) > MAX_DIMENSIONS or any(type(each) is not int or not 0 <= each < 2**63 for each in sizes):
         raise ValueError("sizes and offsets must be whole numbers below 2^63, and dimensions few")
     if math.prod(shape) * BITS[dtype] != 8 * (end - begin):
         raise ValueError(f"{dtype} {shape} takes other than {end - begin} bytes")

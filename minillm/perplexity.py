@@ -1,0 +1,166 @@
+"""How well a model predicts a text, and what quantising it costs:
+
+    python -m minillm.perplexity --weights PATH --text FILE [--quantize int8 | int4] [--context N] [--stride N] [--json]
+
+The perplexity is exp of the mean of -log p(token | the tokens before it), over all tokens of the text but the first.
+What comes before is cut to a window: windows of `context` tokens begin `stride` tokens apart, and each counts the
+predictions that the window before it has not made. With stride = context no token is read twice; a smaller one gives
+every prediction behind the first window at least context - stride tokens to go by, and takes longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm import cli, config
+from minillm.llm import LLM
+from minillm.loading import load
+
+MAX_CONTEXT = 2048  # of a window, where nobody asks for another
+ROWS_AT_ONCE = 4096  # tokens of windows that go through the model together
+LOGITS_AT_ONCE = 2**25  # values: bounds the fp32 logits
+
+
+def windows(count: int, context: int, stride: int) -> list[tuple[int, int, int]]:
+    """Windows over `count` tokens as (first, last, predictions): tokens first … last - 1 are read, and the last so many
+    of the tokens first + 1 … last are predicted."""
+    found, done = [], 0
+    for first in range(0, count - 1, stride):
+        last = min(first + context, count - 1)
+        found.append((first, last, last - done))
+        done = last
+        if last == count - 1:
+            break
+    return found
+
+
+@torch.inference_mode()
+def nats(
+    llm: LLM, ids: Sequence[int], context: int, stride: int, progress: Callable[[int, int], None] = lambda *_: None
+) -> float:
+    """The sum of -log p over all tokens but the first, in nats."""
+    tokens, total, done = torch.tensor(ids, device=llm.device), 0.0, 0
+    batch: list[tuple[int, int, int]] = []
+    planned = windows(len(ids), context, stride)
+    for index, window in enumerate(planned):
+        batch.append(window)
+        following = planned[index + 1] if index + 1 < len(planned) else None
+        alike = following and (following[1] - following[0], following[2]) == (window[1] - window[0], window[2])
+        if alike and (len(batch) + 1) * context <= ROWS_AT_ONCE:
+            continue
+        total += _nats(llm, torch.stack([tokens[first : last + 1] for first, last, _ in batch]), window[2])
+        done += len(batch) * window[2]
+        progress(done, len(ids) - 1)
+        batch = []
+    return total
+
+
+def _nats(llm: LLM, tokens_BT: Tensor, count: int) -> float:
+    """For windows of one length the sum over their last `count` predictions."""
+    hidden = llm.model.hidden(tokens_BT[:, :-1])[:, -count:].flatten(0, 1)
+    targets, total = tokens_BT[:, -count:].flatten(), 0.0
+    size = max(LOGITS_AT_ONCE // llm.spec.vocab_size, 1)
+    for rows, expected in zip(hidden.split(size), targets.split(size), strict=True):
+        logits = llm.model.logits(rows[None])[0].float()
+        total += F.cross_entropy(logits, expected, reduction="sum").item()
+    return total
+
+
+def measure(llm: LLM, text: str, context: int | None, stride: int | None, label: str) -> dict[str, Any]:
+    """The perplexity of a text. Raises ValueError for a text or windows that cannot be."""
+    if llm.tokenizer is None:
+        raise ValueError(f"{llm.folder}: no tokenizer.json or tokenizer.model, without which a text is no tokens")
+    context = min(llm.spec.context, MAX_CONTEXT) if context is None else context
+    stride = max(context // 2, 1) if stride is None else stride
+    if not 1 <= context <= llm.spec.context:
+        raise ValueError(f"--context is {context}, this model takes from 1 to {llm.spec.context}")
+    if not 1 <= stride <= context:
+        raise ValueError(f"--stride is {stride}, it must be from 1 to the context of {context}")
+    ids = llm.tokenizer.encode(text)
+    if len(ids) < 2:
+        raise ValueError(f"the text has {len(ids)} tokens, and nothing to predict; give a longer one")
+    started = time.perf_counter()
+    mean = nats(llm, ids, context, stride, cli.progress_bar(label, unit=" tokens")) / (len(ids) - 1)
+    return {
+        "nats": mean,
+        "perplexity": math.exp(mean),
+        "tokens": len(ids) - 1,
+        "context": context,
+        "stride": stride,
+        "seconds": time.perf_counter() - started,
+        "dtype": str(llm.model.dtype).removeprefix("torch."),
+        "parameter_bytes": sum(parameter.nbytes for parameter in llm.model.parameters()),
+    }
+
+
+def compare(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
+    """`measure` before, and with --quantize after, and the change. The quantised one goes first, so that what is wrong
+    with it is said at once."""
+    options = cli.model_options(arguments)
+    plain = {**options, "quantize": None, "group_size": None, "symmetric": True}
+    runs = {"after": options, "before": plain} if arguments.quantize else {"before": options}
+    found: dict[str, Any] = {"weights": str(arguments.weights or "demo"), "text": arguments.text or "stdin"}
+    for name, given in runs.items():
+        llm = load(**given, progress=cli.progress_bar("loading"))
+        found[name] = measure(llm, text, arguments.context, arguments.stride, given["quantize"] or "reading")
+        del llm
+    if arguments.quantize:
+        ratio = math.exp(found["after"]["nats"] - found["before"]["nats"])
+        found |= {"quantize": arguments.quantize, "change_percent": 100 * (ratio - 1)}
+    return found
+
+
+def _line(name: str, each: dict[str, Any]) -> str:
+    return (
+        f"{name:10}perplexity {each['perplexity']:.4f} ({each['nats']:.5f} nats) over {each['tokens']:,} tokens, "
+        f"windows of {each['context']} every {each['stride']}, {each['dtype']}, "
+        f"{each['parameter_bytes'] / 1e6:,.1f} MB, {each['seconds']:.1f} s"
+    )
+
+
+def _text(path: str | None) -> str:
+    if path is not None:
+        if not Path(path).is_file():
+            raise ValueError(f"--text {path}: no such file; give a text file")
+        return config.read_text(Path(path))
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ValueError("no text; give --text FILE, or pipe one in")
+    return config.utf8(sys.stdin.buffer.read(), "stdin")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.parser("perplexity", "Say how well a checkpoint predicts a text, and with --quantize what that costs.")
+    cli.add_model_arguments(parser)
+    parser.add_argument("--text", metavar="FILE", help="a UTF-8 file (default: stdin)")
+    parser.add_argument("--context", metavar="N", type=int, help=f"tokens of a window (default: {MAX_CONTEXT} at most)")
+    parser.add_argument("--stride", metavar="N", type=int, help="from one window to the next (default: half of one)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+    arguments = parser.parse_args(argv)
+
+    def body() -> int:
+        found = compare(arguments, _text(arguments.text))
+        if arguments.json:
+            print(json.dumps(found, ensure_ascii=False))
+            return 0
+        print(_line("plain" if arguments.quantize else "", found["before"]).strip())
+        if arguments.quantize:
+            print(_line(arguments.quantize, found["after"]))
+            print(f"{'change':10}{found['change_percent']:+.2f} %")
+        return 0
+
+    return cli.run(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""A checkpoint with integers for matrices, written so that it loads as it is:
+
+    python -m minillm.quantize --weights PATH --output FOLDER --quantize int8 | int4 [--group-size N] [--asymmetric]
+
+The tensors keep their published names, and a matrix gets companions beside it (`weights/ints.py`). Loading the folder
+gives, bit for bit, what `--quantize` gives while it loads the original; neither ever has a whole plain model in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm import cli, config, families, hub
+from minillm.config import printable
+from minillm.loading import asked_scheme, integers, stored_dtype
+from minillm.model import skeleton
+from minillm.quantised import Scheme
+from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.load import check
+from minillm.weights.rules import plan
+from minillm.weights.save import save_quantised
+
+
+def quantize(
+    weights: str | Path | None,
+    output: Path,
+    scheme: Scheme,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Write a checkpoint folder as `scheme` has it to a folder that must not exist yet; complete or not at all.
+
+    Returns the bytes of its weights before and after, and the bits per value of the matrices. Raises ValueError for a
+    checkpoint that cannot be loaded or is quantised so already, and for an output that is there.
+    """
+    folder = hub.resolve(weights)
+    values = config.read(folder)
+    if integers(folder, values):
+        raise ValueError(f"{folder}: its weights are integers already; quantise the checkpoint it was made from")
+    partial = output.with_name(f"{output.name}.partial")
+    for place in (output, partial):
+        if place.exists():
+            left = " (left by a run that was cut off)" if place == partial else ""
+            raise ValueError(f"{place}: is there already{left}; remove it or choose another --output")
+    spec, rules, read = families.resolve(values)
+    checkpoint, model = Checkpoint(folder), skeleton(spec, torch.float32)
+    planned = plan(checkpoint.info, rules, model.destinations())
+    check(planned, checkpoint)
+    dtype = str(stored_dtype("auto", read.dtype, checkpoint.dtype)).removeprefix("torch.")
+    partial.mkdir(parents=True)
+    try:
+        written = save_quantised(partial, checkpoint, planned, scheme.formats(model), progress)
+        key = "dtype" if "dtype" in values else "torch_dtype"
+        made = {**values, key: dtype, "quantization_config": scheme.written()}
+        (partial / "config.json").write_text(json.dumps(made, indent=2, ensure_ascii=False), encoding="utf-8")
+        for name in hub.SMALL_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, partial / name)
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    return {"output": str(output), "bytes_before": checkpoint.nbytes, **written}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.parser("quantize", "Write a checkpoint with int8 or int4 matrices, which loads as it is.")
+    parser.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="a folder that is not there yet")
+    cli.add_quantize_arguments(parser, required=True)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+    arguments = parser.parse_args(argv)
+
+    def body() -> int:
+        scheme = asked_scheme(arguments.quantize, arguments.group_size, not arguments.asymmetric)
+        assert scheme is not None
+        report = quantize(arguments.weights, arguments.output, scheme, cli.progress_bar("quantising"))
+        if arguments.json:
+            print(json.dumps(report, ensure_ascii=False))
+        else:
+            before, after = (report[key] / 1e6 for key in ("bytes_before", "bytes"))
+            each = f"{report['bits_per_value']:.2f} bits for each value of the matrices"
+            print(printable(f"{report['output']}: {after:,.1f} MB, before {before:,.1f} MB; {each}"))
+        return 0
+
+    return cli.run(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
