@@ -6,6 +6,7 @@ when it was chosen.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,11 +69,11 @@ def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
 
 
 def _cpu_ops() -> Ops:
-    try:
-        from minillm import cpu_ops
-    except ImportError as reason:
-        print(f"minillm: plain PyTorch in use, which is slower: {reason}; install numba", file=sys.stderr)
+    if importlib.util.find_spec("numba") is None:
+        print("minillm: plain PyTorch in use, which is slower: there is no package numba; install it", file=sys.stderr)
         return CPU
+    from minillm import cpu_ops
+
     cpu_ops.keep_memory()
     return Ops(**cpu_ops.OPS)
 
