@@ -220,11 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"writing random weights of {arguments.random}", file=sys.stderr)
                 write_random(Path(scratch), arguments.random)
             folder = Path(scratch) if arguments.random else hub.resolve(arguments.weights)
-            quantize = getattr(arguments, "quantize", None)
-            llm = load(
-                folder, arguments.dtype, arguments.device, arguments.kernels, cli.progress_bar("loading"),
-                arguments.keep_quantized, **({"quantize": quantize} if quantize else {}),
-            )  # fmt: skip
+            arguments.weights = folder
+            llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
         if arguments.prompt_tokens + STEPS > llm.spec.context:
             raise ValueError(f"--prompt-tokens {arguments.prompt_tokens} and {STEPS} more exceed {llm.spec.context}")
         report = {"shape": arguments.random or folder.name, **profile(llm, arguments.prompt_tokens)}

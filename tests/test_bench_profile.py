@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,17 +65,16 @@ def test_every_part_is_seen(mixtures: Path, family: str, inside: set[str]) -> No
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kernels", ["reference", "auto"])
-def test_costs_add_up(mixtures: Path, kernels: str, tied: bool) -> None:
+@pytest.mark.parametrize("held", [{"kernels": "reference"}, {"quantize": "int8"}, {"quantize": "int4"}])
+def test_costs_add_up(mixtures: Path, held: dict[str, Any], tied: bool) -> None:
     """To what a step reads and a prompt takes, in whatever form the weights are held."""
-    llm = load(DEMO if tied else mixtures / "mixtral", "bfloat16", "cpu", kernels)
+    llm = load(DEMO if tied else mixtures / "mixtral", "bfloat16", "cpu", **held)
     assert llm.spec.tied == tied
     step = costs(llm, 1, 20)
     cached = 2 * cached_values_seen(llm.spec, 21)
     assert sum(nbytes for nbytes, _ in step.values()) == pytest.approx(llm.bytes_per_step + cached, rel=1e-3)
-    assert sum(flops for _, flops in costs(llm, 20, 0).values()) == prefill_flops(
-        skeleton(llm.spec, torch.bfloat16), 20
-    )
+    plain = skeleton(llm.spec, torch.bfloat16)
+    assert sum(flops for _, flops in costs(llm, 20, 0).values()) == prefill_flops(plain, 20)
 
 
 def test_shares_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
