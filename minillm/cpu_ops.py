@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minillm import cpu, reference
 from minillm import cpu_products as products
-from minillm import reference
-from minillm.cpu import attention as attending
-from minillm.cpu import pointwise, prefill
-from minillm.cpu.dots import NATIVE_BF16
-from minillm.cpu.jit import LIKE, address
+from minillm.cpu.arrays import LIKE, address
 from minillm.cpu_products import activation_number, plain
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.visibility import Visibility
@@ -47,7 +44,7 @@ def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, *numbers: Any) -
     y, s = torch.empty_like(x), x if residual is None else torch.empty_like(x)
     size = len(weight)
     at = [address(each) for each in (x, residual, s, weight, y)]
-    pointwise.rms_norm(*at, x.numel() // size, size, _norm_numbers(*numbers), LIKE[x.dtype])
+    cpu.pointwise.rms_norm(*at, x.numel() // size, size, _norm_numbers(*numbers), LIKE[x.dtype])
     return y, s
 
 
@@ -62,7 +59,7 @@ def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") 
         return reference.gated_act(gate_up, activation)
     inner = gate_up.shape[-1] // 2
     y = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype)
-    pointwise.gated_act(address(gate_up), address(y), y.numel() // inner, inner, numbers, LIKE[y.dtype])
+    cpu.pointwise.gated_act(address(gate_up), address(y), y.numel() // inner, inner, numbers, LIKE[y.dtype])
     return y
 
 
@@ -92,7 +89,7 @@ def qk_norm_rope_cache(
     at = tuple(address(each) for each in (qkv, q, k_cache, v_cache, slots, cos, sin, q_weight, k_weight))
     sizes = (steps, num_heads, kv_heads, size, capacity, cos.shape[-1], layout == "half")
     numbers = _norm_numbers(eps, offset, cast)
-    pointwise.qk_norm_rope_cache(at, batch, len(slots), len(cos), sizes, numbers, LIKE[qkv.dtype])
+    cpu.pointwise.qk_norm_rope_cache(at, batch, len(slots), len(cos), sizes, numbers, LIKE[qkv.dtype])
     return q.transpose(1, 2)
 
 
@@ -111,7 +108,12 @@ def attention(
     if _slots(k) and _slots(v) and q.dtype == k.dtype == v.dtype and plain(rows, sinks):
         if few_queries(q):
             return _attend(rows, k, v, visible, scale, softcap, sinks)
-        if NATIVE_BF16 and q.dtype == torch.bfloat16 and sinks is None and not (q.shape[3] % 2 or v.shape[3] % 64):
+        if (
+            cpu.dots.NATIVE_BF16
+            and q.dtype == torch.bfloat16
+            and sinks is None
+            and not (q.shape[3] % 2 or v.shape[3] % 64)
+        ):
             return _attend_prompt(rows, k, v, visible, scale, softcap)
     return reference.attention(q, k, v, visible, scale, softcap, sinks)
 
@@ -147,9 +149,9 @@ def _attend(
     sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], _slots(k), _slots(v), k.stride(2), v.stride(2))
     ring = visible.window if visible.ring else None
     longest = min(visible.start + visible.count, visible.window or visible.start + visible.count)
-    places = (ring or 0, visible.first_key, -(-longest // attending.CHUNK))
+    places = (ring or 0, visible.first_key, -(-longest // cpu.attention.CHUNK))
     numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
-    attending.attention(*at, batch, sizes, places, *numbers, LIKE[q.dtype])
+    cpu.attention.attention(*at, batch, sizes, places, *numbers, LIKE[q.dtype])
     return y.transpose(1, 2)
 
 
@@ -163,7 +165,7 @@ def _attend_prompt(
     sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], k.shape[2])
     strides = (_slots(k) * k.stride(2), _slots(v) * v.stride(2), k.stride(2), v.stride(2))
     numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
-    prefill.attention(*at, batch, sizes, strides, visible.first_key, *numbers, LIKE[q.dtype])
+    cpu.prefill.attention(*at, batch, sizes, strides, visible.first_key, *numbers, LIKE[q.dtype])
     return y.transpose(1, 2)
 
 

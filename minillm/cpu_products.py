@@ -10,17 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm import grouped, reference
-from minillm.cpu import experts as expert_loops
-from minillm.cpu import pointwise
-from minillm.cpu.jit import LIKE, address
-from minillm.cpu.linear import dequantise
-from minillm.cpu.linear import linear as multiply
+from minillm import cpu, grouped, reference
+from minillm.cpu.arrays import INT4, INT8, LIKE, address
 from minillm.quantised import Int4Matrices, Int8Matrices
 from minillm.spec import Activation, ClampedSwiGLU
 
 FEW_ROWS = 16  # more are oneDNN's
-INT8, INT4 = np.empty(0, np.int8), np.empty(0, np.uint8)
 
 
 def plain(*tensors: Tensor | None) -> bool:
@@ -36,7 +31,7 @@ def _product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: int, bias: 
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype)
     if y.numel():
         given = (address(x), matrix, address(bias), address(y))
-        multiply(*given, x.numel() // inputs, inputs, outputs, LIKE[x.dtype], like)
+        cpu.linear.linear(*given, x.numel() // inputs, inputs, outputs, LIKE[x.dtype], like)
     return y
 
 
@@ -89,7 +84,7 @@ def _quantised_product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: i
         return _product(x, matrix, like, outputs, bias)
     weight = torch.empty(outputs, x.shape[-1], dtype=x.dtype)
     if weight.numel():
-        dequantise(matrix, address(weight), outputs, x.shape[-1], like, LIKE[x.dtype])
+        cpu.linear.dequantise(matrix, address(weight), outputs, x.shape[-1], like, LIKE[x.dtype])
     return F.linear(x, weight, bias)
 
 
@@ -103,8 +98,8 @@ def _known_int4(packed: Tensor, scale: Tensor, zero: Tensor | None, factor: Tens
 def activation_number(activation: Activation | ClampedSwiGLU) -> tuple[int, Any, Any] | None:
     """What the loops call an activation; None for one that they do not have."""
     if isinstance(activation, ClampedSwiGLU):
-        return pointwise.CLAMPED, np.float32(activation.limit), np.float32(activation.alpha)
-    kinds = {"silu": pointwise.SILU, "gelu_tanh": pointwise.GELU_TANH}
+        return cpu.pointwise.CLAMPED, np.float32(activation.limit), np.float32(activation.alpha)
+    kinds = {"silu": cpu.pointwise.SILU, "gelu_tanh": cpu.pointwise.GELU_TANH}
     return (kinds[activation], np.float32(0), np.float32(0)) if activation in kinds else None
 
 
@@ -128,7 +123,7 @@ def experts(
     at = [address(each) for each in (x, chosen, weights, y)]
     bias_at = tuple(number for each in biases or (None, None) for number in _located(each))
     sizes = (len(x), chosen.shape[1], hidden, inner)
-    expert_loops.experts(*at, into[0], out_of[0], bias_at, sizes, numbers, LIKE[x.dtype], into[1])
+    cpu.experts.experts(*at, into[0], out_of[0], bias_at, sizes, numbers, LIKE[x.dtype], into[1])
     return y
 
 

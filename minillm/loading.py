@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,6 @@ def load(
     of matrices (`quantised.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
     `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
-    if kernels not in ("auto", "reference", "triton"):
-        raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
     folder = hub.resolve(path)
     values = config.read(folder)
     written = integers(folder, values)
@@ -68,12 +66,17 @@ def load(
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
-    notes = [f"config.json keys not understood and ignored: {', '.join(read.unread)}"] if read.unread else []
-    notes += [f"{count} tensors left out: {reason}" for reason, count in planned.reasons.items()]
-    notes += [f"this CPU has no fast {str(wanted).removeprefix('torch.')} arithmetic: running in float32"] * slow
-    for each in notes:  # said now, so that a load that fails says one thing only
-        note(each)
+    _say(read.unread, planned.reasons, wanted if slow else None)  # now, so that a load that fails says one thing only
     return llm
+
+
+def _say(unread: Sequence[str], left_out: Mapping[str, int], slow: torch.dtype | None) -> None:
+    if unread:
+        note(f"config.json keys not understood and ignored: {', '.join(unread)}")
+    for reason, count in left_out.items():
+        note(f"{count} tensors left out: {reason}")
+    if slow:
+        note(f"this CPU has no fast {str(slow).removeprefix('torch.')} arithmetic: running in float32")
 
 
 def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) -> Scheme | None:

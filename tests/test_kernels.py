@@ -23,6 +23,7 @@ from kernel_cases import FAST, Aligned, Awkward, Case, Pick
 from kernel_problems import BUDGETS, PROBLEMS, hold, normed
 from test_laws import EXACT, build, random_tokens, specs, uncut
 
+from minillm import cpu_ops
 from minillm.cache import Cache
 from minillm.model import Decoder
 from minillm.ops import CPU, REFERENCE, Ops, select
@@ -190,7 +191,7 @@ def test_a_decode_step_is_one_graph() -> None:
 
 def test_select() -> None:
     cpu = torch.device("cpu")
-    assert select("auto", cpu, torch.bfloat16) is CPU
+    assert select("auto", cpu, torch.bfloat16) == Ops(**cpu_ops.OPS)
     assert select("reference", torch.device("cuda"), torch.bfloat16) is REFERENCE
     with pytest.raises(ValueError, match="wrong values in bfloat16"):
         select("triton", cpu, torch.bfloat16)
