@@ -47,4 +47,5 @@ def decode_singly(model: Decoder, tokens: Sequence[int] | Tensor, caches: Sequen
     A cache given several times holds one sequence, and its tokens follow each other.
     """
     tokens_B = torch.as_tensor(tokens, device=caches[0].device)
-    return torch.cat([decode(model, token_1, cache) for token_1, cache in zip(tokens_B.split(1), caches, strict=True)])
+    each = zip(tokens_B.split(1), caches, strict=True)
+    return torch.cat([decode(model, token_1, cache).clone() for token_1, cache in each])  # the next step overwrites

@@ -68,9 +68,9 @@ def _shown(result: Any, given: list[Tensor]) -> bool:
 
 def _into(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Callable[[], Any]:
     """A call of `op` that puts its result, one tensor or several, where `result` lies."""
-    if isinstance(result, Tensor) and "out" in op.overloadpacket.overloads():
-        out = op.overloadpacket.out
-        if [each.name for each in out._schema.arguments if not each.is_out] == [a.name for a in op._schema.arguments]:
+    packet = op.overloadpacket
+    for out in (getattr(packet, name) for name in packet.overloads()) if isinstance(result, Tensor) else ():
+        if _given(out) == _given(op) and [each.name for each in out._schema.arguments if each.is_out] == ["out"]:
             return lambda: out(*args, **kwargs, out=result)
 
     def repeated() -> None:
@@ -79,3 +79,8 @@ def _into(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -
             old.copy_(new)
 
     return repeated
+
+
+def _given(op: Any) -> list[tuple[str, str]]:
+    """The arguments that an op reads: an op and its overload that writes into a tensor take the same."""
+    return [(each.name, str(each.type)) for each in op._schema.arguments if not each.is_out]

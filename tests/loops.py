@@ -34,9 +34,13 @@ class Heard:
         return sample(logits_BV, *settings)
 
 
-def listening(spec: Spec, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Decoder, Heard]:
+def listening(
+    spec: Spec, dtype: torch.dtype = torch.float32, seed: int = 0, compiled: bool = True
+) -> tuple[Decoder, Heard]:
+    """A drawn decoder on the ops that a CPU gets: with loops and tapes, or where those are missing."""
     heard = Heard()
-    model = build(spec, seed, replace(ops.CPU, sample=heard.sample))
+    chosen = ops.select("auto", torch.device("cpu"), dtype) if compiled else ops.CPU
+    model = build(spec, seed, replace(chosen, sample=heard.sample))
     for name, parameter in model.named_parameters():
         if ".router." not in name:  # which is fp32 whatever the rest is
             parameter.data = parameter.data.to(dtype)

@@ -36,16 +36,23 @@ def run(model, rows, **options) -> tuple[list[tuple[int, str]], Timings]:
 @settings(max_examples=25)
 @given(
     specs(), lengths, stops, st.sampled_from((torch.float32, torch.bfloat16)), st.integers(1, 5), st.integers(0, 3),
-    st.sampled_from(({}, {"temperature": 1.0}, {"temperature": 0.9, "repetition_penalty": 1.3})),
+    st.sampled_from(({}, {"temperature": 1.0}, {"temperature": 0.9, "repetition_penalty": 1.3})), st.booleans(),
 )  # fmt: skip
 def test_a_deterministic_batch_is_its_prompts_alone(
-    spec: Spec, lengths: list[int], stops: set[int], dtype: torch.dtype, max_batch: int, lag: int, choice: dict
+    spec: Spec,
+    lengths: list[int],
+    stops: set[int],
+    dtype: torch.dtype,
+    max_batch: int,
+    lag: int,
+    choice: dict,
+    compiled: bool,
 ) -> None:
     """Token for token and bit for bit, whatever shares the batch, leaves it or waits; alone without the flag, too."""
-    model, together = listening(spec, dtype)
+    model, together = listening(spec, dtype, compiled=compiled)
     rows = requests(prompts_of(lengths), 12, stops, **choice)
     run(model, rows, max_batch=max_batch, deterministic=True, lag=lag)
-    model, alone = listening(spec, dtype)
+    model, alone = listening(spec, dtype, compiled=compiled)
     for number, row in enumerate(requests(prompts_of(lengths), 12, stops, **choice)):
         run(model, [row], deterministic=number % 2 == 0)
         assert texts([row]) == texts([rows[number]])

@@ -65,17 +65,25 @@ def test_positions_taken_back_leave_no_trace(spec: Spec, pieces: list[int], wron
     specs(), st.none() | specs(), st.lists(st.integers(1, 14), min_size=1, max_size=2), st.integers(1, 6),
     st.sets(st.integers(0, 30), max_size=3), st.sampled_from((torch.float32, torch.bfloat16)),
     st.sampled_from(({}, {"temperature": 1.0}, {"temperature": 0.9, "top_p": 0.8, "frequency_penalty": 0.5})),
+    st.booleans(),
 )  # fmt: skip
 def test_with_guesses_the_text_is_the_same(
-    spec: Spec, drawn: Spec | None, lengths: list[int], count: int, stops: set[int], dtype: torch.dtype, choice: dict
+    spec: Spec,
+    drawn: Spec | None,
+    lengths: list[int],
+    count: int,
+    stops: set[int],
+    dtype: torch.dtype,
+    choice: dict,
+    compiled: bool,
 ) -> None:
     """Token for token, whoever guesses, and the logits behind each bit for bit."""
     prompts = [random_tokens(length, seed=i).tolist() for i, length in enumerate(lengths)]
-    model, plain = listening(spec, dtype)
+    model, plain = listening(spec, dtype, compiled=compiled)
     expected, rows = requests(prompts, 14, stops, **choice), requests(prompts, 14, stops, **choice)
     for row in expected:
         list(batch.generate(model, [row], Timings()))
-    model, guessed = listening(spec, dtype)
+    model, guessed = listening(spec, dtype, compiled=compiled)
     guessing(model, rows, build(drawn, seed=1) if drawn else None, count, deterministic=True)
     assert texts(rows) == texts(expected)
     for key, logits_V in plain.logits.items():

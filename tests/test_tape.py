@@ -55,6 +55,28 @@ def test_a_tape_keeps_its_memory() -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda x: x.clamp(min=x.mean()),  # of clamp, index and sum more than one overload writes into a tensor
+        lambda x: x.clamp(max=2.0),
+        lambda x: x[torch.tensor([2, 0])],
+        lambda x: x.sum(),
+        lambda x: x.view(1, 3).sum(-1, keepdim=True),
+        lambda x: x.topk(2).values,
+        lambda x: x.pow(2) / 3 + x,
+    ],
+)
+def test_an_op_is_repeated_by_its_own_overload(op: object) -> None:
+    x = torch.tensor([1.0, 5.0, 3.0])
+    with Tape() as tape:
+        y = op(x)  # type: ignore[operator]
+    x.copy_(torch.tensor([2.0, -4.0, 9.0]))
+    tape.replay()
+    assert torch.equal(y, op(x))  # type: ignore[operator]
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("read", [lambda x: x[x > 0], lambda x: x.sum().item(), lambda x: torch.bincount(x.long())])
 def test_what_the_host_reads_is_not_recorded(read: object) -> None:
     with pytest.raises(RuntimeError, match="gives the host what changes"), Tape():
