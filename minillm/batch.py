@@ -24,7 +24,7 @@ from minillm.inference import PREFILL_CHUNK, decode, decode_singly, prefill
 from minillm.model import Decoder
 
 MAX_BATCH = 32
-PASS = 32  # tokens: what a pass over a short prompt costs besides its own, as all weights are read for it
+PASS = 24  # tokens of a prompt: what reading all weights once costs, by measurement on a CPU (20 to 25)
 LAG = 4  # steps that a GPU is ahead of what the host has read, so that it never waits to be asked
 
 
@@ -39,9 +39,10 @@ def generate(
 ) -> Iterator[tuple[int, str]]:
     """Run completions, at most `max_batch` at a time, until each has finished; yields (row, new text) as it comes.
 
-    With `deterministic` a row's logits are bit for bit those that it gets alone; else products of several rows may
-    round otherwise. Stops are noticed `lag` steps late (default: 0 on a CPU), and what came behind them is thrown away.
-    Raises ValueError where the logits of a row that goes on are not numbers to choose by.
+    With `deterministic` a row's logits are bit for bit those that it gets alone, as each goes through the model by
+    itself; else products of several rows may round otherwise. Stops are noticed `lag` steps late (default: 0 on a CPU),
+    and what came behind them is thrown away. Raises ValueError where the logits of a row that goes on are not numbers
+    to choose by.
     """
     if lag is None:
         lag = LAG if model.embedding.weight.device.type == "cuda" else 0

@@ -22,7 +22,6 @@ import contextlib
 import itertools
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from tqdm import tqdm
 from minillm import bench_kernels, bench_plot, bench_profile, cli, config, families, hub, roofline
 from minillm.bench_engines import PEERS, Worker, check
 from minillm.bench_report import Limits, Point, ratios, speeds, table
-from minillm.bench_weights import gguf_bytes_per_step, write_gguf, write_random
+from minillm.bench_weights import gguf_bytes_per_step, scratch_folder, write_gguf, write_random
 from minillm.families.shapes import SHAPES
 from minillm.loading import DTYPES, load, resolve_device
 from minillm.measure import bytes_per_step, copy_bandwidth, matrix_peak
@@ -198,8 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(arguments.against, arguments.llama_python or sys.executable)
         if arguments.plot:
             roofline.check(arguments.plot)
-        with tempfile.TemporaryDirectory(prefix="minillm-bench-") as name:
-            scratch = Path(name)
+        with scratch_folder() as scratch:
             if arguments.random:
                 print(f"writing random weights of {arguments.random}", file=sys.stderr)
                 write_random(scratch, arguments.random)

@@ -35,10 +35,10 @@ FILL_CHUNK = 2048  # positions of a long context that transformers reads at a ti
 
 class Minillm:
     def __init__(self, settings: dict[str, Any]):
-        quantize = {} if settings["quantize"] == "none" else {"quantize": settings["quantize"]}
-        chosen = (settings["dtype"], settings["device"], settings["kernels"])
+        quantize = None if settings["quantize"] == "none" else settings["quantize"]
+        options = {name: settings[name] for name in ("dtype", "device", "kernels", "keep_quantized")}
         started = time.perf_counter()
-        self.llm = load(settings["weights"], *chosen, keep_quantized=settings["keep_quantized"], **quantize)
+        self.llm = load(settings["weights"], **options, quantize=quantize)
         seconds = time.perf_counter() - started
         self.dtype = DTYPES[settings["dtype"]]
         self.facts = {

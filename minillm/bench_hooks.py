@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from minillm.norm import NoNorm
 
 @dataclass
 class Timer:
-    """Time of each part by itself, calls, and the bytes of activations, of whatever ran since `clear`."""
+    """Of each part the time by itself, the calls, and the bytes of the activations that leaves took and gave."""
 
     now: Callable[[], float]
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -26,29 +26,18 @@ class Timer:
     def __post_init__(self) -> None:
         self._open: list[list[float]] = []  # of each part under way: when it began, and the seconds of parts inside
 
-    def clear(self) -> None:
-        for counts in (self.seconds, self.calls, self.activations):
-            counts.clear()
-
     def begin(self) -> None:
         self._open.append([self.now(), 0.0])
 
-    def end(self, part: str) -> None:
+    def end(self, part: str, moved: Iterable[Any] = ()) -> None:
+        """What began last was this part; of what it took and gave, the tensors count."""
         began, inside = self._open.pop()
         spent = self.now() - began
         self.seconds[part] += spent - inside
         self.calls[part] += 1
+        self.activations[part] += sum(each.nbytes for each in moved if isinstance(each, Tensor))
         if self._open:
             self._open[-1][1] += spent
-
-    def around(self, call: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def timed(*given: Any, **named: Any) -> Any:
-            self.begin()
-            result = call(*given, **named)
-            self.end(part)
-            return result
-
-        return timed
 
 
 def part_of(name: str) -> str:
@@ -58,11 +47,20 @@ def part_of(name: str) -> str:
 
 @contextlib.contextmanager
 def watched(model: nn.Module, timer: Timer) -> Iterator[None]:
-    """Hooks around all modules of a model but norms that do nothing; and around the two calls that are not modules."""
+    """Hooks around all modules of a model but norms that do nothing; and around two methods that are called without
+    their module: a norm's of a sum, and the head's."""
     hooks, wrapped = [], []
 
-    def wrap(module: nn.Module, method: str, part: str) -> None:
-        setattr(module, method, timer.around(getattr(module, method), part))
+    def wrap(module: nn.Module, method: str, part: str, leaf: bool) -> None:
+        call = getattr(module, method)
+
+        def timed(*given: Any) -> Any:
+            timer.begin()
+            made = call(*given)
+            timer.end(part, _moved(given, made) if leaf else ())
+            return made
+
+        setattr(module, method, timed)
         wrapped.append((module, method))
 
     for name, module in model.named_modules():
@@ -71,14 +69,12 @@ def watched(model: nn.Module, timer: Timer) -> Iterator[None]:
         part, leaf = part_of(name), not any(module.children())
 
         def leave(_: nn.Module, given: Any, made: Any, part: str = part, leaf: bool = leaf) -> None:
-            timer.end(part)
-            moved = [*given, *(made if isinstance(made, tuple) else [made])] if leaf else []
-            timer.activations[part] += sum(each.nbytes for each in moved if isinstance(each, Tensor))
+            timer.end(part, _moved(given, made) if leaf else ())
 
         hooks += [module.register_forward_pre_hook(lambda *_: timer.begin()), module.register_forward_hook(leave)]
         if hasattr(module, "of_sum"):
-            wrap(module, "of_sum", part)
-    wrap(model, "logits", "head")
+            wrap(module, "of_sum", part, leaf)
+    wrap(model, "logits", "head", leaf=False)
     try:
         yield
     finally:
@@ -86,3 +82,7 @@ def watched(model: nn.Module, timer: Timer) -> Iterator[None]:
             hook.remove()
         for module, method in wrapped:
             delattr(module, method)
+
+
+def _moved(given: tuple[Any, ...], made: Any) -> tuple[Any, ...]:
+    return *given, *(made if isinstance(made, tuple) else (made,))

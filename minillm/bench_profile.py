@@ -19,7 +19,6 @@ import contextlib
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -31,7 +30,7 @@ from torch import nn
 
 from minillm import cli, hub, inference, roofline
 from minillm.bench_hooks import Timer, part_of, watched
-from minillm.bench_weights import write_random
+from minillm.bench_weights import scratch_folder, write_random
 from minillm.cache import Cache
 from minillm.families.shapes import SHAPES
 from minillm.llm import LLM
@@ -215,16 +214,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         if arguments.plot:
             roofline.check(arguments.plot)
-        with tempfile.TemporaryDirectory(prefix="minillm-bench-") as scratch:
+        with scratch_folder() as scratch:
             if arguments.random:
                 print(f"writing random weights of {arguments.random}", file=sys.stderr)
-                write_random(Path(scratch), arguments.random)
-            folder = Path(scratch) if arguments.random else hub.resolve(arguments.weights)
-            quantize = getattr(arguments, "quantize", None)
-            llm = load(
-                folder, arguments.dtype, arguments.device, arguments.kernels, cli.progress_bar("loading"),
-                arguments.keep_quantized, **({"quantize": quantize} if quantize else {}),
-            )  # fmt: skip
+                write_random(scratch, arguments.random)
+            folder = scratch if arguments.random else hub.resolve(arguments.weights)
+            arguments.weights = folder
+            llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
         if arguments.prompt_tokens + STEPS > llm.spec.context:
             raise ValueError(f"--prompt-tokens {arguments.prompt_tokens} and {STEPS} more exceed {llm.spec.context}")
         report = {"shape": arguments.random or folder.name, **profile(llm, arguments.prompt_tokens)}

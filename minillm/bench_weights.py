@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +26,17 @@ from minillm.weights.save import save
 
 # What llama.cpp calls what we call a dtype, and its own for our quantisations.
 ENCODINGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for weights, which goes when the block is left, and when the process is asked to end too: gigabytes."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with tempfile.TemporaryDirectory(prefix="minillm-bench-") as name:
+            yield Path(name)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def write_random(folder: Path, name: str, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -6,99 +6,27 @@ many rows (whose products oneDNN does best), matrices that do not lie one row be
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from minillm import grouped, reference
-from minillm.cpu import attention as attending
-from minillm.cpu import experts as expert_loops
-from minillm.cpu import pointwise, prefill
-from minillm.cpu.dots import NATIVE_BF16
-from minillm.cpu.jit import LIKE, address
-from minillm.cpu.linear import linear as multiply
-from minillm.quantised import Int4Matrices, Int8Matrices
+from minillm import cpu, reference
+from minillm import cpu_products as products
+from minillm.cpu.arrays import LIKE, address
+from minillm.cpu_products import activation_number, plain
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.visibility import Visibility
 
-FEW_ROWS = 16  # more are oneDNN's
-INT8, INT4 = np.empty(0, np.int8), np.empty(0, np.uint8)
-
-
-def plain(*tensors: Tensor | None) -> bool:
-    """Whether a loop can run over these: of one dtype that it knows, contiguous, and not to be differentiated."""
-    given = [each for each in tensors if each is not None]
-    tracked = torch.is_grad_enabled() and any(each.requires_grad for each in given)
-    dtype = given[0].dtype
-    return dtype in LIKE and not tracked and all(each.dtype == dtype and each.is_contiguous() for each in given)
-
-
-def _product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: int, bias: Tensor | None) -> Tensor:
-    inputs = x.shape[-1]
-    y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype)
-    if y.numel():
-        given = (address(x), matrix, address(bias), address(y))
-        multiply(*given, x.numel() // inputs, inputs, outputs, LIKE[x.dtype], like)
-    return y
-
-
-def _located(x: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if x is None else (x.data_ptr(), x.numel())
-
-
-def _laid(
-    weight: Tensor,
-    scale: Tensor | None = None,
-    zero: Tensor | None = None,
-    factor: Tensor | None = None,
-    group: int = 1,
-) -> tuple[Any, ...]:
-    """A matrix as the loops take it."""
-    return (*_located(weight), *_located(scale), *_located(zero), *_located(factor), group)
-
-
-def few(x: Tensor) -> bool:
-    return 0 < x.numel() <= FEW_ROWS * x.shape[-1]
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`reference.linear`."""
-    if few(x) and plain(x, weight, bias):
-        return _product(x, _laid(weight), LIKE[x.dtype], len(weight), bias)
-    return F.linear(x, weight, bias)
-
-
-def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`reference.int8_linear`."""
-    if few(x) and plain(x, bias) and plain(scale) and weight.is_contiguous():
-        return _product(x, _laid(weight, factor=scale), INT8, len(weight), bias)
-    return reference.int8_linear(x, weight, scale, bias)
-
-
-def int4_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None,
-    factor: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """`reference.int4_linear`."""
-    if few(x) and plain(x, bias) and _known_int4(packed, scale, zero, factor, group):
-        return _product(x, _laid(packed, scale, zero, factor, group), INT4, len(packed), bias)
-    return reference.int4_linear(x, packed, scale, zero, group, bias, factor)
-
-
-def _known_int4(packed: Tensor, scale: Tensor, zero: Tensor | None, factor: Tensor | None, group: int) -> bool:
-    """Whether the loops take this format: int8 scales, uint8 zeros, and groups of 16, 32, 64, 128, …"""
-    parts = (packed, torch.uint8), (scale, torch.int8), (zero, torch.uint8), (factor, torch.float32)
-    known = all(each is None or (each.dtype == dtype and each.is_contiguous()) for each, dtype in parts)
-    return known and factor is not None and group >= 16 and group & (group - 1) == 0
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h; the last is 32 MiB at most
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
     """`reference.rms_norm`."""
-    if not (few(x) and plain(x, weight)):
+    if not (products.few(x) and plain(x, weight)):
         return reference.rms_norm(x, weight, eps, offset, cast)
     return _normed(x, None, weight, eps, offset, cast)[0]
 
@@ -107,7 +35,7 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
 ) -> tuple[Tensor, Tensor]:
     """`reference.add_rms_norm`."""
-    if not (few(x) and plain(x, residual, weight)):
+    if not (products.few(x) and plain(x, residual, weight)):
         return reference.add_rms_norm(x, residual, weight, eps, offset, cast)
     return _normed(x, residual, weight, eps, offset, cast)
 
@@ -116,7 +44,7 @@ def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, *numbers: Any) -
     y, s = torch.empty_like(x), x if residual is None else torch.empty_like(x)
     size = len(weight)
     at = [address(each) for each in (x, residual, s, weight, y)]
-    pointwise.rms_norm(*at, x.numel() // size, size, _norm_numbers(*numbers), LIKE[x.dtype])
+    cpu.pointwise.rms_norm(*at, x.numel() // size, size, _norm_numbers(*numbers), LIKE[x.dtype])
     return y, s
 
 
@@ -126,21 +54,13 @@ def _norm_numbers(eps: float, offset: float, cast: NormCast) -> tuple[Any, Any, 
 
 def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
     """`reference.gated_act`."""
-    numbers = _activation(activation)
+    numbers = activation_number(activation)
     if not (numbers and gate_up.numel() and plain(gate_up)):
         return reference.gated_act(gate_up, activation)
     inner = gate_up.shape[-1] // 2
     y = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype)
-    pointwise.gated_act(address(gate_up), address(y), y.numel() // inner, inner, numbers, LIKE[y.dtype])
+    cpu.pointwise.gated_act(address(gate_up), address(y), y.numel() // inner, inner, numbers, LIKE[y.dtype])
     return y
-
-
-def _activation(activation: Activation | ClampedSwiGLU) -> tuple[int, Any, Any] | None:
-    """What the loops call an activation; None for one that they do not have."""
-    if isinstance(activation, ClampedSwiGLU):
-        return pointwise.CLAMPED, np.float32(activation.limit), np.float32(activation.alpha)
-    kinds = {"silu": pointwise.SILU, "gelu_tanh": pointwise.GELU_TANH}
-    return (kinds[activation], np.float32(0), np.float32(0)) if activation in kinds else None
 
 
 def qk_norm_rope_cache(
@@ -169,7 +89,7 @@ def qk_norm_rope_cache(
     at = tuple(address(each) for each in (qkv, q, k_cache, v_cache, slots, cos, sin, q_weight, k_weight))
     sizes = (steps, num_heads, kv_heads, size, capacity, cos.shape[-1], layout == "half")
     numbers = _norm_numbers(eps, offset, cast)
-    pointwise.qk_norm_rope_cache(at, batch, len(slots), len(cos), sizes, numbers, LIKE[qkv.dtype])
+    cpu.pointwise.qk_norm_rope_cache(at, batch, len(slots), len(cos), sizes, numbers, LIKE[qkv.dtype])
     return q.transpose(1, 2)
 
 
@@ -188,7 +108,12 @@ def attention(
     if _slots(k) and _slots(v) and q.dtype == k.dtype == v.dtype and plain(rows, sinks):
         if few_queries(q):
             return _attend(rows, k, v, visible, scale, softcap, sinks)
-        if NATIVE_BF16 and q.dtype == torch.bfloat16 and sinks is None and not (q.shape[3] % 2 or v.shape[3] % 64):
+        if (
+            cpu.dots.NATIVE_BF16
+            and q.dtype == torch.bfloat16
+            and sinks is None
+            and not (q.shape[3] % 2 or v.shape[3] % 64)
+        ):
             return _attend_prompt(rows, k, v, visible, scale, softcap)
     return reference.attention(q, k, v, visible, scale, softcap, sinks)
 
@@ -202,7 +127,7 @@ def latent_attention(
 
 
 def few_queries(q: Tensor) -> bool:
-    return 0 < q.shape[2] <= FEW_ROWS and q.shape[0] > 0
+    return 0 < q.shape[2] <= products.FEW_ROWS and q.shape[0] > 0
 
 
 def _slots(x: Tensor) -> int:
@@ -224,9 +149,9 @@ def _attend(
     sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], _slots(k), _slots(v), k.stride(2), v.stride(2))
     ring = visible.window if visible.ring else None
     longest = min(visible.start + visible.count, visible.window or visible.start + visible.count)
-    places = (ring or 0, visible.first_key, -(-longest // attending.CHUNK))
+    places = (ring or 0, visible.first_key, -(-longest // cpu.attention.CHUNK))
     numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
-    attending.attention(*at, batch, sizes, places, *numbers, LIKE[q.dtype])
+    cpu.attention.attention(*at, batch, sizes, places, *numbers, LIKE[q.dtype])
     return y.transpose(1, 2)
 
 
@@ -240,62 +165,30 @@ def _attend_prompt(
     sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], k.shape[2])
     strides = (_slots(k) * k.stride(2), _slots(v) * v.stride(2), k.stride(2), v.stride(2))
     numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
-    prefill.attention(*at, batch, sizes, strides, visible.first_key, *numbers, LIKE[q.dtype])
+    cpu.prefill.attention(*at, batch, sizes, strides, visible.first_key, *numbers, LIKE[q.dtype])
     return y.transpose(1, 2)
 
 
-def experts(
-    x: Tensor,
-    chosen: Tensor,
-    weights: Tensor,
-    gate_up: Any,
-    down: Any,
-    activation: Activation | ClampedSwiGLU,
-    biases: tuple[Tensor, Tensor] | None = None,
-    places: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """`reference.experts`."""
-    numbers, into, out_of = _activation(activation), _matrices(gate_up), _matrices(down)
-    fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous()
-    if not (numbers and into and out_of and fits):
-        return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
-    hidden, inner = x.shape[1], _stored(gate_up).shape[1] // 2
-    y = torch.empty_like(x)
-    at = [address(each) for each in (x, chosen, weights, y)]
-    bias_at = tuple(number for each in biases or (None, None) for number in _located(each))
-    sizes = (len(x), chosen.shape[1], hidden, inner)
-    expert_loops.experts(*at, into[0], out_of[0], bias_at, sizes, numbers, LIKE[x.dtype], into[1])
-    return y
-
-
-def _stored(matrices: Any) -> Tensor:
-    """The numbers of stacked matrices, `[E, O, …]`."""
-    if isinstance(matrices, Int4Matrices):
-        return matrices.packed
-    return matrices if isinstance(matrices, Tensor) else matrices.weight
-
-
-def _matrices(matrices: Any) -> tuple[tuple[Any, ...], Any] | None:
-    """Stacked matrices as the loops take them, and the type of their numbers; None for what they do not know."""
-    if isinstance(matrices, Tensor):
-        return (_laid(matrices), LIKE[matrices.dtype]) if plain(matrices) else None
-    if isinstance(matrices, Int8Matrices):
-        return _laid(matrices.weight, factor=matrices.scale), INT8
-    if isinstance(matrices, Int4Matrices):
-        parts = matrices.packed, matrices.scale, matrices.zero, matrices.factor, matrices.group
-        return (_laid(*parts), INT4) if _known_int4(*parts) else None
-    return None
+def keep_memory() -> None:
+    """Let the C library keep what is freed. A prompt's activations are allocated anew in every layer: to give their
+    pages back each time and have them filled with zeros again takes 6 to 8 % of its time."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError):  # another C library
+        return
+    for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 512 << 20), (M_TOP_PAD, 64 << 20)):
+        mallopt(option, value)
 
 
 OPS: dict[str, Callable[..., Any]] = {
-    "linear": linear,
+    "linear": products.linear,
     "rms_norm": rms_norm,
     "add_rms_norm": add_rms_norm,
     "qk_norm_rope_cache": qk_norm_rope_cache,
     "gated_act": gated_act,
     "attention": attention,
     "latent_attention": latent_attention,
-    "experts": experts,
-    "int8_linear": int8_linear,
-    "int4_linear": int4_linear,
+    "experts": products.experts,
+    "int8_linear": products.int8_linear,
+    "int4_linear": products.int4_linear,
 }

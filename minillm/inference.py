@@ -41,16 +41,10 @@ def decode(model: Decoder, tokens: Sequence[int] | Tensor, cache: Cache) -> Tens
 
 def decode_singly(model: Decoder, tokens: Sequence[int] | Tensor, caches: Sequence[Cache]) -> Tensor:
     """Each token after what its own cache holds -> the logits `[B, V]` that follow, bit for bit those of a pass with
-    this token alone. A cache given several times holds one sequence, and its tokens follow each other.
+    this token alone, as that is what each goes through: products, reductions and even elementwise functions may round
+    by how many rows they are given, as the last elements of a tensor take other instructions than the first.
 
-    Products, reductions and even elementwise functions may round by how many rows go through them together, as the last
-    elements of a tensor take another instruction. So every token has the shapes of a pass of its own; what is shared is
-    that all go through a layer, whose weights then lie in the processor's cache, before the next layer is read.
+    A cache given several times holds one sequence, and its tokens follow each other.
     """
-    tokens_N = torch.as_tensor(tokens, device=caches[0].device)
-    entered = [model.enter(token_1[None], cache) for token_1, cache in zip(tokens_N.split(1), caches, strict=True)]
-    xs = [x_11E for x_11E, _ in entered]
-    for index, layer in enumerate(model.layers):
-        for at, ((_, step), cache) in enumerate(zip(entered, caches, strict=True)):
-            xs[at] = layer(xs[at], step, cache.layers[index])
-    return torch.cat([model.logits(x_11E)[:, -1] for x_11E in xs])
+    tokens_B = torch.as_tensor(tokens, device=caches[0].device)
+    return torch.cat([decode(model, token_1, cache) for token_1, cache in zip(tokens_B.split(1), caches, strict=True)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,15 @@ def load(
 
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. FP8 and MXFP4 weights are
-    dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" makes integers of
-    matrices (`quantised.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
+    dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" makes integers
+    of matrices (`quantised.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
     `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
-    if kernels not in ("auto", "reference", "triton"):
-        raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
     folder = hub.resolve(path)
     values = config.read(folder)
     written = integers(folder, values)
     scheme = asked_scheme(quantize, group_size, symmetric)
-    if scheme and (written or keep_quantized):
-        reason = "its weights are integers already" if written else "--keep-quantized leaves them as they are"
-        raise ValueError(f"{folder}: --quantize (quantize), but {reason}; leave one of the two out")
+    _refuse_both(folder, scheme, written, keep_quantized)
     spec, rules, read = families.resolve(values)
     target = resolve_device(device)
     checkpoint = Checkpoint(folder)
@@ -61,21 +57,26 @@ def load(
     check(planned, checkpoint)
     formats = scheme.formats(model) if scheme else {}
     quantised.hold(model, formats)
-    if keep_quantized:
-        if not (stay := fully_fp8(planned)):
-            raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
-        quantised.hold(model, {name: Fp8() for name in stay if quantised.holdable(model, name)})
+    stay = fully_fp8(planned) if keep_quantized else []
+    if keep_quantized and not stay:
+        raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
+    quantised.hold(model, {name: Fp8() for name in stay if quantised.holdable(model, name)})
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
-    notes = [f"config.json keys not understood and ignored: {', '.join(read.unread)}"] if read.unread else []
-    notes += [f"{count} tensors left out: {reason}" for reason, count in planned.reasons.items()]
-    notes += [f"this CPU has no fast {str(wanted).removeprefix('torch.')} arithmetic: running in float32"] * slow
-    for each in notes:  # said now, so that a load that fails says one thing only
-        note(each)
+    _say(read.unread, planned.reasons, wanted if slow else None)  # now, so that a load that fails says one thing only
     return llm
+
+
+def _say(unread: Sequence[str], left_out: Mapping[str, int], slow: torch.dtype | None) -> None:
+    if unread:
+        note(f"config.json keys not understood and ignored: {', '.join(unread)}")
+    for reason, count in left_out.items():
+        note(f"{count} tensors left out: {reason}")
+    if slow:
+        note(f"this CPU has no fast {str(slow).removeprefix('torch.')} arithmetic: running in float32")
 
 
 def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) -> Scheme | None:
@@ -85,6 +86,12 @@ def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) 
     if group_size is not None or not symmetric:
         raise ValueError("--group-size and --asymmetric (group_size, symmetric) go with --quantize int4 (quantize)")
     return None
+
+
+def _refuse_both(folder: Path, asked: Scheme | None, written: Scheme | None, keep_quantized: bool) -> None:
+    if asked and (written or keep_quantized):
+        reason = "its weights are integers already" if written else "--keep-quantized leaves them as they are"
+        raise ValueError(f"{folder}: --quantize (quantize), but {reason}; leave one of the two out")
 
 
 def is_fast(dtype: torch.dtype, device: torch.device) -> bool:

@@ -133,24 +133,16 @@ class Decoder(nn.Module):
         return self.logits(x_BTE[:, -1:] if last_only else x_BTE)
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None) -> Tensor:
-        """The hidden states `[B, T, E]` behind the last layer, before the final norm."""
-        x_BTE, step = self.enter(tokens_BT, cache, position_B)
-        for index, layer in enumerate(self.layers):
-            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
-        return x_BTE
-
-    def enter(
-        self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None
-    ) -> tuple[Tensor, Step]:
-        """What the first layer takes, `[B, T, E]`, and what all layers share; from here on the cache counts as longer
-        by T, and each layer is to fill its part. For `position_B` see `decode_at`."""
+        """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`."""
         step = self._step(tokens_BT, cache, position_B)
         x_BTE = self.embedding(tokens_BT)
         if self.spec.embedding_scale != 1:
             x_BTE = x_BTE * x_BTE.new_full((), self.spec.embedding_scale)  # rounded to the type of x
+        for index, layer in enumerate(self.layers):
+            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
         if cache is not None and position_B is None:
             cache.length += tokens_BT.shape[1]
-        return x_BTE, step
+        return x_BTE
 
     @torch.no_grad()
     def decode_at(self, tokens_B: Tensor, position_B: Tensor, cache: Cache) -> Tensor:

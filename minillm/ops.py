@@ -6,6 +6,7 @@ when it was chosen.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,8 +50,11 @@ CPU = Ops(experts=grouped.experts)  # without the compiled loops of `cpu_ops.py`
 def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
     """The ops for a device and dtype. "auto" takes Triton on a GPU and says so if it cannot; "triton" raises then.
 
-    Raises ValueError for "triton" without the package, on a CPU outside Triton's interpreter, or with bfloat16 in it.
+    Raises ValueError for another name, and for "triton" without the package, on a CPU outside Triton's interpreter, or
+    with bfloat16 in it.
     """
+    if kernels not in ("auto", "reference", "triton"):
+        raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
     if kernels == "reference":
         return REFERENCE
     if kernels == "auto" and device.type != "cuda":
@@ -65,11 +69,12 @@ def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
 
 
 def _cpu_ops() -> Ops:
-    try:
-        from minillm import cpu_ops
-    except ImportError as reason:
-        print(f"minillm: plain PyTorch in use, which is slower: {reason}; install numba", file=sys.stderr)
+    if importlib.util.find_spec("numba") is None:
+        print("minillm: plain PyTorch in use, which is slower: there is no package numba; install it", file=sys.stderr)
         return CPU
+    from minillm import cpu_ops
+
+    cpu_ops.keep_memory()
     return Ops(**cpu_ops.OPS)
 
 

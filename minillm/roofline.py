@@ -38,7 +38,7 @@ def draw(path: Path, rows: list[dict[str, Any]], bandwidth: float, peak: float, 
     axes.plot([left, peak / bandwidth, right], [left * bandwidth / 1e12, peak / 1e12, peak / 1e12], color="0.4")
     middle = (left * peak / bandwidth) ** 0.5
     axes.text(middle * 1.6, middle * bandwidth / 1e12, f"{bandwidth / 1e9:.0f} GB/s", va="top", color="0.3")
-    axes.text(right / 1.2, peak * 1.1 / 1e12, f"{peak / 1e12:.0f} TFLOP/s", ha="right", color="0.3")
+    axes.text(right / 1.2, peak * 1.1 / 1e12, f"{peak / 1e12:.3g} TFLOP/s", ha="right", color="0.3")
     for number, (row, intensity) in enumerate(zip(rows, intensities, strict=True)):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         label, rate = f"{row['op']}, {row['shape']}", row["flops"] / row["seconds"] / 1e12

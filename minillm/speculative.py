@@ -126,7 +126,7 @@ class Draft:
         cache.mark(count)
         while True:
             guesses += foresee(self.target, row, logits_1V, guesses)
-            if len(guesses) == count or guesses[-1] >= self.model.spec.vocab_size:
+            if len(guesses) == count:
                 return guesses
             logits_1V = self._read(sequence + guesses)
 

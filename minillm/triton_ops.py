@@ -67,14 +67,9 @@ def attention(
     if visible.count == 1:
         ring = visible.window if visible.ring else 0
         return decode_attention.decode_attention(
-            q.squeeze(2), k, v, lengths_of(visible), first, None, ring or 0, visible.start, None, scale, softcap, sinks
+            q.squeeze(2), k, v, visible.lengths_B, first, None, ring or 0, visible.start, None, scale, softcap, sinks
         ).unsqueeze(2)
     return prefill.attention(q, k, v, *where, scale, softcap, sinks)[0]
-
-
-def lengths_of(visible: Visibility) -> Tensor | None:
-    """`lengths_B`, asked for only where there are any: no graph can be traced through a cached property."""
-    return None if visible.position_B is None else visible.lengths_B
 
 
 def latent_attention(
@@ -83,7 +78,7 @@ def latent_attention(
     """`reference.latent_attention`, of which decoding one query per sequence is the form that the model uses."""
     if visible.count > 1 or differentiable(q, latent):
         return reference.latent_attention(q, latent, value_dim, visible, scale)
-    y = mla_decode.mla_decode(q.squeeze(2), latent, value_dim, lengths_of(visible), visible.padding_B, None, scale)
+    y = mla_decode.mla_decode(q.squeeze(2), latent, value_dim, visible.lengths_B, visible.padding_B, None, scale)
     return y.unsqueeze(2)
 
 

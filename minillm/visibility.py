@@ -7,7 +7,7 @@ end: row b starts with `padding[b]` positions that no query of that row ever see
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -21,7 +21,8 @@ class Visibility:
 
     With `position_B`, int64 `[B]`, there is one query per row and only the device knows where. Then `start` is the last
     position that the cache has room for, all slots of the cache are keys, and nothing here is a number that changes
-    from step to step, so that a recorded graph stays valid.
+    from step to step, so that a recorded graph stays valid. `lengths_B`, int32 `[B]`, are then the positions that each
+    row has, its query's included.
     """
 
     start: int
@@ -30,6 +31,11 @@ class Visibility:
     padding_B: Tensor | None
     device: torch.device
     position_B: Tensor | None = None
+    lengths_B: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        lengths = None if self.position_B is None else (self.position_B + 1).int()
+        object.__setattr__(self, "lengths_B", lengths)  # now, once for all layers
 
     @property
     def ring(self) -> bool:
@@ -56,11 +62,6 @@ class Visibility:
     def _query(self) -> int | Tensor:
         """The position of the only query, with `position_B` `[B, 1, 1, 1]`."""
         return self.start if self.position_B is None else self.position_B.view(-1, 1, 1, 1)
-
-    @cached_property
-    def lengths_B(self) -> Tensor | None:
-        """How many positions each row has, its query's included, where only the device knows: int32 `[B]`."""
-        return None if self.position_B is None else (self.position_B + 1).int()
 
     def slots(self) -> Tensor | None:
         """The cache's slot of each query's own position, int64 `[1, T]`, with `position_B` `[B, 1]`; None where a ring

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -46,7 +48,7 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, list[str]]:
     """The report, and the lines above it."""
-    few = ["--prompt-tokens", "9", "--new-tokens", "3", "--rounds", "2"]
+    few = ["--prompt-tokens", "9", "--new-tokens", "3", "--rounds", "2", "--kernels", "reference"]
     assert bench.main([*few, *arguments]) == 0
     *lines, last = capfd.readouterr().out.splitlines()
     return json.loads(last), lines
@@ -132,6 +134,21 @@ def test_an_interrupt_ends_the_workers(
     assert bench.main(["--weights", str(DEMO)]) == 130
     assert psutil.Process().children() == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_request_to_end_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither processes nor the folder with the weights; and the handler is as it was before."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def ended(*given: object) -> None:
+        assert len(list(tmp_path.iterdir())) == len(psutil.Process().children()) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(bench_engines.Worker, "round", ended)
+    assert exit_code(["--weights", str(DEMO)]) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == psutil.Process().children() == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 class Scripted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,10 @@ def test_every_part_is_seen(mixtures: Path, family: str, inside: set[str]) -> No
     assert set(timer.calls) <= {part_of(name) for name in before} | {"head"}
     layers = len(model.layers)
     assert {timer.calls[part] for part in ("layer", "attention", "ffn_norm", "ffn")} == {layers}
+    x = 5 * model.spec.hidden_size * 4
+    assert timer.activations["norm"] == 2 * x
+    assert timer.activations["ffn_norm"] == 4 * x * layers  # two summands, the sum and its norm
+    assert timer.activations["attention"] == 0
     assert timer.calls["ffn.experts"] == sum(hasattr(layer.ffn, "experts") for layer in model.layers)
     calls = sum(timer.calls.values())
     assert sum(timer.seconds.values()) == 2 * calls - (layers + 2)  # all of what embedding, layers and head span
@@ -60,17 +65,16 @@ def test_every_part_is_seen(mixtures: Path, family: str, inside: set[str]) -> No
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kernels", ["reference", "auto"])
-def test_costs_add_up(mixtures: Path, kernels: str, tied: bool) -> None:
+@pytest.mark.parametrize("held", [{"kernels": "reference"}, {"quantize": "int8"}, {"quantize": "int4"}])
+def test_costs_add_up(mixtures: Path, held: dict[str, Any], tied: bool) -> None:
     """To what a step reads and a prompt takes, in whatever form the weights are held."""
-    llm = load(DEMO if tied else mixtures / "mixtral", "bfloat16", "cpu", kernels)
+    llm = load(DEMO if tied else mixtures / "mixtral", "bfloat16", "cpu", **held)
     assert llm.spec.tied == tied
     step = costs(llm, 1, 20)
     cached = 2 * cached_values_seen(llm.spec, 21)
     assert sum(nbytes for nbytes, _ in step.values()) == pytest.approx(llm.bytes_per_step + cached, rel=1e-3)
-    assert sum(flops for _, flops in costs(llm, 20, 0).values()) == prefill_flops(
-        skeleton(llm.spec, torch.bfloat16), 20
-    )
+    plain = skeleton(llm.spec, torch.bfloat16)
+    assert sum(flops for _, flops in costs(llm, 20, 0).values()) == prefill_flops(plain, 20)
 
 
 def test_shares_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,8 @@ def test_held_fp8_computes_the_same(pair: tuple[Path, Path], dtype: str, kernels
     given = tokens(2, 20, seed=1)
     whole, steps = kept.model(given), token_by_token(kept, given, dtype)
     assert torch.equal(whole, plain.model(given))
-    assert torch.equal(steps, token_by_token(plain, given, dtype))
+    if kernels == "reference":  # else a plain row goes through the loops, and a held one is dequantised
+        assert torch.equal(steps, token_by_token(plain, given, dtype))
     if dtype == "float32":
         assert (steps - whole).abs().max() <= EXACT
 

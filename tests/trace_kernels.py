@@ -1,6 +1,7 @@
 """Trace decode steps through the Triton ops into graphs, without a GPU; run by test_kernels.py without the interpreter.
 Tensors are fake, and PyTorch is told that Triton can run and which GPU there is, so that launches are recorded and not
-made. Prints for each row how many graphs all the steps took, and how many launches the last one has."""
+made. Prints for each row how many graphs all the steps took, and how many launches the last one has; then the same of
+steps whose position only the device knows."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def choose_as_on_a_gpu() -> None:
         module.run = tuning.run
 
 
-def traced(row: str) -> tuple[int, int]:
+def traced(row: str, on_device: bool) -> tuple[int, int]:
     """Graphs and launches. Raises where tracing would break a step in two."""
     family, overrides = ROWS[row]
     spec, _, _ = resolve({**BASE, "max_position_embeddings": 16384, "model_type": family, **overrides})
@@ -58,13 +59,16 @@ def traced(row: str) -> tuple[int, int]:
     torch._dynamo.reset()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         cache = Cache(spec, 2, 9000, torch.float32)
-        model = torch.compile(Decoder(spec, Ops(**triton_ops.OPS)), backend=keep, fullgraph=True)
+        model = Decoder(spec, Ops(**triton_ops.OPS))
+        step = torch.compile(model.decode_at if on_device else model, backend=keep, fullgraph=True)
+        tokens_B = torch.zeros(2, dtype=torch.long)
+        given = (tokens_B, tokens_B + 7) if on_device else (tokens_B[:, None],)
         for cache.length in LENGTHS:
-            assert model(torch.zeros(2, 1, dtype=torch.long), cache).shape == (2, 1, spec.vocab_size)
+            assert step(*given, cache).squeeze(1).shape == (2, spec.vocab_size)
     return len(graphs), graphs[-1]
 
 
 torch.utils._triton.has_triton = lambda: True
 choose_as_on_a_gpu()
 for name in sys.argv[1:]:
-    print(name, *traced(name), flush=True)
+    print(name, *traced(name, False), *traced(name, True), flush=True)

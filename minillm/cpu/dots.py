@@ -72,9 +72,9 @@ def dot32(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any:
 
 @intrinsic
 def dot_nibbles(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any, half: Any) -> Any:
-    """sums + the products of 4-bit numbers, less 8 each, with x: those in the low halves of the bytes from w[at] on with
-    x[start], x[start + 1], …, those in the high halves with what lies `half` further on. Of a float32 x it takes 16
-    bytes, one into each place of sums; of bfloat16 32 bytes, two into each place."""
+    """sums + the products of 4-bit numbers, less 8 each, with x: those in the low halves of the bytes from w[at] on
+    with x[start], x[start + 1], …, those in the high halves with what lies `half` further on. Of a float32 x it takes
+    16 bytes, one into each place of sums; of bfloat16 32 bytes, two into each place."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         _, kind, _, x_kind, _, _ = signature.args
@@ -101,7 +101,7 @@ def _spread(count: int) -> Any:
         """array[start : start + count], of int8, each in as many of the 16 places as there are for it."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            numbers = read(context, builder, signature.args[0], *given, BYTE, count)
+            numbers = read(context, builder, signature.args[0], given[0], given[1], BYTE, count)
             wide = builder.sext(numbers, ir.VectorType(INT, count))
             places = constant(INT, [place * count // LANES for place in range(LANES)])
             return builder.sitofp(builder.shuffle_vector(wide, wide, places), FLOATS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +21,9 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import carray, types
-from torch import Tensor
 
 OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-DTYPES = {torch.bfloat16: np.uint16, torch.float16: np.int16, torch.float32: np.float32}
-LIKE = {dtype: np.empty(0, kind) for dtype, kind in DTYPES.items()}  # says to a kernel what lies at an address
+
 
 # One kernel at a time: each uses all threads, and numba's own pool, where OpenMP lacks, bears no two callers.
 LOCK, CALLER = threading.Lock(), threading.local()
@@ -40,24 +39,30 @@ inline = numba.njit(**INLINE)
 parallel = numba.njit(parallel=True, **OPTIONS)
 
 
-def _cache_folder() -> str:
+def _cache_folder() -> Path:
     """Where compiled kernels are kept, by the content of this folder: numba itself looks at one file only."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     named = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(root) / "minillm" / "cpu" / named)
+    return Path(root) / "minillm" / "cpu" / named
+
+
+COMPILED = _cache_folder()
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function that is called with addresses."""
     before = CONFIG.CACHE_DIR
-    CONFIG.CACHE_DIR = _cache_folder()
+    CONFIG.CACHE_DIR = str(COMPILED)
     try:
         compiled = numba.njit(cache=True, **OPTIONS)(function)
     finally:
         CONFIG.CACHE_DIR = before
 
     def call(*given: Any) -> None:
+        if not compiled.signatures and not COMPILED.exists() and sys.stderr.isatty():
+            COMPILED.mkdir(parents=True, exist_ok=True)
+            print("minillm: compiling loops for this processor, once; the first steps take seconds", file=sys.stderr)
         if (calls := getattr(CALLER, "calls", None)) is not None:
             calls.append((compiled, given))
         with ready():
@@ -107,8 +112,3 @@ def aligned(count: int, kind: Any) -> Any:
     made = np.empty(count + 64, kind)
     skip = -made.ctypes.data % 64 // made.itemsize
     return made[skip : skip + count]
-
-
-def address(x: Tensor | None) -> int:
-    """Where a contiguous tensor begins; 0 for None."""
-    return 0 if x is None else x.data_ptr()

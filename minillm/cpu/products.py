@@ -81,9 +81,9 @@ def grouped_dot(m: Any, row: int, x: Any, start: int, sums: Any, at_sums: int, c
     w, scale, zero, _, group = m
     size, half, groups = 64 if is_bfloat16(x) else 32, count // 2, -(-count // group)
     at, first, shift = row * ((count + 1) // 2), row * groups, 0
-    while group << 2 > size << shift + 2:
+    while size << max(shift, 0) < group:
         shift += 1
-    while group << -shift < size:
+    while group << max(-shift, 0) < size:
         shift -= 1
     steps = count // max(group, size) * max(group, size) // size
     even, odd = zeros(), zeros()
@@ -109,8 +109,8 @@ def grouped_dot(m: Any, row: int, x: Any, start: int, sums: Any, at_sums: int, c
 
 @inline
 def matrix(at: Any, like: Any) -> Any:
-    """W, its int8 scales, uint8 zeros and fp32 factors of rows, each given by its address and length, and the size of its
-    groups."""
+    """W, its int8 scales, uint8 zeros and fp32 factors of rows, each given by its address and length, and the size of
+    its groups."""
     scale, zero = array(at[2], at[3], np.empty(0, np.int8)), array(at[4], at[5], np.empty(0, np.uint8))
     return array(at[0], at[1], like), scale, zero, array(at[6], at[7], np.empty(0, np.float32)), at[8]
 

@@ -1,0 +1,146 @@
+"""Products on a CPU: with plain, int8 and int4 matrices, and with those of experts, through the compiled loops of
+`minillm/cpu/` for few rows and through oneDNN for many. See `cpu_ops.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm import cpu, grouped, reference
+from minillm.cpu.arrays import INT4, INT8, LIKE, address
+from minillm.quantised import Int4Matrices, Int8Matrices
+from minillm.spec import Activation, ClampedSwiGLU
+
+FEW_ROWS = 16  # more are oneDNN's
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether a loop can run over these: of one dtype that it knows, contiguous, and not to be differentiated."""
+    given = [each for each in tensors if each is not None]
+    tracked = torch.is_grad_enabled() and any(each.requires_grad for each in given)
+    dtype = given[0].dtype
+    return dtype in LIKE and not tracked and all(each.dtype == dtype and each.is_contiguous() for each in given)
+
+
+def _product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: int, bias: Tensor | None) -> Tensor:
+    inputs = x.shape[-1]
+    y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype)
+    if y.numel():
+        given = (address(x), matrix, address(bias), address(y))
+        cpu.linear.linear(*given, x.numel() // inputs, inputs, outputs, LIKE[x.dtype], like)
+    return y
+
+
+def _located(x: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if x is None else (x.data_ptr(), x.numel())
+
+
+def _laid(
+    weight: Tensor,
+    scale: Tensor | None = None,
+    zero: Tensor | None = None,
+    factor: Tensor | None = None,
+    group: int = 1,
+) -> tuple[Any, ...]:
+    """A matrix as the loops take it."""
+    return (*_located(weight), *_located(scale), *_located(zero), *_located(factor), group)
+
+
+def few(x: Tensor) -> bool:
+    return 0 < x.numel() <= FEW_ROWS * x.shape[-1]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`reference.linear`."""
+    if few(x) and plain(x, weight, bias):
+        return _product(x, _laid(weight), LIKE[x.dtype], len(weight), bias)
+    return F.linear(x, weight, bias)
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`reference.int8_linear`."""
+    if plain(x, bias) and plain(scale) and weight.is_contiguous():
+        return _quantised_product(x, _laid(weight, factor=scale), INT8, len(weight), bias)
+    return reference.int8_linear(x, weight, scale, bias)
+
+
+def int4_linear(
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`reference.int4_linear`."""
+    if plain(x, bias) and _known_int4(packed, scale, zero, factor, group):
+        return _quantised_product(x, _laid(packed, scale, zero, factor, group), INT4, len(packed), bias)
+    return reference.int4_linear(x, packed, scale, zero, group, bias, factor)
+
+
+def _quantised_product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: int, bias: Tensor | None) -> Tensor:
+    """As it lies for few rows; for many rows the matrix is written out, which they pay for together."""
+    if few(x):
+        return _product(x, matrix, like, outputs, bias)
+    weight = torch.empty(outputs, x.shape[-1], dtype=x.dtype)
+    if weight.numel():
+        cpu.linear.dequantise(matrix, address(weight), outputs, x.shape[-1], like, LIKE[x.dtype])
+    return F.linear(x, weight, bias)
+
+
+def _known_int4(packed: Tensor, scale: Tensor, zero: Tensor | None, factor: Tensor | None, group: int) -> bool:
+    """Whether the loops take this format: int8 scales, uint8 zeros, and groups of 16, 32, 64, 128, …"""
+    parts = (packed, torch.uint8), (scale, torch.int8), (zero, torch.uint8), (factor, torch.float32)
+    known = all(each is None or (each.dtype == dtype and each.is_contiguous()) for each, dtype in parts)
+    return known and factor is not None and group >= 16 and group & (group - 1) == 0
+
+
+def activation_number(activation: Activation | ClampedSwiGLU) -> tuple[int, Any, Any] | None:
+    """What the loops call an activation; None for one that they do not have."""
+    if isinstance(activation, ClampedSwiGLU):
+        return cpu.pointwise.CLAMPED, np.float32(activation.limit), np.float32(activation.alpha)
+    kinds = {"silu": cpu.pointwise.SILU, "gelu_tanh": cpu.pointwise.GELU_TANH}
+    return (kinds[activation], np.float32(0), np.float32(0)) if activation in kinds else None
+
+
+def experts(
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    gate_up: Any,
+    down: Any,
+    activation: Activation | ClampedSwiGLU,
+    biases: tuple[Tensor, Tensor] | None = None,
+    places: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """`reference.experts`."""
+    numbers, into, out_of = activation_number(activation), _matrices(gate_up), _matrices(down)
+    fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous()
+    if not (numbers and into and out_of and fits):
+        return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
+    hidden, inner = x.shape[1], _stored(gate_up).shape[1] // 2
+    y = torch.empty_like(x)
+    at = [address(each) for each in (x, chosen, weights, y)]
+    bias_at = tuple(number for each in biases or (None, None) for number in _located(each))
+    sizes = (len(x), chosen.shape[1], hidden, inner)
+    cpu.experts.experts(*at, into[0], out_of[0], bias_at, sizes, numbers, LIKE[x.dtype], into[1])
+    return y
+
+
+def _stored(matrices: Any) -> Tensor:
+    """The numbers of stacked matrices, `[E, O, …]`."""
+    if isinstance(matrices, Int4Matrices):
+        return matrices.packed
+    return matrices if isinstance(matrices, Tensor) else matrices.weight
+
+
+def _matrices(matrices: Any) -> tuple[tuple[Any, ...], Any] | None:
+    """Stacked matrices as the loops take them, and the type of their numbers; None for what they do not know."""
+    if isinstance(matrices, Tensor):
+        return (_laid(matrices), LIKE[matrices.dtype]) if plain(matrices) else None
+    if isinstance(matrices, Int8Matrices):
+        return _laid(matrices.weight, factor=matrices.scale), INT8
+    if isinstance(matrices, Int4Matrices):
+        parts = matrices.packed, matrices.scale, matrices.zero, matrices.factor, matrices.group
+        return (_laid(*parts), INT4) if _known_int4(*parts) else None
+    return None

@@ -1,0 +1,88 @@
+"""Integers: what they stand for, on load, in a folder of their own, and what they cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import shared
+
+import minillm
+from minillm import perplexity, quantize
+from minillm.quantised import held_in
+from minillm.weights.ints import Int4, Int8
+
+
+@pytest.mark.parametrize("shape", [(5, 64), (3, 100), (2, 7)])
+def test_int8_is_at_most_half_a_step_off(shape: tuple[int, int]) -> None:
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    parts = Int8().quantise(w)
+    error = (Int8().dequantise(parts, shape[1], torch.float32) - w).abs()
+    assert (error <= parts["_scale"][:, None] / 2 * 1.00001).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [16, 32, 5])
+def test_int4_by_its_formula(group: int, symmetric: bool) -> None:
+    """Number by number, and no worse than rounding to 15 steps of the largest value."""
+    w, form = torch.randn(4, 70, generator=torch.Generator().manual_seed(2)), Int4(group, symmetric)
+    parts = form.quantise(w)
+    made = form.dequantise(parts, 70, torch.float64)
+    for o in range(4):
+        for i in range(70):
+            byte = int(parts[""][o, i // 2])
+            q, g = (byte >> 4 if i % 2 else byte & 15), i // group
+            zero = 8 if symmetric else int(parts["_zero"][o, g])
+            expected = (q - zero) * int(parts["_scale"][o, g]) * float(parts["_factor"][o])
+            assert made[o, i] == pytest.approx(expected, rel=1e-6)
+    largest = torch.stack([each.abs().amax(1) for each in w.split(group, 1)], 1)
+    step = (largest / 7).repeat_interleave(group, 1)[:, :70]
+    assert (made - w).square().sum() <= (step.square() / 12).sum() * 1.1
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_a_folder_is_what_a_load_makes(
+    saved: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bit for bit; and each held matrix is the plain one, quantised."""
+    loaded = minillm.load(saved, quantize=name).model
+    plain = dict(minillm.load(saved, kernels="reference").model.named_parameters())
+    made = tmp_path / "made"
+    command = ["--weights", str(saved), "--output", str(made), "--quantize", name]
+    assert quantize.main(command) == 0
+    again = minillm.load(made).model
+    for key, parameter in loaded.named_parameters():
+        assert torch.equal(again.get_parameter(key), parameter), key
+    down = loaded.layers[0].ffn.down
+    held = held_in(down)["weight"].format
+    expected = held.quantise(plain["layers.0.ffn.down.weight"].float())
+    assert torch.equal(down.weight, expected[""])
+    assert torch.equal(down.weight_scale, expected["_scale"])
+    capsys.readouterr()
+    assert quantize.main(command) == 2  # it is there already
+    assert capsys.readouterr().err.count("\n") == 1
+    prompt = [3, 5, 7]
+    texts = [m.generate(prompt_ids=prompt, max_new_tokens=5, temperature=0).token_ids
+             for m in (minillm.load(made), minillm.load(saved, quantize=name))]  # fmt: skip
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("bad", [{"quantize": "int3"}, {"group_size": 16}, {"quantize": "int8", "group_size": 16}])
+def test_what_cannot_be_is_refused(saved: Path, bad: dict) -> None:
+    with pytest.raises(ValueError, match=r"int8|int4|quantize"):
+        minillm.load(saved, **bad)
+
+
+@pytest.mark.parametrize(("name", "most"), [("int8", 0.5), ("int4", 6.0)])
+def test_what_it_costs(name: str, most: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """Percent of perplexity, on a trained model."""
+    text = str(shared("checkpoints/eval.txt"))
+    weights = str(shared("checkpoints/stories-mixtral"))
+    assert perplexity.main(["--weights", weights, "--text", text, "--quantize", name, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["change_percent"] <= most
+    assert report["change_percent"] == pytest.approx(
+        100 * (report["after"]["perplexity"] / report["before"]["perplexity"] - 1)
+    )
