@@ -1,8 +1,8 @@
 """From a checkpoint's tensors to a model's parameters: plan by name, check every shape, then stream.
 
 Parameters stay in their file where they lie there as they are wanted, else they are read straight into the rows that
-they fill. Peak memory is the parameters, and of what must be converted or quantised one block more; one tensor, where it
-must be dequantised or laid out otherwise.
+they fill. Peak memory is the parameters, and of what must be converted or quantised one block more; one tensor, where
+it must be dequantised or laid out otherwise.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def load(
 
 def mapped(checkpoint: Checkpoint, planned: Plan, skeleton: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The large parameters whose rows lie in one file one behind the other and as they are wanted: views of the file,
-    read when they are used. Of a published checkpoint that is most of it, gates and ups included; q, k and v are not."""
+    read when they are used. Of a published checkpoint that is most of it, gates and ups included; q, k and v are not.
+    """
     fillings: dict[str, list[tuple[Destination, InFile]]] = {}
     for name, to in planned.assignments.items():
         entry, like = checkpoint.in_files.get(name), skeleton[to.parameter]
