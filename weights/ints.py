@@ -79,8 +79,8 @@ class Int4:
         zero, steps, products = torch.full_like(scale, 8), torch.empty_like(x), torch.empty_like(x)
         for inverse, middle in self._ranges(x):
             _steps(x, inverse, middle, steps)
-            dot = torch.mul(steps, x, out=products).sum(0)
-            square = torch.mul(steps, steps, out=products).sum(0)
+            dot = _total(torch.mul(steps, x, out=products)).clone()
+            square = _total(torch.mul(steps, steps, out=products))
             fitting = dot / square.clamp_(min=1)  # d is whole: only where all of it is 0 is there less
             better = (gain := dot.mul_(fitting)) > best
             best, scale = torch.where(better, gain, best), torch.where(better, fitting, scale)
@@ -130,6 +130,19 @@ def _grouped(rows: Tensor, group: int) -> Tensor:
     """`[O, I]` -> `[g, O * groups]`, the last group of a row filled up with zeros: sums over a group are then sums of
     long rows."""
     return F.pad(rows, (0, -rows.shape[1] % group)).view(-1, group).t().contiguous()
+
+
+def _total(x: Tensor) -> Tensor:
+    """The sums `[N]` of `[g, N]`, which is overwritten. They have one order whatever N is, as sum(0) has not: what a
+    row becomes depends on no other row."""
+    count = len(x)
+    while count > 1:
+        half = count // 2
+        x[:half] += x[half : 2 * half]
+        if count % 2:
+            x[0] += x[count - 1]
+        count = half
+    return x[0]
 
 
 def _steps(x: Tensor, inverse: Tensor, zero: Tensor, into: Tensor) -> Tensor:
