@@ -76,36 +76,37 @@ class Int4:
         """
         x = _grouped(rows, self.group)
         best = scale = x.new_zeros(x.shape[1])
-        zero = torch.full_like(scale, 8)
-        for start, middle in self._ranges(x):
-            steps = _steps(x, start, middle)
-            dot, square = (steps * x).sum(0), steps.square_().sum(0)
-            gain = dot.square() * _inverse(square)
-            better = gain > best
-            best, scale = torch.where(better, gain, best), torch.where(better, dot * _inverse(square), scale)
-            zero = torch.where(better, middle, zero)
+        zero, steps, products = torch.full_like(scale, 8), torch.empty_like(x), torch.empty_like(x)
+        for inverse, middle in self._ranges(x):
+            _steps(x, inverse, middle, steps)
+            dot = _total(torch.mul(steps, x, out=products)).clone()
+            square = _total(torch.mul(steps, steps, out=products))
+            fitting = dot / square.clamp_(min=1)  # d is whole: only where all of it is 0 is there less
+            better = (gain := dot.mul_(fitting)) > best
+            best, scale = torch.where(better, gain, best), torch.where(better, fitting, scale)
+            zero = zero if self.symmetric else torch.where(better, middle, zero)
         scale = scale.view(len(rows), -1)
         factor = scale.abs().amax(1) / 127
         codes = (scale * _inverse(factor)[:, None]).round_()
-        q = _steps(x, (codes * factor[:, None]).flatten(), zero).add_(zero).to(torch.uint8)
+        inverse = _inverse((codes * factor[:, None]).flatten())
+        q = _steps(x, inverse, zero, steps).add_(zero).to(torch.uint8)
         found = {"": _packed(q, len(rows), rows.shape[1]), "_scale": codes.to(torch.int8), "_factor": factor}
         return found if self.symmetric else {**found, "_zero": zero.to(torch.uint8).view(len(rows), -1)}
 
     def _ranges(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Factors and zeros to try for groups `[g, N]`. Symmetric, the largest value lies where there are 8 numbers, or
-        where there are 7; else the range reaches from the least to the largest, over 0."""
+        """Inverses of factors, and zeros, to try for groups `[g, N]`. Symmetric, the largest value is given to the side
+        of 8 numbers or to that of 7; else the range reaches from the least to the largest, over 0."""
         high, low = x.amax(0), x.amin(0)
         if self.symmetric:
-            extreme = torch.where(high > -low, high, low)
-            zero = torch.full_like(extreme, 8)
+            inverse, zero = _inverse(torch.where(high > -low, high, low)), torch.full_like(high, 8)
             for share in CLIPPED:
-                yield extreme * (share / -8), zero
-                yield extreme * (share / 7), zero
+                yield inverse * (-8 / share), zero
+                yield inverse * (7 / share), zero
             return
         low, high = low.clamp(max=0), high.clamp(min=0)
+        inverse = _inverse(high - low) * 15
         for share in CLIPPED:
-            scale = (high - low) * (share / 15)
-            yield scale, (-share * low * _inverse(scale)).round()
+            yield inverse / share, (-low * inverse).round()
 
     def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
         """`[..., I]` of q `[..., I / 2]`, s and z `[..., I / g]` and f `[...]`, computed in fp32."""
@@ -131,9 +132,22 @@ def _grouped(rows: Tensor, group: int) -> Tensor:
     return F.pad(rows, (0, -rows.shape[1] % group)).view(-1, group).t().contiguous()
 
 
-def _steps(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """q - z of groups `[g, N]` with factors and zeros `[N]`."""
-    return (x * _inverse(scale)).add_(zero).round_().clamp_(0, 15).sub_(zero)
+def _total(x: Tensor) -> Tensor:
+    """The sums `[N]` of `[g, N]`, which is overwritten. They have one order whatever N is, as sum(0) has not: what a
+    row becomes depends on no other row."""
+    count = len(x)
+    while count > 1:
+        half = count // 2
+        x[:half] += x[half : 2 * half]
+        if count % 2:
+            x[0] += x[count - 1]
+        count = half
+    return x[0]
+
+
+def _steps(x: Tensor, inverse: Tensor, zero: Tensor, into: Tensor) -> Tensor:
+    """q - z of groups `[g, N]`, given the inverses of their factors and their zeros, `[N]`."""
+    return torch.mul(x, inverse, out=into).add_(zero).round_().clamp_(0, 15).sub_(zero)
 
 
 def _packed(q: Tensor, rows: int, columns: int) -> Tensor:

@@ -1,12 +1,15 @@
 """From a checkpoint's tensors to a model's parameters: plan by name, check every shape, then stream.
 
-Peak memory is the parameters, which are read from their file straight into the rows that they fill, and of what must be
-converted or quantised one block more; one tensor, where it must be dequantised or laid out otherwise.
+Parameters stay in their file where they lie there as they are wanted, else they are read straight into the rows that
+they fill. Peak memory is the parameters, and of what must be converted or quantised one block more; one tensor, where
+it must be dequantised or laid out otherwise.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -15,10 +18,11 @@ from minillm.weights import fp8, schemes
 from minillm.weights.checkpoint import DTYPES, Checkpoint, Stored, TensorInfo, brief
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.rules import Destination, Plan, rows
-from minillm.weights.tensorfile import NAMES, blocks
+from minillm.weights.tensorfile import NAMES, InFile, blocks
 
 MISSHAPEN = "tensors of another shape"
-BLOCK_VALUES = 2**18  # converted or quantised at a time: in fp32 a core's share of its cache
+BLOCK_VALUES = 2**17  # converted or quantised at a time: larger ones are faster and leave more memory unused
+MAPPED_BYTES = 2**20  # of a parameter that is worth a mapping
 
 
 def check(planned: Plan, checkpoint: Checkpoint) -> None:
@@ -96,19 +100,24 @@ def load(
 
     def place(name: str, to: Destination) -> Tensor:
         if name not in parameters:
-            parameters[name] = torch.empty_like(skeleton[name], device=device)
+            like = skeleton[name]  # empty_like() of the meta device loads 40 MB of Python
+            parameters[name] = torch.empty(like.shape, dtype=like.dtype, device=device)
         return rows(parameters[name], to)
 
     wanted = set(planned.scales.values())
     scales = {name: whole(stored) for name, stored in checkpoint.read(wanted.__contains__, done)}
+    in_place = mapped(checkpoint, planned, skeleton) if device.type == "cpu" else {}
+    parameters |= in_place
     for name, stored in checkpoint.read(planned.assignments.__contains__, done):
         to = planned.assignments[name]
+        if to.parameter in in_place:
+            continue
         factors = planned.scales.get(name)
         scale, like = scales.pop(factors) if factors else None, skeleton[to.parameter]
         if formats and to.parameter in formats:
-            for start, block in dense_rows(stored, to, factors, scale):
-                for ending, part in formats[to.parameter].quantise(block.to(device)).items():
-                    place(f"{to.parameter}{ending}", to)[start : start + len(block)] = part
+            for start, parts in quantised_rows(formats[to.parameter], stored, to, factors, scale):
+                for ending, part in parts.items():
+                    place(f"{to.parameter}{ending}", to)[start : start + len(part)] = part
         elif factors is None or scale is None:
             fill(place(to.parameter, to), stored, to)
         elif like.dtype == fp8.DTYPE:
@@ -119,6 +128,29 @@ def load(
             lay(plain, to, place(to.parameter, to))
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
+
+
+def mapped(checkpoint: Checkpoint, planned: Plan, skeleton: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The large parameters whose rows lie in one file one behind the other and as they are wanted: views of the file,
+    read when they are used. Of a published checkpoint that is most of it, gates and ups included; q, k and v are not.
+    """
+    fillings: dict[str, list[tuple[Destination, InFile]]] = {}
+    for name, to in planned.assignments.items():
+        entry, like = checkpoint.in_files.get(name), skeleton[to.parameter]
+        if entry is not None and name not in planned.scales and to.layout is None and entry.dtype == like.dtype:
+            fillings.setdefault(to.parameter, []).append((to, entry))
+    found = {}
+    for name, parts in fillings.items():
+        like, parts = skeleton[name], sorted(parts, key=lambda part: part[0].start)
+        first, size = parts[0][1], 0
+        for _, stored in parts:
+            if (stored.path, stored.entry.start) != (first.path, first.entry.start + size):
+                break
+            size += stored.entry.nbytes
+        aligned = first.entry.start % like.element_size() == 0
+        if size == like.nbytes >= MAPPED_BYTES and aligned:
+            found[name] = first.mapped(like.shape)
+    return found
 
 
 def whole(stored: Stored) -> Tensor:
@@ -141,19 +173,40 @@ def fill(into: Tensor, stored: Stored, to: Destination) -> None:
         flat[start:stop] = stored.values(start, stop)
 
 
-def dense_rows(
-    stored: Stored, to: Destination, factors: str | None = None, scale: Tensor | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """The rows that a tensor fills as fp32, a block at a time: (number of the first, `[rows, columns]`)."""
-    count, columns = to.shape[0], to.shape[-1]
-    made = None
+def quantised_rows(
+    made: Int8 | Int4, stored: Stored, to: Destination, factors: str | None = None, scale: Tensor | None = None
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The rows that a tensor fills as their parts, a block at a time: (number of the first row, parts), in order.
+
+    A thread takes whole blocks: were each of the many small ops cut up among all, they would wait for one another most
+    of the time.
+    """
+    columns, laid, threads = to.shape[-1], _laid(stored, to, factors, scale), torch.get_num_threads()
+
+    def quantise(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
+        place = block[0] * columns, block[1] * columns
+        values = stored.values(*place) if laid is None else laid.flatten()[slice(*place)]
+        return block[0], made.quantise(values.view(-1, columns).float())
+
+    left = blocks(to.shape[0], max(BLOCK_VALUES // columns, 1))
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            while some := list(itertools.islice(left, 2 * threads)):
+                yield from pool.map(quantise, some)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _laid(stored: Stored, to: Destination, factors: str | None, scale: Tensor | None) -> Tensor | None:
+    """All rows that a tensor fills, in fp32, if it is quantised itself or lies otherwise; None if its own are those."""
+    if factors is None and to.layout is None:
+        return None
+    made = whole(stored)
     if factors is not None and scale is not None:
-        made = schemes.scheme_of(factors).dequantise(whole(stored), scale, torch.float32)
-    if to.layout is not None:
-        laid = torch.empty(to.shape, dtype=torch.float32)
-        to.layout.copy(whole(stored) if made is None else made, laid)
-        made = laid
-    for start, stop in blocks(count, max(BLOCK_VALUES // columns, 1)):
-        place = start * columns, stop * columns
-        block = stored.values(*place) if made is None else made.flatten()[slice(*place)]
-        yield start, block.view(-1, columns).float()
+        made = schemes.scheme_of(factors).dequantise(made, scale, torch.float32)
+    if to.layout is None:
+        return made
+    laid = torch.empty(to.shape, dtype=torch.float32)
+    to.layout.copy(made, laid)
+    return laid

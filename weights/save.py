@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from minillm.weights.checkpoint import Checkpoint, Stored
-from minillm.weights.ints import Int4, Int8
-from minillm.weights.load import BLOCK_VALUES, dense_rows, whole
+from minillm.weights.ints import COMPANIONS, Int4, Int8
+from minillm.weights.load import BLOCK_VALUES, quantised_rows, whole
 from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, units
 from minillm.weights.schemes import scheme_of
 from minillm.weights.tensorfile import BITS, NAMES, Writer, blocks
@@ -43,7 +43,7 @@ def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str
 
 def save(path: Path, parameters: Mapping[str, Tensor], rules: Rules, destinations: Mapping[str, Destination]) -> None:
     """Write one safetensors file in the layout that `rules` reads; complete or not at all."""
-    named = published(rules, destinations)
+    named = dict(sorted(published(rules, destinations).items()))  # gates before ups, as elsewhere: they can be mapped
     entries = {name: (NAMES[parameters[to.parameter].dtype], to.stored_shape) for name, to in named.items()}
     with Writer(path, entries) as writer:
         for name, to in named.items():
@@ -76,6 +76,12 @@ def save_quantised(
     order = [name for name, _ in checkpoint.read(planned.assignments.__contains__, lambda nbytes: None)]
     entries = {name: _entries(name, checkpoint, planned, formats) for name in order}
     shards = _shards(entries, shard_bytes)
+    # The parts of a parameter one behind the other, so that a load can leave them there.
+    places = {
+        f"{name}{ending}": (ending, to.parameter, to.start)
+        for name, to in planned.assignments.items()
+        for ending in ("", *COMPANIONS)
+    }
     reading = checkpoint.read(planned.assignments.__contains__, done)
     located: dict[str, str] = {}
     for number, names in enumerate(shards):
@@ -84,7 +90,7 @@ def save_quantised(
             file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         held: Entries = {name: entry for each in names for name, entry in entries[each].items()}
         located |= dict.fromkeys(held, file)
-        with Writer(folder / file, held) as writer:
+        with Writer(folder / file, dict(sorted(held.items(), key=lambda each: places[each[0]]))) as writer:
             for name, stored in itertools.islice(reading, len(names)):
                 factors = planned.scales.get(name)
                 made = formats.get(planned.assignments[name].parameter)
@@ -117,8 +123,8 @@ def _pieces(
     """What a tensor becomes, piece by piece: the ending of its name, the number of its first value, the values."""
     scale = scales.pop(factors) if factors else None
     if made is not None:
-        for start, block in dense_rows(stored, to, factors, scale):
-            for ending, part in made.quantise(block).items():
+        for start, parts in quantised_rows(made, stored, to, factors, scale):
+            for ending, part in parts.items():
                 yield ending, start * part[0].numel(), part
     elif factors is not None and scale is not None:  # in fp32, so that any dtype is rounded to once
         yield "", 0, scheme_of(factors).dequantise(whole(stored), scale, torch.float32)

@@ -1,0 +1,165 @@
+"""Safetensors as we read and write them, against the published library; and parameters that stay in their file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import minillm
+from minillm.weights import load as reading
+from minillm.weights import tensorfile
+from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.tensorfile import NAMES, InFile, Writer, read_header
+
+TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.uint8, torch.float8_e4m3fn]
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Random bytes as values of a type."""
+    generator, count = torch.Generator().manual_seed(seed), torch.empty(shape, dtype=dtype, device="meta").nbytes
+    return torch.randint(256, (count,), generator=generator, dtype=torch.uint8).view(dtype).view(shape)
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (
+        a.dtype == b.dtype and a.shape == b.shape and a.flatten().view(torch.uint8).equal(b.flatten().view(torch.uint8))
+    )
+
+
+SHAPES = st.lists(st.integers(0, 7), min_size=1, max_size=3).map(tuple)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(SHAPES, st.sampled_from(TYPES)), min_size=1, max_size=5), st.integers(1, 40))
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, kinds: list, piece: int) -> None:
+    """By the library and by us; written in pieces, the last tensor first, and read in chunks by several threads."""
+    path = tmp_path_factory.mktemp("file") / "x.safetensors"
+    named = {f"t{i}": drawn(shape, dtype, i) for i, (shape, dtype) in enumerate(kinds)}
+    with Writer(path, {name: (NAMES[each.dtype], each.shape) for name, each in named.items()}) as writer:
+        for name, each in reversed(named.items()):
+            for start in range(0, each.numel(), piece):
+                writer.write(name, each.flatten()[start : start + piece], start)
+    theirs = load_file(path)
+    assert theirs.keys() == named.keys()
+    before, tensorfile.CHUNK_BYTES = tensorfile.CHUNK_BYTES, 16
+    try:
+        for name, entry in read_header(path).items():
+            stored = InFile(path, entry)
+            assert same(theirs[name], named[name])
+            assert same(stored.values().view(stored.shape), named[name])
+            middle = named[name].numel() // 2
+            assert same(stored.values(middle), named[name].flatten()[middle:])
+            if named[name].numel():
+                assert same(stored.mapped(stored.shape), named[name])
+    finally:
+        tensorfile.CHUNK_BYTES = before
+
+
+def test_a_file_of_the_library_is_read(tmp_path: Path) -> None:
+    named = {f"t{i}": drawn((3, 5), dtype, i) for i, dtype in enumerate(TYPES)}
+    save_file(named, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    found = read_header(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert list(found) == list(file.offset_keys())
+    assert all(
+        same(InFile(tmp_path / "x.safetensors", found[n]).values().view(3, 5), each) for n, each in named.items()
+    )
+
+
+def test_a_file_that_fails_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"before")
+    with pytest.raises(RuntimeError, match="stop"), Writer(tmp_path / "x.safetensors", {"a": ("F32", (2,))}):
+        raise RuntimeError("stop")
+    assert [each.name for each in tmp_path.iterdir()] == ["x.safetensors"]
+    assert (tmp_path / "x.safetensors").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "F32", "shape": {"a": 1}, "data_offsets": [0, 4]},
+        {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2**63, 0], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]},
+        {"shape": [1], "data_offsets": [0, 4]},
+        [1, 2],
+        None,
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda entry: {"a": entry}, lambda entry: [entry]], ids=["object", "list"])
+def test_a_header_that_is_none(entry: object, wrap: object, tmp_path: Path) -> None:
+    text = json.dumps(wrap(entry)).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 4)
+    with pytest.raises(ValueError, match=r"x.safetensors: damaged or not safetensors") as caught:
+        read_header(tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_cut_short_while_it_is_read(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(100)}, tmp_path / "x.safetensors")
+    entry = read_header(tmp_path / "x.safetensors")["a"]
+    data = (tmp_path / "x.safetensors").read_bytes()
+    (tmp_path / "x.safetensors").write_bytes(data[:-4])
+    with pytest.raises(ValueError, match="ends too early"):
+        InFile(tmp_path / "x.safetensors", entry).values()
+
+
+@pytest.mark.parametrize("row", ["llama", "qwen3_moe", "gpt_neox"])
+@torch.no_grad()
+def test_what_stays_in_the_file(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters that one tensor fills, and gates with ups, which lie side by side; the very values of a load that
+    copies everything. q, k and v, and experts, whose tensors lie otherwise, are read; so is what needs another type."""
+    tiny.save(tmp_path, *tiny.ROWS[row])
+    copied = dict(minillm.load(tmp_path).model.named_parameters())
+    views: list[str] = []
+    plain = reading.mapped
+
+    def mapped(*given: object) -> dict[str, torch.Tensor]:
+        found = plain(*given)
+        views.extend(found)
+        return found
+
+    monkeypatch.setattr(reading, "MAPPED_BYTES", 1)
+    monkeypatch.setattr(reading, "mapped", mapped)
+    model = minillm.load(tmp_path).model
+    assert all(torch.equal(each, copied[name]) for name, each in model.named_parameters())
+    layer = "layers.1."
+    stays = {f"{layer}attention.out.weight", f"{layer}attention_norm.weight", "embedding.weight"}
+    if row == "llama":
+        stays |= {f"{layer}ffn.gate_up.weight", f"{layer}ffn.down.weight"}
+    assert stays <= set(views)
+    read = {f"{layer}attention.qkv.weight", f"{layer}ffn.experts.gate_up", f"{layer}ffn.experts.down"}
+    assert not read & set(views)
+    # A private view: what is written to it does not reach the file.
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model.get_parameter("embedding.weight").fill_(7)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    views.clear()
+    minillm.load(tmp_path, dtype="float16", kernels="reference")
+    assert not [name for name in views if not name.endswith("router.weight")]  # which is fp32 in any model
+
+
+def test_values_that_begin_at_an_odd_place_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The format allows a header of any length, and a view must begin at a multiple of its values' size."""
+    expected = minillm.load(folder).model(tiny.tokens(97, 1, 9))
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    path.write_bytes(struct.pack("<Q", length + 1) + data[8 : 8 + length] + b" " + data[8 + length :])
+    monkeypatch.setattr(reading, "MAPPED_BYTES", 1)
+    assert all(stored.entry.start % 2 for stored in Checkpoint(folder).in_files.values())
+    assert torch.equal(minillm.load(folder).model(tiny.tokens(97, 1, 9)), expected)
