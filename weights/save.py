@@ -76,12 +76,7 @@ def save_quantised(
     order = [name for name, _ in checkpoint.read(planned.assignments.__contains__, lambda nbytes: None)]
     entries = {name: _entries(name, checkpoint, planned, formats) for name in order}
     shards = _shards(entries, shard_bytes)
-    # The parts of a parameter one behind the other, so that a load can leave them there.
-    places = {
-        f"{name}{ending}": (ending, to.parameter, to.start)
-        for name, to in planned.assignments.items()
-        for ending in ("", *COMPANIONS)
-    }
+    places = _places(planned)
     reading = checkpoint.read(planned.assignments.__contains__, done)
     located: dict[str, str] = {}
     for number, names in enumerate(shards):
@@ -115,6 +110,16 @@ def _entries(name: str, checkpoint: Checkpoint, planned: Plan, formats: Mapping[
         return {f"{name}{ending}": (NAMES[dtype], shape) for ending, (shape, dtype) in parts}
     info = checkpoint.info[name]
     return {name: (info.dtype, info.shape) if name not in planned.scales else ("F32", to.stored_shape)}
+
+
+def _places(planned: Plan) -> dict[str, tuple[str, str, int]]:
+    """What tensors are sorted by in a file: the parts of a parameter lie one behind the other, where a load can leave
+    them."""
+    return {
+        f"{name}{ending}": (ending, to.parameter, to.start)
+        for name, to in planned.assignments.items()
+        for ending in ("", *COMPANIONS)
+    }
 
 
 def _pieces(
