@@ -58,8 +58,6 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, kinds
             assert same(stored.values().view(stored.shape), named[name])
             middle = named[name].numel() // 2
             assert same(stored.values(middle), named[name].flatten()[middle:])
-            if named[name].numel():
-                assert same(stored.mapped(stored.shape), named[name])
     finally:
         tensorfile.CHUNK_BYTES = before
 
@@ -116,50 +114,3 @@ def test_a_file_cut_short_while_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(data[:-4])
     with pytest.raises(ValueError, match="ends too early"):
         InFile(tmp_path / "x.safetensors", entry).values()
-
-
-@pytest.mark.parametrize("row", ["llama", "qwen3_moe", "gpt_neox"])
-@torch.no_grad()
-def test_what_stays_in_the_file(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters that one tensor fills, and gates with ups, which lie side by side; the very values of a load that
-    copies everything. q, k and v, and experts, whose tensors lie otherwise, are read; so is what needs another type."""
-    tiny.save(tmp_path, *tiny.ROWS[row])
-    copied = dict(minillm.load(tmp_path).model.named_parameters())
-    views: list[str] = []
-    plain = reading.mapped
-
-    def mapped(*given: object) -> dict[str, torch.Tensor]:
-        found = plain(*given)
-        views.extend(found)
-        return found
-
-    monkeypatch.setattr(reading, "MAPPED_BYTES", 1)
-    monkeypatch.setattr(reading, "mapped", mapped)
-    model = minillm.load(tmp_path).model
-    assert all(torch.equal(each, copied[name]) for name, each in model.named_parameters())
-    layer = "layers.1."
-    stays = {f"{layer}attention.out.weight", f"{layer}attention_norm.weight", "embedding.weight"}
-    if row == "llama":
-        stays |= {f"{layer}ffn.gate_up.weight", f"{layer}ffn.down.weight"}
-    assert stays <= set(views)
-    read = {f"{layer}attention.qkv.weight", f"{layer}ffn.experts.gate_up", f"{layer}ffn.experts.down"}
-    assert not read & set(views)
-    # A private view: what is written to it does not reach the file.
-    before = (tmp_path / "model.safetensors").read_bytes()
-    model.get_parameter("embedding.weight").fill_(7)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-    views.clear()
-    minillm.load(tmp_path, dtype="float16", kernels="reference")
-    assert not [name for name in views if not name.endswith("router.weight")]  # which is fp32 in any model
-
-
-def test_values_that_begin_at_an_odd_place_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The format allows a header of any length, and a view must begin at a multiple of its values' size."""
-    expected = minillm.load(folder).model(tiny.tokens(97, 1, 9))
-    path = folder / "model.safetensors"
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    path.write_bytes(struct.pack("<Q", length + 1) + data[8 : 8 + length] + b" " + data[8 + length :])
-    monkeypatch.setattr(reading, "MAPPED_BYTES", 1)
-    assert all(stored.entry.start % 2 for stored in Checkpoint(folder).in_files.values())
-    assert torch.equal(minillm.load(folder).model(tiny.tokens(97, 1, 9)), expected)

@@ -116,16 +116,11 @@ class Checkpoint:
         if missing:
             raise ValueError(f"{folder}: the index names files that are not there: {brief(missing)}; download them")
         self.info: dict[str, TensorInfo] = {}
-        self.in_files: dict[str, InFile] = {}  # the tensors of safetensors, file by file in the order of their values
         for file in self.files:
-            path = folder / file
-            here = {} if path.suffix == ".bin" else tensorfile.read_header(path)
-            plain = {name: TensorInfo(file, each.shape, each.dtype) for name, each in here.items()}
-            for name, info in (_bin_headers(path) if path.suffix == ".bin" else plain).items():
+            for name, info in _headers(folder / file).items():
                 if name in self.info:
                     raise ValueError(f"{folder}: tensor {name!r} is in both {self.info[name].file} and {file}")
                 self.info[name] = info
-            self.in_files |= {name: InFile(path, each) for name, each in here.items()}
         absent = [name for name, file in (located or {}).items() if self.info.get(name, _NOWHERE).file != file]
         if absent:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
@@ -143,11 +138,14 @@ class Checkpoint:
     def read(self, wanted: Callable[[str], bool], done: Callable[[int], None]) -> Iterator[tuple[str, Stored]]:
         """Yield (name, tensor) of each wanted tensor, in the order of their values, to be read before the next is asked
         for; `done` gets its bytes then."""
-        for name, stored in self.in_files.items():
-            if wanted(name):
-                yield name, stored
-                done(stored.entry.nbytes)
-        for path in (self.folder / file for file in self.files if file.endswith(".bin")):
+        for file in self.files:
+            path = self.folder / file
+            if path.suffix != ".bin":
+                for name, entry in tensorfile.read_header(path).items():
+                    if wanted(name):
+                        yield name, InFile(path, entry)
+                        done(entry.nbytes)
+                continue
             tensors, mapped = _load_bin(path)
             for name in filter(wanted, tensors):
                 yield name, InMemory(tensors[name])
@@ -164,9 +162,12 @@ def brief(names: list[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _bin_headers(path: Path) -> dict[str, TensorInfo]:
-    words, (tensors, _) = tensorfile.NAMES, _load_bin(path)
-    return {n: TensorInfo(path.name, tuple(t.shape), words.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
+def _headers(path: Path) -> dict[str, TensorInfo]:
+    if path.suffix == ".bin":
+        words = tensorfile.NAMES
+        tensors, _ = _load_bin(path)
+        return {n: TensorInfo(path.name, tuple(t.shape), words.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
+    return {n: TensorInfo(path.name, e.shape, e.dtype) for n, e in tensorfile.read_header(path).items()}
 
 
 def _load_bin(path: Path) -> tuple[dict[str, Tensor], bool]:

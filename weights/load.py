@@ -1,8 +1,7 @@
 """From a checkpoint's tensors to a model's parameters: plan by name, check every shape, then stream.
 
-Parameters stay in their file where they lie there as they are wanted, else they are read straight into the rows that
-they fill. Peak memory is the parameters, and of what must be converted or quantised one block more; one tensor, where
-it must be dequantised or laid out otherwise.
+Peak memory is the parameters, which are read from their file straight into the rows that they fill, and of what must be
+converted or quantised one block more; one tensor, where it must be dequantised or laid out otherwise.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from torch import Tensor
 from minillm.weights import fp8, schemes
 from minillm.weights.checkpoint import DTYPES, Checkpoint, Stored, TensorInfo, brief
 from minillm.weights.ints import Int4, Int8
+from minillm.weights.memory import allocator
 from minillm.weights.rules import Destination, Plan, rows
-from minillm.weights.tensorfile import NAMES, InFile, blocks
+from minillm.weights.tensorfile import NAMES, blocks
 
 MISSHAPEN = "tensors of another shape"
 BLOCK_VALUES = 2**17  # converted or quantised at a time: larger ones are faster and leave more memory unused
-MAPPED_BYTES = 2**20  # of a parameter that is worth a mapping
 
 
 def check(planned: Plan, checkpoint: Checkpoint) -> None:
@@ -98,20 +97,17 @@ def load(
         read += nbytes
         progress(read, checkpoint.nbytes)
 
+    allocate = allocator(skeleton.values(), device)
+
     def place(name: str, to: Destination) -> Tensor:
         if name not in parameters:
-            like = skeleton[name]  # empty_like() of the meta device loads 40 MB of Python
-            parameters[name] = torch.empty(like.shape, dtype=like.dtype, device=device)
+            parameters[name] = allocate(skeleton[name].shape, skeleton[name].dtype)
         return rows(parameters[name], to)
 
     wanted = set(planned.scales.values())
     scales = {name: whole(stored) for name, stored in checkpoint.read(wanted.__contains__, done)}
-    in_place = mapped(checkpoint, planned, skeleton) if device.type == "cpu" else {}
-    parameters |= in_place
     for name, stored in checkpoint.read(planned.assignments.__contains__, done):
         to = planned.assignments[name]
-        if to.parameter in in_place:
-            continue
         factors = planned.scales.get(name)
         scale, like = scales.pop(factors) if factors else None, skeleton[to.parameter]
         if formats and to.parameter in formats:
@@ -128,29 +124,6 @@ def load(
             lay(plain, to, place(to.parameter, to))
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
-
-
-def mapped(checkpoint: Checkpoint, planned: Plan, skeleton: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The large parameters whose rows lie in one file one behind the other and as they are wanted: views of the file,
-    read when they are used. Of a published checkpoint that is most of it, gates and ups included; q, k and v are not.
-    """
-    fillings: dict[str, list[tuple[Destination, InFile]]] = {}
-    for name, to in planned.assignments.items():
-        entry, like = checkpoint.in_files.get(name), skeleton[to.parameter]
-        if entry is not None and name not in planned.scales and to.layout is None and entry.dtype == like.dtype:
-            fillings.setdefault(to.parameter, []).append((to, entry))
-    found = {}
-    for name, parts in fillings.items():
-        like, parts = skeleton[name], sorted(parts, key=lambda part: part[0].start)
-        first, size = parts[0][1], 0
-        for _, stored in parts:
-            if (stored.path, stored.entry.start) != (first.path, first.entry.start + size):
-                break
-            size += stored.entry.nbytes
-        aligned = first.entry.start % like.element_size() == 0
-        if size == like.nbytes >= MAPPED_BYTES and aligned:
-            found[name] = first.mapped(like.shape)
-    return found
 
 
 def whole(stored: Stored) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minillm.weights.checkpoint import Checkpoint, Stored
-from minillm.weights.ints import COMPANIONS, Int4, Int8
+from minillm.weights.ints import Int4, Int8
 from minillm.weights.load import BLOCK_VALUES, quantised_rows, whole
 from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, units
 from minillm.weights.schemes import scheme_of
@@ -43,7 +43,7 @@ def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str
 
 def save(path: Path, parameters: Mapping[str, Tensor], rules: Rules, destinations: Mapping[str, Destination]) -> None:
     """Write one safetensors file in the layout that `rules` reads; complete or not at all."""
-    named = dict(sorted(published(rules, destinations).items()))  # gates before ups, as elsewhere: they can be mapped
+    named = published(rules, destinations)
     entries = {name: (NAMES[parameters[to.parameter].dtype], to.stored_shape) for name, to in named.items()}
     with Writer(path, entries) as writer:
         for name, to in named.items():
@@ -76,7 +76,6 @@ def save_quantised(
     order = [name for name, _ in checkpoint.read(planned.assignments.__contains__, lambda nbytes: None)]
     entries = {name: _entries(name, checkpoint, planned, formats) for name in order}
     shards = _shards(entries, shard_bytes)
-    places = _places(planned)
     reading = checkpoint.read(planned.assignments.__contains__, done)
     located: dict[str, str] = {}
     for number, names in enumerate(shards):
@@ -85,7 +84,7 @@ def save_quantised(
             file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         held: Entries = {name: entry for each in names for name, entry in entries[each].items()}
         located |= dict.fromkeys(held, file)
-        with Writer(folder / file, dict(sorted(held.items(), key=lambda each: places[each[0]]))) as writer:
+        with Writer(folder / file, held) as writer:
             for name, stored in itertools.islice(reading, len(names)):
                 factors = planned.scales.get(name)
                 made = formats.get(planned.assignments[name].parameter)
@@ -110,16 +109,6 @@ def _entries(name: str, checkpoint: Checkpoint, planned: Plan, formats: Mapping[
         return {f"{name}{ending}": (NAMES[dtype], shape) for ending, (shape, dtype) in parts}
     info = checkpoint.info[name]
     return {name: (info.dtype, info.shape) if name not in planned.scales else ("F32", to.stored_shape)}
-
-
-def _places(planned: Plan) -> dict[str, tuple[str, str, int]]:
-    """What tensors are sorted by in a file: the parts of a parameter lie one behind the other, where a load can leave
-    them."""
-    return {
-        f"{name}{ending}": (ending, to.parameter, to.start)
-        for name, to in planned.assignments.items()
-        for ending in ("", *COMPANIONS)
-    }
 
 
 def _pieces(

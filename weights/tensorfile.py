@@ -3,9 +3,8 @@
     {"name": {"dtype": "BF16", "shape": [M, N], "data_offsets": [begin, end]}, …, "__metadata__": {…}}
 
 Offsets count from the end of the header, and the tensors must cover what follows it without gaps: a file that says
-otherwise is refused before anything of it is read. Values are mapped, where they can stay as they lie in the file, or
-read straight into the memory that they are wanted in, by several threads: copied from a mapped file they would count
-twice, as its pages and as their copy.
+otherwise is refused before anything of it is read. Values are read straight into the memory that they are wanted in,
+by several threads; a mapped file would count twice, as its pages and as their copy.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +25,6 @@ from torch import Tensor
 MAX_HEADER_BYTES, MAX_DIMENSIONS = 100_000_000, 64
 CHUNK_BYTES = 4 * 2**20  # that one thread reads at a time
 THREADS = 4
-ALIGNMENT = 64  # of the first value in a file that is written: the widest loads then stay within a line of the cache
 
 # What the format calls the types, and the bits of a value.
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64, "BOOL": 8, "U16": 16, "U32": 32, "U64": 64, "F8_E8M0": 8}
@@ -71,15 +68,6 @@ class InFile:
         made = torch.empty(stop - start, dtype=self.dtype)
         self.fill(made, start)
         return made
-
-    def mapped(self, shape: Sequence[int]) -> Tensor:
-        """A tensor of this type that begins where this one does, as a private view of the file: pages are read as they
-        are touched, and copied if they are written to. Whoever cuts the file short meanwhile ends the process."""
-        count, before = math.prod(shape), self.entry.start % mmap.ALLOCATIONGRANULARITY
-        place = {"length": before + count * self.dtype.itemsize, "offset": self.entry.start - before}
-        with open(self.path, "rb") as file:
-            memory = mmap.mmap(file.fileno(), **place, access=mmap.ACCESS_COPY)
-        return torch.frombuffer(memory, dtype=self.dtype, count=count, offset=before).view(*shape)
 
     def fill(self, into: Tensor, start: int = 0) -> None:
         """Read into a contiguous tensor of this type on the CPU, which says how many values from `start` on."""
@@ -165,7 +153,7 @@ class Writer:
             begin, end = end, end + math.prod(shape) * BITS[dtype] // 8
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        text += b" " * (-len(text) % 8)
         base = 8 + len(text)
         self.places = {name: (base + header[name]["data_offsets"][0], entries[name][0]) for name in entries}
         self.nbytes = base + end
