@@ -7,17 +7,13 @@ import struct
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import minillm
-from minillm.weights import load as reading
 from minillm.weights import tensorfile
-from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.tensorfile import NAMES, InFile, Writer, read_header
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.uint8, torch.float8_e4m3fn]
