@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm import cpu, reference
+from minillm import cpu, reference, sampling
 from minillm import cpu_products as products
 from minillm.cpu.arrays import LIKE, address
 from minillm.cpu_products import activation_number, plain
@@ -50,6 +50,35 @@ def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, *numbers: Any) -
 
 def _norm_numbers(eps: float, offset: float, cast: NormCast) -> tuple[Any, Any, bool]:
     return np.float32(eps), np.float32(offset), cast == "before_weight"
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """`reference.add`."""
+    if not (products.few(x) and x.shape == y.shape and plain(x, y)):
+        return x + y
+    s = torch.empty_like(x)
+    cpu.pointwise.add(address(x), address(y), address(s), x.numel(), LIKE[x.dtype])
+    return s
+
+
+def cos_sin(positions: Tensor, rates: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`reference.cos_sin`."""
+    rows, steps, half = max(len(positions), len(rates)), positions.shape[1], rates.shape[-1]
+    if rows * steps > products.FEW_ROWS or not (plain(rates, factors) and positions.is_contiguous()):
+        return reference.cos_sin(positions, rates, factors, dtype)
+    cos, sin = torch.empty(2, rows, steps, half, dtype=dtype).unbind()
+    at = tuple(address(each) for each in (positions, rates, factors, cos, sin))
+    cpu.pointwise.cos_sin(at, rows, steps, half, (len(positions) > 1, len(rates) > 1), LIKE[dtype])
+    return cos, sin
+
+
+def sample(logits_BV: Tensor, *settings: Tensor) -> Tensor:
+    """`sampling.sample`."""
+    if not plain(logits_BV):
+        return sampling.sample(logits_BV, *settings)
+    found_B = torch.empty(len(logits_BV), dtype=torch.int64)
+    cpu.greedy.best(address(logits_BV), address(found_B), *logits_BV.shape, LIKE[logits_BV.dtype])
+    return sampling.drawn(found_B, logits_BV, *settings)
 
 
 def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
@@ -184,6 +213,8 @@ OPS: dict[str, Callable[..., Any]] = {
     "linear": products.linear,
     "rms_norm": rms_norm,
     "add_rms_norm": add_rms_norm,
+    "add": add,
+    "cos_sin": cos_sin,
     "qk_norm_rope_cache": qk_norm_rope_cache,
     "gated_act": gated_act,
     "attention": attention,
@@ -191,4 +222,5 @@ OPS: dict[str, Callable[..., Any]] = {
     "experts": products.experts,
     "int8_linear": products.int8_linear,
     "int4_linear": products.int4_linear,
+    "sample": sample,
 }

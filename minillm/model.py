@@ -48,6 +48,7 @@ class Block(nn.Module):
 
     def __init__(self, layer: spec.Layer, hidden_size: int, ops: Ops):
         super().__init__()
+        self.add = ops.add
         self.parallel, self.shares_norm = layer.parallel, layer.parallel and layer.ffn_norm is None
         self.attention_norm = norm(layer.attention_norm, hidden_size, ops)
         self.attention = build(layer.attention, hidden_size, ops)
@@ -60,11 +61,11 @@ class Block(nn.Module):
         normed = self.attention_norm(x)
         attended = self.post_attention_norm(self.attention(normed, step, cache))
         if self.parallel:
-            h = x + attended
+            h = self.add(x, attended)
             normed = normed if self.shares_norm else self.ffn_norm(x)
         else:
             normed, h = self.ffn_norm.of_sum(x, attended)
-        return h + self.post_ffn_norm(self.ffn(normed))
+        return self.add(h, self.post_ffn_norm(self.ffn(normed)))
 
 
 class Embedding(nn.Module):
@@ -105,7 +106,7 @@ class Decoder(nn.Module):
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         bias = decoder.head_bias
         self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)
-        self._rotary = {layer.attention.rope: Rotary(layer.attention.rope) for layer in decoder.layers}
+        self._rotary = {layer.attention.rope: Rotary(layer.attention.rope, ops.cos_sin) for layer in decoder.layers}
         self._windows = {layer.attention.window for layer in decoder.layers}
 
     @property

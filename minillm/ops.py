@@ -29,6 +29,8 @@ class Ops:
     linear: Callable[..., Tensor] = reference.linear
     rms_norm: Callable[..., Tensor] = reference.rms_norm
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = reference.add_rms_norm
+    add: Callable[..., Tensor] = reference.add
+    cos_sin: Callable[..., tuple[Tensor, Tensor]] = reference.cos_sin
     rope: Callable[..., Tensor] = reference.rope
     qk_norm_rope_cache: Callable[..., Tensor] = reference.qk_norm_rope_cache
     gated_act: Callable[..., Tensor] = reference.gated_act

@@ -48,6 +48,18 @@ def add_rms_norm(
     return rms_norm(s, weight, eps, offset, cast), s
 
 
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, of one shape and dtype."""
+    return x + y
+
+
+def cos_sin(positions: Tensor, rates: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos(p r) f and sin(p r) f, computed in fp32, of int64 positions p `[B or 1, T]`, rates r `[B or 1, 1, R/2]` and
+    factors f `[B or 1, 1, 1]`: `[B or 1, T, R/2]` in `dtype`."""
+    phases = positions.unsqueeze(-1).float() * rates
+    return (phases.cos() * factors).to(dtype), (phases.sin() * factors).to(dtype)
+
+
 def rope(x: Tensor, cos: Tensor, sin: Tensor, layout: RopeLayout = "half") -> Tensor:
     """(a, b) -> (a cos - b sin, b cos + a sin) for each pair of the first R values of each head.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm import reference
 from minillm.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
 
@@ -88,8 +89,9 @@ def frequencies(rope: Rope, length: int) -> Tensor:
 class Rotary:
     """cos and sin of one `Rope` at any positions; keeps its frequencies until a length changes them."""
 
-    def __init__(self, rope: Rope):
+    def __init__(self, rope: Rope, cos_sin: Callable[..., tuple[Tensor, Tensor]] = reference.cos_sin):
         self.rope = rope
+        self.cos_sin = cos_sin
         self._kept: tuple[object, Tensor, Tensor] | None = None
 
     def __call__(self, positions_BT: Tensor, lengths: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -97,9 +99,7 @@ class Rotary:
 
         `lengths` has each row's length in positions, or one for all: some scalings depend on it.
         """
-        rates, factor = self.kept(lengths, positions_BT.device)
-        phases = positions_BT.unsqueeze(-1).float() * rates
-        return (phases.cos() * factor).to(dtype), (phases.sin() * factor).to(dtype)
+        return self.cos_sin(positions_BT, *self.kept(lengths, positions_BT.device), dtype)
 
     def kept(self, lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         """Frequencies `[B or 1, 1, dim/2]` and attention factors `[B or 1, 1, 1]`, the same tensors while lengths do

@@ -182,6 +182,20 @@ def sample(
     """
     best_B = logits_BV.argmax(-1)  # of any NaN the first
     found_B = torch.where(logits_BV.gather(-1, best_B[:, None])[:, 0].isfinite(), best_B, -1)
+    return drawn(found_B, logits_BV, temperature_B, top_k_B, top_p_B, min_p_B, seed_B, position_B)
+
+
+def drawn(
+    found_B: Tensor,
+    logits_BV: Tensor,
+    temperature_B: Tensor,
+    top_k_B: Tensor,
+    top_p_B: Tensor,
+    min_p_B: Tensor,
+    seed_B: Tensor,
+    position_B: Tensor,
+) -> Tensor:
+    """`sample`, given the likeliest token of each row, or -1: what a row without a temperature keeps."""
     for row in (temperature_B > 0).nonzero()[:, 0].tolist():
         if found_B[row] < 0:
             continue

@@ -50,6 +50,30 @@ def add_rms_norm(case: Case, ops: Ops) -> Errors:
     return {"result": ulps(y, normed(*exact(s, w), 1e-5, offset))}
 
 
+def add(case: Case, ops: Ops) -> Errors:
+    rows, n = case.size(6), case.size(512)
+    x, y = (case.values(2, rows, n) for _ in range(2))
+    return {"result": 0.0 if torch.equal(ops.add(x, y), x + y) else float("inf")}
+
+
+def cos_sin(case: Case, ops: Ops) -> Errors:
+    """A phase is one fp32 product, so what is exact is taken from there on."""
+    rows, steps, half = case.size(6), case.size(4), case.size(129)
+    positions = torch.randint(100_000, (case.of((1, rows)), steps), generator=case.generator)
+    own = case.of((1, rows))
+    rates, factors = (torch.rand(own, 1, size, generator=case.generator) for size in (half, 1))
+    given = [case.on(each) for each in (positions, rates, factors)]
+    found = ops.cos_sin(*given, case.dtype)
+    phases, factors = (positions[..., None].float() * rates).double(), factors.double()
+    # Near a zero of cos a number is small and the error of a phase is not: it counts against the largest there is.
+    exact_ones, most = (phases.cos() * factors, phases.sin() * factors), factors
+    unit = torch.finfo(case.dtype).eps / 2
+    return {
+        name: float(((one.cpu().double() - other).abs() / (most * unit)).max())
+        for name, one, other in zip(("result", "result of sin"), found, exact_ones, strict=True)
+    }
+
+
 def angles(case: Case, batch: int, tokens: int, half: int) -> list[Tensor]:
     made = case.values(case.of((1, batch)), tokens, half, dtype=torch.float32) * 3
     return [made.cos().to(case.dtype), made.sin().to(case.dtype)]
@@ -229,8 +253,8 @@ def sample(case: Case, ops: Ops) -> Errors:
 
 PROBLEMS: dict[str, Callable[[Case, Ops], Errors]] = {
     each.__name__: each
-    for each in (linear, rms_norm, add_rms_norm, rope, qk_norm_rope_cache, gated_act, attention, latent_attention,
-                 route, experts, int8_linear, int4_linear, fp8_linear, linear_cross_entropy, sample)
+    for each in (linear, rms_norm, add_rms_norm, add, cos_sin, rope, qk_norm_rope_cache, gated_act, attention,
+                 latent_attention, route, experts, int8_linear, int4_linear, fp8_linear, linear_cross_entropy, sample)
 }  # fmt: skip
 
 
@@ -243,6 +267,8 @@ BUDGETS: dict[str, dict[str, tuple[float, float]]] = {
     "linear": {"result": (6, 0.75)},
     "rms_norm": {"result": (3, 1.5), "gradient": (3, 1)},  # 1.77, 1.05; 1.69, 0.41
     "add_rms_norm": {"result": (3, 1.5)},  # 1.59, 0.87
+    "add": {"result": (0, 0)},
+    "cos_sin": {"result": (3, 1.25)},  # 1.50, 0.99
     "rope": {"result": (1.5, 0.75), "gradient": (1.5, 0.75)},  # 0.69, 0.47; 0.62, 0.42
     "qk_norm_rope_cache": {"result": (3, 1.5)},  # 1.67, 0.77
     "gated_act": {"result": (3, 0.75), "gradient": (4, 0.75)},  # 1.59, 0.44; 2.36, 0.41

@@ -62,7 +62,8 @@ def test_every_op_has_a_kernel_and_a_problem() -> None:
     with_kernel = {
         name for name in names if all(getattr(TRITON, name) is not getattr(ops, name) for ops in (REFERENCE, CPU))
     }
-    assert with_kernel == names - {"linear"}  # which cuBLAS does
+    # A graph leaves nothing to gain where a kernel would save only launches, and cuBLAS multiplies dense matrices.
+    assert with_kernel == names - {"linear", "add", "cos_sin"}
     assert names == set(PROBLEMS) == set(BUDGETS)
 
 

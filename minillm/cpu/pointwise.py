@@ -102,6 +102,33 @@ def rms_norm(
         norm(s, row * size, w, size, numbers, y, row * size)
 
 
+@kernel
+def add(x_at: int, y_at: int, s_at: int, count: int, like: Any) -> None:
+    """s = x + y."""
+    x, y, s = array(x_at, count, like), array(y_at, count, like), array(s_at, count, like)
+    for i in range(count):
+        s[i] = rounded(number(x[i]) + number(y[i]), s)
+
+
+@kernel
+def cos_sin(at: Any, rows: int, steps: int, half: int, of_rows: Any, like: Any) -> None:
+    """cos and sin `[B, T, half]` of positions times rates, both times a factor. `at` are the addresses of positions
+    `[B, T]`, rates `[B, half]`, factors `[B]`, cos and sin; of_rows says of which of the first three each row has its
+    own."""
+    positions = array(at[0], (rows if of_rows[0] else 1) * steps, np.empty(0, np.int64))
+    own = rows if of_rows[1] else 1
+    rates, factors = array(at[1], own * half, np.empty(0, np.float32)), array(at[2], own, np.empty(0, np.float32))
+    cos, sin = array(at[3], rows * steps * half, like), array(at[4], rows * steps * half, like)
+    for row in range(rows):
+        rate = row if of_rows[1] else 0
+        for t in range(steps):
+            position = np.float32(positions[(row if of_rows[0] else 0) * steps + t])
+            for i in range(half):
+                phase, to = position * rates[rate * half + i], (row * steps + t) * half + i
+                cos[to] = rounded(np.float32(math.cos(phase)) * factors[rate], cos)
+                sin[to] = rounded(np.float32(math.sin(phase)) * factors[rate], sin)
+
+
 @function
 def _rotate(
     x: Any, at: int, cos: Any, sin: Any, phase: int, half: int, size: int, halves: bool, y: Any, to: int
