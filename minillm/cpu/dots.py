@@ -1,13 +1,10 @@
-"""Sums of products of 32 or 64 numbers at a time, for each type that weights are stored in: what `products.py` repeats.
+"""Sums of products of 32 numbers at a time, for each type that weights are stored in: what `products.py` repeats.
 
-Where the processor multiplies bf16 itself (AVX512-BF16), 32 products are one instruction: x stays bf16 then, and int8
-and 4-bit weights become bf16 by looking their halves up in a register.
+Where the processor multiplies bf16 itself (AVX512-BF16), 32 products are one instruction, and x stays bf16.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
@@ -29,6 +26,7 @@ from minillm.cpu.vector import (
     same,
 )
 
+STEP = 2 * LANES  # products of 4-bit weights at a time
 NATIVE_BF16 = "avx512bf16" in {name for name, has in binding.get_host_cpu_features().items() if has}
 
 
@@ -51,13 +49,14 @@ SHORTS, BFLOATS = ir.VectorType(SHORT, 2 * LANES), ir.VectorType(Bfloat(), 2 * L
 @intrinsic
 def dot32(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any:
     """sums + the products of w[at : at + 32] and x[start : start + 32], two into each place. x is float32, or where
-    the processor has NATIVE_BF16 bfloat16 with a w of that or int8."""
+    the processor has NATIVE_BF16 both are bfloat16."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         _, kind, _, x_kind, _ = signature.args
         sums, w, at, x, start = given
         if x_kind.dtype == types.uint16:
-            return _native_dot32(context, builder, signature, given)
+            x_part = read(context, builder, x_kind, x, start, SHORT, 32)
+            return _native(builder, sums, read(context, builder, kind, w, at, SHORT, 32), x_part)
         for offset in (0, LANES):
             places = (builder.add(each, each.type(offset)) for each in (at, start))
             w_part, x_part = (
@@ -72,22 +71,15 @@ def dot32(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any:
 
 @intrinsic
 def dot_nibbles(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any, half: Any) -> Any:
-    """sums + the products of 4-bit numbers, less 8 each, with x: those in the low halves of the bytes from w[at] on
-    with x[start], x[start + 1], …, those in the high halves with what lies `half` further on. Of a float32 x it takes
-    16 bytes, one into each place of sums; of bfloat16 32 bytes, two into each place."""
+    """sums + the products of 4-bit numbers, less 8 each, with x, one into each place: those in the low halves of the 16
+    bytes from w[at] on with x[start], x[start + 1], …, those in the high halves with what lies `half` further on."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         _, kind, _, x_kind, _, _ = signature.args
         sums, w, at, x, start, half = given
-        places = (start, builder.add(start, half))
-        if x_kind.dtype == types.uint16:
-            for numbers, place in zip(_halves(context, builder, kind, w, at), places, strict=True):
-                part = read(context, builder, x_kind, x, place, SHORT, 32)
-                sums = _native(builder, sums, _looked_up(builder, numbers, lambda n: n - 8), part)
-            return sums
         wide = builder.zext(read(context, builder, kind, w, at, BYTE), ir.VectorType(INT, LANES))
         halves = (builder.and_(wide, same(INT, 15)), builder.lshr(wide, same(INT, 4)))
-        for numbers, place in zip(halves, places, strict=True):
+        for numbers, place in zip(halves, (start, builder.add(start, half)), strict=True):
             shifted = builder.sitofp(builder.sub(numbers, same(INT, 8)), FLOATS)
             sums = fused(builder, shifted, floats_at(context, builder, x_kind, x, place), sums)
         return sums
@@ -111,33 +103,7 @@ def _spread(count: int) -> Any:
     return spread
 
 
-spread_1, spread_2, spread_4 = _spread(1), _spread(2), _spread(4)
-
-
-def _looked_up(builder: Any, numbers: Any, values: Callable[[int], int]) -> Any:
-    """values(n) as bf16 of 32 numbers n below 16: an instruction looks them up by the low 5 bits of each."""
-    table = constant(SHORT, [struct.unpack("<I", struct.pack("<f", values(n % 16)))[0] >> 16 for n in range(32)])
-    kind = ir.FunctionType(SHORTS, [SHORTS, SHORTS])
-    call = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.permvar.hi.512")
-    return builder.call(call, [table, numbers])
-
-
-def _halves(context: Any, builder: Any, kind: Any, w: Any, at: Any) -> tuple[Any, Any]:
-    """The low and the high 4 bits of w[at : at + 32], the low ones with what else is in the byte."""
-    wide = builder.zext(read(context, builder, kind, w, at, BYTE, 32), SHORTS)
-    return wide, builder.lshr(wide, same(SHORT, 4, 32))
-
-
-def _native_dot32(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-    """An int8 is 16 times its signed high half and its low half: bf16 has no room for all 8 bits at once."""
-    _, kind, _, x_kind, _ = signature.args
-    sums, w, at, x, start = given
-    part = read(context, builder, x_kind, x, start, SHORT, 32)
-    if kind.dtype == types.uint16:
-        return _native(builder, sums, read(context, builder, kind, w, at, SHORT, 32), part)
-    low, high = _halves(context, builder, kind, w, at)
-    sums = _native(builder, sums, _looked_up(builder, low, lambda n: n), part)
-    return _native(builder, sums, _looked_up(builder, high, lambda n: 16 * (n - n // 8 * 16)), part)
+spread_1, spread_2 = _spread(1), _spread(2)
 
 
 def _native(builder: Any, total: Any, x: Any, y: Any) -> Any:

@@ -8,21 +8,24 @@ import numpy as np
 from numba import prange, types
 
 from minillm.cpu.jit import OPTIONS, array, kernel, overload, parallel
-from minillm.cpu.products import matrix, prepare, product, tile
+from minillm.cpu.products import matrix, prepare, products, tile
 from minillm.cpu.vector import number, rounded
 
-BLOCK = 4  # rows of W that a thread takes at a time
+BLOCK = 4  # rows of W that `products` takes
 IN_CACHE = 8192  # values of x that stay in the fastest cache beside a row of W
 
 
 @parallel
-def _multiply(m: Any, x: Any, sums: Any, bias: Any, y: Any, rows: int, inputs: int) -> None:
+def _multiply(m: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> None:
     outputs = len(y) // rows
     for block in prange(-(-outputs // BLOCK)):
-        for o in range(BLOCK * block, min(BLOCK * block + BLOCK, outputs)):
-            for r in range(rows):
-                value = product(m, o, x, sums, r, inputs)
-                y[r * outputs + o] = rounded(value + number(bias[o]) if len(bias) else value, y)
+        o, last = np.int64(block) * BLOCK, outputs - 1
+        of_w = (o, min(o + 1, last), min(o + 2, last), min(o + 3, last))
+        for r in range(rows):
+            values = products(m, of_w, x, r, inputs)
+            for k in range(min(BLOCK, outputs - o)):
+                value = values[k] + number(bias[o + k]) if len(bias) else values[k]
+                y[r * outputs + o + k] = rounded(value, y)
 
 
 def _multiplied_in_tiles(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> bool:
@@ -65,9 +68,9 @@ def linear(
     """y `[R, O]` of x `[R, I]` and the matrix `[O, I]` at `at`; bias_at is 0 where there is none."""
     m, y = matrix(at, w_like), array(y_at, rows * outputs, x_like)
     bias = array(bias_at, outputs if bias_at else 0, x_like)
-    x, sums = prepare(array(x_at, rows * inputs, x_like), rows, m)
+    x = prepare(array(x_at, rows * inputs, x_like), rows, m)
     if not _multiplied_in_tiles(m[0], x, bias, y, rows, inputs):
-        _multiply(m, x, sums, bias, y, rows, inputs)
+        _multiply(m, x, bias, y, rows, inputs)
 
 
 @parallel

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from minillm.cpu.dots import NATIVE_BF16, dot32, dot_nibbles, spread_1, spread_2, spread_4
+from minillm.cpu import integers
+from minillm.cpu.dots import NATIVE_BF16, STEP, dot32, dot_nibbles, spread_1, spread_2
+from minillm.cpu.integer_dots import dots_int4, dots_int8
 from minillm.cpu.jit import INLINE, OPTIONS, aligned, array, inline, overload
 from minillm.cpu.vector import madd, number, total, zeros
 
@@ -57,53 +59,40 @@ def tile(w: Any, at: int, x: Any, start: int, next_x: int, count: int) -> Any:
     )
 
 
-def is_bfloat16(x: Any) -> bool:
-    """Whether an array has bf16, known to the compiler."""
-    raise NotImplementedError
-
-
-@overload(is_bfloat16, strict=False)
-def _is_bfloat16(x: Any) -> Any:
-    return (lambda x: True) if x.dtype == types.uint16 else (lambda x: False)
-
-
 @inline
 def _scales(scale: Any, first: int, step: int, shift: int) -> Any:
     """The factors of the groups that a step of `grouped_dot` takes, or of the one that it is a part of."""
-    if shift == -2:
-        return spread_4(scale, first + 4 * step)
-    return spread_2(scale, first + 2 * step) if shift == -1 else spread_1(scale, first + (step >> shift))
+    return spread_2(scale, first + 2 * step) if shift < 0 else spread_1(scale, first + (step >> shift))
 
 
 @inline
-def grouped_dot(m: Any, row: int, x: Any, start: int, sums: Any, at_sums: int, count: int) -> Any:
-    """The sum of s (q - z) x over a row of 4-bit numbers q; x and sums as `prepare` arranges them."""
+def grouped_dot(m: Any, row: int, x: Any, r: int, count: int) -> Any:
+    """The sum of s (q - z) x over a row of 4-bit numbers q and row r of x, as `prepare` arranges it."""
     w, scale, zero, _, group = m
-    size, half, groups = 64 if is_bfloat16(x) else 32, count // 2, -(-count // group)
-    at, first, shift = row * ((count + 1) // 2), row * groups, 0
-    while size << max(shift, 0) < group:
+    numbers, sums = x
+    half, groups = count // 2, -(-count // group)
+    at, first, start, shift = row * ((count + 1) // 2), row * groups, r * count, 0 if group >= STEP else -1
+    while STEP << max(shift, 0) < group:
         shift += 1
-    while group << max(-shift, 0) < size:
-        shift -= 1
-    steps = count // max(group, size) * max(group, size) // size
+    steps = count // max(group, STEP) * max(group, STEP) // STEP
     even, odd = zeros(), zeros()
     for i in range(0, steps - 1, 2):  # two sums at a time, as in `dot`
-        byte, place = at + i * (size // 2), start + i * (size // 2)
-        one = dot_nibbles(zeros(), w, byte, x, place, half)
-        two = dot_nibbles(zeros(), w, byte + size // 2, x, place + size // 2, half)
+        byte, place = at + i * (STEP // 2), start + i * (STEP // 2)
+        one = dot_nibbles(zeros(), w, byte, numbers, place, half)
+        two = dot_nibbles(zeros(), w, byte + STEP // 2, numbers, place + STEP // 2, half)
         even = madd(one, _scales(scale, first, i, shift), even)
         odd = madd(two, _scales(scale, first, i + 1, shift), odd)
     if steps % 2:
-        byte, place = at + (steps - 1) * (size // 2), start + (steps - 1) * (size // 2)
-        one = dot_nibbles(zeros(), w, byte, x, place, half)
+        byte, place = at + (steps - 1) * (STEP // 2), start + (steps - 1) * (STEP // 2)
+        one = dot_nibbles(zeros(), w, byte, numbers, place, half)
         even = madd(one, _scales(scale, first, steps - 1, shift), even)
     rest = np.float32(0)
-    for i in range(steps * size, count):
+    for i in range(steps * STEP, count):
         q = np.int32((w[at + i // 2] >> (4 * (i % 2))) & 15) - 8
         place = i // 2 + i % 2 * half if i < 2 * half else i
-        rest += np.float32(q * scale[first + i // group]) * number(x[start + place])
+        rest += np.float32(q * scale[first + i // group]) * numbers[start + place]
     for g in range(groups if len(zero) else 0):
-        rest += np.float32(scale[first + g] * (8 - np.int32(zero[first + g]))) * sums[at_sums + g]
+        rest += np.float32(scale[first + g] * (8 - np.int32(zero[first + g]))) * sums[r * groups + g]
     return total(even + odd) + rest
 
 
@@ -116,57 +105,89 @@ def matrix(at: Any, like: Any) -> Any:
 
 
 def prepare(x: Any, rows: int, m: Any) -> Any:
-    """R rows of x, one behind the other, and the sums of their groups, as products with a matrix take them."""
+    """R rows of x, one behind the other, as `products` with a matrix takes them."""
     raise NotImplementedError
 
 
 @overload(prepare, jit_options=OPTIONS, strict=False)
 def _prepare(x: Any, rows: Any, m: Any) -> Any:
     kind = m[0].dtype
-    native = NATIVE_BF16 and x.dtype == types.uint16
+    if in_integers(x.dtype, kind):
+        paired = kind == types.uint8
+        return lambda x, rows, m: integers.split(x, rows, paired)
     if kind == types.uint8:
-        made_of = np.uint16 if native else np.float32
-
-        def split(x: Any, rows: int, m: Any) -> Any:
-            count, group = len(x) // rows, m[4]
-            half, groups = count // 2, -(-count // group) if len(m[2]) else 0
-            made, sums = aligned(len(x), made_of), np.zeros(rows * groups, np.float32)
-            for r in range(rows):
-                at = r * count
-                for i in range(half):
-                    made[at + i] = x[at + 2 * i] if native else number(x[at + 2 * i])
-                    made[at + half + i] = x[at + 2 * i + 1] if native else number(x[at + 2 * i + 1])
-                if count % 2:
-                    made[at + count - 1] = x[at + count - 1] if native else number(x[at + count - 1])
-                for g in range(groups):
-                    for i in range(at + g * group, at + min(g * group + group, count)):
-                        sums[r * groups + g] += number(x[i])
-            return made, sums
-
-        return split
-    if x.dtype == types.float32 or (native and kind in (types.uint16, types.int8)):
-        return lambda x, rows, m: (x, np.empty(0, np.float32))
+        return _halved
+    if x.dtype == types.float32 or (NATIVE_BF16 and kind == x.dtype == types.uint16):
+        return lambda x, rows, m: x
 
     def convert(x: Any, rows: int, m: Any) -> Any:
         made = aligned(len(x), np.float32)
         for i in range(len(x)):
             made[i] = number(x[i])
-        return made, np.empty(0, np.float32)
+        return made
 
     return convert
 
 
-def product(m: Any, row: int, x: Any, sums: Any, r: int, count: int) -> Any:
-    """Row `row` of a matrix times row r of a prepared x."""
+def in_integers(x: Any, weights: Any) -> bool:
+    """Whether x of a type goes through `integers.py`: quantised weights, and what 16 bits can say."""
+    return integers.VNNI and x != types.float32 and weights in (types.int8, types.uint8)
+
+
+def _halved(x: Any, rows: int, m: Any) -> Any:
+    """The even columns of each row before its odd ones, and the sums of its groups where the matrix has zeros."""
+    count, group = len(x) // rows, m[4]
+    half, groups = count // 2, -(-count // group) if len(m[2]) else 0
+    made, sums = aligned(len(x), np.float32), np.zeros(rows * groups, np.float32)
+    for r in range(rows):
+        at = r * count
+        for i in range(half):
+            made[at + i] = number(x[at + 2 * i])
+            made[at + half + i] = number(x[at + 2 * i + 1])
+        if count % 2:
+            made[at + count - 1] = number(x[at + count - 1])
+        for g in range(groups):
+            for i in range(at + g * group, at + min(g * group + group, count)):
+                sums[r * groups + g] += number(x[i])
+    return made, sums
+
+
+def products(m: Any, rows: Any, x: Any, r: int, count: int) -> Any:
+    """Four rows of a matrix times row r of a prepared x."""
     raise NotImplementedError
 
 
-@overload(product, jit_options=INLINE, strict=False)
-def _product(m: Any, row: Any, x: Any, sums: Any, r: Any, count: Any) -> Any:
-    if m[0].dtype == types.uint8:
-        return lambda m, row, x, sums, r, count: (
-            grouped_dot(m, row, x, r * count, sums, r * -(-count // m[4]), count) * m[3][row]
-        )
-    if m[0].dtype == types.int8:
-        return lambda m, row, x, sums, r, count: dot(m[0], row * count, x, r * count, count) * m[3][row]
-    return lambda m, row, x, sums, r, count: dot(m[0], row * count, x, r * count, count)
+@overload(products, jit_options=INLINE, strict=False)
+def _products(m: Any, rows: Any, x: Any, r: Any, count: Any) -> Any:
+    kind = m[0].dtype
+    if isinstance(x, types.BaseTuple) and len(x) == 3:  # from `integers.split`
+        dots = dots_int4 if kind == types.uint8 else dots_int8
+
+        def of_integers(m: Any, rows: Any, x: Any, r: int, count: int) -> Any:
+            a, b, c, d = dots(m, rows, x, r, count)
+            factor = m[3]
+            return a * factor[rows[0]], b * factor[rows[1]], c * factor[rows[2]], d * factor[rows[3]]
+
+        return of_integers
+    of_row = {types.uint8: _of_int4, types.int8: _of_int8}.get(kind, _of_plain)
+    return lambda m, rows, x, r, count: (
+        of_row(m, rows[0], x, r, count),
+        of_row(m, rows[1], x, r, count),
+        of_row(m, rows[2], x, r, count),
+        of_row(m, rows[3], x, r, count),
+    )
+
+
+@inline
+def _of_plain(m: Any, row: int, x: Any, r: int, count: int) -> Any:
+    return dot(m[0], row * count, x, r * count, count)
+
+
+@inline
+def _of_int8(m: Any, row: int, x: Any, r: int, count: int) -> Any:
+    return dot(m[0], row * count, x, r * count, count) * m[3][row]
+
+
+@inline
+def _of_int4(m: Any, row: int, x: Any, r: int, count: int) -> Any:
+    return grouped_dot(m, row, x, r, count) * m[3][row]
