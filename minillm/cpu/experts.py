@@ -13,38 +13,33 @@ from numba import prange
 
 from minillm.cpu.jit import aligned, array, kernel, parallel
 from minillm.cpu.pointwise import activated
-from minillm.cpu.products import matrix, prepare, products
+from minillm.cpu.products import matrix, prepare, product
 from minillm.cpu.vector import number, rounded
 
 
 @parallel
 def _into(m: Any, x: Any, bias: Any, picks: Any, top_k: int, hidden: int, activation: Any, inner: int, y: Any) -> None:
     """y `[P, F]` = act(gate x) * up x, gate and up being rows e 2F + f and e 2F + F + f of the matrix."""
-    pairs = (inner + 1) // 2
-    for j in prange(len(picks) * pairs):
-        p, f = np.int64(j) // pairs, np.int64(j) % pairs * 2
-        both = min(f + 1, inner - 1)
-        gate = picks[p] * 2 * inner
-        rows = (gate + f, gate + both, gate + inner + f, gate + inner + both)
-        values = products(m, rows, x, p // top_k, hidden)
-        for k in range(both - f + 1):
-            one, other = values[k], values[2 + k]
-            if len(bias):
-                one += number(bias[rows[k]])
-                other += number(bias[rows[2 + k]])
-            y[p * inner + f + k] = rounded(activated(one, other, activation), y)
+    for j in prange(len(picks) * inner):
+        p, f = np.int64(j) // inner, np.int64(j) % inner
+        gate_row = picks[p] * 2 * inner + f
+        up_row = gate_row + inner
+        gate = product(m, gate_row, x, p // top_k, hidden)
+        up = product(m, up_row, x, p // top_k, hidden)
+        if len(bias):
+            gate += number(bias[gate_row])
+            up += number(bias[up_row])
+        y[j] = rounded(activated(gate, up, activation), y)
 
 
 @parallel
 def _out_of(m: Any, x: Any, bias: Any, picks: Any, inner: int, hidden: int, y: Any) -> None:
     """y `[P, H]` = down x, down being rows e H … e H + H - 1 of the matrix."""
-    fours = -(-hidden // 4)
-    for j in prange(len(picks) * fours):
-        p, h = np.int64(j) // fours, np.int64(j) % fours * 4
-        first, last = picks[p] * hidden + h, picks[p] * hidden + hidden - 1
-        values = products(m, (first, min(first + 1, last), min(first + 2, last), min(first + 3, last)), x, p, inner)
-        for k in range(min(4, hidden - h)):
-            y[p * hidden + h + k] = values[k] + number(bias[first + k]) if len(bias) else values[k]
+    for j in prange(len(y)):
+        p = np.int64(j) // hidden
+        row = picks[p] * hidden + np.int64(j) % hidden
+        value = product(m, row, x, p, inner)
+        y[j] = value + number(bias[row]) if len(bias) else value
 
 
 @kernel

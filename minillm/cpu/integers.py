@@ -1,8 +1,8 @@
 """int8 and 4-bit weights times numbers of 16 bits, by an instruction that multiplies 64 bytes by 64 (AVX512-VNNI).
 
 A block of 128 columns of x becomes whole numbers n = 256 h + l of two bytes each, times a power of two p that makes the
-largest at most 32512. A bf16 number of at least 1/256 of the largest stays exact; no other is wrong by more than p / 2,
-2^-15 of the largest. The instruction takes weights as bytes without a sign, q + z: z x is taken off for four or eight
+largest at most 32512. A bf16 number of at least 1/127 of the largest stays exact; no other is wrong by more than p / 2,
+2^-14.98 of the largest. The instruction takes weights as bytes without a sign, q + z: z x is taken off for eight
 columns at a time, by their sum. Integer sums are exact in any order, and large enough: 8 columns times 2^8 times 2^15.
 """
 
@@ -74,6 +74,12 @@ def _read(context: Any, builder: Any, kind: Any, array: Any, start: Any, count: 
     return builder.call(call, [pointer, INT(1), there, same(BYTE, 0, count)])
 
 
+def _in_all(builder: Any, number: Any) -> Any:
+    """An integer in all 16 places."""
+    one = builder.insert_element(ir.Constant(INTS, ir.Undefined), builder.trunc(number, INT), INT(0))
+    return builder.shuffle_vector(one, one, same(INT, 0))
+
+
 def _dot(builder: Any, total: Any, w: Any, x: Any) -> Any:
     """total[l] + w[4 l] x[4 l] + … + w[4 l + 3] x[4 l + 3], w without a sign, x with one."""
     kind = ir.FunctionType(INTS, [INTS, INTS, INTS])
@@ -81,25 +87,25 @@ def _dot(builder: Any, total: Any, w: Any, x: Any) -> Any:
     return builder.call(call, [total, builder.bitcast(w, INTS), builder.bitcast(x, INTS)])
 
 
-def _block(context: Any, builder: Any, from_: Any, parts: Any, start: Any, first: Any, second: Any) -> Any:
-    """from_ + the sums of a block's products, in 16 places, of two times 64 weights with x as `split` writes it."""
+def _block(context: Any, builder: Any, total: Any, kind: Any, parts: Any, start: Any, first: Any, second: Any) -> Any:
+    """total + the sums of a block's products, in 16 places, of two times 64 weights with x as `split` writes it."""
 
     def part(index: int) -> Any:
-        return read(context, builder, *parts, builder.add(start, start.type(HALF * index)), BYTE, HALF)
+        return read(context, builder, kind, parts, builder.add(start, start.type(HALF * index)), BYTE, HALF)
 
     high = _dot(builder, _dot(builder, same(INT, 0), first, part(0)), second, part(1))
-    low = _dot(builder, _dot(builder, from_, first, part(2)), second, part(3))
+    low = _dot(builder, _dot(builder, total, first, part(2)), second, part(3))
     return builder.add(builder.shl(high, same(INT, 8)), low)
 
 
 @intrinsic
-def products(typing: Any, w: Any, at: Any, left: Any, parts: Any, start: Any, zeros: Any, of_zeros: Any) -> Any:
-    """Weights from w[at] on times a block of x. Of int8 `left` weights, place l has those of columns 4 l … 4 l + 3 and
-    64 more; of `left` pairs of 4-bit numbers, less 8 each, those of columns 8 l … 8 l + 7."""
+def products(typing: Any, w: Any, at: Any, left: Any, parts: Any, start: Any, taken: Any, of_taken: Any) -> Any:
+    """`left` bytes of weights from w[at] on times a block of x. Of int8 place l has the products of columns 4 l to
+    4 l + 3 and of those 64 further on; of 4-bit numbers, less 8 each, those of columns 8 l to 8 l + 7."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kind, _, _, x_kind, _, zeros_kind, _ = signature.args
-        w, at, left, parts, start, zeros, of_zeros = given
+        kind, _, _, x_kind, _, taken_kind, _ = signature.args
+        w, at, left, parts, start, taken, of_taken = given
         first = _read(context, builder, kind, w, at, HALF, left)
         if kind.dtype == types.uint8:
             halves = builder.and_(first, same(BYTE, 15, HALF)), builder.lshr(first, same(BYTE, 4, HALF))
@@ -107,21 +113,21 @@ def products(typing: Any, w: Any, at: Any, left: Any, parts: Any, start: Any, ze
             at, left = builder.add(at, at.type(HALF)), builder.sub(left, left.type(HALF))
             second = _read(context, builder, kind, w, at, HALF, left)
             halves = tuple(builder.xor(each, same(BYTE, 128, HALF)) for each in (first, second))
-        from_ = read(context, builder, zeros_kind, zeros, of_zeros, INT)
-        return _block(context, builder, from_, (x_kind, parts), start, *halves)
+        total = read(context, builder, taken_kind, taken, of_taken, INT)
+        return _block(context, builder, total, x_kind, parts, start, *halves)
 
-    return ints(w, types.intp, types.intp, parts, types.intp, zeros, types.intp), generate
+    return ints(w, types.intp, types.intp, parts, types.intp, taken, types.intp), generate
 
 
 @intrinsic
-def times(typing: Any, n: Any, zeros: Any, start: Any) -> Any:
-    """(n - 8) * zeros[start : start + 16]."""
+def times(typing: Any, n: Any, taken: Any, start: Any) -> Any:
+    """(n - 8) * taken[start : start + 16]."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        of_x = read(context, builder, signature.args[1], *given[1:], INT)
+        of_x = read(context, builder, signature.args[1], given[1], given[2], INT)
         return builder.mul(builder.sub(given[0], same(INT, 8)), of_x)
 
-    return ints(ints, zeros, types.intp), generate
+    return ints(ints, taken, types.intp), generate
 
 
 @intrinsic
@@ -135,8 +141,7 @@ def places(typing: Any, shift: Any) -> Any:
     """In which of a block's groups, of 2^shift times 8 columns, each of the 16 places has its 8 columns."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        one = builder.insert_element(ir.Constant(INTS, ir.Undefined), builder.trunc(given[0], INT), INT(0))
-        return builder.lshr(constant(INT, range(LANES)), builder.shuffle_vector(one, one, same(INT, 0)))
+        return builder.lshr(constant(INT, range(LANES)), _in_all(builder, given[0]))
 
     return ints(types.intp), generate
 
@@ -147,7 +152,7 @@ def spread(typing: Any, array: Any, start: Any, left: Any, of_places: Any) -> An
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         kind = signature.args[0]
-        numbers = _read(context, builder, kind, *given[:2], LANES, given[2])
+        numbers = _read(context, builder, kind, given[0], given[1], LANES, given[2])
         numbers = (builder.sext if kind.dtype == types.int8 else builder.zext)(numbers, INTS)
         permute = ir.FunctionType(INTS, [INTS, INTS])
         call = get_or_insert_function(builder.module, permute, "llvm.x86.avx512.permvar.si.512")
@@ -182,7 +187,7 @@ def _alternate(first: int) -> Any:
         """Every second of 32 floats from x[start] on."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            both = read(context, builder, signature.args[0], *given, FLOAT, 2 * LANES)
+            both = read(context, builder, signature.args[0], given[0], given[1], FLOAT, 2 * LANES)
             return builder.shuffle_vector(both, both, constant(INT, range(first, 2 * LANES, 2)))
 
         return floats(x, types.intp), generate
@@ -194,21 +199,20 @@ _evens, _odds = _alternate(0), _alternate(1)
 
 
 @intrinsic
-def _write_zeros(typing: Any, zeros: Any, at: Any, parts: Any, start: Any, zero: Any) -> Any:
-    """zeros[at : at + 16] = -zero times the sums of a block's columns that `products` has in each place."""
+def _write_taken(typing: Any, taken: Any, at: Any, parts: Any, start: Any, zero: Any) -> Any:
+    """taken[at : at + 16] = -zero times the sums of a block's columns whose products one place has."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         kind, _, x_kind, _, _ = signature.args
-        zeros, at, parts, start, zero = given
+        taken, at, parts, start, zero = given
         ones = same(BYTE, 1, HALF)
-        sums = _block(context, builder, same(INT, 0), (x_kind, parts), start, ones, ones)
-        one = builder.insert_element(ir.Constant(INTS, ir.Undefined), builder.trunc(zero, INT), INT(0))
-        value = builder.mul(sums, builder.neg(builder.shuffle_vector(one, one, same(INT, 0))))
-        pointer = builder.gep(make_array(kind)(context, builder, zeros).data, [at])
+        sums = _block(context, builder, same(INT, 0), x_kind, parts, start, ones, ones)
+        value = builder.mul(sums, builder.neg(_in_all(builder, zero)))
+        pointer = builder.gep(make_array(kind)(context, builder, taken).data, [at])
         builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.none(zeros, types.intp, parts, types.intp, types.intp), generate
+    return types.none(taken, types.intp, parts, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -216,7 +220,7 @@ def power(typing: Any, powers: Any, block: Any) -> Any:
     """powers[block] in all 16 places."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        one = read(context, builder, signature.args[0], *given, FLOAT, 1)
+        one = read(context, builder, signature.args[0], given[0], given[1], FLOAT, 1)
         return builder.shuffle_vector(one, one, same(INT, 0))
 
     return floats(powers, types.intp), generate
@@ -236,7 +240,7 @@ def _power(x: Any, start: int) -> Any:
 
 @inline
 def split(x: Any, rows: int, paired: bool) -> Any:
-    """R rows of x in blocks: their bytes, what zero points take off (see `_write_zeros`), and powers of two. Paired,
+    """R rows of x in blocks: their bytes, what the zero points take off them, and powers of two. Paired,
     the even columns of a block come before the odd ones, for weights of which two share a byte."""
     count = len(x) // rows
     blocks = -(-count // BLOCK)
@@ -255,5 +259,19 @@ def split(x: Any, rows: int, paired: bool) -> Any:
                     first, second = _evens(row, at + 2 * i), _odds(row, at + 2 * i)
                 _write(parts, to + i, first * inverse)
                 _write(parts, to + HALF + i, second * inverse)
-            _write_zeros(taken, (r * blocks + b) * LANES, parts, to, 8 if paired else 128)
+            _write_taken(taken, (r * blocks + b) * LANES, parts, to, 8 if paired else 128)
     return parts, taken, powers
+
+
+@intrinsic
+def prefetch(typing: Any, array: Any, at: Any) -> Any:
+    """Bring the line of array[at] near, which need not exist."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        pointer = builder.gep(make_array(signature.args[0])(context, builder, given[0]).data, [given[1]])
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT, INT, INT])
+        call = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(call, [pointer, INT(0), INT(3), INT(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate

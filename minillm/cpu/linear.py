@@ -8,10 +8,10 @@ import numpy as np
 from numba import prange, types
 
 from minillm.cpu.jit import OPTIONS, array, kernel, overload, parallel
-from minillm.cpu.products import matrix, prepare, products, tile
+from minillm.cpu.products import matrix, prepare, product, tile
 from minillm.cpu.vector import number, rounded
 
-BLOCK = 4  # rows of W that `products` takes
+BLOCK = 4  # rows of W that a thread takes at a time
 IN_CACHE = 8192  # values of x that stay in the fastest cache beside a row of W
 
 
@@ -19,13 +19,10 @@ IN_CACHE = 8192  # values of x that stay in the fastest cache beside a row of W
 def _multiply(m: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> None:
     outputs = len(y) // rows
     for block in prange(-(-outputs // BLOCK)):
-        o, last = np.int64(block) * BLOCK, outputs - 1
-        of_w = (o, min(o + 1, last), min(o + 2, last), min(o + 3, last))
-        for r in range(rows):
-            values = products(m, of_w, x, r, inputs)
-            for k in range(min(BLOCK, outputs - o)):
-                value = values[k] + number(bias[o + k]) if len(bias) else values[k]
-                y[r * outputs + o + k] = rounded(value, y)
+        for o in range(BLOCK * block, min(BLOCK * block + BLOCK, outputs)):
+            for r in range(rows):
+                value = product(m, o, x, r, inputs)
+                y[r * outputs + o] = rounded(value + number(bias[o]) if len(bias) else value, y)
 
 
 def _multiplied_in_tiles(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> bool:

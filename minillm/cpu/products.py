@@ -16,7 +16,7 @@ from numba import types
 
 from minillm.cpu import integers
 from minillm.cpu.dots import NATIVE_BF16, STEP, dot32, dot_nibbles, spread_1, spread_2
-from minillm.cpu.integer_dots import dots_int4, dots_int8
+from minillm.cpu.integer_dots import dot_int4, dot_int8
 from minillm.cpu.jit import INLINE, OPTIONS, aligned, array, inline, overload
 from minillm.cpu.vector import madd, number, total, zeros
 
@@ -105,7 +105,7 @@ def matrix(at: Any, like: Any) -> Any:
 
 
 def prepare(x: Any, rows: int, m: Any) -> Any:
-    """R rows of x, one behind the other, as `products` with a matrix takes them."""
+    """R rows of x, one behind the other, as `product` with a matrix takes them."""
     raise NotImplementedError
 
 
@@ -152,42 +152,19 @@ def _halved(x: Any, rows: int, m: Any) -> Any:
     return made, sums
 
 
-def products(m: Any, rows: Any, x: Any, r: int, count: int) -> Any:
-    """Four rows of a matrix times row r of a prepared x."""
+def product(m: Any, row: int, x: Any, r: int, count: int) -> Any:
+    """Row `row` of a matrix times row r of a prepared x."""
     raise NotImplementedError
 
 
-@overload(products, jit_options=INLINE, strict=False)
-def _products(m: Any, rows: Any, x: Any, r: Any, count: Any) -> Any:
-    kind = m[0].dtype
-    if isinstance(x, types.BaseTuple) and len(x) == 3:  # from `integers.split`
-        dots = dots_int4 if kind == types.uint8 else dots_int8
-
-        def of_integers(m: Any, rows: Any, x: Any, r: int, count: int) -> Any:
-            a, b, c, d = dots(m, rows, x, r, count)
-            factor = m[3]
-            return a * factor[rows[0]], b * factor[rows[1]], c * factor[rows[2]], d * factor[rows[3]]
-
-        return of_integers
-    of_row = {types.uint8: _of_int4, types.int8: _of_int8}.get(kind, _of_plain)
-    return lambda m, rows, x, r, count: (
-        of_row(m, rows[0], x, r, count),
-        of_row(m, rows[1], x, r, count),
-        of_row(m, rows[2], x, r, count),
-        of_row(m, rows[3], x, r, count),
-    )
-
-
-@inline
-def _of_plain(m: Any, row: int, x: Any, r: int, count: int) -> Any:
-    return dot(m[0], row * count, x, r * count, count)
-
-
-@inline
-def _of_int8(m: Any, row: int, x: Any, r: int, count: int) -> Any:
-    return dot(m[0], row * count, x, r * count, count) * m[3][row]
-
-
-@inline
-def _of_int4(m: Any, row: int, x: Any, r: int, count: int) -> Any:
-    return grouped_dot(m, row, x, r, count) * m[3][row]
+@overload(product, jit_options=INLINE, strict=False)
+def _product(m: Any, row: Any, x: Any, r: Any, count: Any) -> Any:
+    in_blocks = isinstance(x, types.BaseTuple) and len(x) == 3  # from `integers.split`
+    if m[0].dtype == types.uint8:
+        of_row = dot_int4 if in_blocks else grouped_dot
+        return lambda m, row, x, r, count: of_row(m, row, x, r, count) * m[3][row]
+    if m[0].dtype == types.int8:
+        if in_blocks:
+            return lambda m, row, x, r, count: dot_int8(m[0], row, x, r, count) * m[3][row]
+        return lambda m, row, x, r, count: dot(m[0], row * count, x, r * count, count) * m[3][row]
+    return lambda m, row, x, r, count: dot(m[0], row * count, x, r * count, count)
