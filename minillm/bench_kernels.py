@@ -43,6 +43,7 @@ FILES = {
     "linear_cross_entropy": "cross_entropy",
     "sample": "sampling",
 }
+WITHOUT = ("linear", "add", "cos_sin")  # PyTorch's own are as good
 BESIDE = {
     "ragged_attention": "attention",
     "paged_decode_attention": "decode_attention",
@@ -55,7 +56,7 @@ def listing() -> list[dict[str, Any]]:
     kernels = {path.stem for path in (Path(__file__).parents[1] / "kernels").glob("*.py")}
     kernels |= {path.stem for path in (Path(__file__).parent / "kernels").glob("*.py")}
     seam = [field.name for field in dataclasses.fields(Ops)]
-    named = {**{name: FILES.get(name) for name in seam if name != "linear"}, **BESIDE}  # PyTorch's own
+    named = {**{name: FILES.get(name) for name in seam if name not in WITHOUT}, **BESIDE}
     return [{"op": op, "triton": file in kernels, "file": file, "in_ops": op in seam} for op, file in named.items()]
 
 

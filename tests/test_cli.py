@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -188,6 +189,17 @@ def test_interrupt_keeps_the_text_and_exits_130() -> None:
     whole = load().generate("Once upon a time", max_new_tokens=500, ignore_eos=True).text.encode()
     assert whole.startswith(first + rest)
     assert b"Traceback" not in err
+
+
+def test_an_interrupt_that_was_lost_is_raised_again() -> None:
+    """As a finalizer loses it, which runs in the middle of what compiles loops."""
+    with cli.interrupts() as check:
+        check()
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_interrupt_before_there_is_text(capsys: pytest.CaptureFixture[str]) -> None:
