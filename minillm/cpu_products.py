@@ -84,7 +84,7 @@ def _quantised_product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: i
         return _product(x, matrix, like, outputs, bias)
     weight = torch.empty(outputs, x.shape[-1], dtype=x.dtype)
     if weight.numel():
-        cpu.linear.dequantise(matrix, address(weight), outputs, x.shape[-1], like, LIKE[x.dtype])
+        cpu.dequantise.dequantise(matrix, address(weight), outputs, x.shape[-1], like, LIKE[x.dtype])
     return F.linear(x, weight, bias)
 
 

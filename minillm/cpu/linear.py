@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import prange, types
 
 from minillm.cpu.jit import OPTIONS, array, kernel, overload, parallel
@@ -68,48 +67,3 @@ def linear(
     x = prepare(array(x_at, rows * inputs, x_like), rows, m)
     if not _multiplied_in_tiles(m[0], x, bias, y, rows, inputs):
         _multiply(m, x, bias, y, rows, inputs)
-
-
-@parallel
-def _write_rows(m: Any, y: Any, rows: int, inputs: int) -> None:
-    for each in prange(rows):
-        row = np.int64(each)
-        _write_row(m, row, y, inputs)
-
-
-def _write_row(m: Any, row: int, y: Any, inputs: int) -> None:
-    """y[row * I : (row + 1) * I] = row `row` of a quantised matrix."""
-    raise NotImplementedError
-
-
-@overload(_write_row, jit_options=OPTIONS, strict=False)
-def _written(m: Any, row: Any, y: Any, inputs: Any) -> Any:
-    if m[0].dtype == types.int8:
-
-        def from_int8(m: Any, row: int, y: Any, inputs: int) -> None:
-            for i in range(row * inputs, (row + 1) * inputs):
-                y[i] = rounded(np.float32(m[0][i]) * m[3][row], y)
-
-        return from_int8
-
-    def from_int4(m: Any, row: int, y: Any, inputs: int) -> None:
-        w, scale, zero, factor, group = m
-        at, groups = row * ((inputs + 1) // 2), -(-inputs // group)
-        for g in range(groups):
-            s = np.float32(scale[row * groups + g]) * factor[row]
-            shift = np.int32(zero[row * groups + g]) if len(zero) else np.int32(8)
-            first, last = g * group, min((g + 1) * group, inputs)
-            for b in range(first // 2, last // 2):
-                byte, to = np.int32(w[at + b]), row * inputs + 2 * b
-                y[to] = rounded(np.float32((byte & 15) - shift) * s, y)
-                y[to + 1] = rounded(np.float32((byte >> 4) - shift) * s, y)
-            if last % 2:
-                y[row * inputs + last - 1] = rounded(np.float32((np.int32(w[at + last // 2]) & 15) - shift) * s, y)
-
-    return from_int4
-
-
-@kernel
-def dequantise(at: Any, y_at: int, rows: int, inputs: int, w_like: Any, y_like: Any) -> None:
-    """y `[O, I]` = the matrix at `at`, of int8 or int4."""
-    _write_rows(matrix(at, w_like), array(y_at, rows * inputs, y_like), rows, inputs)
