@@ -117,6 +117,8 @@ def experts(
     numbers, into, out_of = activation_number(activation), _matrices(gate_up), _matrices(down)
     fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous()
     if not (numbers and into and out_of and fits):
+        if numbers and biases is None and _in_tiles(x, weights, gate_up, down):
+            return _many_tokens(x, chosen, weights, gate_up, down, numbers)
         return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
     hidden, inner = x.shape[1], _stored(gate_up).shape[1] // 2
     y = torch.empty_like(x)
@@ -124,6 +126,26 @@ def experts(
     bias_at = tuple(number for each in biases or (None, None) for number in _located(each))
     sizes = (len(x), chosen.shape[1], hidden, inner)
     cpu.experts.experts(*at, into[0], out_of[0], bias_at, sizes, numbers, LIKE[x.dtype], into[1])
+    return y
+
+
+def _in_tiles(x: Tensor, weights: Tensor, gate_up: Any, down: Any) -> bool:
+    """Whether `cpu/grouped.py` can do it."""
+    given = x, gate_up, down
+    held = not all(isinstance(each, Tensor) and each.dtype == torch.bfloat16 for each in given)
+    if held or not cpu.dots.NATIVE_BF16 or len(x) == 0:
+        return False
+    return plain(*given) and plain(weights) and x.shape[1] % 16 == 0 and gate_up.shape[1] % 8 == 0
+
+
+def _many_tokens(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: Any) -> Tensor:
+    count, hidden, inner = down.shape
+    picks = chosen.flatten()
+    order, first = picks.argsort(stable=True), F.pad(torch.bincount(picks, minlength=count).cumsum(0), (1, 0))
+    y = torch.empty_like(x)
+    at = tuple(address(each) for each in (x, order, first, weights, gate_up, down, y))
+    sizes = (len(x), chosen.shape[1], hidden, inner, count, torch.get_num_threads())
+    cpu.grouped.experts(at, sizes, activation, LIKE[x.dtype])
     return y
 
 

@@ -56,7 +56,7 @@ def dot32(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any:
         sums, w, at, x, start = given
         if x_kind.dtype == types.uint16:
             x_part = read(context, builder, x_kind, x, start, SHORT, 32)
-            return _native(builder, sums, read(context, builder, kind, w, at, SHORT, 32), x_part)
+            return native_pairs(builder, sums, read(context, builder, kind, w, at, SHORT, 32), x_part)
         for offset in (0, LANES):
             places = (builder.add(each, each.type(offset)) for each in (at, start))
             w_part, x_part = (
@@ -106,7 +106,7 @@ def _spread(count: int) -> Any:
 spread_1, spread_2 = _spread(1), _spread(2)
 
 
-def _native(builder: Any, total: Any, x: Any, y: Any) -> Any:
+def native_pairs(builder: Any, total: Any, x: Any, y: Any) -> Any:
     """total[l] + x[2l] y[2l] + x[2l + 1] y[2l + 1] for 32 bf16 numbers each: AVX-512's own instruction."""
 
     kind = ir.FunctionType(FLOATS, [FLOATS, BFLOATS, BFLOATS])
@@ -124,6 +124,6 @@ def dot_pair(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any
         pair = builder.extract_element(read(context, builder, x_kind, x, start, INT, 1), INT(0))
         nothing = ir.Constant(ir.VectorType(INT, LANES), ir.Undefined)
         pairs = builder.shuffle_vector(builder.insert_element(nothing, pair, INT(0)), nothing, same(INT, 0))
-        return _native(builder, sums, read(context, builder, kind, w, at, SHORT, 32), pairs)
+        return native_pairs(builder, sums, read(context, builder, kind, w, at, SHORT, 32), pairs)
 
     return floats(floats, w, types.intp, x, types.intp), generate

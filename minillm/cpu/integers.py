@@ -24,6 +24,7 @@ from minillm.cpu.vector import (
     FLOATS,
     INT,
     LANES,
+    ask,
     constant,
     floats,
     intrinsic,
@@ -268,10 +269,7 @@ def prefetch(typing: Any, array: Any, at: Any) -> Any:
     """Bring the line of array[at] near, which need not exist."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        pointer = builder.gep(make_array(signature.args[0])(context, builder, given[0]).data, [given[1]])
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT, INT, INT])
-        call = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(call, [pointer, INT(0), INT(3), INT(1)])
+        ask(context, builder, signature.args[0], given[0], given[1])
         return context.get_dummy_value()
 
     return types.none(array, types.intp), generate

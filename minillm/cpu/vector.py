@@ -57,6 +57,14 @@ def read(context: Any, builder: Any, kind: Any, array: Any, start: Any, element:
     return builder.load(builder.bitcast(pointer, ir.VectorType(element, count).as_pointer()), align=1)
 
 
+def ask(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> None:
+    """Have the line of an element of an array, which need not exist, brought near."""
+    pointer = builder.gep(make_array(kind)(context, builder, array).data, [start])
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT, INT, INT])
+    call = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(call, [pointer, INT(0), INT(3), INT(1)])
+
+
 def floats_at(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
     """16 elements of an array as floats, by the array's type."""
     elements = {types.float32: FLOAT, types.uint16: SHORT, types.int16: SHORT, types.int8: BYTE}
@@ -95,7 +103,7 @@ def store(typing: Any, array: Any, start: Any, x: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         pointer = builder.gep(make_array(signature.args[0])(context, builder, given[0]).data, [given[1]])
-        value = _rounded(builder, given[2], array.dtype)
+        value = rounded_bits(builder, given[2], array.dtype)
         builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=1)
         return context.get_dummy_value()
 
@@ -238,12 +246,12 @@ def rounded(typing: Any, x: Any, array: Any) -> Any:
     """A float as an element of an array: the nearest, of two the even one."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return _rounded(builder, given[0], array.dtype)
+        return rounded_bits(builder, given[0], array.dtype)
 
     return array.dtype(types.float32, array), generate
 
 
-def _rounded(builder: Any, x: Any, dtype: Any) -> Any:
+def rounded_bits(builder: Any, x: Any, dtype: Any) -> Any:
     """A float or a vector in the bits of a type that arrays have."""
     wide = isinstance(x.type, ir.VectorType)
     whole, short = (ir.VectorType(INT, LANES), ir.VectorType(SHORT, LANES)) if wide else (INT, SHORT)
