@@ -26,7 +26,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's mallo
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
     """`reference.rms_norm`."""
-    if not (products.few(x) and plain(x, weight)):
+    if not (x.numel() and plain(x, weight)):
         return reference.rms_norm(x, weight, eps, offset, cast)
     return _normed(x, None, weight, eps, offset, cast)[0]
 
@@ -35,7 +35,7 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
 ) -> tuple[Tensor, Tensor]:
     """`reference.add_rms_norm`."""
-    if not (products.few(x) and plain(x, residual, weight)):
+    if not (x.numel() and plain(x, residual, weight)):
         return reference.add_rms_norm(x, residual, weight, eps, offset, cast)
     return _normed(x, residual, weight, eps, offset, cast)
 

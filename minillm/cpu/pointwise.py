@@ -13,6 +13,7 @@ from minillm.cpu.jit import array, function, inline, kernel, parallel
 from minillm.cpu.vector import LANES, floor, larger, load, madd, number, rounded, smaller, store, total, two_to, zeros
 
 SILU, GELU_TANH, CLAMPED = range(3)  # activations by number; kernels get (number, limit, alpha)
+ALONE = 16  # rows that one thread has
 ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 
@@ -72,34 +73,52 @@ def norm(x: Any, at: int, w: Any, size: int, numbers: Any, y: Any, to: int) -> N
     """rms_norm of x[at : at + size] into y[to : to + size]; numbers are eps, offset and whether it is rounded before
     the weight."""
     eps, offset, early = numbers
-    squares = zeros()
-    for i in range(at, at + size - LANES + 1, LANES):
+    squares, whole = zeros(), size // LANES * LANES
+    for i in range(at, at + whole, LANES):
         squares = madd(load(x, i), load(x, i), squares)
     mean = total(squares)
-    for i in range(at + size // LANES * LANES, at + size):
+    for i in range(at + whole, at + size):
         mean += number(x[i]) * number(x[i])
     factor = ONE / np.float32(math.sqrt(mean / np.float32(size) + eps))
     if early:
-        for i in range(size):
+        for i in range(0, whole, LANES):
+            store(y, to + i, load(x, at + i) * factor)
+            store(y, to + i, load(y, to + i) * (load(w, i) + offset))
+        for i in range(whole, size):
             y[to + i] = rounded(number(rounded(number(x[at + i]) * factor, y)) * (number(w[i]) + offset), y)
     else:
-        for i in range(size):
+        for i in range(0, whole, LANES):
+            store(y, to + i, load(x, at + i) * factor * (load(w, i) + offset))
+        for i in range(whole, size):
             y[to + i] = rounded(number(x[at + i]) * factor * (number(w[i]) + offset), y)
+
+
+@inline
+def _norm_of_sum(x: Any, residual: Any, s: Any, w: Any, row: int, size: int, numbers: Any, y: Any) -> None:
+    for i in range(row * size, (row + 1) * size if len(residual) else 0):
+        s[i] = rounded(number(x[i]) + number(residual[i]), s)
+    norm(s, row * size, w, size, numbers, y, row * size)
+
+
+@parallel
+def _norm_rows(x: Any, residual: Any, s: Any, w: Any, rows: int, size: int, numbers: Any, y: Any) -> None:
+    for row in prange(rows):
+        _norm_of_sum(x, residual, s, w, np.int64(row), size, numbers, y)
 
 
 @kernel
 def rms_norm(
     x_at: int, residual_at: int, s_at: int, w_at: int, y_at: int, rows: int, size: int, numbers: Any, like: Any
 ) -> None:
-    """y `[R, N]` = rms_norm(s), where s is x, or where there is a residual x + residual and written. For few rows: one
-    thread is done with them before a second has started."""
+    """y `[R, N]` = rms_norm(s), where s is x, or where there is a residual x + residual and written. With a few rows
+    one thread is done before a second has started."""
     count, there = rows * size, rows * size if residual_at else 0
     x, residual, s = array(x_at, count, like), array(residual_at, there, like), array(s_at, count, like)
     w, y = array(w_at, size, like), array(y_at, count, like)
-    for i in range(there):
-        s[i] = rounded(number(x[i]) + number(residual[i]), s)
-    for row in range(rows):
-        norm(s, row * size, w, size, numbers, y, row * size)
+    if rows > ALONE:
+        _norm_rows(x, residual, s, w, rows, size, numbers, y)
+    for row in range(rows if rows <= ALONE else 0):
+        _norm_of_sum(x, residual, s, w, row, size, numbers, y)
 
 
 @kernel
@@ -135,7 +154,13 @@ def _rotate(
 ) -> None:
     """One head of `size` values, of which the first 2 * half turn; `halves`: value i with i + half, else with i + 1."""
     if halves:
-        for i in range(half):
+        whole = half // LANES * LANES
+        for i in range(0, whole, LANES):
+            va, vb = load(x, at + i), load(x, at + half + i)
+            vc, vs = load(cos, phase + i), load(sin, phase + i)
+            store(y, to + i, va * vc - vb * vs)
+            store(y, to + half + i, vb * vc + va * vs)
+        for i in range(whole, half):
             a, b = number(x[at + i]), number(x[at + half + i])
             c, s = number(cos[phase + i]), number(sin[phase + i])
             y[to + i], y[to + half + i] = rounded(a * c - b * s, y), rounded(b * c + a * s, y)
