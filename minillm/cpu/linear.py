@@ -12,6 +12,7 @@ from minillm.cpu.vector import number, rounded
 
 BLOCK = 4  # rows of W that a thread takes at a time
 IN_CACHE = 8192  # values of x that stay in the fastest cache beside a row of W
+MANY = 6  # rows of x whose arithmetic takes longer than reading W
 
 
 @parallel
@@ -35,10 +36,10 @@ def _in_tiles(w: Any, x: Any, bias: Any, y: Any, rows: Any, inputs: Any) -> Any:
         return lambda w, x, bias, y, rows, inputs: False
 
     def multiplied(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> bool:
-        fits = len(y) // rows % BLOCK == 0 and inputs % 64 == 0
-        if fits and rows * inputs > IN_CACHE:
+        fits = len(y) // rows % BLOCK == 0 and inputs % 64 == 0 and (rows >= MANY or rows * inputs > IN_CACHE)
+        if fits:
             _multiply_tiles(w, x, bias, y, rows, inputs)
-        return fits and rows * inputs > IN_CACHE
+        return fits
 
     return multiplied
 
@@ -50,7 +51,8 @@ def _multiply_tiles(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -
         o = BLOCK * block
         for r in range(0, rows, 2):
             other = min(r + 1, rows - 1)
-            pairs = tile(w, o * inputs, x, r * inputs, other * inputs, inputs)
+            ahead = BLOCK + BLOCK * r // rows, BLOCK + BLOCK * (r + 2) // rows
+            pairs = tile(w, o * inputs, x, r * inputs, other * inputs, inputs, ahead)
             for row, values in ((r, pairs[0]), (other, pairs[1])):
                 at = row * outputs + o
                 for k in range(BLOCK):

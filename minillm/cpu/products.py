@@ -17,6 +17,7 @@ from numba import types
 from minillm.cpu import integers
 from minillm.cpu.dots import NATIVE_BF16, STEP, dot32, dot_nibbles, spread_1, spread_2
 from minillm.cpu.integer_dots import dot_int4, dot_int8
+from minillm.cpu.integers import prefetch
 from minillm.cpu.jit import INLINE, OPTIONS, aligned, array, inline, overload
 from minillm.cpu.vector import madd, number, total, zeros
 
@@ -38,12 +39,16 @@ def dot(w: Any, at: int, x: Any, start: int, count: int) -> Any:
 
 
 @inline
-def tile(w: Any, at: int, x: Any, start: int, next_x: int, count: int) -> Any:
-    """`dot` of each of four rows of w, from `at` on, with two of x: what is loaded once serves several times."""
+def tile(w: Any, at: int, x: Any, start: int, next_x: int, count: int, ahead: Any) -> Any:
+    """`dot` of each of four rows of w, from `at` on, with two of x: what is loaded once serves several times. Meanwhile
+    it asks for rows ahead[0] to ahead[1] from there: four rows at a time are more streams than memory foresees."""
     a, b, c, d = at, at + count, at + 2 * count, at + 3 * count
     a0, b0, c0, d0, e0, f0, g0, h0 = (zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros())
     a1, b1, c1, d1, e1, f1, g1, h1 = (zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros())
     for i in range(0, count - 63, 64):
+        for row in range(ahead[0], ahead[1]):
+            prefetch(w, at + row * count + i)
+            prefetch(w, at + row * count + i + 32)
         s, t, j, k = start + i, next_x + i, start + i + 32, next_x + i + 32
         a0, b0 = dot32(a0, w, a + i, x, s), dot32(b0, w, b + i, x, s)
         c0, d0 = dot32(c0, w, c + i, x, s), dot32(d0, w, d + i, x, s)

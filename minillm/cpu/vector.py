@@ -58,11 +58,12 @@ def read(context: Any, builder: Any, kind: Any, array: Any, start: Any, element:
 
 
 def ask(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> None:
-    """Have the line of an element of an array, which need not exist, brought near."""
+    """Have the line of an element of an array, which need not exist, brought into the second cache: lines that wait in
+    the first drive out what it is there for."""
     pointer = builder.gep(make_array(kind)(context, builder, array).data, [start])
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT, INT, INT])
     call = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(call, [pointer, INT(0), INT(3), INT(1)])
+    builder.call(call, [pointer, INT(0), INT(2), INT(1)])
 
 
 def floats_at(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
