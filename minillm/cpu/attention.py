@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
+from minillm.cpu.dots import totals
 from minillm.cpu.jit import aligned, array, inline, kernel, parallel
 from minillm.cpu.pointwise import exp, tanh
-from minillm.cpu.products import dot, prepare
+from minillm.cpu.products import dot, partial, prepare
 from minillm.cpu.vector import (
     LANES,
     larger,
@@ -30,21 +31,63 @@ from minillm.cpu.vector import (
 )
 
 CHUNK = 256
-AT_ONCE = 4  # values that are summed up before a sum goes back to memory
+WIDTH = 64  # values of a head that are summed up at once
 LOWEST = np.float32(-3e38)
 
 
 @inline
-def _add_values(p: Any, at: int, v: Any, rows: Any, first: int, count: int, sums: Any, to: int, size: int) -> None:
-    """sums[to : to + size] += the sum of p[at + i] v[rows[i] : rows[i] + size] for i from `first` on."""
-    for d in range(0, size - LANES + 1, LANES):
-        held = load(sums, to + d)
-        for i in range(first, first + count):
-            held = madd(load(v, rows[i] + d), splat(p[at + i]), held)
-        store(sums, to + d, held)
-    for d in range(size // LANES * LANES, size):
-        for i in range(first, first + count):
-            sums[to + d] += p[at + i] * number(v[rows[i] + d])
+def _scores(k: Any, rows: Any, count: int, q: Any, at: int, size: int, parts: Any, scores: Any, to: int) -> None:
+    """scores[to + i] = the query of `size` values at q[at] times k[rows[i]:], of 16 keys together."""
+    whole = count // LANES * LANES if size % 32 == 0 else 0
+    for i in range(0, whole, LANES):
+        for j in range(LANES):
+            store(parts, j * LANES, partial(k, rows[i + j], q, at, size))
+        store(scores, to + i, totals(parts, 0))
+    for i in range(whole, count):
+        scores[to + i] = dot(k, rows[i], q, at, size)
+
+
+@inline
+def _wide_values(p: Any, v: Any, rows: Any, count: int, heads: Any, d: int, sums: Any, to: int, size: int) -> None:
+    """As `_add_values`, for four heads and 64 values from the d-th on: 16 sums, in registers from key to key."""
+    e, f, g, h = heads[0] * CHUNK, heads[1] * CHUNK, heads[2] * CHUNK, heads[3] * CHUNK
+    a0, b0, c0, d0, a1, b1, c1, d1 = (zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros())
+    a2, b2, c2, d2, a3, b3, c3, d3 = (zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros())
+    for i in range(count):
+        at = rows[i] + d
+        x, y, z, w = load(v, at), load(v, at + LANES), load(v, at + 2 * LANES), load(v, at + 3 * LANES)
+        one, two, three, four = splat(p[e + i]), splat(p[f + i]), splat(p[g + i]), splat(p[h + i])
+        a0, a1, a2, a3 = madd(x, one, a0), madd(y, one, a1), madd(z, one, a2), madd(w, one, a3)
+        b0, b1, b2, b3 = madd(x, two, b0), madd(y, two, b1), madd(z, two, b2), madd(w, two, b3)
+        c0, c1, c2, c3 = madd(x, three, c0), madd(y, three, c1), madd(z, three, c2), madd(w, three, c3)
+        d0, d1, d2, d3 = madd(x, four, d0), madd(y, four, d1), madd(z, four, d2), madd(w, four, d3)
+    for i, (x, y, z, w) in enumerate(((a0, a1, a2, a3), (b0, b1, b2, b3), (c0, c1, c2, c3), (d0, d1, d2, d3))):
+        at = to + heads[i] * size + d
+        store(sums, at, x)
+        store(sums, at + LANES, y)
+        store(sums, at + 2 * LANES, z)
+        store(sums, at + 3 * LANES, w)
+
+
+@inline
+def _add_values(p: Any, v: Any, rows: Any, count: int, group: int, sums: Any, to: int, size: int) -> None:
+    """sums[to + g size : …] = the sum of p[256 g + i] v[rows[i] : rows[i] + size] for each of G heads, four of which
+    share what is loaded of v."""
+    wide, whole = size // WIDTH * WIDTH, size // LANES * LANES
+    for first in range(0, group, 4):
+        last = group - 1
+        heads = first, min(first + 1, last), min(first + 2, last), min(first + 3, last)
+        for d in range(0, wide, WIDTH):
+            _wide_values(p, v, rows, count, heads, d, sums, to, size)
+    for g in range(group):
+        for d in range(wide, whole, LANES):
+            held = zeros()
+            for i in range(count):
+                held = madd(load(v, rows[i] + d), splat(p[g * CHUNK + i]), held)
+            store(sums, to + g * size + d, held)
+        for d in range(whole, size):
+            for i in range(count):
+                sums[to + g * size + d] += p[g * CHUNK + i] * number(v[rows[i] + d])
 
 
 @inline
@@ -90,23 +133,22 @@ def _chunks(
         rows, value_rows = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
         lane = query // steps * kv_heads + h
         for i in range(count):
-            slot = (start + i) % ring if ring else start + i - offset
-            rows[i], value_rows[i] = (lane * k_slots + slot) * k_stride, (lane * v_slots + slot) * v_stride
-        scores = aligned(group * CHUNK, np.float32)
+            rows[i] = start + i - offset
+        for i in range(count if ring else 0):
+            rows[i] = (start + i) % ring
         for i in range(count):
-            for g in range(group):
-                head = query * heads + h * group + g
-                scores[g * CHUNK + i] = dot(k, rows[i], q, head * k_size, k_size)
+            value_rows[i] = (lane * v_slots + rows[i]) * v_stride
+            rows[i] = (lane * k_slots + rows[i]) * k_stride
+        scores, one = aligned(group * CHUNK, np.float32), aligned(LANES * LANES, np.float32)
         for g in range(group):
+            head = query * heads + h * group + g
+            _scores(k, rows, count, q, head * k_size, k_size, one, scores, g * CHUNK)
             at, end = g * CHUNK, g * CHUNK + -(-count // LANES) * LANES
             capped(scores, at, end, scale, softcap)
             for i in range(at + count, end):
                 scores[i] = LOWEST
             highest[task * group + g], weights[task * group + g] = softmax(scores, at, end)
-        for i in range(0, count, AT_ONCE):
-            for g in range(group):
-                to = (task * group + g) * v_size
-                _add_values(scores, g * CHUNK, v, value_rows, i, min(AT_ONCE, count - i), sums, to, v_size)
+        _add_values(scores, v, value_rows, count, group, sums, task * group * v_size, v_size)
 
 
 @parallel

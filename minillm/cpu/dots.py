@@ -13,6 +13,7 @@ from numba.core import cgutils
 
 from minillm.cpu.vector import (
     BYTE,
+    FLOAT,
     FLOATS,
     INT,
     LANES,
@@ -127,3 +128,39 @@ def dot_pair(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any
         return native_pairs(builder, sums, read(context, builder, kind, w, at, SHORT, 32), pairs)
 
     return floats(floats, w, types.intp, x, types.intp), generate
+
+
+@intrinsic
+def totals(typing: Any, array: Any, start: Any) -> Any:
+    """The sums of 16 rows of 16 floats, array[start : start + 256], one in each place: by halves, as `total` has them,
+    but of two rows at a time."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kind, width = signature.args[0], LANES
+        rows = [
+            (
+                read(context, builder, kind, given[0], builder.add(given[1], given[1].type(LANES * i)), FLOAT),
+                [i] * LANES,
+            )
+            for i in range(LANES)
+        ]
+        while width > 1:
+            width //= 2
+            rows = [_halved(builder, width, *two) for two in zip(rows[::2], rows[1::2], strict=True)]
+        ((vector, whose),) = rows
+        return builder.shuffle_vector(vector, vector, constant(INT, [whose.index(i) for i in range(LANES)]))
+
+    return floats(array, types.intp), generate
+
+
+def _halved(builder: Any, width: int, one: Any, other: Any) -> Any:
+    """Two vectors, and whose sum each place is a part of, as one: in each stretch of 2 `width` places, which belong to
+    one row, the first half is added to the second."""
+    (x, of_x), (y, of_y) = one, other
+    low = [start + i for start in range(0, LANES, 2 * width) for i in range(width)]
+    order = [*low, *(LANES + place for place in low)]
+    total = builder.fadd(
+        builder.shuffle_vector(x, y, constant(INT, order)),
+        builder.shuffle_vector(x, y, constant(INT, [place + width for place in order])),
+    )
+    return total, [of_x[place] for place in low] + [of_y[place] for place in low]

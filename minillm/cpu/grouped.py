@@ -42,59 +42,52 @@ from minillm.cpu.vector import (
     zeros,
 )
 
+INTP = ir.IntType(64)
 ROWS = 4  # of W at a time
 APART = 32  # values between two rows of results, which a power of two apart would share few lines of the cache
 VECTORS = 6  # of tokens at a time at most: 24 sums, of the 32 registers that there are
 
 
+def _sums(context: Any, builder: Any, kinds: Any, given: Any, vectors: int) -> list[Any]:
+    """The sums that `_tile` stores: 4 V vectors. With few of them two of each take turns, for a sum waits for the one
+    before it."""
+    w, a, b, c, d, next_a, next_c, x, at, pairs = given
+    number, turns = at.type, 2 if vectors <= 2 else 1
+    sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(turns * ROWS * vectors)]
+    for each in sums:
+        builder.store(same(FLOAT, 0.0), each)
+    with cgutils.for_range(builder, builder.udiv(pairs, number(turns))) as loop:
+        for turn in range(turns):
+            pair = builder.add(builder.mul(loop.index, number(turns)), number(turn))
+            column, start = builder.mul(pair, number(2)), builder.mul(pair, number(2 * LANES * vectors))
+            of_w = [read(context, builder, kinds[0], w, builder.add(row, column), INT, 1) for row in (a, b, c, d)]
+            of_w = [builder.shuffle_vector(each, each, same(INT, 0)) for each in of_w]
+            for row in (next_a, next_c):
+                ask(context, builder, kinds[0], w, builder.add(row, builder.mul(column, number(2))))
+            for v in range(vectors):
+                place = builder.add(builder.add(at, start), number(2 * LANES * v))
+                of_x = read(context, builder, kinds[7], x, place, SHORT, 2 * LANES)
+                for r, of_row in enumerate(of_w):
+                    each = sums[(turn * ROWS + r) * vectors + v]
+                    builder.store(native_pairs(builder, builder.load(each), of_x, of_row), each)
+    found = [builder.load(each) for each in sums]
+    half = ROWS * vectors
+    return found if turns == 1 else [builder.fadd(*two) for two in zip(found[:half], found[half:], strict=True)]
+
+
 def _tile(vectors: int) -> Any:
     @intrinsic
     def tile(
-        typing: Any,
-        w: Any,
-        a: Any,
-        b: Any,
-        c: Any,
-        d: Any,
-        next_a: Any,
-        next_c: Any,
-        x: Any,
-        at: Any,
-        pairs: Any,
-        y: Any,
+        typing: Any, w: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, x: Any, at: Any, pairs: Any, y: Any
     ) -> Any:
         """y `[4, V, 16]` = the rows of w that begin at a, b, c and d times V vectors of tokens, x[at:] `[I / 2, V, 16,
-        2]`."""
+        2]`. Two rows from e and two from f on are asked for meanwhile."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            kind, x_kind, y_kind = signature.args[0], signature.args[7], signature.args[10]
-            w, rows, later, x, at, pairs, y = given[0], given[1:5], given[5:7], *given[7:]
-            number = at.type
-            # A sum waits for the one before it: with few of them two take turns.
-            turns = 2 if vectors <= 2 else 1
-            sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(turns * ROWS * vectors)]
-            for each in sums:
-                builder.store(same(FLOAT, 0.0), each)
-            with cgutils.for_range(builder, builder.udiv(pairs, number(turns))) as loop:
-                for turn in range(turns):
-                    pair = builder.add(builder.mul(loop.index, number(turns)), number(turn))
-                    column, start = builder.mul(pair, number(2)), builder.mul(pair, number(2 * LANES * vectors))
-                    of_w = [read(context, builder, kind, w, builder.add(row, column), INT, 1) for row in rows]
-                    of_w = [builder.shuffle_vector(each, each, same(INT, 0)) for each in of_w]
-                    for row in later:
-                        ask(context, builder, kind, w, builder.add(row, builder.mul(column, number(2))))
-                    for v in range(vectors):
-                        place = builder.add(builder.add(at, start), number(2 * LANES * v))
-                        of_x = read(context, builder, x_kind, x, place, SHORT, 2 * LANES)
-                        for r, of_row in enumerate(of_w):
-                            each = sums[(turn * ROWS + r) * vectors + v]
-                            builder.store(native_pairs(builder, builder.load(each), of_x, of_row), each)
-            data = make_array(y_kind)(context, builder, y).data
-            for i in range(ROWS * vectors):
-                value = builder.load(sums[i])
-                if turns == 2:
-                    value = builder.fadd(value, builder.load(sums[ROWS * vectors + i]))
-                to = builder.bitcast(builder.gep(data, [number(LANES * i)]), FLOATS.as_pointer())
+            *operands, y = given
+            data = make_array(signature.args[-1])(context, builder, y).data
+            for i, value in enumerate(_sums(context, builder, signature.args, operands, vectors)):
+                to = builder.bitcast(builder.gep(data, [INTP(LANES * i)]), FLOATS.as_pointer())
                 builder.store(value, to, align=64)
             return context.get_dummy_value()
 

@@ -23,8 +23,8 @@ from minillm.cpu.vector import madd, number, total, zeros
 
 
 @inline
-def dot(w: Any, at: int, x: Any, start: int, count: int) -> Any:
-    """The sum of w[at + i] x[start + i] over `count` places."""
+def partial(w: Any, at: int, x: Any, start: int, count: int) -> Any:
+    """The sum of w[at + i] x[start + i] over `count` places, of which a rest below 32 is left out, in 16 parts."""
     even, odd = zeros(), zeros()
     for i in range(0, count - 63, 64):
         even = dot32(even, w, at + i, x, start + i)
@@ -32,7 +32,13 @@ def dot(w: Any, at: int, x: Any, start: int, count: int) -> Any:
     done = count // 64 * 64
     if count - done >= 32:
         even = dot32(even, w, at + done, x, start + done)
-    result = total(even + odd)
+    return even + odd
+
+
+@inline
+def dot(w: Any, at: int, x: Any, start: int, count: int) -> Any:
+    """The sum of w[at + i] x[start + i] over `count` places."""
+    result = total(partial(w, at, x, start, count))
     for i in range(count // 32 * 32, count):
         result += number(w[at + i]) * number(x[start + i])
     return result
