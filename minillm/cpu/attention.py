@@ -30,7 +30,7 @@ from minillm.cpu.vector import (
     zeros,
 )
 
-CHUNK = 256
+CHUNK = 512
 WIDTH = 64  # values of a head that are summed up at once
 LOWEST = np.float32(-3e38)
 
@@ -71,7 +71,7 @@ def _wide_values(p: Any, v: Any, rows: Any, count: int, heads: Any, d: int, sums
 
 @inline
 def _add_values(p: Any, v: Any, rows: Any, count: int, group: int, sums: Any, to: int, size: int) -> None:
-    """sums[to + g size : …] = the sum of p[256 g + i] v[rows[i] : rows[i] + size] for each of G heads, four of which
+    """sums[to + g size : …] = the sum of p[512 g + i] v[rows[i] : rows[i] + size] for each of G heads, four of which
     share what is loaded of v."""
     wide, whole = size // WIDTH * WIDTH, size // LANES * LANES
     for first in range(0, group, 4):

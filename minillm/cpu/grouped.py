@@ -104,6 +104,7 @@ _tile_1, _tile_2, _tile_3, _tile_4, _tile_5, _tile_6 = (_tile(vectors) for vecto
 def _multiply(
     w: Any, a: int, b: int, c: int, d: int, e: int, f: int, x: Any, at: int, pairs: int, vectors: int, y: Any
 ) -> None:
+    """The tile of so many vectors: a function of its own, for the six take long to compile."""
     if vectors == 1:
         _tile_1(w, a, b, c, d, e, f, x, at, pairs, y)
     elif vectors == 2:
