@@ -62,7 +62,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*given: Any) -> None:
         if not compiled.signatures and not COMPILED.exists() and sys.stderr.isatty():
             COMPILED.mkdir(parents=True, exist_ok=True)
-            print("minillm: compiling loops for this processor, once; the first steps take seconds", file=sys.stderr)
+            print("minillm: compiling loops for this processor, once: 20 to 30 s", file=sys.stderr)
         if (calls := getattr(CALLER, "calls", None)) is not None:
             calls.append((compiled, given))
         with ready():
