@@ -4,6 +4,7 @@
         [--prompt-tokens 128,512] [--context 8192] [--batch 1,8] [--dtypes bfloat16,float32] [--quantize none,int8,int4]
     python -m minillm.bench kernels     each Triton kernel, see `bench_kernels.py`
     python -m minillm.bench profile     where the time of a model goes, see `bench_profile.py`
+    python -m minillm.bench throughput  many sequences at once, see `bench_throughput.py`
 
 Every combination of the lists is measured. Each engine has a process of its own, and they take turns round by round,
 so that what else the machine does falls on all alike: quote the ratios. A round is one prefill of a prompt in each row
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from minillm import bench_kernels, bench_plot, bench_profile, cli, config, families, hub, roofline
+from minillm import bench_kernels, bench_plot, bench_profile, bench_throughput, cli, config, families, hub, roofline
 from minillm.bench_engines import PEERS, Worker, check
 from minillm.bench_report import Limits, Point, ratios, speeds, table
 from minillm.bench_weights import gguf_bytes_per_step, scratch_folder, write_gguf, write_random
@@ -179,9 +180,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
-    for name, mode in {"kernels": bench_kernels, "profile": bench_profile}.items():
-        if given[:1] == [name]:
-            return mode.main(given[1:])
+    modes = {"kernels": bench_kernels, "profile": bench_profile, "throughput": bench_throughput}
+    if given[:1] and given[0] in modes:
+        return modes[given[0]].main(given[1:])
     made = parser()
     arguments = made.parse_args(given)
     if arguments.weights and arguments.random:

@@ -279,6 +279,9 @@ def test_a_peak_is_that_since_it_was_forgotten() -> None:
         ["--against", "transformers", "--quantize", "int8"],
         ["profile", "--prompt-tokens", "0"],
         ["profile", "--weights", "x", "--random", "qwen3-0.6b"],
+        ["throughput", "--weights", "x", "--random", "qwen3-0.6b"],
+        ["throughput", "--sequences", "0"],
+        ["throughput", "--least", "9", "--most", "8"],
     ],
 )
 def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

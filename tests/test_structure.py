@@ -61,7 +61,13 @@ LAYERS = [
         "minillm.bench_hooks",
         "minillm.cli",
     ],
-    ["minillm.bench_kernels", "minillm.bench_engines", "minillm.bench_plot", "minillm.bench_profile"],
+    [
+        "minillm.bench_kernels",
+        "minillm.bench_engines",
+        "minillm.bench_plot",
+        "minillm.bench_profile",
+        "minillm.bench_throughput",
+    ],
     ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench"],
 ]
 
