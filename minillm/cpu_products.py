@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,14 @@ def _quantised_product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: i
     """As it lies for few rows; for many rows the matrix is written out, which they pay for together."""
     if few(x):
         return _product(x, matrix, like, outputs, bias)
-    weight = torch.empty(outputs, x.shape[-1], dtype=x.dtype)
+    return F.linear(x, _written(matrix, like, outputs, x.shape[-1], x.dtype), bias)
+
+
+def _written(matrix: tuple[Any, ...], like: Any, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
+    weight = torch.empty(outputs, inputs, dtype=dtype)
     if weight.numel():
-        cpu.dequantise.dequantise(matrix, address(weight), outputs, x.shape[-1], like, LIKE[x.dtype])
-    return F.linear(x, weight, bias)
+        cpu.dequantise.dequantise(matrix, address(weight), outputs, inputs, like, LIKE[dtype])
+    return weight
 
 
 def _known_int4(packed: Tensor, scale: Tensor, zero: Tensor | None, factor: Tensor | None, group: int) -> bool:
@@ -119,6 +124,8 @@ def experts(
     if not (numbers and into and out_of and fits):
         if numbers and biases is None and _in_tiles(x, weights, gate_up, down):
             return _many_tokens(x, chosen, weights, gate_up, down, numbers)
+        if into and out_of and x.dtype in LIKE:
+            gate_up, down = _WrittenOut.of(gate_up, x.dtype), _WrittenOut.of(down, x.dtype)
         return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
     hidden, inner = x.shape[1], _stored(gate_up).shape[1] // 2
     y = torch.empty_like(x)
@@ -127,6 +134,27 @@ def experts(
     sizes = (len(x), chosen.shape[1], hidden, inner)
     cpu.experts.experts(*at, into[0], out_of[0], bias_at, sizes, numbers, LIKE[x.dtype], into[1])
     return y
+
+
+@dataclass(frozen=True)
+class _WrittenOut:
+    """Quantised matrices `[E, O, I]` that the loops know; the one that is asked for is written out by them."""
+
+    held: Int8Matrices | Int4Matrices
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, matrices: Any, dtype: torch.dtype) -> Any:
+        return matrices if isinstance(matrices, Tensor) else cls(matrices, dtype)
+
+    def __getitem__(self, expert: int, /) -> Tensor:
+        held = self.held
+        if isinstance(held, Int8Matrices):
+            laid = _laid(held.weight[expert], factor=held.scale[expert])
+            return _written(laid, INT8, held.weight.shape[1], held.weight.shape[2], self.dtype)
+        zero = None if held.zero is None else held.zero[expert]
+        laid = _laid(held.packed[expert], held.scale[expert], zero, held.factor[expert], held.group)
+        return _written(laid, INT4, held.packed.shape[1], held.columns, self.dtype)
 
 
 def _in_tiles(x: Tensor, weights: Tensor, gate_up: Any, down: Any) -> bool:

@@ -18,7 +18,7 @@ from kernel_problems import BUDGETS, PROBLEMS
 from test_kernels import Drawn
 from torch import Tensor
 
-from minillm import cpu_ops, cpu_products, grouped, ops, reference
+from minillm import cpu_ops, cpu_products, ops, reference
 from minillm.cpu.dots import NATIVE_BF16
 from minillm.ops import CPU, REFERENCE, Ops
 from minillm.spec import ClampedSwiGLU
@@ -209,33 +209,6 @@ def test_attention_of_a_prompt(data: st.DataObject) -> None:
     doubles = exact(q, k, values)
     most = attended(*doubles[:2], doubles[2].abs(), seen, None, cap)
     assert ulps(found, attended(*doubles, seen, None, cap), most) <= 1
-
-
-@pytest.mark.skipif(not NATIVE_BF16, reason="for processors that multiply bf16")
-@settings(max_examples=60)
-@given(st.data(), st.integers(1, 250), st.integers(1, 9), st.sampled_from(ACTIVATIONS), st.booleans())
-@torch.no_grad()
-def test_many_tokens_through_experts(data: st.DataObject, tokens: int, count: int, activation: Any, few: bool) -> None:
-    """In bf16: what is between the two products is rounded, half a unit, so is each expert's result, and their sum."""
-    case = Case(Drawn(data), torch.bfloat16, CPU_DEVICE)
-    hidden, inner, top_k = 16 * case.size(5), 4 * case.size(20), min(count, case.size(4))
-    x, gate_up, down = (
-        case.values(tokens, hidden),
-        case.values(count, 2 * inner, hidden),
-        case.values(count, hidden, inner),
-    )
-    gate_up, down = gate_up * hidden**-0.5, down * inner**-0.5
-    logits = torch.rand(tokens, count, generator=case.generator)
-    logits[:, 1:] -= 2.0 * few  # most tokens choose one expert: many tiles of it, few of others
-    weights, chosen = logits.topk(top_k, dim=-1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_products, "FEW_ROWS", 0)
-        patch.setattr(grouped, "experts", None)
-        found = LOOPS.experts(x, chosen, weights, gate_up, down, activation)
-    x64, w64, g64, d64 = exact(x, weights, gate_up, down)
-    between = reference.gated_act(torch.einsum("nkoh,nh->nko", g64[chosen], x64), activation)
-    y = torch.einsum("nkhf,nkf->nkh", d64[chosen], between) * w64[..., None]
-    assert ulps(found, y.sum(1), y.abs().sum(1)) <= BUDGETS["experts"]["result"][1]
 
 
 def test_what_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
