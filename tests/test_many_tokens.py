@@ -25,15 +25,16 @@ from minillm.weights.ints import Int4, Int8
 def test_many_tokens_through_quantised_experts(
     data: st.DataObject, dtype: torch.dtype, tokens: int, form: Int8 | Int4
 ) -> None:
-    """The matrices are written out by loops, each weight rounded by half a unit."""
+    """The matrices are written out by loops, as `dequantise` rounds them. Weights of experts, what is between, each
+    expert's result and the sum are rounded, half a unit each. Largest seen of 360: 4.4 in fp32, 1.4."""
     case = Case(Drawn(data), dtype, CPU_DEVICE)
     count, hidden, inner, top_k = case.size(5), case.size(70), case.size(40), 1
     x, chosen = case.values(tokens, hidden), case.integers(count, tokens, top_k)
-    weights, held, plain = torch.rand(tokens, top_k), [], []
+    weights, held, plain = torch.rand(tokens, top_k, generator=case.generator), [], []
     for outputs, inputs in ((2 * inner, hidden), (hidden, inner)):
         w = case.values(count * outputs, inputs, dtype=torch.float32) * inputs**-0.5
         parts = {e: p.contiguous().unflatten(0, (count, outputs)) for e, p in form.quantise(w).items()}
-        plain.append(form.dequantise(parts, inputs, torch.float64))
+        plain.append(form.dequantise(parts, inputs, dtype).double())
         eights = [parts[""], parts["_scale"], dtype]
         fours = [
             parts[""],
@@ -52,7 +53,7 @@ def test_many_tokens_through_quantised_experts(
     between = reference.gated_act(torch.einsum("noh,nh->no", plain[0][chosen[:, 0]], x.double()), "silu")
     y = torch.einsum("nhf,nf->nh", plain[1][chosen[:, 0]], between)
     terms = torch.einsum("nhf,nf->nh", plain[1][chosen[:, 0]].abs(), between.abs())
-    assert ulps(found, y * weights, terms * weights) <= (5 if dtype == torch.float32 else 2)  # 2.4, 1.4 at most
+    assert ulps(found, y * weights, terms * weights) <= (10 if dtype == torch.float32 else 2)
 
 
 @pytest.mark.skipif(not NATIVE_BF16, reason="for processors that multiply bf16")
