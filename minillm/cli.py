@@ -8,11 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from minillm.config import printable
@@ -80,31 +77,6 @@ def run(main: Callable[[], int]) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"minillm: error: {printable(message)}", file=sys.stderr)
         return EXIT_BAD_INPUT
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], None]]:
-    """Ctrl-C as KeyboardInterrupt, and a function that raises it once more if there was one: while loops compile, other
-    code runs that loses it."""
-    seen: list[int] = []
-
-    def note(signum: int, frame: Any) -> None:
-        seen.append(signum)
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if seen:
-            raise KeyboardInterrupt
-
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored, as in the background
-    if not ours or threading.current_thread() is not threading.main_thread():  # which alone may ask for signals
-        yield check
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def progress_bar(label: str, unit: str = "B") -> Callable[[int, int], None]:

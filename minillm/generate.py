@@ -49,11 +49,9 @@ def _complete(arguments: argparse.Namespace) -> int:
 def _write(llm: LLM, row: Completion, timings: Timings, ways: dict[str, Any], quiet: bool = False) -> bool:
     """Stream the text to stdout; whether Ctrl-C ended it."""
     try:
-        with cli.interrupts() as check:
-            for _, piece in llm.run([row], timings, **ways):
-                check()
-                if not quiet:
-                    print(piece, end="", flush=True)
+        for _, piece in llm.run([row], timings, **ways):
+            if not quiet:
+                print(piece, end="", flush=True)
     except KeyboardInterrupt:
         rest = row.flush()
         if not quiet:

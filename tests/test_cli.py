@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,9 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "
 def start(*arguments: str, module: str = "minillm.generate", **options) -> subprocess.Popen:
     command = [sys.executable, "-m", module, *arguments]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=ENVIRONMENT, **{**pipes, **options})
+    # Tests that run in the background ignore Ctrl-C, and what they start would too.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=heeding, **{**pipes, **options})
 
 
 def test_text_goes_to_stdout_and_costs_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,17 +191,6 @@ def test_interrupt_keeps_the_text_and_exits_130() -> None:
     whole = load().generate("Once upon a time", max_new_tokens=500, ignore_eos=True).text.encode()
     assert whole.startswith(first + rest)
     assert b"Traceback" not in err
-
-
-def test_an_interrupt_that_was_lost_is_raised_again() -> None:
-    """As a finalizer loses it, which runs in the middle of what compiles loops."""
-    with cli.interrupts() as check:
-        check()
-        with contextlib.suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            check()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_interrupt_before_there_is_text(capsys: pytest.CaptureFixture[str]) -> None:
