@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from minillm import bench_kernels, bench_plot, bench_profile, bench_throughput, cli, config, families, hub, roofline
+from minillm import bench_kernels, bench_plot, bench_profile, bench_throughput, cli, config, families, roofline
 from minillm.bench_engines import PEERS, Worker, check
 from minillm.bench_report import Limits, Point, ratios, speeds, table
-from minillm.bench_weights import gguf_bytes_per_step, scratch_folder, write_gguf, write_random
+from minillm.bench_weights import checkpoint, gguf_bytes_per_step, scratch_folder, write_gguf
 from minillm.families.shapes import SHAPES
 from minillm.loading import DTYPES, load, resolve_device
 from minillm.measure import bytes_per_step, copy_bandwidth, matrix_peak
@@ -199,10 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.plot:
             roofline.check(arguments.plot)
         with scratch_folder() as scratch:
-            if arguments.random:
-                print(f"writing random weights of {arguments.random}", file=sys.stderr)
-                write_random(scratch, arguments.random)
-            report = sweep(arguments, scratch if arguments.random else hub.resolve(arguments.weights), scratch)
+            report = sweep(arguments, checkpoint(arguments.weights, arguments.random, scratch), scratch)
         if arguments.plot:
             bench_plot.draw(arguments.plot, report)
         print(f"{table(report)}\n\n{json.dumps(report)}")

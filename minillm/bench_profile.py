@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -28,9 +27,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from minillm import cli, hub, inference, roofline
+from minillm import cli, inference, roofline
 from minillm.bench_hooks import Timer, part_of, watched
-from minillm.bench_weights import scratch_folder, write_random
+from minillm.bench_weights import checkpoint, scratch_folder
 from minillm.cache import Cache
 from minillm.families.shapes import SHAPES
 from minillm.llm import LLM
@@ -215,11 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.plot:
             roofline.check(arguments.plot)
         with scratch_folder() as scratch:
-            if arguments.random:
-                print(f"writing random weights of {arguments.random}", file=sys.stderr)
-                write_random(scratch, arguments.random)
-            folder = scratch if arguments.random else hub.resolve(arguments.weights)
-            arguments.weights = folder
+            arguments.weights = folder = checkpoint(arguments.weights, arguments.random, scratch)
             llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
         if arguments.prompt_tokens + STEPS > llm.spec.context:
             raise ValueError(f"--prompt-tokens {arguments.prompt_tokens} and {STEPS} more exceed {llm.spec.context}")

@@ -19,8 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minillm import cli, hub
-from minillm.bench_weights import scratch_folder, write_random
+from minillm import cli
+from minillm.bench_weights import checkpoint, scratch_folder
 from minillm.completion import Completion, Timings
 from minillm.families.shapes import SHAPES
 from minillm.llm import LLM
@@ -84,10 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         with scratch_folder() as scratch:
-            if arguments.random:
-                print(f"writing random weights of {arguments.random}", file=sys.stderr)
-                write_random(scratch, arguments.random)
-            arguments.weights = scratch if arguments.random else hub.resolve(arguments.weights)
+            arguments.weights = checkpoint(arguments.weights, arguments.random, scratch)
             name = arguments.random or arguments.weights.name
             llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
         if 2 * arguments.most > llm.spec.context:

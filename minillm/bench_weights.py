@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minillm import families
+from minillm import families, hub
 from minillm.families import gguf_names
 from minillm.families.shapes import SHAPES
 from minillm.measure import active_values
@@ -37,6 +37,15 @@ def scratch_folder() -> Iterator[Path]:
             yield Path(name)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def checkpoint(weights: str | None, shape: str | None, scratch: Path) -> Path:
+    """The folder that `--weights` names, or `scratch` with random weights of the shape that `--random` does."""
+    if shape is None:
+        return hub.resolve(weights)
+    print(f"writing random weights of {shape}", file=sys.stderr)
+    write_random(scratch, shape)
+    return scratch
 
 
 def write_random(folder: Path, name: str, dtype: torch.dtype = torch.bfloat16) -> None:

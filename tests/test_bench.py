@@ -192,7 +192,7 @@ def test_a_missing_peer_is_said_first(
     (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(bench_engines.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(bench, "write_random", lambda *given: pytest.fail("too late"))
+    monkeypatch.setattr("minillm.bench_weights.write_random", lambda *given: pytest.fail("too late"))
     peers = [
         (["transformers"], "install minillm[test]"),
         (["llama.cpp", "--llama-python", str(tmp_path / "python")], "pip install llama-cpp-python"),
