@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from minillm import bench_kernels, bench_plot, bench_profile, bench_throughput, cli, config, families, roofline
+from minillm import bench_kernels, bench_plot, bench_profile, bench_throughput, cli, config, families, picture
 from minillm.bench_engines import PEERS, Worker, check
 from minillm.bench_report import Limits, Point, ratios, speeds, table
 from minillm.bench_weights import checkpoint, gguf_bytes_per_step, scratch_folder, write_gguf
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         check(arguments.against, arguments.llama_python or sys.executable)
         if arguments.plot:
-            roofline.check(arguments.plot)
+            picture.check(arguments.plot)
         with scratch_folder() as scratch:
             report = sweep(arguments, checkpoint(arguments.weights, arguments.random, scratch), scratch)
         if arguments.plot:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from minillm import cli, roofline
+from minillm import cli, picture, roofline
 from minillm.bench_cases import Case, Cases, Sizes
 from minillm.ops import REFERENCE, Ops, select
 
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_list(arguments.json)
             return 0
         if arguments.plot:
-            roofline.check(Path(arguments.plot))
+            picture.check(Path(arguments.plot))
         report = run(arguments.only, arguments.plot, arguments.tune)
         if not arguments.json:
             print(f"{report['device']}: copies {report['copy_gb_per_second']:.0f} GB/s, multiplies at "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.roofline import COLOURS, MARKERS, save
+from minillm.picture import COLOURS, MARKERS, save
 
 Row = Mapping[str, Any]
 

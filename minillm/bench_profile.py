@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minillm import cli, inference, roofline
+from minillm import cli, inference, picture, roofline
 from minillm.bench_hooks import Timer, part_of, watched
 from minillm.bench_weights import checkpoint, scratch_folder
 from minillm.cache import Cache
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         if arguments.plot:
-            roofline.check(arguments.plot)
+            picture.check(arguments.plot)
         with scratch_folder() as scratch:
             arguments.weights = folder = checkpoint(arguments.weights, arguments.random, scratch)
             llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))

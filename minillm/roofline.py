@@ -9,21 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# Tell apart without colours too (Okabe and Ito's palette, 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vP*X"
-
-
-def check(path: Path) -> None:
-    """Raises ValueError before anything is measured, where the picture could not be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ValueError("--plot needs the package matplotlib; install minillm[plot]") from None
-    if path.suffix != ".png":
-        raise ValueError(f"--plot {path}: a picture is a .png file")
-    if not path.parent.is_dir():
-        raise ValueError(f"--plot {path}: there is no folder {path.parent}")
+from minillm.picture import COLOURS, MARKERS, save
 
 
 def draw(path: Path, rows: list[dict[str, Any]], bandwidth: float, peak: float, title: str) -> None:
@@ -47,10 +33,3 @@ def draw(path: Path, rows: list[dict[str, Any]], bandwidth: float, peak: float, 
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper", fontsize="small")
     save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """A PNG file, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
