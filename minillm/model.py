@@ -135,15 +135,19 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None) -> Tensor:
         """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`."""
-        step = self._step(tokens_BT, cache, position_B)
-        x_BTE = self.embedding(tokens_BT)
-        if self.spec.embedding_scale != 1:
-            x_BTE = x_BTE * x_BTE.new_full((), self.spec.embedding_scale)  # rounded to the type of x
+        step = self.step(tokens_BT, cache, position_B)
+        x_BTE = self.embed(tokens_BT)
         for index, layer in enumerate(self.layers):
             x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
         if cache is not None and position_B is None:
             cache.length += tokens_BT.shape[1]
         return x_BTE
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """What the first layer is given, `[B, T, E]`."""
+        x_BTE = self.embedding(tokens_BT)
+        scale = self.spec.embedding_scale
+        return x_BTE if scale == 1 else x_BTE * x_BTE.new_full((), scale)  # rounded to the type of x
 
     @torch.no_grad()
     def decode_at(self, tokens_B: Tensor, position_B: Tensor, cache: Cache) -> Tensor:
@@ -174,13 +178,17 @@ class Decoder(nn.Module):
 
     def logits(self, x_BTE: Tensor) -> Tensor:
         """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
-        x_BTE = self.norm(x_BTE)
+        return self.project(self.norm(x_BTE))
+
+    def project(self, x_BTE: Tensor) -> Tensor:
+        """The head alone: normed hidden states `[B, T, E]` -> logits `[B, T, V]`."""
         head = self.head or functools.partial(quantised.product, self.embedding, "weight", self.ops)
         logits = head(x_BTE)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _step(self, tokens_BT: Tensor, cache: Cache | None, position_B: Tensor | None = None) -> Step:
+    def step(self, tokens_BT: Tensor, cache: Cache | None, position_B: Tensor | None = None) -> Step:
+        """What all layers share while these tokens go through."""
         count, device = tokens_BT.shape[1], tokens_BT.device
         start, capacity = (cache.length, cache.capacity) if cache is not None else (0, count)
         padding_B = cache.padding_B if cache is not None else None

@@ -91,6 +91,11 @@ def resolve(values: Mapping[str, Any]) -> tuple[Decoder, Rules, Config]:
     return decoder, {**rules, "lm_head.weight": DROP} if decoder.tied else rules, config
 
 
+def renamed(values: Mapping[str, Any]) -> dict[str, str]:
+    """What transformers' names of a family's modules have in place of the checkpoint's names."""
+    return getattr(FAMILIES[values["model_type"]], "TRANSFORMERS", {})
+
+
 def _spelled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values, with the number of experts under the name that the family knows it by: transformers 5 writes
     `num_local_experts` for what published files of some families call `num_experts`."""

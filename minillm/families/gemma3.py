@@ -33,6 +33,8 @@ RULES = {
     **dict.fromkeys(("vision_tower.*", "multi_modal_projector.*"), IMAGES),
     **dict.fromkeys(("model.vision_tower.*", "model.multi_modal_projector.*"), IMAGES),
 }
+# What transformers calls a module in place of the checkpoint.
+TRANSFORMERS = {"language_model.model.": "model.language_model.", "language_model.lm_head": "lm_head"}
 OUTER = ("vision_config", "boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image")
 
 

@@ -26,6 +26,8 @@ DEFAULTS = {
 }
 LAYER = "gpt_neox.layers.{i}."
 STORED_CONSTANTS = ("bias", "masked_bias", "rotary_emb.inv_freq")  # of early exports
+# What transformers calls a module in place of the checkpoint.
+TRANSFORMERS = {"embed_out": "lm_head"}
 
 
 def rules(config: Config) -> dict[str, str]:

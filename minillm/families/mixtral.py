@@ -27,6 +27,8 @@ EXPERT_RULES = {
     "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight": "layers.{i}.ffn.experts.down[{e}]",
 }
 RULES = {**common.without_mlp(common.DENSE_RULES), **EXPERT_RULES}
+# What transformers calls a module in place of the checkpoint.
+TRANSFORMERS = {"block_sparse_moe.": "mlp."}
 
 
 def spec(config: Config) -> Decoder:

@@ -30,6 +30,7 @@ RULES = {
     "model.layers.{i}.input_layernorm.bias": "layers.{i}.attention_norm.bias",
     "model.layers.{i}.post_attention_layernorm.bias": "layers.{i}.ffn_norm.bias",
 }
+TRANSFORMERS = {"block_sparse_moe.gate": "mlp.router", **mixtral.TRANSFORMERS}
 
 
 def spec(config: Config) -> Decoder:

@@ -13,6 +13,7 @@ from minillm.spec import Decoder
 
 DEFAULTS = mixtral.DEFAULTS
 RULES = mixtral.RULES
+TRANSFORMERS = mixtral.TRANSFORMERS
 
 
 def spec(config: Config) -> Decoder:

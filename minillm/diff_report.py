@@ -1,0 +1,137 @@
+"""What `diff` found, for programs, for people, and as a picture."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minillm.diff_compare import Error, Row
+from minillm.diff_names import Site
+from minillm.llm import LLM
+from minillm.picture import COLOURS, MARKERS, save
+
+if TYPE_CHECKING:
+    from minillm.diff import Finding
+
+LAYER = re.compile(r"layers\.(\d+)$")
+
+
+def as_json(
+    llm: LLM, arguments: argparse.Namespace, tokens: int, found: Finding, all_sites: Sequence[Site]
+) -> dict[str, Any]:
+    """Keys as `docs/diff.md` lists them; an error that is not finite is null."""
+    compared = {row.site.ours for row in found.rows}
+    first = found.first
+    return {
+        "weights": str(arguments.weights or "demo"),
+        "against": arguments.against,
+        "dtype": str(llm.model.dtype).removeprefix("torch."),
+        "tokens": tokens,
+        "tolerance_ulps": arguments.tolerance,
+        "agrees": first is None,
+        "first_divergence": first.site.ours if first else None,
+        "first_divergence_part": (first.site.part or None) if first else None,
+        "causes": found.causes,
+        "signs": found.signs,
+        "ops": [
+            {"op": op.name, "ours": _error(op.ours), "theirs": _error(op.theirs), "off": op.off(arguments.tolerance)}
+            for op in found.ops
+        ],
+        "modules": [_row(row, arguments.tolerance) for row in found.rows],
+        "not_compared": [site.ours for site in all_sites if site.ours not in compared],
+    }
+
+
+def _error(error: Error | None) -> dict[str, float | None] | None:
+    if error is None:
+        return None
+    return {name: value if math.isfinite(value) else None for name, value in (("max", error.max), ("mean", error.mean))}
+
+
+def _row(row: Row, tolerance: float) -> dict[str, Any]:
+    return {
+        "module": row.site.ours,
+        "part": row.site.part or None,
+        "reference": row.site.theirs or None,
+        "own_ulps": _error(row.forced),
+        "running_ulps": _error(row.free),
+        "route_flips": row.flips,
+        "unexplained_flips": row.unexplained,
+        "running_route_flips": row.free_flips,
+        "diverges": row.diverges(tolerance),
+    }
+
+
+def lines(report: dict[str, Any], every: bool, colour: bool) -> Iterator[str]:
+    """The report to be read."""
+    yield f"{report['weights']} against {report['against']}, {report['tokens']} tokens, {report['dtype']}"
+    yield f"{'module':34}{'own error':>22}{'error so far':>22}   (ulps: max, mean)"
+    for row in report["modules"]:
+        shown = every or LAYER.match(row["module"]) or row["diverges"] or "." not in row["module"]
+        if shown:
+            name = row["module"] + (f"[{row['part']}]" if row["part"] else "")
+            text = f"{name:34}{_pair(row['own_ulps'])}{_pair(row['running_ulps'])}{_flips(row)}"
+            yield f"\x1b[31m{text}\x1b[0m" if colour and row["diverges"] else text
+    if report["not_compared"]:
+        kinds = sorted({re.sub(r"\.\d+\.", ".N.", name) for name in report["not_compared"]})
+        yield f"not compared by themselves, but within what holds them: {', '.join(kinds)}"
+    if report["agrees"]:
+        yield f"no module diverges: every own error is within {report['tolerance_ulps']:g} ulps"
+        return
+    part = f" ({report['first_divergence_part']})" if report["first_divergence_part"] else ""
+    yield f"first divergence: {report['first_divergence']}{part}"
+    for op in report["ops"]:
+        off = {None: "", "both": "  <- both are off the formula"}.get(op["off"], f"  <- {op['off']} is off the formula")
+        yield f"  {op['op']:30} ours {_pair(op['ours'])} theirs {_pair(op['theirs'])}{off}"
+    for text in report["causes"]:
+        yield f"  cause: {text}"
+    for text in report["signs"]:
+        yield f"  sign:  {text}"
+
+
+def _pair(error: dict[str, float | None] | None) -> str:
+    if error is None:
+        return f"{'':22}"
+    return "".join(f"{'not finite' if each is None else _number(each):>11}" for each in error.values())
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:.2g}"
+
+
+def _flips(row: dict[str, Any]) -> str:
+    if not row["route_flips"] and not row["running_route_flips"]:
+        return ""
+    return f"   {row['route_flips']} tokens to other experts, {row['running_route_flips']} so far"
+
+
+def draw(path: Path, report: dict[str, Any]) -> None:
+    """Errors over depth, a panel for attention, ffn and whole layers: each module's own, and what has come together."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot(yscale="log")
+    kinds = {"attention": r"layers\.(\d+)\.attention$", "ffn": r"layers\.(\d+)\.ffn$", "layer": LAYER.pattern}
+    for number, (kind, pattern) in enumerate(kinds.items()):
+        rows = [(int(match[1]), row) for row in report["modules"] if (match := re.match(pattern, row["module"]))]
+        for key, style, label in (("own_ulps", "--", "own"), ("running_ulps", "-", "so far")):
+            points = [(i, row[key]["mean"]) for i, row in rows if row[key] and row[key]["mean"]]
+            if points:
+                look = {"color": COLOURS[number], "marker": MARKERS[number], "linewidth": 2}
+                axes.plot(*zip(*points, strict=True), style, label=f"{kind}, {label}", **look)
+    layers = max((int(m[1]) for row in report["modules"] if (m := LAYER.match(row["module"]))), default=0)
+    axes.set_xticks(range(0, layers + 1, max(1, layers // 12)))
+    axes.set(xlabel="layer", ylabel=f"mean error, ulps of {_coarser(report)}")
+    axes.set_title(f"{Path(report['weights']).name} against {Path(report['against']).name}, {report['tokens']} tokens")
+    axes.grid(alpha=0.3, axis="y")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    save(figure, path)
+
+
+def _coarser(report: dict[str, Any]) -> str:
+    return str(report["dtype"])
