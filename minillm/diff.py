@@ -2,9 +2,10 @@
 
     python -m minillm.diff --weights PATH [--against transformers | PATH] [--prompt TEXT] [--json] [--plot FILE.png]
 
-Both read the same tokens. Each module of ours is given the reference's input (its own error) and what the modules before
-it made (the error so far); the first whose own error is beyond rounding is replayed op by op in fp64. With another
-checkpoint, dtype or quantisation of the same model as the reference, the table shows what that costs layer by layer.
+Both read the same tokens. Each module of ours is given the reference's input (its own error) and what the modules
+before it made (the error so far); the first whose own error is beyond rounding is replayed op by op in fp64. With
+another checkpoint, dtype or quantisation of the same model as the reference, the table shows what that costs layer by
+layer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from minillm import cli, config, diff_names, diff_report, diff_trace, families, hub, picture
 from minillm.diff_causes import causes
-from minillm.diff_compare import Row, compare
+from minillm.diff_compare import compare
 from minillm.diff_names import Site
-from minillm.diff_replay import Op, replay
+from minillm.diff_replay import replay
+from minillm.diff_report import Finding
 from minillm.diff_signs import signs
 from minillm.diff_trace import Trace
 from minillm.llm import LLM
@@ -36,17 +37,6 @@ PROMPT = "Once upon a time there was a little house at the edge of the wood, and
 MAX_TOKENS = 1024  # attention weights of every layer are kept: tokens² for each head
 # ulps. The largest of a module's own error over all variants of all families in fp32 was 19 (tests/test_diff.py).
 TOLERANCE = 64.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """All sites in order; the first that diverges, its ops, what explains it, and what is seen."""
-
-    rows: list[Row]
-    first: Row | None
-    ops: list[Op]
-    causes: list[str]
-    signs: list[str]
 
 
 def examine(llm: LLM, trace: Trace, sites: Sequence[Site], tolerance: float = TOLERANCE) -> Finding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ TRY: dict[tuple[type, str], Any] = {
     (Rope, "theta"): THETAS,
     (Rope, "dim"): lambda rope: (2 * rope.dim, rope.dim // 2, rope.dim // 4),
     (vocabulary.LinearScaling, "factor"): lambda each: (1 / each.factor,),
-    (YarnScaling, "attention_factor"): (1.0,),
+    (YarnScaling, "attention_factor"): lambda each: (1.0, 0.1 * math.log(each.factor) + 1),
     (YarnScaling, "truncate"): None,
     (GQA, "window"): lambda each: (None, *(each.window + i for i in (-1, 1) if each.window > 1)) if each.window else (),
     (GQA, "clip"): (None,),
@@ -79,7 +80,16 @@ TRY: dict[tuple[type, str], Any] = {
 
 @torch.no_grad()
 def causes(model: Decoder, site: Site, trace: Trace, step: Step, tolerance: float) -> list[str]:
-    """The meanings of a module's spec or weights under which it agrees with the reference."""
+    """The meanings of a module's spec or weights under which it agrees with the reference. Where it agrees as it is
+    once it is built anew, there is none: then the way it was built or runs is at fault."""
+    if site.ours not in ("embedding", "head"):
+        module = model.get_submodule(site.ours)
+        part = _spec_of(model, site.ours, module)
+        again = rebuilt(module, part, model) if part is not None else None
+        if again is not None and _agrees(
+            _given(again, model, site, trace, reached(step, part, model, trace)), site, model, trace, tolerance
+        ):
+            return ["both agree once the module is built anew from the same spec and weights: what ran was another one"]
     return [text for text, y in _variants(model, site, trace, step) if _agrees(y, site, model, trace, tolerance)]
 
 
@@ -100,7 +110,7 @@ def _variants(model: Decoder, site: Site, trace: Trace, step: Step) -> Iterator[
         module = model.get_submodule(site.ours)
         part = _spec_of(model, site.ours, module)
         for text, changed in alternatives(part) if part is not None else ():
-            other = rebuilt(module, changed, model)
+            other = rebuilt(module, changed, model) if _possible(changed) else None
             if other is not None:
                 yield text, _given(other, model, site, trace, reached(step, changed, model, trace))
         for text, other in rewired(module):
@@ -155,9 +165,20 @@ def alternatives(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             for other in _allowed(hints[field.name]) if tried is None else values:
                 if other != value:
                     yield _sentence(own, where, value, other), dataclasses.replace(part, **{field.name: other})
-        if dataclasses.is_dataclass(value) and not isinstance(part, Layer):  # what a layer holds has sites of its own
+        if dataclasses.is_dataclass(value) and not isinstance(part, (Layer, vocabulary.MoE)):  # whose parts are sites
             for text, inner in alternatives(value, f"{where}."):
                 yield text, dataclasses.replace(part, **{field.name: inner})
+
+
+def _possible(part: Any) -> bool:
+    """Whether a router has enough to choose from, and an attention as many values as it turns."""
+    if isinstance(part, vocabulary.Router):
+        return part.top_k <= part.num_experts // part.num_groups * part.top_groups
+    if not isinstance(part, GQA):
+        return True
+    scaling, dim = part.rope.scaling, part.rope.dim
+    fits = not isinstance(scaling, vocabulary.LongRopeScaling) or 2 * len(scaling.long_factors) == dim
+    return fits and 2 <= dim <= part.head_dim
 
 
 def _allowed(kind: Any) -> Sequence[Any]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm import routing
 from minillm.attention import GroupedQueryAttention, Step
 from minillm.diff_names import Site
 from minillm.diff_trace import Trace, of_minillm, played
@@ -51,8 +50,8 @@ class Row:
 
 
 def error(ours: Tensor, theirs: Tensor, eps: float) -> Error:
-    """Of two tensors `[..., n]`, in units of eps times the size of a value or of its row; infinite where they have not as
-    many values."""
+    """Of two tensors `[..., n]`, in units of eps times the size of a value or of its row; infinite where one has more
+    values than the other."""
     if ours.numel() != theirs.numel():
         return Error(math.inf, math.inf)
     if not ours.numel():
@@ -137,6 +136,6 @@ def _explained(router: Router, ours: Routing, theirs: Routing, tolerance: float)
     wanted, found = theirs.experts.sort(-1).values, torch.zeros(len(ours.logits), dtype=torch.bool)
     for _ in range(TRIES):
         moved = ours.logits + noise * size * torch.randn(ours.logits.shape, generator=generator)
-        chosen = routing.route(moved, router.bias, router.spec).experts
+        chosen = router.ops.route(moved, router.bias, router.spec).experts
         found |= (chosen.sort(-1).values == wanted).all(-1)
     return found

@@ -23,8 +23,8 @@ NORMS = ("attention_norm", "ffn_norm")  # whose input and output are known from 
 
 @dataclass(frozen=True)
 class Site:
-    """A module of ours and the reference's, "" where that has no name and its values are known from around it. `part` names the rows of a fused product that the reference has by
-    themselves, from `start` on, `rows` of them."""
+    """A module of ours and the reference's name of it: "" where it has none, and input and output are known from what
+    is around it. `part` names rows of a fused product that the reference has by themselves: `rows` from `start` on."""
 
     ours: str
     theirs: str

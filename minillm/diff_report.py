@@ -6,18 +6,28 @@ import argparse
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minillm.diff_compare import Error, Row
 from minillm.diff_names import Site
+from minillm.diff_replay import Op
 from minillm.llm import LLM
 from minillm.picture import COLOURS, MARKERS, save
 
-if TYPE_CHECKING:
-    from minillm.diff import Finding
-
 LAYER = re.compile(r"layers\.(\d+)$")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """All sites in order; the first that diverges, its ops, what explains it, and what is seen."""
+
+    rows: list[Row]
+    first: Row | None
+    ops: list[Op]
+    causes: list[str]
+    signs: list[str]
 
 
 def as_json(

@@ -32,10 +32,10 @@ def signs(model: Decoder, site: Site, trace: Trace, step: Step, tolerance: float
         return [f"sizes differ: {tuple(ours.shape)} here, {tuple(theirs.shape)} there"]
     theirs = theirs.view_as(ours)
     seen = [text for sign in (_not_finite, _factor, _permuted) if (text := sign(ours, theirs))]
-    if ours.dim() == 3 and not seen:
-        seen += _by_position(ours, theirs, tolerance * precision(model, trace))
     if isinstance(_module(model, site), (GroupedQueryAttention, LatentAttention)) and site.ours in trace.attended:
         seen += _scores(model, site, trace, step)
+    if ours.dim() == 3 and not seen:
+        seen += _by_position(ours, theirs, tolerance * precision(model, trace))
     return seen
 
 
@@ -113,6 +113,8 @@ def _scores(model: Decoder, site: Site, trace: Trace, step: Step) -> list[str]:
         at = seen.nonzero()[0].tolist()
         who = "the reference" if other[tuple(at)] > 0 else "minillm"
         return [f"query {at[2]} sees key {at[3]} in {who} only: the mask or the window"]
+    if ((ours.sum(-1) - other.sum(-1)).abs() > CONSTANT).any():
+        return ["the weights of a query do not sum to the same: attention sinks"]
     spread = [_centred(each) for each in (ours, other)]
     factor = (spread[0] * spread[1]).sum() / spread[0].square().sum()
     left = (spread[1] - factor * spread[0]).norm() / spread[1].norm()

@@ -71,7 +71,11 @@ LAYERS = [
         "minillm.bench_profile",
         "minillm.bench_throughput",
     ],
-    ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench"],
+    ["minillm.diff_names"],
+    ["minillm.diff_trace"],
+    ["minillm.diff_compare"],
+    ["minillm.diff_replay", "minillm.diff_causes", "minillm.diff_signs", "minillm.diff_report"],
+    ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench", "minillm.diff"],
 ]
 
 
@@ -109,7 +113,7 @@ def test_dependencies_flow_one_way(module: str) -> None:
         if name.split(".")[0] in ("tests", "examples"):
             pytest.fail(f"{module} imports {name}")
         if name.split(".")[0] == "transformers":
-            assert module == "minillm.bench_engines"
+            assert module in ("minillm.bench_engines", "minillm.diff")
     if module == "minillm.spec":
         assert "torch" not in imports(PACKAGE[module])
 

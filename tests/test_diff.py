@@ -1,0 +1,88 @@
+"""`diff` finds nothing where there is nothing, and names the module, the side and the cause where something was put."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from safetensors.torch import load_file, save_file
+from seeded_bugs import BUGS, NEGATIVE
+
+import minillm
+from minillm import diff, diff_trace
+from minillm.llm import LLM
+
+# The largest own error of any module is 19 ulps, over all rows here: a tolerance of 64 is over three times that.
+LARGEST = 32.0
+# What the oracles of tests/oracles_plamo.py call what the checkpoint names otherwise.
+PLAMO = {
+    "layers.layers.": "layers.", ".mixer.": ".self_attn.", "pre_mixer_norm": "input_layernorm",
+    "post_mixer_norm": "post_attention_layernorm", "pre_mlp_norm": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder of a row and transformers' model of it, made once."""
+    made: dict[str, tuple[Path, Any]] = {}
+
+    def of(row: str) -> tuple[Path, Any]:
+        if row not in made:
+            folder = tmp_path_factory.mktemp("diff")
+            made[row] = folder, tiny.save(folder, *tiny.ROWS["deepseek_v3" if row == NEGATIVE else row])
+            if row == NEGATIVE:
+                lower_corrections(folder)
+                made[row] = folder, tiny.reference(folder)
+        return made[row]
+
+    return of
+
+
+def lower_corrections(folder: Path) -> None:
+    """So far that the scores that experts are chosen by are below 0."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(
+        {name: t - 2 * name.endswith("e_score_correction_bias") for name, t in tensors.items()}, path, {"format": "pt"}
+    )
+
+
+def examined(llm: LLM, theirs: Any) -> diff.Finding:
+    family = oracles_family(llm)
+    sites = diff.sites_of_transformers(llm, theirs, PLAMO if family.startswith("plamo") else None)
+    if family == "plamo":  # the oracle has k and v once for each query head
+        sites = [site for site in sites if site.part not in ("k_proj", "v_proj")]
+    trace = diff_trace.of_transformers(theirs, tiny.tokens(97, 2, 40), sites)
+    return diff.examine(llm, trace, sites)
+
+
+def oracles_family(llm: LLM) -> str:
+    return str(minillm.config.read(llm.folder)["model_type"])
+
+
+@pytest.mark.parametrize("row", tiny.ROWS)
+def test_every_family_agrees(row: str, folders: Any) -> None:
+    folder, theirs = folders(row)
+    found = examined(minillm.load(folder, kernels="reference"), theirs)
+    assert found.first is None
+    names = {each.site.ours for each in found.rows}
+    layers = range(len(minillm.load(folder).spec.layers))
+    assert names >= {"embedding", "norm", "head"} | {
+        f"layers.{i}{part}" for i in layers for part in ("", ".attention", ".ffn")
+    }
+    assert max(each.forced.max for each in found.rows) <= LARGEST
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_is_named(name: str, folders: Any) -> None:
+    bug = BUGS[name]
+    folder, theirs = folders(bug.row)
+    llm = minillm.load(folder, kernels="reference", dtype="float32")
+    llm.model = bug.breaks(llm.model)
+    found = examined(llm, theirs)
+    assert found.first is not None
+    assert found.first.site.ours == bug.module, found
+    assert any(bug.words in text for text in ["", *found.causes, *found.signs]), (found.causes, found.signs)
