@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def against_transformers(llm: LLM, tokens: Tensor) -> tuple[Trace, list[Site]]:
         model = transformers.AutoModelForCausalLM.from_pretrained(llm.folder, dtype=llm.model.dtype, **plain)
     except (ValueError, KeyError, ImportError, OSError) as reason:
         raise ValueError(f"transformers cannot load {llm.folder}: {reason}") from None
-    model.eval()
+    model.to(llm.device).eval()
     sites = sites_of_transformers(llm, model)
     return diff_trace.of_transformers(model, tokens, sites), sites
 
@@ -157,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             print(json.dumps(report, ensure_ascii=False))
         else:
-            for line in diff_report.lines(report, arguments.all, sys.stdout.isatty()):
-                print(config.printable(line) if "\x1b" not in line else line)
+            for line in diff_report.lines(report, arguments.all, sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+                print(line)
         return 0
 
     return cli.run(body)

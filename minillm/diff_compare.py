@@ -27,10 +27,11 @@ TRIES = 64  # of a rounding that would send a token elsewhere
 
 @dataclass(frozen=True)
 class Error:
-    """Largest and mean, in ulps."""
+    """Largest and mean, in ulps; and the root mean square over that of the reference."""
 
     max: float
     mean: float
+    relative: float
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,15 @@ def error(ours: Tensor, theirs: Tensor, eps: float) -> Error:
     """Of two tensors `[..., n]`, in units of eps times the size of a value or of its row; infinite where one has more
     values than the other."""
     if ours.numel() != theirs.numel():
-        return Error(math.inf, math.inf)
+        return Error(math.inf, math.inf, math.inf)
     if not ours.numel():
-        return Error(0.0, 0.0)
+        return Error(0.0, 0.0, 0.0)
     a, b = ours.double(), theirs.double().reshape(ours.shape)
-    size = torch.maximum(b.abs(), b.square().mean(-1, keepdim=True).sqrt()).clamp(min=torch.finfo(torch.float32).tiny)
+    tiny = torch.finfo(torch.float32).tiny
+    size = torch.maximum(b.abs(), b.square().mean(-1, keepdim=True).sqrt()).clamp(min=tiny)
     ulps = (a - b).abs() / (size * eps)
-    return Error(ulps.max().item(), ulps.mean().item())
+    relative = (a - b).norm() / b.norm().clamp(min=tiny)
+    return Error(ulps.max().item(), ulps.mean().item(), relative.item())
 
 
 def precision(model: Decoder, trace: Trace) -> float:
@@ -133,9 +136,10 @@ def _explained(router: Router, ours: Routing, theirs: Routing, tolerance: float)
     """For which tokens a rounding of the logits gives the reference's choice, bool `[N]`: near ties."""
     noise, generator = tolerance * torch.finfo(torch.float32).eps, torch.Generator().manual_seed(0)
     size = ours.logits.square().mean(-1, keepdim=True).sqrt()
-    wanted, found = theirs.experts.sort(-1).values, torch.zeros(len(ours.logits), dtype=torch.bool)
+    wanted, size_of_noise = theirs.experts.sort(-1).values, ours.logits.shape
+    found = torch.zeros(len(wanted), dtype=torch.bool, device=wanted.device)
     for _ in range(TRIES):
-        moved = ours.logits + noise * size * torch.randn(ours.logits.shape, generator=generator)
+        moved = ours.logits + noise * size * torch.randn(size_of_noise, generator=generator).to(size)
         chosen = router.ops.route(moved, router.bias, router.spec).experts
         found |= (chosen.sort(-1).values == wanted).all(-1)
     return found

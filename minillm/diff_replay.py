@@ -145,7 +145,7 @@ def _router(made: Replay, router: Router) -> None:
 def _share(routes: Routing, exact: Routing) -> Error:
     """Which part of the tokens goes elsewhere: a choice has no ulps, and any is infinitely far off."""
     other = (routes.experts.sort(-1).values != exact.experts.sort(-1).values).any(-1).float().mean().item()
-    return Error(float("inf") if other else 0.0, other)
+    return Error(float("inf") if other else 0.0, other, other)
 
 
 def _experts(made: Replay, experts: Experts) -> None:

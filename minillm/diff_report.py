@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minillm.config import printable
 from minillm.diff_compare import Error, Row
 from minillm.diff_names import Site
 from minillm.diff_replay import Op
@@ -39,6 +41,7 @@ def as_json(
     return {
         "weights": str(arguments.weights or "demo"),
         "against": arguments.against,
+        "quantize": arguments.quantize,
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "tokens": tokens,
         "tolerance_ulps": arguments.tolerance,
@@ -59,7 +62,7 @@ def as_json(
 def _error(error: Error | None) -> dict[str, float | None] | None:
     if error is None:
         return None
-    return {name: value if math.isfinite(value) else None for name, value in (("max", error.max), ("mean", error.mean))}
+    return {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(error).items()}
 
 
 def _row(row: Row, tolerance: float) -> dict[str, Any]:
@@ -78,13 +81,17 @@ def _row(row: Row, tolerance: float) -> dict[str, Any]:
 
 def lines(report: dict[str, Any], every: bool, colour: bool) -> Iterator[str]:
     """The report to be read."""
-    yield f"{report['weights']} against {report['against']}, {report['tokens']} tokens, {report['dtype']}"
-    yield f"{'module':34}{'own error':>22}{'error so far':>22}   (ulps: max, mean)"
+    quantised = f" as {report['quantize']}" if report["quantize"] else ""
+    yield printable(
+        f"{report['weights']}{quantised} against {report['against']}, {report['tokens']} tokens, {report['dtype']}"
+    )
+    yield f"{'':36}{'own error: ulps':^28}{'error so far: ulps':^28}"
+    yield f"{'module':34}" + 2 * f"{'largest':>10}{'mean':>9}{'of all':>9}"
     for row in report["modules"]:
-        shown = every or LAYER.match(row["module"]) or row["diverges"] or "." not in row["module"]
-        if shown:
+        flips = row["route_flips"] or row["running_route_flips"]
+        if every or flips or row["diverges"] or LAYER.match(row["module"]) or "." not in row["module"]:
             name = row["module"] + (f"[{row['part']}]" if row["part"] else "")
-            text = f"{name:34}{_pair(row['own_ulps'])}{_pair(row['running_ulps'])}{_flips(row)}"
+            text = f"{printable(name):34}{_pair(row['own_ulps'])}{_pair(row['running_ulps'])}{_flips(row)}"
             yield f"\x1b[31m{text}\x1b[0m" if colour and row["diverges"] else text
     if report["not_compared"]:
         kinds = sorted({re.sub(r"\.\d+\.", ".N.", name) for name in report["not_compared"]})
@@ -93,7 +100,7 @@ def lines(report: dict[str, Any], every: bool, colour: bool) -> Iterator[str]:
         yield f"no module diverges: every own error is within {report['tolerance_ulps']:g} ulps"
         return
     part = f" ({report['first_divergence_part']})" if report["first_divergence_part"] else ""
-    yield f"first divergence: {report['first_divergence']}{part}"
+    yield printable(f"first divergence: {report['first_divergence']}{part}")
     for op in report["ops"]:
         off = {None: "", "both": "  <- both are off the formula"}.get(op["off"], f"  <- {op['off']} is off the formula")
         yield f"  {op['op']:30} ours {_pair(op['ours'])} theirs {_pair(op['theirs'])}{off}"
@@ -105,12 +112,15 @@ def lines(report: dict[str, Any], every: bool, colour: bool) -> Iterator[str]:
 
 def _pair(error: dict[str, float | None] | None) -> str:
     if error is None:
-        return f"{'':22}"
-    return "".join(f"{'not finite' if each is None else _number(each):>11}" for each in error.values())
+        return f"{'':28}"
+    relative = "" if error["relative"] is None else f"{error['relative']:.1e}"
+    return f"{_number(error['max']):>10}{_number(error['mean']):>9}{relative:>9}"
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if value < 1000 else f"{value:.2g}"
+def _number(value: float | None) -> str:
+    if value is None:
+        return "inf/nan"
+    return f"{value:.2f}" if value < 1000 else f"{value:.1e}"
 
 
 def _flips(row: dict[str, Any]) -> str:
@@ -120,7 +130,7 @@ def _flips(row: dict[str, Any]) -> str:
 
 
 def draw(path: Path, report: dict[str, Any]) -> None:
-    """Errors over depth, a panel for attention, ffn and whole layers: each module's own, and what has come together."""
+    """Errors over depth, of attentions, ffns and whole layers: each module's own, and what has come together."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -129,19 +139,17 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     for number, (kind, pattern) in enumerate(kinds.items()):
         rows = [(int(match[1]), row) for row in report["modules"] if (match := re.match(pattern, row["module"]))]
         for key, style, label in (("own_ulps", "--", "own"), ("running_ulps", "-", "so far")):
-            points = [(i, row[key]["mean"]) for i, row in rows if row[key] and row[key]["mean"]]
+            points = [(i, row[key]["relative"]) for i, row in rows if row[key] and row[key]["relative"]]
             if points:
                 look = {"color": COLOURS[number], "marker": MARKERS[number], "linewidth": 2}
                 axes.plot(*zip(*points, strict=True), style, label=f"{kind}, {label}", **look)
     layers = max((int(m[1]) for row in report["modules"] if (m := LAYER.match(row["module"]))), default=0)
     axes.set_xticks(range(0, layers + 1, max(1, layers // 12)))
-    axes.set(xlabel="layer", ylabel=f"mean error, ulps of {_coarser(report)}")
-    axes.set_title(f"{Path(report['weights']).name} against {Path(report['against']).name}, {report['tokens']} tokens")
+    axes.set(xlabel="layer", ylabel="error, as a share of the reference's output")
+    quantised = f" as {report['quantize']}" if report["quantize"] else ""
+    names = f"{Path(report['weights']).name}{quantised} against {Path(report['against']).name}"
+    axes.set_title(f"{names}, {report['tokens']} tokens")
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
     save(figure, path)
-
-
-def _coarser(report: dict[str, Any]) -> str:
-    return str(report["dtype"])

@@ -1,0 +1,143 @@
+"""`python -m minillm.diff` as one uses it: against transformers, against another checkpoint, with bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from conftest import shared
+
+import minillm
+from minillm import diff, diff_trace
+from minillm.diff_names import same
+
+KEYS = {
+    "weights", "against", "quantize", "dtype", "tokens", "tolerance_ulps", "agrees", "first_divergence",
+    "first_divergence_part", "causes", "signs", "ops", "modules", "not_compared",
+}  # fmt: skip
+ROW_KEYS = {
+    "module", "part", "reference", "own_ulps", "running_ulps", "route_flips", "unexplained_flips",
+    "running_route_flips", "diverges",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixture")
+    tiny.save(folder, *tiny.ROWS["qwen2_moe"])
+    return folder
+
+
+def reported(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert diff.main([*arguments, "--json", "--kernels", "reference"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == KEYS
+    assert all(set(row) == ROW_KEYS for row in found["modules"])
+    return found
+
+
+def test_against_transformers(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = reported(capsys, "--weights", str(mixture))
+    assert (found["agrees"], found["first_divergence"], found["not_compared"]) == (True, None, [])
+    assert (found["tokens"], found["dtype"], found["ops"]) == (32, "float32", [])
+    names = [row["module"] for row in found["modules"]]
+    assert names[0] == "embedding"
+    assert names[-3:] == ["layers.2", "norm", "head"]
+    gate = next(row for row in found["modules"] if row["part"] == "gate_proj")
+    assert (gate["module"], gate["reference"]) == (
+        "layers.0.ffn.shared.gate_up", "model.layers.0.mlp.shared_expert.gate_proj",
+    )  # fmt: skip
+
+
+def test_trained_checkpoints_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("stories260K", "stories-deepseek-v3", "stories-gemma2"):
+        assert reported(capsys, "--weights", str(shared(f"checkpoints/{name}")))["agrees"], name
+
+
+def test_a_divergence_reads_well(
+    mixture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report says where, which side of which op, and why; in colour on a terminal only."""
+    load = diff.load
+
+    def broken(*given: Any, **options: Any) -> Any:
+        llm = load(*given, **options)
+        llm.model.layers[1].ffn.shared.down.weight.mul_(1.5)
+        return llm
+
+    monkeypatch.setattr(diff, "load", broken)
+    assert diff.main(["--weights", str(mixture), "--kernels", "reference"]) == 0
+    out = capsys.readouterr().out
+    assert "first divergence: layers.1.ffn.shared.down\n" in out
+    assert "theirs is off the formula" in out
+    assert "the reference's is ours x 0.6667" in out
+    assert "\x1b" not in out
+
+
+def test_against_itself_in_integers(mixture: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Nothing differs from itself; int4 is further off than int8, and errors grow with depth."""
+    same_one = reported(capsys, "--weights", str(mixture), "--against", str(mixture))
+    assert same_one["agrees"]
+    assert {row["own_ulps"]["max"] for row in same_one["modules"]} == {0.0}
+    logits = {}
+    for quantize in ("int8", "int4"):
+        picture = tmp_path / f"{quantize}.png"
+        found = reported(
+            capsys, "--weights", str(mixture), "--against", str(mixture), "--quantize", quantize, "--plot", str(picture)
+        )
+        assert (found["first_divergence"], found["quantize"]) == ("embedding", quantize)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        logits[quantize] = next(row["running_ulps"]["relative"] for row in found["modules"] if row["module"] == "head")
+    assert 0 < logits["int8"] < logits["int4"] / 4
+
+
+@torch.no_grad()
+def test_route_flips_are_counted(mixture: Path) -> None:
+    """A router that differs by itself, and one that differs because of what comes before."""
+    llm, other = (minillm.load(mixture, kernels="reference") for _ in range(2))
+    other.model.layers[0].attention.out.weight.mul_(-1)
+    tokens = tiny.tokens(97, 2, 20)
+    finding = diff.examine(llm, diff_trace.of_minillm(other.model, tokens), same(llm.model))
+    assert finding.first is not None
+    assert finding.first.site.ours == "layers.0.attention.out"
+    routers = [row for row in finding.rows if row.site.ours.endswith("router")]
+    assert [row.flips for row in routers] == [0, 0, 0]
+    assert all(row.free_flips > 0 for row in routers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "nowhere/at-all"], "nowhere/at-all"),
+        (["--weights", "{folder}", "--against", "{other}"], "another checkpoint of the same model"),
+        (["--weights", "{folder}", "--prompt", "text"], "no tokenizer"),
+        (["--weights", "{folder}", "--prompt-ids", "1,x"], "give numbers"),
+        (["--weights", "{folder}", "--prompt-ids", "1,97"], "goes from 0 to 96"),
+        (["--weights", "{folder}", "--prompt-ids", "1"], "takes 2 to 128"),
+        (["--weights", "{folder}", "--tolerance", "0"], "above 0"),
+        (["--weights", "{folder}", "--plot", "error.pdf"], "a picture is a .png file"),
+        (["--weights", "{folder}", "--against-dtype", "float32"], "goes with another checkpoint"),
+        (["--weights", "{tanuki}"], "transformers cannot load"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], message: str, mixture: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    if "{other}" in arguments:
+        tiny.save(other, "llama", {"num_hidden_layers": 2})
+    if "{tanuki}" in arguments:
+        tiny.save(tmp_path / "tanuki", *tiny.ROWS["tanuki"])
+    places = {"{folder}": str(mixture), "{other}": str(other), "{tanuki}": str(tmp_path / "tanuki")}
+    capsys.readouterr()
+    assert diff.main([places.get(each, each) for each in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minillm: error: ")
+    assert err.count("\n") == 1
+    assert message in err
