@@ -69,7 +69,7 @@ def against_transformers(llm: LLM, tokens: Tensor) -> tuple[Trace, list[Site]]:
     transformers.utils.logging.disable_progress_bar()
     plain = {"attn_implementation": "eager", "experts_implementation": "eager", "trust_remote_code": False}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(llm.folder, dtype=llm.model.dtype, **plain)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(llm.folder, dtype=llm.model.dtype, **plain)
     except (ValueError, KeyError, ImportError, OSError) as reason:
         raise ValueError(f"transformers cannot load {llm.folder}: {reason}") from None
     model.to(llm.device).eval()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minillm import quantised
 from minillm import spec as vocabulary
 from minillm.attention import GroupedQueryAttention, Step
 from minillm.diff_compare import agreement, error, precision, run
@@ -82,6 +83,8 @@ TRY: dict[tuple[type, str], Any] = {
 def causes(model: Decoder, site: Site, trace: Trace, step: Step, tolerance: float) -> list[str]:
     """The meanings of a module's spec or weights under which it agrees with the reference. Where it agrees as it is
     once it is built anew, there is none: then the way it was built or runs is at fault."""
+    if any(quantised.held_in(each) for each in model.modules()):
+        return []  # integers are a cause of their own
     if site.ours not in ("embedding", "head"):
         module = model.get_submodule(site.ours)
         part = _spec_of(model, site.ours, module)
@@ -253,13 +256,16 @@ def rewired(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         fused = other.gate_up.weight if isinstance(other, GatedMLP) else other.gate_up
         fused.copy_(torch.cat(fused.chunk(2, dim=-2)[::-1], dim=-2))
         yield "both agree where gate and up change places", other
-    spec = module.spec if isinstance(module, GroupedQueryAttention) else None
-    if isinstance(module, GroupedQueryAttention) and spec and 1 < spec.num_kv_heads < spec.num_heads:
-        other = copy.deepcopy(module)
-        heads = torch.arange(spec.num_heads).view(-1, spec.num_kv_heads).T.flatten()  # head (k, g) is g K + k
-        rows = (heads[:, None] * spec.head_dim + torch.arange(spec.head_dim)).flatten()
-        other.qkv.weight[: len(rows)] = module.qkv.weight[rows]
-        if module.qkv.bias is not None:
-            other.qkv.bias[: len(rows)] = module.qkv.bias[rows]
-        other.out.weight.copy_(module.out.weight[:, rows])
-        yield "both agree where query head i reads kv head i mod K, not i // G", other
+    if isinstance(module, GroupedQueryAttention) and 1 < module.spec.num_kv_heads < module.spec.num_heads:
+        yield "both agree where query head i reads kv head i mod K, not i // G", _tiled(module)
+
+
+def _tiled(attention: GroupedQueryAttention) -> GroupedQueryAttention:
+    made, other = attention.spec, copy.deepcopy(attention)
+    heads = torch.arange(made.num_heads).view(-1, made.num_kv_heads).T.flatten()  # head (k, g) is g K + k
+    rows = (heads[:, None] * made.head_dim + torch.arange(made.head_dim)).flatten()
+    other.qkv.weight[: len(rows)] = attention.qkv.weight[rows]
+    if attention.qkv.bias is not None and other.qkv.bias is not None:
+        other.qkv.bias[: len(rows)] = attention.qkv.bias[rows]
+    other.out.weight.copy_(attention.out.weight[:, rows])
+    return other

@@ -128,8 +128,8 @@ def agreement(ours: Routing, theirs: Routing, eps: float) -> tuple[Tensor, Error
     """Which tokens go to the same experts, bool `[N]`, and the error of these tokens' weights."""
     mine, other = ours.experts.sort(-1), theirs.experts.sort(-1)
     same = (mine.values == other.values).all(-1)
-    weights = (each.weights.gather(-1, order.indices)[same] for each, order in ((ours, mine), (theirs, other)))
-    return same, error(*weights, eps)
+    a, b = (each.weights.gather(-1, order.indices)[same] for each, order in ((ours, mine), (theirs, other)))
+    return same, error(a, b, eps)
 
 
 def _explained(router: Router, ours: Routing, theirs: Routing, tolerance: float) -> Tensor:

@@ -61,8 +61,7 @@ class Replay:
 def replay(model: Decoder, site: Site, trace: Trace, step: Step) -> list[Op]:
     """The ops of the module at a site; none where its weights are not plain numbers, or nothing is known of it."""
     module = None if site.ours in ("head", "embedding") else model.get_submodule(site.ours)
-    owners = (model if module is None else module).modules()
-    if any(quantised.held_in(each) for each in owners):
+    if any(quantised.held_in(each) for each in (module or model).modules()):
         return []
     made = Replay(model, site, trace, step)
     for kind, function in OPS.items():
@@ -84,8 +83,8 @@ def normed(x: Tensor, norm: Norm | LayerNorm | NoNorm) -> Tensor:
     if isinstance(norm, NoNorm):
         return x
     if isinstance(norm, LayerNorm):
-        weights = (None if each is None else each.double() for each in (norm.weight, norm.bias))
-        return F.layer_norm(x, x.shape[-1:], *weights, norm.spec.eps)
+        weight, bias = (None if each is None else each.double() for each in (norm.weight, norm.bias))
+        return F.layer_norm(x, x.shape[-1:], weight, bias, norm.spec.eps)
     return (norm.spec.offset + norm.weight.double()) * x * torch.rsqrt(x.square().mean(-1, True) + norm.spec.eps)
 
 
@@ -199,9 +198,10 @@ def _attention(made: Replay, attention: GroupedQueryAttention | LatentAttention)
         strict=False,
     ):  # fmt: skip
         made.op(kind, should, ours, _aligned(other, should, attention))
-    rest, given = call.given[3:], [each.to(made.model.dtype) for each in (theirs.q, theirs.k, theirs.v)]
-    double = [each.double() if isinstance(each, Tensor) else each for each in rest]
-    weights = observe.attention_weights(*(each.double() for each in given), *double, **call.options)
+    rest = call.given[3:]
+    given: list[Any] = [each.to(made.model.dtype) for each in (theirs.q, theirs.k, theirs.v)]
+    exactly: list[Any] = [each.double() if isinstance(each, Tensor) else each for each in (*given, *rest)]
+    weights = observe.attention_weights(*exactly, **call.options)
     own = observe.attention_weights(*given, *rest, **call.options)
     made.op("softmax of scores", weights, own, theirs.weights)
     before = weights if theirs.weights is None else theirs.weights.double()

@@ -141,7 +141,7 @@ def draw(path: Path, report: dict[str, Any]) -> None:
         for key, style, label in (("own_ulps", "--", "own"), ("running_ulps", "-", "so far")):
             points = [(i, row[key]["relative"]) for i, row in rows if row[key] and row[key]["relative"]]
             if points:
-                look = {"color": COLOURS[number], "marker": MARKERS[number], "linewidth": 2}
+                look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "linewidth": 2}
                 axes.plot(*zip(*points, strict=True), style, label=f"{kind}, {label}", **look)
     layers = max((int(m[1]) for row in report["modules"] if (m := LAYER.match(row["module"]))), default=0)
     axes.set_xticks(range(0, layers + 1, max(1, layers // 12)))

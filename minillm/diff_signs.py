@@ -6,6 +6,8 @@ Shapes: B batch, T tokens, S keys, H heads, D head_dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -105,7 +107,7 @@ def _scores(model: Decoder, site: Site, trace: Trace, step: Step) -> list[str]:
         run(model, site, trace, step)
     if theirs.weights is None or not calls:
         return []
-    given = [each.double() for each in (theirs.q, theirs.k, theirs.v)]
+    given: list[Any] = [each.double() for each in (theirs.q, theirs.k, theirs.v)]
     rest = [each.double() if isinstance(each, Tensor) else each for each in calls[-1].given[3:]]
     ours, other = observe.attention_weights(*given, *rest, **calls[-1].options), theirs.weights.double()
     seen = (ours > 0) != (other > 0)
