@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -88,10 +87,8 @@ def _filled(model: Decoder, planned: Plan, renamed: Mapping[str, str]) -> list[t
             theirs = theirs.replace(before, after)
         if leaf == "weight":
             whole = model.get_parameter(to.parameter).shape[0] == to.shape[0]
-            rows: dict[str, Any] = (
-                {} if whole else {"start": to.start, "rows": to.shape[0], "part": theirs.rpartition(".")[2]}
-            )
-            found.append((Site(ours, theirs, **rows), to.layout is None))
+            part = ("", 0, None) if whole else (theirs.rpartition(".")[2], to.start, to.shape[0])
+            found.append((Site(ours, theirs, *part), to.layout is None))
     return found
 
 

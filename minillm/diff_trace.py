@@ -92,9 +92,8 @@ def _eager(model: nn.Module, sites: Sequence[Site], attended: dict[str, Attended
     files = {
         sys.modules[type(model.get_submodule(s.theirs)).__module__] for s in sites if s.ours.endswith(".attention")
     }
-    before: dict[Any, Any] = {
-        file: file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward")
-    }
+    name = "eager_attention_forward"
+    before: dict[Any, Any] = {file: getattr(file, name) for file in files if hasattr(file, name)}
 
     def noted(function: Any) -> Any:
         def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Any:
