@@ -126,7 +126,7 @@ def _attention(figure: Any, report: Report, maps: Sequence[Tensor], layer: int |
 
 def _map(axes: Any, weights: Tensor, title: str) -> Any:
     axes.set_title(title, fontsize=9)
-    return axes.imshow(weights.float().cpu(), vmin=0, vmax=1, cmap=SEQUENTIAL, interpolation="nearest")
+    return axes.imshow(weights.float().cpu().numpy(), vmin=0, vmax=1, cmap=SEQUENTIAL, interpolation="nearest")
 
 
 def _norms(figure: Any, report: Report) -> None:
