@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from minillm.config import printable
 
-COMMANDS = ("generate", "explain", "quantize", "perplexity", "bench", "diff")
+COMMANDS = ("generate", "explain", "quantize", "perplexity", "bench", "diff", "lens")
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
@@ -52,6 +52,19 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("dtype", "device", "kernels", "keep_quantized", "quantize", "group_size")
     options = {name: getattr(arguments, name) for name in names}
     return {"path": arguments.weights, **options, "symmetric": not arguments.asymmetric}
+
+
+def token_ids(text: str) -> list[int]:
+    """An argument's type: ids with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of ids such as 1,2,3") from None
+
+
+def colourful() -> bool:
+    """Whether stdout is a terminal whose user has not asked for text without colours (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def run(main: Callable[[], int]) -> int:

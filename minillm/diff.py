@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,10 +92,7 @@ def against_minillm(llm: LLM, other: LLM, tokens: Tensor) -> tuple[Trace, list[S
 def tokens_of(llm: LLM, arguments: argparse.Namespace) -> Tensor:
     """`[1, T]`. Raises ValueError for tokens that cannot be."""
     if arguments.prompt_ids is not None:
-        try:
-            ids = [int(each) for each in arguments.prompt_ids.split(",")]
-        except ValueError:
-            raise ValueError(f"--prompt-ids {arguments.prompt_ids!r}: give numbers, as in 1,2,3") from None
+        ids = arguments.prompt_ids
     elif llm.tokenizer is not None:
         ids = llm.tokenizer.encode(PROMPT if arguments.prompt is None else arguments.prompt)
     elif arguments.prompt is not None:
@@ -144,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--against-dtype", choices=tuple(DTYPES), help="of another checkpoint (default: float32)")
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--prompt", metavar="TEXT", help="what both read (default: a sentence)")
-    given.add_argument("--prompt-ids", metavar="N,N,…", help="the same as token ids")
+    given.add_argument("--prompt-ids", type=cli.token_ids, metavar="N,N,…", help="the same as token ids")
     parser.add_argument("--tolerance", metavar="ULPS", type=float, default=TOLERANCE, help="of a module (64)")
     parser.add_argument("--all", action="store_true", help="a line for every module, not for every layer")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="the error by depth; needs minillm[plot]")
@@ -158,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             print(json.dumps(report, ensure_ascii=False))
         else:
-            for line in diff_report.lines(report, arguments.all, sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+            for line in diff_report.lines(report, arguments.all, cli.colourful()):
                 print(line)
         return 0
 

@@ -154,13 +154,6 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
-def _ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of ids such as 1,2,3") from None
-
-
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -190,7 +183,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (default: stdin)")
     prompt.add_argument("--prompt-file", metavar="F", help="a UTF-8 file with the text to continue")
-    prompt.add_argument("--prompt-ids", metavar="1,2,3", type=_ids, help="raw token ids, nothing is added to them")
+    prompt.add_argument(
+        "--prompt-ids", metavar="1,2,3", type=cli.token_ids, help="raw token ids, nothing is added to them"
+    )
     parser.add_argument("--chat", action="store_true", help="interactive chat; --prompt is the first turn")
     parser.add_argument("--system", metavar="TEXT", help="system message of a chat")
     parser.add_argument(

@@ -23,6 +23,8 @@ class Backend(Protocol):
 
     def id_of(self, token: str) -> int | None: ...
 
+    def name_of(self, token: int) -> str | None: ...
+
 
 class _JsonBackend:
     def __init__(self, path: Path):
@@ -46,6 +48,9 @@ class _JsonBackend:
 
     def id_of(self, token: str) -> int | None:
         return self.tokenizer.token_to_id(token)
+
+    def name_of(self, token: int) -> str | None:
+        return self.tokenizer.id_to_token(token)
 
 
 class _SentencePieceBackend:
@@ -109,6 +114,10 @@ class _SentencePieceBackend:
             return self.added[token]
         found = self.model.piece_to_id(token)
         return None if found == self.model.unk_id() else found
+
+    def name_of(self, token: int) -> str | None:
+        inside = 0 <= token < self.model.get_piece_size()
+        return self.names.get(token, self.model.id_to_piece(token) if inside else None)
 
 
 class Tokenizer:

@@ -116,7 +116,7 @@ def test_route_flips_are_counted(mixture: Path) -> None:
         (["--weights", "nowhere/at-all"], "nowhere/at-all"),
         (["--weights", "{folder}", "--against", "{other}"], "another checkpoint of the same model"),
         (["--weights", "{folder}", "--prompt", "text"], "no tokenizer"),
-        (["--weights", "{folder}", "--prompt-ids", "1,x"], "give numbers"),
+        (["--weights", "{folder}", "--prompt-ids", "1,x"], "is not a list of ids"),
         (["--weights", "{folder}", "--prompt-ids", "1,97"], "goes from 0 to 96"),
         (["--weights", "{folder}", "--prompt-ids", "1"], "takes 2 to 128"),
         (["--weights", "{folder}", "--tolerance", "0"], "above 0"),
