@@ -116,7 +116,6 @@ def test_route_flips_are_counted(mixture: Path) -> None:
         (["--weights", "nowhere/at-all"], "nowhere/at-all"),
         (["--weights", "{folder}", "--against", "{other}"], "another checkpoint of the same model"),
         (["--weights", "{folder}", "--prompt", "text"], "no tokenizer"),
-        (["--weights", "{folder}", "--prompt-ids", "1,x"], "is not a list of ids"),
         (["--weights", "{folder}", "--prompt-ids", "1,97"], "goes from 0 to 96"),
         (["--weights", "{folder}", "--prompt-ids", "1"], "takes 2 to 128"),
         (["--weights", "{folder}", "--tolerance", "0"], "above 0"),
@@ -141,3 +140,9 @@ def test_bad_input(
     assert err.startswith("minillm: error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_ids_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        diff.main(["--prompt-ids", "1,x"])
+    assert "'1,x' is not a list of ids such as 1,2,3" in capsys.readouterr().err
