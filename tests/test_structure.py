@@ -72,6 +72,9 @@ LAYERS = [
         "minillm.bench_throughput",
     ],
     ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench"],
+    ["minillm.routes_measure", "minillm.routes_drift", "minillm.routes_plot", "minillm.routes_script"],
+    ["minillm.routes_record", "minillm.routes_text", "minillm.routes_page"],
+    ["minillm.routes"],
 ]
 
 
