@@ -64,7 +64,7 @@ def _pairs(axes: Any, counts: Tensor, tokens: int, title: str) -> None:
     load = counts.diagonal().double()
     lift = (counts * tokens / torch.outer(load, load).clamp(min=1)).fill_diagonal_(float("nan"))  # never of itself
     image = axes.imshow(lift.tolist(), cmap=DIVERGING, vmin=0, vmax=2, interpolation="nearest")
-    axes.figure.colorbar(image, ax=axes, pad=0.01, extend="max")
+    axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0, 0.03, 1)), extend="max")
     axes.set_title(title, fontsize="medium")
     axes.set(xlabel="expert", ylabel="expert")
     for put in (axes.set_xticks, axes.set_yticks):

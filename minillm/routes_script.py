@@ -158,7 +158,7 @@ if (D) {
   $("drift").hidden = false; $("driftname").textContent = `Against ${D.against}, ${D.dtype}`;
   const run = D.kind === "run", more = run ? ["flipped", "experts kept", "margin if flipped", "margin if kept",
     "near ties flip", "others flip"] : [];
-  fill($("drifts"), ["layer", "divergence in bits", ...more], D.layers.map(d => [d.layer, f(d.divergence_bits, 4),
+  fill($("drifts"), ["layer", "divergence in bits", ...more], D.layers.map(d => [d.layer, f(d.divergence_bits, 6),
     ...(run ? [pc(d.flipped, 2), pc(d.experts_kept, 2), f(d.margin_of_flipped, 5), f(d.margin_of_kept, 5),
     pc(d.flipped_of_near_ties), pc(d.flipped_of_others, 2)] : [])]));
 }
