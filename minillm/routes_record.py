@@ -51,6 +51,8 @@ def encoded(llm: LLM, texts: Sequence[str], max_tokens: int | None) -> list[list
     ids = [llm.tokenizer.encode(text)[:max_tokens] if text else [] for text in texts]
     if not all(ids):
         raise ValueError("a text is empty: it has no tokens to route; give another")
+    if (largest := max(map(max, ids))) >= llm.spec.vocab_size:
+        raise ValueError(f"token id {largest} is outside the vocabulary of {llm.spec.vocab_size}: not its tokenizer")
     kept = sum(map(len, ids)) * sum(router.top_k for router in routers(llm.spec).values())
     if kept > MAX_PICKS:
         raise ValueError(f"the texts make {kept:,} choices of experts, the limit is {MAX_PICKS:,}; give --max-tokens")
