@@ -155,7 +155,7 @@ fill($("layers"), ["layer", "experts", "effective", "max / mean", "unused", "ent
   f(l.effective_experts, 1), f(l.max_over_mean), l.never_used.length, f(l.token_entropy), f(l.top1_share),
   f(l.margin && l.margin.p50, 4), pc(l.margin && l.margin.near_ties), l.groups ? f(l.groups.used_per_token) : "none"]));
 if (D) {
-  $("drift").hidden = false; $("driftname").textContent = `Against ${D.against}, ${D.dtype}`;
+  $("drift").hidden = false; $("driftname").textContent = `Against ${D.against}: ${D.tokens.toLocaleString("en")} tokens, ${D.dtype}`;
   const run = D.kind === "run", more = run ? ["flipped", "experts kept", "margin if flipped", "margin if kept",
     "near ties flip", "others flip"] : [];
   fill($("drifts"), ["layer", "divergence in bits", ...more], D.layers.map(d => [d.layer, f(d.divergence_bits, 6),

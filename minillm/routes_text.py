@@ -79,7 +79,7 @@ def _number(value: float | None, width: int, digits: int) -> str:
 
 def _drift(drift: dict[str, Any]) -> None:
     print()
-    print(printable(f"against {drift['against']}, {drift['dtype']}"))
+    print(printable(f"against {drift['against']}: {drift['tokens']:,} tokens, {drift['dtype']}"))
     runs = drift["kind"] == "run"
     titles = "  flipped  experts kept  margin if flipped  if kept  near ties flip  others flip" if runs else ""
     print(f"layer     divergence{titles}")
