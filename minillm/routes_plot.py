@@ -12,6 +12,7 @@ from minillm.picture import DIVERGING, SEQUENTIAL, save
 
 NUMBERED = 16  # experts up to which each cell says its number
 TICKS = 16
+CAP = 4.0  # of the mean load: one that is far busier must not make all others look alike
 
 
 def draw(path: Path, report: dict[str, Any], layer: int | None, counts: Tensor | None) -> None:
@@ -19,7 +20,10 @@ def draw(path: Path, report: dict[str, Any], layer: int | None, counts: Tensor |
     from matplotlib.figure import Figure
 
     layers, drift = report["layers"], report["drift"]
-    grids = [(_load(layers), "load of an expert over the mean of its layer", SEQUENTIAL, (0.0, None), "{:.2f}")]
+    busiest = max(max(row) for row in _load(layers))
+    grids = [
+        (_load(layers), "load of an expert over the mean of its layer", SEQUENTIAL, (0.0, min(busiest, CAP)), "{:.2f}")
+    ]
     if drift:
         change = [[100 * each for each in row["load_change"]] for row in drift["layers"]]
         largest = max(max(map(abs, row)) for row in change) or 1.0
@@ -43,13 +47,12 @@ def _load(layers: list[dict[str, Any]]) -> list[list[float]]:
     return [[share * each["num_experts"] for share in each["load"]] for each in layers]
 
 
-def _grid(
-    axes: Any, rows: list[list[float]], title: str, colours: str, limits: tuple[float | None, float | None], form: str
-) -> None:
+def _grid(axes: Any, rows: list[list[float]], title: str, colours: str, limits: tuple[float, float], form: str) -> None:
     width = max(map(len, rows))
     padded = [row + [float("nan")] * (width - len(row)) for row in rows]
     image = axes.imshow(padded, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest")
-    axes.figure.colorbar(image, ax=axes, pad=0.01)
+    above = max(map(max, rows)) > limits[1]
+    axes.figure.colorbar(image, ax=axes, pad=0.01, extend="max" if above else "neither")
     axes.set_title(title, fontsize="medium")
     axes.set_xlabel("expert")
     _ticks(axes.set_xticks, [str(each) for each in range(width)], TICKS)

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from minillm import spec
 from minillm.llm import LLM
+from minillm.moe import MoE
 from minillm.perplexity import MAX_CONTEXT, ROWS_AT_ONCE, windows
 from minillm.routes_measure import Picks, joined, picks
+from minillm.routing import Routing
 
 MAX_PICKS = 2**27  # choices that are kept, over all layers: some 16 bytes each with what goes with them
 
@@ -111,6 +113,7 @@ def _routed(llm: LLM, tokens_BT: Tensor, count: int, found: dict[int, spec.Route
     for layer, router in found.items():
         routed = routing[layer]
         last = (part.unflatten(0, (rows, -1))[:, -count:].flatten(0, 1) for part in routed[:3])
-        correction = llm.model.layers[layer].ffn.router.bias
-        noted[layer] = picks(type(routed)(*last), correction, router)
+        moe = llm.model.layers[layer].ffn
+        assert isinstance(moe, MoE)
+        noted[layer] = picks(Routing(*last), moe.router.bias, router)
     return noted

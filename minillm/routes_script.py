@@ -23,7 +23,8 @@ if (D) VIEWS["change of load"] = {rows: D.layers.map(l => l.load_change.map(x =>
   text: x => f(x) + " points"};
 for (const v of Object.values(VIEWS)) {
   const all = v.rows.flat(), most = Math.max(...all.map(Math.abs)) || 1;
-  v.high = most; v.low = v.low === undefined ? -most : v.low;
+  v.high = v.low === 0 ? Math.min(most, 4) : most;  // one that is far busier must not make all others look alike
+  v.more = v.high < most ? " and more" : ""; v.low = v.low === undefined ? -most : v.low;
 }
 const W = Math.max(...L.map(l => l.num_experts)), LEFT = 36, TOP = 18;
 const CW = Math.max(4, Math.min(64, Math.floor(1080 / W))), CH = L.length > 40 ? 12 : 20;
@@ -42,17 +43,17 @@ function map() {
   const v = VIEWS[view], [g, soft, ink] = sized($("map"), LEFT + W * CW + 2, TOP + L.length * CH + 2);
   v.rows.forEach((row, y) => row.forEach((x, e) => {
     g.fillStyle = colour(v.stops, (x - v.low) / (v.high - v.low));
-    g.fillRect(LEFT + e * CW, TOP + y * CH, CW - (CW > 6), CH - 1);
+    g.fillRect(LEFT + e * CW, TOP + y * CH, CW - (CW > 6), CH - (CW > 6));
   }));
   g.fillStyle = soft;
   const every = Math.ceil(24 / CW), down = Math.ceil(12 / CH);
   for (let e = 0; e < W; e += every) g.fillText(e, LEFT + (e + 0.5) * CW, TOP / 2);
   for (let y = 0; y < L.length; y += down) g.fillText(L[y].layer, LEFT / 2, TOP + (y + 0.5) * CH);
   g.strokeStyle = ink; g.lineWidth = 2;
-  g.strokeRect(LEFT + expert * CW, TOP + layer * CH, CW - (CW > 6), CH - 1);
+  g.strokeRect(LEFT + expert * CW - 1, TOP + layer * CH - 1, CW + 2 - (CW > 6), CH + 2 - (CW > 6));
   const legend = $("legend").getContext("2d");
   for (let x = 0; x < 140; x++) { legend.fillStyle = colour(v.stops, x / 139); legend.fillRect(x, 0, 1, 10); }
-  $("low").textContent = v.text(v.low); $("high").textContent = v.text(v.high);
+  $("low").textContent = v.text(v.low); $("high").textContent = v.text(v.high) + v.more;
 }
 function cell(event, canvas, left, top, width, height) {
   const box = canvas.getBoundingClientRect();
@@ -102,7 +103,7 @@ function pairs() {
     "The pairs of all layers are too many for a page: write it with --layer." :
     "Purple: more often than independence would give, orange: less, white: as often.";
   if (canvas.hidden) return;
-  const [g, soft] = sized(canvas, LEFT + n * size + 2, TOP + n * size + 2), every = Math.ceil(20 / size);
+  const [g, soft] = sized(canvas, LEFT + n * size + 2, TOP + n * size + 2), every = Math.ceil(28 / size);
   for (let a = 0; a < n; a++) for (let b = 0; b < n; b++) {
     g.fillStyle = a === b ? soft : colour(PUOR, lift(a, b)[2] / 2);
     g.fillRect(LEFT + b * size, TOP + a * size, size - (size > 4), size - (size > 4));
@@ -155,7 +156,8 @@ fill($("layers"), ["layer", "experts", "effective", "max / mean", "unused", "ent
   f(l.effective_experts, 1), f(l.max_over_mean), l.never_used.length, f(l.token_entropy), f(l.top1_share),
   f(l.margin && l.margin.p50, 4), pc(l.margin && l.margin.near_ties), l.groups ? f(l.groups.used_per_token) : "none"]));
 if (D) {
-  $("drift").hidden = false; $("driftname").textContent = `Against ${D.against}: ${D.tokens.toLocaleString("en")} tokens, ${D.dtype}`;
+  $("drift").hidden = false;
+  $("driftname").textContent = `Against ${D.against}: ${D.tokens.toLocaleString("en")} tokens, ${D.dtype}`;
   const run = D.kind === "run", more = run ? ["flipped", "experts kept", "margin if flipped", "margin if kept",
     "near ties flip", "others flip"] : [];
   fill($("drifts"), ["layer", "divergence in bits", ...more], D.layers.map(d => [d.layer, f(d.divergence_bits, 6),
