@@ -67,11 +67,16 @@ def weigh(scores: Tensor, chosen: Tensor, router: spec.Router) -> Tensor:
 
 def best_groups(choice: Tensor, router: spec.Router) -> Tensor:
     """True for the experts of each token's `top_groups` best groups; bool `[N, E]` (DeepSeek-V2, arXiv:2405.04434)."""
-    grouped = choice.unflatten(-1, (router.num_groups, -1))  # [N, groups, E / groups]
-    best = grouped.topk(2 if router.group_score == "top2_sum" else 1, dim=-1).values.sum(-1)
+    best = group_scores(choice, router)
     allowed = torch.zeros_like(best, dtype=torch.bool)
     allowed.scatter_(-1, best.topk(router.top_groups, dim=-1).indices, True)
-    return allowed.unsqueeze(-1).expand_as(grouped).flatten(-2)
+    return allowed.repeat_interleave(choice.shape[-1] // router.num_groups, dim=-1)
+
+
+def group_scores(choice: Tensor, router: spec.Router) -> Tensor:
+    """What groups are chosen by: the best of a group, or the sum of its best two; `[N, E]` -> `[N, groups]`."""
+    grouped = choice.unflatten(-1, (router.num_groups, -1))  # [N, groups, E / groups]
+    return grouped.topk(2 if router.group_score == "top2_sum" else 1, dim=-1).values.sum(-1)
 
 
 def sparsemixer(logits: Tensor, chosen: Tensor, jitter: float) -> Tensor:

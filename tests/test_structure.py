@@ -89,6 +89,13 @@ LAYERS = [
         "minillm.lens",
         "minillm.diff",
     ],
+<<<<<<< HEAD
+=======
+    ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench"],
+    ["minillm.routes_measure", "minillm.routes_drift", "minillm.routes_plot", "minillm.routes_script"],
+    ["minillm.routes_record", "minillm.routes_text", "minillm.routes_page"],
+    ["minillm.routes"],
+>>>>>>> routes
 ]
 
 

@@ -1,0 +1,184 @@
+"""Where a mixture of experts sends its tokens:
+
+    python -m minillm.routes --weights PATH --text FILE ... [--layer N] [--plot FILE.png] [--html FILE.html] [--json]
+    python -m minillm.routes ... --against-text FILE ... | --against PATH, --against-dtype D, --against-quantize S
+
+For each layer: how evenly its experts are used, which go together, how nearly others would have been chosen, and which
+tokens an expert sees most. Against another text, how the load differs; against another run over the same text, which
+tokens go elsewhere. docs/routes.md says what each number is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm import cli, config, hub, page, picture, routes_page, routes_plot, routes_text
+from minillm.llm import LLM
+from minillm.loading import load
+from minillm.routes_drift import drift, flips
+from minillm.routes_measure import summary, together
+from minillm.routes_record import Recording, encoded, record, routers, sizes
+
+TIE = 0.01
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    return cli.run(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("routes", "Show where a mixture of experts sends the tokens of a text.")
+    cli.add_model_arguments(parser)
+    parser.add_argument("--text", metavar="FILE", nargs="+", required=True, help="UTF-8 files, each read by itself")
+    parser.add_argument("--context", metavar="N", type=int, help="tokens of a window (default: 2048 at most)")
+    parser.add_argument("--stride", metavar="N", type=int, help="from one window to the next (default: half of one)")
+    parser.add_argument("--max-tokens", metavar="N", type=int, help="of each text only the first N tokens")
+    parser.add_argument("--tie", metavar="X", type=float, default=TIE, help=f"a margin below is a near tie ({TIE})")
+    parser.add_argument("--layer", metavar="N", type=int, help="this layer in detail, its pairs in the picture too")
+    parser.add_argument("--against-text", metavar="FILE", nargs="+", help="compare with other texts")
+    parser.add_argument("--against", metavar="PATH", help="compare with another checkpoint over the same text")
+    parser.add_argument("--against-dtype", choices=("float32", "bfloat16", "float16"), help="… or this one in a dtype")
+    parser.add_argument("--against-quantize", choices=("int8", "int4"), help="… or quantised")
+    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw layers by experts; needs minillm[plot]")
+    parser.add_argument("--html", metavar="FILE.html", type=Path, help="one page to look around in")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    other_run = _other_run(arguments)
+    if arguments.plot:
+        picture.check(arguments.plot)
+    if arguments.html:
+        page.check(arguments.html)
+    if not 0 <= arguments.tie < float("inf"):
+        raise ValueError(f"--tie is {arguments.tie}, it must be a number from 0 on")
+    texts = [_read("--text", each) for each in arguments.text]
+    others = [_read("--against-text", each) for each in arguments.against_text or ()]
+    base = cli.model_options(arguments)
+    # The other run goes first, so that what is wrong with it is said at once, and leaves before the second is loaded.
+    after = _recorded(load(**other_run, progress=cli.progress_bar("loading")), texts, arguments) if other_run else None
+    llm = load(**base, progress=cli.progress_bar("loading"))
+    before = _recorded(llm, texts, arguments)
+    if others:
+        after = _recorded(llm, others, arguments)
+    report = measured(llm, before, arguments)
+    if after:
+        report["drift"] = compared(before, after, arguments)
+    counts = _pair_counts(before, arguments.layer) if arguments.plot or arguments.html else {}
+    if arguments.plot:
+        routes_plot.draw(arguments.plot, report, arguments.layer, counts.get(arguments.layer))
+    if arguments.html:
+        routes_page.write(arguments.html, report, arguments.layer, counts)
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False, allow_nan=False))
+    else:
+        routes_text.show(report, arguments.layer)
+    return 0
+
+
+def _other_run(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """What `load` takes for the run to compare with. Raises ValueError where that makes no sense."""
+    names = [name for name in ("against", "against_dtype", "against_quantize") if getattr(arguments, name)]
+    if not names:
+        return None
+    if arguments.against_text:
+        raise ValueError("--against-text compares two texts and the other --against… two runs; give one of them")
+    base = cli.model_options(arguments)
+    other = dict(base)
+    if arguments.against:
+        other["path"] = arguments.against
+    if arguments.against_dtype:
+        other["dtype"] = arguments.against_dtype
+    if arguments.against_quantize:
+        other |= {"quantize": arguments.against_quantize, "group_size": None, "symmetric": True}
+    if other == base:
+        raise ValueError(f"--{names[0].replace('_', '-')} asks for the same run twice; change the one or the other")
+    return other
+
+
+def _read(flag: str, path: str) -> str:
+    if not Path(path).is_file():
+        raise ValueError(f"{flag} {path}: no such file; give a text file")
+    return config.read_text(Path(path))
+
+
+def _recorded(llm: LLM, texts: list[str], arguments: argparse.Namespace) -> Recording:
+    """One run over the texts. Raises ValueError before it where it could not end well."""
+    found = routers(llm.spec)
+    if arguments.layer is not None and arguments.layer not in found:
+        raise ValueError(f"--layer is {arguments.layer}, the layers with experts are {', '.join(map(str, found))}")
+    sizes(llm.spec, arguments.context, arguments.stride)
+    ids = encoded(llm, texts, arguments.max_tokens)
+    return record(llm, ids, arguments.context, arguments.stride, cli.progress_bar("routing", unit=" tokens"))
+
+
+def measured(llm: LLM, before: Recording, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The report without a comparison, its keys as in docs/routes.md."""
+    ids, tokenizer = torch.tensor(list(itertools.chain(*before.ids))), llm.tokenizer
+    assert tokenizer is not None
+
+    def text_of(token: int) -> str:
+        once, twice = (tokenizer.decode([token] * times, skip_special=False) for times in (1, 2))
+        return twice[len(once) :]  # behind another: a decoder drops the space before a first word
+
+    return {
+        "weights": str(arguments.weights or hub.DEMO.name),
+        "text": arguments.text,
+        "tokens": len(ids),
+        "context": before.context,
+        "stride": before.stride,
+        "dtype": before.dtype,
+        "tie": arguments.tie,
+        "layers": [
+            summary(layer, found, ids, before.routers[layer], arguments.tie, text_of)
+            for layer, found in before.layers.items()
+        ],
+        "drift": None,
+    }
+
+
+def compared(before: Recording, after: Recording, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The drift from one recording to another. Raises ValueError for models whose choices cannot be held together."""
+    runs = not arguments.against_text
+    sizes_of = [{layer: (r.num_experts, r.top_k) for layer, r in each.routers.items()} for each in (before, after)]
+    if sizes_of[0] != sizes_of[1]:
+        raise ValueError(f"--against {arguments.against}: its layers have other experts than those of --weights")
+    if runs and before.ids != after.ids:
+        raise ValueError(f"--against {arguments.against}: its tokenizer makes other tokens of the text")
+    if before.context != after.context:
+        raise ValueError(
+            f"windows of {before.context} and of {after.context} tokens; give --context, the same for both"
+        )
+    layers = []
+    for layer, found in before.layers.items():
+        each = drift(layer, found, after.layers[layer], before.routers[layer])
+        layers.append(each | (flips(found, after.layers[layer], arguments.tie) if runs else {}))
+    given = (arguments.against, arguments.against_dtype, arguments.against_quantize)
+    return {
+        "kind": "run" if runs else "text",
+        "against": " ".join(filter(None, given)) if runs else ", ".join(arguments.against_text),
+        "tokens": sum(map(len, after.ids)),
+        "dtype": after.dtype,
+        "layers": layers,
+    }
+
+
+def _pair_counts(before: Recording, layer: int | None) -> dict[int, torch.Tensor]:
+    """Which experts went together: of all layers where a page can hold that, otherwise of the one asked for."""
+    cells = sum(router.num_experts**2 for router in before.routers.values())
+    wanted = before.layers if cells <= routes_page.MAX_CELLS else [layer] if layer is not None else []
+    return {each: together(before.layers[each].experts, before.routers[each].num_experts) for each in wanted}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
