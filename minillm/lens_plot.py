@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,31 +126,35 @@ def _attention(figure: Any, report: Report, maps: Sequence[Tensor], layer: int |
 
 def _map(axes: Any, weights: Tensor, title: str) -> Any:
     axes.set_title(title, fontsize=9)
-    return axes.imshow(weights.float().cpu(), vmin=0, vmax=1, cmap=SEQUENTIAL, interpolation="nearest")
+    return axes.imshow(weights.float().cpu().numpy(), vmin=0, vmax=1, cmap=SEQUENTIAL, interpolation="nearest")
 
 
 def _norms(figure: Any, report: Report) -> None:
     """Medians over the positions behind the first, which is often far larger and has a line of its own."""
-    figure.set_size_inches(8, 4.5)
+    from matplotlib import ticker
+
+    figure.set_size_inches(9, 4.5)
     axes = figure.subplots()
-    labels = {"residual": "residual stream", "attention": "added by attention", "ffn": "added by the feed-forward"}
-    several = len(report["tokens"]) > 1
+    labels = {"residual": "residual stream", "attention": "attention adds", "ffn": "feed-forward adds"}
+    levels = len(report["norms"]["residual"])
     for number, (part, label) in enumerate(labels.items()):
         found = report["norms"][part]
-        levels = range(len(report["norms"]["residual"]) - len(found), len(report["norms"]["residual"]))
+        behind = range(levels - len(found), levels)
         look = {"color": COLOURS[number], "linewidth": 2}
-        axes.plot(levels, [row[0] for row in found], f":{MARKERS[number]}", label=f"{label}, first token", **look)
-        if several:
-            middle = [sorted(row[1:])[len(row[1:]) // 2] for row in found]
-            axes.plot(levels, middle, f"-{MARKERS[number]}", label=f"{label}, median of the others", **look)
-    levels = len(report["norms"]["residual"])
+        axes.plot(behind, [row[0] for row in found], f":{MARKERS[number]}", label=f"{label}, first token", **look)
+        if len(report["tokens"]) > 1:
+            middle = [statistics.median(row[1:]) for row in found]
+            axes.plot(behind, middle, f"-{MARKERS[number]}", label=f"{label}, median of others", **look)
     step = math.ceil(levels / 16)
     axes.set_xticks(range(0, levels, step), ["emb", *range(levels - 1)][::step])
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.set(xlabel="behind layer", ylabel="Euclidean norm", title="The residual stream and what is added to it")
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
 
 
 def _sampling(figure: Any, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""What temperature, top-k, top-p and min-p keep of one distribution, cut by cut, as `sampling.probabilities` does it."""
+"""What temperature, top-k, top-p and min-p keep of a distribution, cut by cut, by `sampling.probabilities`."""
 
 from __future__ import annotations
 

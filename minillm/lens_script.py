@@ -14,7 +14,7 @@ select { font: inherit; color: var(--ink); background: var(--paper); }
 #lens td[aria-selected=true] { outline: 2px solid var(--ink); outline-offset: -2px; }
 #distribution td:last-child { text-align: left; width: 20rem; }
 .bar { display: inline-block; height: .8em; background: var(--accent); min-width: 1px; }
-canvas { border: 1px solid var(--line); } svg text { fill: var(--ink); font-size: 12px; }
+svg text { fill: var(--ink); font-size: 12px; }
 """
 
 SCRIPT = r"""
@@ -49,7 +49,8 @@ function drawPrompt() {
     const nats = at ? DATA.following.nats[at - 1] : 0;
     const share = attention ? weight(state.layer, state.head, state.at, at) : nats / 8;
     button.style.background = heat(share);
-    button.title = attention ? `weight ${share.toFixed(2)}` : at ? `surprisal ${nats.toFixed(3)} nats` : "the first token";
+    const surprisal = at ? `surprisal ${nats.toFixed(3)} nats` : "the first token";
+    button.title = attention ? `weight ${share.toFixed(2)}` : surprisal;
     button.setAttribute("aria-pressed", at === state.at);
     button.tabIndex = at === state.at ? 0 : -1;
   });
@@ -57,8 +58,8 @@ function drawPrompt() {
 
 function drawDistribution() {
   const { ids, probabilities, entropy } = DATA.distribution, at = state.at, next = DATA.following;
-  const own = at + 1 < T ? `; what came is ${text(DATA.tokens[at + 1])}, probability ${next.probability[at].toFixed(4)}, ` +
-    `rank ${next.rank[at]}` : "";
+  const own = at + 1 < T ? `; what came is ${text(DATA.tokens[at + 1])}, ` +
+    `probability ${next.probability[at].toFixed(4)}, rank ${next.rank[at]}` : "";
   $("following").textContent =
     `Behind ${text(DATA.tokens[at])} at position ${at}: entropy ${entropy[at].toFixed(3)} nats${own}.`;
   $("distribution").replaceChildren();
@@ -91,8 +92,8 @@ const lensCell = () => $("lens").rows[levels - state.level].cells[state.at + 1];
 function describe(level, at) {
   const of = key => DATA.lens[key][level][at];
   $("cell").textContent = `${levelName(level)}, behind ${text(DATA.tokens[at])}: ${text(of("ids"))} with probability ` +
-    `${of("probability").toFixed(4)}; entropy ${of("entropy").toFixed(3)} nats, KL to the end ${of("kl").toFixed(3)} ` +
-    `nats, rank of the final answer ${text(DATA.lens.ids[levels - 1][at])}: ${of("rank")}`;
+    `${of("probability").toFixed(4)}; entropy ${of("entropy").toFixed(3)} nats, KL(final ‖ here) ` +
+    `${of("kl").toFixed(3)} nats, rank of the final answer ${text(DATA.lens.ids[levels - 1][at])}: ${of("rank")}`;
 }
 
 function drawLens() {
@@ -101,10 +102,26 @@ function drawLens() {
   describe(state.level, state.at);
 }
 
-const cellSize = () => clamp(Math.floor(640 / T), 28) || 1;
+const size = clamp(Math.floor(640 / T), 28) || 1, margin = size < 12 ? 0 : 90;  // smaller cells have no labels
+
+function drawLabels(pen, ink) {
+  pen.fillStyle = ink;
+  pen.font = "12px system-ui, sans-serif";
+  pen.textBaseline = "middle";
+  DATA.tokens.forEach((id, at) => {
+    const label = text(id).slice(0, 12), middle = (at + 0.5) * size;
+    pen.textAlign = "right";
+    pen.fillText(label, -6, middle, margin - 8);
+    pen.save();
+    pen.rotate(-Math.PI / 2);
+    pen.textAlign = "left";
+    pen.fillText(label, 6, middle, margin - 8);
+    pen.restore();
+  });
+}
 
 function drawMap() {
-  const { layer, head, at } = state, size = cellSize(), canvas = $("map");
+  const { layer, head, at } = state, canvas = $("map"), side = margin + T * size;
   $("layer").value = layer;
   if ($("head").length !== heads(layer)) {
     $("head").replaceChildren();
@@ -113,19 +130,24 @@ function drawMap() {
   $("head").value = head;
   const of = key => DATA.heads[key][layer][head];
   $("summary").textContent = `entropy ${of("entropy").toFixed(2)} nats, ${of("distance").toFixed(1)} positions back, ` +
-    `${Math.round(100 * of("first"))} % on the first token, ${Math.round(100 * of("sink"))} % on a sink`;
+    `${Math.round(100 * of("first"))} % on the first token` +
+    (of("sink") ? `, ${Math.round(100 * of("sink"))} % on the sink` : "");
   const scale = window.devicePixelRatio || 1;
-  canvas.width = canvas.height = T * size * scale;
-  canvas.style.width = canvas.style.height = `${T * size}px`;
+  canvas.width = canvas.height = side * scale;
+  canvas.style.width = canvas.style.height = `${side}px`;
   canvas.setAttribute("aria-label", `attention of layer ${layer}, head ${head}: queries down, keys across`);
   const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
   pen.scale(scale, scale);
+  pen.translate(margin, margin);
+  if (margin) drawLabels(pen, style.getPropertyValue("--ink"));
   pen.fillStyle = style.getPropertyValue("--accent");
   for (let query = 0; query < T; query++) for (let key = 0; key <= query; key++) {
     pen.globalAlpha = weight(layer, head, query, key);
     pen.fillRect(key * size, query * size, size, size);
   }
   pen.globalAlpha = 1;
+  pen.strokeStyle = style.getPropertyValue("--line");
+  pen.strokeRect(0.5, 0.5, T * size - 1, T * size - 1);
   pen.strokeStyle = style.getPropertyValue("--ink");
   pen.strokeRect(0.5, at * size + 0.5, T * size - 1, size - 1);
   if (state.key !== null) pen.strokeRect(state.key * size + 0.5, at * size + 0.5, size - 1, size - 1);
@@ -148,13 +170,14 @@ function svg(parent, tag, attributes, content = "") {
   return parent.appendChild(node);
 }
 
-const PARTS = { residual: ["residual stream", "#0072b2", ""], attention: ["attention adds", "#d55e00", "6 4"],
+const PARTS = { residual: ["residual stream", "var(--accent)", ""], attention: ["attention adds", "#d55e00", "6 4"],
   ffn: ["feed-forward adds", "#009e73", "2 3"] };
 
 function drawNorms() {
   const width = 760, height = 260, left = 60, right = 160, top = 12, bottom = 40;
   const values = Object.keys(PARTS).flatMap(part => DATA.norms[part].map(row => row[state.at])).filter(v => v > 0);
-  const low = Math.floor(Math.log10(Math.min(...values, 1))), high = Math.max(Math.ceil(Math.log10(Math.max(...values))), low + 1);
+  const low = Math.floor(Math.log10(Math.min(...values, 1)));
+  const high = Math.max(Math.ceil(Math.log10(Math.max(...values, 1))), low + 1);
   const x = level => left + level * (width - left - right) / Math.max(levels - 1, 1);
   const y = value => top + (high - Math.log10(Math.max(value, 10 ** low))) * (height - top - bottom) / (high - low);
   $("norms").replaceChildren();
@@ -198,16 +221,22 @@ function read() {
 }
 
 $("about").textContent = `${T} tokens, ${maps.length} layers, ${DATA.dtype}`;
-DATA.tokens.forEach((id, at) => make($("prompt"), "button", text(id), { type: "button" }).onclick = () => choose({ at }));
+DATA.tokens.forEach((id, at) => {
+  make($("prompt"), "button", text(id), { type: "button" }).onclick = () => choose({ at });
+});
 maps.forEach((_, layer) => make($("layer"), "option", layer));
 buildLens();
 arrows($("prompt"), (x, y) => choose({ at: state.at + x - y }, () => $("prompt").children[state.at]));
 arrows($("lens"), (x, y) => choose({ at: state.at + x, level: state.level + y }, lensCell));
-arrows($("map"), (x, y) => choose({ at: state.at - y, key: clamp((state.key ?? state.at) + x, clamp(state.at - y, T - 1)) }));
+arrows($("map"), (x, y) => {
+  const at = clamp(state.at - y, T - 1);
+  choose({ at, key: clamp((state.key ?? state.at) + x, at) });
+});
 $("colour").onchange = draw;
 $("layer").onchange = () => choose({ layer: Number($("layer").value) });
 $("head").onchange = () => choose({ head: Number($("head").value) });
-const pointed = event => [event.offsetY, event.offsetX].map(each => clamp(Math.floor(each / cellSize()), T - 1));
+const pointed = event =>
+  [event.offsetY, event.offsetX].map(each => clamp(Math.floor((each - margin) / size), T - 1));
 $("map").onmousemove = event => drawLooks(...pointed(event));
 $("map").onmouseleave = () => drawLooks(state.at, state.key);
 $("map").onclick = event => { const [at, key] = pointed(event); choose({ at, key }); };

@@ -105,7 +105,7 @@ def lens(report: Report, width: int) -> Iterator[str]:
         yield f"{level_name(level):10}" + "".join(cells)
     yield ""
     answer = name_of(report, found["ids"][-1][-1])
-    yield f"last position: {'entropy':>8} {'KL to end':>10}  rank of {answer}"
+    yield f"last position: {'entropy':>8} {'KL':>10}  rank of {answer}"
     for level in reversed(range(len(found["ids"]))):
         entropy, kl, rank = (found[key][level][-1] for key in ("entropy", "kl", "rank"))
         yield f"{level_name(level):14} {entropy:8.3f} {kl:10.3f}  {rank}"
