@@ -35,7 +35,7 @@ def surface(activation: Activation | ClampedSwiGLU, x: Tensor) -> Tensor:
 def draw(path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, *maps = figure.subplots(1, 3)
     x = torch.linspace(-5, 3, 200)
     for name, colour, style in zip(NAMES, picture.COLOURS, ("-", "--", ":"), strict=False):
@@ -46,8 +46,7 @@ def draw(path: Path) -> None:
     x, titles = torch.linspace(-10, 10, 201), ("silu(gate) · up", "the clamped one of gpt-oss")
     for axes, activation, title in zip(maps, ("silu", CLAMPED), titles, strict=True):
         drawn = surface(activation, x)
-        image = axes.imshow(drawn, origin="lower", extent=(-10, 10, -10, 10), cmap=picture.DIVERGING, vmin=-80, vmax=80)
-        axes.contour(x, x, drawn, levels=[-50, -20, -5, 5, 20, 50], colors="black", linewidths=0.6)
+        image = axes.contourf(x, x, drawn, levels=range(-100, 101, 10), cmap=picture.DIVERGING)
         axes.set(xlabel="gate", ylabel="up", title=title)
     figure.colorbar(image, ax=maps, label="product")
     picture.save(figure, path)
