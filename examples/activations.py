@@ -66,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
         low = activate(x, "silu").min(dim=0)
         print(f"gelu and gelu_tanh differ by {gap.max():.1e} at most, at |x| = {x[gap.argmax()].abs():.2f}")
         print(f"silu falls to {low.values:.4f} at {x[low.indices]:.3f}, and rises to 0 again to the left")
-        print(f"the clamped one is at most {surface(CLAMPED, torch.tensor([-1e3, 1e3])).max():.2f}, whatever it is given")
+        print(
+            f"the clamped one is at most {surface(CLAMPED, torch.tensor([-1e3, 1e3])).max():.2f}, whatever it is given"
+        )
         llm = minillm.load(dtype="float32", kernels="reference")
         with observe.ops(llm.model, "gated_act") as calls:
             llm.model(torch.tensor([llm.tokenizer.encode(PROMPT)]))

@@ -90,9 +90,16 @@ def main(argv: list[str] | None = None) -> int:
         kept, all_heads = (2 * heads * spec.head_dim for heads in (spec.num_kv_heads, spec.num_heads))
         print(f"k and v of one token are {kept} values; with a kv head for each query head {all_heads}")
         difference = (y - call.result[0]).abs().max().item()
-        print(f"by hand and by the module: outputs up to {y.abs().max().item():.3f}, largest difference {difference:.1e}")
+        print(
+            f"by hand and by the module: outputs up to {y.abs().max().item():.3f}, largest difference {difference:.1e}"
+        )
         if arguments.plot:
-            draw(arguments.plot, weights, [printable(llm.tokenizer.decode([i])) or "(start)" for i in ids], arguments.layer)
+            draw(
+                arguments.plot,
+                weights,
+                [printable(llm.tokenizer.decode([i])) or "(start)" for i in ids],
+                arguments.layer,
+            )
             print(f"wrote {arguments.plot}")
         return 0
 

@@ -1,4 +1,4 @@
-"""RMSNorm rounds in one of two places, and in bfloat16 the outputs differ: how many, by how much, and for which weights.
+"""RMSNorm rounds in one of two places, and in bfloat16 the outputs differ: how many, by how much, for which weights.
 
     python examples/norm_roundings.py [--plot norm.png]
 

@@ -49,7 +49,9 @@ def draw(path: Path) -> None:
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (name, (trained, length, rope)), colour, marker in zip(MODELS.items(), picture.COLOURS, picture.MARKERS):
+    for (name, (trained, length, rope)), colour, marker in zip(
+        MODELS.items(), picture.COLOURS, picture.MARKERS, strict=False
+    ):
         before, after = wavelengths(rope, length)
         place, every = [i / (len(before) - 1) for i in range(len(before))], len(before) // 8
         kind = name.split(":")[0]
