@@ -3,8 +3,8 @@
     python examples/activations.py [--plot activations.png]
 
 Left: silu, gelu and its tanh approximation. Middle: silu(gate) * up as a surface, what the next matrix is given.
-Right: the clamped variant of gpt-oss. The lines printed say how far the approximation is from gelu, and how few of
-the gates of the demo model are open at all.
+Right: the clamped variant of gpt-oss. The lines printed say how far the approximation is from gelu, and how the
+products of the demo model are spread.
 """
 
 from __future__ import annotations

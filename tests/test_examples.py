@@ -70,11 +70,6 @@ def test_every_step_of_the_absorption_holds() -> None:
     assert max(map(float, differences)) < 1e-12  # fp64, sums of under 50 terms of size 10
 
 
-def test_attention_by_hand_is_that_of_the_module() -> None:
-    (difference,) = re.findall(r"largest difference (\S+)", run("attention_by_hand.py"))
-    assert float(difference) < 1e-6  # fp32, outputs up to 1.3 from sums of 128 terms
-
-
 def test_a_bad_layer_is_one_line() -> None:
     command = [sys.executable, str(ROOT / "examples/attention_by_hand.py"), "--layer", "4"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
