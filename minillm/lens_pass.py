@@ -58,10 +58,12 @@ def look(model: Decoder, ids: Sequence[int]) -> Pass:
         model.hidden(tokens[None])
     layers = [seen[f"layers.{i}"] for i in range(count)]
     assert len(calls) == count, f"{len(calls)} attentions in {count} layers"
+    attended, fed = (torch.cat([seen[f"layers.{i}{part}"].result for i in range(count)]) for part in parts[1:])
     return Pass(
         tokens,
         torch.cat([layers[0].given[0], *(each.result for each in layers)]),
-        *(torch.cat([seen[f"layers.{i}{part}"].result for i in range(count)]) for part in parts[1:]),
+        attended,
+        fed,
         [observe.attention_weights(*call.given, **call.options)[0] for call in calls],
     )
 

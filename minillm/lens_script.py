@@ -99,6 +99,8 @@ function describe(level, at) {
 function drawLens() {
   for (const cell of $("lens").querySelectorAll("td")) { cell.tabIndex = -1; cell.ariaSelected = "false"; }
   lensCell().tabIndex = 0; lensCell().ariaSelected = "true";
+  const box = $("lens").parentElement, away = lensCell().offsetLeft - box.scrollLeft;
+  if (away < 100 || away > box.clientWidth - 100) box.scrollLeft += away - box.clientWidth / 2;
   describe(state.level, state.at);
 }
 

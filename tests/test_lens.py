@@ -108,13 +108,13 @@ def test_heads_by_hand(tmp_path: Path) -> None:
     spec = saved(tmp_path, "gpt_oss").spec
     self_ = torch.eye(3)
     spread = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0.25, 0.75, 0]])
-    maps = torch.stack([self_, spread, self_ / 2])
+    maps = torch.stack([self_, spread, spread / 2])
     found = lens_pass.heads(Pass(*[torch.zeros(0)] * 4, [maps] * len(spec.layers)), spec)[0]
     mixed = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 3
     expected = {
-        "entropy": [0, mixed, math.log(2)],
-        "distance": [0, (1 + 0.25 * 2 + 0.75) / 3, 0],
-        "first": [0, 1.25 / 2, 0],
+        "entropy": [0, mixed, mixed / 2 + math.log(2)],
+        "distance": [0, (1 + 0.25 * 2 + 0.75) / 3, (1 + 0.25 * 2 + 0.75) / 3],
+        "first": [0, 1.25 / 2, 1.25 / 4],
         "sink": [0, 0, 0.5],
     }
     assert {key: each.tolist() for key, each in found.items()} == {
@@ -161,6 +161,9 @@ def test_sampling_is_cut_by_cut() -> None:
     ]  # fmt: skip
     assert [step["mass"] for step in found["steps"]] == pytest.approx([1, 0.95, 0.85, 0.85])
     assert found["steps"][1]["probabilities"] == pytest.approx([0.5 / 0.95, 0.2 / 0.95, 0.15 / 0.95])
+    # Of two tokens left, 0.71 and 0.29, top-p 0.7 keeps one; of all five it would keep two.
+    narrow = lens_sampling.cuts(logits, Sampling(temperature=1.0, top_k=2, top_p=0.7), 3)["steps"]
+    assert [step["kept"] for step in narrow] == [5, 2, 1]
     warm = lens_sampling.cuts(logits, lens_sampling.settings("temperature=2"), 5)["steps"]
     weights = [math.sqrt(p) for p in (0.5, 0.2, 0.15, 0.1, 0.05)]
     assert [step["name"] for step in warm] == ["model", "temperature 2"]

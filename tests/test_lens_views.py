@@ -196,6 +196,32 @@ def test_the_page_in_a_browser(looked: tuple[dict[str, Any], Any], tmp_path: Pat
     assert dom.count("<circle") == 5 + 4 + 4
 
 
+def test_the_page_by_keyboard_and_mouse(looked: tuple[dict[str, Any], Any], tmp_path: Path) -> None:
+    """A script does what a reader would: arrows on the prompt, the lens and the map, a click, and other heads."""
+    path = tmp_path / "a.html"
+    lens_page.write(path, looked[0], looked[1].attention)
+    press = """<script>
+      const press = (id, key) => document.activeElement.closest("#" + id).dispatchEvent(
+        new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+      const seen = [], note = () => seen.push(location.hash);
+      $("prompt").children[8].focus(); press("prompt", "ArrowLeft"); press("prompt", "ArrowLeft"); note();
+      lensCell().focus(); press("lens", "ArrowDown"); press("lens", "ArrowRight"); note();
+      $("map").focus(); press("map", "ArrowUp"); press("map", "ArrowLeft"); note();
+      const looks = $("looks").textContent;
+      $("lens").rows[1].cells[1].click(); note();
+      $("layer").value = "2"; $("layer").onchange(); $("head").value = "3"; $("head").onchange(); note();
+      location.hash = "#at=2&layer=1";
+      addEventListener("hashchange", () => { note(); $("about").textContent = seen.join(" ") + " | " + looks; });
+    </script>"""
+    path.write_text(path.read_text().replace("</body>", f"{press}</body>"))
+    hashes, looks = text_of(dumped(path, "", tmp_path / "profile"), "about").split(" | ")
+    at = [tuple(int(number) for number in re.findall(r"=(\d+)", each)) for each in hashes.split()]
+    # position, level, layer, head: 8 two to the left; down and right; up; the last layer's first token; a head; a link
+    assert at == [(6, 4, 0, 0), (7, 3, 0, 0), (6, 3, 0, 0), (0, 4, 0, 0), (0, 4, 2, 3), (2, 4, 1, 3)]
+    names, share = lens_text.names(looked[0]), looked[1].attention[0][0, 6, 5].item()
+    assert looks == f"{names[6]} (6) looks at {names[5]} (5): {round(share * 255) / 255:.2f}"
+
+
 def test_the_page_of_one_token(tmp_path: Path) -> None:
     """And of an address that points nowhere."""
     found, seen = lens.report(load(dtype="float32", kernels="reference"), [7])
