@@ -24,6 +24,13 @@ DEMOS = [DEMO, ROOT / "examples/demo_moe"]
 EXAMPLES = {
     "generate_text.py": (["tokens, length)", "|"], []),
     "chat.py": (["> Tell me a story about an owl", "Pip lived"], []),
+    "attention_by_hand.py": (["by hand and by the module", "wrote"], ["--plot", "{tmp}/attention.png"]),
+    "rope_scalings.py": (["64    29        6       29", "wrote"], ["--plot", "{tmp}/rope.png"]),
+    "norm_roundings.py": (["all weights 1 or 2: 0.0 %", "wrote"], ["--plot", "{tmp}/norm.png"]),
+    "activations.py": (["silu falls to -0.2785 at -1.278", "wrote"], ["--plot", "{tmp}/activations.png"]),
+    "quantisation_error.py": (["int4, groups of 16", "4.71 bits", "wrote"], ["--plot", "{tmp}/error.png"]),
+    "kv_cache.py": (["its slots hold 10 11 7 8 9", "537 MB", "wrote"], ["--plot", "{tmp}/cache.png"]),
+    "mla_costs.py": (["formula [1862400, 990976], counted by PyTorch [1862400, 990976]"], ["--plot", "{tmp}/mla.png"]),
     "absorb_mla.py": (["576 as latents, 71 times less"], []),
     "balance_experts.py": (["bias: loss", "wrote"], ["--steps", "2", "--out", "{tmp}/balance.png"]),
     "build_from_spec.py": (["parameters", "The quick brown fox jumps over the lazy dog"], []),
@@ -61,6 +68,13 @@ def test_every_step_of_the_absorption_holds() -> None:
     differences = re.findall(r"largest difference (\S+)", run("absorb_mla.py"))
     assert len(differences) == 4
     assert max(map(float, differences)) < 1e-12  # fp64, sums of under 50 terms of size 10
+
+
+def test_a_bad_layer_is_one_line() -> None:
+    command = [sys.executable, str(ROOT / "examples/attention_by_hand.py"), "--layer", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+    assert done.returncode == 2
+    assert done.stderr == "minillm: error: --layer is 4, this model has layers 0 to 3\n"
 
 
 def test_the_picture_of_balance_is_one(tmp_path: Path) -> None:

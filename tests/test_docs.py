@@ -1,0 +1,202 @@
+"""The documentation does not rot: links lead somewhere, symbols are where pages say, pictures have their commands, and
+commands take the flags that pages give them."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib
+import io
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+NAMES = ("gqa", "rope", "rmsnorm", "swiglu", "moe", "mla", "kv-cache", "quantisation", "sampling")
+CONCEPTS = [DOCS / f"{name}.md" for name in NAMES]
+PICTURES = sorted((DOCS / "pictures").iterdir())
+CHECKED = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+SECTIONS = ["Formula", "Picture", "Families", "Code", "Experiment", "Pitfalls"]
+MAX_LINES, MAX_PICTURE_BYTES = 120, 150_000
+
+LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+CODE_LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+\.py)\)(?:\s+`([A-Za-z_][\w.]*)`)?")
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(path: Path) -> str:
+    """A page without its blocks of code."""
+    return FENCED.sub("", path.read_text())
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dangling(path: Path) -> list[str]:
+    """The relative links of a page that lead nowhere."""
+    found = []
+    for target in LINK.findall(prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (path.parent / name).resolve() if name else path
+        if not place.exists() or (anchor and anchor not in anchors(place)):
+            found.append(target)
+    return found
+
+
+@functools.cache
+def symbols(path: Path) -> set[str]:
+    """Names that a file defines: functions, classes, constants, and `Class.name` of methods, fields and attributes."""
+    found: set[str] = set()
+
+    def visit(nodes: list[ast.stmt], owner: str) -> None:
+        for node in nodes:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.add(f"{owner}{node.name}")
+                if isinstance(node, ast.ClassDef):
+                    visit(node.body, f"{node.name}.")
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found.add(f"{owner}{node.target.id}")
+            elif isinstance(node, ast.Assign):
+                found.update(f"{owner}{each.id}" for each in node.targets if isinstance(each, ast.Name))
+
+    visit(ast.parse(path.read_text()).body, "")
+    return found
+
+
+def misplaced(path: Path) -> list[str]:
+    """The symbols next to a page's links to code that are not in the file."""
+    pairs = [(target, symbol) for target, symbol in CODE_LINK.findall(prose(path)) if symbol]
+    pairs += [(f"{ROOT}/minillm/spec.py", name) for name in re.findall(r"`spec\.([A-Z][\w.]*)`", prose(path))]
+    return [symbol for target, symbol in pairs if symbol not in symbols((path.parent / target).resolve())]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [text for kind, text in FENCED.findall(path.read_text()) if kind == language]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """What a page's sh blocks run of this project, split into words from the module or script on."""
+    found = []
+    for line in "".join(blocks(path, "sh")).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] and words[0].endswith("python"):
+            words = words[2:] if words[1] == "-m" else words[1:]
+            if words[0].startswith(("minillm.", "examples/")):
+                found.append(words)
+    return found
+
+
+def printed(program: str, *arguments: str) -> str:
+    """What a module's or an example's command prints, run in this process."""
+    out, code = io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(sys, "argv", [program, *arguments])
+        patch.setattr(sys, "path", [*sys.path, str(ROOT / "examples")])
+        try:
+            if program.startswith("minillm."):
+                code = importlib.import_module(program).main([*arguments])
+            else:
+                runpy.run_path(str(ROOT / program), run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+    assert code == 0
+    return out.getvalue()
+
+
+@functools.cache
+def help_of(program: str, *command: str) -> str:
+    """What --help prints; an example that reads no flags has none."""
+    flagless = program.startswith("examples/") and "argparse" not in (ROOT / program).read_text()
+    return "" if flagless else printed(program, *command, "--help")
+
+
+def strange_flags(words: list[str]) -> list[str]:
+    """The flags of a command that its --help does not list. `minillm.bench` has commands of its own."""
+    command = words[1:2] if words[0] == "minillm.bench" and words[1:] and words[1][0] != "-" else []
+    known = set(re.findall(r"--[a-z][\w-]*", help_of(words[0], *command)))
+    return [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in known]
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=relative)
+def test_links_lead_somewhere(path: Path) -> None:
+    assert dangling(path) == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_symbols_are_where_pages_say(path: Path) -> None:
+    assert misplaced(path) == []
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=relative)
+def test_commands_exist_and_take_their_flags(path: Path) -> None:
+    for words in commands(path):
+        assert strange_flags(words) == [], words
+
+
+NUMBER = re.compile(r"[\d.,]*\d(?:e-?\d+)?")
+
+
+@pytest.mark.parametrize("path", CONCEPTS, ids=relative)
+def test_experiments_still_print_what_pages_say(path: Path) -> None:
+    """The words exactly; of numbers, which another processor may round otherwise, 5 in 100, or 1e-6 where they are
+    errors of rounding themselves."""
+    experiment = path.read_text().partition("## Experiment")[2]
+    words = shlex.split(re.findall(r"```sh\npython (.*?)```", experiment, re.S)[0].replace("\\\n", " "))
+    said = re.findall(r"```text\n(.*?)```", experiment, re.S)[0]
+    torch.manual_seed(0)
+    out = printed(*words) if words[0] != "-m" else printed(*words[1:], "--kernels", "reference")
+    assert NUMBER.sub("N", said) in NUMBER.sub("N", out)
+    start = NUMBER.sub("N", out).index(NUMBER.sub("N", said))
+    skipped = NUMBER.sub("N", out)[:start].count("N")
+    values = [[float(each.replace(",", "")) for each in NUMBER.findall(text)] for text in (said, out)]
+    assert values[0] == pytest.approx(values[1][skipped : skipped + len(values[0])], rel=0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=relative)
+def test_pictures_are_shown_and_made_by_a_command(picture: Path) -> None:
+    assert picture.suffix == ".png"
+    assert picture.stat().st_size <= MAX_PICTURE_BYTES
+    showing = [path for path in PAGES if f"](pictures/{picture.name})" in prose(path)]
+    assert showing
+    for path in showing:
+        assert any(relative(picture) in words for words in commands(path)), path
+
+
+@pytest.mark.parametrize("path", CONCEPTS, ids=relative)
+def test_a_concept_page_has_what_it_promises(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= MAX_LINES
+    title, *parts = re.split(r"^## ", text, flags=re.M)
+    assert title.startswith("# ")
+    sections = {part.partition("\n")[0]: part for part in parts}
+    assert list(sections) == SECTIONS
+    assert "```\n" in sections["Formula"]
+    assert "arXiv:" in sections["Formula"]
+    assert re.search(r"!\[[^\]]+\]\(pictures/", sections["Picture"])  # with words for those who do not see it
+    assert "`spec" in sections["Families"]
+    assert len([symbol for _, symbol in CODE_LINK.findall(sections["Code"]) if symbol]) >= 2
+    assert "```sh\n" in sections["Experiment"]
+    assert "```text\n" in sections["Experiment"]
+    assert sections["Pitfalls"].count("\n- ") >= 3
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = set(LINK.findall(prose(DOCS / "README.md")))
+    assert {path.name for path in PAGES} - {"README.md"} <= listed
