@@ -26,10 +26,10 @@ from torch import Tensor
 from minillm import cli, config
 from minillm.llm import LLM
 from minillm.loading import load
+from minillm.scoring import LOGITS_AT_ONCE
 
 MAX_CONTEXT = 2048  # of a window, where nobody asks for another
 ROWS_AT_ONCE = 4096  # tokens of windows that go through the model together
-LOGITS_AT_ONCE = 2**25  # values: bounds the fp32 logits
 
 
 def windows(count: int, context: int, stride: int) -> list[tuple[int, int, int]]:

@@ -52,6 +52,7 @@ LAYERS = [
     ["minillm.graphs", "minillm.tape"],
     ["minillm.inference", "minillm.choosing", "minillm.measure", "minillm.bench_worker"],
     ["minillm.batch", "minillm.speculative"],
+    ["minillm.scoring"],
     ["minillm.decoding"],
     ["minillm.llm"],
     ["minillm.loading"],
@@ -71,7 +72,15 @@ LAYERS = [
         "minillm.bench_profile",
         "minillm.bench_throughput",
     ],
-    ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench"],
+    [
+        "minillm.generate",
+        "minillm.explain",
+        "minillm.quantize",
+        "minillm.perplexity",
+        "minillm.bench",
+        "minillm.harness",
+        "minillm.harness_model",
+    ],
 ]
 
 
