@@ -25,6 +25,7 @@ from minillm.loading import load
 from minillm.scoring import score
 
 DEFAULT_NEW_TOKENS = 256  # where a task does not say, as in hf
+END_MARK = "END_OF_THE_LAST_MESSAGE"  # put into a conversation to find that end again
 THEIR_DEVICE = "cuda:0"  # what the harness's command line passes on where nobody asked for a device
 
 
@@ -62,8 +63,8 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
             raise ValueError(f"{self.llm.folder}: no tokenizer.json or tokenizer.model; the harness asks in texts")
         self.tokenizer = self.llm.tokenizer
         self.max_length = self.llm.spec.context if max_length is None else max_length
-        if not 2 <= self.max_length <= self.llm.spec.context:
-            raise ValueError(f"max_length is {max_length}, this model takes from 2 to {self.llm.spec.context}")
+        if not isinstance(self.max_length, int) or not 2 <= self.max_length <= self.llm.spec.context:
+            raise ValueError(f"max_length is {max_length!r}, this model takes from 2 to {self.llm.spec.context}")
         if add_bos_token and self.tokenizer.bos_id is None:
             raise ValueError(f"add_bos_token: the tokenizer of {self.llm.folder} names no BOS; leave it out")
         self.add_bos_token, self.think_end_token = add_bos_token, think_end_token
@@ -84,8 +85,8 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results beside the scores."""
-        count = sum(parameter.numel() for parameter in self.llm.model.parameters())
-        return {"model_num_parameters": count, "model_dtype": str(self.llm.model.dtype)}
+        size = sum(parameter.nbytes for parameter in self.llm.model.parameters())
+        return {"model_dtype": str(self.llm.model.dtype), "model_parameter_bytes": size}
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids of a text, with what the tokenizer puts around it unless `add_special_tokens` or `add_bos_token` says
@@ -160,13 +161,14 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text. Without a generation prompt its last message is left open, to be gone on with."""
         template = self.llm.chat_template()
-        text = template.render(chat_history, add_generation_prompt=add_generation_prompt, variables=self.variables)
         if add_generation_prompt:
-            return text
-        last = chat_history[-1]["content"].strip()
-        if last not in text:
-            raise ValueError(f"the chat template changes the last message, {last[:40]!r}, which therefore has no end")
-        return text[: text.rindex(last) + len(last)]
+            return template.render(chat_history, variables=self.variables)
+        last = {**chat_history[-1], "content": chat_history[-1]["content"] + END_MARK + " "}
+        text = template.render([*chat_history[:-1], last], add_generation_prompt=False, variables=self.variables)
+        before, found, behind = text.rpartition(END_MARK)
+        if not found:
+            raise ValueError("the chat template leaves the last message out, which therefore cannot be gone on with")
+        return before if behind.startswith(" ") else before.rstrip()  # a template that strips messages strips this one
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The source of the checkpoint's template, for the harness's records; None where none is wanted."""
