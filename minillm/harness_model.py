@@ -88,17 +88,21 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
         size = sum(parameter.nbytes for parameter in self.llm.model.parameters())
         return {"model_dtype": str(self.llm.model.dtype), "model_parameter_bytes": size}
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """Ids of a text, with what the tokenizer puts around it unless `add_special_tokens` or `add_bos_token` says
         otherwise; a BOS that the text already begins with is not doubled."""
         wanted = self.add_bos_token if add_special_tokens is None else add_special_tokens
         ids = self.tokenizer.encode(string, special=wanted is not False)
-        if add_special_tokens is None and self.add_bos_token and ids[:1] != [self.tokenizer.bos_id]:
-            ids.insert(0, self.tokenizer.bos_id)
+        bos = self.tokenizer.bos_id
+        if add_special_tokens is None and self.add_bos_token and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
         return ids
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **options: Any,
     ) -> list[tuple[float, bool]]:
         """What the base class asks for once it has made ids of the texts: (texts, context, continuation) each."""
         pairs = [self._cut(context, continuation) for _, context, continuation in requests]
@@ -110,7 +114,8 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each text, every token predicted once. Windows of `max_length` tokens follow each
         other without overlap, but for the last, which reaches back to be as long."""
-        windows, owners = [], []
+        windows: list[tuple[list[int], list[int]]] = []
+        owners: list[int] = []
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
             found = get_rolling_token_windows(ids, self.prefix_token_id, max_seq_len=self.max_length, context_len=1)

@@ -197,6 +197,20 @@ def test_bad_arguments(arguments: dict[str, Any], message: str, stories: Path) -
         HarnessLM(str(stories), **FAST, **arguments)
 
 
+def test_a_bos_that_the_tokenizer_does_not_add(stories: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stories, tmp_path / "copy"))
+    values = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**values, "post_processor": None}))
+    plain, adding = (HarnessLM(str(folder), **FAST, add_bos_token=each) for each in (None, True))
+    ids, bos = plain.tok_encode("Tom saw"), plain.tokenizer.bos_id
+    assert bos not in ids
+    assert adding.tok_encode("Tom saw") == adding.tok_encode("<s>Tom saw") == [bos, *ids]
+    assert adding.tok_encode("Tom saw", add_special_tokens=False) == ids
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="names no BOS"):
+        HarnessLM(str(folder), **FAST, add_bos_token=True)
+
+
 def test_folders_that_name_too_little(stories: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(stories, tmp_path / "copy"))
     for name in ("tokenizer_config.json", "generation_config.json"):
