@@ -22,7 +22,7 @@ def write(folder: Path, text: str, continue_: Any) -> None:
     groups = [sentences[at : at + 6] for at in range(0, 60, 6)]
     contexts = ["", *(" ".join(group[:3]) for group in groups[1:])]
     choices = [{"text": text, "choices": group[3:]} for text, group in zip(contexts, groups, strict=True)]
-    prompts = [group[0][:-12] for group in groups]
+    prompts = [" ".join(groups[0]), *(group[0][:-12] for group in groups[1:])]
     targets = [continue_(prompt) if at % 2 else "no" for at, prompt in enumerate(prompts)]
     continued = [{"text": text, "target": target} for text, target in zip(prompts, targets, strict=True)]
     rolling = [{"text": text} for text in paragraphs[:4]]
