@@ -26,10 +26,11 @@ from torch import Tensor
 from minillm import cli, config
 from minillm.llm import LLM
 from minillm.loading import load
+from minillm.scoring import LOGITS_AT_ONCE
+from minillm.tokenizer import Tokenizer
 
 MAX_CONTEXT = 2048  # of a window, where nobody asks for another
 ROWS_AT_ONCE = 4096  # tokens of windows that go through the model together
-LOGITS_AT_ONCE = 2**25  # values: bounds the fp32 logits
 
 
 def windows(count: int, context: int, stride: int) -> list[tuple[int, int, int]]:
@@ -90,11 +91,13 @@ def measure(llm: LLM, text: str, context: int | None, stride: int | None, label:
     ids = llm.tokenizer.encode(text)
     if len(ids) < 2:
         raise ValueError(f"the text has {len(ids)} tokens, and nothing to predict; give a longer one")
+    size = _predicted_bytes(llm.tokenizer, text, ids[0])
     started = time.perf_counter()
     mean = nats(llm, ids, context, stride, cli.progress_bar(label, unit=" tokens")) / (len(ids) - 1)
     return {
         "nats": mean,
         "perplexity": math.exp(mean),
+        "bits_per_byte": mean * (len(ids) - 1) / math.log(2) / size,
         "tokens": len(ids) - 1,
         "context": context,
         "stride": stride,
@@ -102,6 +105,12 @@ def measure(llm: LLM, text: str, context: int | None, stride: int | None, label:
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "parameter_bytes": sum(parameter.nbytes for parameter in llm.model.parameters()),
     }
+
+
+def _predicted_bytes(tokenizer: Tokenizer, text: str, first: int) -> int:
+    """UTF-8 bytes of the text behind its first token, which nothing predicts; a BOS is none of the text's."""
+    known = "" if first == tokenizer.bos_id else tokenizer.decode([first], skip_special=False)
+    return max(len(text.encode()) - len(known.encode()), 1)
 
 
 def compare(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
@@ -123,8 +132,8 @@ def compare(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
 
 def _line(name: str, each: dict[str, Any]) -> str:
     return (
-        f"{name:10}perplexity {each['perplexity']:.4f} ({each['nats']:.5f} nats) over {each['tokens']:,} tokens, "
-        f"windows of {each['context']} every {each['stride']}, {each['dtype']}, "
+        f"{name:10}perplexity {each['perplexity']:.4f} ({each['nats']:.5f} nats, {each['bits_per_byte']:.4f} bits per "
+        f"byte) over {each['tokens']:,} tokens, windows of {each['context']} every {each['stride']}, {each['dtype']}, "
         f"{each['parameter_bytes'] / 1e6:,.1f} MB, {each['seconds']:.1f} s"
     )
 

@@ -99,6 +99,30 @@ def test_text_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["plain", "int4", "change"]
     assert "windows of 64 every 32" in lines[0]
+    assert " bits per byte)" in lines[0]
+
+
+def test_bits_per_byte(tmp_path: Path, stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bits of all predictions over the bytes they are of: with a BOS all of the text, without one not those
+    of the first token."""
+    folder = Path(shutil.copytree(stories, tmp_path / "copy"))
+    text = "Once upon a time: " + "\u2019" * 5 + TEXT
+    (tmp_path / "text").write_text(text)
+    command = ["--weights", str(folder), "--text", str(tmp_path / "text"), "--kernels", "reference", "--json"]
+
+    def measured() -> tuple[float, int]:
+        assert perplexity.main(command) == 0
+        found = json.loads(capsys.readouterr().out)["before"]
+        return found["nats"] * found["tokens"] / math.log(2) / found["bits_per_byte"], found["tokens"]
+
+    behind_bos = measured()
+    assert behind_bos[0] == pytest.approx(len(text.encode()))
+    values = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**values, "post_processor": None}))
+    ids = minillm.load(folder).tokenizer.encode(text)
+    first = minillm.load(folder).tokenizer.decode(ids[:1])
+    assert first == text[: len(first)] != ""
+    assert measured() == (pytest.approx(len(text.encode()) - len(first)), behind_bos[1] - 1)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ LAYERS = [
     ["minillm.graphs", "minillm.tape"],
     ["minillm.inference", "minillm.choosing", "minillm.measure", "minillm.bench_worker", "minillm.lens_pass"],
     ["minillm.batch", "minillm.speculative"],
+    ["minillm.scoring"],
     ["minillm.decoding"],
     ["minillm.llm"],
     ["minillm.loading"],
@@ -76,16 +77,20 @@ LAYERS = [
         "minillm.lens_plot",
         "minillm.lens_page",
     ],
+<<<<<<< HEAD
     ["minillm.diff_names"],
     ["minillm.diff_trace"],
     ["minillm.diff_compare"],
     ["minillm.diff_replay", "minillm.diff_causes", "minillm.diff_signs", "minillm.diff_report"],
+=======
+>>>>>>> harness
     [
         "minillm.generate",
         "minillm.explain",
         "minillm.quantize",
         "minillm.perplexity",
         "minillm.bench",
+<<<<<<< HEAD
         "minillm.lens",
         "minillm.diff",
     ],
@@ -96,6 +101,11 @@ LAYERS = [
     ["minillm.routes_record", "minillm.routes_text", "minillm.routes_page"],
     ["minillm.routes"],
 >>>>>>> routes
+=======
+        "minillm.harness",
+        "minillm.harness_model",
+    ],
+>>>>>>> harness
 ]
 
 
