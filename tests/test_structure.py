@@ -77,35 +77,24 @@ LAYERS = [
         "minillm.lens_plot",
         "minillm.lens_page",
     ],
-<<<<<<< HEAD
     ["minillm.diff_names"],
     ["minillm.diff_trace"],
     ["minillm.diff_compare"],
     ["minillm.diff_replay", "minillm.diff_causes", "minillm.diff_signs", "minillm.diff_report"],
-=======
->>>>>>> harness
     [
         "minillm.generate",
         "minillm.explain",
         "minillm.quantize",
         "minillm.perplexity",
         "minillm.bench",
-<<<<<<< HEAD
-        "minillm.lens",
         "minillm.diff",
-    ],
-<<<<<<< HEAD
-=======
-    ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench"],
-    ["minillm.routes_measure", "minillm.routes_drift", "minillm.routes_plot", "minillm.routes_script"],
-    ["minillm.routes_record", "minillm.routes_text", "minillm.routes_page"],
-    ["minillm.routes"],
->>>>>>> routes
-=======
+        "minillm.lens",
         "minillm.harness",
         "minillm.harness_model",
     ],
->>>>>>> harness
+    ["minillm.routes_measure", "minillm.routes_drift", "minillm.routes_plot", "minillm.routes_script"],
+    ["minillm.routes_record", "minillm.routes_text", "minillm.routes_page"],
+    ["minillm.routes"],
 ]
 
 
