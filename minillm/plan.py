@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm import cli, hub, picture, plan_plot
+from minillm import cli, hub, plan_plot
 from minillm.config import printable
 from minillm.plan_budget import Question, budget
 from minillm.plan_devices import DEVICES, device, table
@@ -77,7 +77,8 @@ def _question(arguments: argparse.Namespace) -> Question:
 def _several(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """The JSON of --table or --devices, and their lines."""
     which = "--devices" if arguments.devices else "--table"
-    if any(getattr(arguments, name) not in (None, False) for name in QUESTIONS):
+    given = [getattr(arguments, name) for name in QUESTIONS]
+    if any(each is not None and each is not False for each in given):
         raise ValueError(
             f"{which} takes --json" + ("" if arguments.devices else " and --plot") + ", and no other option"
         )
@@ -88,8 +89,8 @@ def _several(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     if not arguments.table:
         return round_sizes(), markdown(round_table())
     if arguments.plot:
-        picture.check(arguments.plot)
-    reports = [budget(hub.resolve(each, tensors=False), Question()) for each in arguments.table]
+        plan_plot.check(arguments.plot, len(arguments.table))
+    reports = [budget(hub.resolve(each, tensors=False, card=True), Question()) for each in arguments.table]
     if arguments.plot:
         plan_plot.draw(arguments.plot, reports)
     return reports, markdown(checkpoints(reports))
@@ -99,10 +100,10 @@ def _one(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """The JSON of a checkpoint's plan, and its lines."""
     question = _question(arguments)
     if arguments.plot:
-        picture.check(arguments.plot)
+        plan_plot.check(arguments.plot)
     if arguments.config and not arguments.config.is_file():
         raise ValueError(f"{arguments.config}: no such file; give a config.json")
-    report = budget(arguments.config or hub.resolve(arguments.weights, tensors=False), question)
+    report = budget(arguments.config or hub.resolve(arguments.weights, tensors=False, card=True), question)
     if arguments.plot:
         plan_plot.draw(arguments.plot, [report])
     return report, lines(report)

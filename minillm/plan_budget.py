@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from minillm import config
 from minillm.explain import Examined, examine
 from minillm.measure import active_values, attention_flops, cached_values, prefill_flops
 from minillm.model import Decoder, skeleton
 from minillm.plan_card import licence
 from minillm.plan_devices import Device
-from minillm.plan_fit import FORMATS, USABLE, Need, fit, speed
-from minillm.plan_storage import WORDS, Section, Sizes, Stored, names, nbytes, sizes, stated_bytes, stored
+from minillm.plan_fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
+from minillm.plan_storage import WORDS, Section, Sizes, Stored, names, nbytes, section_of, sizes, stated_bytes, stored
 from minillm.quantised import Scheme
 from minillm.weights.checkpoint import TensorInfo
 from minillm.weights.rules import Destination
@@ -23,7 +25,6 @@ from minillm.weights.tensorfile import BITS
 DEFAULT_CONTEXT = 8192  # positions of a sequence, where nobody asks for another number
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 DEFAULT_DTYPE = "bfloat16"
-STORED = "as stored"
 VISION = "vision_config"  # what the config of a model that reads images has
 
 
@@ -48,7 +49,7 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
     context = min(spec.context, DEFAULT_CONTEXT) if question.context is None else question.context
     if not 1 <= context <= spec.context:
         raise ValueError(f"--context is {context}, this model takes from 1 to {spec.context}")
-    named = names(found.rules, model, found.names, found.planned, found.values.get("quantization_config"))
+    named = names(found.rules, model, found.names, found.planned, section_of(found.values))
     kept, checkpoint = _checkpoint(found, named, model, path)
     dtype = question.dtype or checkpoint["dtype"]
     offered = _formats(named, model, question, dtype)
@@ -92,7 +93,7 @@ def _asked(need: Need, question: Question, model: Decoder, weights: Sizes) -> di
         "kv_bytes": cache,
         "step_weight_bytes": step,
         "flops": flops,
-        "device": None if device is None else {**device._asdict(), "count": count, "usable_share": USABLE},
+        "device": None if device is None else {**device._asdict(), "count": count, "usable_percent": USABLE_PERCENT},
         "speed": speed(device, count, need.batch, step + cache, flops["prefill_per_token"]) if device else None,
         "fit": fit(need, device, count) if device else None,
     }
@@ -120,13 +121,16 @@ def _checkpoint(
     headers = found.headers
     source = "config" if found.names is None else "index" if headers is None else "files"
     stated = stated_bytes(path) if source == "index" else None if headers is None else _of_headers(headers, headers)
-    dtype = found.report["dtype"] if found.report["dtype"] in WORDS else None
-    notes = [] if dtype else [f"config.json states no dtype that is known here; taken as {DEFAULT_DTYPE}"]
+    dtype, notes = found.report["dtype"], list[str]()
+    if dtype not in WORDS:
+        dtype = _most_common(headers or {})
+        notes.append(f"config.json states no dtype that is known here; taken as {dtype}")
+    readable = found.report["quantization"] is None or config.is_readable(found.values)
     made = {"bytes": stated, "source": source, "stated_bytes": stated, "difference_bytes": None,
-            "dtype": dtype or DEFAULT_DTYPE, "decoder_bytes": None, "left_out": {}, "outside": None,
-            "absent_tensors": 0, "notes": notes}  # fmt: skip
+            "dtype": dtype, "decoder_bytes": None, "left_out": {}, "outside": None,
+            "absent_tensors": 0, "readable": readable, "notes": notes}  # fmt: skip
     try:
-        kept = stored(found.values, named, model, WORDS[dtype or DEFAULT_DTYPE], found.names)
+        kept = stored(found.values, named, model, WORDS[dtype], found.names)
     except ValueError as error:
         notes.append(f"{error}: {'its size is not known' if stated is None else f'its size is as the {source} say'}")
         return None, made
@@ -145,6 +149,12 @@ def _checkpoint(
         "outside": {"tensors": len(kept.outside), "bytes": outside} if kept.outside else None,
         "absent_tensors": len(kept.absent),
     }
+
+
+def _most_common(headers: Mapping[str, TensorInfo]) -> str:
+    """The dtype of most values in files, quantised ones aside; without files what most checkpoints have."""
+    counts = {word: sum(math.prod(t.shape) for t in headers.values() if t.dtype == WORDS[word]) for word in WORDS}
+    return max(counts, key=lambda word: (counts[word], word == DEFAULT_DTYPE))
 
 
 def _of_headers(headers: Mapping[str, TensorInfo], chosen: Iterable[str]) -> int:

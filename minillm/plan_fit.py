@@ -8,7 +8,6 @@ operations. Nothing here has been measured: no device reaches its bound.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,8 @@ from minillm.measure import cached_values_seen
 from minillm.plan_devices import Device
 from minillm.spec import Decoder
 
-USABLE = 0.9  # of a device's memory
+USABLE_PERCENT = 90  # of a device's memory
+STORED = "as stored"
 FORMATS = ("bfloat16", "fp8", "int8", "int4")  # what a model is offered in, by how little each changes it
 
 
@@ -42,23 +42,34 @@ class Need:
 def fit(need: Need, device: Device, count: int) -> dict[str, Any]:
     """Whether it fits `count` devices, and what would make it fit or how much more would.
 
-    `largest_context` is for the batch asked for and `largest_batch` for the context, 0 where nothing fits; `format` is
-    the one that changes the model least of those that are smaller and fit, None where none does or none is needed.
+    `largest_context` is for the batch asked for and `largest_batch` for the context, 0 where nothing fits; `formats`
+    has those that are smaller and fit where what is asked for does not; `together` a format and a context where neither
+    helps alone.
     """
-    usable, total = math.floor(USABLE * device.memory * count), need.total()
+    usable, total = device.memory * count * USABLE_PERCENT // 100, need.total()
     room = usable - need.weights
     smaller = {name: size for name in FORMATS if (size := need.others[name]) < need.weights}
-    cache = need.cache(need.context, need.batch)
-    fitting = (name for name, size in smaller.items() if size + cache <= usable)
+    cache, fits = need.cache(need.context, need.batch), total <= usable
+    fitting = [] if fits else [name for name, size in smaller.items() if size + cache <= usable]
+    # Where neither is enough by itself: the first format that leaves room for some context.
+    both = ((name, found) for name, size in smaller.items() if (found := _context(need, usable - size)))
+    context = _context(need, room)
+    together = None if fits or fitting or context else next(both, None)
     return {
-        "fits": total <= usable,
+        "fits": fits,
         "needed_bytes": total,
         "usable_bytes": usable,
-        "format": None if total <= usable else next(fitting, None),
-        "largest_context": largest(need.spec.context, lambda each: need.cache(each, need.batch) <= room),
+        "formats": fitting,
+        "largest_context": context,
+        "together": None if together is None else {"format": together[0], "largest_context": together[1]},
         "largest_batch": max(room, 0) // need.cache(need.context, 1),
-        "devices_needed": math.ceil(total / (USABLE * device.memory)),
+        "devices_needed": -(-100 * total // (USABLE_PERCENT * device.memory)),
     }
+
+
+def _context(need: Need, room: int) -> int:
+    """The largest context whose cache takes no more than `room` at the batch asked for."""
+    return largest(need.spec.context, lambda each: need.cache(each, need.batch) <= room)
 
 
 def largest(limit: int, holds: Callable[[int], bool]) -> int:

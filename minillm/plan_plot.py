@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minillm import picture
 from minillm.picture import COLOURS, save
+from minillm.plan_report import called
 
 MAX_LINES = len(COLOURS)
 GAP = 0.05  # between names, as a share of the picture's height
@@ -15,14 +17,19 @@ COLUMNS = 4  # of names side by side
 UNITS = ((1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"))
 
 
+def check(path: Path, count: int = 1) -> None:
+    """Raises ValueError before anything is computed, where the picture could not be drawn or read."""
+    picture.check(path)
+    if count > MAX_LINES:
+        raise ValueError(f"--plot: {count} checkpoints, a picture tells {MAX_LINES} apart; draw fewer")
+
+
 def draw(path: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     """A PNG with a line for the cache of each report's checkpoint, up to the model's context, and a dashed one at the
-    bytes of its weights. Raises ValueError for more checkpoints than can be told apart."""
+    bytes of its weights."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    if len(reports) > MAX_LINES:
-        raise ValueError(f"--plot: {len(reports)} checkpoints, a picture tells {MAX_LINES} apart; draw fewer")
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log")
     curves = [{int(n): size for n, size in report["kv_bytes_by_context"].items()} for report in reports]
@@ -30,7 +37,7 @@ def draw(path: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     low = min(min(curve.values()) for curve in curves) / 1.5
     high = max(max(report["weight_bytes"], *curve.values()) for report, curve in zip(reports, curves, strict=True)) * 2
     axes.set(xlim=(first, last), ylim=(low, high), xlabel="context, tokens", title=_title(reports))
-    names = [Path(report["weights"]).name.rpartition("__")[2] or report["model_type"] for report in reports]
+    names = [called(report) for report in reports]
     for report, curve, colour in zip(reports, curves, COLOURS, strict=False):
         axes.plot(list(curve), list(curve.values()), color=colour, linewidth=2.2)
         axes.plot([max(curve)], [curve[max(curve)]], "o", color=colour, markersize=5)

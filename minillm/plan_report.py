@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.plan_fit import FORMATS
+from minillm.plan_fit import FORMATS, STORED
+from minillm.quantised import METHOD
 
 Report = Mapping[str, Any]
 
@@ -105,26 +106,43 @@ def _fit(report: Report) -> list[str]:
     """Whether it fits, and otherwise what would, in the order of what costs least."""
     if (found := report["fit"]) is None:
         return []
-    device, share = report["device"], f"{report['device']['usable_share']:.0%}"
+    device, share = report["device"], f"{report['device']['usable_percent']} %"
     what = f"{size(report['weight_bytes'])} of weights ({report['format']}) and {size(report['kv_bytes'])} of cache"
     count = f"{device['count']:,} x " if device["count"] > 1 else ""
     room = f"{size(found['usable_bytes'])}, {share} of {count}{device['name']} ({size(device['memory'])})"
     split = ["weights and cache split evenly over all of them"] if device["count"] > 1 else []
     context, batch = found["largest_context"], found["largest_batch"]
+    split += _held(report)
     if found["fits"]:
         more = f"room for a context of up to {context:,} at this batch, or a batch of {batch:,} at this context"
         return [f"yes: {what} in {room}", more, *split]
     texts = [f"no: {what} do not go into {room}", *split, "what would make it fit:"]
-    if found["format"]:
-        weights = size(report["formats"][found["format"]]["tensor_bytes"])
-        texts.append(f"- --quantize {found['format']}: {weights} of weights")
-    else:
-        texts.append("- no format on its own: with the cache all of them are too large")
+    texts += [_way(report, name) for name in found["formats"]] or ["- no smaller format on its own"]
     if context:
         texts.append(f"- --context {context}" + (f", or --batch {batch} at this context" if batch else ""))
     else:
-        texts.append("- no shorter context: the weights alone are too large")
+        texts.append("- no shorter context on its own: the weights are too large")
+    if both := found["together"]:
+        texts.append(f"{_way(report, both['format'])}, with --context {both['largest_context']}")
     return [*texts, f"- --gpus {found['devices_needed']}, each with its share of weights and cache"]
+
+
+def _way(report: Report, name: str) -> str:
+    """How to come by a format: `minillm.quantize` makes integers only."""
+    weights = f"{size(report['formats'][name]['tensor_bytes'])} of weights"
+    return f"- --quantize {name}: {weights}" if name in ("int8", "int4") else f"- a checkpoint in {name}: {weights}"
+
+
+def _held(report: Report) -> list[str]:
+    """What minillm itself makes of weights that are quantised as stored."""
+    scheme = report["quantization"]
+    if report["format"] != STORED or scheme in (None, METHOD):
+        return []
+    if not report["checkpoint"]["readable"]:
+        return [f"for an engine that reads {scheme}: minillm does not"]
+    plain = size(report["formats"]["bfloat16"]["tensor_bytes"])
+    how = "with --keep-quantized" if scheme == "fp8" else "for an engine that computes with it"
+    return [f"{how}: else minillm makes {plain} of it while it loads, which --dtype {report['dtype']} asks about"]
 
 
 def _licence(found: Report) -> list[str]:
@@ -132,6 +150,15 @@ def _licence(found: Report) -> list[str]:
     if found["title"] is None:
         return [f"{named}: {found['problem']}" if named else f"unknown: {found['problem']}"]
     return [f"{found['title']} ({named}); {NO_ADVICE}", *(f"- {each}" for each in found["asks"])]
+
+
+def called(report: Report) -> str:
+    """What a table calls a checkpoint: its folder, or org/name where that lies in the hub's cache."""
+    path = Path(report["weights"])
+    path = path.parent if path.suffix == ".json" else path
+    if path.parent.name == "snapshots":
+        return path.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+    return path.name or report["model_type"]
 
 
 def table(reports: Sequence[Report]) -> list[list[str]]:
@@ -142,7 +169,7 @@ def table(reports: Sequence[Report]) -> list[list[str]]:
         total, active = (f"{report[key] / 1e9:.2f} B" for key in ("parameters", "active_parameters"))
         stored, last = report["checkpoint_bytes"], str(report["max_context"])
         rows.append([
-            Path(report["weights"]).name, total, active if active != total else "all",
+            called(report), total, active if active != total else "all",
             "not known" if stored is None else size(stored),
             *(size(report["formats"][name]["tensor_bytes"]) for name in FORMATS),
             size(report["kv_bytes_per_token"]), f"{size(report['kv_bytes_by_context'][last])} ({int(last):,})",

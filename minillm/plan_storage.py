@@ -104,7 +104,7 @@ def lay_out(
         assert scheme is not None
         formats = dict(scheme.formats(model))
     elif section and method not in METHODS:
-        raise ValueError(f"how {method} lays tensors out is not known")
+        raise ValueError(f"how {method[:40]} lays tensors out is not known")
     chosen, spared = _matrices(model) if method in METHODS else set(), _spared(section or {})
     found: dict[str, Entries] = {}
     for name, to in named.items():
@@ -149,7 +149,7 @@ def stored(
 ) -> Stored:
     """What the checkpoint of a config holds. `present` has the names that an index or the files give: with them it is
     known which of the tensors that can be left out are there; without, a config's word counts."""
-    section, spec = values.get("quantization_config") or None, model.spec
+    section, spec = section_of(values), model.spec
     decoder, given, left = sizes(named, model, dtype, section), set(present or ()), dict[str, int]()
     known = set[str]()
     if present is not None:
@@ -172,6 +172,12 @@ def stored(
     return Stored(decoder, left, [name for name in present or () if name not in explained], absent)
 
 
+def section_of(values: Mapping[str, Any]) -> Section | None:
+    """What a config says of its quantisation; None if it is not quantised."""
+    section = values.get("quantization_config") or None
+    return section if section is None or isinstance(section, dict) else {"quant_method": str(section)}
+
+
 def _method(section: Section | None) -> str:
     """The scheme of a config's section; "" for none."""
     return config.quantization({"quantization_config": section}) or ""
@@ -188,7 +194,8 @@ def _matrices(model: Decoder) -> set[str]:
 
 def _spared(section: Section) -> Callable[[str], bool]:
     """Whether a config's list leaves a tensor plain: it names its module, one around it, or the end, or a pattern."""
-    listed = {str(each) for key in SPARED for each in section.get(key) or ()}
+    lists = [section.get(key) for key in SPARED]
+    listed = {str(each) for some in lists if isinstance(some, list) for each in some}
     patterns = [each for each in listed if "*" in each]
 
     def is_spared(name: str) -> bool:
@@ -206,7 +213,8 @@ def _fp8(name: str, shape: Shape, section: Section) -> Entries:
     if block is not None:
         if block != [fp8.BLOCK, fp8.BLOCK]:
             raise ValueError(f"how fp8 in blocks of {str(block)[:40]} lays tensors out is not known")
-        return {name: (fp8.NAME, shape), fp8.scale_of(name): ("F32", fp8.scale_shape(shape))}
+        factors = (*shape[:-2], *fp8.scale_shape(shape[-2:]))
+        return {name: (fp8.NAME, shape), fp8.scale_of(name): ("F32", factors)}
     found: Entries = {name: (fp8.NAME, shape), f"{name}_scale": ("F32", (1,))}
     if section.get("activation_scheme") == "static":
         found[f"{name.removesuffix('weight')}input_scale"] = ("F32", (1,))
@@ -214,6 +222,8 @@ def _fp8(name: str, shape: Shape, section: Section) -> Entries:
 
 
 def _mxfp4(name: str, shape: Shape, section: Section) -> Entries:
+    if why := mxfp4.unfit(shape):
+        raise ValueError(f"how mxfp4 lays {name} out is not known: {why}")
     return {
         f"{name}_blocks": (mxfp4.NAME, mxfp4.stored_shape(shape)),
         f"{name}_scales": (mxfp4.NAME, mxfp4.scale_shape(shape)),
@@ -222,13 +232,13 @@ def _mxfp4(name: str, shape: Shape, section: Section) -> Entries:
 
 def _int8(name: str, shape: Shape, section: Section) -> Entries:
     """bitsandbytes' LLM.int8 (arXiv:2208.07339): a factor for each row, and a byte that names the layout."""
-    stem = name.removesuffix("weight")
-    return {name: ("I8", shape), f"{stem}SCB": ("F32", shape[:1]), f"{stem}weight_format": ("U8", ())}
+    stem, (rows, _) = name.removesuffix("weight"), _matrix(name, shape)
+    return {name: ("I8", shape), f"{stem}SCB": ("F32", (rows,)), f"{stem}weight_format": ("U8", ())}
 
 
 def _gptq(name: str, shape: Shape, section: Section) -> Entries:
     """Values packed along the inputs, and the group of each input (arXiv:2210.17323)."""
-    rows, columns, bits, groups = _grouped(shape, section)
+    rows, columns, bits, groups = _grouped(name, shape, section)
     stem = name.removesuffix("weight")
     return {f"{stem}qweight": ("I32", (columns * bits // 32, rows)), f"{stem}g_idx": ("I32", (columns,))} | {
         f"{stem}qzeros": ("I32", (groups, rows * bits // 32)),
@@ -238,7 +248,7 @@ def _gptq(name: str, shape: Shape, section: Section) -> Entries:
 
 def _awq(name: str, shape: Shape, section: Section) -> Entries:
     """Values packed along the outputs (arXiv:2306.00978)."""
-    rows, columns, bits, groups = _grouped(shape, section)
+    rows, columns, bits, groups = _grouped(name, shape, section)
     stem = name.removesuffix("weight")
     return {
         f"{stem}qweight": ("I32", (columns, rows * bits // 32)),
@@ -247,9 +257,15 @@ def _awq(name: str, shape: Shape, section: Section) -> Entries:
     }
 
 
-def _grouped(shape: Shape, section: Section) -> tuple[int, int, int, int]:
+def _matrix(name: str, shape: Shape) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise ValueError(f"how {name} of shape {list(shape)} is laid out is not known")
+    return shape[0], shape[1]
+
+
+def _grouped(name: str, shape: Shape, section: Section) -> tuple[int, int, int, int]:
     """Rows, columns, bits, and groups of a row."""
-    (rows, columns), bits, size = shape, section.get("bits"), section.get("group_size")
+    (rows, columns), bits, size = _matrix(name, shape), section.get("bits"), section.get("group_size")
     if bits not in (2, 4, 8) or not isinstance(size, int) or isinstance(size, bool) or not (size == -1 or size > 0):
         raise ValueError(f"{str(bits)[:20]} bits in groups of {str(size)[:20]} are not known")
     return rows, columns, bits, 1 if size == -1 else -(-columns // size)

@@ -72,9 +72,10 @@ LAYERS = [
         "minillm.bench_throughput",
     ],
     ["minillm.generate", "minillm.explain", "minillm.quantize", "minillm.perplexity", "minillm.bench"],
-    ["minillm.plan_devices", "minillm.plan_storage", "minillm.plan_card", "minillm.plan_plot"],
+    ["minillm.plan_devices", "minillm.plan_storage", "minillm.plan_card"],
     ["minillm.plan_fit"],
     ["minillm.plan_budget", "minillm.plan_report"],
+    ["minillm.plan_plot"],
     ["minillm.plan"],
 ]
 
