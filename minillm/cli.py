@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from minillm.config import printable
 
-COMMANDS = ("generate", "explain", "quantize", "perplexity", "bench", "diff", "lens", "routes", "harness")
+COMMANDS = ("generate", "explain", "quantize", "perplexity", "bench", "diff", "lens", "routes", "harness", "plan")
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 

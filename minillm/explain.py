@@ -28,7 +28,7 @@ from minillm.model import skeleton
 from minillm.quantised import Scheme
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
 from minillm.weights.load import MISSHAPEN, faults, misshapen
-from minillm.weights.rules import Plan, plan
+from minillm.weights.rules import Plan, Rules, plan
 
 
 class Examined(NamedTuple):
@@ -37,6 +37,10 @@ class Examined(NamedTuple):
     report: dict[str, Any]
     spec: vocabulary.Decoder
     planned: Plan | None  # None where there are neither weights nor an index
+    values: dict[str, Any]  # of config.json
+    rules: Rules
+    names: list[str] | None  # of the folder's tensors
+    headers: dict[str, TensorInfo] | None  # what the files say of them, where they are there
 
 
 def explain(path: Path) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def examine(path: Path) -> Examined:
             found = faults(planned, headers)
             report["other_faults"] = [each for key, names in found.items() if key != MISSHAPEN for each in names]
     report["spec"] = describe(spec)
-    return Examined(report, spec, planned)
+    return Examined(report, spec, planned, values, rules, names, headers)
 
 
 def _tensors(folder: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | None]:
@@ -245,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reports = [explain(place) for place in places]
             print(json.dumps(reports, ensure_ascii=False)) if arguments.json else _print_table(reports)
             return 0
-        report, spec, planned = examine(places[0])
+        report, spec, planned, *_ = examine(places[0])
         if arguments.tensors and planned is None:
             raise ValueError(f"{places[0]}: --tensors needs the weights or their index, and there are none")
         if arguments.json:

@@ -24,8 +24,9 @@ SMALL_FILES = (
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def resolve(weights: str | Path | None, tensors: bool = True) -> Path:
-    """The folder of a checkpoint, None being the demonstration; without `tensors` its config and index are enough.
+def resolve(weights: str | Path | None, tensors: bool = True, card: bool = False) -> Path:
+    """The folder of a checkpoint, None being the demonstration; without `tensors` its config and index are enough, and
+    with `card` a download of these brings the model card too.
 
     Raises ValueError when it is neither on disk nor in the cache nor to be had.
     """
@@ -49,7 +50,7 @@ def resolve(weights: str | Path | None, tensors: bool = True) -> Path:
     if cached and complete:
         return cached
     try:
-        return _download(str(weights), tensors)
+        return _download(str(weights), tensors, card)
     except ValueError:
         if cached and not tensors:  # without a connection its config alone still tells much
             return cached
@@ -68,7 +69,7 @@ def _cached(repo: str, tensors: bool) -> tuple[Path | None, bool]:
     return folder, found is not None and (not tensors or all((folder / file).is_file() for file in found[0]))
 
 
-def _download(repo: str, tensors: bool) -> Path:
+def _download(repo: str, tensors: bool, card: bool) -> Path:
     """Fetch config.json, the small files that exist, and the first kind of weights that does.
 
     Only the files named here are asked for; the library shows the progress of each and keeps them in its cache.
@@ -90,6 +91,8 @@ def _download(repo: str, tensors: bool) -> Path:
         config = Path(hf_hub_download(repo, "config.json"))
         if not tensors:
             fetch("model.safetensors.index.json")
+            if card:
+                fetch("README.md")
             return config.parent
         for file in SMALL_FILES:
             fetch(file)

@@ -95,6 +95,11 @@ LAYERS = [
     ["minillm.routes_measure", "minillm.routes_drift", "minillm.routes_plot", "minillm.routes_script"],
     ["minillm.routes_record", "minillm.routes_text", "minillm.routes_page"],
     ["minillm.routes"],
+    ["minillm.plan_devices", "minillm.plan_storage", "minillm.plan_card"],
+    ["minillm.plan_fit"],
+    ["minillm.plan_budget", "minillm.plan_report"],
+    ["minillm.plan_plot"],
+    ["minillm.plan"],
 ]
 
 

@@ -32,7 +32,10 @@ def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str
         if target.startswith(DROP):
             continue
         expression = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(target.partition(": ")[0])))
+        literal = max(re.split(r"\{\w+\}", target.partition(": ")[0]), key=len)
         for unit, parts in known.items():
+            if literal not in unit:  # most are not, and a search is faster than the expression
+                continue
             if (match := expression.fullmatch(unit)) and left.issuperset(parts):
                 left.difference_update(parts)
                 named = target.format(**match.groupdict())

@@ -6,6 +6,7 @@ The name of a family appears in this folder and nowhere else in the package.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from minillm.config import Config
@@ -78,17 +79,29 @@ def resolve(values: Mapping[str, Any]) -> tuple[Decoder, Rules, Config]:
 
     Raises ValueError for a model_type that no family claims, and for values that cannot be.
     """
+    family, config = _read(values)
+    decoder = family.spec(config)
+    rules = family.rules(config) if hasattr(family, "rules") else family.RULES
+    # A tied head has no tensor of its own; some checkpoints store the copy all the same.
+    return decoder, {**rules, "lm_head.weight": DROP} if decoder.tied else rules, config
+
+
+def prediction_layers(values: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The layers behind the decoder that its checkpoint stores all the same: how the names of a layer's tensors begin,
+    and the shapes of those it has besides what the last layer of the decoder has."""
+    family, config = _read(values)
+    return family.prediction_layers(config) if hasattr(family, "prediction_layers") else {}
+
+
+def _read(values: Mapping[str, Any]) -> tuple[ModuleType, Config]:
+    """The family of a config.json, and its values over the family's defaults."""
     kind = values.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise ValueError(f"config.json: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     if hasattr(family, "inner"):
         values = family.inner(values)
-    config = Config(_spelled(values, family.DEFAULTS), family.DEFAULTS)
-    decoder = family.spec(config)
-    rules = family.rules(config) if hasattr(family, "rules") else family.RULES
-    # A tied head has no tensor of its own; some checkpoints store the copy all the same.
-    return decoder, {**rules, "lm_head.weight": DROP} if decoder.tied else rules, config
+    return family, Config(_spelled(values, family.DEFAULTS), family.DEFAULTS)
 
 
 def renamed(values: Mapping[str, Any]) -> dict[str, str]:

@@ -40,15 +40,29 @@ MAX_PREDICTED = 64  # far more tokens ahead than anyone predicts
 
 def rules(config: Config) -> dict[str, str]:
     """The multi-token-prediction layers come after the last one and are no part of the decoder."""
-    first = common.num_layers(config)
-    values = {key: config.get(key) for key in ("num_nextn_predict_layers", "num_mtp_layers")}
-    extra = max((config.size(key, MAX_PREDICTED) for key, value in values.items() if value), default=0)
     reason = "DROP: layers of multi-token prediction, which generation does without"
     return {
-        **{f"model.layers.{first + i}.*": reason for i in range(extra)},
+        **{f"{layer}*": reason for layer in prediction_layers(config)},
         **deepseek_v2.rules(config),
         "model.layers.{i}.mlp.gate.e_score_correction_bias": "layers.{i}.ffn.router.bias",
     }
+
+
+def prediction_layers(config: Config) -> dict[str, dict[str, tuple[int, ...]]]:
+    """How the names of each multi-token-prediction layer's tensors begin, and the shapes of those that no other layer
+    has: embedding and head of its own, and what joins the next token to the hidden state. All of them are plain."""
+    first, vocab, hidden = common.num_layers(config), config.size("vocab_size"), config.size("hidden_size")
+    values = {key: config.get(key) for key in ("num_nextn_predict_layers", "num_mtp_layers")}
+    extra = max((config.size(key, MAX_PREDICTED) for key, value in values.items() if value), default=0)
+    own: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (vocab, hidden),
+        "enorm.weight": (hidden,),
+        "hnorm.weight": (hidden,),
+        "eh_proj.weight": (hidden, 2 * hidden),
+        "shared_head.norm.weight": (hidden,),
+        "shared_head.head.weight": (vocab, hidden),
+    }
+    return {f"model.layers.{first + i}.": own for i in range(extra)}
 
 
 def spec(config: Config) -> Decoder:
