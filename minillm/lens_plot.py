@@ -112,7 +112,7 @@ def _attention(figure: Any, report: Report, maps: Sequence[Tensor], layer: int |
         return
     columns = len(maps[0]) if layer is None else math.ceil(math.sqrt(len(chosen)))
     rows = math.ceil(len(chosen) / columns)
-    figure.set_size_inches(1.5 * columns + 1, 1.65 * rows + 0.6)
+    figure.set_size_inches(max(1.5 * columns + 1, 6), 1.65 * rows + 0.6)  # no narrower than its title
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (i, j) in zip(panels, chosen, strict=False):
         image = _map(axes, maps[i][j], f"layer {i}, head {j}")

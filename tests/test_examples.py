@@ -35,7 +35,6 @@ EXAMPLES = {
     "balance_experts.py": (["bias: loss", "wrote"], ["--steps", "2", "--out", "{tmp}/balance.png"]),
     "build_from_spec.py": (["parameters", "The quick brown fox jumps over the lazy dog"], []),
     "expert_routes.py": (["layer 3: ", "Daisy"], []),
-    "first_divergent_layer.py": (["no layer diverges"], []),
     "train_demo.py": ([], ["--steps", "2", "--out", "{tmp}/demo"]),
     "story_grammar.py": ([], []),
 }
@@ -58,10 +57,6 @@ def test_example(example: str, tmp_path: Path) -> None:
     out = run(example, *[argument.replace("{tmp}", str(tmp_path)) for argument in arguments])
     for text in promised:
         assert text in out
-
-
-def test_a_broken_layer_is_named() -> None:
-    assert "first divergent: layer 2\n" in run("first_divergent_layer.py", "--break", "2")
 
 
 def test_every_step_of_the_absorption_holds() -> None:
