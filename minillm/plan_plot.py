@@ -30,7 +30,7 @@ def draw(path: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log")
     curves = [{int(n): size for n, size in report["kv_bytes_by_context"].items()} for report in reports]
     first, last = min(map(min, curves)), max(map(max, curves))
