@@ -17,7 +17,7 @@ LINES = re.compile(r"^license(?:_name|_link)?[ ]*:.*(?:\n[ \t-].*)*", re.MULTILI
 def licence(folder: Path) -> dict[str, Any]:
     """`id`, `name` and `link` as the card in a folder gives them, None where it does not; `title` and `asks`, what is
     known of that licence; and `problem`, why nothing is known, or None. Never raises for what a card says."""
-    unknown = {"id": None, "name": None, "link": None, "title": None, "asks": []}
+    unknown: dict[str, Any] = {"id": None, "name": None, "link": None, "title": None, "asks": []}
     values = front_matter(folder / "README.md")
     if isinstance(values, str):
         return {**unknown, "problem": values}
