@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from minillm import config, families, quantised
 from minillm.model import Decoder
 from minillm.quantised import METHOD, Scheme
-from minillm.weights import fp8, ints, mxfp4
+from minillm.weights import fp8, mxfp4
 from minillm.weights.rules import Destination, Plan, Rules, plan
 from minillm.weights.save import published
 from minillm.weights.tensorfile import BITS, NAMES
@@ -79,8 +79,7 @@ def names(
     rules call them. `planned` is the folder's plan."""
     destinations, method = model.destinations(), _method(section)
     if method == METHOD and present is not None:  # the plan is one of integers and their companions
-        whole = set(present)
-        planned = plan([name for name in present if ints.matrix_of(name) not in whole], rules, destinations)
+        planned = plan(present, rules, destinations)
     if planned is not None and not planned.unfilled:
         found = planned.assignments
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from conftest import SHARED, shared
 
@@ -123,6 +124,23 @@ def test_what_quantize_writes(name: str, options: tuple[str, int | None, bool], 
     assert again["checkpoint_bytes"] == again["weight_bytes"] == planned["tensor_bytes"]
 
 
+@pytest.mark.parametrize("row", tiny.ROWS)
+def test_every_family(row: str, tmp_path: Path) -> None:
+    """What transformers saves, what the config alone says, and what quantising that writes."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    tiny.save(folder, *tiny.ROWS[row])
+    report = budget(folder, Question())
+    made = report["checkpoint"]
+    assert (made["difference_bytes"], made["outside"], made["absent_tensors"]) == (0, None, 0)
+    alone = budget(folder / "config.json", Question())["checkpoint"]
+    wider = 2 if alone["notes"] else 1  # where no dtype is stated it is taken as bfloat16, and the files have fp32
+    assert alone["decoder_bytes"] * wider == made["decoder_bytes"]
+    quantize(folder, tmp_path / "made", Scheme.of("int4"))
+    header = read_header(tmp_path / "made/model.safetensors")
+    assert report["formats"]["int4"]["tensor_bytes"] == sum(each.nbytes for each in header.values())
+
+
 def changed(folder: Path, tmp_path: Path, **values: Any) -> Path:
     """A copy of a folder's config.json with other values."""
     made = {**read(folder), **values}
@@ -173,15 +191,21 @@ def test_unknown_schemes(section: object, tmp_path: Path) -> None:
 
 def test_lists_of_plain_modules(tmp_path: Path) -> None:
     """By full name, by its end, by a module around it, by a pattern."""
-    source, plain = shared("checkpoints/stories260K"), 64 * 64
+    source, out, mlp = shared("checkpoints/stories260K"), 64 * 64, 64 * 172
     whole = budget(changed(source, tmp_path, quantization_config={"quant_method": "fp8"}), Question())["weight_bytes"]
     for spared, matrices in {
-        "model.layers.0.self_attn.o_proj": 1, "o_proj": 5, "model.layers.1.self_attn.o_proj*": 1, "o_pro": 0,
-        "model.layers.*.self_attn.o_proj": 5, "lm_head": 0,
-    }.items():  # fmt: skip
+        "model.layers.0.self_attn.o_proj": [out],
+        "o_proj": 5 * [out],
+        "model.layers.1.mlp": 3 * [mlp],
+        "model.layers.1.self_attn.o_proj*": [out],
+        "model.layers.*.self_attn.o_proj": 5 * [out],
+        "o_pro": [],
+        "lm_head": [],
+    }.items():
         section = {"quant_method": "fp8", "modules_to_not_convert": [spared]}
         report = budget(changed(source, tmp_path, quantization_config=section), Question())
-        assert report["weight_bytes"] - whole == matrices * (3 * plain - 4), spared  # fp32 for fp8 and one factor
+        # fp32 instead of fp8 and a factor
+        assert report["weight_bytes"] - whole == sum(3 * each - 4 for each in matrices), spared
 
 
 def test_a_dtype_that_is_not_stated(tmp_path: Path) -> None:
