@@ -55,7 +55,15 @@ def sites_of_transformers(llm: LLM, theirs: Any, renamed: dict[str, str] | None 
     _, rules, _ = families.resolve(values)
     planned = plan(Checkpoint(llm.folder).info, rules, llm.model.destinations())
     names = [name for name, _ in theirs.named_modules()]
-    return diff_names.sites(llm.model, planned, families.renamed(values) if renamed is None else renamed, names)
+    found = diff_names.sites(llm.model, planned, families.renamed(values) if renamed is None else renamed, names)
+    if missing := {"embedding", "layers.0", "layers.0.attention", "layers.0.ffn", "head"} - {
+        site.ours for site in found
+    }:
+        raise ValueError(
+            f"{llm.folder}: {type(theirs).__name__} has no modules of the checkpoint's names for "
+            f"{', '.join(sorted(missing))}; such a model cannot be compared"
+        )
+    return found
 
 
 def against_transformers(llm: LLM, tokens: Tensor) -> tuple[Trace, list[Site]]:

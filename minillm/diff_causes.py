@@ -24,6 +24,7 @@ from minillm.diff_compare import agreement, error, precision, run
 from minillm.diff_names import Site
 from minillm.diff_trace import Trace
 from minillm.ffn import GatedMLP
+from minillm.linear import Linear
 from minillm.model import Block, Decoder, build
 from minillm.moe import Experts, MoE, Router
 from minillm.norm import LayerNorm, Norm, norm
@@ -116,8 +117,21 @@ def _variants(model: Decoder, site: Site, trace: Trace, step: Step) -> Iterator[
             other = rebuilt(module, changed, model) if _possible(changed) else None
             if other is not None:
                 yield text, _given(other, model, site, trace, reached(step, changed, model, trace))
+        if isinstance(module, Linear) and site.rows is not None:
+            yield from _parts(module(trace.given[site.name].to(model.dtype)), site)
         for text, other in rewired(module):
             yield text, _given(other, model, site, trace, step)
+
+
+def _parts(y: Tensor, site: Site) -> Iterator[tuple[str, Tensor]]:
+    """Other rows of a fused product."""
+    assert site.rows is not None
+    for start in range(0, y.shape[-1] - site.rows + 1, site.rows):
+        if start != site.start:
+            text = (
+                f"both agree where {site.part} is the rows from {start} on, not from {site.start}: parts change places"
+            )
+            yield text, y[..., start : start + site.rows]
 
 
 def _given(module: nn.Module, model: Decoder, site: Site, trace: Trace, step: Step) -> Any:

@@ -40,7 +40,6 @@ class Trace:
     """Input and output of each site by its name, the routes of each mixture by the name of its router."""
 
     tokens: Tensor
-    logits: Tensor
     given: dict[str, Tensor] = field(default_factory=dict)
     gave: dict[str, Tensor] = field(default_factory=dict)
     routes: dict[str, Routing] = field(default_factory=dict)
@@ -51,35 +50,34 @@ class Trace:
 def of_transformers(model: Any, tokens: Tensor, sites: Sequence[Site]) -> Trace:
     """A forward pass of a model of transformers with eager attention and eager experts."""
     named = [site for site in sites if site.theirs]
-    with _hooked(model, named) as trace, _eager(model, named, trace.attended):
-        trace.tokens, trace.logits = tokens, model(tokens, use_cache=False).logits
-    trace.gave["head"] = trace.logits  # a cap on them is no module of its own
+    trace = Trace(tokens)
+    with _hooked(model, named, trace), _eager(model, named, trace.attended):
+        logits = model(tokens, use_cache=False).logits
+    trace.gave["head"] = logits  # a cap on them is no module of its own
     _around(trace)
     return trace
 
 
 @contextlib.contextmanager
-def _hooked(model: nn.Module, sites: Sequence[Site]) -> Iterator[Trace]:
-    empty = torch.empty(0)
-    trace, hooks = Trace(empty, empty), []
+def _hooked(model: nn.Module, sites: Sequence[Site], trace: Trace) -> Iterator[None]:
+    hooks = []
 
     def note(site: Site) -> Any:
         def hook(module: nn.Module, given: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
             values = [each for each in (*given, *options.values()) if isinstance(each, Tensor)]
             trace.given[site.name] = values[0]
-            trace.gave[site.name] = (
-                result[0] if isinstance(result, tuple) else result
-            ).clone()  # some clamp it in place
+            result = result[0] if isinstance(result, tuple) else result
+            trace.gave[site.name] = result.clone()  # some are clamped in place
             if site.ours.endswith(".experts"):
                 router = site.ours.removesuffix("experts") + "router"
-                trace.routes[router] = Routing(values[1], values[2].float(), empty)
+                trace.routes[router] = Routing(values[1], values[2].float(), torch.empty(0))
 
         return hook
 
     try:
         for site in sites:
             hooks.append(model.get_submodule(site.theirs).register_forward_hook(note(site), with_kwargs=True))
-        yield trace
+        yield
     finally:
         for hook in hooks:
             hook.remove()
@@ -118,7 +116,7 @@ def of_minillm(model: Decoder, tokens: Tensor) -> Trace:
     """A forward pass of another model of minillm."""
     names = [name for name, module in model.named_modules() if name and not isinstance(module, (nn.ModuleList, NoNorm))]
     with observe.modules(model, names) as seen, observe.ops(model, "attention") as calls:
-        trace = Trace(tokens, model(tokens))
+        trace, logits = Trace(tokens), model(tokens)
     for name, call in seen.items():
         trace.given[name], trace.gave[name] = call.given[0], call.result
         if isinstance(call.result, Routing):
@@ -130,7 +128,7 @@ def of_minillm(model: Decoder, tokens: Tensor) -> Trace:
     for index, layer in enumerate(model.layers):
         if layer.parallel:
             trace.given[f"layers.{index}.ffn_norm"] = trace.given[f"layers.{index}"]
-    trace.given["head"], trace.gave["head"] = trace.gave["norm"], trace.logits
+    trace.given["head"], trace.gave["head"] = trace.gave["norm"], logits
     _around(trace)
     return trace
 

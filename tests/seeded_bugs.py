@@ -276,7 +276,7 @@ BUGS: dict[str, Bug] = {
         "gpt_neox", weights("qkv.weight", lambda w: w.view(3, 6, 8, 48).transpose(0, 1).reshape(w.shape)), ATTENTION
     ),
     # Feed-forwards
-    "gate and up change places": Bug("llama", weights("gate_up.weight", swapped), f"{FFN}.gate_up"),
+    "gate and up change places": Bug("llama", weights("gate_up.weight", swapped), f"{FFN}.gate_up", "change places"),
     "exact gelu for its approximation": Bug("gemma", field(GatedMLP, "activation", "gelu"), FFN, "is gelu_tanh"),
     "bias of the ffn left out": Bug("llama-biases", field(GatedMLP, "bias", False), f"{FFN}.gate_up"),
     "serial for parallel": Bug("gpt_neox", field(Layer, "parallel", False), "layers.0"),
