@@ -226,7 +226,7 @@ BUGS: dict[str, Bug] = {
     "no norm behind the ffn": Bug("olmo2", field(Layer, "post_ffn_norm", None), "layers.0"),
     "q and k not normalised": Bug("qwen3", field(GQA, "qk_norm", None), ATTENTION),
     "q and k normalised behind the rotation": Bug(
-        "qwen3", modules(GroupedQueryAttention, norm_behind_rotation), ATTENTION
+        "qwen3", modules(GroupedQueryAttention, norm_behind_rotation), ATTENTION, "built anew"
     ),
     "another eps for q and k": Bug("qwen3", field(QKNorm, "norm", Norm(1e-3)), f"{ATTENTION}.q_norm", "eps is 1e-06"),
     # Rotary embeddings
@@ -285,7 +285,7 @@ BUGS: dict[str, Bug] = {
     "renormalised": Bug("qwen2_moe", field(RouterSpec, "renormalize", True), ROUTER, "renormalize is False"),
     "one expert fewer": Bug("mixtral", field(RouterSpec, "top_k", 1), ROUTER),
     "logits as weights": Bug("olmoe", op(route=raw_logits), ROUTER),
-    "router in bf16": Bug("mixtral", modules(Router, in_bfloat16), ROUTER),
+    "router in bf16": Bug("mixtral", modules(Router, in_bfloat16), ROUTER, "built anew"),
     "softmax for sigmoid": Bug("deepseek_v3", field(RouterSpec, "score", "softmax"), GROUPED, "score is sigmoid"),
     "routed_scaling_factor left out": Bug("deepseek_v3", field(RouterSpec, "scale", 1.0), GROUPED, "all weights x 2.5"),
     "best of a group for the sum of two": Bug(
