@@ -109,7 +109,8 @@ def _fit(report: Report) -> list[str]:
     device, share = report["device"], f"{report['device']['usable_percent']} %"
     what = f"{size(report['weight_bytes'])} of weights ({report['format']}) and {size(report['kv_bytes'])} of cache"
     count = f"{device['count']:,} x " if device["count"] > 1 else ""
-    room = f"{size(found['usable_bytes'])}, {share} of {count}{device['name']} ({size(device['memory'])})"
+    room = f"{size(found['usable_bytes'])}, {share} of {count}{device['name']}"
+    room += f" ({size(device['memory'])})" if device["bandwidth"] else ""
     split = ["weights and cache split evenly over all of them"] if device["count"] > 1 else []
     context, batch = found["largest_context"], found["largest_batch"]
     split += _held(report)
