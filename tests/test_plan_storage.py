@@ -18,6 +18,7 @@ from minillm.explain import examine
 from minillm.families import FAMILIES
 from minillm.model import skeleton
 from minillm.plan_budget import Question, budget
+from minillm.plan_layouts import METHODS
 from minillm.plan_storage import lay_out, names, section_of
 from minillm.quantised import Scheme
 from minillm.quantize import quantize
@@ -199,6 +200,25 @@ def test_unknown_schemes(section: object, tmp_path: Path) -> None:
     assert "known" in report["checkpoint"]["notes"][0]
     assert report["format"] == "bfloat16"
     assert report["weight_bytes"] == report["formats"]["bfloat16"]["tensor_bytes"]
+
+
+def test_packed_layouts() -> None:
+    """A matrix of 16 rows and 384 columns at four bits in groups of 128: eight values in an int32."""
+    section, shape = {"bits": 4, "group_size": 128}, (16, 384)
+    assert METHODS["gptq"]("a.weight", shape, section) == {
+        "a.qweight": ("I32", (48, 16)),
+        "a.qzeros": ("I32", (3, 2)),
+        "a.scales": ("F16", (3, 16)),
+        "a.g_idx": ("I32", (384,)),
+    }
+    assert METHODS["awq"]("a.weight", shape, section) == {
+        "a.qweight": ("I32", (384, 2)),
+        "a.qzeros": ("I32", (3, 2)),
+        "a.scales": ("F16", (3, 16)),
+    }
+    assert METHODS["awq"]("a.weight", shape, {"bits": 4, "group_size": -1})["a.scales"] == ("F16", (1, 16))
+    with pytest.raises(ValueError, match="laid out is not known"):
+        METHODS["gptq"]("a.weight", (2, 16, 384), section)
 
 
 def test_lists_of_plain_modules(tmp_path: Path) -> None:
