@@ -9,7 +9,7 @@ from typing import Any
 from minillm.families.licences import terms
 
 MAX_BYTES = 1_000_000  # of a front matter: long ones list languages and results
-MAX_LINES = 2000  # characters about the licence
+MAX_LINES = 1000  # characters about the licence
 MAX_LENGTH = 200  # of a name or a link
 LINES = re.compile(r"^license(?:_name|_link)?[ ]*:.*(?:\n[ \t-].*)*", re.MULTILINE)  # with what is indented below
 

@@ -59,19 +59,23 @@ DEVICES: Mapping[str, Device] = MappingProxyType({figures[0]: _device(*figures) 
 
 
 def device(text: str) -> Device:
-    """What "24GB", "80GiB" or a name of the table means; a device given by its memory has no speeds. Raises ValueError
-    for anything else."""
+    """What "24GB", "80GiB", or a name of the table or a part that only one has means; a device given by its memory has
+    no speeds. Raises ValueError for anything else."""
     if match := re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([KMGT]i?B)", text.strip(), re.IGNORECASE):
         number, unit = float(match[1]), match[2].upper()
         nbytes = number * UNITS.get(unit, math.nan)
         if not 0 < nbytes <= MAX_BYTES:
             raise ValueError(f"--gpu {text}: give between 1MB and 1000TB")
         return Device(text.strip(), round(nbytes))
-    found = {_plain(name): each for name, each in DEVICES.items()}.get(_plain(text))
-    if found is None:
-        names = ", ".join(DEVICES)
-        raise ValueError(f"--gpu {text[:40]!r} is neither a memory such as 24GB or 80GiB nor a name; names are {names}")
-    return found
+    plain = {_plain(name): name for name in DEVICES}
+    within = [name for each, name in plain.items() if _plain(text) in each]
+    found = [plain[_plain(text)]] if _plain(text) in plain else within
+    if len(found) == 1:
+        return DEVICES[found[0]]
+    if 1 < len(found) < len(plain):
+        raise ValueError(f"--gpu {text[:40]!r} may be {', '.join(found)}; say which")
+    names = ", ".join(DEVICES)
+    raise ValueError(f"--gpu {text[:40]!r} is neither a memory such as 24GB or 80GiB nor a name; names are {names}")
 
 
 def _plain(name: str) -> str:

@@ -28,9 +28,10 @@ def size(nbytes: float) -> str:
 def lines(report: Report) -> list[str]:
     """What is printed of a checkpoint."""
     total, active = report["parameters"], report["active_parameters"]
-    count = f"{total:,} parameters" + (f", {active:,} active per token" if active < total else "")
-    found = [f"{report['weights']}: {report['model_type']}, {count}, context {report['max_context']:,}"]
+    count = f"{total:,}" + (f", of which {active:,} active per token" if active < total else "")
+    found = [f"{report['weights']}: {report['model_type']}, context {report['max_context']:,}"]
     for label, texts in {
+        "parameters": [count],
         "checkpoint": _checkpoint(report["checkpoint"], report["quantization"]),
         "formats": [", ".join(f"{name} {size(each['file_bytes'])}" for name, each in report["formats"].items())],
         "KV cache": _cache(report),
@@ -83,8 +84,10 @@ def _cache(report: Report) -> list[str]:
     rows = f" for {report['batch']:,} sequences" if report["batch"] > 1 else ""
     by_context = report["kv_bytes_by_context"]
     shown = [each for each in by_context if int(each) in (*SHOWN, report["max_context"])]
+    last, each = report["max_context"], report["kv_bytes_per_token"]
+    cut = by_context[str(last)] < each * last * report["batch"]
     return [
-        f"{report['kv_bytes_per_token']:,} bytes per token in {report['dtype']}, as long as windows see it",
+        f"{each:,} bytes per token in {report['dtype']}" + (", as long as every window sees it" if cut else ""),
         ", ".join(f"{size(by_context[each])} at {int(each):,}" for each in shown) + rows,
         f"{size(report['kv_bytes'])} for a context of {report['context']:,} and a batch of {report['batch']:,}",
     ]
@@ -109,7 +112,8 @@ def _fit(report: Report) -> list[str]:
     device, share = report["device"], f"{report['device']['usable_percent']} %"
     what = f"{size(report['weight_bytes'])} of weights ({report['format']}) and {size(report['kv_bytes'])} of cache"
     count = f"{device['count']:,} x " if device["count"] > 1 else ""
-    room = f"{size(found['usable_bytes'])}, {share} of {count}{device['name']} ({size(device['memory'])})"
+    room = f"{size(found['usable_bytes'])}, {share} of {count}{device['name']}"
+    room += f" ({size(device['memory'])})" if device["bandwidth"] else ""
     split = ["weights and cache split evenly over all of them"] if device["count"] > 1 else []
     context, batch = found["largest_context"], found["largest_batch"]
     split += _held(report)

@@ -1,9 +1,9 @@
 """What a checkpoint's files hold, from its config alone: each tensor's type and shape, plain, quantised or left out.
 
 The family's rules read backwards give the published names of the tensors that fill the decoder. A quantised matrix
-lies as its scheme says, `METHODS`. Three kinds of tensors that no decoder uses have known shapes all the same: the copy
-of a tied head, stored rotary frequencies, and layers of multi-token prediction. Any other, a vision tower say, is only
-counted: what it takes is for the index or the files to tell.
+lies as its scheme says (`plan_layouts.py`). Three kinds of tensors that no decoder uses have known shapes all the same:
+the copy of a tied head, stored rotary frequencies, and layers of multi-token prediction. Any other, a vision tower say,
+is only counted: what it takes is for the index or the files to tell.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ from typing import Any, NamedTuple
 
 from minillm import config, families, quantised
 from minillm.model import Decoder
+from minillm.plan_layouts import METHODS, Entries, Section, Shape
 from minillm.quantised import METHOD, Scheme
-from minillm.weights import fp8, mxfp4
 from minillm.weights.rules import Destination, Plan, Rules, plan
 from minillm.weights.save import published
 from minillm.weights.tensorfile import BITS, NAMES
-
-Shape = tuple[int, ...]
-Entries = dict[str, tuple[str, Shape]]  # type in the words of safetensors, and shape
-Section = Mapping[str, Any]
 
 WORDS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 HEAD = "lm_head.weight"
@@ -35,6 +31,7 @@ ENTRY = len(',"":{"dtype":"","shape":,"data_offsets":[,]}')
 STEMS = ("model.safetensors", "pytorch_model.bin")
 FREQUENCIES = "rotary_emb.inv_freq"
 TIED, ROTARY, PREDICTION = "copy of the tied head", "rotary frequencies", "multi-token prediction"
+MAX_PATTERNS = 1000  # each is tried on each tensor
 SPARED = ("modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules")  # what a config calls the list of them
 
 
@@ -149,26 +146,40 @@ def stored(
     """What the checkpoint of a config holds. `present` has the names that an index or the files give: with them it is
     known which of the tensors that can be left out are there; without, a config's word counts."""
     section, spec = section_of(values), model.spec
-    decoder, given, left = sizes(named, model, dtype, section), set(present or ()), dict[str, int]()
+    decoder, given = sizes(named, model, dtype, section), set(present or ())
     known = set[str]()
     if present is not None:
         known = {key for entries in lay_out(named, model, dtype, section).values() for key in entries}
-    if spec.tied and HEAD in given:
-        left[TIED] = nbytes({HEAD: (dtype, (spec.vocab_size, spec.hidden_size))})
     frequencies = {name for name in given if name.endswith(FREQUENCIES)}
-    if frequencies:
-        left[ROTARY] = len(frequencies) * nbytes({"": ("F32", (spec.layers[0].attention.rope.dim // 2,))})
-    extra = set[str]()
-    last, inner = len(spec.layers) - 1, f"model.layers.{len(spec.layers) - 1}."
+    of_one = nbytes({"": ("F32", (spec.layers[0].attention.rope.dim // 2,))})
+    size, extra = _prediction(values, decoder, known, len(spec.layers) - 1, dtype)
+    left = {
+        TIED: (nbytes({HEAD: (dtype, (spec.vocab_size, spec.hidden_size))}), {HEAD} & given if spec.tied else set()),
+        ROTARY: (len(frequencies) * of_one, frequencies),
+        PREDICTION: (size, extra if present is None or extra & given else set()),
+    }
+    explained = known.union(*(names for _, names in left.values()))
+    return Stored(
+        decoder=decoder,
+        left_out={reason: size for reason, (size, names) in left.items() if names},
+        outside=[name for name in present or () if name not in explained],
+        absent=[] if present is None else sorted(explained - given),
+    )
+
+
+def _prediction(
+    values: Mapping[str, Any], decoder: Sizes, known: Collection[str], last: int, dtype: str
+) -> tuple[int, set[str]]:
+    """Bytes and names of the layers of multi-token prediction: each has what the last of the decoder has, whose names
+    are among the `known`, and plain tensors of its own."""
+    found, size = set[str](), 0
+    whole = sum(each for name, each in decoder.parameters.items() if name.startswith(f"layers.{last}."))
+    inner = f"model.layers.{last}."
     for layer, own in families.prediction_layers(values).items():
-        alike = {layer + name.removeprefix(inner) for name in known if name.startswith(inner)}
-        if present is None or not given.isdisjoint(layer + name for name in own):
-            whole = sum(size for name, size in decoder.parameters.items() if name.startswith(f"layers.{last}."))
-            left[PREDICTION] = left.get(PREDICTION, 0) + whole + nbytes({n: (dtype, s) for n, s in own.items()})
-            extra |= alike | {layer + name for name in own}
-    explained = known | extra | frequencies | ({HEAD} if TIED in left else set())
-    absent = [] if present is None else sorted((known | extra) - given)
-    return Stored(decoder, left, [name for name in present or () if name not in explained], absent)
+        found |= {layer + name for name in own}
+        found |= {layer + name.removeprefix(inner) for name in known if name.startswith(inner)}
+        size += whole + nbytes({name: (dtype, shape) for name, shape in own.items()})
+    return size, found
 
 
 def section_of(values: Mapping[str, Any]) -> Section | None:
@@ -196,6 +207,8 @@ def _spared(section: Section) -> Callable[[str], bool]:
     lists = [section.get(key) for key in SPARED]
     listed = {str(each) for some in lists if isinstance(some, list) for each in some}
     patterns = [each for each in listed if "*" in each]
+    if len(patterns) > MAX_PATTERNS:
+        raise ValueError(f"which of its tensors are plain is not known: {len(patterns)} patterns say so")
 
     def is_spared(name: str) -> bool:
         parts = name.split(".")[:-1]
@@ -204,76 +217,3 @@ def _spared(section: Section) -> Callable[[str], bool]:
         return bool(listed & (around | ends)) or any(fnmatch.fnmatchcase(name, f"{each}.*") for each in patterns)
 
     return is_spared if listed else lambda name: False
-
-
-def _fp8(name: str, shape: Shape, section: Section) -> Entries:
-    """Factors of blocks, or one of the tensor, and with static activations one of its input."""
-    block = section.get("weight_block_size")
-    if block is not None:
-        if block != [fp8.BLOCK, fp8.BLOCK]:
-            raise ValueError(f"how fp8 in blocks of {str(block)[:40]} lays tensors out is not known")
-        factors = (*shape[:-2], *fp8.scale_shape(shape[-2:]))
-        return {name: (fp8.NAME, shape), fp8.scale_of(name): ("F32", factors)}
-    found: Entries = {name: (fp8.NAME, shape), f"{name}_scale": ("F32", (1,))}
-    if section.get("activation_scheme") == "static":
-        found[f"{name.removesuffix('weight')}input_scale"] = ("F32", (1,))
-    return found
-
-
-def _mxfp4(name: str, shape: Shape, section: Section) -> Entries:
-    if why := mxfp4.unfit(shape):
-        raise ValueError(f"how mxfp4 lays {name} out is not known: {why}")
-    return {
-        f"{name}_blocks": (mxfp4.NAME, mxfp4.stored_shape(shape)),
-        f"{name}_scales": (mxfp4.NAME, mxfp4.scale_shape(shape)),
-    }
-
-
-def _int8(name: str, shape: Shape, section: Section) -> Entries:
-    """bitsandbytes' LLM.int8 (arXiv:2208.07339): a factor for each row, and a byte that names the layout."""
-    stem, (rows, _) = name.removesuffix("weight"), _matrix(name, shape)
-    return {name: ("I8", shape), f"{stem}SCB": ("F32", (rows,)), f"{stem}weight_format": ("U8", ())}
-
-
-def _gptq(name: str, shape: Shape, section: Section) -> Entries:
-    """Values packed along the inputs, and the group of each input (arXiv:2210.17323)."""
-    rows, columns, bits, groups = _grouped(name, shape, section)
-    stem = name.removesuffix("weight")
-    return {f"{stem}qweight": ("I32", (columns * bits // 32, rows)), f"{stem}g_idx": ("I32", (columns,))} | {
-        f"{stem}qzeros": ("I32", (groups, rows * bits // 32)),
-        f"{stem}scales": ("F16", (groups, rows)),
-    }
-
-
-def _awq(name: str, shape: Shape, section: Section) -> Entries:
-    """Values packed along the outputs (arXiv:2306.00978)."""
-    rows, columns, bits, groups = _grouped(name, shape, section)
-    stem = name.removesuffix("weight")
-    return {
-        f"{stem}qweight": ("I32", (columns, rows * bits // 32)),
-        f"{stem}qzeros": ("I32", (groups, rows * bits // 32)),
-        f"{stem}scales": ("F16", (groups, rows)),
-    }
-
-
-def _matrix(name: str, shape: Shape) -> tuple[int, int]:
-    if len(shape) != 2:
-        raise ValueError(f"how {name} of shape {list(shape)} is laid out is not known")
-    return shape[0], shape[1]
-
-
-def _grouped(name: str, shape: Shape, section: Section) -> tuple[int, int, int, int]:
-    """Rows, columns, bits, and groups of a row."""
-    (rows, columns), bits, size = _matrix(name, shape), section.get("bits"), section.get("group_size")
-    if bits not in (2, 4, 8) or not isinstance(size, int) or isinstance(size, bool) or not (size == -1 or size > 0):
-        raise ValueError(f"{str(bits)[:20]} bits in groups of {str(size)[:20]} are not known")
-    return rows, columns, bits, 1 if size == -1 else -(-columns // size)
-
-
-METHODS: dict[str, Callable[[str, Shape, Section], Entries]] = {
-    "fp8": _fp8,
-    "mxfp4": _mxfp4,
-    "bitsandbytes int8": _int8,
-    "gptq": _gptq,
-    "awq": _awq,
-}

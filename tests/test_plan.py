@@ -128,6 +128,8 @@ def test_sentences() -> None:
     assert "yes: 16.06 GB" in "\n".join(lines(asked(LLAMA, device=device("RTX 4090"))))
     long = lines(asked(V3, device=device("h200"), devices=4, batch=32))
     assert max(map(len, long[1:])) <= 100
+    assert "window" not in text
+    assert "as long as every window sees it" in "\n".join(lines(asked("real-configs/google__gemma-3-4b-it")))
     held = {"deepseek-ai__DeepSeek-V3": "--keep-quantized: else minillm makes 1.34 TB",
             "openai__gpt-oss-20b": "computes with it: else minillm makes 41.83 GB",
             "bnb__Llama-3.1-8B-Instruct": "minillm does not"}  # fmt: skip
@@ -147,6 +149,14 @@ def test_devices(text: str, nbytes: float) -> None:
 def test_no_device(text: str) -> None:
     with pytest.raises(ValueError, match="--gpu"):
         device(text)
+
+
+def test_parts_of_names() -> None:
+    assert [device(text).name for text in ("4090", "L4", "l40", "m3 ultra", "a100 80gb")] == [
+        "RTX 4090", "L4", "L40S", "M3 Ultra 512GB", "A100 80GB"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="may be H100 PCIe, H100 SXM; say which"):
+        device("h100")
 
 
 def test_figures_of_devices_are_plausible() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_hub
 from conftest import ROOT, shared
+from test_hub import hub as hub
 
 from minillm import plan
 from minillm.families.licences import ALIASES, TERMS
@@ -152,7 +154,7 @@ def test_licences(tmp_path: Path) -> None:
         ("---\nlicense: 12\n---\n", "states no licence"),
         ("---\nlicense: !!python/object/apply:os.system [echo]\n---\n", "no YAML"),
         ("---\nlicense: &a [x]\nlicense_name: *a\n---\n", "alias"),
-        ("---\nlicense: " + "[" * 1900 + "\n---\n", "no YAML"),
+        ("---\nlicense: " + "[" * 900 + "\n---\n", "no YAML"),
         ("---\nlicense: " + "x" * 3000 + "\n---\n", "characters about its licence"),
         ("---\n" + "language: en\n" * 100_000 + "license: mit\n---\n", "does not end"),
         (b"---\nlicense: \xff\xfe\x00\n---\n", "no YAML"),
@@ -174,6 +176,15 @@ def test_no_card_and_a_card_that_steers(stories: Path, tmp_path: Path, capsys: p
     assert code == 0
     assert "\x1b" not in out
     assert "\\x1b[31mred" in out
+
+
+def test_a_download_brings_config_and_card_only(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(test_hub.FILES, "README.md", b"---\nlicense: mit\n---\n")
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    done = test_hub.run(tmp_path, endpoint, "minillm.plan", "--weights", test_hub.REPO)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["licence"]["title"] == "MIT licence"
+    assert hub.asked == ["config.json", "README.md"]
 
 
 def test_its_size_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from minillm.explain import examine
 from minillm.families import FAMILIES
 from minillm.model import skeleton
 from minillm.plan_budget import Question, budget
+from minillm.plan_layouts import METHODS
 from minillm.plan_storage import lay_out, names, section_of
 from minillm.quantised import Scheme
 from minillm.quantize import quantize
@@ -83,16 +84,21 @@ def test_without_an_index(name: str) -> None:
     assert budget(shared(f"real-configs/{name}"), Question())["checkpoint_bytes"] == WITHOUT_INDEX[name]
 
 
-def test_fp8_with_prediction_layers() -> None:
-    """All 92,000 tensors of DeepSeek-V3 with type and shape, its extra layer in bytes."""
+def test_fp8_with_prediction_layers(tmp_path: Path) -> None:
+    """All 92,000 tensors of DeepSeek-V3 with type and shape, and its extra layer in bytes; by an index too."""
     folder = shared("real-configs/deepseek-ai__DeepSeek-V3")
     lines = (folder / "RECONSTRUCTED_tensor_names.tsv").read_text().splitlines()[1:]
     listed = {name: (dtype, tuple(json.loads(shape))) for name, dtype, shape in (line.split("\t") for line in lines)}
     extra = {name: each for name, each in listed.items() if name.startswith("model.layers.61.")}
     assert entries(folder) == {name: each for name, each in listed.items() if name not in extra}
-    report = budget(folder, Question())
-    assert report["checkpoint_bytes"] == plan_storage.nbytes(listed)
-    assert report["checkpoint"]["left_out"] == {"multi-token prediction": plan_storage.nbytes(extra)}
+    index = {"metadata": {"total_size": plan_storage.nbytes(listed)}, "weight_map": dict.fromkeys(listed, "one")}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    shutil.copy(folder / "config.json", tmp_path)
+    for place in (folder, tmp_path):
+        made = budget(place, Question())["checkpoint"]
+        assert made["bytes"] == plan_storage.nbytes(listed)
+        assert made["left_out"] == {"multi-token prediction": plan_storage.nbytes(extra)}
+    assert (made["source"], made["difference_bytes"], made["outside"], made["absent_tensors"]) == ("index", 0, None, 0)
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -174,11 +180,18 @@ def test_a_part_for_images_is_named() -> None:
 
 @pytest.mark.parametrize(
     "section",
-    ["gptq", {"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq", "bits": 3},
-     {"quant_method": "gptq", "bits": 4, "group_size": 0}, {"quant_method": "fp8", "weight_block_size": [64, 64]},
-     {"quant_method": ["x"]}, {"quant_method": "mxfp4", "modules_to_not_convert": 7}],  # rows of 172 values
-    ids=str,
-)  # fmt: skip
+    [
+        "gptq",
+        {"quant_method": ["x"]},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "gptq", "bits": 3},
+        {"quant_method": "gptq", "bits": 4, "group_size": 0},
+        {"quant_method": "fp8", "weight_block_size": [64, 64]},
+        {"quant_method": "fp8", "ignored_layers": [f"{number}*" for number in range(2000)]},
+        {"quant_method": "mxfp4", "modules_to_not_convert": 7},  # rows of 172 values are no whole blocks
+    ],
+    ids=lambda section: str(section)[:60],
+)
 def test_unknown_schemes(section: object, tmp_path: Path) -> None:
     """One line says so, the size is not known, and all else is computed."""
     folder = changed(shared("checkpoints/stories260K"), tmp_path, quantization_config=section)
@@ -187,6 +200,25 @@ def test_unknown_schemes(section: object, tmp_path: Path) -> None:
     assert "known" in report["checkpoint"]["notes"][0]
     assert report["format"] == "bfloat16"
     assert report["weight_bytes"] == report["formats"]["bfloat16"]["tensor_bytes"]
+
+
+def test_packed_layouts() -> None:
+    """A matrix of 16 rows and 384 columns at four bits in groups of 128: eight values in an int32."""
+    section, shape = {"bits": 4, "group_size": 128}, (16, 384)
+    assert METHODS["gptq"]("a.weight", shape, section) == {
+        "a.qweight": ("I32", (48, 16)),
+        "a.qzeros": ("I32", (3, 2)),
+        "a.scales": ("F16", (3, 16)),
+        "a.g_idx": ("I32", (384,)),
+    }
+    assert METHODS["awq"]("a.weight", shape, section) == {
+        "a.qweight": ("I32", (384, 2)),
+        "a.qzeros": ("I32", (3, 2)),
+        "a.scales": ("F16", (3, 16)),
+    }
+    assert METHODS["awq"]("a.weight", shape, {"bits": 4, "group_size": -1})["a.scales"] == ("F16", (1, 16))
+    with pytest.raises(ValueError, match="laid out is not known"):
+        METHODS["gptq"]("a.weight", (2, 16, 384), section)
 
 
 def test_lists_of_plain_modules(tmp_path: Path) -> None:
