@@ -12,24 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minillm import cli, config, diff_names, diff_report, diff_trace, families, hub, picture
+from minillm import cli, config, diff_names, diff_report, diff_trace, families, hub, picture, quantised
 from minillm.diff_causes import causes
-from minillm.diff_compare import compare
+from minillm.diff_compare import compare, precision
 from minillm.diff_names import Site
 from minillm.diff_replay import replay
 from minillm.diff_report import Finding
 from minillm.diff_signs import signs
 from minillm.diff_trace import Trace
 from minillm.llm import LLM
-from minillm.loading import DTYPES, load
+from minillm.loading import DTYPES, integers, load
+from minillm.model import Decoder
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import plan
 
@@ -39,14 +41,16 @@ MAX_TOKENS = 1024  # attention weights of every layer are kept: tokens² for eac
 TOLERANCE = 64.0
 
 
-def examine(llm: LLM, trace: Trace, sites: Sequence[Site], tolerance: float = TOLERANCE) -> Finding:
-    """Compare a model with what a reference computed."""
-    rows = compare(llm.model, trace, sites, tolerance)
+def examine(
+    llm: LLM, trace: Trace, sites: Sequence[Site], tolerance: float = TOLERANCE, other: Decoder | None = None
+) -> Finding:
+    """Compare a model with what a reference computed; with the `other` model where that is one of minillm."""
+    ulp, rows = precision(llm.model, trace), compare(llm.model, trace, sites, tolerance)
     first = next((row for row in rows if row.diverges(tolerance)), None)
     if first is None:
-        return Finding(rows, None, [], [], [])
+        return Finding(ulp, rows, None, [], [], [])
     given = llm.model, first.site, trace, llm.model.step(trace.tokens, None)
-    return Finding(rows, first, replay(*given), causes(*given, tolerance), signs(*given, tolerance))
+    return Finding(ulp, rows, first, replay(*given), causes(*given, tolerance, other), signs(*given, tolerance))
 
 
 def sites_of_transformers(llm: LLM, theirs: Any, renamed: dict[str, str] | None = None) -> list[Site]:
@@ -75,10 +79,16 @@ def against_transformers(llm: LLM, tokens: Tensor) -> tuple[Trace, list[Site]]:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     plain = {"attn_implementation": "eager", "experts_implementation": "eager", "trust_remote_code": False}
+    if integers(llm.folder, config.read(llm.folder)):
+        raise ValueError(f"{llm.folder}: transformers does not read these integers; give --against the plain folder")
     try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(llm.folder, dtype=llm.model.dtype, **plain)
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            llm.folder, dtype=llm.model.dtype, output_loading_info=True, **plain
+        )
     except (ValueError, KeyError, ImportError, OSError) as reason:
         raise ValueError(f"transformers cannot load {llm.folder}: {reason}") from None
+    if missing := sorted(map(str, (*loaded["missing_keys"], *loaded["mismatched_keys"]))):
+        raise ValueError(f"transformers cannot load {llm.folder}: it finds no tensor for {missing[0]}")
     model.to(llm.device).eval()
     sites = sites_of_transformers(llm, model)
     return diff_trace.of_transformers(model, tokens, sites), sites
@@ -86,15 +96,17 @@ def against_transformers(llm: LLM, tokens: Tensor) -> tuple[Trace, list[Site]]:
 
 def against_minillm(llm: LLM, other: LLM, tokens: Tensor) -> tuple[Trace, list[Site]]:
     """Another checkpoint of the same model. Raises ValueError where it is none."""
-    if (ours := llm.spec) != other.spec:
-        same = (ours.vocab_size, ours.hidden_size, len(ours.layers))
-        theirs = (other.spec.vocab_size, other.spec.hidden_size, len(other.spec.layers))
-        if same != theirs:
-            raise ValueError(
-                f"--against {other.folder}: vocabulary, hidden size and layers are {theirs}, "
-                f"those of {llm.folder} are {same}; give another checkpoint of the same model"
-            )
+    ours, theirs = quantised.plain_shapes(llm.model), quantised.plain_shapes(other.model)
+    if odd := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+        raise ValueError(
+            f"--against {other.folder}: {odd[0]} is {_shape(theirs, odd[0])}, in {llm.folder} it is "
+            f"{_shape(ours, odd[0])}; give another checkpoint of the same model"
+        )
     return diff_trace.of_minillm(other.model, tokens), diff_names.same(llm.model)
+
+
+def _shape(shapes: Mapping[str, Sequence[int]], name: str) -> str:
+    return " x ".join(map(str, shapes[name])) if name in shapes else "not there"
 
 
 def tokens_of(llm: LLM, arguments: argparse.Namespace) -> Tensor:
@@ -119,13 +131,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The report that `--json` prints."""
     if arguments.plot:
         picture.check(arguments.plot)
-    if arguments.tolerance <= 0:
-        raise ValueError(f"--tolerance is {arguments.tolerance:g} ulps; it must be above 0")
+    if not 0 < arguments.tolerance < math.inf:
+        raise ValueError(f"--tolerance is {arguments.tolerance:g} ulps; it must be a number above 0")
     options = cli.model_options(arguments)
     if arguments.dtype == "auto":
         options["dtype"] = "float32"  # where a difference is no rounding
     llm = load(**options, progress=cli.progress_bar("loading"))
-    tokens = tokens_of(llm, arguments)
+    tokens, reference = tokens_of(llm, arguments), None
     if arguments.against == "transformers":
         if arguments.against_dtype:
             raise ValueError("--against-dtype goes with another checkpoint; transformers takes the dtype of ours")
@@ -135,7 +147,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = hub.resolve(arguments.against)
         other = load(folder, dtype, llm.device, options["kernels"], cli.progress_bar("loading the reference"))
         trace, sites = against_minillm(llm, other, tokens)
-    found = examine(llm, trace, sites, arguments.tolerance)
+        reference = other.model
+    found = examine(llm, trace, sites, arguments.tolerance, reference)
     return diff_report.as_json(llm, arguments, tokens.shape[1], found, diff_names.same(llm.model))
 
 
@@ -160,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.plot:
             diff_report.draw(arguments.plot, report)
         if arguments.json:
-            print(json.dumps(report, ensure_ascii=False))
+            print(json.dumps(report, ensure_ascii=False, allow_nan=False))
         else:
             for line in diff_report.lines(report, arguments.all, cli.colourful()):
                 print(line)

@@ -127,6 +127,9 @@ def _router(router: Router, site: Site, trace: Trace, free: Trace, eps: float, t
 
 def agreement(ours: Routing, theirs: Routing, eps: float) -> tuple[Tensor, Error]:
     """Which tokens go to the same experts, bool `[N]`, and the error of these tokens' weights."""
+    if ours.experts.shape != theirs.experts.shape:
+        nowhere = torch.zeros(len(ours.experts), dtype=torch.bool, device=ours.experts.device)
+        return nowhere, Error(math.inf, math.inf, math.inf)
     mine, other = ours.experts.sort(-1), theirs.experts.sort(-1)
     same = (mine.values == other.values).all(-1)
     a, b = (each.weights.gather(-1, order.indices)[same] for each, order in ((ours, mine), (theirs, other)))
@@ -139,7 +142,7 @@ def _explained(router: Router, ours: Routing, theirs: Routing, tolerance: float)
     size = ours.logits.square().mean(-1, keepdim=True).sqrt()
     wanted, size_of_noise = theirs.experts.sort(-1).values, ours.logits.shape
     found = torch.zeros(len(wanted), dtype=torch.bool, device=wanted.device)
-    for _ in range(TRIES):
+    for _ in range(TRIES if theirs.experts.shape == ours.experts.shape else 0):
         moved = ours.logits + noise * size * torch.randn(size_of_noise, generator=generator).to(size)
         chosen = router.ops.route(moved, router.bias, router.spec).experts
         found |= (chosen.sort(-1).values == wanted).all(-1)

@@ -28,6 +28,7 @@ from minillm.mla import LatentAttention
 from minillm.model import Block, Decoder
 from minillm.moe import Experts, MoE, Router
 from minillm.norm import LayerNorm, NoNorm, Norm
+from minillm.rope import Rotary
 from minillm.routing import Routing
 
 
@@ -143,7 +144,7 @@ def _router(made: Replay, router: Router) -> None:
 
 def _share(routes: Routing, exact: Routing) -> Error:
     """Which part of the tokens goes elsewhere: a choice has no ulps, and any is infinitely far off."""
-    other = (routes.experts.sort(-1).values != exact.experts.sort(-1).values).any(-1).float().mean().item()
+    other = 1 - agreement(routes, exact, 1.0)[0].double().mean().item()
     return Error(float("inf") if other else 0.0, other, other)
 
 
@@ -192,7 +193,7 @@ def _attention(made: Replay, attention: GroupedQueryAttention | LatentAttention)
         run(made.model, made.site, trace, made.step)
     if theirs is None or not calls:
         return
-    call, exact = calls[-1], _exact_qkv(attention, trace.given[name], made.step)
+    call, exact = calls[-1], _exact_qkv(attention, trace.given[name])
     for kind, ours, should, other in zip(
         ("q, normed and turned", "k, normed and turned", "v"), call.given, exact, (theirs.q, theirs.k, theirs.v),
         strict=False,
@@ -204,11 +205,11 @@ def _attention(made: Replay, attention: GroupedQueryAttention | LatentAttention)
     weights = observe.attention_weights(*exactly, **call.options)
     own = observe.attention_weights(*given, *rest, **call.options)
     made.op("softmax of scores", weights, own, theirs.weights)
+    values = _repeated(theirs.v.double(), weights.shape[1])
     before = weights if theirs.weights is None else theirs.weights.double()
-    sums = rearrange(before @ _repeated(theirs.v.double(), before.shape[1]), "B H T V -> B T (H V)")
-    made.op(
-        "weighted sum of values", sums, _merged(attention.ops.attention(*given, *rest, **call.options)), theirs.sums
-    )
+    own_sums = _merged(attention.ops.attention(*given, *rest, **call.options))
+    each = [(own_sums, weights), (theirs.sums, before)]  # each side's sum with its own weights: a score is no sum
+    made.found.append(Op("weighted sum of values", *(error(y, _merged(w @ values), made.eps) for y, w in each)))
     out = attention.out(theirs.sums.to(made.model.dtype))
     made.op("product out", _product(theirs.sums, attention.out), out, trace.gave[name])
 
@@ -241,9 +242,10 @@ def _aligned(theirs: Tensor, exact: Tensor, attention: GroupedQueryAttention | L
     return min((theirs, paired), key=lambda each: (each.double() - exact).abs().max().item())
 
 
-def _exact_qkv(attention: Any, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+def _exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v in fp64 as they go into the scores, `[B, heads, T, D]`."""
-    spec, (cos, sin) = attention.spec, (each.double() for each in step.rotary[attention.spec.rope])
+    spec, count = attention.spec, x.shape[1]
+    cos, sin = Rotary(spec.rope)(torch.arange(count, device=x.device)[None], (count,), torch.float64)
     turn = lambda each: reference.rope(each, cos, sin, spec.rope.layout)  # noqa: E731
     if isinstance(attention, GroupedQueryAttention):
         qkv = rearrange(_product(x, attention.qkv), "B T (heads D) -> B T heads D", D=spec.head_dim)

@@ -18,6 +18,7 @@ from minillm.diff_replay import Op
 from minillm.llm import LLM
 from minillm.picture import COLOURS, MARKERS, save
 
+COARSE = 0.01  # of a row's size: a tolerance that lets other meanings pass
 LAYER = re.compile(r"layers\.(\d+)$")
 
 
@@ -25,6 +26,7 @@ LAYER = re.compile(r"layers\.(\d+)$")
 class Finding:
     """All sites in order; the first that diverges, its ops, what explains it, and what is seen."""
 
+    ulp: float  # the distance from 1 to the next number of the coarser type
     rows: list[Row]
     first: Row | None
     ops: list[Op]
@@ -45,6 +47,7 @@ def as_json(
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "tokens": tokens,
         "tolerance_ulps": arguments.tolerance,
+        "ulp": found.ulp,
         "agrees": first is None,
         "first_divergence": first.site.ours if first else None,
         "first_divergence_part": (first.site.part or None) if first else None,
@@ -98,14 +101,17 @@ def lines(report: dict[str, Any], every: bool, colour: bool) -> Iterator[str]:
         yield f"not compared by themselves, but within what holds them: {', '.join(kinds)}"
     if report["agrees"]:
         yield f"no module diverges: every own error is within {report['tolerance_ulps']:g} ulps"
+        share = report["tolerance_ulps"] * report["ulp"]
+        if share > COARSE:
+            yield f"in {report['dtype']} that is {share:.0%} of a row's size: compare in float32 to be sure"
         return
     part = f" ({report['first_divergence_part']})" if report["first_divergence_part"] else ""
     yield printable(f"first divergence: {report['first_divergence']}{part}")
     for op in report["ops"]:
         off = {None: "", "both": "  <- both are off the formula"}.get(op["off"], f"  <- {op['off']} is off the formula")
         yield f"  {op['op']:30} ours {_pair(op['ours'])} theirs {_pair(op['theirs'])}{off}"
-    for text in report["causes"]:
-        yield f"  cause: {text}"
+    for index, text in enumerate(report["causes"]):
+        yield f"  {'or' if index else 'cause'}: {printable(text)}"
     for text in report["signs"]:
         yield f"  sign:  {text}"
 

@@ -1,5 +1,5 @@
-"""What a difference looks like, and what that usually means: a table of signs, for when no other meaning of the spec
-explains it (`diff_causes.py`).
+"""What a difference looks like, and what that usually means: a table of signs, beside the causes found by experiment
+(`diff_causes.py`).
 
 Shapes: B batch, T tokens, S keys, H heads, D head_dim.
 """
@@ -17,10 +17,11 @@ from minillm.diff_compare import precision, run
 from minillm.diff_names import Site
 from minillm.diff_trace import Trace
 from minillm.mla import LatentAttention
-from minillm.model import Decoder
+from minillm.model import Block, Decoder
 from minillm.moe import Router
 
 PERMUTED = 0.999  # share of a row's size that reordered values must explain
+UNDERFLOW = 1e-6  # a weight that small may be 0 in another type
 CONSTANT = 1e-3  # relative spread of a factor that counts as one
 
 
@@ -36,7 +37,7 @@ def signs(model: Decoder, site: Site, trace: Trace, step: Step, tolerance: float
     seen = [text for sign in (_not_finite, _factor, _permuted) if (text := sign(ours, theirs))]
     if isinstance(_module(model, site), (GroupedQueryAttention, LatentAttention)) and site.ours in trace.attended:
         seen += _scores(model, site, trace, step)
-    if ours.dim() == 3 and not seen:
+    if isinstance(_module(model, site), (GroupedQueryAttention, LatentAttention, Block)) and not seen:
         seen += _by_position(ours, theirs, tolerance * precision(model, trace))
     return seen
 
@@ -49,6 +50,8 @@ def _router(model: Decoder, site: Site, trace: Trace) -> list[str]:
     router = model.get_submodule(site.ours)
     assert isinstance(router, Router)
     ours, theirs = router(trace.given[site.ours].flatten(0, -2)), trace.routes[site.ours]
+    if ours.experts.shape != theirs.experts.shape:
+        return [f"{ours.experts.shape[-1]} experts for a token here, {theirs.experts.shape[-1]} there"]
     mine, other = ours.experts.sort(-1), theirs.experts.sort(-1)
     same = (mine.values == other.values).all(-1)
     if not same.all():
@@ -94,7 +97,9 @@ def _by_position(ours: Tensor, theirs: Tensor, limit: float) -> list[str]:
     wrong = ((ours - theirs).abs().amax(-1) / size > limit).any(0)  # [T]
     first = int(wrong.int().argmax())
     if first == 1 and not wrong[0]:
-        return ["right at position 0, wrong later: rope, or what is seen of the past"]
+        return [
+            "right at position 0, wrong later: q, k or their scores (rope, norm, factor, cap, mask), no v or output"
+        ]
     if first > 1:
         return [f"right up to position {first - 1}, wrong from {first}: a window or a scaling that starts there"]
     return []
@@ -110,7 +115,7 @@ def _scores(model: Decoder, site: Site, trace: Trace, step: Step) -> list[str]:
     given: list[Any] = [each.double() for each in (theirs.q, theirs.k, theirs.v)]
     rest = [each.double() if isinstance(each, Tensor) else each for each in calls[-1].given[3:]]
     ours, other = observe.attention_weights(*given, *rest, **calls[-1].options), theirs.weights.double()
-    seen = (ours > 0) != (other > 0)
+    seen = ((ours > UNDERFLOW) & (other == 0)) | ((other > UNDERFLOW) & (ours == 0))
     if seen.any():
         at = seen.nonzero()[0].tolist()
         who = "the reference" if other[tuple(at)] > 0 else "minillm"
@@ -120,7 +125,7 @@ def _scores(model: Decoder, site: Site, trace: Trace, step: Step) -> list[str]:
     spread = [_centred(each) for each in (ours, other)]
     factor = (spread[0] * spread[1]).sum() / spread[0].square().sum()
     left = (spread[1] - factor * spread[0]).norm() / spread[1].norm()
-    if left < 10 * CONSTANT and abs(factor - 1) > CONSTANT:
+    if left < CONSTANT and abs(factor - 1) > 10 * CONSTANT:
         return [f"all scores x {factor:.4g}: the factor on the scores (1 / sqrt(head_dim), mscale²)"]
     return []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def check(path: Path) -> None:
         raise ValueError(f"--html {path}: a page is a .html file")
     if not path.parent.is_dir():
         raise ValueError(f"--html {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--html {path}: cannot be written; give the path of a file to be")
 
 
 def write(path: Path, title: str, body: str, data: Any = None, style: str = "", script: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def check(path: Path) -> None:
         raise ValueError(f"--plot {path}: a picture is a .png file")
     if not path.parent.is_dir():
         raise ValueError(f"--plot {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--plot {path}: cannot be written; give the path of a file to be")
 
 
 def save(figure: Any, path: Path) -> None:

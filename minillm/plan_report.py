@@ -134,7 +134,10 @@ def _fit(report: Report) -> list[str]:
 def _way(report: Report, name: str) -> str:
     """How to come by a format: `minillm.quantize` makes integers only."""
     weights = f"{size(report['formats'][name]['tensor_bytes'])} of weights"
-    return f"- --quantize {name}: {weights}" if name in ("int8", "int4") else f"- a checkpoint in {name}: {weights}"
+    own = name in ("int8", "int4") and report["checkpoint"]["readable"] is not False
+    if name == "bfloat16":
+        return f"- --dtype bfloat16: {weights}"
+    return f"- --quantize {name}: {weights}" if own else f"- a checkpoint in {name}: {weights}"
 
 
 def _held(report: Report) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from conftest import shared
 
 import minillm
-from minillm import diff, diff_trace
+from minillm import diff, diff_trace, quantize
 from minillm.diff_names import same
 
 KEYS = {
-    "weights", "against", "quantize", "dtype", "tokens", "tolerance_ulps", "agrees", "first_divergence",
+    "weights", "against", "quantize", "dtype", "tokens", "tolerance_ulps", "ulp", "agrees", "first_divergence",
     "first_divergence_part", "causes", "signs", "ops", "modules", "not_compared",
 }  # fmt: skip
 ROW_KEYS = {
@@ -85,15 +86,37 @@ def test_against_itself_in_integers(mixture: Path, capsys: pytest.CaptureFixture
     assert same_one["agrees"]
     assert {row["own_ulps"]["max"] for row in same_one["modules"]} == {0.0}
     logits = {}
-    for quantize in ("int8", "int4"):
-        picture = tmp_path / f"{quantize}.png"
+    for kind in ("int8", "int4"):
+        picture = tmp_path / f"{kind}.png"
         found = reported(
-            capsys, "--weights", str(mixture), "--against", str(mixture), "--quantize", quantize, "--plot", str(picture)
+            capsys, "--weights", str(mixture), "--against", str(mixture), "--quantize", kind, "--plot", str(picture)
         )
-        assert (found["first_divergence"], found["quantize"]) == ("embedding", quantize)
+        assert (found["first_divergence"], found["quantize"]) == ("embedding", kind)
         assert picture.read_bytes().startswith(b"\x89PNG")
-        logits[quantize] = next(row["running_ulps"]["relative"] for row in found["modules"] if row["module"] == "head")
+        logits[kind] = next(row["running_ulps"]["relative"] for row in found["modules"] if row["module"] == "head")
     assert 0 < logits["int8"] < logits["int4"] / 4
+
+
+def test_another_spec_is_the_cause(mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where both specs are known, what differs is said, whatever it is: no experiment has to find it."""
+    other = Path(shutil.copytree(mixture, tmp_path / "theta"))
+    tiny.edit_config(other, rope_parameters={"rope_type": "default", "rope_theta": 12345.0})
+    found = reported(capsys, "--weights", str(mixture), "--against", str(other))
+    assert found["first_divergence"] == "layers.0.attention"
+    assert found["causes"] == ["rope.theta is 10000.0 here, 12345.0 there"]
+    tiny.edit_config(other, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, num_experts_per_tok=2)
+    for pair in ((mixture, other), (other, mixture)):
+        found = reported(capsys, "--weights", str(pair[0]), "--against", str(pair[1]))
+        assert found["first_divergence"] == "layers.0.ffn.router"
+        assert "experts for a token here" in found["signs"][0]
+        assert found["causes"][0].startswith("top_k is")
+
+
+def test_low_precision_is_said_to_hide(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diff.main(["--weights", str(mixture), "--kernels", "reference", "--dtype", "bfloat16"]) == 0
+    assert "in bfloat16 that is 50% of a row's size: compare in float32 to be sure" in capsys.readouterr().out
+    assert diff.main(["--weights", str(mixture), "--kernels", "reference"]) == 0
+    assert "to be sure" not in capsys.readouterr().out
 
 
 @torch.no_grad()
@@ -114,11 +137,13 @@ def test_route_flips_are_counted(mixture: Path) -> None:
     ("arguments", "message"),
     [
         (["--weights", "nowhere/at-all"], "nowhere/at-all"),
-        (["--weights", "{folder}", "--against", "{other}"], "another checkpoint of the same model"),
+        (["--weights", "{folder}", "--against", "{other}"], "give another checkpoint of the same model"),
         (["--weights", "{folder}", "--prompt", "text"], "no tokenizer"),
         (["--weights", "{folder}", "--prompt-ids", "1,97"], "goes from 0 to 96"),
         (["--weights", "{folder}", "--prompt-ids", "1"], "takes 2 to 128"),
         (["--weights", "{folder}", "--tolerance", "0"], "above 0"),
+        (["--weights", "{folder}", "--tolerance", "nan"], "above 0"),
+        (["--weights", "{integers}"], "does not read these integers"),
         (["--weights", "{folder}", "--plot", "error.pdf"], "a picture is a .png file"),
         (["--weights", "{folder}", "--against-dtype", "float32"], "goes with another checkpoint"),
         (["--weights", "{tanuki}"], "transformers cannot load"),
@@ -132,9 +157,11 @@ def test_bad_input(
         tiny.save(other, "llama", {"num_hidden_layers": 2})
     if "{tanuki}" in arguments:
         tiny.save(tmp_path / "tanuki", *tiny.ROWS["tanuki"])
-    places = {"{folder}": str(mixture), "{other}": str(other), "{tanuki}": str(tmp_path / "tanuki")}
+    if "{integers}" in arguments:
+        quantize.main(["--weights", str(mixture), "--output", str(tmp_path / "integers"), "--quantize", "int8"])
+    places = {"{folder}": mixture, **{f"{{{each}}}": tmp_path / each for each in ("other", "tanuki", "integers")}}
     capsys.readouterr()
-    assert diff.main([places.get(each, each) for each in arguments]) == 2
+    assert diff.main([str(places.get(each, each)) for each in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("minillm: error: ")

@@ -80,6 +80,7 @@ LAYERS = [
     ["minillm.diff_names"],
     ["minillm.diff_trace"],
     ["minillm.diff_compare"],
+    ["minillm.diff_alternatives"],
     ["minillm.diff_replay", "minillm.diff_causes", "minillm.diff_signs", "minillm.diff_report"],
     [
         "minillm.generate",

@@ -33,6 +33,7 @@ _QWEN = (
     _COPY,
     'show "Built with Qwen" or "Improved using Qwen" with models trained on it or its outputs',
 )
+_NO_OTHER_MODEL = "neither the model nor its outputs may be used to improve another language model"
 _QWEN_RESEARCH = (_NON_COMMERCIAL + " without a licence of its own", *_QWEN[1:])
 
 TERMS: Mapping[str, Terms] = MappingProxyType(
@@ -78,7 +79,7 @@ TERMS: Mapping[str, Terms] = MappingProxyType(
              "count as derivatives"),
         ),
         "qwen": Terms("Qwen License", _QWEN),
-        "tongyi-qianwen": Terms("Tongyi Qianwen License", _QWEN[:2]),
+        "tongyi-qianwen": Terms("Tongyi Qianwen License", (*_QWEN[:2], _NO_OTHER_MODEL)),
         "qwen-research": Terms("Qwen Research License", _QWEN_RESEARCH),
         "tongyi-qianwen-research": Terms("Tongyi Qianwen Research License", _QWEN_RESEARCH[:2]),
         "deepseek": Terms("DeepSeek Model License", (_PERMISSIVE + " outside the prohibited ones", _RESTRICTED, _COPY)),
