@@ -16,7 +16,7 @@ from minillm.diff_compare import Error, Row
 from minillm.diff_names import Site
 from minillm.diff_replay import Op
 from minillm.llm import LLM
-from minillm.picture import COLOURS, MARKERS, save
+from minillm.picture import COLOURS, MARKERS, plain, save
 
 COARSE = 0.01  # of a row's size: a tolerance that lets other meanings pass
 LAYER = re.compile(r"layers\.(\d+)$")
@@ -154,7 +154,7 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     axes.set(xlabel="layer", ylabel="error, as a share of the reference's output")
     quantised = f" as {report['quantize']}" if report["quantize"] else ""
     names = f"{Path(report['weights']).name}{quantised} against {Path(report['against']).name}"
-    axes.set_title(f"{names}, {report['tokens']} tokens")
+    axes.set_title(f"{plain(names)}, {report['tokens']} tokens")
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)

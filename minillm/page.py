@@ -50,5 +50,8 @@ def write(path: Path, title: str, body: str, data: Any = None, style: str = "", 
         f"<script>\nconst DATA = {values};\n{script}\n</script>\n</body>\n</html>\n"
     )
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

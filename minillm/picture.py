@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from minillm.config import printable
+
 # Tell apart without colours too (Okabe and Ito's palette, 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
@@ -29,5 +31,13 @@ def check(path: Path) -> None:
 def save(figure: Any, path: Path) -> None:
     """Write a Matplotlib figure as PNG."""
     temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, format="png", dpi=150)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(text: str) -> str:
+    """A text for a picture: no control characters, and no formula between dollars."""
+    return printable(text).replace("$", r"\$")

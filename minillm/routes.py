@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from minillm import cli, config, hub, page, picture, routes_page, routes_plot, routes_text
+from minillm import cli, config, hub, page, picture, pieces, routes_page, routes_plot, routes_text
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.routes_drift import drift, flips
@@ -38,13 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("routes", "Show where a mixture of experts sends the tokens of a text.")
     cli.add_model_arguments(parser)
-    parser.add_argument("--text", metavar="FILE", nargs="+", required=True, help="UTF-8 files, each read by itself")
+    several: dict[str, Any] = {"metavar": "FILE", "nargs": "+", "action": "extend"}
+    parser.add_argument("--text", **several, required=True, help="UTF-8 files, each read by itself")
     parser.add_argument("--context", metavar="N", type=int, help="tokens of a window (default: 2048 at most)")
     parser.add_argument("--stride", metavar="N", type=int, help="from one window to the next (default: half of one)")
     parser.add_argument("--max-tokens", metavar="N", type=int, help="of each text only the first N tokens")
     parser.add_argument("--tie", metavar="X", type=float, default=TIE, help=f"a margin below is a near tie ({TIE})")
     parser.add_argument("--layer", metavar="N", type=int, help="this layer in detail, its pairs in the picture too")
-    parser.add_argument("--against-text", metavar="FILE", nargs="+", help="compare with other texts")
+    parser.add_argument("--against-text", **several, help="compare with other texts")
     parser.add_argument("--against", metavar="PATH", help="compare with another checkpoint over the same text")
     parser.add_argument("--against-dtype", choices=("float32", "bfloat16", "float16"), help="… or this one in a dtype")
     parser.add_argument("--against-quantize", choices=("int8", "int4"), help="… or quantised")
@@ -114,7 +115,7 @@ def _read(flag: str, path: str) -> str:
 
 def _recorded(llm: LLM, texts: list[str], arguments: argparse.Namespace) -> Recording:
     """One run over the texts. Raises ValueError before it where it could not end well."""
-    found = routers(llm.spec)
+    found = routers(llm.spec, llm.folder.name)
     if arguments.layer is not None and arguments.layer not in found:
         raise ValueError(f"--layer is {arguments.layer}, the layers with experts are {', '.join(map(str, found))}")
     sizes(llm.spec, arguments.context, arguments.stride)
@@ -124,12 +125,10 @@ def _recorded(llm: LLM, texts: list[str], arguments: argparse.Namespace) -> Reco
 
 def measured(llm: LLM, before: Recording, arguments: argparse.Namespace) -> dict[str, Any]:
     """The report without a comparison, its keys as in docs/routes.md."""
-    ids, tokenizer = torch.tensor(list(itertools.chain(*before.ids))), llm.tokenizer
-    assert tokenizer is not None
+    ids = torch.tensor(list(itertools.chain(*before.ids)))
 
     def text_of(token: int) -> str:
-        once, twice = (tokenizer.decode([token] * times, skip_special=False) for times in (1, 2))
-        return twice[len(once) :]  # behind another: a decoder drops the space before a first word
+        return pieces.texts(llm.tokenizer, [token])[token]
 
     return {
         "weights": str(arguments.weights or hub.DEMO.name),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from minillm import page
+from minillm.config import printable
 from minillm.routes_script import SCRIPT
 
 MAX_CELLS = 2_000_000  # of all layers' pairs together, up to which a page holds them
@@ -44,12 +45,12 @@ role="img" aria-label="pairs of experts"></canvas></div></div>
 def write(path: Path, report: dict[str, Any], layer: int | None, counts: dict[int, Tensor]) -> None:
     """Write the page. `counts` are the pairs of the layers that have them on it, as `routes_measure.together` does."""
     about = (
-        f"{report['tokens']:,} tokens of {', '.join(report['text'])}, windows of {report['context']} every "
+        f"{report['tokens']:,} tokens of {printable(', '.join(report['text']))}, windows of {report['context']} every "
         f"{report['stride']}, {report['dtype']}"
     )
     data = {"report": report, "layer": layer, "pairs": {each: _triangle(found) for each, found in counts.items()}}
     body = BODY.format(about=html.escape(about))
-    page.write(path, f"Routes of {Path(report['weights']).name}", body, data, STYLE, SCRIPT)
+    page.write(path, printable(f"Routes of {Path(report['weights']).resolve().name}"), body, data, STYLE, SCRIPT)
 
 
 def _triangle(counts: Tensor) -> list[list[int]]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.picture import DIVERGING, SEQUENTIAL, save
+from minillm.picture import DIVERGING, SEQUENTIAL, plain, save
+from minillm.routes_measure import MIN_EXPECTED
 
 NUMBERED = 16  # experts up to which each cell says its number
 TICKS = 16
@@ -27,7 +28,7 @@ def draw(path: Path, report: dict[str, Any], layer: int | None, counts: Tensor |
     if drift:
         change = [[100 * each for each in row["load_change"]] for row in drift["layers"]]
         largest = max(max(map(abs, row)) for row in change) or 1.0
-        title = f"change of the share of picks against {drift['against']}, in points of a hundred"
+        title = f"change of the share of picks against {plain(drift['against'])}, in points of a hundred"
         grids.append((change, title, DIVERGING, (-largest, largest), "{:+.2f}"))
     heights = [1.2 + min(max(0.24 * len(layers), 1.0), 9.0)] * len(grids) + ([6.0] if counts is not None else [])
     figure = Figure(figsize=(11, sum(heights) + 0.4), layout="constrained")
@@ -39,7 +40,7 @@ def draw(path: Path, report: dict[str, Any], layer: int | None, counts: Tensor |
     if counts is not None:
         title = f"layer {layer}: how often two experts go together, over what independence would give"
         _pairs(panels[-1], counts, report["tokens"], title)
-    figure.suptitle(f"{Path(report['weights']).name}, {report['tokens']:,} tokens")
+    figure.suptitle(f"{plain(Path(report['weights']).name)}, {report['tokens']:,} tokens")
     save(figure, path)
 
 
@@ -65,7 +66,9 @@ def _grid(axes: Any, rows: list[list[float]], title: str, colours: str, limits: 
 
 def _pairs(axes: Any, counts: Tensor, tokens: int, title: str) -> None:
     load = counts.diagonal().double()
-    lift = (counts * tokens / torch.outer(load, load).clamp(min=1)).fill_diagonal_(float("nan"))  # never of itself
+    expected = torch.outer(load, load) / tokens
+    lift = torch.where(expected >= MIN_EXPECTED, counts / expected, torch.nan)
+    lift.fill_diagonal_(torch.nan)  # never of itself
     image = axes.imshow(lift.tolist(), cmap=DIVERGING, vmin=0, vmax=2, interpolation="nearest")
     axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0, 0.03, 1)), extend="max")
     axes.set_title(title, fontsize="medium")

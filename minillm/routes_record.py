@@ -35,11 +35,11 @@ class Recording(NamedTuple):
     dtype: str
 
 
-def routers(decoder: spec.Decoder) -> dict[int, spec.Router]:
+def routers(decoder: spec.Decoder, name: str = "routes") -> dict[int, spec.Router]:
     """The routers of a model by layer. Raises ValueError where there are none."""
     found = {i: layer.ffn.router for i, layer in enumerate(decoder.layers) if isinstance(layer.ffn, spec.MoE)}
     if not found:
-        raise ValueError("this model has no experts: every token goes through all of every layer")
+        raise ValueError(f"{name}: this model has no experts; give a mixture, such as --weights examples/demo_moe")
     return found
 
 

@@ -94,18 +94,19 @@ function histogram(margin) {
 function lift(a, b) {
   const p = DATA.pairs[L[layer].layer], [i, j] = a < b ? [a, b] : [b, a];
   const expected = p[i][0] * p[j][0] / R.tokens;
-  return [p[i][j - i], expected, expected ? p[i][j - i] / expected : 0];
+  return [p[i][j - i], expected, expected < 5 ? null : p[i][j - i] / expected];  // of fewer it is chance
 }
 function pairs() {
   const n = L[layer].num_experts, size = Math.max(2, Math.min(28, Math.floor(420 / n))), canvas = $("pairs");
   canvas.hidden = !DATA.pairs[L[layer].layer];
   $("pairsaid").textContent = canvas.hidden ?
     "The pairs of all layers are too many for a page: write it with --layer." :
-    "Purple: more often than independence would give, orange: less, white: as often.";
+    "Purple: more often than independence would give, orange: less, white: as often; grey: too few.";
   if (canvas.hidden) return;
   const [g, soft] = sized(canvas, LEFT + n * size + 2, TOP + n * size + 2), every = Math.ceil(28 / size);
   for (let a = 0; a < n; a++) for (let b = 0; b < n; b++) {
-    g.fillStyle = a === b ? soft : colour(PUOR, lift(a, b)[2] / 2);
+    const times = lift(a, b)[2];
+    g.fillStyle = a === b || times === null ? soft : colour(PUOR, times / 2);
     g.fillRect(LEFT + b * size, TOP + a * size, size - (size > 4), size - (size > 4));
   }
   g.fillStyle = soft;
@@ -116,7 +117,8 @@ function pairs() {
     const [b, a] = cell(event, canvas, LEFT, TOP, size, size);
     if (a < 0 || b < 0 || a >= n || b >= n || a === b) return;
     const [count, expected, times] = lift(a, b);
-    $("pairsaid").textContent = `${a} and ${b}: ${count} tokens for ${f(expected, 1)} expected, ${f(times)} times`;
+    const share = times === null ? "" : `, ${f(times)} times`;
+    $("pairsaid").textContent = `${a} and ${b}: ${count} tokens for ${f(expected, 1)} expected${share}`;
   };
 }
 function numbers(y, e) {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from minillm import cli
 from minillm.config import printable
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -16,7 +15,7 @@ ORANGE, FAINT, PLAIN = "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
 def show(report: dict[str, Any], layer: int | None) -> None:
     """Print it; colour only on a terminal that may have it."""
-    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    coloured = cli.colourful()
     print(
         printable(
             f"{report['weights']}: {report['tokens']:,} tokens of {', '.join(report['text'])}, "

@@ -159,6 +159,8 @@ def test_an_early_word_for_the_approximation() -> None:
     assert transformers.AutoConfig.for_model("gemma", hidden_act="gelu").hidden_act == "gelu_pytorch_tanh"
     spec, _, _ = resolve({"model_type": "gemma", "hidden_act": "gelu"})
     assert spec.layers[0].ffn.activation == "gelu_tanh"
+    spec, _, _ = resolve({"model_type": "gemma2", "hidden_activation": "gelu"})  # which means what it says
+    assert spec.layers[0].ffn.activation == "gelu"
 
 
 def test_rounding_of_the_norm_is_theirs_to_the_bit() -> None:

@@ -40,7 +40,8 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     (tmp_path / "other").write_text(OTHER)
 
     def call(*given: str, weights: Path | str = DEMO_MOE) -> tuple[int, str, str]:
-        base = ["--weights", str(weights), "--text", str(tmp_path / "text"), "--kernels", "reference"]
+        text = [] if "--text" in given else ["--text", str(tmp_path / "text")]
+        base = ["--weights", str(weights), *text, "--kernels", "reference"]
         code = routes.main([*base, *given])
         return code, *capsys.readouterr()
 
@@ -235,3 +236,19 @@ def test_a_page_asks_nobody_and_trusts_no_token(tmp_path: Path, command: Callabl
     assert text.count("</script>") == 1
     assert '"pairs": {"0": [[4, 2], [3]]}' in text
     assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|https?://(?!www\.w3\.org/2000/svg)", text)
+
+
+def test_texts_given_one_by_one_count_together(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    one, other = str(tmp_path / "text"), str(tmp_path / "other")
+    reports = [
+        json.loads(command(*given, "--json")[1]) for given in (("--text", one, other), ("--text", one, "--text", other))
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0]["text"] == [one, other]
+
+
+def test_a_name_is_no_formula(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "a$^$.txt").write_text(OTHER)
+    code, _, err = command("--against-text", str(tmp_path / "a$^$.txt"), "--plot", str(tmp_path / "p.png"))
+    assert (code, err) == (0, "")
+    assert {each.name for each in tmp_path.iterdir() if each.suffix == ".part"} == set()

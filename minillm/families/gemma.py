@@ -44,7 +44,8 @@ def decoder(config: Config, attention: list[GQA]) -> Decoder:
     common.causal_only(config)
     key = "hidden_activation" if config.get("hidden_activation") is not None else "hidden_act"
     config.get("hidden_act")  # without effect beside hidden_activation
-    mlp = GatedMLP(config.size("intermediate_size"), config.choice(key, ACTIVATIONS))
+    activations = ACTIVATIONS if key == "hidden_act" else common.ACTIVATIONS
+    mlp = GatedMLP(config.size("intermediate_size"), config.choice(key, activations))
     made = common.decoder(config, attention, [mlp] * len(attention), norm(config))
     return replace(made, embedding_scale=made.hidden_size**0.5)
 
