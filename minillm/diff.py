@@ -82,9 +82,8 @@ def against_transformers(llm: LLM, tokens: Tensor) -> tuple[Trace, list[Site]]:
     if integers(llm.folder, config.read(llm.folder)):
         raise ValueError(f"{llm.folder}: transformers does not read these integers; give --against the plain folder")
     try:
-        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            llm.folder, dtype=llm.model.dtype, output_loading_info=True, **plain
-        )
+        read: Any = transformers.AutoModelForCausalLM.from_pretrained
+        model, loaded = read(llm.folder, dtype=llm.model.dtype, output_loading_info=True, **plain)
     except (ValueError, KeyError, ImportError, OSError) as reason:
         raise ValueError(f"transformers cannot load {llm.folder}: {reason}") from None
     if missing := sorted(map(str, (*loaded["missing_keys"], *loaded["mismatched_keys"]))):

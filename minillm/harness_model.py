@@ -26,6 +26,7 @@ from minillm.scoring import score
 
 DEFAULT_NEW_TOKENS = 256  # where a task does not say, as in hf
 END_MARK = "END_OF_THE_LAST_MESSAGE"  # put into a conversation to find that end again
+FLAGS = ("add_bos_token", "enable_thinking", "keep_quantized", "symmetric")  # True, False, or None for the default
 THEIR_DEVICE = "cuda:0"  # what the harness's command line passes on where nobody asked for a device
 
 
@@ -57,8 +58,12 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
     ):
         super().__init__()
         _refuse_unknown(options)
+        _refuse_words({"add_bos_token": add_bos_token, "enable_thinking": enable_thinking, **options})
+        _refuse_no_text(think_end_token)
         self.rows = _rows(batch_size, max_batch_size)
-        self.llm = load(weights, device=_device(device), progress=cli.progress_bar("loading"), **options)
+        options = {name: value for name, value in options.items() if name not in FLAGS or value is not None}
+        path = None if weights is None else str(weights)  # the harness makes numbers of what looks like one
+        self.llm = load(path, device=_device(device), progress=cli.progress_bar("loading"), **options)
         if self.llm.tokenizer is None:
             raise ValueError(f"{self.llm.folder}: no tokenizer.json or tokenizer.model; the harness asks in texts")
         self.tokenizer = self.llm.tokenizer
@@ -155,6 +160,8 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
         limit = options.pop("max_gen_toks")
         if limit >= self.max_length:
             raise ValueError(f"max_gen_toks is {limit}, which leaves no room for a prompt in {self.max_length} tokens")
+        if (beams := options.pop("num_beams", 1)) != 1:
+            raise ValueError(f"num_beams is {beams!r}: there is no beam search here; leave it out, or make it 1")
         if not options.pop("do_sample"):
             options["temperature"] = 0.0
         room = self.max_length - limit
@@ -168,6 +175,8 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
         template = self.llm.chat_template()
         if add_generation_prompt:
             return template.render(chat_history, variables=self.variables)
+        if not chat_history:
+            raise ValueError("the conversation is empty: there is no last message to go on with; give one at least")
         last = {**chat_history[-1], "content": chat_history[-1]["content"] + END_MARK + " "}
         text = template.render([*chat_history[:-1], last], add_generation_prompt=False, variables=self.variables)
         before, found, behind = text.rpartition(END_MARK)
@@ -210,13 +219,32 @@ def _refuse_unknown(options: Mapping[str, Any]) -> None:
                          "max_length, add_bos_token, prefix_token_id, enable_thinking and think_end_token")  # fmt: skip
 
 
+def _refuse_words(options: Mapping[str, Any]) -> None:
+    """The harness makes values of true, false and none only: no or off stay texts, which would count as true."""
+    for name in FLAGS:
+        value = options.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}, it must be True or False, or left out for the default")
+
+
+def _refuse_no_text(think_end_token: Any) -> None:
+    if think_end_token is not None and not isinstance(think_end_token, str):
+        raise ValueError(f"think_end_token is {think_end_token!r}, it must be a text such as </think>, not an id; "
+                         "quote a text that looks like a number")  # fmt: skip
+
+
 def _rows(batch_size: int | str, max_batch_size: int | None) -> int | None:
     """The most rows at a time; None: as many as pay."""
+    most = None if max_batch_size is None else _count("max_batch_size", max_batch_size, "")
     if str(batch_size).partition(":")[0] == "auto":
-        return max_batch_size
-    if not str(batch_size).isdecimal() or int(batch_size) < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, it must be auto or a whole number of at least 1")
-    return int(batch_size)
+        return most
+    return _count("batch_size", batch_size, "auto or ")
+
+
+def _count(name: str, value: int | str, other: str) -> int:
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"{name} is {value!r}, it must be {other}a whole number of at least 1")
+    return int(value)
 
 
 def _device(device: str) -> str:
@@ -233,6 +261,9 @@ def _ends(llm: LLM, prefix: int | None) -> tuple[int, int]:
     bos = eos if llm.tokenizer.bos_id is None else llm.tokenizer.bos_id
     if eos is None or bos is None:
         raise ValueError(f"{llm.folder}: neither its tokenizer nor its configs name an EOS, which the harness asks for")
-    if prefix is not None and not 0 <= prefix < llm.spec.vocab_size:
-        raise ValueError(f"prefix_token_id is {prefix}, the vocabulary has {llm.spec.vocab_size} tokens")
+    size = llm.spec.vocab_size
+    if prefix is not None and (type(prefix) is not int or not 0 <= prefix < size):
+        raise ValueError(
+            f"prefix_token_id is {prefix!r}, it must be an id below {size}: the vocabulary has {size} tokens"
+        )
     return eos, bos if prefix is None else prefix

@@ -37,27 +37,34 @@ def plain(values: Any) -> Any:
         return {key: plain(each) for key, each in values.items()}
     if isinstance(values, list):
         return [plain(each) for each in values]
-    return float(f"{values:.6g}") if isinstance(values, float) else values
+    return float(f"{values:.6g}") + 0.0 if isinstance(values, float) else values  # + 0.0: no -0.0
+
+
+def name_of(folder: Path) -> str:
+    """A checkpoint's name: its folder's, or "org/name" of one in the hub cache (models--org--name/snapshots)."""
+    folder = folder.resolve()
+    repo = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repo.startswith("models--"):
+        return repo.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
 
 
 def report(llm: LLM, ids: Sequence[int], top_k: int = 5, chosen: Sampling | None = None) -> tuple[dict[str, Any], Pass]:
     """What the views show, as plain data (`docs/lens.md` has the keys), and the pass it was made from. Raises
     ValueError for ids that cannot be looked at."""
     lens_pass.check(llm.spec, ids)
-    if not 1 <= top_k <= MAX_TOP_K:
-        raise ValueError(f"--top-k is {top_k}, it must be from 1 to {MAX_TOP_K}")
     seen = lens_pass.look(llm.model, ids)
     if not bool(seen.residual.isfinite().all()):
         raise ValueError(f"the residual stream leaves the range of {llm.model.dtype}; try --dtype float32")
+    found = plain(lens_pass.predictions(llm.model, seen, top_k))
     with torch.inference_mode():
         last = llm.model.logits(seen.residual[-1:, -1:])[0, 0]
         sampled = None if chosen is None else lens_sampling.cuts(last, chosen, max(top_k, 10))
-    found = plain(lens_pass.predictions(llm.model, seen, top_k))
     heads = plain(lens_pass.heads(seen, llm.spec))
     shown = {*ids, *(i for key in ("distribution", "lens") for row in found[key]["ids"] for i in row)}
     texts = pieces.texts(llm.tokenizer, sorted(shown | set(sampled["ids"] if sampled else ())))
     made = {
-        "weights": str(llm.folder.name),
+        "weights": name_of(llm.folder),
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "tokens": list(ids),
         "texts": {str(i): text for i, text in sorted(texts.items())},
@@ -116,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for arguments that do not go together, before anything is loaded."""
+    if not 1 <= arguments.top_k <= MAX_TOP_K:
+        raise ValueError(f"--top-k is {arguments.top_k}, it must be from 1 to {MAX_TOP_K}")
     if arguments.attention and not arguments.json:
         raise ValueError("--attention adds the maps to --json; give that too, or --layer and --head for one of them")
     one_part = [name for name in ("show", "layer", "head") if getattr(arguments, name) is not None]
@@ -166,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lens_page.write(arguments.html, found, seen.attention)
         if arguments.json:
             maps = {"attention": as_lists(seen)} if arguments.attention else {}
-            print(json.dumps(found | maps, ensure_ascii=False))
+            print(json.dumps(found | maps, ensure_ascii=False, allow_nan=False))
         elif not (arguments.plot or arguments.html):
             one = None if arguments.head is None else seen.attention[arguments.layer][arguments.head].tolist()
             for line in lens_text.lines(found, show, one, cli.colourful()):

@@ -85,22 +85,36 @@ def predictions(model: Decoder, seen: Pass, top_k: int) -> dict[str, Any]:
 def _predictions(model: Decoder, seen: Pass, rows: Tensor, top_k: int) -> dict[str, dict[str, Tensor]]:
     """`predictions` of some positions."""
     final = log_chances(model, seen.residual[-1:, rows])[0]  # [rows, V]
-    best = final.topk(min(top_k, final.shape[-1]))
+    best = likeliest(final, top_k)
     actual = seen.tokens[(rows + 1)[rows + 1 < len(seen.tokens)]]  # what came; nothing behind the last one
     known = final[: len(actual)]
     own = known.gather(1, actual[:, None])
     lens = [_level(log_chances(model, level[None, rows])[0], final) for level in seen.residual]
     return {
-        "distribution": {"ids": best.indices, "probabilities": best.values.exp(), "entropy": entropy(final.exp())},
+        "distribution": {
+            "ids": best,
+            "probabilities": final.gather(-1, best).exp(),
+            "entropy": entropy(final.exp()),
+        },
         "following": {"probability": own.exp()[:, 0], "nats": -own[:, 0], "rank": 1 + (known > own).sum(-1)},
         "lens": {key: torch.stack([level[key] for level in lens]) for key in lens[0]},
     }
 
 
 def log_chances(model: Decoder, hidden: Tensor) -> Tensor:
-    """log softmax of the model's logits, fp32 (fp64 of an fp64 model)."""
+    """log softmax of the model's logits, fp32 (fp64 of an fp64 model). Raises ValueError where they are not finite."""
     logits = model.logits(hidden)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    found = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"the logits leave the range of {model.dtype}; try --dtype float32")
+    return found
+
+
+def likeliest(chances: Tensor, count: int) -> Tensor:
+    """The ids of the `count` highest in the last dimension: highest first, and among equals the lowest id first, which
+    is the one that argmax picks."""
+    order = chances.argsort(dim=-1, descending=True, stable=True)
+    return order[..., :count].clone()  # a view would keep the order of all of them
 
 
 def _level(here: Tensor, final: Tensor) -> dict[str, Tensor]:

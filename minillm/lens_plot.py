@@ -41,8 +41,8 @@ def draw(
 
 def _words(report: Report, tokens: Sequence[int]) -> list[str]:
     """Tokens as labels: short, and without what Matplotlib takes for mathematics."""
-    found = [name_of(report, token).replace("$", r"\$") for token in tokens]
-    return [word if len(word) <= 12 else f"{word[:11]}…" for word in found]
+    found = [name_of(report, token) for token in tokens]
+    return [(word if len(word) <= 12 else f"{word[:11]}…").replace("$", r"\$") for word in found]
 
 
 def _few(report: Report) -> int:

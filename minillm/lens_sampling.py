@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minillm.lens_pass import entropy
+from minillm.lens_pass import entropy, likeliest
 from minillm.sampling import LIMITS, Sampling, probabilities
 
 CUTS = ("temperature", "top_k", "top_p", "min_p")  # in the order they are applied
@@ -35,7 +35,7 @@ def cuts(logits_V: Tensor, chosen: Sampling, count: int) -> dict[str, Any]:
     model's own distribution they hold, its entropy in nats, and the chances of the model's `count` likeliest tokens."""
     plain = Sampling(temperature=1.0)
     own = probabilities(logits_V, plain)
-    best = own.topk(min(count, own.shape[-1])).indices
+    best = likeliest(own, count)
     applied: dict[str, Any] = {"temperature": 1.0}
     steps = [("model", own)]
     for name in CUTS:

@@ -38,8 +38,10 @@ function choose(change, focus) {
   Object.assign(state, { key: null }, change);
   state.at = clamp(state.at, T - 1); state.level = clamp(state.level, levels - 1);
   state.layer = clamp(state.layer, maps.length - 1); state.head = clamp(state.head, heads(state.layer) - 1);
-  history.replaceState(null, "", `#at=${state.at}&level=${state.level}&layer=${state.layer}&head=${state.head}`);
   draw();
+  try {
+    history.replaceState(null, "", `#at=${state.at}&level=${state.level}&layer=${state.layer}&head=${state.head}`);
+  } catch { /* Safari limits how often: the address stays behind */ }
   if (focus) focus().focus();
 }
 

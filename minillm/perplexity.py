@@ -30,6 +30,7 @@ from minillm.scoring import LOGITS_AT_ONCE
 from minillm.tokenizer import Tokenizer
 
 MAX_CONTEXT = 2048  # of a window, where nobody asks for another
+MAX_NATS = 700  # a token: exp of more leaves the range of a float
 ROWS_AT_ONCE = 4096  # tokens of windows that go through the model together
 
 
@@ -94,6 +95,10 @@ def measure(llm: LLM, text: str, context: int | None, stride: int | None, label:
     size = _predicted_bytes(llm.tokenizer, text, ids[0])
     started = time.perf_counter()
     mean = nats(llm, ids, context, stride, cli.progress_bar(label, unit=" tokens")) / (len(ids) - 1)
+    if not math.isfinite(mean):
+        raise ValueError(f"the logits leave the range of {llm.model.dtype}; try --dtype float32")
+    if mean > MAX_NATS:
+        raise ValueError(f"the perplexity is exp({mean:.6g}), too large for a number; are these the right weights?")
     return {
         "nats": mean,
         "perplexity": math.exp(mean),
@@ -125,7 +130,7 @@ def compare(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
         found[name] = measure(llm, text, arguments.context, arguments.stride, given["quantize"] or "reading")
         del llm
     if arguments.quantize:
-        ratio = math.exp(found["after"]["nats"] - found["before"]["nats"])
+        ratio = math.exp(found["after"]["nats"] - found["before"]["nats"])  # each is from 0 to MAX_NATS
         found |= {"quantize": arguments.quantize, "change_percent": 100 * (ratio - 1)}
     return found
 
@@ -160,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         found = compare(arguments, _text(arguments.text))
         if arguments.json:
-            print(json.dumps(found, ensure_ascii=False))
+            print(json.dumps(found, ensure_ascii=False, allow_nan=False))
             return 0
         print(_line("plain" if arguments.quantize else "", found["before"]).strip())
         if arguments.quantize:

@@ -128,6 +128,8 @@ def test_chat_templates(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ours.llm, "_templates", {False: ChatTemplate("{{ messages[0].content }}", {})})
     with pytest.raises(ValueError, match="leaves the last message out"):
         ours.apply_chat_template(both, add_generation_prompt=False)
+    with pytest.raises(ValueError, match="the conversation is empty"):
+        ours.apply_chat_template([], False)
     with pytest.raises(ValueError, match="'rag'"):
         ours.chat_template("rag")
 
@@ -160,8 +162,9 @@ def test_what_a_task_may_ask_of_generation(adapter: HarnessLM) -> None:
     adapter.think_end_token = " girl"
     assert answer(max_gen_toks=40) == plain[plain.rindex(" girl") + 5 :].lstrip()
     adapter.think_end_token = None
-    one = {"max_gen_toks": 1}
-    for options, message in [({"max_gen_toks": 128}, "max_gen_toks is 128"), ({**one, "num_beams": 2}, "num_beams")]:
+    assert answer(max_gen_toks=40, num_beams=1) == plain
+    beams = {"max_gen_toks": 1, "num_beams": 2}
+    for options, message in [({"max_gen_toks": 128}, "max_gen_toks is 128"), (beams, "no beam search here")]:
         with pytest.raises(ValueError, match=message):
             answer(**options)
     with pytest.raises(ValueError, match="a continuation has"):
@@ -188,6 +191,14 @@ def test_cached_answers_are_not_asked_for_again(
         ({"max_length": 513}, "max_length is 513, this model takes from 2 to 512"),
         ({"max_length": "long"}, "max_length is 'long'"),
         ({"prefix_token_id": 512}, "the vocabulary has 512 tokens"),
+        ({"prefix_token_id": "abc"}, "prefix_token_id is 'abc', it must be an id below 512"),
+        ({"batch_size": "auto", "max_batch_size": -1}, "max_batch_size is -1, it must be a whole number"),
+        ({"batch_size": "auto", "max_batch_size": "abc"}, "max_batch_size is 'abc'"),
+        ({"think_end_token": 5}, "think_end_token is 5, it must be a text"),
+        ({"add_bos_token": "no"}, "add_bos_token is 'no', it must be True or False"),
+        ({"enable_thinking": "off"}, "enable_thinking is 'off'"),
+        ({"symmetric": "no", "quantize": "int4"}, "symmetric is 'no'"),
+        ({"keep_quantized": 1}, "keep_quantized is 1"),
         ({"device": "abacus"}, "device 'abacus' is unknown"),
         ({"quantize": "int2"}, "int2"),
     ],
@@ -195,6 +206,14 @@ def test_cached_answers_are_not_asked_for_again(
 def test_bad_arguments(arguments: dict[str, Any], message: str, stories: Path) -> None:
     with pytest.raises(ValueError, match=message):
         HarnessLM(str(stories), **FAST, **arguments)
+
+
+def test_numbers_and_none_from_the_command(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder 123, of which the harness makes a number; a flag that is none has its default, which is not false."""
+    (tmp_path / "123").symlink_to(stories)
+    monkeypatch.chdir(tmp_path)
+    found = get_model("minillm").create_from_arg_string("weights=123,symmetric=none,keep_quantized=none")
+    assert found.llm.spec.vocab_size == 512
 
 
 def test_a_bos_that_the_tokenizer_does_not_add(stories: Path, tmp_path: Path) -> None:

@@ -103,6 +103,23 @@ def _entropy(chances: torch.Tensor) -> float:
     return -sum(p * math.log(p) for p in chances.tolist() if p)
 
 
+def test_the_lowest_id_comes_first_among_equals(tmp_path: Path) -> None:
+    """Everywhere, with every logit twice: the distribution, the lens and the sampling name the same token."""
+    chances = torch.tensor([[1.0, 3, 2, 3, 2], [0, 0, 0, 0, 0]])
+    assert lens_pass.likeliest(chances, 4).tolist() == [[1, 3, 2, 4], [0, 1, 2, 3]]
+    assert lens_pass.likeliest(chances, 9).shape == (2, 5)
+    llm = saved(tmp_path, "llama")
+    head = llm.model.head.weight if llm.model.head is not None else llm.model.embedding.weight
+    head.data[48:96] = head.data[:48]
+    found, _ = lens.report(llm, tiny.tokens(97, 9, seed=3).tolist(), 4, Sampling(temperature=1.0))
+    best = [ids[0] for ids in found["distribution"]["ids"]]
+    assert best == found["lens"]["ids"][-1]
+    assert all(i < 48 or i == 96 for i in best)
+    for ids in found["distribution"]["ids"]:
+        assert all(i < 48 or i == 96 or i - 48 in ids[: ids.index(i)] for i in ids)
+    assert found["sampling"]["ids"][:4] == found["distribution"]["ids"][-1]
+
+
 def test_heads_by_hand(tmp_path: Path) -> None:
     """One head that looks at itself, one at the first token and the one before, and one that gives half to a sink."""
     spec = saved(tmp_path, "gpt_oss").spec
@@ -221,3 +238,23 @@ def test_what_leaves_the_range_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leaves the range"):
         lens.report(llm, [1, 2])
     assert json.dumps(lens.plain({"a": torch.tensor([1 / 3]), "b": [2, "c"]})) == '{"a": [0.333333], "b": [2, "c"]}'
+    assert json.dumps(lens.plain(torch.tensor([-0.0, 0.0]))) == "[0.0, 0.0]"
+
+
+@pytest.mark.parametrize("logit", [math.inf, -math.inf, math.nan])
+def test_logits_that_leave_the_range(logit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = saved(tmp_path, "llama")
+    logits = llm.model.logits
+    monkeypatch.setattr(llm.model, "logits", lambda hidden: logits(hidden).index_fill(-1, torch.tensor(3), logit))
+    with pytest.raises(ValueError, match=r"the logits leave the range of torch\.float32; try --dtype float32"):
+        lens.report(llm, [1, 2], chosen=Sampling(temperature=0.5, top_p=0.5))
+
+
+def test_names_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from inside too, and in the Hugging Face cache, where the folder is named after a commit."""
+    cached, other = tmp_path / "models--org--a-name/snapshots/0123abc", tmp_path / "snapshots/step-100"
+    for folder in (cached, other):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(other)
+    found = [lens.name_of(folder) for folder in (cached, other, Path())]
+    assert found == ["org/a-name", "step-100", "step-100"]

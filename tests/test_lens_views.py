@@ -111,6 +111,11 @@ def test_pictures(show: str, looked: tuple[dict[str, Any], Any], tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_labels_are_cut_before_they_are_escaped() -> None:
+    report = {"texts": {"0": "a" * 10 + "$bcd", "1": "$" * 12}}
+    assert lens_plot._words(report, [0, 1]) == ["a" * 10 + r"\$…", r"\$" * 12]
+
+
 def test_pictures_of_maps(looked: tuple[dict[str, Any], Any], tmp_path: Path) -> None:
     image = pytest.importorskip("matplotlib.image")
     found, seen = looked
@@ -251,7 +256,7 @@ def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--top-k", "0"], "--top-k is 0"),
+        (["--top-k", "0", "--weights", "none"], "--top-k is 0"),  # before anything is loaded
         (["--attention"], "--attention adds"),
         (["--show", "lens", "--json"], "--show goes with text or --plot"),
         (["--layer", "0", "--head", "0", "--html", "x.html"], "--layer goes with"),

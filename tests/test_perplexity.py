@@ -149,6 +149,21 @@ def test_bad_requests(
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("total", "message"),
+    [(math.nan, "leave the range of torch."), (math.inf, "try --dtype float32"), (1e9, "the perplexity is exp(")],
+)
+def test_what_leaves_the_range_is_said(
+    total: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    monkeypatch.setattr(perplexity, "nats", lambda *_: total)
+    assert perplexity.main(["--text", str(tmp_path / "text"), "--quantize", "int4", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
 def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
     for name in ("tokenizer.json", "tokenizer.model"):
