@@ -97,9 +97,7 @@ def _by_position(ours: Tensor, theirs: Tensor, limit: float) -> list[str]:
     wrong = ((ours - theirs).abs().amax(-1) / size > limit).any(0)  # [T]
     first = int(wrong.int().argmax())
     if first == 1 and not wrong[0]:
-        return [
-            "right at position 0, wrong later: q, k or their scores (rope, norm, factor, cap, mask), not v"
-        ]
+        return ["right at position 0, wrong later: q, k or their scores (rope, norm, factor, cap, mask), not v"]
     if first > 1:
         return [f"right up to position {first - 1}, wrong from {first}: a window or a scaling that starts there"]
     return []
