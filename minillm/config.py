@@ -82,6 +82,13 @@ def read_text(path: Path) -> str:
     return utf8(path.read_bytes(), str(path)).removeprefix("\ufeff")
 
 
+def text_file(flag: str, path: str) -> Path:
+    """The file that a flag names. Raises ValueError where there is none."""
+    if not Path(path).is_file():
+        raise ValueError(f"{flag} {path}: no such file; give a text file")
+    return Path(path)
+
+
 def utf8(data: bytes, source: str) -> str:
     """Bytes as text. Raises ValueError that names the first byte which is not UTF-8."""
     try:

@@ -138,8 +138,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--layer needs --head: in text one map fits; --plot draws all heads of a layer")
     if arguments.show == "sampling" and arguments.sampling is None:
         raise ValueError("--show sampling needs --sampling, such as --sampling temperature=0.8,top_p=0.9")
-    if arguments.text is not None and not Path(arguments.text).is_file():
-        raise ValueError(f"--text {arguments.text}: no such file; give a text file")
+    if arguments.text is not None:
+        config.text_file("--text", arguments.text)
     if arguments.plot:
         picture.check(arguments.plot)
     if arguments.html:

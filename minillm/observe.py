@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from minillm.reference import softmax_of_scores
 from minillm.visibility import Visibility
 
 
@@ -82,15 +83,5 @@ def attention_weights(
     exact = torch.promote_types(q.dtype, torch.float32)
     groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1]).to(exact)
     scores = groups @ k.unsqueeze(2).transpose(-1, -2).to(exact) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    scores = rearrange(scores, "B K G T S -> B (K G) T S")
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    mask = visible.mask
-    if mask is None and visible.causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    if sinks is None:
-        return scores.softmax(-1)
-    extra = sinks.to(exact).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-    return torch.cat((scores, extra), dim=-1).softmax(-1)[..., :-1]
+    weights = softmax_of_scores(scores, visible.mask, visible.causal, softcap, sinks)
+    return rearrange(weights, "B K G T S -> B (K G) T S")

@@ -16,14 +16,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm import cli, config
+from minillm import cli, config, spec
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.scoring import LOGITS_AT_ONCE
@@ -32,6 +31,17 @@ from minillm.tokenizer import Tokenizer
 MAX_CONTEXT = 2048  # of a window, where nobody asks for another
 MAX_NATS = 700  # a token: exp of more leaves the range of a float
 ROWS_AT_ONCE = 4096  # tokens of windows that go through the model together
+
+
+def sizes(decoder: spec.Decoder, context: int | None, stride: int | None) -> tuple[int, int]:
+    """The window and its step, where None asks for the usual. Raises ValueError where they cannot be."""
+    context = min(decoder.context, MAX_CONTEXT) if context is None else context
+    stride = max(context // 2, 1) if stride is None else stride
+    if not 1 <= context <= decoder.context:
+        raise ValueError(f"--context is {context}, this model takes from 1 to {decoder.context}")
+    if not 1 <= stride <= context:
+        raise ValueError(f"--stride is {stride}, it must be from 1 to the context of {context}")
+    return context, stride
 
 
 def windows(count: int, context: int, stride: int) -> list[tuple[int, int, int]]:
@@ -83,12 +93,7 @@ def measure(llm: LLM, text: str, context: int | None, stride: int | None, label:
     """The perplexity of a text. Raises ValueError for a text or windows that cannot be."""
     if llm.tokenizer is None:
         raise ValueError(f"{llm.folder}: no tokenizer.json or tokenizer.model, without which a text is no tokens")
-    context = min(llm.spec.context, MAX_CONTEXT) if context is None else context
-    stride = max(context // 2, 1) if stride is None else stride
-    if not 1 <= context <= llm.spec.context:
-        raise ValueError(f"--context is {context}, this model takes from 1 to {llm.spec.context}")
-    if not 1 <= stride <= context:
-        raise ValueError(f"--stride is {stride}, it must be from 1 to the context of {context}")
+    context, stride = sizes(llm.spec, context, stride)
     ids = llm.tokenizer.encode(text)
     if len(ids) < 2:
         raise ValueError(f"the text has {len(ids)} tokens, and nothing to predict; give a longer one")
@@ -145,9 +150,7 @@ def _line(name: str, each: dict[str, Any]) -> str:
 
 def _text(path: str | None) -> str:
     if path is not None:
-        if not Path(path).is_file():
-            raise ValueError(f"--text {path}: no such file; give a text file")
-        return config.read_text(Path(path))
+        return config.read_text(config.text_file("--text", path))
     if sys.stdin is None or sys.stdin.isatty():
         raise ValueError("no text; give --text FILE, or pipe one in")
     return config.utf8(sys.stdin.buffer.read(), "stdin")

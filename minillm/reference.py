@@ -180,18 +180,24 @@ def _attention_by_formula(
     """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G."""
     groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1])
     scores = (groups @ k.unsqueeze(2).transpose(-1, -2)).float() * scale  # [B, K, G, T, S]
+    weights = softmax_of_scores(scores, mask, causal, softcap, sinks)
+    return rearrange(weights.to(v.dtype) @ v.unsqueeze(2), "B K G T V -> B (K G) T V")
+
+
+def softmax_of_scores(
+    scores: Tensor, mask: Tensor | None, causal: bool, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """What values are weighed with, from scaled scores `[B, K, G, T, S]`; of their shape and dtype."""
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~(mask if mask.dim() == 2 else mask.unsqueeze(1)), float("-inf"))
-    if sinks is not None:
-        extra = sinks.float().view(k.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
-        weights = torch.cat((scores, extra), dim=-1).softmax(-1)[..., :-1]
-    else:
-        weights = scores.softmax(-1)
-    return rearrange(weights.to(v.dtype) @ v.unsqueeze(2), "B K G T V -> B (K G) T V")
+    if sinks is None:
+        return scores.softmax(-1)
+    extra = sinks.to(scores.dtype).view(scores.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, extra), dim=-1).softmax(-1)[..., :-1]
 
 
 def experts(

@@ -23,9 +23,10 @@ import torch
 from minillm import cli, config, hub, page, picture, pieces, routes_page, routes_plot, routes_text
 from minillm.llm import LLM
 from minillm.loading import load
+from minillm.perplexity import sizes
 from minillm.routes_drift import drift, flips
 from minillm.routes_measure import summary, together
-from minillm.routes_record import Recording, encoded, record, routers, sizes
+from minillm.routes_record import Recording, encoded, record, routers
 
 TIE = 0.01
 
@@ -63,8 +64,8 @@ def _run(arguments: argparse.Namespace) -> int:
         page.check(arguments.html)
     if not 0 <= arguments.tie < float("inf"):
         raise ValueError(f"--tie is {arguments.tie}, it must be a number from 0 on")
-    texts = [_read("--text", each) for each in arguments.text]
-    others = [_read("--against-text", each) for each in arguments.against_text or ()]
+    texts = [config.read_text(config.text_file("--text", each)) for each in arguments.text]
+    others = [config.read_text(config.text_file("--against-text", each)) for each in arguments.against_text or ()]
     base = cli.model_options(arguments)
     # The other run goes first, so that what is wrong with it is said at once, and leaves before the second is loaded.
     after = _recorded(load(**other_run, progress=cli.progress_bar("loading")), texts, arguments) if other_run else None
@@ -105,12 +106,6 @@ def _other_run(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if other == base:
         raise ValueError(f"--{names[0].replace('_', '-')} asks for the same run twice; change the one or the other")
     return other
-
-
-def _read(flag: str, path: str) -> str:
-    if not Path(path).is_file():
-        raise ValueError(f"{flag} {path}: no such file; give a text file")
-    return config.read_text(Path(path))
 
 
 def _recorded(llm: LLM, texts: list[str], arguments: argparse.Namespace) -> Recording:

@@ -17,7 +17,7 @@ from torch import Tensor
 from minillm import spec
 from minillm.llm import LLM
 from minillm.moe import MoE
-from minillm.perplexity import MAX_CONTEXT, ROWS_AT_ONCE, windows
+from minillm.perplexity import ROWS_AT_ONCE, sizes, windows
 from minillm.routes_measure import Picks, joined, picks
 from minillm.routing import Routing
 
@@ -59,17 +59,6 @@ def encoded(llm: LLM, texts: Sequence[str], max_tokens: int | None) -> list[list
     if kept > MAX_PICKS:
         raise ValueError(f"the texts make {kept:,} choices of experts, the limit is {MAX_PICKS:,}; give --max-tokens")
     return ids
-
-
-def sizes(decoder: spec.Decoder, context: int | None, stride: int | None) -> tuple[int, int]:
-    """The window and its step. Raises ValueError where they cannot be."""
-    context = min(decoder.context, MAX_CONTEXT) if context is None else context
-    stride = max(context // 2, 1) if stride is None else stride
-    if not 1 <= context <= decoder.context:
-        raise ValueError(f"--context is {context}, this model takes from 1 to {decoder.context}")
-    if not 1 <= stride <= context:
-        raise ValueError(f"--stride is {stride}, it must be from 1 to the context of {context}")
-    return context, stride
 
 
 def record(
