@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm.kernels.launch import on_device_of
+from minillm.kernels.softcap import softcapped
 
 BLOCK, WARPS = 4096, 16  # logits at a time of a row
 CHUNK = 1024  # rows at least
@@ -25,9 +26,8 @@ CHUNK = 1024  # rows at least
 
 @triton.jit
 def capped(z, cap, HAS_CAP: tl.constexpr):
-    """c tanh(z / c)."""
     if HAS_CAP:
-        z = cap * (2.0 * tl.sigmoid(2.0 * z / cap) - 1.0)
+        z = softcapped(z, cap)
     return z
 
 

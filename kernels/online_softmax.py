@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm.kernels.softcap import softcapped
+
 LARGEST = 256  # values of a head
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -33,7 +35,7 @@ def scored(q, k, scale, cap, HAS_CAP: tl.constexpr):
     """Scores of a block in units of log 2; q `[Q, D]`, k `[K, D]` -> `[Q, K]`."""
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
     if HAS_CAP:
-        s = cap * LOG2_E * (2.0 * tl.sigmoid(s * (2.0 / (cap * LOG2_E))) - 1.0)  # tanh
+        s = softcapped(s, cap * LOG2_E)
     return s
 
 

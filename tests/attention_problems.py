@@ -60,7 +60,7 @@ def window_of(case: Case, end: int) -> Visibility:
 def attention(case: Case, ops: Ops) -> Errors:
     kv_heads, dim, value_dim = case.size(2), case.size(129), case.size(129)
     v, heads = window_of(case, case.of((0, case.size(129)))), kv_heads * case.size(3)
-    keys, scale, cap = v.key_positions.shape[-1], case.of((None, 0.3)), case.of((None, None, 1.5, 20.0))
+    keys, scale, cap = v.key_positions.shape[-1], case.of((None, 0.3)), case.of((None, None, 1.5, 20.0, 1e4))
     q, k = case.values(2, v.count, heads, dim).transpose(1, 2), case.values(2, kv_heads, keys + 2, dim)[:, :, 1:-1]
     inputs = [q, k, case.values(2, kv_heads, keys, value_dim), *([case.values(heads)] if case.maybe() else [])]
     seen = visible_keys(v)
@@ -139,7 +139,7 @@ def decode(case: Case) -> Errors:
     lengths, first, seen = several(case, keys)
     if window is not None:
         seen &= torch.arange(keys) >= lengths.cpu()[:, None] - window
-    cap = case.of((None, 2.0))
+    cap = case.of((None, 2.0, 1e4))
 
     def run(given: list[Tensor], table: Tensor | None) -> Tensor:
         k, v = given if table is not None else [each.transpose(1, 2) for each in given]
@@ -173,7 +173,7 @@ def ragged(case: Case) -> Errors:
     counts, pasts = ([case.size(129) - 1 for _ in range(3)] for _ in range(2))
     counts[0] += 1
     ends = [[0, *itertools.accumulate(each)] for each in (counts, [n + p for n, p in zip(counts, pasts, strict=True)])]
-    dim, value_dim, window, cap = case.size(129), case.size(129), case.of((None, 7)), case.of((None, 2.0))
+    dim, value_dim, window, cap = case.size(129), case.size(129), case.of((None, 7)), case.of((None, 2.0, 1e4))
     q = case.values(ends[0][-1], 4, dim)
     k, v = case.values(ends[1][-1], 2, dim), case.values(ends[1][-1], 2, value_dim)
     at = [case.on(torch.tensor(each, dtype=torch.int32)) for each in ends]

@@ -210,7 +210,7 @@ def fp8_linear(case: Case, ops: Ops) -> Errors:
 
 
 def linear_cross_entropy(case: Case, ops: Ops) -> Errors:
-    tokens, hidden, words, cap = case.size(40), case.size(129), case.size(130), case.of((None, None, 3.0, 20.0))
+    tokens, hidden, words, cap = case.size(40), case.size(129), case.size(130), case.of((None, None, 3.0, 20.0, 1e4))
     targets = case.integers(words, tokens)
     targets[case.on(torch.rand(tokens, generator=case.generator) < 0.2)] = -100
     inputs = [case.part(tokens, hidden), case.values(words, hidden) * hidden**-0.5]
@@ -261,7 +261,7 @@ PROBLEMS: dict[str, Callable[[Case, Ops], Errors]] = {
 # The largest errors that an op may have, of results and of gradients: in fp32, and in fp16 and bf16. Measured over 80
 # problems each, half of awkward sizes and half drawn from all: the comment behind has the largest seen. What they stand
 # for: half a unit for rounding a result and for each operand rounded before; in fp32 a few units for sums of up to 512
-# terms and for exp, and the cap of attention, c tanh(s / c), made of a sigmoid, c units of a score. A draw of `sample`
+# terms and for exp; caps far above the scores show whether a small tanh keeps its digits. A draw of `sample`
 # differs where fp32 decides between two tokens, which no problem here does.
 BUDGETS: dict[str, dict[str, tuple[float, float]]] = {
     "linear": {"result": (6, 0.75)},
@@ -272,14 +272,14 @@ BUDGETS: dict[str, dict[str, tuple[float, float]]] = {
     "rope": {"result": (1.5, 0.75), "gradient": (1.5, 0.75)},  # 0.69, 0.47; 0.62, 0.42
     "qk_norm_rope_cache": {"result": (3, 1.5)},  # 1.67, 0.77
     "gated_act": {"result": (3, 0.75), "gradient": (4, 0.75)},  # 1.59, 0.44; 2.36, 0.41
-    "attention": {"result": (12, 0.75), "gradient": (20, 1.25)},  # 7.6, 0.37; 12.45, 0.74
+    "attention": {"result": (12, 0.75), "gradient": (20, 1.25)},  # 7.6, 0.38; 12.45, 0.74
     "latent_attention": {"result": (3, 0.75)},  # 1.21, 0.30
     "route": {"result": (3, 6)},  # 1.70, always in fp32; 6 for a GPU, whose exp and division are 2 units off
     "experts": {"result": (6, 1.25)},  # 2.62, 0.62; the plain version 10.76
     "int8_linear": {"result": (1.5, 0.75)},  # 0.82, 0.41
     "int4_linear": {"result": (1.5, 0.75)},  # 0.88, 0.44
     "fp8_linear": {"result": (3, 0.75)},  # 1.51, 0.45
-    "linear_cross_entropy": {"result": (8, 2), "gradient": (12, 2.5)},  # 4.06, 1.07; 6.29, 1.27
+    "linear_cross_entropy": {"result": (8, 2), "gradient": (12, 2.5)},  # 4.06, 1.07; 8.03, 1.27
     "sample": {"result": (0, 0)},
 }
 

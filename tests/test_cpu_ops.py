@@ -211,6 +211,20 @@ def test_attention_of_a_prompt(data: st.DataObject) -> None:
     assert ulps(found, attended(*doubles, seen, None, cap), most) <= 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("few", [True, False], ids=["few queries", "a prompt"])
+@torch.no_grad()
+def test_a_cap_far_above_the_scores_changes_nothing(few: bool, dtype: torch.dtype, monkeypatch: Any) -> None:
+    """A tanh made of a rounded e**2x is off by c units of a score, 0.1 for this c: a small one must keep its digits."""
+    monkeypatch.setattr(cpu_products, "FEW_ROWS", 1000 if few else 0)
+    made = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 40, 64, generator=made).to(dtype) for heads in (4, 2, 2))
+    visible = Visibility(0, 40, None, None, CPU_DEVICE)
+    capped, plain = LOOPS.attention(q, k, v, visible, None, 1e6), LOOPS.attention(q, k, v, visible)
+    most = attended(*exact(q, k, v.abs()), visible_keys(visible))
+    assert ulps(capped, plain.double(), most) <= BUDGETS["attention"]["result"][dtype != torch.float32]
+
+
 def test_what_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many rows, gradients, fp64, views and groups of another size: no loop is called, and the result is right."""
     monkeypatch.setattr("minillm.cpu.linear.linear", None)

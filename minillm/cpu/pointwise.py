@@ -18,9 +18,9 @@ ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 
 @inline
-def exp(x: Any) -> Any:
-    """e**x of a float or a vector, within 2 units in the last place: 2**n times a polynomial (Cephes' expf). Below -87
-    it is e**-87, which is next to nothing."""
+def powers(x: Any) -> Any:
+    """2**n and e**r - 1 of a float or a vector x = n log 2 + r, |r| <= log(2) / 2 (Cephes' expf). Below -87 and above
+    88 x is that bound."""
     x = larger(np.float32(-87), smaller(np.float32(88), x))
     n = floor(madd(x, np.float32(1.4426950408889634), HALF))
     r = madd(n, np.float32(2.12194440e-4), madd(n, np.float32(-0.693359375), x))
@@ -29,13 +29,22 @@ def exp(x: Any) -> Any:
     p = madd(p, r, np.float32(4.1665795894e-2))
     p = madd(p, r, np.float32(1.6666665459e-1))
     p = madd(p, r, np.float32(5.0000001201e-1))
-    return (madd(p, r * r, r) + ONE) * two_to(n)
+    return two_to(n), madd(p, r * r, r)
+
+
+@inline
+def exp(x: Any) -> Any:
+    """e**x within 2 units in the last place; e**-87, which is next to nothing, below -87."""
+    power, less = powers(x)
+    return (less + ONE) * power
 
 
 @inline
 def tanh(x: Any) -> Any:
-    """(e**2x - 1) / (e**2x + 1)."""
-    return ONE - TWO / (exp(x * TWO) + ONE)
+    """(e**2x - 1) / (e**2x + 1), where e**2x is never rounded before 1 is taken away: a small x would be lost in it."""
+    power, less = powers(x * TWO)
+    above = madd(less, power, power - ONE)
+    return above / (above + TWO)
 
 
 @inline
@@ -46,7 +55,7 @@ def activated(gate: Any, up: Any, activation: Any) -> Any:
         return gate / (ONE + exp(gate * -ONE)) * up
     if kind == GELU_TANH:
         inside = np.float32(0.7978845608028654) * (gate + np.float32(0.044715) * gate * gate * gate)
-        return HALF * gate * (ONE + tanh(inside)) * up
+        return gate / (ONE + exp(inside * -TWO)) * up  # (1 + tanh(z)) / 2 is the sigmoid of 2z
     gate, up = smaller(limit, gate), larger(-limit, smaller(limit, up))
     return gate / (ONE + exp(gate * -alpha)) * (up + ONE)
 
