@@ -25,6 +25,11 @@ def size(nbytes: float) -> str:
     return f"{nbytes:,.0f} bytes" if unit == 1 else f"{nbytes / unit:,.2f} {word}"
 
 
+def flops(count: float) -> str:
+    """16111042560 -> "16.11 GFLOP", 2500000 -> "2.50 MFLOP"."""
+    return f"{count / 1e9:,.2f} GFLOP" if count >= 1e8 else f"{count / 1e6:,.2f} MFLOP"
+
+
 def lines(report: Report) -> list[str]:
     """What is printed of a checkpoint."""
     total, active = report["parameters"], report["active_parameters"]
@@ -36,8 +41,8 @@ def lines(report: Report) -> list[str]:
         "formats": [", ".join(f"{name} {size(each['file_bytes'])}" for name, each in report["formats"].items())],
         "KV cache": _cache(report),
         "operations": [
-            f"{report['flops']['prefill_per_token'] / 1e9:,.2f} GFLOP for each token of a prompt of "
-            f"{report['context']:,}, {report['flops']['decode_per_token'] / 1e9:,.2f} for one more behind it"
+            f"{flops(report['flops']['prefill_per_token'])} for each token of a prompt of {report['context']:,}, "
+            f"{flops(report['flops']['decode_per_token'])} for one more behind it"
         ],
         "decode step": [
             f"reads {size(report['step_weight_bytes'])} of weights ({report['format']}) and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -32,6 +33,14 @@ def shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"shared material is absent: {relative}")
     return path
+
+
+def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> object:
+    """Of a command, which argparse may leave on its own."""
+    try:
+        return main(arguments)
+    except SystemExit as left:
+        return left.code
 
 
 @pytest.fixture(scope="session")

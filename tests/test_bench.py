@@ -12,7 +12,7 @@ import psutil
 import pytest
 import tiny
 import torch
-from conftest import ROOT
+from conftest import ROOT, exit_code
 from tqdm import tqdm
 
 from minillm import bench, bench_engines, bench_worker, families, measure
@@ -88,13 +88,6 @@ def test_dtypes_alone(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def exit_code(given: list[str]) -> object:
-    try:
-        return bench.main(given)
-    except SystemExit as left:
-        return left.code
-
-
 def stub(path: Path, after_the_check: str) -> str:
     """An interpreter that has every package, and does this when it is to run something."""
     path.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\n{after_the_check}\n')
@@ -113,7 +106,7 @@ def stub(path: Path, after_the_check: str) -> str:
 def test_a_peer_that_dies(script: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """While it loads or later: one line, exit code 2, and no process stays."""
     given = ["--against", "llama.cpp", "--llama-python", stub(tmp_path / "python", script)]
-    assert exit_code(given) == 2
+    assert exit_code(bench.main, given) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
@@ -146,7 +139,7 @@ def test_a_request_to_end_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(bench_engines.Worker, "round", ended)
-    assert exit_code(["--weights", str(DEMO)]) == 128 + signal.SIGTERM
+    assert exit_code(bench.main, ["--weights", str(DEMO)]) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == psutil.Process().children() == []
     assert signal.getsignal(signal.SIGTERM) == before
 

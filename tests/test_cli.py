@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, exit_code
 
 from minillm import batch, cli, generate
 from minillm.hub import DEMO
@@ -135,12 +135,8 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, tmp_path: Path, capsys
     (tmp_path / "broken/config.json").write_text('{"model_type": "mamba"}')
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     arguments, named = BAD[case]
-    try:
-        code = generate.main([argument.replace("{tmp}", str(tmp_path)) for argument in arguments])
-    except SystemExit as left:
-        code = left.code
+    assert exit_code(generate.main, [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]) == 2
     out, err = capsys.readouterr()
-    assert code == 2
     assert out == ""
     assert err.startswith("minillm: error: ")
     assert err.count("\n") == 1

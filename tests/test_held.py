@@ -14,6 +14,7 @@ import tiny
 import torch
 from blocks import SCALE, SCHEME, read, write
 from blocks import quantise as to_fp8
+from conftest import exit_code
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -198,10 +199,8 @@ def test_ranges_are_searched() -> None:
 def test_bad_requests_write_nothing(
     saved: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        code = quantize.main(["--weights", str(saved), "--output", str(tmp_path / "made"), *arguments])
-    except SystemExit as left:
-        code = left.code
+    command = ["--weights", str(saved), "--output", str(tmp_path / "made"), *arguments]
+    code = exit_code(quantize.main, command)
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err

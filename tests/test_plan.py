@@ -14,7 +14,7 @@ from minillm.plan_budget import Question, budget, contexts
 from minillm.plan_devices import DEVICES, Device, device
 from minillm.plan_fit import Need, fit, largest
 from minillm.plan_plot import apart
-from minillm.plan_report import lines, size
+from minillm.plan_report import flops, lines, size
 from minillm.spec import GQA, Decoder, GatedMLP, Layer, Norm, Rope
 
 LLAMA, V3 = "real-configs/meta-llama__Llama-3.1-8B", "real-configs/deepseek-ai__DeepSeek-V3"
@@ -136,6 +136,7 @@ def test_sentences() -> None:
     for name, said in held.items():
         assert said in " ".join(" ".join(lines(asked(f"real-configs/{name}", device=device("h200")))).split())
     assert [size(each) for each in (999, 1000, 16060522496, 1.5e12)] == ["999 bytes", "1.00 kB", "16.06 GB", "1.50 TB"]
+    assert [flops(each) for each in (2.5e6, 1e8, 16111042560)] == ["2.50 MFLOP", "0.10 GFLOP", "16.11 GFLOP"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import test_hub
-from conftest import ROOT, shared
+from conftest import ROOT, exit_code, shared
 from test_hub import hub as hub
 
 from minillm import plan
@@ -20,12 +20,8 @@ from minillm.plan_devices import DEVICES
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    try:
-        code = plan.main([str(each) for each in arguments])
-    except SystemExit as stopped:  # what argparse refuses
-        code = int(str(stopped.code))
-    return code, *capsys.readouterr()
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str, str]:
+    return exit_code(plan.main, [str(each) for each in arguments]), *capsys.readouterr()
 
 
 def test_json_has_what_the_page_lists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from conftest import exit_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import listening, requests, texts
@@ -294,9 +295,5 @@ def test_the_command_says_how_many_were_right(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_flags_that_do_not_fit(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        code = generate.main(["--prompt", "x", "--max-new-tokens", "1", *flags])
-    except SystemExit as ended:
-        code = ended.code
-    assert code == 2
+    assert exit_code(generate.main, ["--prompt", "x", "--max-new-tokens", "1", *flags]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
