@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def tanh(x):
-    """2 sigmoid(2x) - 1 loses what is small beside 1, so below 0.625 an odd polynomial stands for it (Cephes' tanhf)."""
+    """2 sigmoid(2x) - 1 loses what is small beside 1, so below 0.625 an odd polynomial stands in (Cephes' tanhf)."""
     square = x * x
     series = -5.70498872745e-3 * square + 2.06390887954e-2
     series = series * square - 5.37397155531e-2

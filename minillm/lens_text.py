@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ BACKGROUNDS = (231, 195, 153, 111, 75, 33)  # of the terminal's 256 colours: whi
 SHADES = " ░▒▓█"  # of an attention weight: to 0.05, 0.2, 0.4, 0.7, 1
 LIMITS = (0.05, 0.2, 0.4, 0.7)
 CELL = 11  # columns of a cell of the lens
+MANY_HEADS = 64  # of all layers: so many have a line each among the other sections
 
 
 def lines(
@@ -26,10 +28,11 @@ def lines(
     if weights is not None:
         yield from attention_map(report, weights, width)
         return
+    count = sum(map(len, report["heads"]["entropy"]))
     sections = {
         "distribution": lambda: distribution(report, colour),
         "lens": lambda: lens(report, width),
-        "attention": lambda: heads(report),
+        "attention": lambda: heads(report) if show or count <= MANY_HEADS else layers_of_heads(report),
         "norms": lambda: norms(report, width),
         "sampling": lambda: sampling(report),
     }
@@ -50,9 +53,18 @@ def names(report: Report) -> list[str]:
     return [name_of(report, token) for token in report["tokens"]]
 
 
+def columns(text: str) -> int:
+    """How many columns of a terminal it takes: two for a wide character, none for what is written over another."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
 def _fit(text: str, width: int) -> str:
-    """Text of exactly so many characters."""
-    return f"{text[: width - 1]}…" if len(text) > width else text.ljust(width)
+    """Text of exactly so many columns."""
+    if columns(text) > width:
+        while columns(text) >= width:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - columns(text))
 
 
 def distribution(report: Report, colour: bool) -> Iterator[str]:
@@ -128,6 +140,20 @@ def heads(report: Report) -> Iterator[str]:
         for head in range(len(own)):
             entropy, distance, first, sink = (found[key][layer][head] for key in found)
             yield f"{layer:5} {head:4} {entropy:8.3f} {distance:9.2f} {first:6.2f}" + (f" {sink:6.2f}" if sinks else "")
+
+
+def layers_of_heads(report: Report) -> Iterator[str]:
+    """A line for each layer, where one for each head would fill screens: the least, the most, and whose they are."""
+    found = report["heads"]
+    kinds = [kind for kind in found if kind != "sink" or any(map(any, found["sink"]))]
+    yield "heads: the least and the most of a layer, and in brackets whose; --show attention has a line for each head"
+    yield f"{'layer':>5}  " + "".join(f"{kind:24}" for kind in kinds).rstrip()
+    for layer in range(len(found["entropy"])):
+        cells = []
+        for values in (found[kind][layer] for kind in kinds):
+            least, most = (pick(range(len(values)), key=values.__getitem__) for pick in (min, max))
+            cells.append(f"{values[least]:.2f} ({least}) to {values[most]:.2f} ({most})")
+        yield f"{layer:5}  " + "".join(f"{cell:24}" for cell in cells).rstrip()
 
 
 def norms(report: Report, width: int) -> Iterator[str]:

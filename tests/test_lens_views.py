@@ -75,6 +75,32 @@ def test_narrow_terminals(looked: tuple[dict[str, Any], Any]) -> None:
     assert "the last 2 of 9 positions" in list(lens_text.lines(looked[0], "lens", None, False, 40))[2]
 
 
+def test_wide_characters_keep_their_columns(looked: tuple[dict[str, Any], Any]) -> None:
+    texts = {**looked[0]["texts"], str(looked[0]["tokens"][2]): "日本語テスト", str(looked[0]["tokens"][3]): "e\u0301"}
+    head = list(lens_text.lines({**looked[0], "texts": texts}, "lens", None, False, 200))[3]
+    cells = re.fullmatch(r" {10}(?:\S+ +){2}(日本語テ… +)(e\u0301 +)·time .*", head)
+    assert cells, head
+    assert [len(each) for each in cells.groups()] == [7, 12]  # 4 of two columns and 3; a letter, its accent, 10 spaces
+
+
+def test_many_heads_are_a_line_for_each_layer(looked: tuple[dict[str, Any], Any]) -> None:
+    """Unless they are asked for."""
+    found = looked[0]
+    many = {**found, "heads": {kind: [row * 5 for row in rows] for kind, rows in found["heads"].items()}}
+    alone = list(lens_text.lines(many, "attention", None, False, 200))
+    assert len(alone) == 4 + 4 * 20
+    text = list(lens_text.lines(many, None, None, False, 200))
+    start = next(at for at, line in enumerate(text) if line.startswith("heads"))
+    assert text[start + 6] == ""
+    for row, line in enumerate(text[start + 2 : start + 6]):
+        said = re.findall(r"([0-9.]+) \((\d+)\) to ([0-9.]+) \((\d+)\)", line)
+        assert len(said) == 3
+        for kind, (least, at, most, other) in zip(("entropy", "distance", "first"), said, strict=True):
+            values = found["heads"][kind][row]
+            assert (float(least), float(most)) == (round(min(values), 2), round(max(values), 2))
+            assert (values[int(at)], values[int(other)]) == (min(values), max(values))
+
+
 def test_a_map_in_text(looked: tuple[dict[str, Any], Any], capsys: pytest.CaptureFixture[str]) -> None:
     weights = looked[1].attention[1][2].tolist()
     lines = run(capsys, "--prompt", PROMPT, "--layer", "1", "--head", "2").splitlines()[1:]
