@@ -188,7 +188,7 @@ def row(report: dict[str, Any]) -> list[str]:
     spec = report["spec"]
     total, active = (f"{report[key] / 1e9:.2f} B" for key in ("parameter_count", "active_parameter_count"))
     return [
-        Path(report["weights"]).name,
+        hub.name_of(Path(report["weights"])),
         report["model_type"],
         total,
         active if active != total else "all",

@@ -57,6 +57,15 @@ def resolve(weights: str | Path | None, tensors: bool = True, card: bool = False
         raise
 
 
+def name_of(folder: Path) -> str:
+    """A checkpoint's name: its folder's, or "org/name" of one in the hub cache (models--org--name/snapshots)."""
+    folder = folder.resolve()
+    repo = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repo.startswith("models--"):
+        return repo.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
+
+
 def _cached(repo: str, tensors: bool) -> tuple[Path | None, bool]:
     """The newest snapshot in the local cache that has a config, and whether it has the rest that is needed."""
     from huggingface_hub import try_to_load_from_cache

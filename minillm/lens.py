@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm import cli, config, lens_page, lens_pass, lens_plot, lens_sampling, lens_text, page, picture, pieces
+from minillm import cli, config, hub, lens_page, lens_pass, lens_plot, lens_sampling, lens_text, page, picture, pieces
 from minillm.lens_pass import Pass
 from minillm.llm import LLM
 from minillm.loading import load
@@ -40,15 +40,6 @@ def plain(values: Any) -> Any:
     return float(f"{values:.6g}") + 0.0 if isinstance(values, float) else values  # + 0.0: no -0.0
 
 
-def name_of(folder: Path) -> str:
-    """A checkpoint's name: its folder's, or "org/name" of one in the hub cache (models--org--name/snapshots)."""
-    folder = folder.resolve()
-    repo = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repo.startswith("models--"):
-        return repo.removeprefix("models--").replace("--", "/", 1)
-    return folder.name
-
-
 def report(llm: LLM, ids: Sequence[int], top_k: int = 5, chosen: Sampling | None = None) -> tuple[dict[str, Any], Pass]:
     """What the views show, as plain data (`docs/lens.md` has the keys), and the pass it was made from. Raises
     ValueError for ids that cannot be looked at."""
@@ -64,7 +55,7 @@ def report(llm: LLM, ids: Sequence[int], top_k: int = 5, chosen: Sampling | None
     shown = {*ids, *(i for key in ("distribution", "lens") for row in found[key]["ids"] for i in row)}
     texts = pieces.texts(llm.tokenizer, sorted(shown | set(sampled["ids"] if sampled else ())))
     made = {
-        "weights": name_of(llm.folder),
+        "weights": hub.name_of(llm.folder),
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "tokens": list(ids),
         "texts": {str(i): text for i, text in sorted(texts.items())},

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minillm import hub
 from minillm.plan_fit import FORMATS, STORED
 from minillm.quantised import METHOD
 
@@ -165,12 +166,9 @@ def _licence(found: Report) -> list[str]:
 
 
 def called(report: Report) -> str:
-    """What a table calls a checkpoint: its folder, or org/name where that lies in the hub's cache."""
+    """What a table calls a checkpoint."""
     path = Path(report["weights"])
-    path = path.parent if path.suffix == ".json" else path
-    if path.parent.name == "snapshots":
-        return path.parents[1].name.removeprefix("models--").replace("--", "/", 1)
-    return path.name or report["model_type"]
+    return hub.name_of(path.parent if path.suffix == ".json" else path)
 
 
 def table(reports: Sequence[Report]) -> list[list[str]]:

@@ -126,7 +126,7 @@ def measured(llm: LLM, before: Recording, arguments: argparse.Namespace) -> dict
         return pieces.texts(llm.tokenizer, [token])[token]
 
     return {
-        "weights": str(arguments.weights or hub.DEMO.name),
+        "weights": hub.name_of(llm.folder),
         "text": arguments.text,
         "tokens": len(ids),
         "context": before.context,

@@ -256,5 +256,5 @@ def test_names_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for folder in (cached, other):
         folder.mkdir(parents=True)
     monkeypatch.chdir(other)
-    found = [lens.name_of(folder) for folder in (cached, other, Path())]
+    found = [hub.name_of(folder) for folder in (cached, other, Path())]
     assert found == ["org/a-name", "step-100", "step-100"]

@@ -235,7 +235,8 @@ def test_windows_one_by_one(context: int, stride: int, models: dict[str, LLM], m
         for layer, parts in expected.items():
             whole = joined(parts)
             assert torch.equal(found.layers[layer].experts, whole.experts)
-            assert torch.allclose(found.layers[layer].margin, whole.margin, atol=1e-5)
+            # Other numbers of rows are other orders of sums in fp32: up to 4.2e-7 seen.
+            assert (found.layers[layer].margin - whole.margin).abs().max() <= 2e-6
 
 
 def test_chunks_do_not_show_where_attention_is_no_longer_than_them(tmp_path: Path) -> None:
