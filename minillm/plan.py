@@ -23,12 +23,12 @@ from minillm import cli, hub, plan_plot
 from minillm.config import printable
 from minillm.plan_budget import Question, budget
 from minillm.plan_devices import DEVICES, device, table
+from minillm.plan_fit import MAX_BATCH, MAX_DEVICES
 from minillm.plan_report import aligned, lines, markdown, round_sizes, round_table
 from minillm.plan_report import table as checkpoints
 from minillm.plan_storage import WORDS
 from minillm.quantised import Scheme
 
-MAX_BATCH, MAX_DEVICES = 2**20, 2**16
 # What asks about one checkpoint, by its name in the parsed arguments.
 QUESTIONS = ("context", "batch", "gpu", "gpus", "quantize", "dtype", "group_size", "asymmetric")
 

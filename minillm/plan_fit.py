@@ -16,6 +16,7 @@ from minillm.measure import cached_values_seen
 from minillm.plan_devices import Device
 from minillm.spec import Decoder
 
+MAX_BATCH, MAX_DEVICES = 2**20, 2**16  # that one may ask about
 USABLE_PERCENT = 90  # of a device's memory
 STORED = "as stored"
 FORMATS = ("bfloat16", "fp8", "int8", "int4")  # what a model is offered in, by how little each changes it
@@ -62,7 +63,7 @@ def fit(need: Need, device: Device, count: int) -> dict[str, Any]:
         "formats": fitting,
         "largest_context": context,
         "together": None if together is None else {"format": together[0], "largest_context": together[1]},
-        "largest_batch": max(room, 0) // need.cache(need.context, 1),
+        "largest_batch": min(max(room, 0) // need.cache(need.context, 1), MAX_BATCH),
         "devices_needed": -(-100 * total // (USABLE_PERCENT * device.memory)),
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm import hub
-from minillm.plan_fit import FORMATS, STORED
+from minillm.plan_fit import FORMATS, MAX_DEVICES, STORED
 from minillm.quantised import METHOD
 
 Report = Mapping[str, Any]
@@ -134,7 +134,9 @@ def _fit(report: Report) -> list[str]:
         texts.append("- no shorter context on its own: the weights are too large")
     if both := found["together"]:
         texts.append(f"{_way(report, both['format'])}, with --context {both['largest_context']}")
-    return [*texts, f"- --gpus {found['devices_needed']}, each with its share of weights and cache"]
+    if (more := found["devices_needed"]) <= MAX_DEVICES:
+        texts.append(f"- --gpus {more}, each with its share of weights and cache")
+    return texts
 
 
 def _way(report: Report, name: str) -> str:

@@ -126,6 +126,8 @@ def test_sentences() -> None:
     ways = "a checkpoint in fp8: 9.08 GB", "--quantize int8: 8.04 GB", "no shorter context", "--gpus 2"
     assert sorted(ways, key=text.index) == list(ways)
     assert "yes: 16.06 GB" in "\n".join(lines(asked(LLAMA, device=device("RTX 4090"))))
+    assert "or a batch of 1,048,576 at" in "\n".join(lines(asked(LLAMA, device=device("1000TB"), context=1)))
+    assert "--gpus" not in "\n".join(lines(asked(LLAMA, device=device("0.2MB"))))  # 96,000, which may not be asked
     long = lines(asked(V3, device=device("h200"), devices=4, batch=32))
     assert max(map(len, long[1:])) <= 100
     assert "window" not in text
