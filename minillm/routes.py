@@ -14,7 +14,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from minillm.perplexity import sizes
 from minillm.routes_drift import drift, flips
 from minillm.routes_measure import summary, together
 from minillm.routes_record import Recording, encoded, record, routers
+from minillm.spec import Router
 
 TIE = 0.01
 
@@ -70,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # The other run goes first, so that what is wrong with it is said at once, and leaves before the second is loaded.
     after = _recorded(load(**other_run, progress=cli.progress_bar("loading")), texts, arguments) if other_run else None
     llm = load(**base, progress=cli.progress_bar("loading"))
-    before = _recorded(llm, texts, arguments)
+    before = _recorded(llm, texts, arguments, after)
     if others:
         after = _recorded(llm, others, arguments)
     report = measured(llm, before, arguments)
@@ -108,14 +109,27 @@ def _other_run(arguments: argparse.Namespace) -> dict[str, Any] | None:
     return other
 
 
-def _recorded(llm: LLM, texts: list[str], arguments: argparse.Namespace) -> Recording:
-    """One run over the texts. Raises ValueError before it where it could not end well."""
+def _recorded(llm: LLM, texts: list[str], arguments: argparse.Namespace, other: Recording | None = None) -> Recording:
+    """One run over the texts. Raises ValueError before it where it could not end well, or not be compared."""
     found = routers(llm.spec, llm.folder.name)
     if arguments.layer is not None and arguments.layer not in found:
         raise ValueError(f"--layer is {arguments.layer}, the layers with experts are {', '.join(map(str, found))}")
-    sizes(llm.spec, arguments.context, arguments.stride)
+    context, _ = sizes(llm.spec, arguments.context, arguments.stride)
     ids = encoded(llm, texts, arguments.max_tokens)
+    if other:
+        _comparable(found, ids, context, other, f"--against {arguments.against}")
     return record(llm, ids, arguments.context, arguments.stride, cli.progress_bar("routing", unit=" tokens"))
+
+
+def _comparable(found: Mapping[int, Router], ids: list[list[int]], context: int, other: Recording, named: str) -> None:
+    """Raises ValueError for runs whose choices cannot be held together."""
+    experts = [{layer: (r.num_experts, r.top_k) for layer, r in each.items()} for each in (found, other.routers)]
+    if experts[0] != experts[1]:
+        raise ValueError(f"{named}: its layers have other experts than those of --weights")
+    if ids != other.ids:
+        raise ValueError(f"{named}: its tokenizer makes other tokens of the text")
+    if context != other.context:
+        raise ValueError(f"windows of {context} and of {other.context} tokens; give --context, the same for both")
 
 
 def measured(llm: LLM, before: Recording, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -142,17 +156,8 @@ def measured(llm: LLM, before: Recording, arguments: argparse.Namespace) -> dict
 
 
 def compared(before: Recording, after: Recording, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The drift from one recording to another. Raises ValueError for models whose choices cannot be held together."""
+    """The drift from one recording to another."""
     runs = not arguments.against_text
-    sizes_of = [{layer: (r.num_experts, r.top_k) for layer, r in each.routers.items()} for each in (before, after)]
-    if sizes_of[0] != sizes_of[1]:
-        raise ValueError(f"--against {arguments.against}: its layers have other experts than those of --weights")
-    if runs and before.ids != after.ids:
-        raise ValueError(f"--against {arguments.against}: its tokenizer makes other tokens of the text")
-    if before.context != after.context:
-        raise ValueError(
-            f"windows of {before.context} and of {after.context} tokens; give --context, the same for both"
-        )
     layers = []
     for layer, found in before.layers.items():
         each = drift(layer, found, after.layers[layer], before.routers[layer])

@@ -15,7 +15,8 @@ import tiny
 import torch
 from conftest import ROOT, shared
 
-from minillm import page, routes, routes_page, routes_plot, routes_text
+from minillm import LLM, page, routes, routes_page, routes_plot, routes_text
+from minillm.routes_record import record
 
 DEMO_MOE = ROOT / "examples/demo_moe"
 TEXT = "Once upon a time there was a little girl named Lily. She loved to play outside in the park with her dog. " * 4
@@ -144,7 +145,9 @@ def test_bad_requests(
     assert message in err
 
 
-def test_models_that_cannot_be(command: Callable[..., tuple[int, str, str]], tmp_path: Path, saved: Path) -> None:
+def test_models_that_cannot_be(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, err = command(weights=saved)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "this model has no experts" in err
@@ -158,7 +161,13 @@ def test_models_that_cannot_be(command: Callable[..., tuple[int, str, str]], tmp
     tiny.save(tmp_path, "mixtral", {"num_local_experts": 5, "vocab_size": 1000})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO_MOE / name, tmp_path)
+    runs: list[LLM] = []
+    monkeypatch.setattr(routes, "record", lambda llm, *rest: runs.append(llm) or record(llm, *rest))
     assert "its layers have other experts" in command("--against", str(tmp_path))[2]
+    assert len(runs) == 1  # the second run would be for nothing
+    shutil.copytree(DEMO_MOE, tmp_path / "shorter")
+    tiny.edit_config(tmp_path / "shorter", max_position_embeddings=64)
+    assert "and of 64 tokens; give --context" in command("--against", str(tmp_path / "shorter"))[2]
 
 
 def test_too_much_to_keep(command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
