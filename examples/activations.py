@@ -10,14 +10,14 @@ products of the demo model are spread.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+import study
 import torch
 from torch import Tensor
 
 import minillm
-from minillm import cli, observe, picture
+from minillm import observe, picture
 from minillm.reference import activate, gated_act
 from minillm.spec import Activation, ClampedSwiGLU
 
@@ -53,38 +53,24 @@ def draw(path: Path) -> None:
 
 
 @torch.inference_mode()
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw them as a PNG")
-    arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        if arguments.plot:
-            picture.check(arguments.plot)
-        x = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
-        gap = (activate(x, "gelu") - activate(x, "gelu_tanh")).abs()
-        low = activate(x, "silu").min(dim=0)
-        print(f"gelu and gelu_tanh differ by {gap.max():.1e} at most, at |x| = {x[gap.argmax()].abs():.2f}")
-        print(f"silu falls to {low.values:.4f} at {x[low.indices]:.3f}, and rises to 0 again to the left")
-        print(
-            f"the clamped one is at most {surface(CLAMPED, torch.tensor([-1e3, 1e3])).max():.2f}, whatever it is given"
-        )
-        llm = minillm.load(dtype="float32", kernels="reference")
-        with observe.ops(llm.model, "gated_act") as calls:
-            llm.model(torch.tensor([llm.tokenizer.encode(PROMPT)]))
-        for layer, call in enumerate(calls):
-            gate, _ = call.given[0].chunk(2, dim=-1)
-            squares = call.result[0].square().sort(dim=-1, descending=True).values
-            most = (squares.cumsum(-1) < 0.9 * squares.sum(-1, keepdim=True)).float().mean().item()
-            print(f"layer {layer}: {(gate > 0).float().mean():.0%} of the gates positive; ", end="")
-            print(f"{most:.0%} of the products of a token hold 90 % of its sum of squares")
-        if arguments.plot:
-            draw(arguments.plot)
-            print(f"wrote {arguments.plot}")
-        return 0
-
-    return cli.run(body)
+def measure(_: argparse.Namespace) -> study.Draw:
+    x = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
+    gap = (activate(x, "gelu") - activate(x, "gelu_tanh")).abs()
+    low = activate(x, "silu").min(dim=0)
+    print(f"gelu and gelu_tanh differ by {gap.max():.1e} at most, at |x| = {x[gap.argmax()].abs():.2f}")
+    print(f"silu falls to {low.values:.4f} at {x[low.indices]:.3f}, and rises to 0 again to the left")
+    print(f"the clamped one is at most {surface(CLAMPED, torch.tensor([-1e3, 1e3])).max():.2f}, whatever it is given")
+    llm = minillm.load(dtype="float32", kernels="reference")
+    with observe.ops(llm.model, "gated_act") as calls:
+        llm.model(torch.tensor([llm.tokenizer.encode(PROMPT)]))
+    for layer, call in enumerate(calls):
+        gate, _ = call.given[0].chunk(2, dim=-1)
+        squares = call.result[0].square().sort(dim=-1, descending=True).values
+        most = (squares.cumsum(-1) < 0.9 * squares.sum(-1, keepdim=True)).float().mean().item()
+        print(f"layer {layer}: {(gate > 0).float().mean():.0%} of the gates positive; ", end="")
+        print(f"{most:.0%} of the products of a token hold 90 % of its sum of squares")
+    return draw
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    study.main(study.parser(__doc__, "them"), measure)

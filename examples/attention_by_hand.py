@@ -8,15 +8,15 @@ Shapes: T tokens, E hidden size, H query heads over K kv heads, G = H / K of the
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+import study
 import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
 import minillm
-from minillm import cli, observe, picture
+from minillm import observe, picture
 from minillm.config import printable
 from minillm.rope import frequencies
 from minillm.spec import GQA
@@ -62,49 +62,32 @@ def draw(path: Path, weights: Tensor, tokens: list[str], layer: int) -> None:
     picture.save(figure, path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", metavar="PATH", help="checkpoint folder (default: the built-in demo)")
-    parser.add_argument("--prompt", default="Once upon a time there was a little owl named Pip")
-    parser.add_argument("--layer", type=int, default=1)
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the weights as a PNG")
-    arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        if arguments.plot:
-            picture.check(arguments.plot)
-        llm = minillm.load(arguments.weights, dtype="float32", kernels="reference")
-        if not 0 <= arguments.layer < len(llm.spec.layers):
-            raise ValueError(f"--layer is {arguments.layer}, this model has layers 0 to {len(llm.spec.layers) - 1}")
-        spec, name = llm.spec.layers[arguments.layer].attention, f"layers.{arguments.layer}.attention"
-        if not isinstance(spec, GQA) or spec != GQA(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.rope):
-            raise ValueError("this layer has more than plain grouped-query attention; see `explain --equations`")
-        if spec.rope.layout != "half" or spec.rope.dim != spec.head_dim:
-            raise ValueError("this layer does not turn whole heads in halves; see `explain --equations`")
-        ids = llm.tokenizer.encode(arguments.prompt)
-        with torch.inference_mode(), observe.modules(llm.model, [name]) as calls:
-            llm.model(torch.tensor([ids]))
-        call, module = calls[name], llm.model.get_submodule(name)
-        y, weights = by_hand(call.given[0][0], module.qkv.weight, module.out.weight, spec)
-        print(f"{len(ids)} tokens, {spec.num_heads} query heads over {spec.num_kv_heads} kv heads of {spec.head_dim}")
-        kept, all_heads = (2 * heads * spec.head_dim for heads in (spec.num_kv_heads, spec.num_heads))
-        print(f"k and v of one token are {kept} values; with a kv head for each query head {all_heads}")
-        difference = (y - call.result[0]).abs().max().item()
-        print(
-            f"by hand and by the module: outputs up to {y.abs().max().item():.3f}, largest difference {difference:.1e}"
-        )
-        if arguments.plot:
-            draw(
-                arguments.plot,
-                weights,
-                [printable(llm.tokenizer.decode([i])) or "(start)" for i in ids],
-                arguments.layer,
-            )
-            print(f"wrote {arguments.plot}")
-        return 0
-
-    return cli.run(body)
+def measure(arguments: argparse.Namespace) -> study.Draw:
+    llm = minillm.load(arguments.weights, dtype="float32", kernels="reference")
+    if not 0 <= arguments.layer < len(llm.spec.layers):
+        raise ValueError(f"--layer is {arguments.layer}, this model has layers 0 to {len(llm.spec.layers) - 1}")
+    spec, name = llm.spec.layers[arguments.layer].attention, f"layers.{arguments.layer}.attention"
+    if not isinstance(spec, GQA) or spec != GQA(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.rope):
+        raise ValueError("this layer has more than plain grouped-query attention; see `explain --equations`")
+    if spec.rope.layout != "half" or spec.rope.dim != spec.head_dim:
+        raise ValueError("this layer does not turn whole heads in halves; see `explain --equations`")
+    ids = llm.tokenizer.encode(arguments.prompt)
+    with torch.inference_mode(), observe.modules(llm.model, [name]) as calls:
+        llm.model(torch.tensor([ids]))
+    call, module = calls[name], llm.model.get_submodule(name)
+    y, weights = by_hand(call.given[0][0], module.qkv.weight, module.out.weight, spec)
+    print(f"{len(ids)} tokens, {spec.num_heads} query heads over {spec.num_kv_heads} kv heads of {spec.head_dim}")
+    kept, all_heads = (2 * heads * spec.head_dim for heads in (spec.num_kv_heads, spec.num_heads))
+    print(f"k and v of one token are {kept} values; with a kv head for each query head {all_heads}")
+    difference = (y - call.result[0]).abs().max().item()
+    print(f"by hand and by the module: outputs up to {y.abs().max().item():.3f}, largest difference {difference:.1e}")
+    tokens = [printable(llm.tokenizer.decode([i])) or "(start)" for i in ids]
+    return lambda path: draw(path, weights, tokens, arguments.layer)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = study.parser(__doc__, "the weights")
+    parser.add_argument("--weights", metavar="PATH", help="checkpoint folder (default: the built-in demo)")
+    parser.add_argument("--prompt", default="Once upon a time there was a little owl named Pip")
+    parser.add_argument("--layer", type=int, default=1)
+    study.main(parser, measure)

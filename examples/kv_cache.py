@@ -9,13 +9,13 @@ device, which takes no memory, with the numbers of published models in bfloat16.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+import study
 import torch
 from torch import Tensor
 
-from minillm import cli, picture
+from minillm import picture
 from minillm.cache import Cache
 from minillm.spec import GQA, MLA, Decoder, GatedMLP, Layer, Norm, Rope
 
@@ -85,27 +85,15 @@ def draw(path: Path, slots: Tensor) -> None:
     picture.save(figure, path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw both as a PNG")
-    arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        if arguments.plot:
-            picture.check(arguments.plot)
-        slots = ring()
-        print(f"a window of {WINDOW} after position {STEPS - 1}: its slots hold", *slots[-1].tolist())
-        print(f"{'bytes of cache in bf16':36}{'at 4,096 positions':>20}{'at 131,072':>12}")
-        for name, attention in MODELS.items():
-            small, large = (size(attention, length) / 1e6 for length in (4096, 131072))
-            print(f"{name:36}{small:17,.0f} MB{large:9,.0f} MB")
-        if arguments.plot:
-            draw(arguments.plot, slots)
-            print(f"wrote {arguments.plot}")
-        return 0
-
-    return cli.run(body)
+def measure(_: argparse.Namespace) -> study.Draw:
+    slots = ring()
+    print(f"a window of {WINDOW} after position {STEPS - 1}: its slots hold", *slots[-1].tolist())
+    print(f"{'bytes of cache in bf16':36}{'at 4,096 positions':>20}{'at 131,072':>12}")
+    for name, attention in MODELS.items():
+        small, large = (size(attention, length) / 1e6 for length in (4096, 131072))
+        print(f"{name:36}{small:17,.0f} MB{large:9,.0f} MB")
+    return lambda path: draw(path, slots)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    study.main(study.parser(__doc__, "both"), measure)

@@ -10,13 +10,13 @@ Then both forms of `minillm.mla` are run at a small size, and PyTorch's counter 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+import study
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minillm import cli, picture
+from minillm import picture
 from minillm.mla import LatentAttention
 from minillm.ops import REFERENCE
 from minillm.spec import MLA, Norm, Rope
@@ -86,29 +86,17 @@ def draw(path: Path) -> None:
     picture.save(figure, path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the costs as a PNG")
-    arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        if arguments.plot:
-            picture.check(arguments.plot)
-        for keys in KEYS:
-            one = [form(V3, 1, keys) / 1e9 for form in (expanded, absorbed)]
-            print(f"{keys:6,} keys, one new token: expanded {one[0]:8.2f} GFLOP, absorbed {one[1]:6.2f}; ", end="")
-            print(f"expanded is cheaper from {crossing(V3, keys)} new tokens on")
-        for new in (1, 7):
-            formula = [form(SMALL, new, 50) for form in (expanded, absorbed)]
-            module = [counted(SMALL, form, new, 50) for form in ("expanded", "absorbed")]
-            print(f"small, {new} of 50: by formula {formula}, counted by PyTorch {module}")
-        if arguments.plot:
-            draw(arguments.plot)
-            print(f"wrote {arguments.plot}")
-        return 0
-
-    return cli.run(body)
+def measure(_: argparse.Namespace) -> study.Draw:
+    for keys in KEYS:
+        one = [form(V3, 1, keys) / 1e9 for form in (expanded, absorbed)]
+        print(f"{keys:6,} keys, one new token: expanded {one[0]:8.2f} GFLOP, absorbed {one[1]:6.2f}; ", end="")
+        print(f"expanded is cheaper from {crossing(V3, keys)} new tokens on")
+    for new in (1, 7):
+        formula = [form(SMALL, new, 50) for form in (expanded, absorbed)]
+        module = [counted(SMALL, form, new, 50) for form in ("expanded", "absorbed")]
+        print(f"small, {new} of 50: by formula {formula}, counted by PyTorch {module}")
+    return draw
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    study.main(study.parser(__doc__, "the costs"), measure)

@@ -10,14 +10,14 @@ trained with one of them is another model with the other.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+import study
 import torch
 from torch import Tensor
 
 import minillm
-from minillm import cli, observe, picture
+from minillm import observe, picture
 from minillm.reference import rms_norm
 
 PROMPT = "Once upon a time there was a clever owl named Pip. One day Pip found a red ball in the garden."
@@ -53,47 +53,35 @@ def draw(path: Path, steps: Tensor, shares: list[float], layers: dict[str, float
 
 
 @torch.inference_mode()
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the shares as a PNG")
-    arguments = parser.parse_args(argv)
+def measure(_: argparse.Namespace) -> study.Draw:
+    llm = minillm.load(dtype="bfloat16", kernels="reference")
+    torch.manual_seed(0)
+    x = torch.randn(2000, 128).bfloat16()
+    steps = torch.logspace(-1, 2, 97, base=2)
+    shares = [differing(x, torch.full((128,), step).bfloat16(), 1e-5) for step in steps.tolist()]
+    random = differing(x, (1 + 0.3 * torch.randn(128)).bfloat16(), 1e-5)
+    powers = differing(x, torch.full((128,), 2.0).bfloat16(), 1e-5)
+    print(f"random weights around 1: {100 * random:.1f} % differ; all weights 1 or 2: {100 * powers:.1f} %")
 
-    def body() -> int:
-        if arguments.plot:
-            picture.check(arguments.plot)
-        llm = minillm.load(dtype="bfloat16", kernels="reference")
-        torch.manual_seed(0)
-        x = torch.randn(2000, 128).bfloat16()
-        steps = torch.logspace(-1, 2, 97, base=2)
-        shares = [differing(x, torch.full((128,), step).bfloat16(), 1e-5) for step in steps.tolist()]
-        random = differing(x, (1 + 0.3 * torch.randn(128)).bfloat16(), 1e-5)
-        powers = differing(x, torch.full((128,), 2.0).bfloat16(), 1e-5)
-        print(f"random weights around 1: {100 * random:.1f} % differ; all weights 1 or 2: {100 * powers:.1f} %")
-
-        names = [f"layers.{i}.{norm}" for i in range(len(llm.spec.layers)) for norm in ("attention_norm", "ffn_norm")]
-        tokens = torch.tensor([llm.tokenizer.encode(PROMPT)])
-        with observe.ops(llm.model, "rms_norm", "add_rms_norm") as calls:
-            llm.model(tokens)
-        layers, found = {}, []
-        for call in calls:
-            if call.module in names:
-                inner = call.op == "add_rms_norm"
-                given = call.given[0] + call.given[1] if inner else call.given[0]
-                weight, eps = call.given[1 + inner], call.given[2 + inner]
-                layers[call.module] = differing(given, weight, eps)
-                found.append(errors(given, weight, eps))
-        mean = sum(layers.values()) / len(layers)
-        print(f"the {len(layers)} norms of the demo's layers on {tokens.shape[1]} tokens: {100 * mean:.1f} % differ")
-        for cast in ("before_weight", "after_weight"):
-            error = sum(each[cast] for each in found) / len(found)
-            print(f"{cast:>13}: relative error {error:.5f} against fp32")
-        if arguments.plot:
-            draw(arguments.plot, steps, shares, layers)
-            print(f"wrote {arguments.plot}")
-        return 0
-
-    return cli.run(body)
+    names = [f"layers.{i}.{norm}" for i in range(len(llm.spec.layers)) for norm in ("attention_norm", "ffn_norm")]
+    tokens = torch.tensor([llm.tokenizer.encode(PROMPT)])
+    with observe.ops(llm.model, "rms_norm", "add_rms_norm") as calls:
+        llm.model(tokens)
+    layers, found = {}, []
+    for call in calls:
+        if call.module in names:
+            inner = call.op == "add_rms_norm"
+            given = call.given[0] + call.given[1] if inner else call.given[0]
+            weight, eps = call.given[1 + inner], call.given[2 + inner]
+            layers[call.module] = differing(given, weight, eps)
+            found.append(errors(given, weight, eps))
+    mean = sum(layers.values()) / len(layers)
+    print(f"the {len(layers)} norms of the demo's layers on {tokens.shape[1]} tokens: {100 * mean:.1f} % differ")
+    for cast in ("before_weight", "after_weight"):
+        error = sum(each[cast] for each in found) / len(found)
+        print(f"{cast:>13}: relative error {error:.5f} against fp32")
+    return lambda path: draw(path, steps, shares, layers)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    study.main(study.parser(__doc__, "the shares"), measure)

@@ -9,14 +9,14 @@ bit more halves it. Small groups adapt to more of the weights and cost more fact
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+import study
 import torch
 from torch import Tensor
 
 import minillm
-from minillm import cli, picture
+from minillm import picture
 from minillm.weights import fp8
 from minillm.weights.ints import Int4, Int8
 
@@ -41,7 +41,7 @@ def by_fp8(matrix: Tensor, block: int = fp8.BLOCK) -> tuple[Tensor, int]:
     return fp8.dequantise(stored, scale, torch.float32), stored.nbytes + scale.nbytes
 
 
-def measure(matrices: list[Tensor]) -> list[tuple[str, float, float]]:
+def errors(matrices: list[Tensor]) -> list[tuple[str, float, float]]:
     """Of each format its name, its bits for a value and its relative error."""
     formats = {"int8, a factor for each row": Int8(), "fp8 (e4m3), blocks of 128 x 128": None}
     formats |= {f"int4, groups of {group}": Int4(group) for group in GROUPS}
@@ -80,29 +80,18 @@ def draw(path: Path, found: list[tuple[str, float, float]]) -> None:
 
 
 @torch.inference_mode()
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", metavar="PATH", help="checkpoint folder (default: the built-in demo)")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw error over bits as a PNG")
-    arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        if arguments.plot:
-            picture.check(arguments.plot)
-        llm = minillm.load(arguments.weights, dtype="float32", kernels="reference")
-        parameters = llm.model.layers.named_parameters()
-        matrices = [each.flatten(0, -2) for _, each in parameters if each.dim() > 1]
-        found = measure(matrices)
-        print(f"{len(matrices)} matrices, {sum(matrix.numel() for matrix in matrices):,} values")
-        for name, bits, error in found:
-            print(f"{name:40}{bits:6.2f} bits  error {100 * error:6.2f} %")
-        if arguments.plot:
-            draw(arguments.plot, found)
-            print(f"wrote {arguments.plot}")
-        return 0
-
-    return cli.run(body)
+def measure(arguments: argparse.Namespace) -> study.Draw:
+    llm = minillm.load(arguments.weights, dtype="float32", kernels="reference")
+    parameters = llm.model.layers.named_parameters()
+    matrices = [each.flatten(0, -2) for _, each in parameters if each.dim() > 1]
+    found = errors(matrices)
+    print(f"{len(matrices)} matrices, {sum(matrix.numel() for matrix in matrices):,} values")
+    for name, bits, error in found:
+        print(f"{name:40}{bits:6.2f} bits  error {100 * error:6.2f} %")
+    return lambda path: draw(path, found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = study.parser(__doc__, "error over bits")
+    parser.add_argument("--weights", metavar="PATH", help="checkpoint folder (default: the built-in demo)")
+    study.main(parser, measure)

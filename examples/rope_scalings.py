@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
+import study
 from torch import Tensor
 
-from minillm import cli, picture
+from minillm import picture
 from minillm.rope import frequencies
 from minillm.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
@@ -70,28 +70,16 @@ def draw(path: Path) -> None:
     picture.save(figure, path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw them as a PNG")
-    arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        if arguments.plot:
-            picture.check(arguments.plot)
-        print("                                             pairs  kept  between  longest  slowest pair's wavelength")
-        for name, (_, length, rope) in MODELS.items():
-            before, after = wavelengths(rope, length)
-            ratio = after / before
-            kept, full = int((ratio < 1.01).sum()), int((ratio > 0.99 * ratio.max()).sum())
-            between = len(ratio) - kept - full
-            print(f"{name:45}{len(ratio):5}{kept:6}{between:9}{full:9}  {before[-1]:,.0f} -> {after[-1]:,.0f}")
-        if arguments.plot:
-            draw(arguments.plot)
-            print(f"wrote {arguments.plot}")
-        return 0
-
-    return cli.run(body)
+def measure(_: argparse.Namespace) -> study.Draw:
+    print("                                             pairs  kept  between  longest  slowest pair's wavelength")
+    for name, (_, length, rope) in MODELS.items():
+        before, after = wavelengths(rope, length)
+        ratio = after / before
+        kept, full = int((ratio < 1.01).sum()), int((ratio > 0.99 * ratio.max()).sum())
+        between = len(ratio) - kept - full
+        print(f"{name:45}{len(ratio):5}{kept:6}{between:9}{full:9}  {before[-1]:,.0f} -> {after[-1]:,.0f}")
+    return draw
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    study.main(study.parser(__doc__, "them"), measure)

@@ -37,6 +37,7 @@ EXAMPLES = {
     "expert_routes.py": (["layer 3: ", "Daisy"], []),
     "train_demo.py": ([], ["--steps", "2", "--out", "{tmp}/demo"]),
     "story_grammar.py": ([], []),
+    "study.py": ([], []),
 }
 
 
