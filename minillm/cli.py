@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from minillm.config import printable
@@ -39,6 +40,21 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
         "--keep-quantized", action="store_true", help="FP8 weights stay FP8 in memory, dequantised at each use"
     )
     add_quantize_arguments(made)
+
+
+def add_source(made: argparse.ArgumentParser) -> Any:
+    """--weights, or --config where no weights are needed, in a group that takes other sources too."""
+    source = made.add_mutually_exclusive_group()
+    source.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
+    source.add_argument("--config", metavar="FILE", type=Path, help="a config.json, without any weights")
+    return source
+
+
+def config_file(path: Path) -> Path:
+    """What --config names. Raises ValueError where there is no such file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a config.json")
+    return path
 
 
 def add_quantize_arguments(made: argparse.ArgumentParser, required: bool = False) -> None:

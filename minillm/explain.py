@@ -227,9 +227,7 @@ def _print_table(reports: list[dict[str, Any]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("explain", "Say what a checkpoint is, without reading its weights.")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
-    source.add_argument("--config", metavar="FILE", type=Path, help="a config.json, without any weights")
+    source = cli.add_source(parser)
     source.add_argument("--table", metavar="PATH", nargs="+", help="several checkpoints side by side, in Markdown")
     parser.add_argument("--equations", action="store_true", help="what each layer computes, with this model's numbers")
     parser.add_argument("--tensors", action="store_true", help="which tensor fills which rows of which parameter")
@@ -239,10 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         if (arguments.equations or arguments.tensors) and (arguments.json or arguments.table):
             raise ValueError("--equations and --tensors go with neither --json nor --table")
-        if arguments.config and not arguments.config.is_file():
-            raise ValueError(f"{arguments.config}: no such file; give a config.json")
         if arguments.config:
-            places = [arguments.config]
+            places = [cli.config_file(arguments.config)]
         else:
             places = [hub.resolve(each, tensors=False) for each in arguments.table or [arguments.weights]]
         if arguments.table:

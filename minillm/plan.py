@@ -35,9 +35,7 @@ QUESTIONS = ("context", "batch", "gpu", "gpus", "quantize", "dtype", "group_size
 
 def _parser() -> argparse.ArgumentParser:
     made = cli.parser("plan", "Say what a checkpoint takes before it is downloaded or loaded, and whether it fits.")
-    source = made.add_mutually_exclusive_group()
-    source.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
-    source.add_argument("--config", metavar="FILE", type=Path, help="a config.json, without any weights")
+    source = cli.add_source(made)
     source.add_argument("--table", metavar="PATH", nargs="*", help="several side by side, in Markdown; or round sizes")
     source.add_argument("--devices", action="store_true", help="the devices that --gpu knows by name")
     made.add_argument("--context", metavar="N", type=int, help="positions of a sequence (default: 8192 at most)")
@@ -101,9 +99,8 @@ def _one(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     question = _question(arguments)
     if arguments.plot:
         plan_plot.check(arguments.plot)
-    if arguments.config and not arguments.config.is_file():
-        raise ValueError(f"{arguments.config}: no such file; give a config.json")
-    report = budget(arguments.config or hub.resolve(arguments.weights, tensors=False, card=True), question)
+    config = arguments.config and cli.config_file(arguments.config)
+    report = budget(config or hub.resolve(arguments.weights, tensors=False, card=True), question)
     if arguments.plot:
         plan_plot.draw(arguments.plot, [report])
     return report, lines(report)
