@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from minillm import output
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -28,12 +29,7 @@ th:first-child, td:first-child { text-align: left; }
 
 def check(path: Path) -> None:
     """Raises ValueError before anything is computed, where the page could not be written."""
-    if path.suffix != ".html":
-        raise ValueError(f"--html {path}: a page is a .html file")
-    if not path.parent.is_dir():
-        raise ValueError(f"--html {path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--html {path}: cannot be written; give the path of a file to be")
+    output.check("--html", path, "a page", ".html")
 
 
 def write(path: Path, title: str, body: str, data: Any = None, style: str = "", script: str = "") -> None:
@@ -49,9 +45,5 @@ def write(path: Path, title: str, body: str, data: Any = None, style: str = "", 
         f"<h1>{html.escape(title)}</h1>\n{body}\n"
         f"<script>\nconst DATA = {values};\n{script}\n</script>\n</body>\n</html>\n"
     )
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with output.complete(path) as file:
+        file.write_text(text, encoding="utf-8")

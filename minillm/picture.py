@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from minillm import output
 from minillm.config import printable
 
 # Tell apart without colours too (Okabe and Ito's palette, 2008).
@@ -20,22 +20,13 @@ def check(path: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ValueError("--plot needs the package matplotlib; install minillm[plot]") from None
-    if path.suffix != ".png":
-        raise ValueError(f"--plot {path}: a picture is a .png file")
-    if not path.parent.is_dir():
-        raise ValueError(f"--plot {path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--plot {path}: cannot be written; give the path of a file to be")
+    output.check("--plot", path, "a picture", ".png")
 
 
 def save(figure: Any, path: Path) -> None:
     """Write a Matplotlib figure as PNG."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(temporary, format="png", dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with output.complete(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def plain(text: str) -> str:

@@ -36,6 +36,7 @@ LAYERS = [
         "minillm.cpu",
         "minillm.balance",
         "minillm.equations",
+        "minillm.output",
         "minillm.picture",
         "minillm.page",
         "minillm.lens_script",
