@@ -26,7 +26,7 @@ unit: $(VENV)/.test
 
 # The kernels and recorded steps on a GPU, where there is one: in a process without Triton's interpreter, which the other tests use.
 gpu: $(VENV)/.test
-	TRITON_INTERPRET=0 $(RUN) -m pytest tests/test_gpu.py tests/test_gpu_graphs.py -rs
+	TRITON_INTERPRET=0 $(RUN) -m pytest tests/kernels/test_gpu.py tests/kernels/test_gpu_graphs.py -rs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,15 +1,15 @@
 """How latent attention (DeepSeek-V2, arXiv:2405.04434) decodes without ever making its keys and values.
 
 Four small steps from the plain form to the absorbed one, each checked in fp64 on random numbers, then both forms of
-`minillm/mla.py`, then what it saves at DeepSeek-V3's sizes. W_uk and W_uv are the halves of `kv_up`.
+`minillm/model/mla.py`, then what it saves at DeepSeek-V3's sizes. W_uk and W_uv are the halves of `kv_up`.
 """
 
 import torch
 
-from minillm.mla import LatentAttention
+from minillm.model.mla import LatentAttention
 from minillm.ops import REFERENCE
+from minillm.ops.visibility import Visibility
 from minillm.spec import MLA, Norm, Rope
-from minillm.visibility import Visibility
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)

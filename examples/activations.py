@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import minillm
-from minillm import observe, picture
-from minillm.reference import activate, gated_act
+from minillm.ops.reference import activate, gated_act
+from minillm.report import observe, picture
 from minillm.spec import Activation, ClampedSwiGLU
 
 NAMES: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")

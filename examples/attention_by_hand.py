@@ -16,9 +16,9 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 import minillm
-from minillm import observe, picture
 from minillm.config import printable
-from minillm.rope import frequencies
+from minillm.model.rope import frequencies
+from minillm.report import observe, picture
 from minillm.spec import GQA
 
 

@@ -4,7 +4,7 @@
 
 Without help some experts get much and some nothing, as what is chosen is trained and what is not stays as it was. The
 load-balancing loss (Switch Transformer, with ST-MoE's z-loss) adds a gradient against it; DeepSeek-V3's bias is moved
-by hand after each step and leaves the loss alone. See `minillm/balance.py`. Half a minute on two cores; needs
+by hand after each step and leaves the loss alone. See `minillm/model/balance.py`. Half a minute on two cores; needs
 matplotlib: pip install -e '.[plot]'.
 """
 
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from minillm import ops
-from minillm.balance import expert_load, load_balancing_loss, router_z_loss, updated_bias
-from minillm.model import Decoder, next_token_loss
-from minillm.routing import Routing
+from minillm.model.balance import expert_load, load_balancing_loss, router_z_loss, updated_bias
+from minillm.model.decoder import Decoder, next_token_loss
+from minillm.ops.routing import Routing
 from minillm.spec import GQA, Layer, MoE, Norm, Rope, Router
 from minillm.spec import Decoder as Spec
 from story_grammar import story

@@ -6,9 +6,9 @@ learns, a greedy continuation that the cache, with its rings of 16 slots, agrees
 
 import torch
 
-from minillm.cache import Cache
-from minillm.inference import decode, prefill
-from minillm.model import Decoder
+from minillm.engine.inference import decode, prefill
+from minillm.model.cache import Cache
+from minillm.model.decoder import Decoder
 from minillm.spec import GQA, GatedMLP, Layer, Norm, QKNorm, Rope
 from minillm.spec import Decoder as Spec
 

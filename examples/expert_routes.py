@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import minillm
-from minillm.balance import expert_load
+from minillm.model.balance import expert_load
 
 llm = minillm.load(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "demo_moe", dtype="float32")
 text = llm.generate("Once upon a time there was a", max_new_tokens=60, temperature=0).text

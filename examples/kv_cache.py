@@ -15,8 +15,8 @@ import study
 import torch
 from torch import Tensor
 
-from minillm import picture
-from minillm.cache import Cache
+from minillm.model.cache import Cache
+from minillm.report import picture
 from minillm.spec import GQA, MLA, Decoder, GatedMLP, Layer, Norm, Rope
 
 WINDOW, STEPS = 5, 12

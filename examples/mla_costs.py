@@ -16,11 +16,11 @@ import study
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minillm import picture
-from minillm.mla import LatentAttention
+from minillm.model.mla import LatentAttention
 from minillm.ops import REFERENCE
+from minillm.ops.visibility import Visibility
+from minillm.report import picture
 from minillm.spec import MLA, Norm, Rope
-from minillm.visibility import Visibility
 
 V3 = MLA(128, 1536, 512, 128, 128, Rope(64, 1e4), Norm(1e-6))
 SMALL = MLA(8, None, 64, 16, 16, Rope(8, 1e4), Norm(1e-6))

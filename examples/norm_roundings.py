@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import minillm
-from minillm import observe, picture
-from minillm.reference import rms_norm
+from minillm.ops.reference import rms_norm
+from minillm.report import observe, picture
 
 PROMPT = "Once upon a time there was a clever owl named Pip. One day Pip found a red ball in the garden."
 

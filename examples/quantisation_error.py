@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import minillm
-from minillm import picture
+from minillm.report import picture
 from minillm.weights import fp8
 from minillm.weights.ints import Int4, Int8
 

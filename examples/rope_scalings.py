@@ -16,8 +16,8 @@ from pathlib import Path
 import study
 from torch import Tensor
 
-from minillm import picture
-from minillm.rope import frequencies
+from minillm.model.rope import frequencies
+from minillm.report import picture
 from minillm.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
 # Phi-3-mini-128k: what each of its 48 frequencies is divided by past 4096 positions.

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from minillm import cli, picture
+from minillm import cli
+from minillm.report import picture
 
 Draw = Callable[[Path], None]
 

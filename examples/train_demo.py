@@ -21,8 +21,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from minillm import families, ops
-from minillm.balance import load_balancing_loss
-from minillm.model import Decoder, next_token_loss
+from minillm.model.balance import load_balancing_loss
+from minillm.model.decoder import Decoder, next_token_loss
 from minillm.weights.save import save
 from story_grammar import story
 

@@ -1,6 +1,6 @@
 """Where tokens go, and the picks sorted by expert: two launches where PyTorch needs about twenty.
 
-    scores -> the best k (of the best groups) -> weights           as in `minillm/routing.py`
+    scores -> the best k (of the best groups) -> weights           as in `minillm/ops/routing.py`
 
 Written out, each step of a router, a softmax, a top-k, a gather, a sum, a division, is a trip to memory for next to no
 work, and sorting the picks for the grouped products takes as many again. Here a program holds the E scores of a token

@@ -13,9 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from minillm import __version__
 from minillm.config import printable
 
-COMMANDS = ("generate", "explain", "quantize", "perplexity", "bench", "diff", "lens", "routes", "harness", "plan")
+COMMANDS = {
+    "generate": "run a checkpoint: text in, text out; --chat for a conversation",
+    "explain": "what a checkpoint is: spec, equations, sizes, tensors",
+    "plan": "what it takes before it is downloaded: bytes, cache, speed, fit, licence",
+    "quantize": "write a checkpoint with its matrices as int8 or int4",
+    "perplexity": "how well it predicts a text, and what quantising it costs",
+    "diff": "where it first differs from transformers, or from another checkpoint, and why",
+    "lens": "one forward pass to look into: next tokens, attention, logit lens, norms",
+    "routes": "where a mixture of experts sends its tokens",
+    "harness": "the tasks of lm-evaluation-harness",
+    "bench": "speed, against the machine's limits and against other engines",
+}
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
@@ -130,9 +142,17 @@ def main(argv: list[str] | None = None) -> int:
     """The console script: `minillm generate …` is `python -m minillm.generate …`."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: minillm {{{','.join(COMMANDS)}}} [options]; each has --help")
+        print("usage: minillm COMMAND [options], or python -m minillm.COMMAND; each has --help\n")
+        for name, line in COMMANDS.items():
+            print(f"  {name:12}{line}")
         return 0 if arguments else EXIT_BAD_INPUT
+    if arguments[0] == "--version":
+        print(f"minillm {__version__}")
+        return 0
     if arguments[0] not in COMMANDS:
         print(f"minillm: error: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    return int(importlib.import_module(f"minillm.{arguments[0]}").main(arguments[1:]))
+    module = importlib.import_module(f"minillm.{arguments[0]}")
+    if hasattr(module, "__path__"):  # a command of several files
+        module = importlib.import_module(f"minillm.{arguments[0]}.__main__")
+    return int(module.main(arguments[1:]))

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm import cli, config, report
-from minillm.completion import Completion, Timings
+from minillm import cli, config
+from minillm.engine.completion import Completion, Timings
+from minillm.engine.sampling import Sampling
 from minillm.llm import LLM, note
 from minillm.loading import load
-from minillm.sampling import Sampling
+from minillm.report import cost as report
 
 DEMO_PROMPT = "Once upon a time"
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from minillm import chat, config, decoding, sampling
-from minillm.completion import Completion, Timings
+from minillm import config
 from minillm.config import printable
-from minillm.measure import bytes_per_step
-from minillm.model import Decoder
-from minillm.tokenizer import Tokenizer
+from minillm.engine import decoding, sampling
+from minillm.engine.completion import Completion, Timings
+from minillm.model.decoder import Decoder
+from minillm.report.measure import bytes_per_step
+from minillm.text import chat
+from minillm.text.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from minillm import config, families, hub, ops, quantised
+from minillm import config, families, hub, ops
 from minillm.llm import LLM, note
-from minillm.model import skeleton
-from minillm.quantised import Fp8, Scheme
+from minillm.model import held
+from minillm.model.decoder import skeleton
+from minillm.model.held import Fp8, Scheme
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import check, fully_fp8
 from minillm.weights.load import load as load_weights
@@ -52,15 +53,15 @@ def load(
     chosen = torch.float32 if slow else wanted
     model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
     if written:
-        quantised.hold(model, written.formats(model))
+        held.hold(model, written.formats(model))
     planned = plan(checkpoint.info, rules, model.destinations())
     check(planned, checkpoint)
     formats = scheme.formats(model) if scheme else {}
-    quantised.hold(model, formats)
+    held.hold(model, formats)
     stay = fully_fp8(planned) if keep_quantized else []
     if keep_quantized and not stay:
         raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
-    quantised.hold(model, {name: Fp8() for name in stay if quantised.holdable(model, name)})
+    held.hold(model, {name: Fp8() for name in stay if held.holdable(model, name)})
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()

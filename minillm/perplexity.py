@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm import cli, config, spec
+from minillm.engine.scoring import LOGITS_AT_ONCE
 from minillm.llm import LLM
 from minillm.loading import load
-from minillm.scoring import LOGITS_AT_ONCE
-from minillm.tokenizer import Tokenizer
+from minillm.text.tokenizer import Tokenizer
 
 MAX_CONTEXT = 2048  # of a window, where nobody asks for another
 MAX_NATS = 700  # a token: exp of more leaves the range of a float

@@ -20,8 +20,8 @@ import torch
 from minillm import cli, config, families, hub
 from minillm.config import printable
 from minillm.loading import asked_scheme, integers, stored_dtype
-from minillm.model import skeleton
-from minillm.quantised import Scheme
+from minillm.model.decoder import skeleton
+from minillm.model.held import Scheme
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import check
 from minillm.weights.rules import plan

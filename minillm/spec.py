@@ -2,7 +2,7 @@
 
 A model is a tuple of `Layer`s, each with its own attention and feed-forward, so that a model whose layers alternate
 is a list comprehension in its family file and never a condition in the model. A family file turns a config into a
-`Decoder`; `model.py` turns a `Decoder` into modules. Read this file first.
+`Decoder`; `model/decoder.py` turns a `Decoder` into modules. Read this file first.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def stories() -> Path:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint in published layout; not to be changed."""
-    import tiny
+    from tests.helpers import tiny
 
     folder = tmp_path_factory.mktemp("saved")
     tiny.save(folder, "llama", {})
@@ -61,7 +61,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each family, with 5 experts and with 8 in 4 groups; not to be changed."""
-    import tiny
+    from tests.helpers import tiny
 
     folder = tmp_path_factory.mktemp("mixtures")
     for family in ("mixtral", "deepseek_v2", "deepseek_v3"):
@@ -78,7 +78,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def small_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels with blocks that Triton's interpreter can bear, and NaN in all that they have to fill."""
-    import kernel_cases
+    from tests.helpers import kernel_cases
 
     kernel_cases.shrink(monkeypatch)
     kernel_cases.poison(monkeypatch)

@@ -12,12 +12,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import tiny
 import torch
 import transformers
-from oracles import Routes, played, recorded
 
 import minillm
+from tests.helpers import tiny
+from tests.helpers.oracles import Routes, played, recorded
 
 
 @torch.no_grad()

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, exit_code
 
-from minillm import batch, cli, generate
+from minillm import cli, generate
+from minillm.engine import batch
 from minillm.hub import DEMO
 from minillm.loading import load
+from tests.conftest import ROOT, exit_code
 
 # As a user's shell has it: some machines set PYTHONUNBUFFERED, which hides what is flushed too late.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": ""}

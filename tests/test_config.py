@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
-from tiny import refused
 
 import minillm
 from minillm.families import resolve
+from tests.helpers import tiny
+from tests.helpers.tiny import refused
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from conftest import ROOT
-from oracles import played, recorded
 
 import minillm
 from minillm.hub import DEMO
+from tests.conftest import ROOT
+from tests.helpers import tiny
+from tests.helpers.oracles import played, recorded
 
 # One thread each: the tests run side by side.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}

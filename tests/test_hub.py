@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from minillm.hub import DEMO
+from tests.conftest import ROOT
 
 REPO = "someone/stories"
 UNNEEDED = {"README.md": b"# hello", "pytorch_model.bin": b"\0" * 10, "extra/adapter.safetensors": b"\0" * 10}

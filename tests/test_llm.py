@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 import minillm
-from minillm import inference
-from minillm.cache import Cache
+from minillm.engine import inference
 from minillm.hub import DEMO
+from minillm.model.cache import Cache
+from tests.helpers import tiny
 
 PROMPTS = ["Once upon a time", "Long ago there was a brave little fox named Pip. Pip lived", "There"]
 
@@ -83,14 +83,14 @@ def test_a_batch_of_every_kind_of_cache(row: str, tmp_path: Path) -> None:
 def test_long_prompts_are_prefilled_in_pieces(llm: minillm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tiny.tokens(700, 200).tolist()
     whole = llm.generate(prompt_ids=ids, max_new_tokens=8, ignore_eos=True).token_ids
-    monkeypatch.setattr("minillm.inference.PREFILL_CHUNK", 7)
+    monkeypatch.setattr("minillm.engine.inference.PREFILL_CHUNK", 7)
     assert llm.generate(prompt_ids=ids, max_new_tokens=8, ignore_eos=True).token_ids == whole
 
 
 @torch.no_grad()
 def test_prompts_in_pieces_under_dynamic_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every piece turns by the length of the whole prompt, as transformers does for a prompt at once."""
-    monkeypatch.setattr("minillm.inference.PREFILL_CHUNK", 10)
+    monkeypatch.setattr("minillm.engine.inference.PREFILL_CHUNK", 10)
     theirs = tiny.save(tmp_path, *tiny.ROWS["llama-dynamic-beyond"])
     llm, tokens = minillm.load(tmp_path), tiny.tokens(97, 1, 60)
     cache = Cache(llm.spec, 1, 61, torch.float32)

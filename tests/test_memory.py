@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 from minillm import families
-from minillm.model import Decoder
+from minillm.model.decoder import Decoder
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.save import save
+from tests.conftest import ROOT
 
 ALLOWANCE = 300e6
 SCRIPT = """

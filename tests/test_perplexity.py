@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import shared
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ import minillm
 from minillm import perplexity
 from minillm.hub import DEMO
 from minillm.perplexity import nats, windows
+from tests.conftest import shared
 
 TEXT = "Once upon a time there was a little girl named Lily. She loved to play outside in the park with her dog. " * 3
 

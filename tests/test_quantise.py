@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import shared
 
 import minillm
 from minillm import perplexity, quantize
-from minillm.quantised import held_in
+from minillm.model.held import held_in
 from minillm.weights.ints import Int4, Int8
+from tests.conftest import shared
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (3, 100), (2, 7)])

@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from minillm import spec
 from minillm.families import FAMILIES
 from minillm.hub import DEMO
+from tests.conftest import ROOT
 
 PACKAGE = {
     **{f"minillm.{path.stem}": path for path in (ROOT / "minillm").glob("*.py") if path.stem != "__init__"},
     **{f"minillm.families.{path.stem}": path for path in (ROOT / "minillm/families").glob("*.py")},
-    **{f"minillm.cpu.{path.stem}": path for path in (ROOT / "minillm/cpu").glob("*.py")},
+    **{f"minillm.ops.cpu.loops.{path.stem}": path for path in (ROOT / "minillm/cpu").glob("*.py")},
     **{f"minillm.kernels.{path.stem}": path for path in (ROOT / "kernels").glob("*.py")},
     **{f"minillm.weights.{path.stem}": path for path in (ROOT / "weights").glob("*.py")},
 }
@@ -30,58 +30,78 @@ LAYERS = [
     [
         "minillm.spec",
         "minillm.config",
-        "minillm.visibility",
+        "minillm.ops.visibility",
         "minillm.weights",
         "minillm.kernels",
-        "minillm.cpu",
-        "minillm.balance",
-        "minillm.equations",
-        "minillm.output",
-        "minillm.picture",
-        "minillm.page",
-        "minillm.lens_script",
+        "minillm.ops.cpu.loops",
+        "minillm.model.balance",
+        "minillm.explain.equations",
+        "minillm.report.output",
+        "minillm.report.picture",
+        "minillm.report.page",
+        "minillm.lens.script",
     ],
-    ["minillm.reference", "minillm.routing", "minillm.rope", "minillm.families", "minillm.chat", "minillm.tokenizer"],
-    ["minillm.observe", "minillm.cache", "minillm.sampling", "minillm.hub", "minillm.quantised", "minillm.pieces"],
-    ["minillm.completion"],
-    ["minillm.grouped"],
-    ["minillm.triton_ops", "minillm.cpu_ops", "minillm.cpu_products"],
+    [
+        "minillm.ops.reference",
+        "minillm.ops.routing",
+        "minillm.model.rope",
+        "minillm.families",
+        "minillm.text.chat",
+        "minillm.text.tokenizer",
+    ],
+    [
+        "minillm.report.observe",
+        "minillm.model.cache",
+        "minillm.engine.sampling",
+        "minillm.hub",
+        "minillm.model.held",
+        "minillm.text.pieces",
+    ],
+    ["minillm.engine.completion"],
+    ["minillm.ops.grouped"],
+    ["minillm.ops.triton", "minillm.ops.cpu.ops", "minillm.ops.cpu.matrices"],
     ["minillm.ops"],
-    ["minillm.linear"],
-    ["minillm.norm", "minillm.attention", "minillm.ffn", "minillm.mla", "minillm.moe"],
-    ["minillm.model"],
-    ["minillm.graphs", "minillm.tape"],
-    ["minillm.inference", "minillm.choosing", "minillm.measure", "minillm.bench_worker", "minillm.lens_pass"],
-    ["minillm.batch", "minillm.speculative"],
-    ["minillm.scoring"],
-    ["minillm.decoding"],
+    ["minillm.model.linear"],
+    ["minillm.model.norm", "minillm.model.attention", "minillm.model.ffn", "minillm.model.mla", "minillm.model.moe"],
+    ["minillm.model.decoder"],
+    ["minillm.engine.graphs", "minillm.engine.tape"],
+    [
+        "minillm.engine.inference",
+        "minillm.engine.choosing",
+        "minillm.report.measure",
+        "minillm.bench.worker",
+        "minillm.lens.forward",
+    ],
+    ["minillm.engine.batch", "minillm.engine.speculative"],
+    ["minillm.engine.scoring"],
+    ["minillm.engine.decoding"],
     ["minillm.llm"],
     ["minillm.loading"],
     [
-        "minillm.bench_cases",
-        "minillm.roofline",
-        "minillm.report",
-        "minillm.bench_weights",
-        "minillm.bench_report",
-        "minillm.bench_hooks",
+        "minillm.bench.cases",
+        "minillm.report.roofline",
+        "minillm.report.cost",
+        "minillm.bench.weights",
+        "minillm.bench.report",
+        "minillm.bench.hooks",
         "minillm.cli",
     ],
     [
-        "minillm.bench_kernels",
-        "minillm.bench_engines",
-        "minillm.bench_plot",
-        "minillm.bench_profile",
-        "minillm.bench_throughput",
-        "minillm.lens_sampling",
-        "minillm.lens_text",
-        "minillm.lens_plot",
-        "minillm.lens_page",
+        "minillm.bench.kernels",
+        "minillm.bench.engines",
+        "minillm.bench.plot",
+        "minillm.bench.profile",
+        "minillm.bench.throughput",
+        "minillm.lens.sampling",
+        "minillm.lens.text",
+        "minillm.lens.plot",
+        "minillm.lens.page",
     ],
-    ["minillm.diff_names"],
-    ["minillm.diff_trace"],
-    ["minillm.diff_compare"],
-    ["minillm.diff_alternatives"],
-    ["minillm.diff_replay", "minillm.diff_causes", "minillm.diff_signs", "minillm.diff_report"],
+    ["minillm.diff.names"],
+    ["minillm.diff.trace"],
+    ["minillm.diff.compare"],
+    ["minillm.diff.alternatives"],
+    ["minillm.diff.replay", "minillm.diff.causes", "minillm.diff.signs", "minillm.diff.report"],
     [
         "minillm.generate",
         "minillm.explain",
@@ -91,16 +111,16 @@ LAYERS = [
         "minillm.diff",
         "minillm.lens",
         "minillm.harness",
-        "minillm.harness_model",
+        "minillm.harness.model",
     ],
-    ["minillm.routes_measure", "minillm.routes_drift", "minillm.routes_plot", "minillm.routes_script"],
-    ["minillm.routes_record", "minillm.routes_text", "minillm.routes_page"],
+    ["minillm.routes.measure", "minillm.routes.drift", "minillm.routes.plot", "minillm.routes.script"],
+    ["minillm.routes.record", "minillm.routes.text", "minillm.routes.page"],
     ["minillm.routes"],
-    ["minillm.plan_devices", "minillm.plan_layouts", "minillm.plan_card"],
-    ["minillm.plan_storage"],
-    ["minillm.plan_fit"],
-    ["minillm.plan_budget", "minillm.plan_report"],
-    ["minillm.plan_plot"],
+    ["minillm.plan.devices", "minillm.plan.layouts", "minillm.plan.card"],
+    ["minillm.plan.storage"],
+    ["minillm.plan.fit"],
+    ["minillm.plan.budget", "minillm.plan.report"],
+    ["minillm.plan.plot"],
     ["minillm.plan"],
 ]
 
@@ -139,7 +159,7 @@ def test_dependencies_flow_one_way(module: str) -> None:
         if name.split(".")[0] in ("tests", "examples"):
             pytest.fail(f"{module} imports {name}")
         if name.split(".")[0] == "transformers":
-            assert module in ("minillm.bench_engines", "minillm.diff")
+            assert module in ("minillm.bench.engines", "minillm.diff")
     if module == "minillm.spec":
         assert "torch" not in imports(PACKAGE[module])
 
@@ -153,7 +173,7 @@ def test_no_family_name_outside_its_folder() -> None:
     allowed = {"llama3", "Llama3Scaling", "philox"}
     peer = re.compile(r"llama[.]cpp|llama-cpp-python|llama_cpp|(--)?llama[-_]python")
     for module, path in PACKAGE.items():
-        if module.startswith("minillm.families") or module == "minillm.bench_worker":  # full of the peer's functions
+        if module.startswith("minillm.families") or module == "minillm.bench.worker":  # full of the peer's functions
             continue
         tree = ast.parse(path.read_text())
         docstrings = {

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 
-from test_cli import ENVIRONMENT
+from tests.test_cli import ENVIRONMENT
 
 END_OF_INPUT = b"\x04"  # Ctrl-D
 

@@ -7,7 +7,8 @@ DeepSeek-MoE-16B (Dai et al., arXiv:2401.06066). No class of transformers runs i
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, deepseek_v2, llama, rotary
+from minillm.families import deepseek_v2, llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {

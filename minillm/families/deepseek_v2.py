@@ -9,7 +9,8 @@ config says.
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import MLA, Decoder, GatedMLP, MoE, Norm, Rope, Router, YarnScaling
 
 LATENT_EPS = 1e-6

@@ -8,7 +8,8 @@ block-scaled FP8. The extra layers after the last, which predict further tokens,
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, deepseek_v2
+from minillm.families import deepseek_v2
+from minillm.families.shared import common
 from minillm.spec import Decoder
 
 DEFAULTS = {

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, GatedMLP, Norm
 
 DEFAULTS = {

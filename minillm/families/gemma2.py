@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from minillm.config import Config
-from minillm.families import common, gemma, rotary
+from minillm.families import gemma
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, QKNorm, Rope
 
 DEFAULTS = {

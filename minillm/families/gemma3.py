@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config
-from minillm.families import common, gemma, gemma2, rotary
+from minillm.families import gemma, gemma2
+from minillm.families.shared import common, rotary
 from minillm.spec import Decoder, QKNorm
 
 DEFAULTS = {

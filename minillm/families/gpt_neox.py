@@ -7,7 +7,8 @@ Pythia, GPT-NeoX-20B, Dolly 2 (arXiv:2304.01373, arXiv:2204.06745).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, MLP, Decoder, LayerNorm
 
 DEFAULTS = {

@@ -10,7 +10,8 @@ plain numbers the other way around, `[E, H, 2F]`.
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, ClampedSwiGLU, Decoder, MoE, Norm
 
 YARN = {

@@ -7,7 +7,7 @@ Swallow, Tanuki-8B (Touvron et al., arXiv:2307.09288; arXiv:2407.21783). The bas
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, rotary
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {

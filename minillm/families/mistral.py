@@ -7,7 +7,7 @@ arXiv:2310.06825). An absent `sliding_window` means 4096, an explicit null means
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, rotary
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {

@@ -7,7 +7,8 @@ Mixtral 8x7B, 8x22B, WizardLM-2-8x22B, llm-jp-3-8x1.8b (Jiang et al., arXiv:2401
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, mistral, rotary
+from minillm.families import mistral
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, MoE, Router
 
 DEFAULTS = {

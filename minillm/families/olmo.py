@@ -6,7 +6,8 @@ OLMo 1B, 7B in the layout of transformers (arXiv:2402.00838).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, LayerNorm
 
 DEFAULTS = {**llama.DEFAULTS, "vocab_size": 50304, "clip_qkv": None}

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, Norm, QKNorm, Rope
 
 DEFAULTS = {**llama.DEFAULTS, "vocab_size": 50304, "rms_norm_eps": 1e-5}

@@ -7,7 +7,8 @@ Olmo 3 7B, 32B, Olmo 3.1 (Allen Institute for AI, 2025).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, olmo2, rotary
+from minillm.families import olmo2
+from minillm.families.shared import common, rotary
 from minillm.spec import Decoder
 
 DEFAULTS = {**olmo2.DEFAULTS, "rope_theta": 500000.0, "sliding_window": 4096, "layer_types": None}

@@ -7,7 +7,8 @@ OLMoE-1B-7B (Muennighoff et al., arXiv:2409.02060).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, MoE, Norm, QKNorm
 
 DEFAULTS = {

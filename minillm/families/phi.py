@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, MLP, Decoder, LayerNorm, QKNorm
 
 DEFAULTS = {

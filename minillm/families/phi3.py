@@ -8,7 +8,8 @@ The scaling that some files call "su" or "yarn" is LongRoPE.
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {

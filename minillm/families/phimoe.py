@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minillm.config import Config, number
-from minillm.families import common, mixtral, rotary
+from minillm.families import mixtral
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, LayerNorm, MoE
 
 DEFAULTS = {

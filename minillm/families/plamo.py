@@ -14,7 +14,8 @@ PLaMo-2 is not covered: every other layer is a Mamba, which is no attention and 
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, llama, rotary
+from minillm.families import llama
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {

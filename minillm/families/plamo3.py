@@ -10,7 +10,7 @@ them. Its tokenizer is Python code, and not run: prompts are token ids.
 from __future__ import annotations
 
 from minillm.config import MAX_POSITIONS, Config, positive_integer
-from minillm.families import common, rotary
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, GatedMLP, Norm, QKNorm
 
 DEFAULTS = {

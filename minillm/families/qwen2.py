@@ -8,7 +8,7 @@ head to the embedding. Published configs state a `sliding_window` that `use_slid
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, rotary
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {

@@ -8,7 +8,8 @@ some layers dense. Where windows are on, the even layers below `max_window_layer
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, qwen2, rotary
+from minillm.families import qwen2
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, MoE
 
 DEFAULTS = {

@@ -7,7 +7,8 @@ biases unless `attention_bias` asks for them.
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, qwen2, rotary
+from minillm.families import qwen2
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, Norm, QKNorm
 
 DEFAULTS = {**qwen2.DEFAULTS, "head_dim": 128, "attention_bias": False}

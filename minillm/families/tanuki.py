@@ -8,7 +8,8 @@ plain Mixtral, which its GGUF conversions do, it loses quality by its own card's
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import common, mixtral
+from minillm.families import mixtral
+from minillm.families.shared import common
 from minillm.spec import Decoder
 
 DEFAULTS = mixtral.DEFAULTS

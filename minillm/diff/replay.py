@@ -1,0 +1,283 @@
+"""One module again, op by op in fp64, to say which side is off: each op gets the reference's input, and what it should
+give is computed by the formula of the spec; the errors are those of ours and of the reference's against that.
+
+A side that is right by this formula can still mean another one: `diff/causes.py` looks for it.
+
+Shapes: B batch, T tokens, H heads, D head_dim, N = B * T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minillm.diff.compare import Error, agreement, error, precision, run
+from minillm.diff.names import Site
+from minillm.diff.trace import Trace
+from minillm.model import held
+from minillm.model.attention import GroupedQueryAttention, Step
+from minillm.model.decoder import Block, Decoder
+from minillm.model.ffn import MLP, GatedMLP
+from minillm.model.linear import Linear
+from minillm.model.mla import LatentAttention
+from minillm.model.moe import Experts, MoE, Router
+from minillm.model.norm import LayerNorm, NoNorm, Norm
+from minillm.model.rope import Rotary
+from minillm.ops import reference, routing
+from minillm.ops.routing import Routing
+from minillm.report import observe
+
+
+@dataclass(frozen=True)
+class Op:
+    """One step of a module: the errors in ulps of both sides against the formula in fp64."""
+
+    name: str
+    ours: Error
+    theirs: Error
+
+    def off(self, tolerance: float) -> str | None:
+        """Which side is: "ours", "theirs", "both", or None."""
+        sides = [name for name, each in (("ours", self.ours), ("theirs", self.theirs)) if not each.max <= tolerance]
+        return {0: None, 1: sides[0] if sides else None, 2: "both"}[len(sides)]
+
+
+class Replay:
+    """What a replay is made with; `op` compares one step."""
+
+    def __init__(self, model: Decoder, site: Site, trace: Trace, step: Step):
+        self.model, self.site, self.trace, self.step = model, site, trace, step
+        self.eps, self.found = precision(model, trace), list[Op]()
+
+    def op(self, name: str, exact: Tensor, ours: Tensor, theirs: Tensor | None) -> None:
+        if theirs is not None:
+            self.found.append(Op(name, error(ours, exact, self.eps), error(theirs, exact, self.eps)))
+
+
+@torch.no_grad()
+def replay(model: Decoder, site: Site, trace: Trace, step: Step) -> list[Op]:
+    """The ops of the module at a site; none where its weights are not plain numbers, or nothing is known of it."""
+    module = None if site.ours in ("head", "embedding") else model.get_submodule(site.ours)
+    if any(held.held_in(each) for each in (module or model).modules()):
+        return []
+    made = Replay(model, site, trace, step)
+    for kind, function in OPS.items():
+        if isinstance(module, kind):
+            function(made, module)
+            return made.found
+    exact = _embedding(made) if site.ours == "embedding" else _head(made)
+    made.op("product", exact, run(model, site, trace, step), trace.gave[site.name])
+    return made.found
+
+
+def _product(x: Tensor, linear: Linear) -> Tensor:
+    return F.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
+
+
+def normed(x: Tensor, norm: Norm | LayerNorm | NoNorm) -> Tensor:
+    """The norm in fp64."""
+    x = x.double()
+    if isinstance(norm, NoNorm):
+        return x
+    if isinstance(norm, LayerNorm):
+        weight, bias = (None if each is None else each.double() for each in (norm.weight, norm.bias))
+        return F.layer_norm(x, x.shape[-1:], weight, bias, norm.spec.eps)
+    return (norm.spec.offset + norm.weight.double()) * x * torch.rsqrt(x.square().mean(-1, True) + norm.spec.eps)
+
+
+def _embedding(made: Replay) -> Tensor:
+    scale = made.model.embedding.weight.new_full((), made.model.spec.embedding_scale)  # rounded to the model's type
+    return F.embedding(made.trace.tokens, made.model.embedding.weight).double() * scale.double()
+
+
+def _head(made: Replay) -> Tensor:
+    model, x = made.model, made.trace.given["head"]
+    logits = x.double() @ model.embedding.weight.double().T if model.head is None else _product(x, model.head)
+    cap = model.spec.logit_softcap
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _whole(name: str, formula: Callable[[Tensor, Any], Tensor]) -> Callable[[Replay, Any], None]:
+    """A module of one op."""
+
+    def replayed(made: Replay, module: nn.Module) -> None:
+        site, exact = made.site, formula(made.trace.given[made.site.name], module)
+        exact = exact if site.rows is None else exact[..., site.start : site.start + site.rows]
+        made.op(name, exact, run(made.model, site, made.trace, made.step), made.trace.gave[site.name])
+
+    return replayed
+
+
+def _mlp(made: Replay, mlp: GatedMLP | MLP) -> None:
+    trace, name = made.trace, made.site.ours
+    x, theirs = trace.given[name], trace.given.get(f"{name}.down")
+    x_own = x.to(made.model.dtype)
+    if isinstance(mlp, GatedMLP):
+        inner = reference.gated_act(_product(x, mlp.gate_up), mlp.spec.activation)
+        own = mlp.ops.gated_act(mlp.gate_up(x_own), mlp.spec.activation)
+    else:
+        inner = reference.activate(_product(x, mlp.up), mlp.spec.activation)
+        own = reference.activate(mlp.up(x_own), mlp.spec.activation)
+    made.op("products and activation", inner, own, theirs)
+    before = inner if theirs is None else theirs
+    made.op("product down", _product(before, mlp.down), mlp.down(before.to(made.model.dtype)), trace.gave[name])
+
+
+def _router(made: Replay, router: Router) -> None:
+    theirs, x = made.trace.routes[made.site.ours], made.trace.given[made.site.ours].flatten(0, -2)
+    bias = None if router.logit_bias is None else router.logit_bias.double()
+    logits = F.linear(x.double(), router.weight.double(), bias)
+    exact = routing.route(logits, None if router.bias is None else router.bias.double(), router.spec)
+    ours = router(x)
+    scores = routing.score(logits, router.spec)
+    weighed = Routing(theirs.experts, routing.weigh(scores, theirs.experts, router.spec), logits)
+    mine = Routing(ours.experts, routing.weigh(scores, ours.experts, router.spec), logits)
+    made.found += [
+        Op("choice", *(_share(each, exact) for each in (ours, theirs))),
+        Op("weights of the chosen", agreement(ours, mine, made.eps)[1], agreement(theirs, weighed, made.eps)[1]),
+    ]
+
+
+def _share(routes: Routing, exact: Routing) -> Error:
+    """Which part of the tokens goes elsewhere: a choice has no ulps, and any is infinitely far off."""
+    other = 1 - agreement(routes, exact, 1.0)[0].double().mean().item()
+    return Error(float("inf") if other else 0.0, other, other)
+
+
+def _experts(made: Replay, experts: Experts) -> None:
+    name, trace = made.site.ours, made.trace
+    routes, x = trace.routes[f"{name.removesuffix('experts')}router"], trace.given[name]
+    tokens = x.flatten(0, -2).double()
+    exact = torch.zeros_like(tokens)
+    for expert in routes.experts.unique().tolist():
+        token, pick = torch.where(routes.experts == expert)
+        count, biases = experts.spec.router.num_experts, (experts.gate_up_bias, experts.down_bias)
+        inner, outer = (None if each is None else each.view(count, -1)[expert].double() for each in biases)
+        hidden = reference.gated_act(
+            F.linear(tokens[token], experts.gate_up[expert].double(), inner), experts.spec.activation
+        )
+        y = F.linear(hidden, experts.down[expert].double(), outer)
+        exact.index_add_(0, token, y * routes.weights[token, pick, None].double())
+    made.op("weighted sum", exact, run(made.model, made.site, trace, made.step), trace.gave[name])
+
+
+def _moe(made: Replay, moe: MoE) -> None:
+    name, trace = made.site.ours, made.trace
+    if f"{name}.experts" not in trace.gave:
+        return
+    x, exact = trace.given[name].double(), trace.gave[f"{name}.experts"].double().view_as(trace.given[name])
+    if moe.shared is not None:
+        shared = trace.gave.get(f"{name}.shared", moe.shared(x.to(made.model.dtype))).double().view_as(x)
+        exact = exact + (shared if moe.shared_gate is None else _product(x, moe.shared_gate).sigmoid() * shared)
+    made.op("sum with the shared expert", exact, run(made.model, made.site, trace, made.step), trace.gave[name])
+
+
+def _block(made: Replay, block: Block) -> None:
+    trace, name = made.trace, made.site.ours
+    x, parts = trace.given[name].double(), []
+    for part in ("attention", "ffn"):
+        after = trace.gave.get(f"{name}.post_{part}_norm", trace.gave[f"{name}.{part}"])
+        parts.append(after.double().view_as(x))
+    ours = run(made.model, made.site, trace, made.step)
+    made.op("sum of input, attention and ffn", x + parts[0] + parts[1], ours, trace.gave[name])
+
+
+def _attention(made: Replay, attention: GroupedQueryAttention | LatentAttention) -> None:
+    name, trace = made.site.ours, made.trace
+    theirs = trace.attended.get(name)
+    with observe.ops(made.model, "attention") as calls:
+        run(made.model, made.site, trace, made.step)
+    if theirs is None or not calls:
+        return
+    call, exact = calls[-1], _exact_qkv(attention, trace.given[name])
+    for kind, ours, should, other in zip(
+        ("q, normed and turned", "k, normed and turned", "v"), call.given, exact, (theirs.q, theirs.k, theirs.v),
+        strict=False,
+    ):  # fmt: skip
+        made.op(kind, should, ours, _aligned(other, should, attention))
+    rest = call.given[3:]
+    given: list[Any] = [each.to(made.model.dtype) for each in (theirs.q, theirs.k, theirs.v)]
+    exactly: list[Any] = [each.double() if isinstance(each, Tensor) else each for each in (*given, *rest)]
+    weights = observe.attention_weights(*exactly, **call.options)
+    own = observe.attention_weights(*given, *rest, **call.options)
+    made.op("softmax of scores", weights, own, theirs.weights)
+    values = _repeated(theirs.v.double(), weights.shape[1])
+    before = weights if theirs.weights is None else theirs.weights.double()
+    own_sums = _merged(attention.ops.attention(*given, *rest, **call.options))
+    each = [(own_sums, weights), (theirs.sums, before)]  # each side's sum with its own weights: a score is no sum
+    made.found.append(Op("weighted sum of values", *(error(y, _merged(w @ values), made.eps) for y, w in each)))
+    out = attention.out(theirs.sums.to(made.model.dtype))
+    made.op("product out", _product(theirs.sums, attention.out), out, trace.gave[name])
+
+
+def _merged(y: Tensor) -> Tensor:
+    return rearrange(y, "B H T V -> B T (H V)")
+
+
+def _repeated(v: Tensor, heads: int) -> Tensor:
+    return v.repeat_interleave(heads // v.shape[1], dim=1)
+
+
+def _aligned(theirs: Tensor, exact: Tensor, attention: GroupedQueryAttention | LatentAttention) -> Tensor | None:
+    """The reference's values in our order: it may keep the pairs of an interleaved rotation apart, as halves."""
+    if theirs.shape != exact.shape:
+        return None
+    rotated = attention.spec.rope.dim
+    if attention.spec.rope.layout == "half" or theirs.shape[-1] < rotated:
+        return theirs
+    first = theirs.shape[-1] - rotated if isinstance(attention, LatentAttention) else 0
+    middle = theirs[..., first : first + rotated]
+    paired = torch.cat(
+        (
+            theirs[..., :first],
+            middle.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2),
+            theirs[..., first + rotated :],
+        ),
+        dim=-1,
+    )
+    return min((theirs, paired), key=lambda each: (each.double() - exact).abs().max().item())
+
+
+def _exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v in fp64 as they go into the scores, `[B, heads, T, D]`."""
+    spec, count = attention.spec, x.shape[1]
+    cos, sin = Rotary(spec.rope)(torch.arange(count, device=x.device)[None], (count,), torch.float64)
+    turn = lambda each: reference.rope(each, cos, sin, spec.rope.layout)  # noqa: E731
+    if isinstance(attention, GroupedQueryAttention):
+        qkv = rearrange(_product(x, attention.qkv), "B T (heads D) -> B T heads D", D=spec.head_dim)
+        q, k, v = qkv.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=2)
+        for_norm = (lambda each: each.flatten(2)) if attention.normed_together else (lambda each: each)
+        q = normed(for_norm(q), attention.q_norm).view_as(q)
+        k = normed(for_norm(k), attention.k_norm).view_as(k)
+        if spec.clip is not None:
+            q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))
+        q, k = turn(q), turn(k)
+    else:
+        latent = x if spec.q_rank is None else normed(_product(x, attention.q_down), attention.q_norm)
+        q = rearrange(_product(latent, attention.q), "B T (H D) -> B T H D", H=spec.num_heads)
+        q = torch.cat((q[..., : spec.nope_dim], turn(q[..., spec.nope_dim :])), dim=-1)
+        c, k_rope = _product(x, attention.kv_down).split((spec.kv_rank, spec.rope.dim), dim=-1)
+        kv = F.linear(normed(c, attention.kv_norm), attention.kv_up.double())
+        kv = rearrange(kv, "B T (H D) -> B T H D", H=spec.num_heads)
+        k_rope = turn(k_rope.unsqueeze(2)).expand(-1, -1, spec.num_heads, -1)
+        k, v = torch.cat((kv[..., : spec.nope_dim], k_rope), dim=-1), kv[..., spec.nope_dim :]
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+    return q, k, v
+
+
+OPS: dict[Any, Callable[[Replay, Any], None]] = {
+    (Norm, LayerNorm): _whole("norm", normed),
+    Linear: _whole("product", _product),
+    (GatedMLP, MLP): _mlp,
+    Router: _router,
+    Experts: _experts,
+    MoE: _moe,
+    Block: _block,
+    (GroupedQueryAttention, LatentAttention): _attention,
+}

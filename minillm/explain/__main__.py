@@ -1,0 +1,265 @@
+"""What a checkpoint is, without reading its weights:
+
+    python -m minillm.explain --weights DIR | --config FILE | --table DIR DIR ...  [--json]
+
+Works from config.json, and from the safetensors headers or the index where they exist. The text leaves out what is as
+in Llama: fields at their defaults.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from minillm import cli, config, families, hub
+from minillm import spec as vocabulary
+from minillm.config import printable
+from minillm.explain.equations import equations
+from minillm.model import held
+from minillm.model.decoder import skeleton
+from minillm.model.held import Scheme
+from minillm.report.measure import active_values, cached_values
+from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
+from minillm.weights.load import MISSHAPEN, faults, misshapen
+from minillm.weights.rules import Plan, Rules, plan
+
+
+class Examined(NamedTuple):
+    """What `explain` says, and what it was made from."""
+
+    report: dict[str, Any]
+    spec: vocabulary.Decoder
+    planned: Plan | None  # None where there are neither weights nor an index
+    values: dict[str, Any]  # of config.json
+    rules: Rules
+    names: list[str] | None  # of the folder's tensors
+    headers: dict[str, TensorInfo] | None  # what the files say of them, where they are there
+
+
+def explain(path: Path) -> dict[str, Any]:
+    """The resolved spec of a folder or a config.json, all parameters and those active per token, what a token takes in
+    the cache, and how the folder's tensors fit; the lists of tensors are None where there are neither weights nor an
+    index. Raises ValueError for what is not supported."""
+    return examine(path).report
+
+
+def examine(path: Path) -> Examined:
+    """`explain` with the spec and the plan."""
+    values = config.read(path) if path.is_dir() or not path.exists() else config.read_json(path)
+    spec, rules, read = families.resolve(values)
+    model = skeleton(spec, torch.bfloat16)
+    report: dict[str, Any] = {
+        "weights": str(path),
+        "model_type": values["model_type"],
+        "quantization": config.quantization(values),
+        "dtype": read.dtype,
+        "parameter_count": sum(parameter.numel() for parameter in model.parameters()),
+        "active_parameter_count": sum(active_values(model).values()),
+        "cached_values_per_token": cached_values(spec),
+        "unknown_config_keys": read.unread,
+        "unclaimed_tensors": None,
+        "unfilled_parameters": None,
+        "dropped_tensors": None,
+        "misshapen_tensors": None,
+        "other_faults": None,
+    }
+    (names, headers), planned = _tensors(path), None
+    if names is not None:
+        if written := Scheme.read(values):
+            held.hold(model, written.formats(model))
+        planned = plan(names, rules, model.destinations())
+        report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
+        report["unfilled_parameters"] = planned.unfilled
+        report["dropped_tensors"] = planned.dropped
+        if headers is not None:
+            report["misshapen_tensors"] = misshapen(planned, headers)
+            found = faults(planned, headers)
+            report["other_faults"] = [each for key, names in found.items() if key != MISSHAPEN for each in names]
+    report["spec"] = describe(spec)
+    return Examined(report, spec, planned, values, rules, names, headers)
+
+
+def _tensors(folder: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | None]:
+    """The names of a folder's tensors, and what their headers say where the files are there."""
+    found = find(folder)
+    if found is None:
+        return None, None
+    files, located = found
+    if located is not None and not all((folder / file).is_file() for file in files):
+        return list(located), None
+    headers = Checkpoint(folder).info
+    return list(headers), headers
+
+
+def _fillings(planned: Plan) -> list[str]:
+    """Which tensor fills which rows of which parameter, and how its values lie where that is otherwise."""
+    width = max(map(len, planned.assignments), default=0)
+    return [
+        f"{name:{width}}  {to.parameter}[{to.start}:{to.start + to.shape[0]}]"
+        + (f"  {to.layout.stored} -> {to.layout.rows}" if to.layout else "")
+        for name, to in planned.assignments.items()
+    ]
+
+
+def describe(spec: Any) -> Any:
+    """A spec as plain data; each dataclass says its kind."""
+    if dataclasses.is_dataclass(spec):
+        fields = {field.name: describe(getattr(spec, field.name)) for field in dataclasses.fields(spec)}
+        return {"kind": type(spec).__name__, **fields}
+    return [describe(each) for each in spec] if isinstance(spec, tuple) else spec
+
+
+def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
+    """The report, with the given lines behind each layer."""
+    spec = report["spec"]
+    stored = f"stored as {report['dtype'] or 'its tensors say'}" + (
+        f", quantised: {report['quantization']}" if report["quantization"] else ""
+    )
+    total, active = report["parameter_count"], report["active_parameter_count"]
+    count = f"{total:,} parameters" + (f", {active:,} active per token" if active < total else "")
+    print(printable(f"{report['weights']}: {report['model_type']}, {count}, {stored}"))
+    head = "head tied to the embedding" if spec["tied"] else "own head"
+    print(f"vocabulary {spec['vocab_size']}, hidden size {spec['hidden_size']}, context {spec['context']}, {head}")
+    cached = report["cached_values_per_token"]
+    print(f"a token takes {cached:,} values in the cache, {cached * 2 / 1000:,.1f} kB in bfloat16")
+    for layer, indices in _alike(spec["layers"]):
+        print(f"layer{'s' if len(indices) > 1 else ''} {_runs(indices)}:")
+        for part, value in layer.items():
+            if part != "kind" and value not in (None, False):
+                print(f"  {part:20}{_line(value)}")
+        for each in lines[indices[0]] if lines else ():
+            print(f"      {each}")
+    for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap"):
+        if spec[part] not in (None, False, 1.0):
+            print(f"{part.replace('_', ' '):22}{_line(spec[part])}")
+    for key in (
+        "unknown_config_keys",
+        "unclaimed_tensors",
+        "unfilled_parameters",
+        "misshapen_tensors",
+        "other_faults",
+        "dropped_tensors",
+    ):
+        names = report[key]
+        label = key.replace("_", " ")
+        if names is None:
+            print(f"{label}: not known, this folder has no weights to look at")
+        else:
+            print(
+                f"{label}: {len(names)}"
+                + (printable(f" ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})") if names else "")
+            )
+
+
+def _alike(layers: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[int]]]:
+    """The different layers, and which ones are so."""
+    found: dict[str, tuple[dict[str, Any], list[int]]] = {}
+    for index, layer in enumerate(layers):
+        found.setdefault(json.dumps(layer), (layer, []))[1].append(index)
+    return list(found.values())
+
+
+def _runs(indices: Sequence[int]) -> str:
+    """0, 1, 2, 4, 6, 7 -> "0 to 2, 4, 6, 7"."""
+    runs = [[i for _, i in run] for _, run in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def _line(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    defaults = {field.name: field.default for field in dataclasses.fields(getattr(vocabulary, value["kind"]))}
+    fields = [f"{key}={_line(each)}" for key, each in value.items() if key != "kind" and each != defaults[key]]
+    return f"{value['kind']}({', '.join(fields)})"
+
+
+COLUMNS = "checkpoint, family, parameters, active, layers, hidden, attention, feed-forward, context, cache".split(", ")
+
+
+def row(report: dict[str, Any]) -> list[str]:
+    """What a table says of a checkpoint: sizes in billions, and bytes of bf16 cache per token."""
+    spec = report["spec"]
+    total, active = (f"{report[key] / 1e9:.2f} B" for key in ("parameter_count", "active_parameter_count"))
+    return [
+        hub.name_of(Path(report["weights"])),
+        report["model_type"],
+        total,
+        active if active != total else "all",
+        str(len(spec["layers"])),
+        str(spec["hidden_size"]),
+        _kinds(layer["attention"] for layer in spec["layers"]),
+        _kinds(layer["ffn"] for layer in spec["layers"]),
+        str(spec["context"]),
+        f"{report['cached_values_per_token'] * 2 / 1000:.1f} kB",
+    ]
+
+
+def _kinds(parts: Iterable[dict[str, Any]]) -> str:
+    """The different attentions or feed-forwards of a model and how many layers have each."""
+    words = collections.Counter(WORDS[part["kind"]](part) for part in parts)
+    return words.most_common(1)[0][0] if len(words) == 1 else ", ".join(f"{n} x {word}" for word, n in words.items())
+
+
+WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "GQA": lambda a: (
+        f"{a['num_heads']} heads of {a['head_dim']} over {a['num_kv_heads']}"
+        + (f", window {a['window']}" if a["window"] else "")
+    ),
+    "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
+    "GatedMLP": lambda f: f"gated {f['activation']} {f['intermediate_size']}",
+    "MLP": lambda f: f"{f['activation']} {f['intermediate_size']}",
+    "MoE": lambda f: f"{f['router']['top_k']} of {f['router']['num_experts']} experts of {f['intermediate_size']}",
+}
+
+
+def _print_table(reports: list[dict[str, Any]]) -> None:
+    """In Markdown."""
+    for cells in (COLUMNS, ["---"] * len(COLUMNS), *map(row, reports)):
+        print(printable(f"| {' | '.join(cells)} |"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.parser("explain", "Say what a checkpoint is, without reading its weights.")
+    source = cli.add_source(parser)
+    source.add_argument("--table", metavar="PATH", nargs="+", help="several checkpoints side by side, in Markdown")
+    parser.add_argument("--equations", action="store_true", help="what each layer computes, with this model's numbers")
+    parser.add_argument("--tensors", action="store_true", help="which tensor fills which rows of which parameter")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; a list with --table")
+    arguments = parser.parse_args(argv)
+
+    def body() -> int:
+        if (arguments.equations or arguments.tensors) and (arguments.json or arguments.table):
+            raise ValueError("--equations and --tensors go with neither --json nor --table")
+        if arguments.config:
+            places = [cli.config_file(arguments.config)]
+        else:
+            places = [hub.resolve(each, tensors=False) for each in arguments.table or [arguments.weights]]
+        if arguments.table:
+            reports = [explain(place) for place in places]
+            print(json.dumps(reports, ensure_ascii=False)) if arguments.json else _print_table(reports)
+            return 0
+        report, spec, planned, *_ = examine(places[0])
+        if arguments.tensors and planned is None:
+            raise ValueError(f"{places[0]}: --tensors needs the weights or their index, and there are none")
+        if arguments.json:
+            print(json.dumps(report, ensure_ascii=False))
+            return 0
+        layers = spec.layers if arguments.equations else ()
+        _print(report, [equations(layer, spec.hidden_size) for layer in layers])
+        for line in _fillings(planned) if arguments.tensors and planned else ():
+            print(printable(line))
+        return 0
+
+    return cli.run(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

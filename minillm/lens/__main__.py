@@ -1,0 +1,185 @@
+"""Looking into one forward pass:
+
+    python -m minillm.lens --weights PATH --prompt TEXT [--show lens] [--json | --plot FILE.png | --html FILE.html]
+
+For every position the next token's distribution, the logit lens behind every layer, what each head looks at, and the
+norms of the residual stream and of what is added to it. `docs/lens.md` says how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm import cli, config, hub
+from minillm.engine.sampling import Sampling
+from minillm.lens import forward, plot, sampling
+from minillm.lens import page as lens_page
+from minillm.lens import text as lens_text
+from minillm.lens.forward import Pass
+from minillm.llm import LLM
+from minillm.loading import load
+from minillm.report import page, picture
+from minillm.text import pieces
+
+MAX_TOP_K = 100
+MAX_WRITTEN = 2**22  # attention weights in a JSON object or a page
+WEIGHT_DIGITS = 4  # decimals of a written attention weight
+
+
+def plain(values: Any) -> Any:
+    """Tensors and floats as lists and numbers of 6 significant digits, in whatever holds them."""
+    if isinstance(values, Tensor):
+        return plain(values.tolist())
+    if isinstance(values, dict):
+        return {key: plain(each) for key, each in values.items()}
+    if isinstance(values, list):
+        return [plain(each) for each in values]
+    return float(f"{values:.6g}") + 0.0 if isinstance(values, float) else values  # + 0.0: no -0.0
+
+
+def report(llm: LLM, ids: Sequence[int], top_k: int = 5, chosen: Sampling | None = None) -> tuple[dict[str, Any], Pass]:
+    """What the views show, as plain data (`docs/lens.md` has the keys), and the pass it was made from. Raises
+    ValueError for ids that cannot be looked at."""
+    forward.check(llm.spec, ids)
+    seen = forward.look(llm.model, ids)
+    if not bool(seen.residual.isfinite().all()):
+        raise ValueError(f"the residual stream leaves the range of {llm.model.dtype}; try --dtype float32")
+    found = plain(forward.predictions(llm.model, seen, top_k))
+    with torch.inference_mode():
+        last = llm.model.logits(seen.residual[-1:, -1:])[0, 0]
+        sampled = None if chosen is None else sampling.cuts(last, chosen, max(top_k, 10))
+    heads = plain(forward.heads(seen, llm.spec))
+    shown = {*ids, *(i for key in ("distribution", "lens") for row in found[key]["ids"] for i in row)}
+    texts = pieces.texts(llm.tokenizer, sorted(shown | set(sampled["ids"] if sampled else ())))
+    made = {
+        "weights": hub.name_of(llm.folder),
+        "dtype": str(llm.model.dtype).removeprefix("torch."),
+        "tokens": list(ids),
+        "texts": {str(i): text for i, text in sorted(texts.items())},
+        **found,
+        "heads": {key: [layer[key] for layer in heads] for key in heads[0]},
+        "norms": plain(forward.norms(seen)),
+    }
+    return made | ({"sampling": plain(sampled)} if sampled else {}), seen
+
+
+def check_maps(seen: Pass) -> None:
+    """Raises ValueError where the attention maps are too many for a file."""
+    count = sum(weights.numel() for weights in seen.attention)
+    if count > MAX_WRITTEN:
+        raise ValueError(
+            f"the attention maps hold {count:,} weights and a file takes {MAX_WRITTEN:,}; give a shorter prompt"
+        )
+
+
+def as_lists(seen: Pass) -> list[Any]:
+    """The attention maps `[layer][head][query][key]`, rounded."""
+    return [
+        [[[round(w, WEIGHT_DIGITS) for w in row] for row in head] for head in weights.tolist()]
+        for weights in seen.attention
+    ]
+
+
+def _ids(llm: LLM, arguments: argparse.Namespace) -> list[int]:
+    """The prompt's tokens."""
+    if arguments.prompt_ids is not None:
+        return list(arguments.prompt_ids)
+    if llm.tokenizer is None:
+        raise ValueError(f"{llm.folder}: no tokenizer.json or tokenizer.model; give the prompt as --prompt-ids")
+    text = arguments.prompt if arguments.text is None else config.read_text(Path(arguments.text))
+    return llm.tokenizer.encode(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("lens", "Look into one forward pass: what is predicted, layer by layer, and from where.")
+    cli.add_model_arguments(parser)
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text to look at")
+    prompt.add_argument("--prompt-ids", metavar="1,2,3", type=cli.token_ids, help="raw ids, nothing is added to them")
+    prompt.add_argument("--text", metavar="FILE", help="a UTF-8 file with the text")
+    parser.add_argument("--top-k", metavar="N", type=int, default=5, help="tokens of each distribution (default: 5)")
+    parser.add_argument("--show", choices=lens_text.SECTIONS, help="one part only (default: all; of a picture: lens)")
+    parser.add_argument("--layer", metavar="N", type=int, help="an attention map: its layer, from 0")
+    parser.add_argument("--head", metavar="N", type=int, help="an attention map: its head, from 0")
+    parser.add_argument("--sampling", metavar="NAME=X,…", help="what temperature, top_k, top_p and min_p would keep")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+    parser.add_argument("--attention", action="store_true", help="the attention maps too, with --json")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw one part as a PNG instead of text")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write all parts as one page to click through")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for arguments that do not go together, before anything is loaded."""
+    if not 1 <= arguments.top_k <= MAX_TOP_K:
+        raise ValueError(f"--top-k is {arguments.top_k}, it must be from 1 to {MAX_TOP_K}")
+    if arguments.attention and not arguments.json:
+        raise ValueError("--attention adds the maps to --json; give that too, or --layer and --head for one of them")
+    one_part = [name for name in ("show", "layer", "head") if getattr(arguments, name) is not None]
+    if one_part and (arguments.json or arguments.html) and not arguments.plot:
+        raise ValueError(f"--{one_part[0]} goes with text or --plot; --json and --html hold all parts")
+    if arguments.layer is None and arguments.head is not None:
+        raise ValueError("--head needs --layer")
+    if arguments.layer is not None and arguments.show not in (None, "attention"):
+        raise ValueError(f"--layer is of an attention map; it has no effect with --show {arguments.show}")
+    if arguments.layer is not None and arguments.head is None and not arguments.plot:
+        raise ValueError("--layer needs --head: in text one map fits; --plot draws all heads of a layer")
+    if arguments.show == "sampling" and arguments.sampling is None:
+        raise ValueError("--show sampling needs --sampling, such as --sampling temperature=0.8,top_p=0.9")
+    if arguments.text is not None:
+        config.text_file("--text", arguments.text)
+    if arguments.plot:
+        picture.check(arguments.plot)
+    if arguments.html:
+        page.check(arguments.html)
+
+
+def _check_head(llm: LLM, layer: int | None, head: int | None) -> None:
+    """Raises ValueError for a layer or head that the model has not."""
+    if layer is None:
+        return
+    if not 0 <= layer < len(llm.spec.layers):
+        raise ValueError(f"--layer is {layer}, there are {len(llm.spec.layers)}, counted from 0")
+    count = llm.spec.layers[layer].attention.num_heads
+    if head is not None and not 0 <= head < count:
+        raise ValueError(f"--head is {head}, there are {count}, counted from 0")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+
+    def body() -> int:
+        _check(arguments)
+        chosen = None if arguments.sampling is None else sampling.settings(arguments.sampling)
+        llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
+        _check_head(llm, arguments.layer, arguments.head)
+        found, seen = report(llm, _ids(llm, arguments), arguments.top_k, chosen)
+        if arguments.attention or arguments.html:
+            check_maps(seen)
+        show = "attention" if arguments.layer is not None else arguments.show
+        if arguments.plot:
+            plot.draw(arguments.plot, found, show or "lens", seen.attention, arguments.layer, arguments.head)
+        if arguments.html:
+            lens_page.write(arguments.html, found, seen.attention)
+        if arguments.json:
+            maps = {"attention": as_lists(seen)} if arguments.attention else {}
+            print(json.dumps(found | maps, ensure_ascii=False, allow_nan=False))
+        elif not (arguments.plot or arguments.html):
+            one = None if arguments.head is None else seen.attention[arguments.layer][arguments.head].tolist()
+            for line in lens_text.lines(found, show, one, cli.colourful()):
+                print(line)
+        return 0
+
+    return cli.run(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Grouped-query attention (Ainslie et al., arXiv:2305.13245), with rotary positions and an optional window.
+
+    q, k, v = split(W_qkv x);  q, k = rope(norm(q)), rope(norm(k));  y = W_out softmax(q kᵀ / sqrt(D)) v
+
+Shapes: B batch, T new tokens, S keys, E hidden size, H query heads, K kv heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minillm.model.cache import LayerCache
+from minillm.model.linear import Linear
+from minillm.model.norm import Norm, norm
+from minillm.ops import Ops
+from minillm.ops.visibility import Visibility
+from minillm.spec import GQA, Rope
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all layers of one forward pass share: the tokens from position `start` on, computed once by the model."""
+
+    start: int
+    rotary: dict[Rope, tuple[Tensor, Tensor]]  # cos and sin `[B or 1, T, dim/2]`
+    visible: dict[int | None, Visibility]  # by window
+    slots: dict[int | None, Tensor | None]  # by window, as `Visibility.slots` gives them
+
+
+class GroupedQueryAttention(nn.Module):
+    """x `[B, T, E]` -> `[B, T, E]`."""
+
+    def __init__(self, spec: GQA, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = spec
+        self.ops = ops
+        q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.qkv = Linear(hidden_size, {"q": q, "k": kv, "v": kv}, ops, bias=spec.qkv_bias)
+        self.out = Linear(q, hidden_size, ops, bias=spec.out_bias)
+        self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
+        made = spec.qk_norm.norm if spec.qk_norm else None
+        self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops)
+        self.k_norm = norm(made, kv if self.normed_together else spec.head_dim, ops)
+        each_head = made is None or (isinstance(self.q_norm, Norm) and not self.normed_together)
+        self.fusible = each_head and spec.clip is None  # norm, rotation and cache can be one op
+        self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
+
+    def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
+        spec, visible = self.spec, step.visible[self.spec.window]
+        qkv = self.qkv(x)
+        slots = step.slots[spec.window]
+        if cache is not None and self.fusible and slots is not None:
+            q = self._into_cache(qkv, slots, step, cache)
+            k, v = cache.filled(visible.start + visible.count)
+        else:
+            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)  # heads = H + 2K
+            q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))  # [B, heads, T, D]
+            if cache is not None and slots is not None and visible.position_B is not None:
+                k, v = cache.put(k, v, slots)
+            elif cache is not None:
+                k, v = cache.update(k, v, step.start)
+        y = self.ops.attention(q, k, v, visible, spec.scale, spec.softcap, self.sinks)
+        return self.out(rearrange(y, "B H T D -> B T (H D)"))
+
+    def _into_cache(self, qkv: Tensor, slots: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """q `[B, H, T, D]`; k and v go where the cache keeps them."""
+        given = (cache.k, cache.v, slots, *step.rotary[self.spec.rope], self.spec.rope.layout)
+        if not isinstance(self.q_norm, Norm):
+            return self.ops.qk_norm_rope_cache(qkv, self.spec.num_heads, *given)
+        made, weights = self.q_norm.spec, (self.q_norm.weight, self.k_norm.weight)
+        return self.ops.qk_norm_rope_cache(qkv, self.spec.num_heads, *given, *weights, made.eps, made.offset, made.cast)
+
+    def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v `[B, T, their heads, D]`, q and k normalised, all clamped, q and k rotated."""
+        spec, (cos, sin) = self.spec, step.rotary[self.spec.rope]
+        if spec.qk_norm is None and spec.clip is None:  # q and k lie side by side: one rotation turns both
+            q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
+            turned = self.ops.rope(q_and_k, cos, sin, spec.rope.layout)
+            return *turned.split((spec.num_heads, spec.num_kv_heads), dim=2), v
+        q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=2)
+        if self.normed_together:
+            q, k = self.q_norm(q.flatten(2)).view_as(q), self.k_norm(k.flatten(2)).view_as(k)
+        else:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if spec.clip is not None:
+            q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))
+        return self.ops.rope(q, cos, sin, spec.rope.layout), self.ops.rope(k, cos, sin, spec.rope.layout), v

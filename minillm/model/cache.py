@@ -1,0 +1,168 @@
+"""What attention keeps of the past, preallocated, one cache per layer; owned by the caller of the model.
+
+A layer with a sliding window keeps a ring of `window` slots: position p lives in slot p mod window, so that decoding
+overwrites the one position that has just left the window. Rows of a batch are aligned at their end: row b starts with
+`padding[b]` positions that no query of that row ever sees. Rows join and leave by `regroup`; `rewind` takes back
+positions that were read in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.spec import GQA, MLA, Decoder
+
+
+class LayerCache:
+    """k and v `[B, K, slots, D]` of one layer; slots = min(capacity, window)."""
+
+    def __init__(self, spec: GQA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        self.ring = spec.window if spec.window and spec.window < capacity else None
+        shape = (batch, spec.num_kv_heads, self.ring or capacity, spec.head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+
+    def filled(self, end: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of the positions before `end`, as far as they are kept: views `[B, K, S, D]`."""
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+    def put(self, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v `[B, K, 1, D]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, K, slots, D]`."""
+        at = slots[:, None, :, None].expand_as(k)
+        return self.k.scatter_(2, at, k), self.v.scatter_(2, at, v)
+
+    def update(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Store k and v `[B, K, T, D]` of positions start .. start + T - 1; returns all keys and values that these
+        positions may need, `[B, K, S, D]`, in the order of `Visibility.key_positions`."""
+        end = start + k.shape[2]
+        if self.ring is None:
+            self.k[:, :, start:end] = k
+            self.v[:, :, start:end] = v
+            return self.filled(end)
+        if k.shape[2] == 1:
+            slot = start % self.ring
+            self.k[:, :, slot] = k[:, :, 0]
+            self.v[:, :, slot] = v[:, :, 0]
+            return self.filled(end)
+        past = torch.arange(start - min(start, self.ring - 1), start, device=k.device) % self.ring
+        k, v = torch.cat((self.k[:, :, past], k), dim=2), torch.cat((self.v[:, :, past], v), dim=2)
+        kept = min(k.shape[2], self.ring)
+        slots = torch.arange(end - kept, end, device=k.device) % self.ring
+        self.k[:, :, slots], self.v[:, :, slots] = k[:, :, -kept:], v[:, :, -kept:]
+        return k, v
+
+    def slots(self, end: int, count: int) -> slice | Tensor:
+        """Where the `count` positions before `end` lie."""
+        size = self.k.shape[2]
+        first, last = (end - count) % size, (end - 1) % size
+        return slice(first, last + 1) if first <= last else torch.arange(end - count, end, device=self.k.device) % size
+
+    def take(self, row: int, end: int, source: LayerCache, source_row: int, source_end: int, count: int) -> None:
+        """The `count` positions before `source_end` of a row elsewhere, as far as they are kept, become those before
+        `end` here."""
+        count = min(count, self.k.shape[2], source.k.shape[2])
+        to, of = self.slots(end, count), source.slots(source_end, count)
+        self.k[row, :, to], self.v[row, :, to] = source.k[source_row, :, of], source.v[source_row, :, of]
+
+
+class LatentCache:
+    """What latent attention keeps of each position: its latent and its rotary key, `[B, capacity, R + P]`."""
+
+    ring = None
+
+    def __init__(self, spec: MLA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        self.latent = torch.zeros((batch, capacity, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
+
+    def put(self, latent: Tensor, slots: Tensor) -> Tensor:
+        """Store `[B, 1, R + P]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, capacity, R + P]`."""
+        return self.latent.scatter_(1, slots[:, :, None].expand_as(latent), latent)
+
+    def update(self, latent: Tensor, start: int) -> Tensor:
+        """Store `[B, T, R + P]` of positions start .. start + T - 1; returns all so far, `[B, S, R + P]`."""
+        end = start + latent.shape[1]
+        self.latent[:, start:end] = latent
+        return self.latent[:, :end]
+
+    def take(self, row: int, end: int, source: LatentCache, source_row: int, source_end: int, count: int) -> None:
+        """As `LayerCache.take`."""
+        self.latent[row, end - count : end] = source.latent[source_row, source_end - count : source_end]
+
+
+KINDS: dict[type, type[LayerCache] | type[LatentCache]] = {GQA: LayerCache, MLA: LatentCache}
+
+
+class Cache:
+    """The caches of all layers, the number of positions they hold, and each row's left padding."""
+
+    def __init__(
+        self,
+        spec: Decoder,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        padding: list[int] | None = None,
+    ):
+        self.spec, self.dtype, self.device = spec, dtype, torch.device(device)
+        self.length = 0
+        self.prompt_length = 0  # of a prompt that comes in pieces: dynamic rotary scaling goes by the whole
+        self.graph: Any = None  # a decode step over this memory, once it is recorded (`engine/graphs.py`)
+        self._shape(batch, capacity, padding)
+        self.layers = [self._layer(index) for index in range(len(spec.layers))]
+        self._overwritten: list[tuple[LayerCache, Tensor, Tensor, Tensor]] = []
+        self._marked = 0
+
+    def _shape(self, batch: int, capacity: int, padding: list[int] | None) -> None:
+        self.batch, self.capacity = batch, capacity
+        self.padding = padding if padding and any(padding) else None
+        self.padding_B = torch.tensor(padding, device=self.device) if self.padding else None
+
+    def _layer(self, index: int) -> LayerCache | LatentCache:
+        attention = self.spec.layers[index].attention
+        made: Any = KINDS[type(attention)]
+        return made(attention, self.batch, self.capacity, self.dtype, self.device)
+
+    def row_length(self, row: int) -> int:
+        """The positions that a row has without its padding."""
+        return self.length - (self.padding[row] if self.padding else 0)
+
+    def regroup(self, sources: Sequence[tuple[Cache, int]], room: int) -> None:
+        """Hold these rows instead, each given as a cache (this one or another) and a row of it, with capacity for
+        `room` more positions. Layer by layer, so that no second cache of this size comes to exist."""
+        if [*sources] == [(self, row) for row in range(self.batch)] and self.length + room <= self.capacity:
+            return
+        ends, lengths = [each.length for each, _ in sources], [each.row_length(row) for each, row in sources]
+        self.length, self.prompt_length = max(lengths), 0
+        self._shape(len(sources), self.length + room, [self.length - length for length in lengths])
+        for index in range(len(self.layers)):
+            made: Any = self._layer(index)
+            for at, ((cache, row), end, length) in enumerate(zip(sources, ends, lengths, strict=True)):
+                made.take(at, self.length, cache.layers[index], row, end, length)
+            self.layers[index] = made
+
+    @property
+    def undoable(self) -> int:
+        """How many positions `mark` and `rewind` can take back: no more than the smallest ring has slots."""
+        return min((layer.ring for layer in self.layers if layer.ring is not None), default=self.capacity)
+
+    def mark(self, count: int) -> None:
+        """Note what the next `count` positions, at most `undoable`, will overwrite in rings, for `rewind`."""
+        assert count <= self.undoable, f"{count} positions to take back of {self.undoable}"
+        self._marked, self._overwritten = self.length, []
+        for layer in self.layers:
+            if isinstance(layer, LayerCache) and layer.ring is not None:
+                slots = torch.arange(self.length, self.length + count, device=self.device) % layer.ring
+                self._overwritten.append((layer, slots, layer.k[:, :, slots], layer.v[:, :, slots]))
+
+    def rewind(self, length: int) -> None:
+        """Take back all positions from `length` on, none of which came before `mark`."""
+        assert self._marked <= length <= self.length
+        if length < self.length:
+            first = length - self._marked
+            for layer, slots, k, v in self._overwritten:
+                layer.k[:, :, slots[first:]], layer.v[:, :, slots[first:]] = k[:, :, first:], v[:, :, first:]
+        self.length = length

@@ -1,0 +1,270 @@
+"""The decoder: embedding, a stack of blocks built from their specs, a norm, a head.
+
+Shapes: B batch, T new tokens, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minillm import spec
+from minillm.model import held as quantised
+from minillm.model.attention import GroupedQueryAttention, Step
+from minillm.model.cache import Cache, LatentCache, LayerCache
+from minillm.model.ffn import MLP, GatedMLP
+from minillm.model.linear import Linear
+from minillm.model.mla import LatentAttention
+from minillm.model.moe import Experts, MoE
+from minillm.model.norm import norm
+from minillm.model.rope import Rotary
+from minillm.ops import REFERENCE, Ops
+from minillm.ops.routing import Routing
+from minillm.ops.visibility import Visibility
+from minillm.weights.rules import Destination
+
+# The module that each kind of spec is built as, called with (spec, hidden_size, ops).
+BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
+    spec.GQA: GroupedQueryAttention,
+    spec.MLA: LatentAttention,
+    spec.GatedMLP: GatedMLP,
+    spec.MLP: MLP,
+    spec.MoE: MoE,
+}
+
+
+def build(part: Any, hidden_size: int, ops: Ops) -> nn.Module:
+    """The module of an attention or a feed-forward."""
+    return BUILD[type(part)](part, hidden_size, ops)
+
+
+class Block(nn.Module):
+    """One layer, as `spec.Layer` has it."""
+
+    def __init__(self, layer: spec.Layer, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.add = ops.add
+        self.parallel, self.shares_norm = layer.parallel, layer.parallel and layer.ffn_norm is None
+        self.attention_norm = norm(layer.attention_norm, hidden_size, ops)
+        self.attention = build(layer.attention, hidden_size, ops)
+        self.post_attention_norm = norm(layer.post_attention_norm, hidden_size, ops)
+        self.ffn_norm = norm(layer.ffn_norm, hidden_size, ops)
+        self.ffn = build(layer.ffn, hidden_size, ops)
+        self.post_ffn_norm = norm(layer.post_ffn_norm, hidden_size, ops)
+
+    def forward(self, x: Tensor, step: Step, cache: LayerCache | LatentCache | None) -> Tensor:
+        normed = self.attention_norm(x)
+        attended = self.post_attention_norm(self.attention(normed, step, cache))
+        if self.parallel:
+            h = self.add(x, attended)
+            normed = normed if self.shares_norm else self.ffn_norm(x)
+        else:
+            normed, h = self.ffn_norm.of_sum(x, attended)
+        return self.add(h, self.post_ffn_norm(self.ffn(normed)))
+
+
+class Embedding(nn.Module):
+    """tokens int64 `[B, T]` -> rows of `weight`, `[B, T, E]`.
+
+    Not nn.Embedding: that draws its first values even on the meta device, where PyTorch then loads 150 MB of Python.
+    """
+
+    MULTIPLIED = ("weight",)  # where there is no other head
+
+    def __init__(self, vocab_size: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        if self.weight.device.type != "meta":
+            nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        if quantised.held_in(self):
+            return quantised.lookup(self, "weight", tokens_BT)
+        return F.embedding(tokens_BT, self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows."""
+        held = quantised.held_in(self).get("weight")
+        return self.weight.dtype if held is None else held.dtype
+
+
+class Decoder(nn.Module):
+    """tokens int64 `[B, T]` -> logits `[B, T, V]` in the model's dtype."""
+
+    def __init__(self, decoder: spec.Decoder, ops: Ops = REFERENCE):
+        super().__init__()
+        self.spec = decoder
+        self.ops = ops
+        self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
+        self.layers = nn.ModuleList(Block(layer, decoder.hidden_size, ops) for layer in decoder.layers)
+        self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
+        bias = decoder.head_bias
+        self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)
+        self._rotary = {layer.attention.rope: Rotary(layer.attention.rope, ops.cos_sin) for layer in decoder.layers}
+        self._windows = {layer.attention.window for layer in decoder.layers}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the hidden states are in, and what a cache must be."""
+        return self.embedding.dtype
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        cache: Cache | None = None,
+        last_only: bool = False,
+        collect_routing: bool = False,
+    ) -> Any:
+        """Logits `[B, T, V]`, or `[B, 1, V]` of the last position with `last_only`.
+
+        With a cache the tokens continue what it holds, and it grows by T; without, they stand alone. With
+        `collect_routing` it returns (logits, routing): for each layer the `Routing` of its B * T tokens, row by row,
+        or None where it has no router.
+        """
+        if collect_routing:
+            with self._collected() as routing:
+                return self(tokens_BT, cache, last_only), routing
+        x_BTE = self.hidden(tokens_BT, cache)
+        return self.logits(x_BTE[:, -1:] if last_only else x_BTE)
+
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None) -> Tensor:
+        """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`."""
+        step = self.step(tokens_BT, cache, position_B)
+        x_BTE = self.embed(tokens_BT)
+        for index, layer in enumerate(self.layers):
+            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
+        if cache is not None and position_B is None:
+            cache.length += tokens_BT.shape[1]
+        return x_BTE
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """What the first layer is given, `[B, T, E]`."""
+        x_BTE = self.embedding(tokens_BT)
+        scale = self.spec.embedding_scale
+        return x_BTE if scale == 1 else x_BTE * x_BTE.new_full((), scale)  # rounded to the type of x
+
+    @torch.no_grad()
+    def decode_at(self, tokens_B: Tensor, position_B: Tensor, cache: Cache) -> Tensor:
+        """The logits `[B, V]` behind one token per row, int64 `[B]`, at int64 positions `[B]` that only the device
+        knows: a step that a graph can record. The cache is filled, and its length stays as it is."""
+        return self.logits(self.hidden(tokens_B[:, None], cache, position_B))[:, -1]
+
+    def loss(self, tokens_BT: Tensor) -> Tensor:
+        """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
+        head = self.embedding if self.head is None else self.head
+        if quantised.held_in(head):
+            raise ValueError("a loss needs a head of plain weights; load the checkpoint without quantising it")
+        x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
+        cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
+        return self.ops.linear_cross_entropy(x_NE, head.weight, tokens_BT[:, 1:].flatten(), cap, bias=bias)
+
+    @contextlib.contextmanager
+    def _collected(self) -> Iterator[list[Routing | None]]:
+        """What each layer's router returns meanwhile."""
+        found: list[Routing | None] = [None] * len(self.layers)
+        routers = {i: layer.ffn.router for i, layer in enumerate(self.layers) if isinstance(layer.ffn, MoE)}
+        hooks = [r.register_forward_hook(lambda *call, i=i: found.__setitem__(i, call[-1])) for i, r in routers.items()]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def logits(self, x_BTE: Tensor) -> Tensor:
+        """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
+        return self.project(self.norm(x_BTE))
+
+    def project(self, x_BTE: Tensor) -> Tensor:
+        """The head alone: normed hidden states `[B, T, E]` -> logits `[B, T, V]`."""
+        head = self.head or functools.partial(quantised.product, self.embedding, "weight", self.ops)
+        logits = head(x_BTE)
+        cap = self.spec.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def step(self, tokens_BT: Tensor, cache: Cache | None, position_B: Tensor | None = None) -> Step:
+        """What all layers share while these tokens go through."""
+        count, device = tokens_BT.shape[1], tokens_BT.device
+        start, capacity = (cache.length, cache.capacity) if cache is not None else (0, count)
+        padding_B = cache.padding_B if cache is not None else None
+        assert start + count <= capacity, f"{start + count} positions in a cache of {capacity}"
+        if position_B is None:
+            positions_BT = torch.arange(start, start + count, device=device)[None]
+        else:
+            positions_BT, start = position_B[:, None], capacity - 1
+        if padding_B is not None:  # a padded position counts as 0: it is never looked at
+            positions_BT = (positions_BT - padding_B[:, None]).clamp(min=0)
+        dtype, lengths = self.dtype, self._lengths(cache, count)
+        rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
+        visible = {
+            window: Visibility(
+                start, count, window if window and window < capacity else None, padding_B, device, position_B
+            )
+            for window in self._windows
+        }
+        slots = {window: each.slots() for window, each in visible.items()}
+        return Step(start, rotary, visible, slots)
+
+    def _lengths(self, cache: Cache | None, count: int) -> tuple[int, ...]:
+        """How long each row is with `count` more positions, or all rows are: some rotary scalings go by it."""
+        if cache is None:
+            return (count,)
+        end = max(cache.length + count, cache.prompt_length)
+        return tuple(end - padding for padding in cache.padding or [0])
+
+    def turning(self, cache: Cache) -> list[Tensor]:
+        """The rotary frequencies that one more position takes, the same tensors while they are the same."""
+        lengths, device = self._lengths(cache, 1), self.embedding.weight.device
+        return [each for table in self._rotary.values() for each in table.kept(lengths, device)]
+
+    def outgrown(self, cache: Cache) -> list[int]:
+        """The rows that one more position takes past the length at which LongRoPE turns every key otherwise."""
+        scalings = [rope.scaling for rope in self._rotary]
+        limits = {scaling.original_positions for scaling in scalings if isinstance(scaling, spec.LongRopeScaling)}
+        return [row for row, padding in enumerate(cache.padding or [0]) if cache.length - padding in limits]
+
+    def alike(self, cache: Cache) -> int:
+        """How many more positions of a single row turn as they would one by one when they go through together: dynamic
+        scaling and LongRoPE turn by the length reached."""
+        left = [cache.capacity - cache.length]
+        for scaling in (rope.scaling for rope in self._rotary):
+            if isinstance(scaling, spec.DynamicScaling):
+                left.append(max(scaling.original_positions - cache.length, 1))
+            if isinstance(scaling, spec.LongRopeScaling) and cache.length < scaling.original_positions:
+                left.append(scaling.original_positions - cache.length)
+        return min(left)
+
+    def destinations(self) -> dict[str, Destination]:
+        """Where a checkpoint's tensors go: each parameter, or each named row block of a fused one as "name[part]"."""
+        found: dict[str, Destination] = {}
+        for name, parameter in self.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            module, width, start = self.get_submodule(owner), parameter.shape[1:][-1:], 0
+            parts = module.blocks(leaf) if isinstance(module, (Linear, Experts)) else None
+            for part, rows in (parts or {"": parameter.shape[0]}).items():
+                key = f"{name}[{part}]" if part else name
+                found[key] = Destination(name, start, (rows, *width), dtype=parameter.dtype)
+                start += rows
+        return found
+
+
+def skeleton(decoder: spec.Decoder, dtype: torch.dtype, ops: Ops = REFERENCE) -> Decoder:
+    """The model without memory: every parameter on the meta device, in `dtype`, or in fp32 where its module says so."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            return Decoder(decoder, ops)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def next_token_loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of each token given the ones before it; tokens `[B, T]`, logits of the same T."""
+    return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten())

@@ -1,0 +1,39 @@
+"""Feed-forward networks: gated (Shazeer, arXiv:2002.05202), y = W_down (act(W_gate x) * W_up x), and plain,
+y = W_down act(W_up x)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from minillm import spec
+from minillm.model.linear import Linear
+from minillm.ops import Ops
+from minillm.ops.reference import activate
+
+
+class GatedMLP(nn.Module):
+    """x `[B, T, E]` -> `[B, T, E]`, through `intermediate_size` values; gate and up are one product."""
+
+    def __init__(self, mlp: spec.GatedMLP, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = mlp
+        self.ops = ops
+        parts = {"gate": mlp.intermediate_size, "up": mlp.intermediate_size}
+        self.gate_up = Linear(hidden_size, parts, ops, bias=mlp.bias)
+        self.down = Linear(mlp.intermediate_size, hidden_size, ops, bias=mlp.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.ops.gated_act(self.gate_up(x), self.spec.activation))
+
+
+class MLP(nn.Module):
+    """x `[B, T, E]` -> `[B, T, E]`, through `intermediate_size` values."""
+
+    def __init__(self, mlp: spec.MLP, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = mlp
+        self.up = Linear(hidden_size, mlp.intermediate_size, ops, bias=mlp.bias)
+        self.down = Linear(mlp.intermediate_size, hidden_size, ops, bias=mlp.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(activate(self.up(x), self.spec.activation))

@@ -1,0 +1,93 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434), in two forms that compute the same.
+
+    c = norm(W_dkv x)                     the latent, of kv_rank values: all that is cached, with the rotary key k_r
+    k_h = [W_uk_h c | k_r],  v_h = W_uv_h c,  y = W_out [softmax(score q_hᵀ k_h) v_h for each head h]
+
+Expanded, for a prompt: k and v of every head are computed from the latents. Absorbed, for decoding: as
+q_hᵀ (W_uk_h c) = (W_ukᵀ_h q_h)ᵀ c, the query moves into the latent space instead, and attention runs over the cache as
+it is, one key and value for all heads. `examples/absorb_mla.py` derives it step by step.
+
+Shapes: B batch, T new tokens, S keys, H heads, N nope_dim, P rotary values, R kv_rank, V v_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minillm.model import held
+from minillm.model.attention import Step
+from minillm.model.cache import LatentCache
+from minillm.model.linear import Linear
+from minillm.model.norm import Norm
+from minillm.ops import Ops
+from minillm.ops.visibility import Visibility
+from minillm.spec import MLA
+
+
+class LatentAttention(nn.Module):
+    """x `[B, T, hidden]` -> `[B, T, hidden]`."""
+
+    DEQUANTISED = ("kv_up",)  # by every step anew, which pays for memory only
+
+    def __init__(self, spec: MLA, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = spec
+        self.ops = ops
+        self.scale = spec.score_factor * (spec.nope_dim + spec.rope.dim) ** -0.5
+        q = spec.num_heads * (spec.nope_dim + spec.rope.dim)
+        if spec.q_rank is not None:
+            self.q_down = Linear(hidden_size, spec.q_rank, ops, bias=spec.bias)
+            self.q_norm = Norm(spec.latent_norm, spec.q_rank, ops)
+        self.q = Linear(hidden_size if spec.q_rank is None else spec.q_rank, q, ops)
+        self.kv_down = Linear(hidden_size, spec.kv_rank + spec.rope.dim, ops, bias=spec.bias)
+        self.kv_norm = Norm(spec.latent_norm, spec.kv_rank, ops)
+        # W_uk and W_uv of each head, one under the other. No Linear: the absorbed form needs the plain matrices.
+        self.kv_up = nn.Parameter(torch.empty(spec.num_heads * (spec.nope_dim + spec.v_dim), spec.kv_rank))
+        if self.kv_up.device.type != "meta":
+            nn.init.normal_(self.kv_up, std=0.02)
+        self.out = Linear(spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.bias)
+
+    def forward(self, x: Tensor, step: Step, cache: LatentCache | None) -> Tensor:
+        q_nope, q_rope, latent = self.project(x, step)
+        visible, slots = step.visible[None], step.slots[None]
+        if cache is not None and slots is not None and visible.position_B is not None:
+            latent = cache.put(latent, slots)
+        elif cache is not None:
+            latent = cache.update(latent, step.start)
+        attend = self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded
+        y = attend(q_nope, q_rope, latent, visible)
+        return self.out(rearrange(y, "B H T V -> B T (H V)"))
+
+    def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """q without position `[B, H, T, N]`, rotated q `[B, H, T, P]`, and what is cached: `[B, T, R + P]`."""
+        spec = self.spec
+        cos, sin = step.rotary[spec.rope]
+        q = self.q(x if spec.q_rank is None else self.q_norm(self.q_down(x)))
+        q = rearrange(q, "B T (H D) -> B T H D", H=spec.num_heads)
+        q_nope, q_rope = q.split((spec.nope_dim, spec.rope.dim), dim=-1)
+        q_rope = self.ops.rope(q_rope, cos, sin, spec.rope.layout)
+        latent, k_rope = self.kv_down(x).split((spec.kv_rank, spec.rope.dim), dim=-1)
+        k_rope = self.ops.rope(k_rope.unsqueeze(2), cos, sin, spec.rope.layout).squeeze(2)
+        kept = torch.cat((self.kv_norm(latent), k_rope), dim=-1)
+        return q_nope.transpose(1, 2), q_rope.transpose(1, 2), kept
+
+    def expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility) -> Tensor:
+        """Attention over the keys and values of each head, made from the cached `[B, S, R + P]`; `[B, H, T, V]`."""
+        spec = self.spec
+        c, k_rope = latent.split((spec.kv_rank, spec.rope.dim), dim=-1)
+        kv = self.ops.linear(c, held.matrix(self, "kv_up", c.dtype))
+        kv = rearrange(kv, "B S (H D) -> B H S D", H=spec.num_heads)
+        k_nope, v = kv.split((spec.nope_dim, spec.v_dim), dim=-1)
+        k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, spec.num_heads, -1, -1)), dim=-1)
+        return self.ops.attention(torch.cat((q_nope, q_rope), dim=-1), k, v, visible, self.scale)
+
+    def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility) -> Tensor:
+        """The same with W_uk moved to the query and W_uv behind the sum: one kv head, of R + P and R values."""
+        spec = self.spec
+        up = rearrange(held.matrix(self, "kv_up", q_nope.dtype), "(H D) R -> H D R", H=spec.num_heads)
+        w_uk, w_uv = up.split((spec.nope_dim, spec.v_dim), dim=1)
+        q = torch.cat((q_nope @ w_uk, q_rope), dim=-1)  # [B, H, T, R + P]
+        y = self.ops.latent_attention(q, latent, spec.kv_rank, visible, self.scale)  # [B, H, T, R]
+        return y @ w_uv.transpose(1, 2)

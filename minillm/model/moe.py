@@ -1,0 +1,92 @@
+"""Mixture of experts (Shazeer et al., arXiv:1701.06538): a router picks a few experts for each token.
+
+    y = sum over the chosen e of w_e * expert_e(x)  [+ shared(x)]
+
+Shapes: N tokens, E experts, k chosen per token, H hidden size, F intermediate size of an expert.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minillm import spec
+from minillm.model import held
+from minillm.model.ffn import GatedMLP
+from minillm.model.linear import Linear
+from minillm.ops import REFERENCE, Ops
+from minillm.ops.routing import Routing
+
+
+class Router(nn.Module):
+    """x `[N, H]` -> `Routing`. Weights, correction and arithmetic are fp32 whatever the model's dtype."""
+
+    def __init__(self, router: spec.Router, hidden_size: int, ops: Ops = REFERENCE):
+        super().__init__()
+        self.spec = router
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(router.num_experts, hidden_size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if router.bias else None
+        has = router.logit_bias
+        self.logit_bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if has else None
+        if self.weight.device.type != "meta":
+            nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Routing:
+        return self.ops.route(F.linear(x.float(), self.weight, self.logit_bias), self.bias, self.spec)
+
+
+class Experts(nn.Module):
+    """All experts of a layer: gate and up in one `[E, 2F, H]`, down in one `[E, H, F]`; biases one behind the other,
+    `[E * 2F]` and `[E * H]`."""
+
+    MULTIPLIED = ("gate_up", "down")
+
+    def __init__(self, moe: spec.MoE, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = moe
+        self.ops = ops
+        experts, inner = moe.router.num_experts, moe.intermediate_size
+        self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, hidden_size))
+        self.down = nn.Parameter(torch.empty(experts, hidden_size, inner))
+        self.gate_up_bias = nn.Parameter(torch.zeros(experts * 2 * inner)) if moe.bias else None
+        self.down_bias = nn.Parameter(torch.zeros(experts * hidden_size)) if moe.bias else None
+        if self.gate_up.device.type != "meta":
+            nn.init.normal_(self.gate_up, std=0.02)
+            nn.init.normal_(self.down, std=0.02)
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        gate_up, down = (held.matrices(self, name, x.dtype) for name in ("gate_up", "down"))
+        biases = None
+        if self.gate_up_bias is not None and self.down_bias is not None:
+            count = self.spec.router.num_experts
+            biases = self.gate_up_bias.view(count, -1), self.down_bias.view(count, -1)
+        matrices = (gate_up, down, self.spec.activation, biases)
+        return self.ops.experts(x, routing.experts, routing.weights, *matrices, routing.places)
+
+    def blocks(self, name: str) -> dict[str, int]:
+        """The named row blocks of a parameter, in order: "3.gate" is the gate of expert 3, "3" all of its rows."""
+        experts, inner = range(self.spec.router.num_experts), self.spec.intermediate_size
+        if name.startswith("down"):
+            return {str(expert): self.down.shape[1] for expert in experts}
+        return {f"{expert}.{part}": inner for expert in experts for part in ("gate", "up")}
+
+
+class MoE(nn.Module):
+    """x `[B, T, H]` -> `[B, T, H]`."""
+
+    def __init__(self, moe: spec.MoE, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.router = Router(moe.router, hidden_size, ops)
+        self.experts = Experts(moe, hidden_size, ops)
+        self.shared = GatedMLP(moe.shared, hidden_size, ops) if moe.shared else None
+        self.shared_gate = Linear(hidden_size, 1, ops) if moe.shared_gate else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)
+        y = self.experts(tokens, self.router(tokens)).view_as(x)
+        if self.shared is None:
+            return y
+        shared = self.shared(x)
+        return y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)

@@ -1,0 +1,101 @@
+"""The seam between the model and its kernels: one frozen object of callables, handed to the model when it is built.
+
+No globals, no environment switches, nothing probed at import: `select` names what runs, and Triton is imported only
+when it was chosen.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from minillm.engine import sampling
+from minillm.ops import grouped, reference, routing
+from minillm.ops.routing import Routing
+
+Kernels = Literal["auto", "reference", "triton"]
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Every op that has more than one implementation; `reference.py`, `routing.py` and `sampling.py` say what each
+    computes."""
+
+    linear: Callable[..., Tensor] = reference.linear
+    rms_norm: Callable[..., Tensor] = reference.rms_norm
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = reference.add_rms_norm
+    add: Callable[..., Tensor] = reference.add
+    cos_sin: Callable[..., tuple[Tensor, Tensor]] = reference.cos_sin
+    rope: Callable[..., Tensor] = reference.rope
+    qk_norm_rope_cache: Callable[..., Tensor] = reference.qk_norm_rope_cache
+    gated_act: Callable[..., Tensor] = reference.gated_act
+    attention: Callable[..., Tensor] = reference.attention
+    latent_attention: Callable[..., Tensor] = reference.latent_attention
+    route: Callable[..., Routing] = routing.route
+    experts: Callable[..., Tensor] = reference.experts
+    int8_linear: Callable[..., Tensor] = reference.int8_linear
+    int4_linear: Callable[..., Tensor] = reference.int4_linear
+    fp8_linear: Callable[..., Tensor] = reference.fp8_linear
+    linear_cross_entropy: Callable[..., Tensor] = reference.linear_cross_entropy
+    sample: Callable[..., Tensor] = sampling.sample
+
+
+REFERENCE = Ops()
+CPU = Ops(experts=grouped.experts)  # without the compiled loops of `ops/cpu/ops.py`
+
+
+def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
+    """The ops for a device and dtype. "auto" takes Triton on a GPU and says so if it cannot; "triton" raises then.
+
+    Raises ValueError for another name, and for "triton" without the package, on a CPU outside Triton's interpreter, or
+    with bfloat16 in it.
+    """
+    if kernels not in ("auto", "reference", "triton"):
+        raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
+    if kernels == "reference":
+        return REFERENCE
+    if kernels == "auto" and device.type != "cuda":
+        return _cpu_ops()
+    try:
+        return _triton_ops(device, dtype)
+    except ValueError as reason:
+        if kernels == "triton":
+            raise
+        print(f"minillm: reference kernels in use: {reason}", file=sys.stderr)
+        return CPU
+
+
+def _cpu_ops() -> Ops:
+    if importlib.util.find_spec("numba") is None:
+        print("minillm: plain PyTorch in use, which is slower: there is no package numba; install it", file=sys.stderr)
+        return CPU
+    from minillm.ops.cpu import ops
+
+    ops.keep_memory()
+    return Ops(**ops.OPS)
+
+
+def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:
+    try:
+        import triton
+    except ImportError:
+        raise ValueError("kernels='triton' needs the package triton; install minillm[gpu]") from None
+    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise ValueError(
+            f"kernels='triton' cannot run on device '{device}'; use a GPU, kernels='reference', "
+            "or Triton's interpreter (TRITON_INTERPRET=1)"
+        )
+    if device.type != "cuda" and dtype == torch.bfloat16:
+        raise ValueError("Triton's interpreter computes wrong values in bfloat16; use dtype float32 or float16")
+    from minillm.kernels import tuning
+    from minillm.ops import triton as triton_ops
+
+    if device.type == "cuda":
+        tuning.prepare(device)
+    return Ops(**triton_ops.OPS)

@@ -1,0 +1,71 @@
+"""The product of a few rows with one matrix, as a kernel. Shapes as in `products.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import prange, types
+
+from minillm.ops.cpu.loops.jit import OPTIONS, array, kernel, overload, parallel
+from minillm.ops.cpu.loops.products import matrix, prepare, product, tile
+from minillm.ops.cpu.loops.vector import number, rounded
+
+BLOCK = 4  # rows of W that a thread takes at a time
+IN_CACHE = 8192  # values of x that stay in the fastest cache beside a row of W
+MANY = 6  # rows of x whose arithmetic takes longer than reading W
+
+
+@parallel
+def _multiply(m: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> None:
+    outputs = len(y) // rows
+    for block in prange(-(-outputs // BLOCK)):
+        for o in range(BLOCK * block, min(BLOCK * block + BLOCK, outputs)):
+            for r in range(rows):
+                value = product(m, o, x, r, inputs)
+                y[r * outputs + o] = rounded(value + number(bias[o]) if len(bias) else value, y)
+
+
+def _multiplied_in_tiles(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> bool:
+    """Whether W is plain and x large enough for tiles to pay: then y is computed so."""
+    raise NotImplementedError
+
+
+@overload(_multiplied_in_tiles, jit_options=OPTIONS, strict=False)
+def _in_tiles(w: Any, x: Any, bias: Any, y: Any, rows: Any, inputs: Any) -> Any:
+    if w.dtype in (types.uint8, types.int8):
+        return lambda w, x, bias, y, rows, inputs: False
+
+    def multiplied(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> bool:
+        fits = len(y) // rows % BLOCK == 0 and inputs % 64 == 0 and (rows >= MANY or rows * inputs > IN_CACHE)
+        if fits:
+            _multiply_tiles(w, x, bias, y, rows, inputs)
+        return fits
+
+    return multiplied
+
+
+@parallel
+def _multiply_tiles(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> None:
+    outputs = len(y) // rows
+    for block in prange(outputs // BLOCK):
+        o = BLOCK * block
+        for r in range(0, rows, 2):
+            other = min(r + 1, rows - 1)
+            ahead = BLOCK + BLOCK * r // rows, BLOCK + BLOCK * (r + 2) // rows
+            pairs = tile(w, o * inputs, x, r * inputs, other * inputs, inputs, ahead)
+            for row, values in ((r, pairs[0]), (other, pairs[1])):
+                at = row * outputs + o
+                for k in range(BLOCK):
+                    y[at + k] = rounded(values[k] + number(bias[o + k]) if len(bias) else values[k], y)
+
+
+@kernel
+def linear(
+    x_at: int, at: Any, bias_at: int, y_at: int, rows: int, inputs: int, outputs: int, x_like: Any, w_like: Any
+) -> None:
+    """y `[R, O]` of x `[R, I]` and the matrix `[O, I]` at `at`; bias_at is 0 where there is none."""
+    m, y = matrix(at, w_like), array(y_at, rows * outputs, x_like)
+    bias = array(bias_at, outputs if bias_at else 0, x_like)
+    x = prepare(array(x_at, rows * inputs, x_like), rows, m)
+    if not _multiplied_in_tiles(m[0], x, bias, y, rows, inputs):
+        _multiply(m, x, bias, y, rows, inputs)

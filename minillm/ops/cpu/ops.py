@@ -1,0 +1,228 @@
+"""The seam's ops on a CPU: the compiled loops of `minillm/ops/cpu/loops/` where they are faster, PyTorch elsewhere.
+
+Each falls back to the plain version, which is always right, for what its loop does not take: gradients, other dtypes,
+many rows (whose products oneDNN does best), matrices that do not lie one row behind the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minillm.engine import sampling
+from minillm.ops import reference
+from minillm.ops.cpu import loops
+from minillm.ops.cpu import matrices as products
+from minillm.ops.cpu.arrays import LIKE, address
+from minillm.ops.cpu.matrices import activation_number, plain
+from minillm.ops.visibility import Visibility
+from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h; the last is 32 MiB at most
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
+    """`reference.rms_norm`."""
+    if not (x.numel() and plain(x, weight)):
+        return reference.rms_norm(x, weight, eps, offset, cast)
+    return _normed(x, None, weight, eps, offset, cast)[0]
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
+) -> tuple[Tensor, Tensor]:
+    """`reference.add_rms_norm`."""
+    if not (x.numel() and plain(x, residual, weight)):
+        return reference.add_rms_norm(x, residual, weight, eps, offset, cast)
+    return _normed(x, residual, weight, eps, offset, cast)
+
+
+def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+    y, s = torch.empty_like(x), x if residual is None else torch.empty_like(x)
+    size = len(weight)
+    at = [address(each) for each in (x, residual, s, weight, y)]
+    loops.pointwise.rms_norm(*at, x.numel() // size, size, _norm_numbers(*numbers), LIKE[x.dtype])
+    return y, s
+
+
+def _norm_numbers(eps: float, offset: float, cast: NormCast) -> tuple[Any, Any, bool]:
+    return np.float32(eps), np.float32(offset), cast == "before_weight"
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """`reference.add`."""
+    if not (products.few(x) and x.shape == y.shape and plain(x, y)):
+        return x + y
+    s = torch.empty_like(x)
+    loops.pointwise.add(address(x), address(y), address(s), x.numel(), LIKE[x.dtype])
+    return s
+
+
+def cos_sin(positions: Tensor, rates: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`reference.cos_sin`."""
+    rows, steps, half = max(len(positions), len(rates)), positions.shape[1], rates.shape[-1]
+    if rows * steps > products.FEW_ROWS or not (plain(rates, factors) and positions.is_contiguous()):
+        return reference.cos_sin(positions, rates, factors, dtype)
+    cos, sin = torch.empty(2, rows, steps, half, dtype=dtype).unbind()
+    at = tuple(address(each) for each in (positions, rates, factors, cos, sin))
+    loops.pointwise.cos_sin(at, rows, steps, half, (len(positions) > 1, len(rates) > 1), LIKE[dtype])
+    return cos, sin
+
+
+def sample(logits_BV: Tensor, *settings: Tensor) -> Tensor:
+    """`sampling.sample`."""
+    if not plain(logits_BV):
+        return sampling.sample(logits_BV, *settings)
+    found_B = torch.empty(len(logits_BV), dtype=torch.int64)
+    loops.greedy.best(address(logits_BV), address(found_B), *logits_BV.shape, LIKE[logits_BV.dtype])
+    return sampling.drawn(found_B, logits_BV, *settings)
+
+
+def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
+    """`reference.gated_act`."""
+    numbers = activation_number(activation)
+    if not (numbers and gate_up.numel() and plain(gate_up)):
+        return reference.gated_act(gate_up, activation)
+    inner = gate_up.shape[-1] // 2
+    y = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype)
+    loops.pointwise.gated_act(address(gate_up), address(y), y.numel() // inner, inner, numbers, LIKE[y.dtype])
+    return y
+
+
+def qk_norm_rope_cache(
+    qkv: Tensor,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    layout: RopeLayout = "half",
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
+    cast: NormCast = "before_weight",
+) -> Tensor:
+    """`reference.qk_norm_rope_cache`."""
+    given = (qkv, k_cache, v_cache, cos, sin, q_weight, k_weight)
+    if not (plain(*given) and slots.is_contiguous()):
+        rest = (layout, q_weight, k_weight, eps, offset, cast)
+        return reference.qk_norm_rope_cache(qkv, num_heads, k_cache, v_cache, slots, cos, sin, *rest)
+    batch, steps, _ = qkv.shape
+    _, kv_heads, capacity, size = k_cache.shape
+    q = torch.empty(batch, steps, num_heads, size, dtype=qkv.dtype)
+    at = tuple(address(each) for each in (qkv, q, k_cache, v_cache, slots, cos, sin, q_weight, k_weight))
+    sizes = (steps, num_heads, kv_heads, size, capacity, cos.shape[-1], layout == "half")
+    numbers = _norm_numbers(eps, offset, cast)
+    loops.pointwise.qk_norm_rope_cache(at, batch, len(slots), len(cos), sizes, numbers, LIKE[qkv.dtype])
+    return q.transpose(1, 2)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Visibility,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """`reference.attention`."""
+    rows = q.transpose(1, 2)
+    rows = rows if rows.is_contiguous() else rows.contiguous()
+    if _slots(k) and _slots(v) and q.dtype == k.dtype == v.dtype and plain(rows, sinks):
+        if few_queries(q):
+            return _attend(rows, k, v, visible, scale, softcap, sinks)
+        if (
+            loops.dots.NATIVE_BF16
+            and q.dtype == torch.bfloat16
+            and sinks is None
+            and not (q.shape[3] % 2 or v.shape[3] % 64)
+        ):
+            return _attend_prompt(rows, k, v, visible, scale, softcap)
+    return reference.attention(q, k, v, visible, scale, softcap, sinks)
+
+
+def latent_attention(
+    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None
+) -> Tensor:
+    """`reference.latent_attention`."""
+    keys = latent.unsqueeze(1)
+    return attention(q, keys, keys[..., :value_dim], visible, scale)
+
+
+def few_queries(q: Tensor) -> bool:
+    return 0 < q.shape[2] <= products.FEW_ROWS and q.shape[0] > 0
+
+
+def _slots(x: Tensor) -> int:
+    """How many rows lie from one head of `[B, K, S, D]` to the next; 0 where that is no whole and constant number."""
+    batch, heads, count, size = x.shape
+    row, lane = x.stride(2), x.stride(1) if heads > 1 else x.stride(0) if batch > 1 else count * x.stride(2)
+    whole = x.stride(3) == 1 and row >= size and lane % row == 0
+    return lane // row if whole and (batch == 1 or heads == 1 or x.stride(0) == heads * lane) else 0
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visibility, scale: float | None, softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    batch, steps, heads, k_size = q.shape
+    y = torch.empty(batch, steps, heads, v.shape[-1], dtype=q.dtype)
+    first, last = (each.expand(batch, steps).contiguous() for each in visible.spans)
+    at = [address(each) for each in (q, k, v, sinks, y, first, last)]
+    sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], _slots(k), _slots(v), k.stride(2), v.stride(2))
+    ring = visible.window if visible.ring else None
+    longest = min(visible.start + visible.count, visible.window or visible.start + visible.count)
+    places = (ring or 0, visible.first_key, -(-longest // loops.attention.CHUNK))
+    numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
+    loops.attention.attention(*at, batch, sizes, places, *numbers, LIKE[q.dtype])
+    return y.transpose(1, 2)
+
+
+def _attend_prompt(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visibility, scale: float | None, softcap: float | None
+) -> Tensor:
+    batch, steps, heads, k_size = q.shape
+    y = torch.empty(batch, steps, heads, v.shape[-1], dtype=q.dtype)
+    first, last = (each.expand(batch, steps).contiguous() for each in visible.spans)
+    at = [address(each) for each in (q, k, v, y, first, last)]
+    sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], k.shape[2])
+    strides = (_slots(k) * k.stride(2), _slots(v) * v.stride(2), k.stride(2), v.stride(2))
+    numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
+    loops.prefill.attention(*at, batch, sizes, strides, visible.first_key, *numbers, LIKE[q.dtype])
+    return y.transpose(1, 2)
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed. A prompt's activations are allocated anew in every layer: to give their
+    pages back each time and have them filled with zeros again takes 6 to 8 % of its time."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError):  # another C library
+        return
+    for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 512 << 20), (M_TOP_PAD, 64 << 20)):
+        mallopt(option, value)
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "linear": products.linear,
+    "rms_norm": rms_norm,
+    "add_rms_norm": add_rms_norm,
+    "add": add,
+    "cos_sin": cos_sin,
+    "qk_norm_rope_cache": qk_norm_rope_cache,
+    "gated_act": gated_act,
+    "attention": attention,
+    "latent_attention": latent_attention,
+    "experts": products.experts,
+    "int8_linear": products.int8_linear,
+    "int4_linear": products.int4_linear,
+    "sample": sample,
+}

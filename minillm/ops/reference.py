@@ -1,0 +1,281 @@
+"""Every op in plain PyTorch: the specification that kernels are tested against, and the path on a CPU.
+
+Shapes: B batch, T queries, S keys, H query heads, K kv heads, G = H / K, D head_dim, R rotated values of D.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from minillm.ops.visibility import Visibility
+from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
+from minillm.weights import fp8
+
+
+class ExpertMatrices(Protocol):
+    """One matrix per expert, by its number: a tensor `[E, out, in]`, or what makes each when it is asked for."""
+
+    def __getitem__(self, expert: int, /) -> Tensor: ...
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b; x `[..., I]`, weight `[O, I]`, bias `[O]` -> `[..., O]`, all of one dtype."""
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
+    """(offset + w) * x / sqrt(mean(x²) + eps) over the last dimension, in fp32; `cast` as in `spec.Norm`.
+
+    x `[..., N]`, weight `[N]`; returns x's shape and dtype.
+    """
+    x32 = x.float()
+    normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    if cast == "before_weight":
+        return normed.to(x.dtype) * (weight + offset if offset else weight)
+    return (normed * (weight.float() + offset)).to(x.dtype)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
+) -> tuple[Tensor, Tensor]:
+    """s = x + residual, all of one shape and dtype; returns rms_norm(s) and s."""
+    s = x + residual
+    return rms_norm(s, weight, eps, offset, cast), s
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, of one shape and dtype."""
+    return x + y
+
+
+def cos_sin(positions: Tensor, rates: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos(p r) f and sin(p r) f, computed in fp32, of int64 positions p `[B or 1, T]`, rates r `[B or 1, 1, R/2]` and
+    factors f `[B or 1, 1, 1]`: `[B or 1, T, R/2]` in `dtype`."""
+    phases = positions.unsqueeze(-1).float() * rates
+    return (phases.cos() * factors).to(dtype), (phases.sin() * factors).to(dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, layout: RopeLayout = "half") -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin) for each pair of the first R values of each head.
+
+    x `[B, T, heads, D]`; cos and sin `[B or 1, T, R/2]` in x's dtype; the D - R values behind stay as they are.
+    """
+    rotated = 2 * cos.shape[-1]
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)  # [B, T, 1, R/2]
+    if layout == "half":
+        a, b = x[..., : rotated // 2], x[..., rotated // 2 : rotated]
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    else:
+        a, b = x[..., 0:rotated:2], x[..., 1:rotated:2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    return turned if rotated == x.shape[-1] else torch.cat((turned, x[..., rotated:]), dim=-1)
+
+
+def qk_norm_rope_cache(
+    qkv: Tensor,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    layout: RopeLayout = "half",
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
+    cast: NormCast = "before_weight",
+) -> Tensor:
+    """All between the product of q, k and v and attention: q, k = rope(norm(q)), rope(norm(k)), and k and v of token t
+    of row b go to slot slots[b, t] of the caches.
+
+    qkv `[B, T, (H + 2K) D]`, caches `[B, K, S, D]`, slots int64 `[B or 1, T]`, cos and sin `[B or 1, T, R / 2]`,
+    weights `[D]` of the norms of q and k, or None for both -> q `[B, H, T, D]`.
+    """
+    heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=k_cache.shape[-1])
+    kv_heads = k_cache.shape[1]
+    turning, v = heads.split((num_heads + kv_heads, kv_heads), dim=2)
+    if q_weight is not None and k_weight is not None:
+        q, k = turning.split((num_heads, kv_heads), dim=2)
+        normed = [rms_norm(each, w, eps, offset, cast) for each, w in ((q, q_weight), (k, k_weight))]
+        q, k = (rope(each, cos, sin, layout) for each in normed)
+    else:  # q and k lie side by side: one rotation turns both
+        q, k = rope(turning, cos, sin, layout).split((num_heads, kv_heads), dim=2)
+    for cache, new in ((k_cache, k.transpose(1, 2)), (v_cache, v.transpose(1, 2))):
+        if len(slots) == 1:
+            cache.index_copy_(2, slots[0], new)
+        else:
+            for row, values, at in zip(cache, new, slots, strict=True):
+                row.index_copy_(1, at, values)
+    return q.transpose(1, 2)
+
+
+def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
+    """act(gate) * up; gate_up `[..., 2F]` holds gate in its first half and up in its second; returns `[..., F]`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    if isinstance(activation, ClampedSwiGLU):
+        gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+        return gate * torch.sigmoid(activation.alpha * gate) * (up + 1)
+    return activate(gate, activation) * up
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """silu(x) = x sigmoid(x), or gelu(x) = x Phi(x), exact or by its tanh approximation."""
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Visibility,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale * q kᵀ) v over the visible keys, query head h reading kv head h // G; scale is 1 / sqrt(D) where
+    None. q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; returns `[B, H, T, V]`. `softcap` and `sinks` `[H]` as
+    in `spec.GQA`.
+    """
+    mask, causal = visible.mask, visible.causal
+    if softcap is not None or sinks is not None:
+        return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks)
+    if q.shape[2] == 1:
+        # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
+        # and the keys need not be repeated.
+        grouped = rearrange(q, "B (K G) 1 D -> B K G D", K=k.shape[1])
+        y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+        return rearrange(y, "B K G V -> B (K G) 1 V")
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def latent_attention(
+    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None
+) -> Tensor:
+    """`attention` of all heads over one key per position, whose first `value_dim` values are also its value: q
+    `[B, H, T, R + P]`, latent `[B, S, R + P]` -> `[B, H, T, R]`."""
+    keys = latent.unsqueeze(1)
+    return attention(q, keys, keys[..., :value_dim], visible, scale)
+
+
+def _attention_by_formula(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G."""
+    groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1])
+    scores = (groups @ k.unsqueeze(2).transpose(-1, -2)).float() * scale  # [B, K, G, T, S]
+    weights = softmax_of_scores(scores, mask, causal, softcap, sinks)
+    return rearrange(weights.to(v.dtype) @ v.unsqueeze(2), "B K G T V -> B (K G) T V")
+
+
+def softmax_of_scores(
+    scores: Tensor, mask: Tensor | None, causal: bool, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """What values are weighed with, from scaled scores `[B, K, G, T, S]`; of their shape and dtype."""
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~(mask if mask.dim() == 2 else mask.unsqueeze(1)), float("-inf"))
+    if sinks is None:
+        return scores.softmax(-1)
+    extra = sinks.to(scores.dtype).view(scores.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, extra), dim=-1).softmax(-1)[..., :-1]
+
+
+def experts(
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    gate_up: ExpertMatrices,
+    down: ExpertMatrices,
+    activation: Activation | ClampedSwiGLU,
+    biases: tuple[Tensor, Tensor] | None = None,
+    places: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """For each token n the sum over its experts e = chosen[n, k] of weights[n, k] * down[e] (act(gate[e] x) * up[e] x).
+
+    x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]` and down `[E, H, F]`, with `biases`
+    `[E, 2F]` and `[E, H]` that are added to their products. The sum is in fp32, in the order of the experts. Returns
+    `[N, H]` in x's dtype. Experts that no token chose are never looked at. `places` as in `routing.Routing`: nothing
+    that `chosen` does not say.
+    """
+    total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for expert in chosen.unique().tolist():
+        token, pick = torch.where(chosen == expert)
+        inner, outer = (bias[expert] for bias in biases) if biases else (None, None)
+        y = F.linear(gated_act(F.linear(x[token], gate_up[expert], inner), activation), down[expert], outer)
+        total.index_add_(0, token, y * weights[token, pick, None])
+    return total.to(x.dtype)
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b with W[o, i] = q[o, i] s[o]. x `[..., I]`, weight int8 `[O, I]`, scale fp32 `[O]`, bias `[O]` of x's
+    dtype -> `[..., O]`."""
+    return F.linear(x, (weight.float() * scale[:, None]).to(x.dtype), bias)
+
+
+def int4_linear(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group: int,
+    bias: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:
+    """y = x Wᵀ + b with W[o, i] = (q[o, i] - z[o, i / group]) s[o, i / group] f[o], z = 8 where `zero` is None and
+    f = 1 where `factor` is.
+
+    x `[..., I]`; packed uint8 `[O, I / 2]` holds value 2j of a row in the low half of its byte j and 2j + 1 in the high
+    half; scale fp32 or int8 and zero fp32 or uint8 `[O, I / group]` (all rounded up), factor fp32 `[O]`, bias `[O]` of
+    x's dtype -> `[..., O]`.
+    """
+    inputs = x.shape[-1]
+    q = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :inputs].float()
+    of_group = torch.arange(inputs, device=x.device) // group
+    weight = (q - (8.0 if zero is None else zero[:, of_group].float())) * scale[:, of_group].float()
+    return F.linear(x, (weight if factor is None else weight * factor[:, None]).to(x.dtype), bias)
+
+
+def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b with W of `weights/fp8.py`: e4m3 `[O, I]` and factors fp32 `[O / 128, I / 128]` (rounded up), or one
+    row of factors for each row, `[O, I / 128]`. x `[..., I]`, bias `[O]` of x's dtype -> `[..., O]`."""
+    dequantise = fp8.dequantise_rows if len(scale) == len(weight) else fp8.dequantise
+    return F.linear(x, dequantise(weight, scale, x.dtype), bias)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Mean of -log softmax(cap(W h_n + b))[target_n] over the targets that are not `ignore_index`; 0 without such.
+
+    hidden `[N, H]`, weight `[V, H]`, targets int64 `[N]`, bias `[V]` -> fp32 `[]`.
+    """
+    logits = F.linear(hidden, weight, bias).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    count = (targets != ignore_index).sum().clamp(min=1)
+    return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum") / count

@@ -1,0 +1,121 @@
+"""The Triton kernels behind the seam: what the model's calls become. Importing this needs the package triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm import spec
+from minillm.kernels import attention as prefill
+from minillm.kernels import (
+    attention_backward,
+    cross_entropy,
+    decode_attention,
+    fused_norm,
+    gated_act,
+    mla_decode,
+    moe,
+    quant_linear,
+    rms_norm,
+    rope,
+    routing,
+    sampling,
+)
+from minillm.ops import reference
+from minillm.ops import routing as plain_routing
+from minillm.ops.visibility import Visibility
+
+
+def differentiable(*tensors: Any) -> bool:
+    """Whether a result of these needs gradients, which the kernels for inference do not give."""
+    return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in tensors)
+
+
+def for_inference(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, or the plain version where gradients are wanted, which the kernel has none of."""
+
+    def run(*given: Any, **named: Any) -> Any:
+        return (plain if differentiable(*given, *named.values()) else kernel)(*given, **named)
+
+    return run
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """`reference.add_rms_norm`; with gradients sum and norm by themselves."""
+    if differentiable(x, residual, weight):
+        s = x + residual
+        return rms_norm.rms_norm(s, weight, *rest), s
+    return fused_norm.add_rms_norm(x, residual, weight, *rest)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Visibility,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks."""
+    first, past = visible.padding_B, visible.start - visible.first_key
+    where = (past, visible.window, first, visible.first_key)
+    if differentiable(q, k, v, sinks):
+        return attention_backward.differentiable_attention(q, k, v, *where, scale, softcap, sinks)
+    if visible.count == 1:
+        ring = visible.window if visible.ring else 0
+        return decode_attention.decode_attention(
+            q.squeeze(2), k, v, visible.lengths_B, first, None, ring or 0, visible.start, None, scale, softcap, sinks
+        ).unsqueeze(2)
+    return prefill.attention(q, k, v, *where, scale, softcap, sinks)[0]
+
+
+def latent_attention(
+    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None
+) -> Tensor:
+    """`reference.latent_attention`, of which decoding one query per sequence is the form that the model uses."""
+    if visible.count > 1 or differentiable(q, latent):
+        return reference.latent_attention(q, latent, value_dim, visible, scale)
+    y = mla_decode.mla_decode(q.squeeze(2), latent, value_dim, visible.lengths_B, visible.padding_B, None, scale)
+    return y.unsqueeze(2)
+
+
+def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> plain_routing.Routing:
+    """`routing.route`; SparseMixer, whose picks depend on each other, and what needs gradients go through that."""
+    if router.score == "sparsemixer" or differentiable(logits):
+        return plain_routing.route(logits, correction, router)
+    scored = plain_routing.standardised(logits) if router.standardize else logits
+    groups = (router.num_groups, router.top_groups, router.group_score)
+    weighing = (router.score, router.renormalize, router.scale)
+    chosen, weights, places = routing.route(scored, correction, router.top_k, *weighing, *groups)
+    return plain_routing.Routing(chosen, weights, logits, places)
+
+
+_experts = for_inference(moe.experts, reference.experts)
+
+
+def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Any, down: Any, *rest: Any) -> Tensor:
+    """`reference.experts`, and that itself for matrices that are dequantised as they are asked for."""
+    tensors = isinstance(gate_up, Tensor) and isinstance(down, Tensor)
+    return (_experts if tensors else reference.experts)(x, chosen, weights, gate_up, down, *rest)
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "rms_norm": rms_norm.rms_norm,
+    "add_rms_norm": add_rms_norm,
+    "rope": rope.rope,
+    "qk_norm_rope_cache": for_inference(fused_norm.qk_norm_rope_cache, reference.qk_norm_rope_cache),
+    "gated_act": gated_act.gated_act,
+    "attention": attention,
+    "latent_attention": latent_attention,
+    "route": route,
+    "experts": experts,
+    "int8_linear": for_inference(quant_linear.int8_linear, reference.int8_linear),
+    "int4_linear": for_inference(quant_linear.int4_linear, reference.int4_linear),
+    "fp8_linear": for_inference(quant_linear.fp8_linear, reference.fp8_linear),
+    "linear_cross_entropy": cross_entropy.linear_cross_entropy,
+    "sample": sampling.sample,
+}

@@ -1,0 +1,182 @@
+"""All figures of a plan: bytes, operations and bounds, from a checkpoint's config and a question about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from minillm import config
+from minillm.explain.__main__ import Examined, examine
+from minillm.model.decoder import Decoder, skeleton
+from minillm.model.held import Scheme
+from minillm.plan.card import licence
+from minillm.plan.devices import Device
+from minillm.plan.fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
+from minillm.plan.storage import WORDS, Section, Sizes, Stored, names, nbytes, section_of, sizes, stated_bytes, stored
+from minillm.report.measure import active_values, attention_flops, cached_values, prefill_flops
+from minillm.weights.checkpoint import TensorInfo
+from minillm.weights.rules import Destination
+from minillm.weights.tensorfile import BITS
+
+DEFAULT_CONTEXT = 8192  # positions of a sequence, where nobody asks for another number
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+DEFAULT_DTYPE = "bfloat16"
+VISION = "vision_config"  # what the config of a model that reads images has
+
+
+class Question(NamedTuple):
+    """What is asked besides the checkpoint. Weights in `dtype`, with matrices in `quantize`: None is as stored."""
+
+    context: int | None = None
+    batch: int = 1
+    device: Device | None = None
+    devices: int = 1
+    dtype: str | None = None
+    quantize: str | None = None
+    int4: Scheme = Scheme.of("int4")
+
+
+def budget(path: Path, question: Question) -> dict[str, Any]:
+    """What the command says of a folder or a config.json; docs/plan.md has the keys. Raises ValueError for what is not
+    supported, and for a context that the model is not meant for."""
+    found = examine(path)
+    report, spec = found.report, found.spec
+    model = skeleton(spec, torch.bfloat16)
+    context = min(spec.context, DEFAULT_CONTEXT) if question.context is None else question.context
+    if not 1 <= context <= spec.context:
+        raise ValueError(f"--context is {context}, this model takes from 1 to {spec.context}")
+    named = names(found.rules, model, found.names, found.planned, section_of(found.values))
+    kept, checkpoint = _checkpoint(found, named, model, path)
+    dtype = question.dtype or checkpoint["dtype"]
+    offered = _formats(named, model, question, dtype)
+    chosen = question.quantize or question.dtype or (STORED if kept else "bfloat16")
+    weights = kept.decoder if kept and chosen == STORED else offered[chosen]
+    need = Need(
+        spec=spec,
+        weights=weights.total,
+        others={name: offered[name].total for name in FORMATS},
+        context=context,
+        batch=question.batch,
+        width=BITS[WORDS[dtype]] // 8,
+    )
+    return {
+        "weights": report["weights"],
+        "model_type": report["model_type"],
+        "parameters": report["parameter_count"],
+        "active_parameters": report["active_parameter_count"],
+        "max_context": spec.context,
+        "quantization": report["quantization"],
+        "checkpoint_bytes": checkpoint["bytes"],
+        "checkpoint": checkpoint,
+        "formats": {n: {"tensor_bytes": each.total, "file_bytes": each.file} for n, each in offered.items()},
+        "kv_bytes_per_token": need.width * cached_values(spec),
+        "kv_bytes_by_context": {str(each): need.cache(each, need.batch) for each in contexts(spec.context)},
+        "format": chosen,
+        "dtype": dtype,
+        **_asked(need, question, model, weights),
+        "licence": licence(path if path.is_dir() else path.parent),
+    }
+
+
+def _asked(need: Need, question: Question, model: Decoder, weights: Sizes) -> dict[str, Any]:
+    """What depends on the context, the batch and the device asked about."""
+    step, flops = step_bytes(model, weights.parameters, need.batch), _flops(model, need.context)
+    device, count, cache = question.device, question.devices, need.cache(need.context, need.batch)
+    return {
+        "context": need.context,
+        "batch": need.batch,
+        "weight_bytes": need.weights,
+        "kv_bytes": cache,
+        "step_weight_bytes": step,
+        "flops": flops,
+        "device": None if device is None else {**device._asdict(), "count": count, "usable_percent": USABLE_PERCENT},
+        "speed": speed(device, count, need.batch, step + cache, flops["prefill_per_token"]) if device else None,
+        "fit": fit(need, device, count) if device else None,
+    }
+
+
+def contexts(limit: int) -> list[int]:
+    """The numbers of positions that a cache is shown for: powers of two, which windows are too, and the model's own."""
+    return [*(2**power for power in range(7, 31) if 2**power < limit), limit]
+
+
+def step_bytes(model: Decoder, weights: Mapping[str, int], rows: int) -> int:
+    """Bytes of weights that a decode step of one token in each row reads: `measure.bytes_per_step` of any format."""
+    active, parameters = active_values(model, rows), dict(model.named_parameters())
+    return sum(
+        size * active[name] // parameters[name].numel()
+        for name, size in weights.items()
+        if model.spec.tied or not name.startswith("embedding.")
+    )
+
+
+def _checkpoint(
+    found: Examined, named: Mapping[str, Destination], model: Decoder, path: Path
+) -> tuple[Stored | None, dict[str, Any]]:
+    """What the files hold by the config, and how that agrees with the index or with the files themselves."""
+    headers = found.headers
+    source = "config" if found.names is None else "index" if headers is None else "files"
+    stated = stated_bytes(path) if source == "index" else None if headers is None else _of_headers(headers, headers)
+    dtype, notes = found.report["dtype"], list[str]()
+    if dtype not in WORDS:
+        dtype = _most_common(headers or {})
+        notes.append(f"config.json states no dtype that is known here; taken as {dtype}")
+    readable = found.report["quantization"] is None or config.is_readable(found.values)
+    made = {"bytes": stated, "source": source, "stated_bytes": stated, "difference_bytes": None,
+            "dtype": dtype, "decoder_bytes": None, "left_out": {}, "outside": None,
+            "absent_tensors": 0, "readable": readable, "notes": notes}  # fmt: skip
+    try:
+        kept = stored(found.values, named, model, WORDS[dtype], found.names)
+    except ValueError as error:
+        notes.append(f"{error}: {'its size is not known' if stated is None else f'its size is as the {source} say'}")
+        return None, made
+    derived, outside = kept.decoder.total + sum(kept.left_out.values()), 0
+    if kept.outside and headers is not None:
+        outside = _of_headers(headers, kept.outside)
+    elif kept.outside and stated is not None:
+        outside = max(stated - derived, 0)
+    elif found.names is None and VISION in found.values:
+        notes.append(f"the part that reads images ({VISION}) is not counted: only an index or the files tell its size")
+    return kept, made | {
+        "bytes": derived + outside,
+        "difference_bytes": None if stated is None else stated - derived - outside,
+        "decoder_bytes": kept.decoder.total,
+        "left_out": kept.left_out,
+        "outside": {"tensors": len(kept.outside), "bytes": outside} if kept.outside else None,
+        "absent_tensors": len(kept.absent),
+    }
+
+
+def _most_common(headers: Mapping[str, TensorInfo]) -> str:
+    """The dtype of most values in files, quantised ones aside; without files what most checkpoints have."""
+    counts = {word: sum(math.prod(t.shape) for t in headers.values() if t.dtype == WORDS[word]) for word in WORDS}
+    return max(counts, key=lambda word: (counts[word], word == DEFAULT_DTYPE))
+
+
+def _of_headers(headers: Mapping[str, TensorInfo], chosen: Iterable[str]) -> int:
+    return nbytes({name: (headers[name].dtype, headers[name].shape) for name in chosen})
+
+
+def _formats(named: Mapping[str, Destination], model: Decoder, question: Question, dtype: str) -> dict[str, Sizes]:
+    """The decoder as a checkpoint would hold it in each format, what is not quantised in the dtype."""
+    word = WORDS[dtype]
+    sections: dict[str, tuple[str, Section | None]] = {
+        "bfloat16": ("BF16", None),
+        "fp8": (word, FP8),
+        "int8": (word, Scheme.of("int8").written()),
+        "int4": (word, question.int4.written()),
+    }
+    if question.dtype:
+        sections[question.dtype] = (word, None)
+    return {name: sizes(named, model, *each) for name, each in sections.items()}
+
+
+def _flops(model: Decoder, context: int) -> dict[str, Any]:
+    """Operations of a prompt of `context` tokens, for each of its tokens on average, and for one more token behind."""
+    prompt, spec = prefill_flops(model, context), model.spec
+    one = prefill_flops(model, 1) - attention_flops(spec, 1) + attention_flops(spec, 1, context - 1)
+    return {"prefill": prompt, "prefill_per_token": prompt / context, "decode_per_token": one}

@@ -1,0 +1,34 @@
+"""What all pictures share: colours that everyone can tell apart, and a PNG file that is complete or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minillm.config import printable
+from minillm.report import output
+
+# Tell apart without colours too (Okabe and Ito's palette, 2008).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X"
+SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # colour maps of Matplotlib that read alike with any colour vision
+
+
+def check(path: Path) -> None:
+    """Raises ValueError before anything is measured, where the picture could not be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ValueError("--plot needs the package matplotlib; install minillm[plot]") from None
+    output.check("--plot", path, "a picture", ".png")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a Matplotlib figure as PNG."""
+    with output.complete(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def plain(text: str) -> str:
+    """A text for a picture: no control characters, and no formula between dollars."""
+    return printable(text).replace("$", r"\$")

@@ -1,0 +1,177 @@
+"""`python -m minillm.diff` as one uses it: against transformers, against another checkpoint, with bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import minillm
+from minillm import quantize
+from minillm.diff import __main__ as diff
+from minillm.diff import trace
+from minillm.diff.names import same
+from tests.conftest import shared
+from tests.helpers import tiny
+
+KEYS = {
+    "weights", "against", "quantize", "dtype", "tokens", "tolerance_ulps", "ulp", "agrees", "first_divergence",
+    "first_divergence_part", "causes", "signs", "ops", "modules", "not_compared",
+}  # fmt: skip
+ROW_KEYS = {
+    "module", "part", "reference", "own_ulps", "running_ulps", "route_flips", "unexplained_flips",
+    "running_route_flips", "diverges",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixture")
+    tiny.save(folder, *tiny.ROWS["qwen2_moe"])
+    return folder
+
+
+def reported(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert diff.main([*arguments, "--json", "--kernels", "reference"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == KEYS
+    assert all(set(row) == ROW_KEYS for row in found["modules"])
+    return found
+
+
+def test_against_transformers(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = reported(capsys, "--weights", str(mixture))
+    assert (found["agrees"], found["first_divergence"], found["not_compared"]) == (True, None, [])
+    assert (found["tokens"], found["dtype"], found["ops"]) == (32, "float32", [])
+    names = [row["module"] for row in found["modules"]]
+    assert names[0] == "embedding"
+    assert names[-3:] == ["layers.2", "norm", "head"]
+    gate = next(row for row in found["modules"] if row["part"] == "gate_proj")
+    assert (gate["module"], gate["reference"]) == (
+        "layers.0.ffn.shared.gate_up", "model.layers.0.mlp.shared_expert.gate_proj",
+    )  # fmt: skip
+
+
+def test_trained_checkpoints_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("stories260K", "stories-deepseek-v3", "stories-gemma2"):
+        assert reported(capsys, "--weights", str(shared(f"checkpoints/{name}")))["agrees"], name
+
+
+def test_a_divergence_reads_well(
+    mixture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report says where, which side of which op, and why; in colour on a terminal only."""
+    load = diff.load
+
+    def broken(*given: Any, **options: Any) -> Any:
+        llm = load(*given, **options)
+        llm.model.layers[1].ffn.shared.down.weight.mul_(1.5)
+        return llm
+
+    monkeypatch.setattr(diff, "load", broken)
+    assert diff.main(["--weights", str(mixture), "--kernels", "reference"]) == 0
+    out = capsys.readouterr().out
+    assert "first divergence: layers.1.ffn.shared.down\n" in out
+    assert "theirs is off the formula" in out
+    assert "the reference's is ours x 0.6667" in out
+    assert "\x1b" not in out
+
+
+def test_against_itself_in_integers(mixture: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Nothing differs from itself; int4 is further off than int8, and errors grow with depth."""
+    same_one = reported(capsys, "--weights", str(mixture), "--against", str(mixture))
+    assert same_one["agrees"]
+    assert {row["own_ulps"]["max"] for row in same_one["modules"]} == {0.0}
+    logits = {}
+    for kind in ("int8", "int4"):
+        picture = tmp_path / f"{kind}.png"
+        found = reported(
+            capsys, "--weights", str(mixture), "--against", str(mixture), "--quantize", kind, "--plot", str(picture)
+        )
+        assert (found["first_divergence"], found["quantize"]) == ("embedding", kind)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        logits[kind] = next(row["running_ulps"]["relative"] for row in found["modules"] if row["module"] == "head")
+    assert 0 < logits["int8"] < logits["int4"] / 4
+
+
+def test_another_spec_is_the_cause(mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where both specs are known, what differs is said, whatever it is: no experiment has to find it."""
+    other = Path(shutil.copytree(mixture, tmp_path / "theta"))
+    tiny.edit_config(other, rope_parameters={"rope_type": "default", "rope_theta": 12345.0})
+    found = reported(capsys, "--weights", str(mixture), "--against", str(other))
+    assert found["first_divergence"] == "layers.0.attention"
+    assert found["causes"] == ["rope.theta is 10000.0 here, 12345.0 there"]
+    tiny.edit_config(other, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, num_experts_per_tok=2)
+    for pair in ((mixture, other), (other, mixture)):
+        found = reported(capsys, "--weights", str(pair[0]), "--against", str(pair[1]))
+        assert found["first_divergence"] == "layers.0.ffn.router"
+        assert "experts for a token here" in found["signs"][0]
+        assert found["causes"][0].startswith("top_k is")
+
+
+def test_low_precision_is_said_to_hide(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diff.main(["--weights", str(mixture), "--kernels", "reference", "--dtype", "bfloat16"]) == 0
+    assert "in bfloat16 that is 50% of a row's size: compare in float32 to be sure" in capsys.readouterr().out
+    assert diff.main(["--weights", str(mixture), "--kernels", "reference"]) == 0
+    assert "to be sure" not in capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_route_flips_are_counted(mixture: Path) -> None:
+    """A router that differs by itself, and one that differs because of what comes before."""
+    llm, other = (minillm.load(mixture, kernels="reference") for _ in range(2))
+    other.model.layers[0].attention.out.weight.mul_(-1)
+    tokens = tiny.tokens(97, 2, 20)
+    finding = diff.examine(llm, trace.of_minillm(other.model, tokens), same(llm.model))
+    assert finding.first is not None
+    assert finding.first.site.ours == "layers.0.attention.out"
+    routers = [row for row in finding.rows if row.site.ours.endswith("router")]
+    assert [row.flips for row in routers] == [0, 0, 0]
+    assert all(row.free_flips > 0 for row in routers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "nowhere/at-all"], "nowhere/at-all"),
+        (["--weights", "{folder}", "--against", "{other}"], "give another checkpoint of the same model"),
+        (["--weights", "{folder}", "--prompt", "text"], "no tokenizer"),
+        (["--weights", "{folder}", "--prompt-ids", "1,97"], "goes from 0 to 96"),
+        (["--weights", "{folder}", "--prompt-ids", "1"], "takes 2 to 128"),
+        (["--weights", "{folder}", "--tolerance", "0"], "above 0"),
+        (["--weights", "{folder}", "--tolerance", "nan"], "above 0"),
+        (["--weights", "{integers}"], "does not read these integers"),
+        (["--weights", "{folder}", "--plot", "error.pdf"], "a picture is a .png file"),
+        (["--weights", "{folder}", "--against-dtype", "float32"], "goes with another checkpoint"),
+        (["--weights", "{tanuki}"], "transformers cannot load"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], message: str, mixture: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    if "{other}" in arguments:
+        tiny.save(other, "llama", {"num_hidden_layers": 2})
+    if "{tanuki}" in arguments:
+        tiny.save(tmp_path / "tanuki", *tiny.ROWS["tanuki"])
+    if "{integers}" in arguments:
+        quantize.main(["--weights", str(mixture), "--output", str(tmp_path / "integers"), "--quantize", "int8"])
+    places = {"{folder}": mixture, **{f"{{{each}}}": tmp_path / each for each in ("other", "tanuki", "integers")}}
+    capsys.readouterr()
+    assert diff.main([str(places.get(each, each)) for each in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minillm: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_ids_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        diff.main(["--prompt-ids", "1,x"])
+    assert "'1,x' is not a list of ids such as 1,2,3" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""Decode steps on a tape: a replay is the step that it repeats, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minillm.engine import graphs
+from minillm.engine.graphs import DecodeGraph
+from minillm.engine.tape import Tape
+from minillm.model.cache import Cache
+from minillm.ops import REFERENCE, select
+from minillm.spec import GQA, GatedMLP, Layer, Norm, Rope
+from minillm.spec import Decoder as Spec
+from tests.engine.test_graphs import prefilled, with_ops
+from tests.model.test_laws import build, random_tokens, specs
+
+LOOPS = select("auto", torch.device("cpu"), torch.float32)
+LAYER = Layer(Norm(1e-5), GQA(2, 1, 8, Rope(8, 100.0)), Norm(1e-5), GatedMLP(20))
+SPEC = Spec(31, 16, (LAYER, LAYER), Norm(1e-5), tied=True, context=64)
+
+
+@settings(max_examples=25)
+@given(specs(), st.integers(1, 3), st.integers(1, 9))
+@torch.inference_mode()
+def test_a_replay_is_a_step(drawn: Spec, rows: int, prompt: int) -> None:
+    """Of any model, at batch 1 to 3, over rings that turn, latents and experts."""
+    model, steps = with_ops(build(drawn), LOOPS), 8
+    tokens = random_tokens(rows, prompt + steps)
+    padding = [0, prompt // 2, prompt - 1][:rows]
+    eager, cache = (prefilled(model, tokens[:, :prompt], steps, padding) for _ in range(2))
+    recorded = DecodeGraph(model, graphs.on_tape)
+    for at in range(prompt, prompt + steps):
+        expected = graphs.step(model, tokens[:, at], eager)
+        assert torch.equal(recorded(tokens[:, at], cache), expected)
+    assert recorded.recording is not None
+
+
+@torch.inference_mode()
+def test_a_tape_keeps_its_memory() -> None:
+    """What it has written is not given to others, and what it is given is read where it lies."""
+    x = torch.ones(3)
+    with Tape() as tape:
+        y = torch.empty(3)
+        y.copy_(x * 2)
+        z = (y + 1).view(3)[1:]
+    x.fill_(5)
+    others = [torch.zeros(3) for _ in range(50)]
+    tape.replay()
+    assert y.tolist() == [10, 10, 10]
+    assert z.tolist() == [11, 11]
+    assert not any(each.any() for each in others)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda x: x.clamp(min=x.mean()),  # of clamp, index and sum more than one overload writes into a tensor
+        lambda x: x.clamp(max=2.0),
+        lambda x: x[torch.tensor([2, 0])],
+        lambda x: x.sum(),
+        lambda x: x.view(1, 3).sum(-1, keepdim=True),
+        lambda x: x.topk(2).values,
+        lambda x: x.pow(2) / 3 + x,
+    ],
+)
+def test_an_op_is_repeated_by_its_own_overload(op: object) -> None:
+    x = torch.tensor([1.0, 5.0, 3.0])
+    with Tape() as tape:
+        y = op(x)  # type: ignore[operator]
+    x.copy_(torch.tensor([2.0, -4.0, 9.0]))
+    tape.replay()
+    assert torch.equal(y, op(x))  # type: ignore[operator]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("read", [lambda x: x[x > 0], lambda x: x.sum().item(), lambda x: torch.bincount(x.long())])
+def test_what_the_host_reads_is_not_recorded(read: object) -> None:
+    with pytest.raises(RuntimeError, match="gives the host what changes"), Tape():
+        read(torch.ones(3))  # type: ignore[operator]
+
+
+@torch.inference_mode()
+def test_a_step_that_cannot_be_recorded_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuses(run: object, device: object) -> None:
+        raise RuntimeError("no tape\nto be had")
+
+    model = with_ops(build(SPEC), LOOPS)
+    cache, eager = (Cache(SPEC, 1, 9, torch.float32) for _ in range(2))
+    graph = DecodeGraph(model, refuses)  # type: ignore[arg-type]
+    for token in (3, 4, 5):
+        assert torch.equal(graph(torch.tensor([token]), cache), graphs.step(model, torch.tensor([token]), eager))
+    assert capsys.readouterr().err == "minillm: decode steps go call by call, none is recorded: no tape\n"
+
+
+def test_plain_ops_are_not_recorded() -> None:
+    plain = build(SPEC)
+    assert graphs.recorder(with_ops(plain, REFERENCE)) is None
+    assert graphs.recorder(with_ops(plain, LOOPS)) is graphs.on_tape

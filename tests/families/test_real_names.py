@@ -1,0 +1,151 @@
+"""Published configs and tensor indexes: every tensor is claimed, every parameter filled, every count as published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from minillm.config import is_readable, read
+from minillm.explain.__main__ import explain
+from minillm.families import FAMILIES, resolve
+from minillm.loading import load
+from minillm.model.decoder import skeleton
+from minillm.weights import fp8
+from minillm.weights.checkpoint import TensorInfo
+from minillm.weights.load import misshapen
+from minillm.weights.rules import plan
+from tests.conftest import SHARED, shared
+
+# What the model cards and papers state, exact where they give the exact number.
+COUNTS = {
+    "Qwen__Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen__Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen__Qwen2.5-72B": 72_706_203_648,
+    "Qwen__Qwen2.5-Coder-32B-Instruct": 32_763_876_352,
+    "Qwen__Qwen3-0.6B": 596_049_920,
+    "Qwen__Qwen3-1.7B": 1_720_574_976,
+    "TinyLlama__TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    "deepseek-ai__DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
+    "meta-llama__Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama__Llama-3.1-405B": 405_853_388_800,
+    "meta-llama__Llama-3.1-70B": 70_553_706_496,
+    "meta-llama__Llama-3.1-8B": 8_030_261_248,
+    "meta-llama__Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama__Llama-3.2-3B-Instruct": 3_212_749_824,
+    "meta-llama__Meta-Llama-3-8B-Instruct": 8_030_261_248,
+    "mistralai__Devstral-Small-2507": 23_572_403_200,
+    "mistralai__Mistral-7B-Instruct-v0.3": 7_248_023_552,
+    "mistralai__Mistral-7B-v0.1": 7_241_732_096,
+    "Vezora__Mistral-22B-v0.2": 22_237_845_504,
+    "bnb__Llama-3.1-8B-Instruct": 8_030_261_248,
+    "neuralmagic__Meta-Llama-3-8B-Instruct-FP8": 8_030_261_248,
+    "TheBloke__Llama-2-13B-chat-GPTQ": 13_015_864_320,
+    "mistralai__Mixtral-8x7B-v0.1": 46_702_792_704,
+    "TheBloke__Mixtral-8x7B-Instruct-v0.1-GPTQ": 46_702_792_704,
+    "mistralai__Mixtral-8x22B-v0.1": 140_620_634_112,
+    "alpindale__WizardLM-2-8x22B": 140_620_634_112,
+    "llm-jp__8x1.8b-mixtral-exp": 9_266_759_680,
+    "Qwen__Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen__Qwen3-30B-A3B-FP8": 30_532_122_624,
+    "Qwen__Qwen3-235B-A22B": 235_093_634_560,
+    "deepseek-ai__DeepSeek-V2-Lite": 15_706_484_224,
+    "deepseek-ai__DeepSeek-V2": 235_741_434_880,
+    "deepseek-ai__DeepSeek-V3": 671_026_419_200,
+    "deepseek-ai__DeepSeek-R1": 671_026_419_200,
+    "microsoft__Phi-tiny-MoE-instruct": 3_755_220_288,
+    "openai__gpt-oss-20b": 20_914_757_184,
+    "google__gemma-2b": 2_506_172_416,
+    "google__gemma-2-2b-it": 2_614_341_888,
+    "google__gemma-3-4b-it": 3_880_263_168,  # without the part that reads images
+    "google__gemma-3-27b-it": 27_009_346_304,
+    "microsoft__Phi-3-mini-128k-instruct": 3_821_079_552,
+    "microsoft__Phi-3-mini-4k-instruct": 3_821_079_552,
+    "microsoft__Phi-4-mini-instruct": 3_836_021_760,
+    "microsoft__phi-4": 14_659_507_200,
+    "allenai__Olmo-3.1-32B-Instruct": 32_233_522_176,
+}
+# What their authors call active per token, in billions, to as many digits as they give.
+ACTIVE = {
+    "mistralai__Mixtral-8x7B-v0.1": "12.9",
+    "mistralai__Mixtral-8x22B-v0.1": "39",
+    "Qwen__Qwen3-30B-A3B": "3.3",
+    "Qwen__Qwen3-235B-A22B": "22",
+    "deepseek-ai__DeepSeek-V2": "21",
+    "deepseek-ai__DeepSeek-V3": "37",
+}
+FOLDERS = sorted(path.parent for path in SHARED.glob("real-configs/*/config.json"))
+SUPPORTED = [folder for folder in FOLDERS if read(folder).get("model_type") in FAMILIES]
+
+
+def test_every_supported_folder_has_a_count() -> None:
+    shared("real-configs")
+    assert {folder.name for folder in SUPPORTED} == set(COUNTS)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_checkpoint(name: str) -> None:
+    folder = shared(f"real-configs/{name}")
+    report = explain(folder)
+    assert report["parameter_count"] == COUNTS[name]
+    # One of the copies names code to run, which is never run; the other keys are all understood.
+    assert set(report["unknown_config_keys"]) <= {"auto_map"}
+    mixture = any(layer["ffn"]["kind"] == "MoE" for layer in report["spec"]["layers"])
+    assert (report["active_parameter_count"] < COUNTS[name]) == mixture
+    indexed = (folder / "model.safetensors.index.json").exists()
+    if report["quantization"] and not is_readable(read(folder)):
+        with pytest.raises(ValueError, match=f"quantised with {report['quantization']}"):
+            load(folder)
+    elif indexed:
+        assert report["unclaimed_tensors"] == []
+        assert report["unfilled_parameters"] == []
+    else:
+        assert report["unclaimed_tensors"] is None
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_active_parameters(name: str) -> None:
+    """The published figure, where rounding down is what its authors may have done."""
+    billions = explain(shared(f"real-configs/{name}"))["active_parameter_count"] / 1e9
+    digit = 10.0 ** -len(ACTIVE[name].partition(".")[2])
+    assert -digit / 2 <= billions - float(ACTIVE[name]) < digit
+
+
+def test_active_parameters_without_the_embedding() -> None:
+    """As OpenAI's model card counts them: 3.61B for gpt-oss-20b."""
+    report = explain(shared("real-configs/openai__gpt-oss-20b"))
+    embedding = report["spec"]["vocab_size"] * report["spec"]["hidden_size"]
+    assert round((report["active_parameter_count"] - embedding) / 1e9, 2) == 3.61
+
+
+def test_published_tensor_list() -> None:
+    """All 92,000 tensors of DeepSeek-V3 by name, type and shape: fp8 with its factors, one extra layer left out."""
+    folder = shared("real-configs/deepseek-ai__DeepSeek-V3")
+    lines = (folder / "RECONSTRUCTED_tensor_names.tsv").read_text().splitlines()[1:]
+    info = {}
+    for name, dtype, shape in (line.split("\t") for line in lines):
+        info[name] = TensorInfo("", tuple(json.loads(shape)), dtype)
+    spec, rules, _ = resolve(read(folder))
+    planned = plan(info, rules, skeleton(spec, torch.bfloat16).destinations())
+    assert planned.unclaimed == planned.unfilled == planned.twice_filled == misshapen(planned, info) == []
+    assert all(name.startswith("model.layers.61.") for name in planned.dropped)
+    assert set(planned.reasons.values()) == {len(planned.dropped)}
+    quantised = {name for name in planned.assignments if info[name].dtype == "F8_E4M3"}
+    assert quantised == set(planned.scales)
+    assert all(info[scale].shape == fp8.scale_shape(info[name].shape) for name, scale in planned.scales.items())
+    assert len(planned.assignments) + len(planned.scales) + len(planned.dropped) == len(info)
+
+
+def test_indexes_were_there() -> None:
+    """Guards the branch above: these folders of plain checkpoints have an index."""
+    shared("real-configs")
+    indexed = [f.name for f in SUPPORTED if (f / "model.safetensors.index.json").exists()]
+    assert len(indexed) >= 8
+
+
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if f not in SUPPORTED], ids=lambda folder: folder.name)
+def test_other_models_are_refused_by_name(folder: Path) -> None:
+    with pytest.raises(ValueError, match=rf"model_type '{read(folder)['model_type']}' is not supported; supported are"):
+        resolve(read(folder))

@@ -1,0 +1,252 @@
+"""Compile every kernel for GPUs that need not be here; run by test_kernels.py without Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from minillm.kernels import (
+    attention,
+    attention_backward,
+    cross_entropy,
+    decode_attention,
+    fused_norm,
+    gated_act,
+    mla_decode,
+    moe,
+    quant_linear,
+    rms_norm,
+    rope,
+    routing,
+    sampling,
+)
+from minillm.kernels.online_softmax import padded
+from minillm.kernels.tuning import EVERY, SHARED_MEMORY, Config
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+FLOATS = ("alpha", "limit", "eps", "offset", "sign", "scale", "cap")
+POINTERS = {"f32": "fp32", "i32": "i32", "i64": "i64", "u8": "u8", "i8": "i8"}  # by the word before "_ptr"
+
+# Of the attention kernels: with everything, and with nothing, at the head sizes of their configurations.
+PLAIN = {"HAS_FIRST": False, "HAS_CAP": False, "WINDOW": 0}
+FULL = {"HAS_FIRST": True, "HAS_CAP": True, "WINDOW": 128}
+HALF, SINGLE = ("bf16",), ("fp32",)
+
+
+def heads(dim: int, value_dim: int) -> dict[str, int]:
+    dim = 192 if dim > value_dim else dim  # as in DeepSeek-V3
+    return {"D": dim, "V": value_dim, "BLOCK_D": padded(dim), "BLOCK_V": padded(value_dim)}
+
+
+def configured(table: tuple[Config, ...], names: tuple[str, ...], dtypes: tuple[str, ...], **more: Any) -> list[dict]:
+    """A launch with each configuration, on the GPUs that it is for."""
+    found = []
+    for config in table:
+        options = config.paged_options if more.get("PAGED") else config.options
+        blocks = dict(zip(names, config.blocks, strict=True))
+        found.append({**blocks, **options, **more, "on": config.on, "dtypes": dtypes})
+    return found
+
+
+def attending(tables: dict[tuple[int, int], tuple[Config, ...]], **more: Any) -> list[dict[str, Any]]:
+    """In bf16 with everything and, where registers are counted, with nothing; in fp16 at one size, in fp32 with its own
+    blocks."""
+    names, found = ("BLOCK_Q", "BLOCK_K"), []
+    for size, table in tables.items():
+        dtypes = ("bf16", "fp16") if size == (128, 128) else HALF
+        found += configured(table, names, dtypes, **FULL, **heads(*size), **more)
+        plain = [config._replace(on=("sm_90",)) for config in table if "sm_90" in config.on]
+        found += configured(tuple(plain), names, HALF, **PLAIN, **heads(*size), **more)
+        if size in attention.FP32:
+            found += configured(attention.FP32[size], names, SINGLE, **FULL, **heads(*size), **more)
+    return found
+
+
+def decoding(paged: bool, lengths: bool = True) -> list[dict[str, Any]]:
+    made, names = FULL if paged else PLAIN, ("BLOCK_S",)
+    more = {"PAGED": paged, "HAS_LENGTHS": lengths}
+    return [
+        each
+        for size in attention_backward.CONFIGS
+        for table, dtypes in ((decode_attention.CONFIGS, HALF), (decode_attention.FP32, SINGLE))
+        for share in (4, 71)
+        for each in configured(table, names, dtypes, **made, **heads(*size), **more, G=share, BLOCK_G=16)
+        if share == 4 or size == (128, 128)
+    ]
+
+
+def latent(paged: bool, lengths: bool = True) -> list[dict[str, Any]]:
+    more = {
+        "HAS_FIRST": paged,
+        "PAGED": paged,
+        "HAS_LENGTHS": lengths,
+        "R": 512,
+        "P": 64,
+        "BLOCK_R": 512,
+        "BLOCK_P": 64,
+    }
+    return configured(mla_decode.CONFIGS, ("BLOCK_H", "BLOCK_S"), HALF, **more) + configured(
+        mla_decode.FP32, ("BLOCK_H", "BLOCK_S"), SINGLE, **more
+    )
+
+
+def grouping(**more: Any) -> list[dict[str, Any]]:
+    """Matrices of either layout: a stride of 1 is a constant to a launch."""
+    names = ("ROWS", "TILE", "DEPTH")
+    return [
+        each
+        for stride in ("w_i", "w_o")
+        for table, dtypes in ((moe.CONFIGS, HALF), (moe.FP32, SINGLE))
+        for each in configured(table, names, dtypes, **{stride: 1}, HAS_BIAS=True, **more)
+    ]
+
+
+def quantised(form: int) -> list[dict[str, Any]]:
+    names, more = ("ROWS", "TILE", "DEPTH"), {"FORMAT": form, "HAS_ZERO": form == 1, "HAS_BIAS": False, "EACH": False}
+    tables = ((quant_linear.FEW, HALF), (quant_linear.MANY, HALF), (quant_linear.FP32, SINGLE))
+    return [each for table, dtypes in tables for each in configured(table, names, dtypes, **more)]
+
+
+FEW = ("TILE", "DEPTH")
+ROUTED = {
+    "HAS_CORRECTION": True,
+    "RENORMALIZE": True,
+    "TWO": True,
+    "TOP_K": 8,
+    "BLOCK_K": 8,
+    "PAD": routing.PAD,
+    "num_warps": 1,
+}
+ROUTED |= {"dtypes": SINGLE}
+SORTED = {"ROWS": 64, "PAD": routing.PAD, "dtypes": SINGLE}
+# kernel -> each set of constants it is launched with
+KERNELS = {
+    rms_norm.forward_kernel: [{"BEFORE_WEIGHT": before, "BLOCK": 4096, "num_warps": 16} for before in (True, False)],
+    rms_norm.backward_kernel: [{"BLOCK": 4096, "num_warps": 16}],
+    rope.rope_kernel: [
+        {"INTERLEAVED": pairs, "HEADS": rope.MOST_HEADS, "HALF": 64, "REST": rest}
+        for pairs in (True, False)
+        for rest in (0, 32)
+    ],
+    gated_act.forward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
+    gated_act.backward_kernel: [{"ACTIVATION": kind, "BLOCK": gated_act.BLOCK} for kind in (0, 1, 2, 3)],
+    attention.forward_kernel: attending(attention.CONFIGS, RAGGED=False, HAS_SINKS=True)
+    + attending({(128, 128): attention.CONFIGS[128, 128]}, RAGGED=True, HAS_SINKS=False),
+    attention_backward.key_kernel: attending(attention_backward.CONFIGS, G=4),
+    attention_backward.query_kernel: attending(attention_backward.CONFIGS, G=4),
+    decode_attention.part_kernel: decoding(False, False) + decoding(False) + decoding(True),
+    decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
+    mla_decode.part_kernel: latent(False, False) + latent(False) + latent(True),
+    moe.gate_up_kernel: grouping(ACTIVATION=0, x_t=2048),
+    moe.down_kernel: [{**each, "TILE": 2 * each["TILE"]} for each in grouping()],
+    moe.few_gate_up_kernel: configured(moe.FEW_CONFIGS, FEW, ("bf16", "fp32"), HAS_BIAS=False, ACTIVATION=0, w_i=1),
+    moe.few_down_kernel: configured(moe.FEW_CONFIGS, FEW, ("bf16", "fp32"), HAS_BIAS=False, w_i=1),
+    moe.combine_kernel: [{"BLOCK": moe.COMBINED}],
+    routing.route_kernel: [
+        {**ROUTED, "SCORE": score, "TOP_GROUPS": groups, "BLOCK_G": block, "BLOCK_M": 256 // block}
+        for score, groups, block in ((0, 0, 1), (1, 4, 8), (2, 0, 1))
+    ],
+    routing.count_kernel: [{"BLOCK": 256, "PAD": routing.PAD, "dtypes": SINGLE}],
+    routing.sort_kernel: [
+        {**SORTED, "BLOCK": routing.PLACES, "BLOCK_E": 256},
+        {**SORTED, "BLOCK": routing.PLACES // 4, "BLOCK_E": routing.LARGEST},
+    ],
+    cross_entropy.loss_kernel: [
+        {"HAS_CAP": cap, "GRADIENT": True, "BLOCK": cross_entropy.BLOCK, "num_warps": cross_entropy.WARPS}
+        for cap in (True, False)
+    ],
+    quant_linear.product_kernel: [each for form in (0, 1, 2) for each in quantised(form)]
+    + [{**quantised(1)[0], "EACH": True}],
+    fused_norm.add_kernel: [{"BEFORE_WEIGHT": True, "BLOCK": 4096, "num_warps": 16}],
+    fused_norm.heads_kernel: [
+        {"HAS_NORM": True, "BEFORE_WEIGHT": True, "INTERLEAVED": pairs, "HALF": half, "D": 128, "BLOCK": 128}
+        | {"HEADS": fused_norm.MOST_HEADS}
+        for pairs, half in ((False, 64), (True, 32))
+    ],
+    sampling.sample_kernel: [{"SHOW": False, "BLOCK": sampling.BLOCK, "num_warps": sampling.WARPS}],
+}  # fmt: skip
+
+
+def kind(name: str, dtype: str) -> str:
+    if name in ("r_ptr", "dw_ptr"):
+        return "*fp32"
+    if name.endswith("_ptr"):
+        return f"*{POINTERS.get(name.split('_')[-2], dtype)}"
+    return "fp32" if name in FLOATS else "i32"
+
+
+# What a launch does not find to be a multiple of 16, at the shapes of real models: all else it does, and reads 16 bytes
+# at a time then, and keeps fewer addresses.
+ODD = set("top_k groups share rows_each kv_heads past first_key queries keys start ring tokens times ignore picks "
+          "rows blocks count rows_each".split())  # fmt: skip
+CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
+
+
+def spilled(made: Any) -> tuple[int, int]:
+    """Registers of a program for sm_90, and bytes of stack: where registers that did not suffice go."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        command = [str(CUOBJDUMP), "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0]
+    return int(registers), int(stack)
+
+
+def compile_one(kernel: Any, given: dict[str, Any], dtype: str, name: str) -> str:
+    """What it took. Raises AssertionError where it does not fit the target, or spills on sm_90."""
+    names, target = kernel.arg_names, TARGETS[name]
+    signature = {n: "constexpr" if n in given else kind(n, dtype) for n in names}
+    constants = {n: value for n, value in given.items() if n in signature}
+    options = {n: given[n] for n in ("num_warps", "num_stages") if n in given}
+    attrs = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(names)
+        if n not in constants and n not in ODD and signature[n] != "fp32"
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
+    made = triton.compile(source, target=target, options=options)
+    assert made.asm["cubin" if target.backend == "cuda" else "hsaco"]
+    assert made.metadata.shared <= SHARED_MEMORY[name], (kernel.__name__, given, name, made.metadata.shared)
+    if name != "sm_90" or not CUOBJDUMP.exists():
+        return ""
+    registers, stack = spilled(made)
+    assert stack == 0, (kernel.__name__, dtype, given, f"{stack} bytes of stack")
+    return f"{registers} registers, nothing spilled"
+
+
+def main(modules: list[str]) -> None:
+    count = 0
+    for kernel, variants in KERNELS.items():
+        if modules and kernel.fn.__module__.rpartition(".")[2] not in modules:
+            continue
+        for given in variants:
+            constants = {k: v for k, v in given.items() if k not in ("dtypes", "on")}
+            for dtype in given.get("dtypes", ("bf16", "fp16", "fp32")):
+                for name in TARGETS:
+                    if name in given.get("on", EVERY):
+                        cost = compile_one(kernel, constants, dtype, name)
+                        count += 1
+                        print(f"{kernel.__name__} {dtype} {constants} on {name}: {cost}", flush=True)
+    print(count)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,179 @@
+"""The other side of parity: transformers' models, what they route, and the two families that transformers lacks.
+
+A router's choice is a step: two correct implementations that differ in the last bit may send a token to different
+experts. `recorded` notes what transformers chose, `played` makes the other side choose the same and counts where it
+would have chosen differently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
+
+from minillm.model.moe import Router
+from minillm.ops.routing import Routing
+from tests.helpers import oracles_plamo
+
+# A model_type that transformers has under another name.
+SAME_AS = {"kimi_k2": "deepseek_v3", "tanuki": "mixtral"}
+OWN = {"deepseek", *oracles_plamo.BUILD}  # it has none
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
+
+
+def build(family: str, values: dict[str, Any]) -> Any:
+    """A fresh model of a family."""
+    if family == "deepseek":
+        return with_experts(transformers.LlamaConfig(**values))
+    if family in oracles_plamo.BUILD:
+        return oracles_plamo.BUILD[family](values)
+    config = transformers.AutoConfig.for_model(SAME_AS.get(family, family), **values)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return standardised(model) if family == "tanuki" else model
+
+
+def save(model: Any, folder: Path, family: str) -> None:
+    """The checkpoint in the published layout."""
+    if family == "deepseek":
+        write_with_experts(model, folder)
+    elif family in oracles_plamo.WRITE:
+        oracles_plamo.WRITE[family](model, folder)
+    else:
+        model.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": family}))
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The same folder in the plainest of transformers' implementations."""
+    values = json.loads((folder / "config.json").read_text())
+    family = values["model_type"]
+    if family == "deepseek":
+        model = with_experts(transformers.LlamaConfig(**values))
+        model.load_state_dict(load_file(folder / "oracle/state.safetensors"))
+        return model.to(dtype).eval()
+    if family in oracles_plamo.BUILD:
+        return oracles_plamo.load(folder, family).to(dtype).eval()
+    if family in SAME_AS:
+        values["model_type"] = SAME_AS[family]
+        config = transformers.AutoConfig.for_model(**values)
+        kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+        model = kind.from_pretrained(folder, config=config, dtype=dtype, **EAGER)
+        return (standardised(model) if family == "tanuki" else model).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **EAGER).eval()
+
+
+def standardised(model: Any) -> Any:
+    """Tanuki-8x8B: a plain Mixtral but for l -> (l - mean) / (std + 1e-5), std unbiased, over a token's experts."""
+
+    def gate(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = nn.functional.linear(x.reshape(-1, x.shape[-1]), self.weight)
+        logits = (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-5)
+        weights, experts = torch.topk(torch.softmax(logits.float(), dim=-1), self.top_k)
+        return logits, weights / weights.sum(dim=-1, keepdim=True), experts
+
+    for layer in model.model.layers:
+        layer.mlp.gate.forward = gate.__get__(layer.mlp.gate)
+    return model
+
+
+def with_experts(config: Any) -> Any:
+    """DeepSeek-MoE-16B: a Llama whose later layers have DeepSeek-V2's experts, renormalised if the config says so."""
+    config._attn_implementation = "eager"
+    model = transformers.LlamaForCausalLM(config)
+    keys = ("hidden_size", "moe_intermediate_size", "n_routed_experts", "n_shared_experts", "num_experts_per_tok")
+    moe = transformers.DeepseekV2Config(**{key: getattr(config, key) for key in keys}, num_attention_heads=1)
+    moe._experts_implementation = "eager"
+    for layer in model.model.layers[config.first_k_dense_replace :]:
+        layer.mlp = DeepseekV2Moe(moe)
+        if config.norm_topk_prob:
+            layer.mlp.gate.register_forward_hook(lambda m, x, out: (out[0], out[1] / out[1].sum(-1, True), out[2]))
+    return model
+
+
+def write_with_experts(model: Any, folder: Path) -> None:
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    (folder / "oracle").mkdir()
+    save_file(state, folder / "oracle/state.safetensors")
+    published = {}
+    for name, tensor in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            for e, both in enumerate(tensor):
+                stem = f"{name.removesuffix('gate_up_proj')}{e}"
+                published |= dict(
+                    zip((f"{stem}.gate_proj.weight", f"{stem}.up_proj.weight"), both.chunk(2), strict=True)
+                )
+        elif name.endswith("experts.down_proj"):
+            stem = name.removesuffix("down_proj")
+            published |= {f"{stem}{e}.down_proj.weight": each for e, each in enumerate(tensor)}
+        else:
+            published[name] = tensor
+    save_file({name: tensor.clone() for name, tensor in published.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(model.config.to_json_string(use_diff=False))
+
+
+@dataclass
+class Routes:
+    """(experts, weights) of every call of every router in order, and how the one who follows would have chosen."""
+
+    calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    tokens: int = 0
+    other_choices: int = 0
+    weight_error: float = 0.0  # over tokens of the same choice
+
+    def compare(self, own: Routing, experts: Tensor, weights: Tensor) -> None:
+        mine, theirs = own.experts.sort(-1), experts.sort(-1)
+        same = (mine.values == theirs.values).all(-1)
+        self.tokens += len(same)
+        self.other_choices += int((~same).sum())
+        error = (own.weights.gather(-1, mine.indices) - weights.float().gather(-1, theirs.indices)).abs()[same]
+        self.weight_error = max(self.weight_error, error.max().item() if len(error) else 0.0)
+
+
+def _experts(theirs: Any) -> list[nn.Module]:
+    return [module for name, module in theirs.named_modules() if name.endswith(".experts")]
+
+
+@contextlib.contextmanager
+def recorded(theirs: Any) -> Iterator[Routes]:
+    """What a transformers model routes meanwhile."""
+    routes = Routes()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, given: routes.calls.append((given[1], given[2])))
+        for module in _experts(theirs)
+    ]
+    yield routes
+    for hook in hooks:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def played(model: Any, routes: Routes) -> Iterator[Routes]:
+    """Either side routes as recorded, from the beginning."""
+    calls = iter(routes.calls)
+
+    def ours(module: nn.Module, given: Any, own: Routing) -> Routing:
+        experts, weights = next(calls)
+        routes.compare(own, experts, weights)
+        return Routing(experts, weights.float(), own.logits)
+
+    def theirs(module: nn.Module, given: Any) -> Any:
+        experts, weights = next(calls)
+        return given[0], experts, weights.to(given[2].dtype)
+
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    hooks = [router.register_forward_hook(ours) for router in routers]
+    hooks += [module.register_forward_pre_hook(theirs) for module in _experts(model)] if not routers else []
+    yield routes
+    assert next(calls, None) is None, "more was recorded than played"
+    for hook in hooks:
+        hook.remove()

@@ -1,0 +1,80 @@
+"""Tiny transformers models with every parameter and buffer random, saved to disk in the published layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import minillm
+from minillm import generate
+from tests.helpers import oracles
+from tests.helpers.rows import BASE as BASE
+from tests.helpers.rows import ROWS as ROWS
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Every parameter: matrices so that activations keep their size, norms around one, biases well away from zero;
+    and the one buffer that a checkpoint holds."""
+    generator = torch.Generator().manual_seed(seed)
+    corrections = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    for parameter in [*model.parameters(), *corrections]:
+        noise = torch.randn(parameter.shape, generator=generator)
+        scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3
+        is_norm = parameter.dim() == 1 and bool((parameter == 1).all())
+        parameter.data.copy_(noise * scale + (1.0 if is_norm else 0.0))
+
+
+def save(folder: Path, family: str, overrides: dict[str, Any], seed: int = 0) -> Any:
+    """Build, randomise and save a model; returns it loaded from disk again, fp32 and eager."""
+    model = oracles.build(family, {**BASE, **overrides})
+    randomise(model, seed)
+    oracles.save(model, folder, family)
+    return reference(folder)
+
+
+def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    return oracles.load(folder, dtype)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Overwrite keys of a saved config.json; a value of ... removes the key."""
+    path = folder / "config.json"
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+
+def tokens(vocab_size: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(model: Any, tokens_BT: Tensor) -> Tensor:
+    """The fp32 logits of a transformers model."""
+    return model(tokens_BT).logits.float()
+
+
+def refused(folder: Path, *messages: str) -> None:
+    """Loading a folder fails with one error that says all of this."""
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        minillm.load(folder)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def refused_by_command(folder: Path, capsys: pytest.CaptureFixture[str], *messages: str) -> None:
+    """`load` fails so, and the command line says it in one line and exits with 2."""
+    refused(folder, *messages)
+    capsys.readouterr()
+    assert generate.main(["--weights", str(folder), "--prompt-ids", "1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minillm: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for message in messages:
+        assert message in err

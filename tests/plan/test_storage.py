@@ -1,0 +1,261 @@
+"""What files hold by their config: to the byte what published indexes, headers and `minillm.quantize` say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minillm import families
+from minillm.config import read
+from minillm.explain.__main__ import examine
+from minillm.families import FAMILIES
+from minillm.model.decoder import skeleton
+from minillm.model.held import Scheme
+from minillm.plan import storage
+from minillm.plan.budget import Question, budget
+from minillm.plan.layouts import METHODS
+from minillm.plan.storage import lay_out, names, section_of
+from minillm.quantize import quantize
+from minillm.weights.tensorfile import read_header
+from tests.conftest import SHARED, shared
+from tests.helpers import tiny
+
+INDEX = "model.safetensors.index.json"
+FOLDERS = sorted(path.parent for path in SHARED.glob("real-configs/*/config.json"))
+INDEXED = [each.name for each in FOLDERS if (each / INDEX).is_file() and read(each).get("model_type") in FAMILIES]
+STORIES = sorted(path.parent.name for path in SHARED.glob("checkpoints/*/config.json"))
+# What some published files hold besides the decoder.
+LEFT_OUT = {
+    "Qwen__Qwen3-1.7B": {"copy of the tied head": 151936 * 2048 * 2},
+    "meta-llama__Llama-2-7b-hf": {"rotary frequencies": 32 * 64 * 4},
+}
+WITHOUT_INDEX = {
+    "meta-llama__Llama-3.1-8B": 16_060_522_496,
+    "Qwen__Qwen2.5-0.5B-Instruct": 494_032_768 * 4,  # says float32
+    # 4 bits in groups of 128: of 40 layers 4 x 5120 x 5120 and 3 x 5120 x 13824 values, a half byte each and per group
+    # 2.5 bytes, per input 4; embedding, head and norms in 16 bits.
+    "TheBloke__Llama-2-13B-chat-GPTQ": (40 * (4 * 5120**2 + 3 * 5120 * 13824) * (64 + 2.5) // 128
+                                        + 40 * (6 * 5120 + 13824) * 4 + (2 * 32000 * 5120 + 81 * 5120) * 2),
+}  # fmt: skip
+
+
+def entries(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of the decoder, as the config has them."""
+    found = examine(folder)
+    model, section = skeleton(found.spec, torch.bfloat16), section_of(found.values)
+    named = names(found.rules, model, found.names, found.planned, section)
+    return {n: each for some in lay_out(named, model, "BF16", section).values() for n, each in some.items()}
+
+
+def test_indexes_were_there() -> None:
+    shared("real-configs")
+    assert len(INDEXED) == 21
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_published_index(name: str) -> None:
+    """Every tensor by name, and total_size to the byte, the metadata's count of parameters where it has one."""
+    folder = shared(f"real-configs/{name}")
+    report = budget(folder, Question())
+    made, index = report["checkpoint"], json.loads((folder / INDEX).read_text())
+    assert made["source"] == "index"
+    assert made["stated_bytes"] == index["metadata"]["total_size"] == report["checkpoint_bytes"]
+    assert (made["difference_bytes"], made["outside"], made["absent_tensors"]) == (0, None, 0)
+    assert made["left_out"] == LEFT_OUT.get(name, {})
+    assert report["parameters"] == index["metadata"].get("total_parameters", report["parameters"])
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_from_the_config_alone(name: str, tmp_path: Path) -> None:
+    """The decoder's bytes need no index."""
+    folder = shared(f"real-configs/{name}")
+    shutil.copy(folder / "config.json", tmp_path)
+    made, index = budget(tmp_path, Question())["checkpoint"], json.loads((folder / INDEX).read_text())
+    assert made["source"] == "config"
+    assert made["bytes"] + sum(LEFT_OUT.get(name, {}).values()) == index["metadata"]["total_size"]
+
+
+@pytest.mark.parametrize("name", WITHOUT_INDEX)
+def test_without_an_index(name: str) -> None:
+    assert budget(shared(f"real-configs/{name}"), Question())["checkpoint_bytes"] == WITHOUT_INDEX[name]
+
+
+def test_fp8_with_prediction_layers(tmp_path: Path) -> None:
+    """All 92,000 tensors of DeepSeek-V3 with type and shape, and its extra layer in bytes; by an index too."""
+    folder = shared("real-configs/deepseek-ai__DeepSeek-V3")
+    lines = (folder / "RECONSTRUCTED_tensor_names.tsv").read_text().splitlines()[1:]
+    listed = {name: (dtype, tuple(json.loads(shape))) for name, dtype, shape in (line.split("\t") for line in lines)}
+    extra = {name: each for name, each in listed.items() if name.startswith("model.layers.61.")}
+    assert entries(folder) == {name: each for name, each in listed.items() if name not in extra}
+    index = {"metadata": {"total_size": storage.nbytes(listed)}, "weight_map": dict.fromkeys(listed, "one")}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    shutil.copy(folder / "config.json", tmp_path)
+    for place in (folder, tmp_path):
+        made = budget(place, Question())["checkpoint"]
+        assert made["bytes"] == storage.nbytes(listed)
+        assert made["left_out"] == {"multi-token prediction": storage.nbytes(extra)}
+    assert (made["source"], made["difference_bytes"], made["outside"], made["absent_tensors"]) == ("index", 0, None, 0)
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_headers(name: str) -> None:
+    folder = shared(f"checkpoints/{name}")
+    made = budget(folder, Question())["checkpoint"]
+    assert made["source"] == "files"
+    assert made["bytes"] == sum(each.nbytes for each in read_header(folder / "model.safetensors").values())
+    assert (made["difference_bytes"], made["outside"], made["absent_tensors"]) == (0, None, 0)
+
+
+@pytest.mark.parametrize("name", STORIES)
+@pytest.mark.parametrize(
+    "options", [("int8", None, True), ("int4", None, True), ("int4", 32, True), ("int4", 24, False)], ids=str
+)
+def test_what_quantize_writes(name: str, options: tuple[str, int | None, bool], tmp_path: Path) -> None:
+    """Its tensors to the byte. The header is computed as if all offsets had as many digits as the last: two too many
+    for each factor of ten that a tensor begins earlier, of a file of a few hundred kilobytes less than 0.3 %."""
+    folder, scheme = shared(f"checkpoints/{name}"), Scheme.of(*options)
+    kind = options[0]
+    question = Question(quantize=kind, int4=scheme if kind == "int4" else Question().int4)
+    planned = budget(folder, question)["formats"][kind]
+    written = quantize(folder, tmp_path / "made", scheme)
+    header = read_header(tmp_path / "made/model.safetensors")
+    assert planned["tensor_bytes"] == sum(each.nbytes for each in header.values())
+    assert written["bytes"] <= planned["file_bytes"] <= written["bytes"] * 1.003
+    again = budget(tmp_path / "made", Question())
+    assert again["checkpoint"]["difference_bytes"] == again["checkpoint"]["absent_tensors"] == 0
+    assert again["checkpoint_bytes"] == again["weight_bytes"] == planned["tensor_bytes"]
+
+
+@pytest.mark.parametrize("row", tiny.ROWS)
+def test_every_family(row: str, tmp_path: Path) -> None:
+    """What transformers saves, what the config alone says, and what quantising that writes."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    tiny.save(folder, *tiny.ROWS[row])
+    report = budget(folder, Question())
+    made = report["checkpoint"]
+    assert (made["difference_bytes"], made["outside"], made["absent_tensors"]) == (0, None, 0)
+    alone = budget(folder / "config.json", Question())["checkpoint"]
+    wider = 2 if alone["notes"] else 1  # where no dtype is stated it is taken as bfloat16, and the files have fp32
+    assert alone["decoder_bytes"] * wider == made["decoder_bytes"]
+    quantize(folder, tmp_path / "made", Scheme.of("int4"))
+    header = read_header(tmp_path / "made/model.safetensors")
+    assert report["formats"]["int4"]["tensor_bytes"] == sum(each.nbytes for each in header.values())
+
+
+def changed(folder: Path, tmp_path: Path, **values: Any) -> Path:
+    """A copy of a folder's config.json with other values."""
+    made = {**read(folder), **values}
+    (tmp_path / "config.json").write_text(json.dumps({key: each for key, each in made.items() if each is not ...}))
+    return tmp_path
+
+
+def test_tensors_outside_the_decoder(tmp_path: Path) -> None:
+    """An index tells what they take together, which is said apart; what is missing is counted."""
+    source = shared("real-configs/meta-llama__Meta-Llama-3-8B-Instruct")
+    folder = changed(source, tmp_path)
+    index = json.loads((source / INDEX).read_text())
+    index["weight_map"] |= dict.fromkeys(("vision_tower.a", "vision_tower.b"), "model-00001-of-00004.safetensors")
+    index["metadata"]["total_size"] += 12345
+    (folder / INDEX).write_text(json.dumps(index))
+    made = budget(folder, Question())["checkpoint"]
+    assert made["outside"] == {"tensors": 2, "bytes": 12345}
+    assert (made["difference_bytes"], made["decoder_bytes"]) == (0, 16_060_522_496)
+    for name in ("vision_tower.a", "vision_tower.b", "model.norm.weight"):
+        del index["weight_map"][name]
+    (folder / INDEX).write_text(json.dumps(index))
+    made = budget(folder, Question())["checkpoint"]
+    assert (made["outside"], made["difference_bytes"], made["absent_tensors"]) == (None, 12345, 1)
+
+
+def test_a_part_for_images_is_named() -> None:
+    notes = budget(shared("real-configs/google__gemma-3-4b-it"), Question())["checkpoint"]["notes"]
+    assert len(notes) == 1
+    assert "vision_config" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "gptq",
+        {"quant_method": ["x"]},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "gptq", "bits": 3},
+        {"quant_method": "gptq", "bits": 4, "group_size": 0},
+        {"quant_method": "fp8", "weight_block_size": [64, 64]},
+        {"quant_method": "fp8", "ignored_layers": [f"{number}*" for number in range(2000)]},
+        {"quant_method": "mxfp4", "modules_to_not_convert": 7},  # rows of 172 values are no whole blocks
+    ],
+    ids=lambda section: str(section)[:60],
+)
+def test_unknown_schemes(section: object, tmp_path: Path) -> None:
+    """One line says so, the size is not known, and all else is computed."""
+    folder = changed(shared("checkpoints/stories260K"), tmp_path, quantization_config=section)
+    report = budget(folder, Question())
+    assert report["checkpoint_bytes"] is None
+    assert "known" in report["checkpoint"]["notes"][0]
+    assert report["format"] == "bfloat16"
+    assert report["weight_bytes"] == report["formats"]["bfloat16"]["tensor_bytes"]
+
+
+def test_packed_layouts() -> None:
+    """A matrix of 16 rows and 384 columns at four bits in groups of 128: eight values in an int32."""
+    section, shape = {"bits": 4, "group_size": 128}, (16, 384)
+    assert METHODS["gptq"]("a.weight", shape, section) == {
+        "a.qweight": ("I32", (48, 16)),
+        "a.qzeros": ("I32", (3, 2)),
+        "a.scales": ("F16", (3, 16)),
+        "a.g_idx": ("I32", (384,)),
+    }
+    assert METHODS["awq"]("a.weight", shape, section) == {
+        "a.qweight": ("I32", (384, 2)),
+        "a.qzeros": ("I32", (3, 2)),
+        "a.scales": ("F16", (3, 16)),
+    }
+    assert METHODS["awq"]("a.weight", shape, {"bits": 4, "group_size": -1})["a.scales"] == ("F16", (1, 16))
+    with pytest.raises(ValueError, match="laid out is not known"):
+        METHODS["gptq"]("a.weight", (2, 16, 384), section)
+
+
+def test_lists_of_plain_modules(tmp_path: Path) -> None:
+    """By full name, by its end, by a module around it, by a pattern."""
+    source, out, mlp = shared("checkpoints/stories260K"), 64 * 64, 64 * 172
+    whole = budget(changed(source, tmp_path, quantization_config={"quant_method": "fp8"}), Question())["weight_bytes"]
+    for spared, matrices in {
+        "model.layers.0.self_attn.o_proj": [out],
+        "o_proj": 5 * [out],
+        "model.layers.1.mlp": 3 * [mlp],
+        "model.layers.1.self_attn.o_proj*": [out],
+        "model.layers.*.self_attn.o_proj": 5 * [out],
+        "o_pro": [],
+        "lm_head": [],
+    }.items():
+        section = {"quant_method": "fp8", "modules_to_not_convert": [spared]}
+        report = budget(changed(source, tmp_path, quantization_config=section), Question())
+        # fp32 instead of fp8 and a factor
+        assert report["weight_bytes"] - whole == sum(3 * each - 4 for each in matrices), spared
+
+
+def test_a_dtype_that_is_not_stated(tmp_path: Path) -> None:
+    """Files tell; without any it is the usual one."""
+    source = shared("checkpoints/stories260K")
+    folder = changed(source, tmp_path, dtype=..., torch_dtype=...)
+    made = budget(folder, Question())["checkpoint"]
+    assert made["dtype"] == "bfloat16"
+    assert "bfloat16" in made["notes"][0]
+    shutil.copy(source / "model.safetensors", folder)
+    made = budget(folder, Question())["checkpoint"]
+    assert (made["dtype"], made["difference_bytes"]) == ("float32", 0)
+
+
+def test_prediction_layers_that_a_file_lacks() -> None:
+    """A config may speak of layers that were never saved: names decide where there are any."""
+    folder = shared("checkpoints/stories-deepseek-v3")
+    assert families.prediction_layers(read(folder))
+    assert budget(folder, Question())["checkpoint"]["left_out"] == {}
+    assert "multi-token prediction" in budget(folder / "config.json", Question())["checkpoint"]["left_out"]
