@@ -152,7 +152,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         print(f"minillm: error: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    module = importlib.import_module(f"minillm.{arguments[0]}")
+    return command(arguments[0])(arguments[1:])
+
+
+def command(name: str) -> Callable[[list[str]], int]:
+    """The function behind `python -m minillm.NAME`."""
+    module = importlib.import_module(f"minillm.{name}")
     if hasattr(module, "__path__"):  # a command of several files
-        module = importlib.import_module(f"minillm.{arguments[0]}.__main__")
-    return int(module.main(arguments[1:]))
+        module = importlib.import_module(f"minillm.{name}.__main__")
+    return module.main

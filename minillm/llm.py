@@ -16,8 +16,8 @@ from minillm import config
 from minillm.config import printable
 from minillm.engine import decoding, sampling
 from minillm.engine.completion import Completion, Timings
+from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import Decoder
-from minillm.report.measure import bytes_per_step
 from minillm.text import chat
 from minillm.text.tokenizer import Tokenizer
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import importlib
 import io
 import re
 import runpy
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minillm import cli
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -112,7 +112,7 @@ def printed(program: str, *arguments: str) -> str:
         patch.setattr(sys, "path", [*sys.path, str(ROOT / "examples")])
         try:
             if program.startswith("minillm."):
-                code = importlib.import_module(program).main([*arguments])
+                code = cli.command(program.removeprefix("minillm."))([*arguments])
             else:
                 runpy.run_path(str(ROOT / program), run_name="__main__")
         except SystemExit as end:

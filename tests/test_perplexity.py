@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import perplexity
+from minillm.engine.windows import windows
 from minillm.hub import DEMO
-from minillm.perplexity import nats, windows
+from minillm.perplexity import nats
 from tests.conftest import shared
 
 TEXT = "Once upon a time there was a little girl named Lily. She loved to play outside in the park with her dog. " * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import graphlib
 import json
 import re
 import subprocess
@@ -12,117 +13,35 @@ from pathlib import Path
 
 import pytest
 
-from minillm import spec
+from minillm import cli, spec
 from minillm.families import FAMILIES
 from minillm.hub import DEMO
 from tests.conftest import ROOT
 
+FOLDERS = {"minillm": ROOT / "minillm", "minillm.kernels": ROOT / "kernels", "minillm.weights": ROOT / "weights"}
 PACKAGE = {
-    **{f"minillm.{path.stem}": path for path in (ROOT / "minillm").glob("*.py") if path.stem != "__init__"},
-    **{f"minillm.families.{path.stem}": path for path in (ROOT / "minillm/families").glob("*.py")},
-    **{f"minillm.ops.cpu.loops.{path.stem}": path for path in (ROOT / "minillm/cpu").glob("*.py")},
-    **{f"minillm.kernels.{path.stem}": path for path in (ROOT / "kernels").glob("*.py")},
-    **{f"minillm.weights.{path.stem}": path for path in (ROOT / "weights").glob("*.py")},
+    ".".join([name, *path.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): path
+    for name, folder in FOLDERS.items()
+    for path in folder.rglob("*.py")
 }
 
-# Layers from the bottom up: a module imports from layers below its own, or from its own.
-LAYERS = [
-    [
-        "minillm.spec",
-        "minillm.config",
-        "minillm.ops.visibility",
-        "minillm.weights",
-        "minillm.kernels",
-        "minillm.ops.cpu.loops",
-        "minillm.model.balance",
-        "minillm.explain.equations",
-        "minillm.report.output",
-        "minillm.report.picture",
-        "minillm.report.page",
-        "minillm.lens.script",
-    ],
-    [
-        "minillm.ops.reference",
-        "minillm.ops.routing",
-        "minillm.model.rope",
-        "minillm.families",
-        "minillm.text.chat",
-        "minillm.text.tokenizer",
-    ],
-    [
-        "minillm.report.observe",
-        "minillm.model.cache",
-        "minillm.engine.sampling",
-        "minillm.hub",
-        "minillm.model.held",
-        "minillm.text.pieces",
-    ],
-    ["minillm.engine.completion"],
-    ["minillm.ops.grouped"],
-    ["minillm.ops.triton", "minillm.ops.cpu.ops", "minillm.ops.cpu.matrices"],
-    ["minillm.ops"],
-    ["minillm.model.linear"],
-    ["minillm.model.norm", "minillm.model.attention", "minillm.model.ffn", "minillm.model.mla", "minillm.model.moe"],
-    ["minillm.model.decoder"],
-    ["minillm.engine.graphs", "minillm.engine.tape"],
-    [
-        "minillm.engine.inference",
-        "minillm.engine.choosing",
-        "minillm.report.measure",
-        "minillm.bench.worker",
-        "minillm.lens.forward",
-    ],
-    ["minillm.engine.batch", "minillm.engine.speculative"],
-    ["minillm.engine.scoring"],
-    ["minillm.engine.decoding"],
-    ["minillm.llm"],
-    ["minillm.loading"],
-    [
-        "minillm.bench.cases",
-        "minillm.report.roofline",
-        "minillm.report.cost",
-        "minillm.bench.weights",
-        "minillm.bench.report",
-        "minillm.bench.hooks",
-        "minillm.cli",
-    ],
-    [
-        "minillm.bench.kernels",
-        "minillm.bench.engines",
-        "minillm.bench.plot",
-        "minillm.bench.profile",
-        "minillm.bench.throughput",
-        "minillm.lens.sampling",
-        "minillm.lens.text",
-        "minillm.lens.plot",
-        "minillm.lens.page",
-    ],
-    ["minillm.diff.names"],
-    ["minillm.diff.trace"],
-    ["minillm.diff.compare"],
-    ["minillm.diff.alternatives"],
-    ["minillm.diff.replay", "minillm.diff.causes", "minillm.diff.signs", "minillm.diff.report"],
-    [
-        "minillm.generate",
-        "minillm.explain",
-        "minillm.quantize",
-        "minillm.perplexity",
-        "minillm.bench",
-        "minillm.diff",
-        "minillm.lens",
-        "minillm.harness",
-        "minillm.harness.model",
-    ],
-    ["minillm.routes.measure", "minillm.routes.drift", "minillm.routes.plot", "minillm.routes.script"],
-    ["minillm.routes.record", "minillm.routes.text", "minillm.routes.page"],
-    ["minillm.routes"],
-    ["minillm.plan.devices", "minillm.plan.layouts", "minillm.plan.card"],
-    ["minillm.plan.storage"],
-    ["minillm.plan.fit"],
-    ["minillm.plan.budget", "minillm.plan.report"],
-    ["minillm.plan.plot"],
-    ["minillm.plan"],
+# The rooms from the bottom up. A module imports from its own room and from rooms above it in this list: what stands in
+# one line is side by side, and does not know of each other.
+ROOMS = [
+    ["spec", "config", "kernels", "weights"],
+    ["families", "ops", "text"],
+    ["model"],
+    ["engine"],
+    ["llm", "hub"],
+    ["loading", "cli"],
+    ["report"],
+    ["generate", "quantize", "perplexity", "explain", "plan", "diff", "lens", "routes", "bench", "harness"],
 ]
+COMMANDS = ROOMS[-1]
+FLOOR = {f"minillm.{room}": floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+FLOOR["minillm.__main__"] = len(ROOMS)
+# Where other implementations run: in a process of their own, or beside ours to be compared.
+USES_TRANSFORMERS = ("minillm.bench.engines", "minillm.diff.__main__")
 
 
 def imports(path: Path) -> set[str]:
@@ -132,36 +51,72 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & set(PACKAGE) or {node.module}
     return found
 
 
-def level(module: str) -> int | None:
-    for index, names in enumerate(LAYERS):
-        if any(module == name or module.startswith(name + ".") for name in names):
-            return index
-    return None
+def room(module: str) -> str:
+    """The folder, or the file of `minillm/` itself, that a module lies in."""
+    return ".".join(module.split(".")[:2])
 
 
-@pytest.mark.parametrize("module", PACKAGE)
+@pytest.mark.parametrize("module", sorted(set(PACKAGE) - {"minillm"}))
 def test_dependencies_flow_one_way(module: str) -> None:
-    own = level(module)
-    assert own is not None, f"{module} has no layer"
+    own = room(module)
+    assert own in FLOOR, f"{module} lies in no room; name it in ROOMS"
     for name in imports(PACKAGE[module]):
-        below = level(name)
-        assert below is None or below <= own, f"{module} imports {name}"
-        if module.startswith("minillm.kernels"):
-            known = {"torch", "triton", "minillm", *sys.stdlib_module_names}
-            assert name.split(".")[0] in known, name
-            assert not name.startswith("minillm") or name.startswith("minillm.kernels"), name
-        if module.startswith("minillm.weights"):
-            assert not name.startswith("minillm") or name.startswith("minillm.weights"), name
-        if name.split(".")[0] in ("tests", "examples"):
-            pytest.fail(f"{module} imports {name}")
-        if name.split(".")[0] == "transformers":
-            assert module in ("minillm.bench.engines", "minillm.diff")
+        top, other = name.split(".")[0], room(name)
+        assert top not in ("tests", "examples"), f"{module} imports {name}"
+        assert top != "transformers" or module in USES_TRANSFORMERS, f"{module} imports {name}"
+        if other in FLOOR and other != own:
+            assert FLOOR[other] < FLOOR[own], f"{module} imports {name}"
+        if own in ("minillm.kernels", "minillm.weights"):
+            assert top != "minillm" or other == own, f"{module} imports {name}"
+        if own == "minillm.kernels":
+            assert top in {"torch", "triton", "minillm", *sys.stdlib_module_names}, f"{module} imports {name}"
     if module == "minillm.spec":
         assert "torch" not in imports(PACKAGE[module])
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Inside the rooms too: the modules can be put in an order in which each imports only what stands before it."""
+    graph = {module: {name for name in imports(path) if name in PACKAGE} - {module} for module, path in PACKAGE.items()}
+    graph["minillm"] = set()  # whose names are all that anybody takes of it
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_can_be_deleted(command: str) -> None:
+    """Everything else imports with its files gone."""
+    others = [module for module in PACKAGE if room(module) != f"minillm.{command}" and not module.endswith("__main__")]
+    mains = [f"minillm.{other}.__main__" for other in COMMANDS if f"minillm.{other}.__main__" in PACKAGE]
+    names = [*others, *(name for name in mains if room(name) != f"minillm.{command}")]
+    script = f"""
+import importlib, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name == "minillm.{command}" or name.startswith("minillm.{command}."):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocked())
+for name in {names!r}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_folders_stay_small() -> None:
+    """A room is seen at one glance. `families/` holds a file for each family."""
+    for folder in {path.parent for path in PACKAGE.values()}:
+        limit = 12 if folder == ROOT / "minillm" else 20
+        files = [path for path in folder.iterdir() if path.is_file()]
+        assert len(files) <= limit or folder.name == "families", f"{folder}: {len(files)} files"
+
+
+def test_every_command_is_listed() -> None:
+    """In `python -m minillm`, each with its file or folder."""
+    assert sorted(cli.COMMANDS) == sorted(COMMANDS)
 
 
 def test_no_family_name_outside_its_folder() -> None:

@@ -37,9 +37,10 @@ from minillm.bench.report import Limits, Point, ratios, speeds, table
 from minillm.bench.weights import checkpoint, gguf_bytes_per_step, scratch_folder, write_gguf
 from minillm.families.shared.shapes import SHAPES
 from minillm.loading import DTYPES, load, resolve_device
+from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import Decoder, skeleton
 from minillm.report import picture
-from minillm.report.measure import bytes_per_step, copy_bandwidth, matrix_peak
+from minillm.report.measure import copy_bandwidth, matrix_peak
 
 QUANTIZATIONS = ("none", "int8", "int4")
 

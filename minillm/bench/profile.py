@@ -35,16 +35,10 @@ from minillm.families.shared.shapes import SHAPES
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.model.cache import Cache
+from minillm.model.costs import active_values, attention_flops, cached_values_seen
 from minillm.model.decoder import skeleton
 from minillm.report import picture, roofline
-from minillm.report.measure import (
-    active_values,
-    attention_flops,
-    cached_values_seen,
-    copy_bandwidth,
-    matrix_peak,
-    synchronize,
-)
+from minillm.report.measure import copy_bandwidth, matrix_peak, synchronize
 
 ROUNDS, STEPS = 5, 8
 COLUMNS = ("part", "kind", "calls", "ms", "share", "MB", "GFLOP", "of copy", "of peak", "of roofline")

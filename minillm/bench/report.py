@@ -1,7 +1,7 @@
 """From what the engines answered to figures: medians, shares of what the machine can do, ratios, and a table.
 
 A decode step has to read the active weights and the cache of its rows: their bytes, times the steps per second, are a
-share of the copy bandwidth. A prefill has to do the operations of `measure.prefill_flops`: a share of the matrix peak.
+share of the copy bandwidth. A prefill has to do the operations of `costs.prefill_flops`: a share of the matrix peak.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from minillm.model.costs import bytes_per_step, cached_values_seen, prefill_flops
 from minillm.model.decoder import Decoder
-from minillm.report.measure import bytes_per_step, cached_values_seen, prefill_flops
 
 Rounds = Sequence[Mapping[str, Any]]  # what `worker.timed` gives
 

@@ -17,8 +17,11 @@ from torch import Tensor
 from minillm import families, hub
 from minillm.families.shared import gguf_names
 from minillm.families.shared.shapes import SHAPES
+from minillm.model.costs import active_values
 from minillm.model.decoder import Decoder, skeleton
-from minillm.report.measure import active_values
+from minillm.model.rope import frequencies
+from minillm.spec import Decoder as DecoderSpec
+from minillm.spec import Rope
 from minillm.weights import gguf
 from minillm.weights.layout import Layout
 from minillm.weights.rules import Destination, rows
@@ -75,7 +78,7 @@ def write_gguf(path: Path, model: Decoder, kind: str) -> None:
         generic = re.sub(r"\[\d+", "[{e}", re.sub(r"^layers\.\d+", "layers.{i}", key))
         joined.setdefault(gguf_names.TENSORS[generic].format(i=layer and layer.group()), []).append(to)
     entries = [_entry(model, name, parts, ENCODINGS[kind]) for name, parts in joined.items()]
-    if factors := gguf_names.rope_factors(model.spec):
+    if factors := rope_factors(model.spec):
         entries.append(gguf.Entry(gguf_names.ROPE_FACTORS, (len(factors),), "F32", [torch.tensor(factors)]))
     gguf.write(path, metadata, entries)
 
@@ -95,7 +98,7 @@ def _encoding(name: str, parameter: Tensor, encoding: str) -> str:
 
 
 def gguf_bytes_per_step(model: Decoder, kind: str) -> int:
-    """`measure.bytes_per_step` of the file that `write_gguf` would write."""
+    """`costs.bytes_per_step` of the file that `write_gguf` would write."""
     total = 0
     for name, count in active_values(model).items():
         parameter = model.get_parameter(name)
@@ -103,3 +106,11 @@ def gguf_bytes_per_step(model: Decoder, kind: str) -> int:
         if name != "embedding.weight" or model.spec.tied:
             total += count * encoding.nbytes // encoding.block
     return total
+
+
+def rope_factors(decoder: DecoderSpec) -> list[float] | None:
+    """The divisor of each frequency, where a scaling changes them."""
+    rope = decoder.layers[0].attention.rope
+    if rope.scaling is None:
+        return None
+    return (frequencies(Rope(rope.dim, rope.theta), 0) / frequencies(rope, 0)).tolist()

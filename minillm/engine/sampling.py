@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.ops.draw import MIN_TEMPERATURE, distribution
+
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
     "top_k": (0, 2**31 - 1),
@@ -23,7 +25,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2.0, 2.0),
     "seed": (0, 2**63 - 1),
 }
-MIN_TEMPERATURE = 1e-6  # below it logits divided by it leave fp32
 
 # Keys of a generation_config.json that other parts read, or that change no token of a plain continuation.
 READ_ELSEWHERE = frozenset(
@@ -138,21 +139,8 @@ def penalise(logits_V: Tensor, sampling: Sampling, history: History) -> Tensor:
 
 
 def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution drawn from, fp32 `[V]`: softmax(logits / temperature), cut by top-k, then top-p, then min-p."""
-    logits_V = logits_V.float() / sampling.temperature
-    if 0 < sampling.top_k < logits_V.shape[-1]:
-        least = logits_V.topk(sampling.top_k).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < least, float("-inf"))
-    if sampling.top_p < 1:
-        ascending, order = logits_V.sort()
-        cut = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        cut[-1] = False  # the likeliest token always stays
-        logits_V = logits_V.masked_fill(cut.scatter(0, order, cut), float("-inf"))
-    chances_V = logits_V.softmax(-1)
-    if sampling.min_p > 0:
-        chances_V = chances_V.masked_fill(chances_V < sampling.min_p * chances_V.max(), 0.0)
-        chances_V = chances_V / chances_V.sum()
-    return chances_V
+    """The distribution that a setting draws from, fp32 `[V]`; see `draw.distribution`."""
+    return distribution(logits_V, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
 
 
 def as_tensors(wanted: Sequence[Sampling], device: torch.device | str = "cpu") -> list[Tensor]:
@@ -162,61 +150,3 @@ def as_tensors(wanted: Sequence[Sampling], device: torch.device | str = "cpu") -
         torch.tensor([getattr(each, name) for each in wanted], dtype=kind, device=device)
         for name, kind in kinds.items()
     ]
-
-
-def sample(
-    logits_BV: Tensor,
-    temperature_B: Tensor,
-    top_k_B: Tensor,
-    top_p_B: Tensor,
-    min_p_B: Tensor,
-    seed_B: Tensor,
-    position_B: Tensor,
-) -> Tensor:
-    """The next token of each row, int64 `[B]`; -1 where its logits are not numbers to choose by.
-
-    Logits of any dtype; settings as `as_tensors` makes them; seed and position int64: the row's, and how many tokens it
-    has drawn before. These two and nothing else decide the draw, on every device: the token
-    is the one of those kept with the largest z - log(-log(1 - u)), z its logit over the temperature (the Gumbel-max
-    trick, which draws from softmax(z)), and u of each token comes from `uniform`.
-    """
-    best_B = logits_BV.argmax(-1)  # of any NaN the first
-    found_B = torch.where(logits_BV.gather(-1, best_B[:, None])[:, 0].isfinite(), best_B, -1)
-    return drawn(found_B, logits_BV, temperature_B, top_k_B, top_p_B, min_p_B, seed_B, position_B)
-
-
-def drawn(
-    found_B: Tensor,
-    logits_BV: Tensor,
-    temperature_B: Tensor,
-    top_k_B: Tensor,
-    top_p_B: Tensor,
-    min_p_B: Tensor,
-    seed_B: Tensor,
-    position_B: Tensor,
-) -> Tensor:
-    """`sample`, given the likeliest token of each row, or -1: what a row without a temperature keeps."""
-    for row in (temperature_B > 0).nonzero()[:, 0].tolist():
-        if found_B[row] < 0:
-            continue
-        temperature = max(temperature_B[row].item(), MIN_TEMPERATURE)  # which fp32 may have rounded down
-        cuts = (int(top_k_B[row]), top_p_B[row].item(), min_p_B[row].item())
-        chances_V = probabilities(logits_BV[row], Sampling(temperature, *cuts))
-        kept = chances_V.nonzero()[:, 0]
-        clock = -torch.log1p(-uniform(int(seed_B[row]), int(position_B[row]), kept))
-        found_B[row] = kept[(chances_V[kept].log() - clock.log()).argmax()]
-    return found_B
-
-
-def uniform(seed: int, position: int, token: Tensor) -> Tensor:
-    """A number from 0 to 1, both excluded, for each token: fp64. Philox 4x32-10 (Salmon et al., "Parallel random
-    numbers: as easy as 1, 2, 3", 2011) with the seed as its key and token and position as its counter."""
-    low = 0xFFFFFFFF
-    counter = [token, torch.full_like(token, position & low), torch.full_like(token, position >> 32)]
-    c0, c1, c2, c3 = *counter, torch.zeros_like(token)
-    k0, k1 = seed & low, seed >> 32
-    for _ in range(10):
-        one, two = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # modulo 2^64, of which the halves are wanted
-        c0, c1, c2, c3 = (two >> 32 & low) ^ c1 ^ k0, two & low, (one >> 32 & low) ^ c3 ^ k1, one & low
-        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    return (c0.double() + 0.5) * 2.0**-32

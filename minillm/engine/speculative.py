@@ -7,7 +7,7 @@ with the guesses, and its first draw that does not is the next token all the sam
 guesses is taken back.
 
 The papers accept a guess x of the draft's distribution q with probability min(1, p(x) / q(x)) and else draw from what p
-has over q. Here every draw is a function of seed, position and token (`sampling.sample`): the draft draws with the very
+has over q. Here every draw is a function of seed, position and token (`draw.sample`): the draft draws with the very
 numbers that the model will draw with, so both choose alike where their distributions are alike (Daliri et al.,
 arXiv:2408.07978), and a guess is right if it is what the model draws. So the text is not only distributed as without
 guesses but the same, whatever the settings; what it costs is a few accepted guesses in a hundred.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minillm.ops.stacked import HeldMatrices, Int4Matrices, Int8Matrices
 from minillm.weights.fp8 import Fp8
 from minillm.weights.ints import COMPANIONS, GROUP, Int4, Int8
 
@@ -162,49 +163,3 @@ def matrices(module: nn.Module, leaf: str, dtype: torch.dtype) -> Tensor | HeldM
         given = found[""], found["_scale"], found["_factor"], found.get("_zero")
         return Int4Matrices(*given, held.format.group, held.columns, dtype)
     return (Int8Matrices if isinstance(held.format, Int8) else HeldMatrices)(found[""], found["_scale"], dtype)
-
-
-@dataclass(frozen=True)
-class HeldMatrices:
-    """fp8 `[E, O, I]` with row factors `[E, O, I / 128]`; only the matrix asked for is dequantised."""
-
-    weight: Tensor
-    scale: Tensor
-    dtype: torch.dtype
-
-    def __getitem__(self, expert: int, /) -> Tensor:
-        found = {"": self.weight[expert], "_scale": self.scale[expert]}
-        return Fp8().dequantise(found, self.weight.shape[-1], self.dtype)
-
-
-@dataclass(frozen=True)
-class Int8Matrices:
-    """int8 `[E, O, I]` with factors `[E, O]`; only the matrix asked for is dequantised."""
-
-    weight: Tensor
-    scale: Tensor
-    dtype: torch.dtype
-
-    def __getitem__(self, expert: int, /) -> Tensor:
-        found = {"": self.weight[expert], "_scale": self.scale[expert]}
-        return Int8().dequantise(found, self.weight.shape[-1], self.dtype)
-
-
-@dataclass(frozen=True)
-class Int4Matrices:
-    """Packed `[E, O, I / 2]`, int8 scales and uint8 zeros `[E, O, I / group]`, factors fp32 `[E, O]`, `columns` is I;
-    only the matrix asked for is dequantised."""
-
-    packed: Tensor
-    scale: Tensor
-    factor: Tensor
-    zero: Tensor | None
-    group: int
-    columns: int
-    dtype: torch.dtype
-
-    def __getitem__(self, expert: int, /) -> Tensor:
-        found = {"": self.packed[expert], "_scale": self.scale[expert], "_factor": self.factor[expert]}
-        if self.zero is not None:
-            found["_zero"] = self.zero[expert]
-        return Int4(self.group, self.zero is None).dequantise(found, self.columns, self.dtype)

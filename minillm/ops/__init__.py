@@ -15,8 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minillm.engine import sampling
-from minillm.ops import grouped, reference, routing
+from minillm.ops import draw, grouped, reference, routing
 from minillm.ops.routing import Routing
 
 Kernels = Literal["auto", "reference", "triton"]
@@ -24,7 +23,7 @@ Kernels = Literal["auto", "reference", "triton"]
 
 @dataclass(frozen=True)
 class Ops:
-    """Every op that has more than one implementation; `reference.py`, `routing.py` and `sampling.py` say what each
+    """Every op that has more than one implementation; `reference.py`, `routing.py` and `draw.py` say what each
     computes."""
 
     linear: Callable[..., Tensor] = reference.linear
@@ -43,7 +42,7 @@ class Ops:
     int4_linear: Callable[..., Tensor] = reference.int4_linear
     fp8_linear: Callable[..., Tensor] = reference.fp8_linear
     linear_cross_entropy: Callable[..., Tensor] = reference.linear_cross_entropy
-    sample: Callable[..., Tensor] = sampling.sample
+    sample: Callable[..., Tensor] = draw.sample
 
 
 REFERENCE = Ops()
@@ -75,10 +74,10 @@ def _cpu_ops() -> Ops:
     if importlib.util.find_spec("numba") is None:
         print("minillm: plain PyTorch in use, which is slower: there is no package numba; install it", file=sys.stderr)
         return CPU
-    from minillm.ops.cpu import ops
+    from minillm.ops.cpu import ops as cpu_ops
 
-    ops.keep_memory()
-    return Ops(**ops.OPS)
+    cpu_ops.keep_memory()
+    return Ops(**cpu_ops.OPS)
 
 
 def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 
 from minillm import config
-from minillm.explain.__main__ import Examined, examine
+from minillm.model.costs import active_values, attention_flops, cached_values, prefill_flops
 from minillm.model.decoder import Decoder, skeleton
 from minillm.model.held import Scheme
 from minillm.plan.card import licence
 from minillm.plan.devices import Device
 from minillm.plan.fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
 from minillm.plan.storage import WORDS, Section, Sizes, Stored, names, nbytes, section_of, sizes, stated_bytes, stored
-from minillm.report.measure import active_values, attention_flops, cached_values, prefill_flops
+from minillm.report.examine import Examined, examine
 from minillm.weights.checkpoint import TensorInfo
 from minillm.weights.rules import Destination
 from minillm.weights.tensorfile import BITS
@@ -105,7 +105,7 @@ def contexts(limit: int) -> list[int]:
 
 
 def step_bytes(model: Decoder, weights: Mapping[str, int], rows: int) -> int:
-    """Bytes of weights that a decode step of one token in each row reads: `measure.bytes_per_step` of any format."""
+    """Bytes of weights that a decode step of one token in each row reads: `costs.bytes_per_step` of any format."""
     active, parameters = active_values(model, rows), dict(model.named_parameters())
     return sum(
         size * active[name] // parameters[name].numel()

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from minillm.model.costs import cached_values_seen
 from minillm.plan.devices import Device
-from minillm.report.measure import cached_values_seen
 from minillm.spec import Decoder
 
 MAX_BATCH, MAX_DEVICES = 2**20, 2**16  # that one may ask about

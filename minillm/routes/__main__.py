@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from minillm import cli, config, hub
+from minillm.engine.windows import sizes
 from minillm.llm import LLM
 from minillm.loading import load
-from minillm.perplexity import sizes
 from minillm.report import page, picture
 from minillm.routes import page as routes_page
 from minillm.routes import plot, text

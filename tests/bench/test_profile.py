@@ -19,9 +19,9 @@ from minillm.engine import inference
 from minillm.hub import DEMO
 from minillm.loading import load
 from minillm.model.cache import Cache
+from minillm.model.costs import cached_values_seen, prefill_flops
 from minillm.model.decoder import skeleton
 from minillm.report import measure
-from minillm.report.measure import cached_values_seen, prefill_flops
 
 LAYER = {"layer", "attention_norm", "attention", "attention.qkv", "attention.out", "ffn_norm", "ffn"}
 AROUND = {"embedding", "norm", "head"}

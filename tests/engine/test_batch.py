@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import ops
-from minillm.engine import batch, sampling
+from minillm.engine import batch
 from minillm.engine.completion import Timings
 from minillm.model.cache import Cache
+from minillm.ops import draw
 from minillm.spec import Decoder as Spec
 from tests.helpers import tiny
 from tests.helpers.loops import listening, requests, texts
@@ -97,7 +98,7 @@ def test_prompts_wait_for_a_place(row: str, max_batch: int, tmp_path: Path) -> N
     tiny.save(tmp_path, *tiny.ROWS[row])
     model, sizes = minillm.load(tmp_path).model, []
     prompts = [tiny.tokens(97, 1 + 5 * i % 41, seed=i).tolist() for i in range(9)]
-    model.ops = replace(model.ops, sample=lambda *given: sizes.append(len(given[0])) or sampling.sample(*given))
+    model.ops = replace(model.ops, sample=lambda *given: sizes.append(len(given[0])) or draw.sample(*given))
     rows, alone = requests(prompts, 22, set(range(8))), requests(prompts, 22, set(range(8)))
     _, timings = run(model, rows, max_batch=max_batch)
     assert max(sizes) <= max_batch
@@ -130,7 +131,7 @@ def test_logits_that_are_no_numbers_are_noticed_late_too(lag: int) -> None:
     llm = minillm.load(dtype="float32")
 
     def broken(*given: torch.Tensor) -> torch.Tensor:
-        tokens, (seed, position) = sampling.sample(*given), given[-2:]
+        tokens, (seed, position) = draw.sample(*given), given[-2:]
         return tokens.masked_fill((position == 4) & (seed <= number), -1)
 
     llm.model.ops = replace(ops.CPU, sample=broken)
@@ -159,7 +160,7 @@ def test_finished_rows_leave_when_they_have_cost_enough(limits: list[int], sizes
     """The others are gathered once as many steps of rows have been in vain as there are others; or right away where
     that costs nothing, as each has a cache of its own."""
     llm, found = minillm.load(dtype="float32"), []
-    llm.model.ops = replace(ops.CPU, sample=lambda *given: found.append(len(given[0])) or sampling.sample(*given))
+    llm.model.ops = replace(ops.CPU, sample=lambda *given: found.append(len(given[0])) or draw.sample(*given))
     for deterministic in (False, True):
         found.clear()
         rows = [llm.completion("Once", max_new_tokens=most, ignore_eos=True) for most in limits]

@@ -17,10 +17,9 @@ from minillm.engine.sampling import (
     defaults,
     penalise,
     probabilities,
-    sample,
-    uniform,
     unsupported,
 )
+from minillm.ops.draw import sample, uniform
 
 logits = st.integers(0, 10_000).map(lambda seed: torch.randn(40, generator=torch.Generator().manual_seed(seed)) * 3)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from minillm.config import is_readable, read
-from minillm.explain.__main__ import explain
 from minillm.families import FAMILIES, resolve
 from minillm.loading import load
 from minillm.model.decoder import skeleton
+from minillm.report.examine import explain
 from minillm.weights import fp8
 from minillm.weights.checkpoint import TensorInfo
 from minillm.weights.load import misshapen

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minillm import spec
 from minillm.engine import sampling
-from minillm.ops import Ops, reference, routing
+from minillm.ops import Ops, draw, reference, routing
 from tests.helpers.attention_problems import attention, latent_attention
 from tests.helpers.kernel_cases import Case, Errors, exact, ulps, with_gradients
 
@@ -248,7 +248,7 @@ def sample(case: Case, ops: Ops) -> Errors:
     given += [torch.randint(2**62, (rows,), generator=case.generator) for _ in range(2)]
     logits = case.part(rows, words)
     found = ops.sample(logits, *map(case.on, given))
-    expected = sampling.sample(logits.cpu(), *given)
+    expected = draw.sample(logits.cpu(), *given)
     return {"rows that differ": float((found.cpu() != expected).sum()) / 2}
 
 

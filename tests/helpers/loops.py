@@ -11,8 +11,9 @@ from torch import Tensor
 
 from minillm import ops
 from minillm.engine.completion import Completion, Timings
-from minillm.engine.sampling import Sampling, sample
+from minillm.engine.sampling import Sampling
 from minillm.model.decoder import Decoder
+from minillm.ops.draw import sample
 from minillm.spec import Decoder as Spec
 from tests.model.test_laws import build
 

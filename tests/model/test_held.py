@@ -18,8 +18,9 @@ import minillm
 from minillm import generate, loading, quantize
 from minillm.explain import __main__ as explain
 from minillm.model import held as quantised
-from minillm.model.held import Int4Matrices, Int8Matrices, Scheme
-from minillm.report.measure import active_values, bytes_per_step
+from minillm.model.costs import active_values, bytes_per_step
+from minillm.model.held import Scheme
+from minillm.ops.stacked import Int4Matrices, Int8Matrices
 from minillm.weights import load as reading
 from minillm.weights import save as saving
 from minillm.weights.ints import Int4, Int8

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.model.held import Int4Matrices, Int8Matrices
 from minillm.ops import grouped, reference
 from minillm.ops.cpu import matrices
 from minillm.ops.cpu.loops.dots import NATIVE_BF16
+from minillm.ops.stacked import Int4Matrices, Int8Matrices
 from minillm.weights.ints import Int4, Int8
 from tests.helpers.kernel_cases import Case, exact, ulps
 from tests.helpers.kernel_problems import BUDGETS

@@ -12,7 +12,6 @@ import torch
 
 from minillm import families
 from minillm.config import read
-from minillm.explain.__main__ import examine
 from minillm.families import FAMILIES
 from minillm.model.decoder import skeleton
 from minillm.model.held import Scheme
@@ -21,6 +20,7 @@ from minillm.plan.budget import Question, budget
 from minillm.plan.layouts import METHODS
 from minillm.plan.storage import lay_out, names, section_of
 from minillm.quantize import quantize
+from minillm.report.examine import examine
 from minillm.weights.tensorfile import read_header
 from tests.conftest import SHARED, shared
 from tests.helpers import tiny

@@ -10,8 +10,8 @@ from minillm.bench.report import Limits, Point, ratios, speeds
 from minillm.families.shared.shapes import SHAPES
 from minillm.loading import load
 from minillm.model import held as quantised
+from minillm.model.costs import attention_flops, bytes_per_step, cached_values_seen, prefill_flops
 from minillm.model.decoder import skeleton
-from minillm.report.measure import attention_flops, bytes_per_step, cached_values_seen, prefill_flops
 from minillm.weights.fp8 import Fp8
 
 COUNTS = {

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import minillm
 from minillm import spec
+from minillm.engine.windows import windows
 from minillm.llm import LLM
 from minillm.ops import routing
 from minillm.ops.routing import Routing, route
-from minillm.perplexity import windows
 from minillm.routes import record as routes_record
 from minillm.routes.drift import divergence, drift, flips
 from minillm.routes.measure import (

@@ -22,8 +22,8 @@ from minillm.bench.weights import gguf_bytes_per_step, write_gguf
 from minillm.families.shared import gguf_names
 from minillm.families.shared.shapes import SHAPES
 from minillm.loading import load
+from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import skeleton
-from minillm.report.measure import bytes_per_step
 from minillm.weights import gguf
 from tests.helpers import tiny
 

@@ -6,7 +6,6 @@ only a decoder that is layer by layer what llama.cpp computes has a description.
 
 from __future__ import annotations
 
-from minillm.model.rope import frequencies
 from minillm.spec import GQA, Decoder, GatedMLP, Layer, Llama3Scaling, MoE, Norm, QKNorm, Rope, Router
 
 # By whether q and k are normalised, q, k and v have biases, and the feed-forward is a mixture.
@@ -79,14 +78,6 @@ def metadata(decoder: Decoder) -> dict[str, str | int | float]:
     }
     described = {f"{name}.{key}": value for key, value in values.items()}
     return {"general.architecture": name, "tokenizer.ggml.model": "none", **described}
-
-
-def rope_factors(decoder: Decoder) -> list[float] | None:
-    """The divisor of each frequency, where a scaling changes them."""
-    rope = decoder.layers[0].attention.rope
-    if rope.scaling is None:
-        return None
-    return (frequencies(Rope(rope.dim, rope.theta), 0) / frequencies(rope, 0)).tolist()
 
 
 def layout(decoder: Decoder, tensor: str) -> str | None:

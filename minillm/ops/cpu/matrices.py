@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.model.held import Int4Matrices, Int8Matrices
 from minillm.ops import grouped, reference
 from minillm.ops.cpu import loops
 from minillm.ops.cpu.arrays import INT4, INT8, LIKE, address
+from minillm.ops.stacked import Int4Matrices, Int8Matrices
 from minillm.spec import Activation, ClampedSwiGLU
 
 FEW_ROWS = 16  # more are oneDNN's

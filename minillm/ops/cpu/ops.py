@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.engine import sampling
-from minillm.ops import reference
+from minillm.ops import draw, reference
 from minillm.ops.cpu import loops
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
@@ -75,12 +74,12 @@ def cos_sin(positions: Tensor, rates: Tensor, factors: Tensor, dtype: torch.dtyp
 
 
 def sample(logits_BV: Tensor, *settings: Tensor) -> Tensor:
-    """`sampling.sample`."""
+    """`draw.sample`."""
     if not plain(logits_BV):
-        return sampling.sample(logits_BV, *settings)
+        return draw.sample(logits_BV, *settings)
     found_B = torch.empty(len(logits_BV), dtype=torch.int64)
     loops.greedy.best(address(logits_BV), address(found_B), *logits_BV.shape, LIKE[logits_BV.dtype])
-    return sampling.drawn(found_B, logits_BV, *settings)
+    return draw.drawn(found_B, logits_BV, *settings)
 
 
 def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:

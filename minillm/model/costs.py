@@ -1,0 +1,79 @@
+"""What a model costs by its sizes alone: values that a token goes through, bytes that a decode step reads, operations.
+What a machine really does is measured by `report/measure.py`."""
+
+from __future__ import annotations
+
+import math
+
+from minillm.model import held
+from minillm.model.decoder import Decoder
+from minillm.model.moe import Experts
+from minillm.spec import GQA, MLA
+from minillm.spec import Decoder as DecoderSpec
+
+
+def active_values(model: Decoder, tokens: int = 1) -> dict[str, int]:
+    """How many values of each parameter a token goes through, or any of several: all, but of a layer's E experts only
+    the chosen ones, k of them, or E (1 - (1 - k / E)^tokens) on average where tokens choose evenly."""
+    counts = {}
+    for name, parameter in model.named_parameters():
+        owner, counts[name] = model.get_submodule(name.rpartition(".")[0]), parameter.numel()
+        if isinstance(owner, Experts):
+            router = owner.spec.router
+            counts[name] = round(counts[name] * (1 - (1 - router.top_k / router.num_experts) ** tokens))
+    return counts
+
+
+def cached_values(spec: DecoderSpec) -> int:
+    """Values that one token takes in the caches of all layers, as long as their windows see it."""
+    return sum(_per_token(layer.attention) for layer in spec.layers)
+
+
+def bytes_per_step(model: Decoder, rows: int = 1) -> int:
+    """Bytes of weights that one decode step of one token in each row reads: the active ones, but of an embedding that
+    is not also the head only the rows looked up, which is next to nothing."""
+    parameters = dict(model.named_parameters())
+    total = sum(count * parameters[name].element_size() for name, count in active_values(model, rows).items())
+    return total - (0 if model.spec.tied else sum(part.nbytes for part in model.embedding.parameters()))
+
+
+def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
+    """Values of one row's cache that a decode step reads behind so many positions."""
+    return sum(
+        _per_token(layer.attention) * min(positions, layer.attention.window or positions) for layer in spec.layers
+    )
+
+
+def prefill_flops(model: Decoder, tokens: int) -> int:
+    """Operations that a prompt takes, its last logits alone: two for each value of a matrix that a token goes through,
+    and for each pair of a query and a key that it sees two for each value of the key and of the value."""
+    spec, parameters = model.spec, dict(model.named_parameters())
+    plain, active, each = held.plain_shapes(model), active_values(model), 0
+    for name, shape in plain.items():
+        # The head: for the last token, the embedding: only as the head.
+        if len(shape) > 1 and not name.startswith(("embedding.", "head.")):
+            each += active[name] * math.prod(shape) // parameters[name].numel()
+    return 2 * each * tokens + 2 * spec.vocab_size * spec.hidden_size + attention_flops(spec, tokens)
+
+
+def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
+    """Operations of the scores and sums of all layers, for queries behind `past` positions, which they see too."""
+    total = 0
+    for attention in (layer.attention for layer in spec.layers):
+        window = attention.window or past + tokens
+        inner = min(max(window - past, 0), tokens)  # how many queries the window does not cut yet
+        pairs = inner * past + inner * (inner + 1) // 2 + (tokens - inner) * window
+        total += 2 * attention.num_heads * pairs * _key_and_value(attention)
+    return total
+
+
+def _per_token(attention: GQA | MLA) -> int:
+    if isinstance(attention, MLA):
+        return attention.kv_rank + attention.rope.dim
+    return 2 * attention.num_kv_heads * attention.head_dim
+
+
+def _key_and_value(attention: GQA | MLA) -> int:
+    if isinstance(attention, MLA):
+        return attention.nope_dim + attention.rope.dim + attention.v_dim
+    return 2 * attention.head_dim

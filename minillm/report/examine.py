@@ -1,0 +1,95 @@
+"""What is known of a checkpoint without reading its weights: from config.json, and from the safetensors headers or the
+index where they exist."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from minillm import config, families
+from minillm import spec as vocabulary
+from minillm.model import held
+from minillm.model.costs import active_values, cached_values
+from minillm.model.decoder import skeleton
+from minillm.model.held import Scheme
+from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
+from minillm.weights.load import MISSHAPEN, faults, misshapen
+from minillm.weights.rules import Plan, Rules, plan
+
+
+class Examined(NamedTuple):
+    """What `explain` says, and what it was made from."""
+
+    report: dict[str, Any]
+    spec: vocabulary.Decoder
+    planned: Plan | None  # None where there are neither weights nor an index
+    values: dict[str, Any]  # of config.json
+    rules: Rules
+    names: list[str] | None  # of the folder's tensors
+    headers: dict[str, TensorInfo] | None  # what the files say of them, where they are there
+
+
+def explain(path: Path) -> dict[str, Any]:
+    """The resolved spec of a folder or a config.json, all parameters and those active per token, what a token takes in
+    the cache, and how the folder's tensors fit; the lists of tensors are None where there are neither weights nor an
+    index. Raises ValueError for what is not supported."""
+    return examine(path).report
+
+
+def examine(path: Path) -> Examined:
+    """`explain` with the spec and the plan."""
+    values = config.read(path) if path.is_dir() or not path.exists() else config.read_json(path)
+    spec, rules, read = families.resolve(values)
+    model = skeleton(spec, torch.bfloat16)
+    report: dict[str, Any] = {
+        "weights": str(path),
+        "model_type": values["model_type"],
+        "quantization": config.quantization(values),
+        "dtype": read.dtype,
+        "parameter_count": sum(parameter.numel() for parameter in model.parameters()),
+        "active_parameter_count": sum(active_values(model).values()),
+        "cached_values_per_token": cached_values(spec),
+        "unknown_config_keys": read.unread,
+        "unclaimed_tensors": None,
+        "unfilled_parameters": None,
+        "dropped_tensors": None,
+        "misshapen_tensors": None,
+        "other_faults": None,
+    }
+    (names, headers), planned = _tensors(path), None
+    if names is not None:
+        if written := Scheme.read(values):
+            held.hold(model, written.formats(model))
+        planned = plan(names, rules, model.destinations())
+        report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
+        report["unfilled_parameters"] = planned.unfilled
+        report["dropped_tensors"] = planned.dropped
+        if headers is not None:
+            report["misshapen_tensors"] = misshapen(planned, headers)
+            found = faults(planned, headers)
+            report["other_faults"] = [each for key, names in found.items() if key != MISSHAPEN for each in names]
+    report["spec"] = describe(spec)
+    return Examined(report, spec, planned, values, rules, names, headers)
+
+
+def _tensors(folder: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | None]:
+    """The names of a folder's tensors, and what their headers say where the files are there."""
+    found = find(folder)
+    if found is None:
+        return None, None
+    files, located = found
+    if located is not None and not all((folder / file).is_file() for file in files):
+        return list(located), None
+    headers = Checkpoint(folder).info
+    return list(headers), headers
+
+
+def describe(spec: Any) -> Any:
+    """A spec as plain data; each dataclass says its kind."""
+    if dataclasses.is_dataclass(spec):
+        fields = {field.name: describe(getattr(spec, field.name)) for field in dataclasses.fields(spec)}
+        return {"kind": type(spec).__name__, **fields}
+    return [describe(each) for each in spec] if isinstance(spec, tuple) else spec
