@@ -14,7 +14,7 @@ import pytest
 
 from minillm import hub
 from minillm.lens import __main__ as lens
-from minillm.lens import plot
+from minillm.lens import plot, sampling
 from minillm.lens import text as lens_text
 from minillm.loading import load
 from tests.conftest import ROOT, shared
@@ -28,7 +28,7 @@ def looked() -> tuple[dict[str, Any], Any]:
     """The demo's report on 9 tokens, the first a BOS, with sampling, and the pass."""
     llm = load(dtype="float32", kernels="reference")
     assert llm.tokenizer is not None
-    chosen = lens.lens_sampling.settings("temperature=0.7,top_k=30")
+    chosen = sampling.settings("temperature=0.7,top_k=30")
     return lens.report(llm, llm.tokenizer.encode(PROMPT), 3, chosen)
 
 

@@ -59,7 +59,9 @@ PATHS = {
     "loop": lambda x, c, w, g, d, act="silu", b=None: reference.experts(x, c, w, g, d, act, b),
     "grouped": lambda x, c, w, g, d, act="silu", b=None: grouped.experts(x, c, w, g, d, act, b),
 }
-EXACT = 5e-6  # fp32 on values of size 1 to 5, sums of under 40 terms; the largest of 1400 draws was 2.6e-6
+# fp32 on values of size 1 to 5, sums of under 40 terms: the largest of 1400 draws was 2.6e-6. Larger values are rounded
+# in proportion: 18.3 with an error of 5.9e-6 has been drawn.
+EXACT, USUAL = 5e-6, 5.0
 
 
 @settings(max_examples=60)
@@ -75,7 +77,7 @@ def test_loop_is_grouped_is_the_formula(data: st.DataObject) -> None:
     given_ = (x, *routed(tokens, experts, top_k, data.draw(st.integers(0, 9))), *matrices(experts, hidden, inner))
     expected = formula(*given_)
     for path in PATHS.values():
-        assert (path(*given_) - expected).abs().max() <= EXACT
+        assert (path(*given_) - expected).abs().max() <= EXACT * max(1, float(expected.abs().max()) / USUAL)
 
 
 @settings(max_examples=40)
