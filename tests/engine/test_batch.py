@@ -20,7 +20,7 @@ from minillm.ops import draw
 from minillm.spec import Decoder as Spec
 from tests.helpers import tiny
 from tests.helpers.loops import listening, requests, texts
-from tests.model.test_laws import EXACT, build, random_tokens, specs, uncut
+from tests.helpers.specs import EXACT, build, random_tokens, specs, uncut
 
 lengths = st.lists(st.integers(1, 14), min_size=2, max_size=5)
 stops = st.sets(st.integers(0, 30), max_size=6)

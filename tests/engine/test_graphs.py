@@ -21,7 +21,7 @@ from minillm.spec import Decoder as Spec
 from minillm.spec import DynamicScaling, GatedMLP, LongRopeScaling, MoE
 from tests.helpers.recording import Gpu
 from tests.helpers.rows import BASE, ROWS
-from tests.model.test_laws import build, random_tokens, specs
+from tests.helpers.specs import build, random_tokens, specs
 
 TRITON = select("triton", torch.device("cpu"), torch.float32)
 EXACT = 2e-5  # as in test_laws.py

@@ -28,7 +28,7 @@ from minillm.spec import Decoder as Spec
 from tests.conftest import exit_code
 from tests.helpers import tiny
 from tests.helpers.loops import listening, requests, texts
-from tests.model.test_laws import EXACT, build, random_tokens, specs, uncut
+from tests.helpers.specs import EXACT, build, random_tokens, specs, uncut
 
 PROMPT = "Once upon a time"
 

@@ -15,7 +15,7 @@ from minillm.ops import REFERENCE, select
 from minillm.spec import GQA, GatedMLP, Layer, Norm, Rope
 from minillm.spec import Decoder as Spec
 from tests.engine.test_graphs import prefilled, with_ops
-from tests.model.test_laws import build, random_tokens, specs
+from tests.helpers.specs import build, random_tokens, specs
 
 LOOPS = select("auto", torch.device("cpu"), torch.float32)
 LAYER = Layer(Norm(1e-5), GQA(2, 1, 8, Rope(8, 100.0)), Norm(1e-5), GatedMLP(20))

@@ -15,7 +15,7 @@ from minillm.engine.sampling import Sampling
 from minillm.model.decoder import Decoder
 from minillm.ops.draw import sample
 from minillm.spec import Decoder as Spec
-from tests.model.test_laws import build
+from tests.helpers.specs import build
 
 Run = Callable[[Decoder, list[Completion], Timings], Iterator[tuple[int, str]]]
 

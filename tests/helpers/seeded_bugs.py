@@ -41,7 +41,7 @@ from tests.helpers.broken_ops import (
     tiled,
     without_mean,
 )
-from tests.model.test_mutations import mutate
+from tests.helpers.specs import mutate
 
 Break = Callable[[Decoder], Decoder]
 

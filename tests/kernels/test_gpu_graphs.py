@@ -13,10 +13,10 @@ from minillm.model.cache import Cache
 from minillm.model.decoder import Decoder, skeleton
 from minillm.ops import REFERENCE, Ops, select
 from tests.helpers.rows import BASE, ROWS
+from tests.helpers.specs import build, random_tokens
 from tests.kernels.test_gpu import DTYPES, GPU, TF32_FREE
 from tests.kernels.test_gpu import own_cache as own_cache  # what is tuned here is of no use elsewhere
 from tests.kernels.test_gpu import pytestmark as pytestmark
-from tests.model.test_laws import build, random_tokens
 
 # Rings, caps, sinks, a LongRoPE that switches at position 24, latents, experts of each kind.
 RECORDED = ["llama", "gemma2", "gpt_oss", "phi3-long", "qwen3_moe-window", "mixtral", "deepseek_v3"]

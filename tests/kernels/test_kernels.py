@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ from tests.conftest import ROOT
 from tests.helpers import kernel_cases
 from tests.helpers.kernel_cases import FAST, Aligned, Awkward, Case, Pick
 from tests.helpers.kernel_problems import BUDGETS, PROBLEMS, hold, normed
-from tests.model.test_laws import EXACT, build, random_tokens, specs, uncut
+from tests.helpers.specs import EXACT, Drawn, build, random_tokens, specs, uncut
 
 CPU_DEVICE = torch.device("cpu")
 TRITON = select("triton", CPU_DEVICE, torch.float32)
@@ -40,19 +39,6 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["
 
 
 pytestmark = pytest.mark.usefixtures("small_kernels")
-
-
-class Drawn:
-    """Sizes that hypothesis draws."""
-
-    def __init__(self, data: st.DataObject):
-        self.data = data
-
-    def size(self, most: int, least: int = 1) -> int:
-        return self.data.draw(st.integers(least, most))
-
-    def of(self, options: Sequence[Any]) -> Any:
-        return self.data.draw(st.sampled_from(options))
 
 
 def check(op: str, pick: Pick, dtype: torch.dtype) -> None:

@@ -41,6 +41,7 @@ from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import check, load
 from minillm.weights.rules import plan
 from tests.helpers import tiny
+from tests.helpers.specs import mutate
 
 OTHER_NORM = Norm(eps=0.5)
 
@@ -158,18 +159,6 @@ MISFITS = {
 # Tokens of a sequence: beyond the original context of every row, or before it where that regime is asked for.
 LENGTH = 70
 SHORT = {(LongRopeScaling, "short_factors"): 40, (LongRopeScaling, "short_attention_factor"): 40}
-
-
-def mutate(value: Any, owner: type, field: str, new: Any) -> Any:
-    """The same tree of specs with one field replaced wherever its class occurs."""
-    if isinstance(value, tuple):
-        return tuple(mutate(each, owner, field, new) for each in value)
-    if not dataclasses.is_dataclass(value):
-        return value
-    inner = {f.name: mutate(getattr(value, f.name), owner, field, new) for f in dataclasses.fields(value)}
-    if isinstance(value, owner):
-        inner[field] = new
-    return type(value)(**inner)
 
 
 def test_every_field_has_a_mutation() -> None:

@@ -25,7 +25,7 @@ from minillm.weights.ints import Int4, Int8
 from tests.helpers.attention_problems import attended, visible_keys, window_of
 from tests.helpers.kernel_cases import Aligned, Awkward, Case, Pick, exact, ulps
 from tests.helpers.kernel_problems import BUDGETS, PROBLEMS
-from tests.kernels.test_kernels import Drawn
+from tests.helpers.specs import Drawn
 
 LOOPS = Ops(**cpu_ops.OPS)
 CPU_DEVICE = torch.device("cpu")

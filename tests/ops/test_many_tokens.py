@@ -16,7 +16,7 @@ from minillm.ops.stacked import Int4Matrices, Int8Matrices
 from minillm.weights.ints import Int4, Int8
 from tests.helpers.kernel_cases import Case, exact, ulps
 from tests.helpers.kernel_problems import BUDGETS
-from tests.kernels.test_kernels import Drawn
+from tests.helpers.specs import Drawn
 from tests.ops.test_cpu_ops import ACTIVATIONS, CPU_DEVICE, DTYPES, LOOPS
 
 

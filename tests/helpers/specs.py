@@ -1,0 +1,122 @@
+"""Small decoders for tests that need no reference: their specs as hypothesis draws them, built with every parameter
+random, and a spec with one field replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from minillm.model.decoder import Decoder
+from minillm.ops import CPU, Ops
+from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, LinearScaling, MoE, Norm, QKNorm, Rope, Router
+from minillm.spec import Decoder as Spec
+
+EXACT = 3e-5  # fp32, sums of under 100 terms of size one in another order; the largest ever seen was 2.06e-5
+MARGIN = 1e-4  # of an expert chosen over one not chosen: rounding must not decide
+
+
+class Drawn:
+    """Sizes that hypothesis draws."""
+
+    def __init__(self, data: st.DataObject):
+        self.data = data
+
+    def size(self, most: int, least: int = 1) -> int:
+        return self.data.draw(st.integers(least, most))
+
+    def of(self, options: Sequence[Any]) -> Any:
+        return self.data.draw(st.sampled_from(options))
+
+
+@st.composite
+def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
+    kv_heads = draw(st.integers(1, 3))
+    heads = kv_heads * draw(st.integers(1, 3))
+    if draw(st.booleans()):
+        ranks = draw(st.none() | st.integers(4, 12)), draw(st.integers(4, 12))  # the norm of one value is its sign
+        sizes = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+        return MLA(heads, *ranks, *sizes, rope, norm, score_factor=draw(st.floats(0.5, 2.0)))
+    return GQA(
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=8,
+        rope=rope,
+        window=draw(st.none() | st.integers(1, 12)),
+        qkv_bias=draw(st.booleans()),
+        qk_norm=draw(st.sampled_from((None, QKNorm(norm), QKNorm(norm, "all")))),
+        clip=draw(st.none() | st.floats(0.5, 2.0)),
+        scale=draw(st.none() | st.floats(0.1, 1.0)),
+        softcap=draw(st.none() | st.floats(0.5, 5.0)),
+        sinks=draw(st.booleans()),
+    )
+
+
+@st.composite
+def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
+    if draw(st.booleans()):
+        return draw(st.sampled_from((GatedMLP(20), MLP(20, "gelu", bias=True))))
+    experts, score = draw(st.integers(2, 6)), draw(st.sampled_from(("softmax", "softmax_chosen", "sigmoid")))
+    router = Router(experts, draw(st.integers(1, experts - 1)), score, renormalize=draw(st.booleans()))
+    shared = draw(st.sampled_from((None, GatedMLP(6))))
+    return MoE(router, draw(st.integers(3, 12)), shared=shared, shared_gate=shared is not None and draw(st.booleans()))
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    """Small decoders whose layers differ in kind, heads, windows, norms and biases."""
+    rope = Rope(
+        dim=draw(st.sampled_from((4, 8))),
+        theta=draw(st.sampled_from((10.0, 1e4))),
+        layout=draw(st.sampled_from(("half", "interleaved"))),
+    )
+    rope = replace(rope, scaling=draw(st.sampled_from((None, LinearScaling(2.0)))))
+    norm = Norm(1e-5)
+    norms = st.sampled_from((None, norm, Norm(1e-5, offset=1.0, cast="after_weight"), LayerNorm(1e-5, affine=False)))
+    layers = []
+    for _ in range(draw(st.integers(1, 3))):
+        attention, ffn = draw(attentions(rope, norm)), draw(ffns())
+        layers.append(Layer(norm, attention, draw(norms), ffn, draw(norms), draw(norms), parallel=draw(st.booleans())))
+    scale, cap = draw(st.sampled_from((1.0, 4.0))), draw(st.none() | st.floats(1.0, 9.0))
+    tied = draw(st.booleans())
+    return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap)
+
+
+def build(spec: Spec, seed: int = 0, ops: Ops = CPU) -> Decoder:
+    model = Decoder(spec, ops)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.5
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale + (parameter.dim() == 1))
+    return model.eval()
+
+
+def uncut(model: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of whole rows without a cache, where no choice of an expert is as good as a tie."""
+    logits, routing = model(tokens, collect_routing=True)
+    for layer, routed in zip(model.spec.layers, routing, strict=True):
+        if routed is not None:
+            best = routed.logits.topk(layer.ffn.router.top_k + 1).values
+            assume((best[:, -2] - best[:, -1]).min() > MARGIN)
+    return logits
+
+
+def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(31, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mutate(value: Any, owner: type, field: str, new: Any) -> Any:
+    """The same tree of specs with one field replaced wherever its class occurs."""
+    if isinstance(value, tuple):
+        return tuple(mutate(each, owner, field, new) for each in value)
+    if not dataclasses.is_dataclass(value):
+        return value
+    inner = {f.name: mutate(getattr(value, f.name), owner, field, new) for f in dataclasses.fields(value)}
+    if isinstance(value, owner):
+        inner[field] = new
+    return type(value)(**inner)
