@@ -11,6 +11,7 @@ import re
 import runpy
 import shlex
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 from minillm import cli
 from tests.conftest import ROOT
+from tests.test_structure import ROOMS
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -217,6 +219,16 @@ def test_the_architecture_page_is_short_steps_to_symbols() -> None:
         assert [int(number) for number, _ in steps] == [*range(1, len(steps) + 1)], heading
         assert len(steps) in allowed, heading
         assert [step for _, step in steps if not any(symbol for _, symbol in CODE_LINK.findall(step))] == []
+
+
+def test_the_picture_shows_the_rooms() -> None:
+    """Each in the row that `ROOMS` puts it in, from the bottom up."""
+    svg = "{http://www.w3.org/2000/svg}"
+    picture = ElementTree.parse(DOCS / "architecture.svg")
+    shown: dict[float, list[str]] = {}
+    for text in picture.findall(f".//{svg}g[@class='rooms']/{svg}text"):
+        shown.setdefault(float(text.attrib["y"]), []).append(str(text.text))
+    assert [shown[height] for height in sorted(shown, reverse=True)] == ROOMS
 
 
 def test_the_index_lists_every_page() -> None:
