@@ -1,5 +1,5 @@
-"""Decode steps recorded as CUDA graphs and replayed on a real GPU; see `test_gpu.py`, and `engine/test_graphs.py` for all
-that needs none."""
+"""Decode steps recorded as CUDA graphs and replayed on a real GPU; see `test_gpu.py`, and `engine/test_graphs.py` for
+all that needs none."""
 
 from __future__ import annotations
 
