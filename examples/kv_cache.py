@@ -2,8 +2,8 @@
 
     python examples/kv_cache.py [--plot kv-cache.png]
 
-The ring is a real one: `minillm.cache` fed one position at a time. The bytes are those of caches laid out on the meta
-device, which takes no memory, with the numbers of published models in bfloat16.
+The ring is a real one: `minillm.model.cache` fed one position at a time. The bytes are those of caches laid out on the
+meta device, which takes no memory, with the numbers of published models in bfloat16.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 One layer of DeepSeek-V3. Expanded, keys and values of all heads are made from the cached latents, once however many
 queries wait for them. Absorbed, each query moves into the latent space, where a key is longer but there is only one.
-Then both forms of `minillm.mla` are run at a small size, and PyTorch's counter says the same of their products.
+Then both forms of `minillm.model.mla` are run at a small size, and PyTorch's counter says the same of their products.
 """
 
 from __future__ import annotations

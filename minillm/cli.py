@@ -18,15 +18,15 @@ from minillm.config import printable
 
 COMMANDS = {
     "generate": "run a checkpoint: text in, text out; --chat for a conversation",
-    "explain": "what a checkpoint is: spec, equations, sizes, tensors",
-    "plan": "what it takes before it is downloaded: bytes, cache, speed, fit, licence",
-    "quantize": "write a checkpoint with its matrices as int8 or int4",
-    "perplexity": "how well it predicts a text, and what quantising it costs",
-    "diff": "where it first differs from transformers, or from another checkpoint, and why",
-    "lens": "one forward pass to look into: next tokens, attention, logit lens, norms",
+    "explain": "describe a checkpoint: spec, equations, sizes, tensors",
+    "plan": "what a checkpoint needs, before downloading it: bytes, cache, speed, fit, licence",
+    "quantize": "write a copy of a checkpoint with int8 or int4 matrices",
+    "perplexity": "how well a checkpoint predicts a text, and what quantising costs",
+    "diff": "where a model first differs from transformers or another checkpoint, and why",
+    "lens": "look inside one forward pass: next tokens, attention, logit lens, norms",
     "routes": "where a mixture of experts sends its tokens",
-    "harness": "the tasks of lm-evaluation-harness",
-    "bench": "speed, against the machine's limits and against other engines",
+    "harness": "run the tasks of lm-evaluation-harness",
+    "bench": "measure speed against the machine's limits and other engines",
 }
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 

@@ -37,7 +37,7 @@ def load(
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. FP8 and MXFP4 weights are
     dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" makes integers
-    of matrices (`quantised.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
+    of matrices (`held.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
     `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
     folder = hub.resolve(path)

@@ -1,4 +1,4 @@
-"""Print how close minillm and transformers are, per row of tiny.ROWS, as the table in the README:
+"""Print how close minillm and transformers are, per row of `helpers/rows.py`, as the table in the README:
 
 python tests/parity_report.py
 """

@@ -11,6 +11,7 @@ import re
 import runpy
 import shlex
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 from minillm import cli
 from tests.conftest import ROOT
+from tests.test_structure import ROOMS
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -26,6 +28,12 @@ CONCEPTS = [DOCS / f"{name}.md" for name in NAMES]
 PICTURES = sorted((DOCS / "pictures").iterdir())
 CHECKED = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 SECTIONS = ["Formula", "Picture", "Families", "Code", "Experiment", "Pitfalls"]
+# The lists of the architecture page, and how many steps each may have.
+STEPS = {
+    "From the command line to text": range(2, 13),
+    "From file to parameter": range(2, 9),
+    "I want to change …": [10],
+}
 MAX_LINES, MAX_PICTURE_BYTES = 120, 150_000
 
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
@@ -86,6 +94,12 @@ def misplaced(path: Path) -> list[str]:
     pairs = [(target, symbol) for target, symbol in CODE_LINK.findall(prose(path)) if symbol]
     pairs += [(f"{ROOT}/minillm/spec.py", name) for name in re.findall(r"`spec\.([A-Z][\w.]*)`", prose(path))]
     return [symbol for target, symbol in pairs if symbol not in symbols((path.parent / target).resolve())]
+
+
+def sections(path: Path) -> tuple[str, dict[str, str]]:
+    """What stands before a page's first section, and each section by its heading."""
+    title, *parts = re.split(r"^## ", path.read_text(), flags=re.M)
+    return title, {heading: text for heading, _, text in (part.partition("\n") for part in parts)}
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -182,20 +196,39 @@ def test_pictures_are_shown_and_made_by_a_command(picture: Path) -> None:
 
 @pytest.mark.parametrize("path", CONCEPTS, ids=relative)
 def test_a_concept_page_has_what_it_promises(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= MAX_LINES
-    title, *parts = re.split(r"^## ", text, flags=re.M)
+    assert path.read_text().count("\n") <= MAX_LINES
+    title, parts = sections(path)
     assert title.startswith("# ")
-    sections = {part.partition("\n")[0]: part for part in parts}
-    assert list(sections) == SECTIONS
-    assert "```\n" in sections["Formula"]
-    assert "arXiv:" in sections["Formula"]
-    assert re.search(r"!\[[^\]]+\]\(pictures/", sections["Picture"])  # with words for those who do not see it
-    assert "`spec" in sections["Families"]
-    assert len([symbol for _, symbol in CODE_LINK.findall(sections["Code"]) if symbol]) >= 2
-    assert "```sh\n" in sections["Experiment"]
-    assert "```text\n" in sections["Experiment"]
-    assert sections["Pitfalls"].count("\n- ") >= 3
+    assert list(parts) == SECTIONS
+    assert "```\n" in parts["Formula"]
+    assert "arXiv:" in parts["Formula"]
+    assert re.search(r"!\[[^\]]+\]\(pictures/", parts["Picture"])  # with words for those who do not see it
+    assert "`spec" in parts["Families"]
+    assert len([symbol for _, symbol in CODE_LINK.findall(parts["Code"]) if symbol]) >= 2
+    assert "```sh\n" in parts["Experiment"]
+    assert "```text\n" in parts["Experiment"]
+    assert parts["Pitfalls"].count("\n- ") >= 3
+
+
+def test_the_architecture_page_is_short_steps_to_symbols() -> None:
+    """Each step has a link to code with the symbol to read; `test_symbols_are_where_pages_say` looks it up."""
+    _, parts = sections(DOCS / "architecture.md")
+    assert list(parts) == [*STEPS]
+    for heading, allowed in STEPS.items():
+        steps = re.findall(r"^(\d+)\. (.*(?:\n +.*)*)", parts[heading], re.M)
+        assert [int(number) for number, _ in steps] == [*range(1, len(steps) + 1)], heading
+        assert len(steps) in allowed, heading
+        assert [step for _, step in steps if not any(symbol for _, symbol in CODE_LINK.findall(step))] == []
+
+
+def test_the_picture_shows_the_rooms() -> None:
+    """Each in the row that `ROOMS` puts it in, from the bottom up."""
+    svg = "{http://www.w3.org/2000/svg}"
+    picture = ElementTree.parse(DOCS / "architecture.svg")
+    shown: dict[float, list[str]] = {}
+    for text in picture.findall(f".//{svg}g[@class='rooms']/{svg}text"):
+        shown.setdefault(float(text.attrib["y"]), []).append(str(text.text))
+    assert [shown[height] for height in sorted(shown, reverse=True)] == ROOMS
 
 
 def test_the_index_lists_every_page() -> None:

@@ -1,3 +1,4 @@
-"""From prompts to tokens. Read in this order: `inference.py` (prefill, then decode), `batch.py` (the loop over many
-rows), `completion.py` (one request), `sampling.py`, `speculative.py`; then `graphs.py` and `tape.py`, which record a
-decode step and replay it."""
+"""From prompts to tokens. Read in this order: `inference.py` (prefill, then decode), `completion.py` (one request),
+`batch.py` (the loop over many requests), `choosing.py` and `sampling.py` (the next token), `speculative.py`,
+`decoding.py` (which loop runs); then `graphs.py` and `tape.py`, which record a decode step and replay it. `scoring.py`
+and `windows.py` read texts instead of writing them."""

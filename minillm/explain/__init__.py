@@ -1,4 +1,4 @@
-"""What a checkpoint is, without reading its weights: its spec, sizes, equations and tensors.
+"""Describes a checkpoint without reading its weights: spec, sizes, equations and tensors.
 
-Read in this order: `__main__.py` (the report and the table), `equations.py` (each layer as formulas).
+Read in this order: `__main__.py` (the report and the table), `equations.py` (the formulas of each layer).
 """

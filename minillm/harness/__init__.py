@@ -1,5 +1,5 @@
 """The tasks of EleutherAI's lm-evaluation-harness.
 
-Read in this order: `__main__.py` (makes the model known and calls `lm_eval`), `model.py` (the model as the harness
-asks for it).
+Read in this order: `__main__.py` (registers the model and calls `lm_eval`), `model.py` (the model behind the
+harness interface).
 """

@@ -35,7 +35,7 @@ class Held:
 class Scheme:
     """Which parameters become which integers: all that a product or a lookup can take so.
 
-    Embedding and head are int8 under int4 too: they take half as much again of the perplexity that int4 costs all other
+    Embedding and head are int8 under int4 too: at 4 bits they would add about half as much perplexity as all other
     matrices together. Raises ValueError for what is not supported.
     """
 

@@ -1,7 +1,7 @@
 """The seam between the model and its kernels: one frozen object of callables, handed to the model when it is built.
 
-No globals, no environment switches, nothing probed at import: `select` names what runs, and Triton is imported only
-when it was chosen.
+No globals, no environment switches, nothing probed at import: `select` decides what runs, and Triton is imported only
+if it was chosen.
 """
 
 from __future__ import annotations

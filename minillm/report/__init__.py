@@ -1,1 +1,1 @@
-"""What commands show their results with: pictures, pages, timings, and what a running model is observed by."""
+"""What commands share to show results: pictures, pages, timings, and hooks that observe a running model."""

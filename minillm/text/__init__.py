@@ -1,2 +1,2 @@
-"""From text to token ids and back: `tokenizer.py`, the chat template in `chat.py`, single tokens as people read them in
+"""From text to token ids and back: `tokenizer.py`, the chat template in `chat.py`, readable forms of single tokens in
 `pieces.py`."""

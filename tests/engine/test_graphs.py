@@ -1,4 +1,4 @@
-"""Decode steps recorded and replayed, on a GPU that is made up (`recording.py`): a replay is a step."""
+"""Decode steps recorded and replayed, on a GPU that is made up (`tests/helpers/recording.py`): a replay is a step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXACT = 2e-5  # as in test_laws.py
 
 
 def of(row: str, ops: Ops = TRITON) -> Decoder:
-    """The first two layers of a row of `rows.py`: with and without a window, or experts."""
+    """The first two layers of a row of `tests/helpers/rows.py`: with and without a window, or experts."""
     family, overrides = ROWS[row]
     spec = resolve({**BASE, "model_type": family, **overrides})[0]
     return with_ops(build(replace(spec, layers=spec.layers[:2])), ops)

@@ -1,5 +1,5 @@
-"""Decode steps recorded as CUDA graphs and replayed on a real GPU; see `test_gpu.py`, and `test_graphs.py` for all that
-needs none."""
+"""Decode steps recorded as CUDA graphs and replayed on a real GPU; see `test_gpu.py`, and `engine/test_graphs.py` for
+all that needs none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENS = 2000
 
 
 def model_of(row: str, dtype: torch.dtype, ops: Ops | None = None) -> Decoder:
-    """A row of `rows.py` with random weights on the GPU."""
+    """A row of `helpers/rows.py` with random weights on the GPU."""
     family, overrides = ROWS[row]
     spec = resolve({**BASE, "model_type": family, **overrides})[0]
     model = Decoder(spec, ops or select("triton", GPU, dtype))

@@ -1,7 +1,7 @@
 """Every op with a Triton kernel against fp64 by one test, in Triton's interpreter; and what kernels have in common.
 
-`kernel_problems.py` draws the problems. Outputs are poisoned with NaN: a value that a kernel forgets to write shows.
-bf16 arithmetic is wrong in the interpreter, so bf16 stays for a GPU (`test_gpu.py`).
+`helpers/kernel_problems.py` draws the problems. Outputs are poisoned with NaN: a value that a kernel forgets to
+write shows. bf16 arithmetic is wrong in the interpreter, so bf16 stays for a GPU (`test_gpu.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sampling kernel against `minillm.sampling`: the same tokens are kept, and drawn as often; in the interpreter."""
+"""The sampling kernel against `minillm.ops.draw`: the same tokens are kept, and drawn as often; in the interpreter."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class _WrittenOut:
 
 
 def _in_tiles(x: Tensor, weights: Tensor, gate_up: Any, down: Any) -> bool:
-    """Whether `cpu/grouped.py` can do it."""
+    """Whether `loops/grouped.py` can do it."""
     given = x, gate_up, down
     held = not all(isinstance(each, Tensor) and each.dtype == torch.bfloat16 for each in given)
     if held or not loops.dots.NATIVE_BF16 or len(x) == 0:
