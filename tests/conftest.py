@@ -25,6 +25,11 @@ hypothesis.settings.load_profile("project")
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)  # as many workers as cores: each takes one
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so does each process that it starts
+    if os.environ["TRITON_INTERPRET"] == "1":
+        from tests.helpers import interpreter
+
+        interpreter.quicken()
 
 
 def shared(relative: str) -> Path:
