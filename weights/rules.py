@@ -67,6 +67,7 @@ class Plan:
     scales: dict[str, str] = field(default_factory=dict)  # quantised tensor -> the tensor of its factors
     dropped: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)  # what users are told -> how many tensors
+    spelled: dict[str, str] = field(default_factory=dict)  # tensor -> what its name would be by the rules, if it is not
     wrappers: dict[str, int] = field(default_factory=dict)  # what was taken off the names -> of how many tensors
     unclaimed: list[str] = field(default_factory=list)
     unfilled: list[str] = field(default_factory=list)
@@ -76,7 +77,7 @@ class Plan:
 def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Destination]) -> Plan:
     """Match every tensor name with the rules; needs names only, no data."""
     result, filled, known = Plan(), set[str](), units(destinations)
-    targets = _targets(tensors, rules, result.wrappers)
+    targets = _targets(tensors, rules, result)
     for tensor, target in sorted(targets.items(), key=lambda each: (each[1] or "").startswith(SPARE)):
         matrix = schemes.matrix_of(tensor)
         if target is not None and target.startswith(SPARE):
@@ -102,16 +103,18 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
     return result
 
 
-def _targets(tensors: Collection[str], rules: Rules, wrappers: dict[str, int]) -> dict[str, str | None]:
-    """Where each tensor goes; `wrappers` counts what was taken off names."""
+def _targets(tensors: Collection[str], rules: Rules, result: Plan) -> dict[str, str | None]:
+    """Where each tensor goes; the result is told what names were read otherwise than they are."""
     table, names, found = _Table(rules), set(tensors), dict[str, str | None]()
     for tensor in tensors:
         matrix, whole = schemes.matrix_of(tensor), ints.matrix_of(tensor)
         owner = next((each for each in (whole, matrix) if each in names), tensor)
-        target, wrapper = table.find(owner)
+        target, name, wrapper = table.find(owner)
         found[tensor] = _of_companion(target, tensor.removeprefix(owner)) if owner == whole else target
-        if target is not None and wrapper:
-            wrappers[wrapper] = wrappers.get(wrapper, 0) + 1
+        if name != owner:
+            result.spelled[tensor] = name
+        if wrapper:
+            result.wrappers[wrapper] = result.wrappers.get(wrapper, 0) + 1
     return found
 
 
@@ -155,13 +158,14 @@ class _Table:
         self.beginning = beginning or _beginning(rules)
         self.compiled = [(_compile(pattern), target) for pattern, target in sorted(rules.items(), key=_placeholders)]
 
-    def find(self, tensor: str) -> tuple[str | None, str]:
-        """Where a tensor goes, None where no rule says so, and what a wrapper put in front of its name."""
+    def find(self, tensor: str) -> tuple[str | None, str, str]:
+        """Where a tensor goes, None where no rule says so; the name that a rule has; what a wrapper put in front."""
         for name, wrapper in _spellings(tensor, self.beginning):
             for pattern, target in self.compiled:
                 if match := pattern.fullmatch(name):
-                    return target if target.startswith(DROP) else target.format(**match.groupdict()), wrapper
-        return None, ""
+                    place = target if target.startswith(DROP) else target.format(**match.groupdict())
+                    return place, name, wrapper
+        return None, tensor, ""
 
 
 def _beginning(rules: Rules) -> str:
