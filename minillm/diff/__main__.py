@@ -61,7 +61,7 @@ def examine(
 def sites_of_transformers(llm: LLM, theirs: Any, renamed: dict[str, str] | None = None) -> list[Site]:
     """The pairs of modules, by the checkpoint's tensors and the family's table of them."""
     values = config.read(llm.folder)
-    _, rules, _ = families.resolve(values if llm.spec.tied else families.untied(values))
+    _, rules, _ = families.resolve(values)
     planned = plan(Checkpoint(llm.folder).info, rules, llm.model.destinations())
     names = [name for name, _ in theirs.named_modules()]
     found = diff_names.sites(llm.model, planned, families.renamed(values) if renamed is None else renamed, names)
