@@ -28,6 +28,7 @@ COMMANDS = {
     "harness": "run the tasks of lm-evaluation-harness",
     "bench": "measure speed against the machine's limits and other engines",
 }
+WEIGHTS = "checkpoint folder, org/name or org/name@revision (default: the built-in demo)"
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
@@ -44,7 +45,8 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def add_model_arguments(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
+    made.add_argument("--weights", metavar="PATH", help=WEIGHTS)
+    add_revision(made)
     made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))
@@ -54,12 +56,24 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
     add_quantize_arguments(made)
 
 
+def add_revision(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--revision", metavar="REV", help="branch, tag or commit of an org/name (default: main)")
+
+
 def add_source(made: argparse.ArgumentParser) -> Any:
     """--weights, or --config where no weights are needed, in a group that takes other sources too."""
     source = made.add_mutually_exclusive_group()
-    source.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
+    source.add_argument("--weights", metavar="PATH", help=WEIGHTS)
+    add_revision(made)
     source.add_argument("--config", metavar="FILE", type=Path, help="a config.json, without any weights")
     return source
+
+
+def revision(arguments: argparse.Namespace) -> str | None:
+    """What --revision names. Raises ValueError where there is no --weights that it could be of."""
+    if arguments.revision is not None and arguments.weights is None:
+        raise ValueError(f"--revision {arguments.revision} without --weights; give --weights org/name, or org/name@REV")
+    return str(arguments.revision) if arguments.revision is not None else None
 
 
 def config_file(path: Path) -> Path:
@@ -79,7 +93,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `loading.load` takes of the arguments that `add_model_arguments` adds."""
     names = ("dtype", "device", "kernels", "keep_quantized", "quantize", "group_size")
     options = {name: getattr(arguments, name) for name in names}
-    return {"path": arguments.weights, **options, "symmetric": not arguments.asymmetric}
+    return {"path": arguments.weights, "revision": arguments.revision, **options, "symmetric": not arguments.asymmetric}
 
 
 def token_ids(text: str) -> list[int]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from minillm.weights.checkpoint import find, read_index
+from minillm.weights import foreign
+from minillm.weights.checkpoint import brief, find, read_index
 
 DEMO = Path(__file__).parent / "demo"  # the checkpoint that ships with the package
-REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+REPO_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@(.*))?")
+REVISION = re.compile(r"[\w./+-]+")
 
 # What a checkpoint may have besides its config and weights.
 SMALL_FILES = (
@@ -24,37 +26,61 @@ SMALL_FILES = (
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def resolve(weights: str | Path | None, tensors: bool = True, card: bool = False) -> Path:
+def resolve(weights: str | Path | None, tensors: bool = True, card: bool = False, revision: str | None = None) -> Path:
     """The folder of a checkpoint, None being the demonstration; without `tensors` its config and index are enough, and
-    with `card` a download of these brings the model card too.
+    with `card` a download of these brings the model card too. An id may have a revision behind it, "org/name@v1.0".
 
-    Raises ValueError when it is neither on disk nor in the cache nor to be had.
+    Raises ValueError when it is neither on disk nor in the cache nor to be had, and for a folder of another kind.
     """
     if weights is None:
-        return DEMO
+        return _without(revision, "the built-in demo", DEMO)
     if not str(weights):
         raise ValueError("the path of the weights is empty; give a checkpoint folder or org/name")
     try:
         folder = Path(weights).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{weights}: {error}") from None
-    if folder.exists() or not REPO_ID.fullmatch(str(weights)):
-        if folder.is_file():
-            raise ValueError(f"{weights}: a file; give the folder of a checkpoint")
-        if not folder.is_dir():
-            raise ValueError(
-                f"{weights}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name"
-            )
-        return folder
-    cached, complete = _cached(str(weights), tensors)
-    if cached and complete:
+    named = REPO_ID.fullmatch(str(weights))
+    if folder.exists() or not named:
+        return _without(revision, str(weights), _checked(folder, str(weights), tensors))
+    repo, behind = named.groups()
+    if behind is not None and revision not in (None, behind):
+        raise ValueError(f"{weights} and --revision {revision} (revision) name two revisions; leave one out")
+    wanted = behind if revision is None else revision
+    if wanted is not None and (not REVISION.fullmatch(wanted) or ".." in wanted):
+        raise ValueError(f"the revision {wanted!r} cannot be one; give a branch, a tag or a commit")
+    cached, lacks = _cached(repo, tensors, wanted)
+    if cached and not lacks:
         return cached
     try:
-        return _download(str(weights), tensors, card)
+        return _download(repo, tensors, card, wanted, lacks)
     except ValueError:
         if cached and not tensors:  # without a connection its config alone still tells much
             return cached
         raise
+
+
+def _without(revision: str | None, what: str, folder: Path) -> Path:
+    if revision is not None:
+        raise ValueError(f"--revision {revision} (revision) goes with an org/name; {what} has no revisions")
+    return folder
+
+
+def _checked(folder: Path, given: str, tensors: bool) -> Path:
+    """A folder on disk. Raises ValueError that says what it is where it is no checkpoint."""
+    if folder.is_file():
+        kind = "a GGUF file, which is not read" if folder.suffix == ".gguf" else "a file"
+        raise ValueError(f"{given}: {kind}; give the folder of a checkpoint in Hugging Face layout")
+    if not folder.is_dir():
+        raise ValueError(f"{given}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name")
+    reason = foreign.damaged(folder)
+    if reason is None and not (folder / "config.json").is_file():
+        reason = (other := foreign.instead_of_config(folder)) and f"no config.json: this is {other}"
+    elif reason is None and tensors:
+        reason = (other := foreign.instead_of_weights(folder)) and f"no weights found: this is {other}"
+    if reason:
+        raise ValueError(f"{given}: {reason}")
+    return folder
 
 
 def name_of(folder: Path) -> str:
@@ -66,19 +92,21 @@ def name_of(folder: Path) -> str:
     return folder.name
 
 
-def _cached(repo: str, tensors: bool) -> tuple[Path | None, bool]:
-    """The newest snapshot in the local cache that has a config, and whether it has the rest that is needed."""
+def _cached(repo: str, tensors: bool, revision: str | None) -> tuple[Path | None, list[str]]:
+    """The snapshot in the local cache that has a config, and which of the files that are needed it lacks."""
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(repo, "config.json")
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
     if not isinstance(config, str):
-        return None, False
+        return None, []
     folder = Path(config).parent
     found = find(folder)
-    return folder, found is not None and (not tensors or all((folder / file).is_file() for file in found[0]))
+    if found is None:
+        return folder, [" or ".join(WEIGHTS[:2])]
+    return folder, [file for file in found[0] if tensors and not (folder / file).is_file()]
 
 
-def _download(repo: str, tensors: bool, card: bool) -> Path:
+def _download(repo: str, tensors: bool, card: bool, revision: str | None, lacks: list[str]) -> Path:
     """Fetch config.json, the small files that exist, and the first kind of weights that does.
 
     Only the files named here are asked for; the library shows the progress of each and keeps them in its cache.
@@ -88,7 +116,7 @@ def _download(repo: str, tensors: bool, card: bool) -> Path:
 
     def fetch(file: str) -> Path | None:
         try:
-            return Path(hf_hub_download(repo, file))
+            return Path(hf_hub_download(repo, file, revision=revision))
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):  # no connection, which is another thing than no file
                 raise
@@ -96,8 +124,8 @@ def _download(repo: str, tensors: bool, card: bool) -> Path:
 
     try:
         # Asked once and without the library's retries, so that a machine without a connection hears so at once.
-        get_hf_file_metadata(hf_hub_url(repo, "config.json"))
-        config = Path(hf_hub_download(repo, "config.json"))
+        get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision))
+        config = Path(hf_hub_download(repo, "config.json", revision=revision))
         if not tensors:
             fetch("model.safetensors.index.json")
             if card:
@@ -109,12 +137,41 @@ def _download(repo: str, tensors: bool, card: bool) -> Path:
         shards = sorted(set(read_index(weights).values())) if weights and weights.suffix == ".json" else []
         missing = [shard for shard in shards if fetch(shard) is None]
     except Exception as error:  # which one depends on the HTTP library that this version of the hub client uses
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
-        raise ValueError(
-            f"{repo}: not a folder, not in the local Hugging Face cache, and it could not be downloaded ({reason}); "
-            "check the name and the connection, or give a folder"
-        ) from None
+        raise ValueError(_refusal(repo, revision, lacks, error)) from None
     if weights is None or missing:
-        lacks = ", ".join(missing) if missing else " and ".join(WEIGHTS)
-        raise ValueError(f"{repo}: the repository lacks {lacks}; it cannot be loaded")
+        absent = ", ".join(missing) if missing else " and ".join(WEIGHTS)
+        raise ValueError(f"{repo}: the repository lacks {absent}; it cannot be loaded")
     return config.parent
+
+
+def _refusal(repo: str, revision: str | None, lacks: list[str], error: Exception) -> str:
+    """Why nothing could be downloaded, and what to do."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    login = "`hf auth login` or HF_TOKEN"
+    page = f"https://huggingface.co/{repo}"
+    if isinstance(error, GatedRepoError) and error.response.status_code == 403:
+        return (
+            f"{repo} is gated, and the account of this token has no access to it (yet): ask for it at {page}, wait "
+            f"until it is granted, or give another account's token ({login})"
+        )
+    if isinstance(error, GatedRepoError):
+        return f"{repo} is gated: accept its terms at {page}, then log in by {login}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo}: the hub knows no such repository; check the name, and if it is private log in by {login}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no revision {revision!r}; give one of the branches, tags and commits of {page}"
+    if isinstance(error, EntryNotFoundError) and getattr(error, "response", None) is not None:
+        return f"{repo}: the repository has no config.json; give one in Hugging Face layout"
+    reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
+    at = f" at revision {revision}" if revision else ""
+    if lacks:
+        there = f"the local Hugging Face cache has only a part{at} and lacks {brief(lacks)}, which"
+    else:
+        there = f"not a folder, not in the local Hugging Face cache{at}, and it"
+    return f"{repo}: {there} could not be downloaded ({reason}); check the name and the connection, or give a folder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from minillm.llm import LLM, note
 from minillm.model import held
 from minillm.model.decoder import skeleton
 from minillm.model.held import Fp8, Scheme
+from minillm.weights import foreign
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import check, fully_fp8
 from minillm.weights.load import load as load_weights
-from minillm.weights.rules import plan
+from minillm.weights.rules import Plan, plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,23 +32,25 @@ def load(
     quantize: str | None = None,
     group_size: int | None = None,
     symmetric: bool = True,
+    revision: str | None = None,
 ) -> LLM:
     """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
 
+    Of an id, `revision` (or "org/name@revision") is the branch, tag or commit to take; "main" where none is given.
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. FP8 and MXFP4 weights are
     dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" makes integers
     of matrices (`held.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
     `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
-    folder = hub.resolve(path)
+    folder = hub.resolve(path, revision=revision)
     values = config.read(folder)
     written = integers(folder, values)
     scheme = asked_scheme(quantize, group_size, symmetric)
     _refuse_both(folder, scheme, written, keep_quantized)
+    values, checkpoint = opened(folder, values)
     spec, rules, read = families.resolve(values)
     target = resolve_device(device)
-    checkpoint = Checkpoint(folder)
     wanted = stored_dtype(dtype, read.dtype, checkpoint.dtype)
     slow = dtype == "auto" and not is_fast(wanted, target)
     chosen = torch.float32 if slow else wanted
@@ -55,7 +58,7 @@ def load(
     if written:
         held.hold(model, written.formats(model))
     planned = plan(checkpoint.info, rules, model.destinations())
-    check(planned, checkpoint)
+    fits(planned, checkpoint)
     formats = scheme.formats(model) if scheme else {}
     held.hold(model, formats)
     stay = fully_fp8(planned) if keep_quantized else []
@@ -67,15 +70,42 @@ def load(
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
-    _say(read.unread, planned.reasons, wanted if slow else None)  # now, so that a load that fails says one thing only
+    _say(folder, read.unread, planned, wanted if slow else None)  # now: a load that fails says one thing only
     return llm
 
 
-def _say(unread: Sequence[str], left_out: Mapping[str, int], slow: torch.dtype | None) -> None:
+def opened(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], Checkpoint]:
+    """The files of a checkpoint, and its config with the head that they have: its own, whatever `tie_word_embeddings`
+    says, where one is stored that is not the embedding."""
+    spec, _, _ = families.resolve(values)
+    checkpoint = Checkpoint(folder)
+    if spec.tied and (head := families.own_head(values, checkpoint)):
+        note(f"{head} is not the embedding, though tie_word_embeddings is true: the model has this head")
+        values = families.untied(values)
+    return values, checkpoint
+
+
+def fits(planned: Plan, checkpoint: Checkpoint) -> None:
+    """Raise one ValueError where the tensors are not those of the model."""
+    faultless = not (planned.unclaimed or planned.twice_filled)
+    if faultless and families.HEAD in planned.unfilled and set(planned.unfilled) <= {families.HEAD, families.HEAD_BIAS}:
+        raise ValueError(
+            f"{checkpoint.folder}: no lm_head in the weights, and tie_word_embeddings is false; this is the body of a "
+            "model, an embedding model perhaps: give a checkpoint that generates text, or set tie_word_embeddings to "
+            "true in config.json if its head is the embedding"
+        )
+    check(planned, checkpoint)
+
+
+def _say(folder: Path, unread: Sequence[str], planned: Plan, slow: torch.dtype | None) -> None:
+    if other := foreign.instead_of_tokenizer(folder):
+        note(f"no tokenizer.json: {other}")
     if unread:
         note(f"config.json keys not understood and ignored: {', '.join(unread)}")
-    for reason, count in left_out.items():
+    for reason, count in planned.reasons.items():
         note(f"{count} tensors left out: {reason}")
+    for wrapper, count in planned.wrappers.items():
+        note(f"{count} tensors have names with {wrapper!r} in front, which a wrapper put there: read without it")
     if slow:
         note(f"this CPU has no fast {str(slow).removeprefix('torch.')} arithmetic: running in float32")
 

@@ -19,11 +19,9 @@ import torch
 
 from minillm import cli, config, families, hub
 from minillm.config import printable
-from minillm.loading import asked_scheme, integers, stored_dtype
+from minillm.loading import asked_scheme, fits, integers, opened, stored_dtype
 from minillm.model.decoder import skeleton
 from minillm.model.held import Scheme
-from minillm.weights.checkpoint import Checkpoint
-from minillm.weights.load import check
 from minillm.weights.rules import plan
 from minillm.weights.save import save_quantised
 
@@ -33,13 +31,14 @@ def quantize(
     output: Path,
     scheme: Scheme,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint folder as `scheme` has it to a folder that must not exist yet; complete or not at all.
 
     Returns the bytes of its weights before and after, and the bits per value of the matrices. Raises ValueError for a
     checkpoint that cannot be loaded or is quantised so already, and for an output that is there.
     """
-    folder = hub.resolve(weights)
+    folder = hub.resolve(weights, revision=revision)
     values = config.read(folder)
     if integers(folder, values):
         raise ValueError(f"{folder}: its weights are integers already; quantise the checkpoint it was made from")
@@ -48,10 +47,11 @@ def quantize(
         if place.exists():
             left = " (left by a run that was cut off)" if place == partial else ""
             raise ValueError(f"{place}: is there already{left}; remove it or choose another --output")
+    values, checkpoint = opened(folder, values)
     spec, rules, read = families.resolve(values)
-    checkpoint, model = Checkpoint(folder), skeleton(spec, torch.float32)
+    model = skeleton(spec, torch.float32)
     planned = plan(checkpoint.info, rules, model.destinations())
-    check(planned, checkpoint)
+    fits(planned, checkpoint)
     dtype = str(stored_dtype("auto", read.dtype, checkpoint.dtype)).removeprefix("torch.")
     partial.mkdir(parents=True)
     try:
@@ -71,7 +71,8 @@ def quantize(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("quantize", "Write a checkpoint with int8 or int4 matrices, which loads as it is.")
-    parser.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
+    parser.add_argument("--weights", metavar="PATH", help=cli.WEIGHTS)
+    cli.add_revision(parser)
     parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="a folder that is not there yet")
     cli.add_quantize_arguments(parser, required=True)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         scheme = asked_scheme(arguments.quantize, arguments.group_size, not arguments.asymmetric)
         assert scheme is not None
-        report = quantize(arguments.weights, arguments.output, scheme, cli.progress_bar("quantising"))
+        given, bar = (arguments.weights, arguments.output, scheme), cli.progress_bar("quantising")
+        report = quantize(*given, bar, cli.revision(arguments))
         if arguments.json:
             print(json.dumps(report, ensure_ascii=False))
         else:

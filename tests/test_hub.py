@@ -17,12 +17,18 @@ from pathlib import Path
 
 import pytest
 
+import minillm
+from minillm.explain import __main__ as explain
 from minillm.hub import DEMO
+from minillm.plan import __main__ as plan
 from tests.conftest import ROOT
 
 REPO = "someone/stories"
 UNNEEDED = {"README.md": b"# hello", "pytorch_model.bin": b"\0" * 10, "extra/adapter.safetensors": b"\0" * 10}
 COMMIT = "a" * 40
+REVISIONS = ("main", "v1.0")
+# What the hub answers instead: status and X-Error-Code, as huggingface.co does.
+REFUSED = {"some/gated": (401, "GatedRepo"), "some/asked": (403, "GatedRepo"), "some/private": (401, "RepoNotFound")}
 
 
 FILES = {**{path.name: path.read_bytes() for path in DEMO.iterdir()}, **UNNEEDED}
@@ -36,13 +42,16 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
-        repo, _, name = self.path.partition("/resolve/main/")
-        data = FILES.get(name) if repo == f"/{REPO}" else None
+        repo, _, rest = self.path.partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        data = FILES.get(name) if repo == f"/{REPO}" and revision in REVISIONS else None
         if data is not None and body:
             self.server.asked.append(name)
         if data is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound" if repo == f"/{REPO}" else "RepoNotFound")
+            entry = "EntryNotFound" if revision in REVISIONS else "RevisionNotFound"
+            status, code = REFUSED.get(repo[1:], (404, entry if repo == f"/{REPO}" else "RepoNotFound"))
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -130,3 +139,75 @@ def test_explain_fetches_no_weights(hub: ThreadingHTTPServer, tmp_path: Path) ->
     hub.shutdown()  # without a connection the config in the cache is enough
     again = run(tmp_path, "http://127.0.0.1:9", "minillm.explain", "--weights", REPO)
     assert again.stdout == done.stdout
+
+
+GATED = ("is gated", "https://huggingface.co/some/gated", "hf auth login", "HF_TOKEN")
+PRIVATE = ("no such repository", "private", "HF_TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("repo", "words", "others"),
+    [
+        ("some/gated", (*GATED, "accept its terms"), ("check the name", "granted")),
+        ("some/asked", ("is gated", "https://huggingface.co/some/asked", "granted"), ("accept its terms",)),
+        ("some/private", PRIVATE, ("gated",)),
+        ("someone/else", PRIVATE, ("gated",)),
+    ],
+)
+def test_what_a_hub_refuses(
+    hub: ThreadingHTTPServer, repo: str, words: tuple[str, ...], others: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = generate(tmp_path, f"http://127.0.0.1:{hub.server_port}", repo)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not any(word in done.stderr for word in others), done.stderr
+
+
+def test_a_cache_that_lacks_a_file_and_no_connection(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    assert generate(tmp_path, f"http://127.0.0.1:{hub.server_port}").returncode == 0
+    (weights,) = tmp_path.rglob("snapshots/*/model.safetensors")
+    weights.unlink()
+    done = generate(tmp_path, "http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "lacks model.safetensors" in done.stderr
+    assert "not in the local" not in done.stderr
+
+
+def test_a_revision(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    """A cache that only it was put in serves it without a connection, by both spellings, and nothing else."""
+    endpoint, gone = f"http://127.0.0.1:{hub.server_port}", "http://127.0.0.1:9"
+    options = ("--prompt", "Once", "--max-new-tokens", "3")
+    first = run(tmp_path, endpoint, "minillm.generate", "--weights", f"{REPO}@v1.0", *options)
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "hub/models--someone--stories/refs/v1.0").read_text() == COMMIT
+    again = run(tmp_path, gone, "minillm.generate", "--weights", REPO, "--revision", "v1.0", *options)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["token_ids"] == json.loads(first.stdout)["token_ids"]
+    assert run(tmp_path, gone, "minillm.generate", "--weights", REPO, *options).returncode == 2
+    absent = run(tmp_path, endpoint, "minillm.explain", "--weights", REPO, "--revision", "v9")
+    assert absent.returncode == 2
+    assert "has no revision 'v9'" in absent.stderr
+    for command in ("explain", "plan"):
+        assert run(tmp_path, gone, f"minillm.{command}", "--weights", REPO, "--revision", "v1.0").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "revision", "words"),
+    [
+        (str(DEMO), "v1.0", "has no revisions"),
+        (None, "v1.0", "has no revisions"),
+        ("a/b@v1", "v2", "name two revisions"),
+        ("a/b", "../../v1", "cannot be one"),
+        ("a/b@", None, "cannot be one"),
+    ],
+)
+def test_revisions_that_cannot_be(weights: str | None, revision: str | None, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        minillm.load(weights, revision=revision)
+
+
+def test_a_revision_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    for main, more in ((explain.main, []), (explain.main, ["--table", str(DEMO)]), (plan.main, [])):
+        assert main(["--revision", "v1.0", *more]) == 2
+        assert "--revision" in capsys.readouterr().err

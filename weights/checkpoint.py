@@ -29,6 +29,7 @@ from torch import Tensor
 from minillm.weights import tensorfile
 from minillm.weights.tensorfile import InFile
 
+EQUAL_VALUES = 2**20  # compared at a time
 MAX_INDEX_BYTES = 100_000_000  # the limit that safetensors sets its own headers
 
 # What safetensors calls the types that this project can hold in a model.
@@ -135,6 +136,31 @@ class Checkpoint:
                 values[info.dtype] += math.prod(info.shape)
         return DTYPES[values.most_common(1)[0][0]] if values else None
 
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same in type, shape and every value, and so are those that go with them under
+        their names and an ending, as factors do."""
+        endings = [
+            [name.removeprefix(tensor) for name in self.info if name.startswith(tensor)] for tensor in (one, other)
+        ]
+        if sorted(endings[0]) != sorted(endings[1]):
+            return False
+        return all(self._equal(f"{one}{ending}", f"{other}{ending}") for ending in endings[0])
+
+    def _equal(self, one: str, other: str) -> bool:
+        first, second = self.info[one], self.info[other]
+        if (first.shape, first.dtype) != (second.shape, second.dtype):
+            return False
+        a, b = self._stored(one), self._stored(other)
+        size = math.prod(first.shape)
+        places = (slice(*place) for place in tensorfile.blocks(size, EQUAL_VALUES))
+        return all(torch.equal(a.values(at.start, at.stop), b.values(at.start, at.stop)) for at in places)
+
+    def _stored(self, name: str) -> Stored:
+        path = self.folder / self.info[name].file
+        if path.suffix == ".bin":
+            return InMemory(_load_bin(path)[0][name].contiguous())
+        return InFile(path, tensorfile.read_header(path)[name])
+
     def read(self, wanted: Callable[[str], bool], done: Callable[[int], None]) -> Iterator[tuple[str, Stored]]:
         """Yield (name, tensor) of each wanted tensor, in the order of their values, to be read before the next is asked
         for; `done` gets its bytes then."""
@@ -148,7 +174,7 @@ class Checkpoint:
                 continue
             tensors, mapped = _load_bin(path)
             for name in filter(wanted, tensors):
-                yield name, InMemory(tensors[name])
+                yield name, InMemory(tensors[name].contiguous())
                 if mapped:
                     _release_pages(tensors[name])
                 done(tensors[name].nbytes)
@@ -183,9 +209,11 @@ def _load_bin(path: Path) -> tuple[dict[str, Tensor], bool]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"{path}: expected a dictionary of tensors, but {name!r} is a {type(tensor).__name__}")
-        # A view that repeats its storage could claim any size, and the bytes behind it would be someone else's.
-        if tensor.layout != torch.strided or not tensor.is_contiguous() or tensor.device.type != "cpu":
-            raise ValueError(f"{path}: tensor {name!r} is not a plain contiguous one; save it again as safetensors")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"{path}: tensor {name!r} is not a plain one; save it again as safetensors")
+        # A view that repeats its storage could claim any size.
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: tensor {name!r} repeats its values; save it again as safetensors")
     return content, mapped
 
 

@@ -2,7 +2,8 @@
 
 A decode step reads every weight once, and on ordinary pages of 4 KiB the processor spends part of that time on finding
 where they lie; on Linux a block can ask for pages of 2 MiB (madvise(2), MADV_HUGEPAGE), and of such a block a thousand
-parameters of any size have their share.
+parameters of any size have their share. Each has a storage of its own in it: what saves tensors writes whole storages,
+and takes two tensors of one storage for the same weights.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ def allocator(wanted: Iterable[Tensor], device: torch.device) -> Allocate:
     uninitialised tensor on `device`."""
     if device.type != "cpu":
         return lambda shape, dtype: torch.empty(shape, dtype=dtype, device=device)
-    block, taken = _huge(sum(_room(each.shape, each.dtype) for each in wanted)), 0
+    block, taken = _huge(sum(_room(each.shape, each.dtype) for each in wanted)).numpy(), 0
 
     def allocate(shape: torch.Size, dtype: torch.dtype) -> Tensor:
         nonlocal taken
         start, taken = taken, taken + _room(shape, dtype)
-        return block[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        count = math.prod(shape) * dtype.itemsize
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        # Not a slice, whose storage would be that of the whole block. It keeps the block alive all the same.
+        return torch.frombuffer(block, dtype=torch.uint8, count=count, offset=start).view(dtype).view(shape)
 
     return allocate
 

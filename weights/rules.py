@@ -2,18 +2,24 @@
 
 A rule is "pattern": "destination". `{i}` in a pattern stands for a number and is carried over to the destination,
 which is a parameter or a named row block of a fused one, "name[part]"; "name: layout" says that the tensor's values lie
-otherwise (see `layout.py`). DROP says that a tensor is left out knowingly, and "DROP: reason" that users are told. A
-pattern may end in `*`, for any rest. Where several patterns match, the one with
-the fewest placeholders wins, of equals the first. Every tensor must match one rule and every parameter must be filled
-exactly once: `plan` says where that fails. The factors of a quantised tensor go wherever that goes; the companions of
-integers (`ints.py`) to those of the parameter that these fill, all of them row by row whatever the layout.
+otherwise (see `layout.py`). DROP says that a tensor is left out knowingly, "DROP: reason" that users are told, and
+"DROP or destination" that it fills what no other tensor does. A pattern may end in `*`, for any rest. Where several
+patterns match, the one with the fewest placeholders wins, of equals the first. Every tensor must match one rule and
+every parameter must be filled exactly once: `plan` says where that fails. The factors of a quantised tensor go wherever
+that goes; the companions of integers (`ints.py`) to those of the parameter that these fill, all of them row by row
+whatever the layout.
+
+A name that no pattern matches is tried once more with another beginning: without what a wrapper put in front of it, and
+with or without the beginning that most patterns have. Saving the inner model leaves that one out ("layers.0…" for
+"model.layers.0…"), saving a model around the whole doubles it.
 """
 
 from __future__ import annotations
 
+import collections
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,19 +28,25 @@ from minillm.weights import ints, schemes
 from minillm.weights.layout import Layout
 
 DROP = "DROP"
+SPARE = f"{DROP} or "
 Rules = Mapping[str, str]
+# What torch.compile, FSDP and gradient checkpointing put in front of a module's name, DataParallel and PEFT in front of
+# all names.
+WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+OUTER = re.compile(r"(?:module\.|base_model\.model\.)+")
 
 
 @dataclass(frozen=True)
 class Destination:
     """Rows start .. start + shape[0] - 1 of a parameter; of one with experts, `[E, out, in]`, rows are those of all
-    experts one under the other."""
+    experts one under the other. `whole` is the shape of the parameter, in which a tensor has all of its rows."""
 
     parameter: str
     start: int
     shape: tuple[int, ...]
     layout: Layout | None = None
     dtype: torch.dtype = torch.float32
+    whole: tuple[int, ...] | None = None
 
     @property
     def integer(self) -> bool:
@@ -44,7 +56,7 @@ class Destination:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape of a tensor that fills these rows."""
-        return self.shape if self.layout is None else self.layout.shape(self.shape)
+        return (self.whole or self.shape) if self.layout is None else self.layout.shape(self.shape)
 
 
 @dataclass
@@ -55,6 +67,8 @@ class Plan:
     scales: dict[str, str] = field(default_factory=dict)  # quantised tensor -> the tensor of its factors
     dropped: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)  # what users are told -> how many tensors
+    spelled: dict[str, str] = field(default_factory=dict)  # tensor -> what its name would be by the rules, if it is not
+    wrappers: dict[str, int] = field(default_factory=dict)  # what was taken off the names -> of how many tensors
     unclaimed: list[str] = field(default_factory=list)
     unfilled: list[str] = field(default_factory=list)
     twice_filled: list[str] = field(default_factory=list)
@@ -62,23 +76,20 @@ class Plan:
 
 def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Destination]) -> Plan:
     """Match every tensor name with the rules; needs names only, no data."""
-    result = Plan()
-    compiled = [(_compile(pattern), target) for pattern, target in sorted(rules.items(), key=_placeholders)]
-    names, filled, known = set(tensors), set[str](), units(destinations)
-    for tensor in tensors:
-        matrix, whole = schemes.matrix_of(tensor) or tensor, ints.matrix_of(tensor)
-        is_scale = matrix != tensor and matrix in names
-        if whole in names:
-            target = _of_companion(_match(whole, compiled), tensor.removeprefix(whole))
-        else:
-            target = _match(matrix if is_scale else tensor, compiled)
+    result, filled, known = Plan(), set[str](), units(destinations)
+    targets = _targets(tensors, rules, result)
+    for tensor, target in sorted(targets.items(), key=lambda each: (each[1] or "").startswith(SPARE)):
+        matrix = schemes.matrix_of(tensor)
+        if target is not None and target.startswith(SPARE):
+            instead = target.removeprefix(SPARE)
+            target = DROP if filled.intersection(known.get(instead, [])) else instead
         if target is not None and target.startswith(DROP):
             result.dropped.append(tensor)
             if reason := target.removeprefix(DROP).removeprefix(": "):
                 result.reasons[reason] = result.reasons.get(reason, 0) + 1
-        elif is_scale and matrix in result.scales:
+        elif matrix in targets and matrix in result.scales:
             result.twice_filled.append(tensor)
-        elif is_scale:
+        elif matrix is not None and matrix in targets:
             result.scales[matrix] = tensor
         elif target is None or (place := target.partition(": ")[0]) not in known:
             result.unclaimed.append(tensor)
@@ -90,6 +101,27 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
     result.scales = {matrix: scale for matrix, scale in result.scales.items() if matrix in result.assignments}
     result.unfilled = [name for name in destinations if name not in filled]
     return result
+
+
+def _targets(tensors: Collection[str], rules: Rules, result: Plan) -> dict[str, str | None]:
+    """Where each tensor goes; the result is told what names were read otherwise than they are."""
+    table, names, found = _Table(rules), set(tensors), dict[str, str | None]()
+    for tensor in tensors:
+        matrix, whole = schemes.matrix_of(tensor), ints.matrix_of(tensor)
+        owner = next((each for each in (whole, matrix) if each in names), tensor)
+        target, name, wrapper = table.find(owner)
+        found[tensor] = _of_companion(target, tensor.removeprefix(owner)) if owner == whole else target
+        if name != owner:
+            result.spelled[tensor] = name
+        if wrapper:
+            result.wrappers[wrapper] = result.wrappers.get(wrapper, 0) + 1
+    return found
+
+
+def sources(tensors: Collection[str], rules: Rules, target: str) -> list[str]:
+    """The tensors that rules with this very target are for."""
+    table = _Table({pattern: to for pattern, to in rules.items() if to == target}, _beginning(rules))
+    return [tensor for tensor in tensors if table.find(tensor)[0]]
 
 
 def units(destinations: Mapping[str, Destination]) -> dict[str, list[str]]:
@@ -107,15 +139,50 @@ def joined(target: str, known: Mapping[str, list[str]], destinations: Mapping[st
     shape = (sum(each.shape[0] for each in found), *found[0].shape[1:])
     first = found[0]
     lies = Layout.parse(layout) if layout and not first.integer else None
-    return Destination(first.parameter, first.start, shape, lies, first.dtype)
+    whole = first.whole if unit == first.parameter and not first.integer else None
+    return replace(first, shape=shape, layout=lies, whole=whole)
 
 
 def _of_companion(target: str | None, ending: str) -> str | None:
     """Where a companion goes, given the target of its matrix."""
-    if target is None or target.startswith(DROP):
+    if target is None or (target.startswith(DROP) and not target.startswith(SPARE)):
         return target
     parameter, bracket, part = target.partition(": ")[0].partition("[")
     return f"{parameter}{ending}{bracket}{part}"
+
+
+class _Table:
+    """The rules in the order in which they are tried."""
+
+    def __init__(self, rules: Rules, beginning: str | None = None):
+        self.beginning = beginning or _beginning(rules)
+        self.compiled = [(_compile(pattern), target) for pattern, target in sorted(rules.items(), key=_placeholders)]
+
+    def find(self, tensor: str) -> tuple[str | None, str, str]:
+        """Where a tensor goes, None where no rule says so; the name that a rule has; what a wrapper put in front."""
+        for name, wrapper in _spellings(tensor, self.beginning):
+            for pattern, target in self.compiled:
+                if match := pattern.fullmatch(name):
+                    place = target if target.startswith(DROP) else target.format(**match.groupdict())
+                    return place, name, wrapper
+        return None, tensor, ""
+
+
+def _beginning(rules: Rules) -> str:
+    """What most patterns begin with, such as "model."."""
+    return collections.Counter(pattern.partition(".")[0] for pattern in rules).most_common(1)[0][0] + "."
+
+
+def _spellings(tensor: str, beginning: str) -> Iterator[tuple[str, str]]:
+    """The names that a tensor may be meant by, each with the wrapper that was taken off it."""
+    yield tensor, ""
+    inner = WRAPPER.sub("", tensor)
+    wrapper = "".join(dict.fromkeys(WRAPPER.findall(tensor)))
+    if outer := OUTER.match(inner):
+        inner, wrapper = inner[outer.end() :], wrapper + outer.group()
+    for name in (inner, inner.removeprefix(beginning), beginning + inner):
+        if name != tensor:
+            yield name, wrapper
 
 
 def _placeholders(rule: tuple[str, str]) -> int:
@@ -128,13 +195,6 @@ def _compile(pattern: str) -> re.Pattern[str]:
     literal, names = pieces[0::2], pieces[1::2]
     groups = [rf"(?P<{name}>0|[1-9][0-9]*)" for name in names] + ["" if stem == pattern else ".*"]
     return re.compile("".join(re.escape(text) + group for text, group in zip(literal, groups, strict=True)))
-
-
-def _match(tensor: str, compiled: list[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, target in compiled:
-        if match := pattern.fullmatch(tensor):
-            return target if target.startswith(DROP) else target.format(**match.groupdict())
-    return None
 
 
 def rows(parameter: Tensor, to: Destination) -> Tensor:

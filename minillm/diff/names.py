@@ -82,7 +82,8 @@ def _filled(model: Decoder, planned: Plan, renamed: Mapping[str, str]) -> list[t
     """The modules that tensors fill, whole or rows of a fused product, and whether the values lie as they do here."""
     found = []
     for tensor, to in planned.assignments.items():
-        (ours, _, leaf), theirs = to.parameter.rpartition("."), tensor.rpartition(".")[0]
+        (ours, _, leaf), name = to.parameter.rpartition("."), planned.spelled.get(tensor, tensor)
+        theirs = name.rpartition(".")[0]
         for before, after in renamed.items():
             theirs = theirs.replace(before, after)
         if leaf == "weight":

@@ -45,6 +45,8 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     count = f"{total:,} parameters" + (f", {active:,} active per token" if active < total else "")
     print(printable(f"{report['weights']}: {report['model_type']}, {count}, {stored}"))
     head = "head tied to the embedding" if spec["tied"] else "own head"
+    if report["head_to_compare"]:
+        head += printable(f" unless {report['head_to_compare']} differs from it, which a load compares")
     print(f"vocabulary {spec['vocab_size']}, hidden size {spec['hidden_size']}, context {spec['context']}, {head}")
     cached = report["cached_values_per_token"]
     print(f"a token takes {cached:,} values in the cache, {cached * 2 / 1000:,.1f} kB in bfloat16")
@@ -156,10 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         if (arguments.equations or arguments.tensors) and (arguments.json or arguments.table):
             raise ValueError("--equations and --tensors go with neither --json nor --table")
+        revision = cli.revision(arguments)
         if arguments.config:
             places = [cli.config_file(arguments.config)]
         else:
-            places = [hub.resolve(each, tensors=False) for each in arguments.table or [arguments.weights]]
+            places = [hub.resolve(each, False, revision=revision) for each in arguments.table or [arguments.weights]]
         if arguments.table:
             reports = [explain(place) for place in places]
             print(json.dumps(reports, ensure_ascii=False)) if arguments.json else _print_table(reports)

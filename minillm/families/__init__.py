@@ -5,7 +5,8 @@ The name of a family appears in this folder and nowhere else in the package.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -38,7 +39,8 @@ from minillm.families import (
     tanuki,
 )
 from minillm.spec import Decoder
-from minillm.weights.rules import DROP, Rules
+from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.rules import SPARE, Rules, sources
 
 FAMILIES = {  # by the config's model_type
     "llama": llama,
@@ -70,6 +72,9 @@ FAMILIES = {  # by the config's model_type
     "kimi_k2": deepseek_v3,
 }
 
+HEAD, HEAD_BIAS = "head.weight", "head.bias"
+TIED = f"{SPARE}embedding.weight"  # where a tied head goes
+
 # Keys that mean the same: what one spelling of a config says and another leaves out.
 ALIASES = {"num_local_experts": "num_experts", "num_experts": "num_local_experts"}
 
@@ -80,10 +85,34 @@ def resolve(values: Mapping[str, Any]) -> tuple[Decoder, Rules, Config]:
     Raises ValueError for a model_type that no family claims, and for values that cannot be.
     """
     family, config = _read(values)
-    decoder = family.spec(config)
-    rules = family.rules(config) if hasattr(family, "rules") else family.RULES
-    # A tied head has no tensor of its own; some checkpoints store the copy all the same.
-    return decoder, {**rules, "lm_head.weight": DROP} if decoder.tied else rules, config
+    decoder, rules = family.spec(config), _rules(family, config)
+    if decoder.tied:  # the copy that some checkpoints store all the same, or the only one that others do
+        rules = {name: TIED if to == HEAD else to for name, to in rules.items()}
+    return decoder, rules, config
+
+
+def spare_heads(tensors: Collection[str], rules: Rules) -> list[str]:
+    """Those of a tied head, by the rules of `resolve`."""
+    return sources(tensors, rules, TIED)
+
+
+def own_head(values: Mapping[str, Any], checkpoint: Checkpoint) -> str | None:
+    """The tensor of a head that is not the embedding, in a checkpoint whose config ties the two: a fine-tune may have
+    trained it apart. None where there is no head, or an equal one in the same type."""
+    rules = _rules(*_read(values))
+    heads, embeddings = (sources(checkpoint.info, rules, to) for to in (HEAD, "embedding.weight"))
+    pairs = itertools.product(heads[:1], embeddings[:1])
+    return next((head for head, embedding in pairs if not checkpoint.equal(head, embedding)), None)
+
+
+def untied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that says its head is its own."""
+    section, changed = values.get("text_config"), {"tie_word_embeddings": False}
+    return {**values, **changed, **({"text_config": {**section, **changed}} if isinstance(section, dict) else {})}
+
+
+def _rules(family: ModuleType, config: Config) -> Rules:
+    return dict(family.rules(config) if hasattr(family, "rules") else family.RULES)
 
 
 def prediction_layers(values: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -26,6 +26,8 @@ EXPERT_RULES = {
     "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight": "layers.{i}.ffn.experts.gate_up[{e}.gate]",
     "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight": "layers.{i}.ffn.experts.gate_up[{e}.up]",
     "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight": "layers.{i}.ffn.experts.down[{e}]",
+    "model.layers.{i}.mlp.gate.weight": "layers.{i}.ffn.router.weight",  # of transformers 5
+    **common.STACKED_EXPERTS,
 }
 RULES = {**common.without_mlp(common.DENSE_RULES), **EXPERT_RULES}
 # What transformers calls a module in place of the checkpoint.

@@ -26,6 +26,7 @@ DEFAULTS = {
 
 RULES = {
     **mixtral.RULES,
+    "model.layers.{i}.mlp.router.weight": "layers.{i}.ffn.router.weight",  # of transformers 5
     "model.norm.bias": "norm.bias",
     "lm_head.bias": "head.bias",
     "model.layers.{i}.input_layernorm.bias": "layers.{i}.attention_norm.bias",

@@ -21,7 +21,7 @@ from minillm.model.cache import Cache, LatentCache, LayerCache
 from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.linear import Linear
 from minillm.model.mla import LatentAttention
-from minillm.model.moe import Experts, MoE
+from minillm.model.moe import Experts, MoE, Router
 from minillm.model.norm import norm
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
@@ -249,20 +249,22 @@ class Decoder(nn.Module):
             parts = module.blocks(leaf) if isinstance(module, (Linear, Experts)) else None
             for part, rows in (parts or {"": parameter.shape[0]}).items():
                 key = f"{name}[{part}]" if part else name
-                found[key] = Destination(name, start, (rows, *width), dtype=parameter.dtype)
+                found[key] = Destination(name, start, (rows, *width), None, parameter.dtype, tuple(parameter.shape))
                 start += rows
         return found
 
 
 def skeleton(decoder: spec.Decoder, dtype: torch.dtype, ops: Ops = REFERENCE) -> Decoder:
-    """The model without memory: every parameter on the meta device, in `dtype`, or in fp32 where its module says so."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            return Decoder(decoder, ops)
-    finally:
-        torch.set_default_dtype(before)
+    """The model without memory: every parameter on the meta device, in `dtype`, or in fp32 where its module says so.
+
+    PyTorch's default dtype, which would do the same, is that of all threads.
+    """
+    with torch.device("meta"):
+        model = Decoder(decoder, ops)
+    for module in model.modules():
+        for parameter in () if isinstance(module, Router) else module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def next_token_loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:

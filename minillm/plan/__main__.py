@@ -76,7 +76,7 @@ def _question(arguments: argparse.Namespace) -> Question:
 def _several(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """The JSON of --table or --devices, and their lines."""
     which = "--devices" if arguments.devices else "--table"
-    given = [getattr(arguments, name) for name in QUESTIONS]
+    given = [getattr(arguments, name) for name in (*QUESTIONS, "revision")]
     if any(each is not None and each is not False for each in given):
         raise ValueError(
             f"{which} takes --json" + ("" if arguments.devices else " and --plot") + ", and no other option"
@@ -97,11 +97,11 @@ def _several(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 def _one(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """The JSON of a checkpoint's plan, and its lines."""
-    question = _question(arguments)
+    question, revision = _question(arguments), cli.revision(arguments)
     if arguments.plot:
         plot.check(arguments.plot)
     config = arguments.config and cli.config_file(arguments.config)
-    report = budget(config or hub.resolve(arguments.weights, tensors=False, card=True), question)
+    report = budget(config or hub.resolve(arguments.weights, False, True, revision), question)
     if arguments.plot:
         plot.draw(arguments.plot, [report])
     return report, lines(report)

@@ -25,7 +25,7 @@ from minillm.weights.save import published
 from minillm.weights.tensorfile import BITS, NAMES
 
 WORDS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-HEAD = "lm_head.weight"
+HEAD, HEADS = "lm_head.weight", ("lm_head.weight", "embed_out.weight")
 # Letters of a file's header: around all of it, and of a tensor's entry besides name, type, shape and offsets.
 HEADER = len('{"__metadata__":{"format":"pt"}}')
 ENTRY = len(',"":{"dtype":"","shape":,"data_offsets":[,]}')
@@ -155,7 +155,10 @@ def stored(
     of_one = nbytes({"": ("F32", (spec.layers[0].attention.rope.dim // 2,))})
     size, extra = _prediction(values, decoder, known, len(spec.layers) - 1, dtype)
     left = {
-        TIED: (nbytes({HEAD: (dtype, (spec.vocab_size, spec.hidden_size))}), {HEAD} & given if spec.tied else set()),
+        TIED: (
+            nbytes({HEAD: (dtype, (spec.vocab_size, spec.hidden_size))}),
+            {name for name in given if name.endswith(HEADS)} if spec.tied else set(),
+        ),
         ROTARY: (len(frequencies) * of_one, frequencies),
         PREDICTION: (size, extra if present is None or extra & given else set()),
     }

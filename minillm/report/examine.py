@@ -56,6 +56,7 @@ def examine(path: Path) -> Examined:
         "unclaimed_tensors": None,
         "unfilled_parameters": None,
         "dropped_tensors": None,
+        "head_to_compare": None,  # a stored one, for which the load looks whether it is the embedding
         "misshapen_tensors": None,
         "other_faults": None,
     }
@@ -67,6 +68,7 @@ def examine(path: Path) -> Examined:
         report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
         report["unfilled_parameters"] = planned.unfilled
         report["dropped_tensors"] = planned.dropped
+        report["head_to_compare"] = next(iter(families.spare_heads(planned.dropped, rules)), None)
         if headers is not None:
             report["misshapen_tensors"] = misshapen(planned, headers)
             found = faults(planned, headers)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import minillm
 from minillm import quantize
@@ -175,3 +176,19 @@ def test_ids_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         diff.main(["--prompt-ids", "1,x"])
     assert "'1,x' is not a list of ids such as 1,2,3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["own head", "no beginning"])
+def test_files_that_transformers_reads_too(
+    kind: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tied config over another head, and the names of an inner model: the same pairs as of the published file."""
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    if kind == "own head":
+        tiny.edit_config(folder, tie_word_embeddings=True)
+    else:
+        named = load_file(folder / "model.safetensors")
+        save_file({name.removeprefix("model."): each for name, each in named.items()}, folder / "model.safetensors")
+    found, expected = (reported(capsys, "--weights", str(each)) for each in (folder, saved))
+    assert found["agrees"]
+    assert [row["module"] for row in found["modules"]] == [row["module"] for row in expected["modules"]]

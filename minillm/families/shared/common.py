@@ -59,12 +59,18 @@ DENSE_RULES = {
     "model.layers.{i}.mlp.down_proj.bias": "layers.{i}.ffn.down.bias",
 }
 
+# All experts of a layer in one tensor, as transformers 5 has them in memory and can write them.
+STACKED_EXPERTS = {
+    "model.layers.{i}.mlp.experts.gate_up_proj": "layers.{i}.ffn.experts.gate_up",
+    "model.layers.{i}.mlp.experts.down_proj": "layers.{i}.ffn.experts.down",
+}
 # The names of a mixture of experts in most checkpoints that are not Mixtral's.
 MOE_RULES = {
     "model.layers.{i}.mlp.gate.weight": "layers.{i}.ffn.router.weight",
     "model.layers.{i}.mlp.experts.{e}.gate_proj.weight": "layers.{i}.ffn.experts.gate_up[{e}.gate]",
     "model.layers.{i}.mlp.experts.{e}.up_proj.weight": "layers.{i}.ffn.experts.gate_up[{e}.up]",
     "model.layers.{i}.mlp.experts.{e}.down_proj.weight": "layers.{i}.ffn.experts.down[{e}]",
+    **STACKED_EXPERTS,
 }
 
 QK_NORM_RULES = {

@@ -1,0 +1,104 @@
+"""Folders that are no checkpoint in Hugging Face layout: what they are, and what to give or do instead.
+
+Each function returns one clause for an error, or None where there is nothing to say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from minillm.weights.checkpoint import brief, find
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+MAX_POINTER_BYTES = 1024
+LARGE = (".safetensors", ".bin", ".json", ".model", ".gguf", ".pth", ".jinja")  # what is ever stored elsewhere
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz")
+SHARDS = re.compile(r"global_step\d+|zero_to_fp32\.py|pytorch_model_fsdp.*|.*\.distcp|.*_optim_states\.pt")
+LAYOUT = "give the same model in Hugging Face layout (config.json and model*.safetensors)"
+
+
+def damaged(folder: Path) -> str | None:
+    """Files that only stand for others."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in LARGE)
+    if gone := [path.name for path in files if not path.exists()]:
+        return f"{brief(gone)} is a link to a file that is not there; download it again"
+    if pointers := [path.name for path in files if path.is_file() and _is_pointer(path)]:
+        return f"{brief(pointers)} is a git-lfs pointer and not the file itself; run `git lfs pull` in this folder"
+    return None
+
+
+def _is_pointer(path: Path) -> bool:
+    if path.stat().st_size > MAX_POINTER_BYTES:
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(POINTER)) == POINTER
+
+
+def instead_of_config(folder: Path) -> str | None:
+    """What a folder without a config.json is."""
+    inner = [path.name for path in folder.iterdir() if path.is_dir() and (path / "config.json").is_file()]
+    newest = sorted(inner, key=lambda name: (int(re.sub(r"\D", "", name) or 0), name))
+    repo = folder.parent if folder.name == "snapshots" else folder
+    if repo.name.startswith("models--") or (folder / "snapshots").is_dir():
+        name = repo.name.removeprefix("models--").replace("--", "/", 1)
+        known = f"give {name}, or" if repo.name.startswith("models--") else "give"
+        return f"a repository in the hub's cache; {known} the folder of one of its snapshots ({_snapshots(repo)})"
+    if any(name.startswith("models--") for name in _names(folder)):
+        return "a cache of the hub; give the org/name of a repository in it"
+    if newest:
+        what = "the output of a training run, " if newest[-1].startswith("checkpoint-") else ""
+        return f"{what}whose checkpoints are folders inside it; give one of them, such as {folder / newest[-1]}"
+    return instead_of_weights(folder)
+
+
+def instead_of_weights(folder: Path) -> str | None:
+    """What a folder without weights that can be read is."""
+    if find(folder) is not None:
+        return None
+    names = _names(folder)
+    if "adapter_config.json" in names:
+        return f"an adapter (LoRA) and no model; its base is {_base(folder)}: merge the two (peft: merge_and_unload)"
+    if found := [name for name in names if name.endswith(".gguf")]:
+        return f"{brief(found)} is GGUF, which is not read; {LAYOUT}"
+    if found := [name for name in names if name == "params.json" or name.startswith("consolidated.")]:
+        return f"the authors' own layout ({brief(found)}), which is not read; {LAYOUT}, often a repository beside it"
+    if found := [name for name in names if SHARDS.fullmatch(name)]:
+        join = "run zero_to_fp32.py (DeepSpeed)" if any("zero" in name or "global" in name for name in found) else ""
+        join = join or "join them (FSDP: accelerate merge-weights)"
+        return f"the shards of a training run ({brief(found)}); {join} and give what it writes"
+    if found := [name for name in names if name.endswith(WEIGHTS)]:
+        return f"its weights are {brief(found)}; expected is model.safetensors, or an index with its shards"
+    return None
+
+
+def instead_of_tokenizer(folder: Path) -> str | None:
+    """What a folder has in place of a tokenizer.json or tokenizer.model."""
+    names = _names(folder)
+    if {"tokenizer.json", "tokenizer.model"} & set(names):
+        return None
+    if "tekken.json" in names:
+        return "tekken.json is not read, so texts are not: put a tokenizer.json beside it, or give token ids"
+    if {"vocab.json", "merges.txt"} <= set(names):
+        return (
+            "vocab.json and merges.txt are not read, so texts are not: make a tokenizer.json of them "
+            "(transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)), or give token ids"
+        )
+    return None
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _snapshots(repo: Path) -> str:
+    places = repo / "snapshots"
+    return brief(sorted(str(path) for path in places.iterdir()), 2) if places.is_dir() else "none is there"
+
+
+def _base(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return "not named in adapter_config.json"
