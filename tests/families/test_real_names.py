@@ -55,6 +55,7 @@ COUNTS = {
     "deepseek-ai__DeepSeek-V2": 235_741_434_880,
     "deepseek-ai__DeepSeek-V3": 671_026_419_200,
     "deepseek-ai__DeepSeek-R1": 671_026_419_200,
+    "moonshotai__Kimi-K2-Thinking": 1_026_408_232_448,
     "microsoft__Phi-tiny-MoE-instruct": 3_755_220_288,
     "openai__gpt-oss-20b": 20_914_757_184,
     "google__gemma-2b": 2_506_172_416,
@@ -75,6 +76,7 @@ ACTIVE = {
     "Qwen__Qwen3-235B-A22B": "22",
     "deepseek-ai__DeepSeek-V2": "21",
     "deepseek-ai__DeepSeek-V3": "37",
+    "moonshotai__Kimi-K2-Thinking": "32",
 }
 FOLDERS = sorted(path.parent for path in SHARED.glob("real-configs/*/config.json"))
 SUPPORTED = [folder for folder in FOLDERS if read(folder).get("model_type") in FAMILIES]
