@@ -149,5 +149,8 @@ def test_indexes_were_there() -> None:
 
 @pytest.mark.parametrize("folder", [f for f in FOLDERS if f not in SUPPORTED], ids=lambda folder: folder.name)
 def test_other_models_are_refused_by_name(folder: Path) -> None:
-    with pytest.raises(ValueError, match=rf"model_type '{read(folder)['model_type']}' is not supported; supported are"):
-        resolve(read(folder))
+    values = read(folder)
+    stated = values.get("model_type")  # one published config has none
+    words = f"model_type '{stated}' is not supported; supported are" if stated else "model_type"
+    with pytest.raises(ValueError, match=words):
+        resolve(values)
