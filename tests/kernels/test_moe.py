@@ -13,8 +13,8 @@ from torch import Tensor
 from minillm.kernels import moe
 from minillm.kernels.moe import experts
 from minillm.kernels.routing import blocks_of, places, route
+from tests.conftest import FAST
 from tests.helpers import kernel_cases
-from tests.helpers.kernel_cases import FAST
 from tests.helpers.kernel_problems import BUDGETS
 from tests.model.test_moe import formula, matrices, routed
 
