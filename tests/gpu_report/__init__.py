@@ -2,7 +2,7 @@
 
     python -m tests.gpu_report --minutes 12 --out DIR         (make gpu-report)
     python -m tests.gpu_report --list
-    python -m tests.gpu_report --only ops,decode/llama --minutes 4
+    python -m tests.gpu_report --only ops decode/llama --minutes 4
     python -m tests.gpu_report --rehearse                     tiny shapes in Triton's interpreter, without a GPU
 
 Read in this order: `steps.py` (what is run), `__main__.py`, `children.py` (each step in processes of its own, with time

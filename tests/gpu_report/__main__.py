@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("python -m tests.gpu_report", description="What only a GPU can tell, in one run.")
     made.add_argument("--list", action="store_true", help="the steps and what part of the time each has")
     made.add_argument(
-        "--only", metavar="STEP[/TEXT],…", help="these steps, or those of their measurements whose name has the text"
+        "--only", nargs="+", default=[], metavar="STEP[/TEXT]", help="these steps, or what in them has TEXT in its name"
     )
     made.add_argument("--minutes", type=float, default=MINUTES, metavar="N", help="for all of it (default: 12)")
     made.add_argument("--out", type=Path, metavar="DIR", help="for the results (default: build/gpu-report/<time>)")
@@ -50,18 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gpu_report: error: {error}", file=sys.stderr)
         return 2
     print(f"results go to {folder}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as cache:
         # What is tuned here is of this run alone. Triton's own cache of compiled kernels stays where it is.
-        environment = {"TRITON_INTERPRET": str(int(arguments.rehearse)), "XDG_CACHE_HOME": cache}
-        children = Children(results, environment)
+        children = Children(results, {"TRITON_INTERPRET": str(int(arguments.rehearse))}, Path(cache))
         try:
-            return run(children, steps, arguments, Path(cache))
+            return run(children, steps, arguments)
         finally:
             children.end()
+            signal.signal(signal.SIGTERM, before)
 
 
-def run(children: Children, steps: dict[str, list[str]], arguments: argparse.Namespace, cache: Path) -> int:
+def run(children: Children, steps: dict[str, list[str]], arguments: argparse.Namespace) -> int:
     """Each step has its part of the time that is left, so that what one does not need is for those behind it."""
     results, end = children.results, time.monotonic() + 60 * arguments.minutes
     settings: dict[str, Any] = {"rehearse": arguments.rehearse, "checkpoints": checkpoints(arguments.checkpoints)}
@@ -74,7 +74,7 @@ def run(children: Children, steps: dict[str, list[str]], arguments: argparse.Nam
         print(f"{step.name}: {step.title}; at most {limit:.0f} s", flush=True)
         cut = children.run(step, {"run": settings, "only": steps[step.name]}, limit, workers)
         results.summarise(step, time.monotonic() - began, cut)
-        results.keep_tuning(cache)
+        results.keep_tuning(children.cache / "alone")
         for row in results.of(step.name):
             settings |= row.get("facts", {})
         if step.name == "machine" and settings.pop("gpu", None) is False:

@@ -27,8 +27,8 @@ STARTS = 12  # of processes for one part of a step: an end to crashes
 class Children:
     """Starts them, and ends all of them with the run."""
 
-    def __init__(self, results: Results, environment: dict[str, str], command: list[str] = WORKER):
-        self.results, self.environment, self.command = results, environment, command
+    def __init__(self, results: Results, environment: dict[str, str], cache: Path, command: list[str] = WORKER):
+        self.results, self.environment, self.cache, self.command = results, environment, cache, command
         self.running: set[subprocess.Popen[bytes]] = set()
         self.ended = False
 
@@ -40,12 +40,11 @@ class Children:
     def run(self, step: Step, settings: dict[str, Any], seconds: float, workers: int) -> str | None:
         """All of a step; returns what was cut from it."""
         deadline, left = time.monotonic() + seconds, list[str]()
-        parts = [
-            threading.Thread(
-                target=lambda part=part: left.extend(self._part(step, settings, part, workers, deadline)), daemon=True
-            )
-            for part in range(workers)
-        ]
+
+        def one(part: int) -> None:
+            left.extend(self._part(step, settings, part, workers, deadline))
+
+        parts = [threading.Thread(target=one, args=(part,), daemon=True) for part in range(workers)]
         for each in parts:
             each.start()
         for each in parts:
@@ -69,7 +68,7 @@ class Children:
             begun = None
             given = {**settings, "step": step.name, "skip": done, "part": part, "parts": parts}
             given["run"] = {**settings["run"], "seconds": deadline - time.monotonic()}
-            child, why = self._start(given), ""
+            child, why, patience = self._start(given, parts), "", 5.0
             try:
                 for line in lines(child, step.item_seconds, deadline):
                     items = line.get("items", items)
@@ -79,8 +78,8 @@ class Children:
                     if "end" in line:
                         done, begun = [*done, line["end"]], None
             except TimeoutError:
-                why = f"hung: no end after {step.item_seconds:.0f} s"
-            code = kill(child)
+                why, patience = f"hung: no end after {step.item_seconds:.0f} s", 0.0
+            code = kill(child, patience)
             self.running.discard(child)
             if self.ended or time.monotonic() >= deadline:
                 break
@@ -95,10 +94,14 @@ class Children:
                 return []
         return [name for name in items or [f"all of part {part}"] if name not in done]
 
-    def _start(self, given: dict[str, Any]) -> subprocess.Popen[bytes]:
+    def _start(self, given: dict[str, Any], parts: int) -> subprocess.Popen[bytes]:
+        threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // parts, 1))}
+        # What processes tune at the same time is nothing to remember.
+        cache = {"XDG_CACHE_HOME": str(self.cache / ("together" if parts > 1 else "alone"))}
         with (self.results.folder / "log.txt").open("ab") as log:
             child = subprocess.Popen(
-                [*self.command, json.dumps(given)], cwd=ROOT, env={**os.environ, **self.environment},
+                [*self.command, json.dumps(given)], cwd=ROOT,
+                env={**threads, **os.environ, **self.environment, **cache},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, preexec_fn=os.setpgrp,
             )  # fmt: skip
         self.running.add(child)
@@ -123,10 +126,10 @@ def lines(child: subprocess.Popen[bytes], item_seconds: float, deadline: float) 
             yield line
 
 
-def kill(child: subprocess.Popen[bytes]) -> int:
-    """End it, its own children too, where it has not ended by itself; its exit code."""
+def kill(child: subprocess.Popen[bytes], patience: float = 0.0) -> int:
+    """End it, its own children too, where it does not end by itself within so many seconds; its exit code."""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(timeout=0.5)
+        child.wait(timeout=patience)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     return child.wait()

@@ -44,7 +44,7 @@ def items(run: Run) -> list[Item]:
 
 def decoding(run: Run, models: Models, shape: str, rows: int, context: int, without: list[str]) -> None:
     """One row: the median step, replayed and call by call, and the bytes that it must read at least."""
-    steps, alone = (3, 1) if run.rehearse else (STEPS, ALONE)
+    steps, alone = (1, 1) if run.rehearse else (STEPS, ALONE)
     rows, context = (min(rows, 2), min(context, 40)) if run.rehearse else (rows, context)
     model = models(shape, without)
     cache = full_cache(run, model, rows, context, steps + alone + 8)
@@ -78,7 +78,7 @@ class Counted(Completion):
 def throughput(run: Run, models: Models, without: list[str]) -> None:
     """New tokens per second of requests that wait for nothing; a row every few seconds, so that a cut leaves one."""
     model = models(SERVED, without)
-    sequences, least, most = (3, 2, 4) if run.rehearse else (SEQUENCES, LEAST, MOST)
+    sequences, least, most = (2, 2, 3) if run.rehearse else (SEQUENCES, LEAST, MOST)
     until = min(time.monotonic() + SECONDS, run.deadline - 2)
     warm(model, sequences, min(least, 8))
     rows = requests(model, sequences, least, most, 0)

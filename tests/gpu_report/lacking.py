@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -58,7 +59,9 @@ def stand_in() -> list[str]:
     absent = []
     for name, part in (("einops", rearrange), ("tqdm", tqdm)):
         if importlib.util.find_spec(name) is None:
-            sys.modules[name] = ModuleType(name)
-            setattr(sys.modules[name], part.__name__, part)
+            module = ModuleType(name)
+            module.__spec__ = ModuleSpec(name, None)  # others ask for it
+            setattr(module, part.__name__, part)
+            sys.modules[name] = module
             absent.append(name)
     return absent

@@ -22,6 +22,7 @@ from minillm.ops import REFERENCE, Ops, select
 from tests.gpu_report.timing import Marks
 from tests.gpu_report.worker import NotRun, Run, brief, gone
 
+WARM = 3  # steps: as they are, recorded, and replayed once
 ROOM = 0.85  # of the free memory, that weights may take
 # A shape in the interpreter: all of these that its config has.
 TINY = {
@@ -61,12 +62,10 @@ def random_model(run: Run, shape: str, ops: Ops, layers: int | None = None) -> D
     if run.rehearse:
         values |= {key: size for key, size in TINY.items() if values.get(key) or key == "vocab_size"}
     model = skeleton(families.resolve(values)[0], run.dtype, ops)
-    size, count = sum(each.nbytes for each in model.parameters()), len(model.layers)
-    if run.device.type == "cuda" and size > (free := ROOM * torch.cuda.mem_get_info(run.device)[0]):
-        of_layers = sum(each.nbytes for each in model.layers.parameters())
-        fitting = int(count * (1 - (size - free) / of_layers))
-        if fitting < 2:
-            raise NotRun(f"{size / 1e9:.0f} GB of weights, and {free / 1e9:.0f} GB of memory for them")
+    if run.device.type == "cuda" and layers is None:
+        free = ROOM * torch.cuda.mem_get_info(run.device)[0]
+        if (fitting := layers_that_fit(model, free)) < 2:
+            raise NotRun(f"{shape} has too many weights for {free / 1e9:.0f} GB")
         return random_model(run, shape, ops, fitting)
     torch.manual_seed(0)
     made = {}
@@ -75,6 +74,13 @@ def random_model(run: Run, shape: str, ops: Ops, layers: int | None = None) -> D
         made[name] = values_of.fill_(1) if like.dim() == 1 else values_of.normal_(std=0.02)
     model.load_state_dict(made, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def layers_that_fit(model: Decoder, nbytes: float) -> int:
+    """How many layers there may be of a model, at most all, for its weights to take no more bytes."""
+    count, all_of_it = len(model.layers), sum(each.nbytes for each in model.parameters())
+    of_layers = sum(each.nbytes for each in model.layers.parameters())
+    return min(int(count * (nbytes - (all_of_it - of_layers)) / of_layers), count)
 
 
 class Models:
@@ -133,11 +139,11 @@ def recorded(cache: Cache) -> bool:
 
 
 @torch.inference_mode()
-def decode_seconds(run: Run, model: Decoder, cache: Cache, tokens_B: Tensor, steps: int, warm: int = 4) -> float:
+def decode_seconds(run: Run, model: Decoder, cache: Cache, tokens_B: Tensor, steps: int) -> float:
     """The median of greedy steps, each token drawn on the device, as the engine has it in flight."""
     marks = Marks(run.device)
-    for at in range(warm + steps):
-        if at >= warm:
+    for at in range(WARM + steps):
+        if at >= WARM:
             marks.mark()
         tokens_B = inference.decode(model, tokens_B, cache).argmax(-1)
     marks.mark()

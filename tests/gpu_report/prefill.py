@@ -34,12 +34,14 @@ def reading(run: Run, models: Models, at_once: bool, without: list[str]) -> None
     prompt = torch.randint(model.spec.vocab_size, (1, tokens)).tolist()
     given = torch.tensor(prompt, device=run.device)
     for turn in range(rounds + 2):
-        cache.length = 0
         if turn > 0:  # the first compiles and tunes
             marks.mark()
+        if turn > rounds:
+            break
+        cache.length = 0
         if at_once:
             model(given, cache, last_only=True)
-        elif turn <= rounds:
+        else:
             inference.prefill(model, prompt, cache)
     seconds, flops = marks.median(), prefill_flops(model, tokens)
     values = {"ms": seconds * 1e3, "tok/s": tokens / seconds, "TFLOP": flops / 1e12, "TFLOP/s": flops / seconds / 1e12}

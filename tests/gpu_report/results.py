@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Results:
         self.folder, self.title = folder, title
         self.rows: dict[tuple[str, str], Row] = {}
         self.summaries: dict[str, str] = {}
+        self.tuned: dict[str, str] = {}
         self.lock = threading.Lock()  # steps with several processes
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "results.jsonl").exists():
@@ -47,17 +49,20 @@ class Results:
     def summarise(self, step: Step, seconds: float, cut: str | None) -> None:
         """The line of a step that has ended."""
         rows = [row for row in self.of(step.name) if row["item"] != "(cut)"]
-        counts = {word: sum(row["ok"] is ok for row in rows) for word, ok in WORDS.items()}
-        found = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "nothing"
+        counts = Counter(map(word, rows))
+        found = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word]) or "nothing"
         self.summaries[step.name] = f"{step.name}: {found}; {seconds:.0f} s" + (f"; {cut}" if cut else "")
         print(self.summaries[step.name], flush=True)
         with self.lock:
             self.write()
 
     def keep_tuning(self, cache: Path) -> None:
-        """What has been tuned so far lies beside the results."""
+        """What has been tuned so far lies beside the results, and in the report."""
         if (file := cache / "minillm/tuning/kernels.json").is_file():
             shutil.copyfile(file, self.folder / "tuning.json")
+            for chosen in json.loads(file.read_text(encoding="utf-8")).values():
+                self.tuned |= chosen
+            self.write()
 
     def write(self) -> None:
         temporary = self.folder / "report.md.new"
@@ -72,10 +77,20 @@ class Results:
         for step in STEPS:
             if rows := self.of(step.name):
                 parts += [f"## {step.title[0].upper()}{step.title[1:]}", tables(rows)]
+        if self.tuned:
+            lines = [f"| {key} | {name} |" for key, name in sorted(self.tuned.items())]
+            parts += ["## Configurations chosen", "\n".join(["| kernel and key |  |", "| --- | --- |", *lines])]
         return "\n\n".join(parts) + "\n"
 
 
-WORDS = {"right": True, "wrong": False, "measured or not run": None}
+WORDS = ("right", "wrong", "measured", "not run")
+
+
+def word(row: Row) -> str:
+    """What a row has come to."""
+    if row["ok"] is None:
+        return "not run" if row["message"].startswith("not run") else "measured"
+    return "right" if row["ok"] else "wrong"
 
 
 def tables(rows: list[Row]) -> str:
@@ -91,7 +106,7 @@ def table(names: list[str], rows: list[Row]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for row in rows:
         cells = [row["item"], *(shown(row["values"].get(name)) for name in names)]
-        cells += [{True: "right", False: "WRONG", None: ""}[row["ok"]], one_line(row["message"])]
+        cells += ["" if row["ok"] is None else word(row), one_line(row["message"])]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

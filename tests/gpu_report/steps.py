@@ -17,26 +17,28 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("machine", "the machine: versions, copy bandwidth, rate of a large matrix product", 0.5, 60),
+    Step("machine", "the machine: versions, copy bandwidth, rate of a large matrix product", 1, 60),
     Step("ops", "every op against its problem in fp64, in bf16 and fp16, at two sizes", 2, 90, workers=8),
     Step("stories", "trained checkpoints through kernels and CUDA graphs: recorded logits, greedy ids", 1.5, 90, 4),
     Step("decode", "decode steps at published shapes as shares of the copy bandwidth; throughput", 3, 120),
-    Step("prefill", "a prompt of 8192 tokens at the 8B shape", 1, 60),
+    Step("prefill", "a prompt of 8192 tokens at the 8B shape", 0.75, 60),
     Step("kernels", "each kernel at published shapes, tuned; then PyTorch at the same", 2, 60),
-    Step("tests", "the rest of `make gpu`: every configuration, graphs bit for bit, more problems", 2, 240, workers=6),
+    Step(
+        "tests", "the rest of `make gpu`: each configuration, graphs bit for bit, more problems", 1.75, 240, workers=6
+    ),
 )
 MINUTES = sum(step.minutes for step in STEPS)
 
 
-def chosen(only: str | None) -> dict[str, list[str]]:
+def chosen(only: list[str]) -> dict[str, list[str]]:
     """The steps that `--only` names, each with the texts of which the names of its measurements must have one; the
-    machine always comes first. "ops,decode/llama" -> {"machine": [], "ops": [], "decode": ["llama"]}. Raises
-    ValueError for a step that is none."""
+    machine always comes first. ["ops", "decode/llama"] -> {"machine": [], "ops": [], "decode": ["llama"]}; nothing
+    -> all. Raises ValueError for a step that is none."""
     names = [step.name for step in STEPS]
-    if only is None:
+    if not only:
         return {name: [] for name in names}
     asked: dict[str, list[str]] = {}
-    for part in only.split(","):
+    for part in only:
         name, _, text = part.partition("/")
         if name not in names:
             raise ValueError(f"--only {name!r} is no step; use {', '.join(names)}")

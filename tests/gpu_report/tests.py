@@ -17,9 +17,8 @@ GROUPS = {
     "configurations of attention": (KERNELS, f"{EVERY} and attention"),
     "configurations of its gradients": (KERNELS, f"{EVERY} and backward"),
     "configurations of decoding": (KERNELS, f"{EVERY} and (decode or latents)"),
-    "configurations of experts": (KERNELS, f"{EVERY} and experts"),
-    "configurations of integers": (KERNELS, f"{EVERY} and (int8 or int4 or fp8)"),
-    "whole models": (KERNELS, "recorded_logits or bf16_is or compiled_decode or tuning_is"),
+    "configurations of products": (KERNELS, f"{EVERY} and not (attention or backward or decode or latents)"),
+    "whole models, tuning": (KERNELS, f"not (test_op or {EVERY})"),
     "ops, aligned": (KERNELS, "test_op_at_aligned"),
     "ops, awkward": (KERNELS, "test_op and not test_op_at_aligned"),
 }
