@@ -51,9 +51,12 @@ class Children:
             each.join()
         if not left:
             return None
-        cut = f"cut after {seconds:.0f} s, {len(left)} not run: {', '.join(left)}"
-        self.results.add({"step": step.name, "item": "(cut)", "ok": None, "values": {}, "message": cut})
-        return f"cut after {seconds:.0f} s, {len(left)} not run"
+        late = time.monotonic() >= deadline
+        cut = f"cut after {seconds:.0f} s" if late else f"given up after {STARTS} processes"
+        cut += f", {len(left)} not run"
+        row = {"step": step.name, "item": "(cut)", "ok": None, "values": {}, "message": f"{cut}: {', '.join(left)}"}
+        self.results.add(row)
+        return cut
 
     def _part(self, step: Step, settings: dict[str, Any], part: int, parts: int, deadline: float) -> list[str]:
         """The measurements of one process, or of those that follow where it dies; returns those not come to."""

@@ -15,7 +15,7 @@ from minillm.engine.completion import Completion, Timings
 from minillm.engine.graphs import step
 from minillm.model.costs import bytes_per_step, cached_values_seen
 from minillm.report.measure import peak_memory
-from tests.gpu_report.models import Models, decode_seconds, full_cache, heard, recorded, with_kernels
+from tests.gpu_report.models import Models, decode_seconds, full_cache, heard, recorded, refusal, with_kernels
 from tests.gpu_report.timing import Marks
 from tests.gpu_report.worker import Item, Run
 
@@ -63,8 +63,7 @@ def decoding(run: Run, models: Models, shape: str, rows: int, context: int, with
         "GB/s": nbytes / seconds / 1e9, "of copy": run.copy and nbytes / seconds / run.copy,
         "graph": recorded(cache), "ms call by call": marks.median() * 1e3, "peak GB": peak_memory(run.device) / 1e9,
     }  # fmt: skip
-    reason = [line for line in said.getvalue().splitlines() if "none is recorded" in line]
-    run.row(values, None if recorded(cache) or "attention" in without else False, " ".join(reason))
+    run.row(values, None if recorded(cache) or "attention" in without else False, refusal(said))
 
 
 class Counted(Completion):

@@ -150,6 +150,11 @@ def decode_seconds(run: Run, model: Decoder, cache: Cache, tokens_B: Tensor, ste
     return marks.median()
 
 
+def refusal(said: io.StringIO) -> str:
+    """Why no step was recorded, of what was printed."""
+    return " ".join(line for line in said.getvalue().splitlines() if "none is recorded" in line)
+
+
 @contextlib.contextmanager
 def heard() -> Any:
     """What is printed to stderr meanwhile, which goes there too."""

@@ -54,7 +54,7 @@ def check(run: Run, op: str, name: str, size: str) -> None:
                 worst, where = used, f"{of}, seed {seed}"
     right = worst <= 1 and not raised
     wrong = "" if worst <= 1 else f"{where}: {worst:.3g} of its budget\n"
-    values = {"error / budget": worst if math.isfinite(worst) else str(worst), "where": where}
+    values = {"error / budget": worst, "where": where}
     run.row(values, right, wrong + "\n".join(raised), raised=bool(raised))
 
 

@@ -24,7 +24,7 @@ from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import plan
 from minillm.weights.tensorfile import InFile, read_header
-from tests.gpu_report.models import graphed, ops_of, recorded, with_kernels
+from tests.gpu_report.models import graphed, heard, ops_of, recorded, refusal, with_kernels
 from tests.gpu_report.worker import Item, NotRun, Run
 from tests.helpers import kernel_cases
 
@@ -118,10 +118,11 @@ def difference(found: Tensor, right: Tensor) -> float:
 def greedy(run: Run, folder: Path, without: list[str]) -> None:
     given = expected(folder, run.rehearse)
     model = load(folder, torch.float32, run.device, ops_of(run, torch.float32, without))
-    found, replayed = greedy_ids(model, given["prompt"], len(given["greedy"]), run)
+    with heard() as said:
+        found, replayed = greedy_ids(model, given["prompt"], len(given["greedy"]), run)
     right = given["greedy"]
     same = next((at for at, token in enumerate(found) if token != right[at]), len(found))
-    message = "" if replayed or "attention" in without else "no graph was recorded; "
+    message = "" if replayed or "attention" in without else f"no graph was recorded; {refusal(said)}"
     message += "" if same == len(found) else f"token {same + 1} is {found[same]} and should be {right[same]}"
     run.row({"ids as they should be": f"{same} of {len(found)}", "graph": replayed}, not message, message)
 

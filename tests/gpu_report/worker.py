@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import math
 import os
 import sys
 import threading
@@ -58,7 +59,13 @@ class Run:
 
     def row(self, values: dict[str, Any] | None = None, ok: bool | None = None, message: str = "", **more: Any) -> None:
         """One row of the report: of this measurement, unless `item` names another."""
-        self.send({"row": {"item": self.item, "ok": ok, "values": values or {}, "message": message, **more}})
+        found = {name: value if finite(value) else str(value) for name, value in (values or {}).items()}
+        self.send({"row": {"item": self.item, "ok": ok, "values": found, "message": message, **more}})
+
+
+def finite(value: Any) -> bool:
+    """What JSON has a number for."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def serve(run: Run, items: list[Item], only: list[str], skip: list[str], part: int = 0, parts: int = 1) -> int:

@@ -152,6 +152,13 @@ def test_a_broken_op_is_a_row_and_the_rest_goes_on(run: Run, monkeypatch: pytest
     assert found["rope"]["message"] == "gradient 0, seed 0: 2 of its budget\n"
 
 
+def test_processes_share_what_is_to_be_measured(run: Run) -> None:
+    items = [(name, partial(run.row, {"nan": math.nan})) for name in "abcde"]
+    assert worker.serve(run, items, list("abce"), ["c"], part=0, parts=2) == 0
+    rows = [line["row"] for line in run.lines if "row" in line]  # type: ignore[attr-defined]
+    assert [(row["item"], row["values"]) for row in rows] == [("a", {"nan": "nan"})]
+
+
 def test_a_model_does_without_kernels_that_have_raised(run: Run) -> None:
     def call(without: list[str]) -> None:
         if not without:
