@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types unit gpu clean
+.PHONY: demo test lint types unit gpu gpu-report clean
 
 demo: $(VENV)/.core
 	$(RUN) -m minillm.generate --prompt "Once upon a time there was a" --max-new-tokens 160
@@ -27,6 +27,10 @@ unit: $(VENV)/.test
 # The kernels and recorded steps on a GPU, where there is one: in a process without Triton's interpreter, which the other tests use.
 gpu: $(VENV)/.test
 	TRITON_INTERPRET=0 $(RUN) -m pytest tests/kernels/test_gpu.py tests/kernels/test_gpu_graphs.py -rs
+
+# All that only a GPU can tell, in 12 minutes: `make gpu-report ARGUMENTS="--minutes 12 --out FOLDER"`; see --help.
+gpu-report: $(VENV)/.test
+	$(RUN) -m tests.gpu_report $(ARGUMENTS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -21,6 +21,9 @@ SHARED = ROOT.parent / "shared"  # given material beside the checkout; a user's 
 hypothesis.settings.register_profile("project", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 hypothesis.settings.load_profile("project")
 
+# The interpreter is too slow to shrink a failure.
+FAST = {"phases": [hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate]}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("PYTEST_XDIST_WORKER"):

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from minillm.kernels import attention as kernel
 from minillm.kernels import decode_attention as decode
+from tests.conftest import FAST
 from tests.helpers.attention_problems import BESIDE, attended
-from tests.helpers.kernel_cases import FAST, Awkward, Case, exact, ulps
+from tests.helpers.kernel_cases import Awkward, Case, exact, ulps
 from tests.helpers.kernel_problems import BUDGETS, hold
 
 DTYPES = [torch.float32, torch.float16]

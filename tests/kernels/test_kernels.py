@@ -24,9 +24,9 @@ from minillm.model.decoder import Decoder
 from minillm.ops import CPU, REFERENCE, Ops, select
 from minillm.ops.cpu import ops as cpu_ops
 from minillm.spec import Decoder as Spec
-from tests.conftest import ROOT
+from tests.conftest import FAST, ROOT
 from tests.helpers import kernel_cases
-from tests.helpers.kernel_cases import FAST, Aligned, Awkward, Case, Pick
+from tests.helpers.kernel_cases import Aligned, Awkward, Case, Pick
 from tests.helpers.kernel_problems import BUDGETS, PROBLEMS, hold, normed
 from tests.helpers.specs import EXACT, Drawn, build, random_tokens, specs, uncut
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from minillm.kernels import moe
 from minillm.kernels.moe import experts
 from minillm.kernels.routing import blocks_of, places, route
+from tests.conftest import FAST
 from tests.helpers import kernel_cases
 from tests.helpers.expert_problems import formula, matrices, routed
-from tests.helpers.kernel_cases import FAST
 from tests.helpers.kernel_problems import BUDGETS
 
 pytestmark = pytest.mark.usefixtures("small_kernels")

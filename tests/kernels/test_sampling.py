@@ -15,7 +15,7 @@ from torch import Tensor
 from minillm.engine.sampling import Sampling, as_tensors, probabilities
 from minillm.kernels import sampling as kernel
 from minillm.kernels.sampling import sample
-from tests.helpers.kernel_cases import FAST
+from tests.conftest import FAST
 
 
 @pytest.fixture(autouse=True)
