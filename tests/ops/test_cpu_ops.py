@@ -4,6 +4,8 @@ to PyTorch."""
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -252,6 +254,19 @@ def test_threads_are_pytorchs() -> None:
             assert numba.get_num_threads() == min(threads, numba.config.NUMBA_NUM_THREADS)
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_first_loop_leaves_pytorchs_threads_alone() -> None:
+    """In a process of its own: numba starts its pool, and sets OpenMP's number of threads, once."""
+    script = """
+import torch
+from minillm.ops.cpu import ops
+torch.set_num_threads(1)
+ops.OPS["linear"](torch.ones(1, 4), torch.ones(4, 4))
+print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
 
 
 def test_without_numba(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

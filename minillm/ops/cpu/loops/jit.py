@@ -74,9 +74,12 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def ready() -> Iterator[None]:
     """Kernels may run meanwhile, in as many threads as PyTorch uses."""
-    threads = min(torch.get_num_threads(), CONFIG.NUMBA_NUM_THREADS)
+    wanted = torch.get_num_threads()
+    threads = min(wanted, CONFIG.NUMBA_NUM_THREADS)
     if threads != getattr(CALLER, "threads", None):
         numba.set_num_threads(threads)  # counts for the calling thread
+        # The first call starts numba's pool, which sets OpenMP's number of threads, and that is PyTorch's too.
+        torch.set_num_threads(wanted)
         CALLER.threads = threads
     with LOCK:
         yield
