@@ -171,8 +171,8 @@ class TextStream:
     before a text's first word strips it once.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+        self.tokenizer, self.skip_special = tokenizer, skip_special
         self.ids: list[int] = []
         self.start = self.given = 0  # ids before `start` are out of the window, ids before `given` are printed
 
@@ -189,7 +189,7 @@ class TextStream:
         return self._give(self._window(len(self.ids)).rstrip("\ufffd"))
 
     def _window(self, end: int) -> str:
-        return self.tokenizer.decode(self.ids[self.start : end])
+        return self.tokenizer.decode(self.ids[self.start : end], skip_special=self.skip_special)
 
     def _give(self, text: str) -> str:
         before = self._window(self.given)
