@@ -54,6 +54,8 @@ class LLM:
         self.bytes_per_step = bytes_per_step(model)
         has_tokenizer = (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()
         self.tokenizer = Tokenizer(folder) if has_tokenizer else None
+        for remark in self.tokenizer.remarks if self.tokenizer else ():
+            note(remark)
         self._templates: dict[bool, chat.ChatTemplate] = {}  # by whether there are tools
         path = folder / "generation_config.json"
         self.generation_config = config.read_json(path) if path.is_file() else {}
