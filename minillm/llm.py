@@ -149,8 +149,9 @@ class LLM:
     ) -> list[int]:
         """The ids of a conversation through the checkpoint's chat template (`ChatTemplate.render`)."""
         template = self.chat_template(with_tools=bool(tools))
-        options = {"tools": tools, "variables": template_variables, "continue_final_message": continue_final_message}
-        text = template.render(messages, **options)
+        text = template.render(
+            messages, tools=tools, variables=template_variables, continue_final_message=continue_final_message
+        )
         return self._need_tokenizer().encode(text, special=False)
 
     def chat_template(self, with_tools: bool = False) -> chat.ChatTemplate:

@@ -21,6 +21,7 @@ from minillm import generate
 from minillm.engine.completion import Completion
 from minillm.engine.sampling import Sampling
 from minillm.hub import DEMO
+from minillm.text.answer import Chunk
 
 PROMPT = "Once upon a time"
 NEW = 24
@@ -246,6 +247,14 @@ def test_a_stop_string_may_be_a_mark_or_come_in_the_reasoning() -> None:
     for stop, text, reasoning in ((f"{M}Hello!", "", "Hm."), ("m.", "", "H"), ("lo", "Hel", "Hm."), (E, "", "Hm.")):
         row, pieces = completed(HARMONY, written, ids_of(TURN), stops=[stop])
         assert (row.text, row.reasoning, row.finish_reason, "".join(pieces)) == (text, reasoning, "stop", text)
+
+
+def test_a_chunk_is_cut_where_its_raw_text_is() -> None:
+    """A first word is shown without its space, a quoted header comes with the mark that ends it."""
+    for raw, shown, at, expected in ((" Hello", "Hello", 3, "He"), ("<x>", "", 2, ""), ("<m>", "head<m>", 0, "head")):
+        front, back = Chunk(raw, shown, "text").split(at)
+        assert (front.shown, back.shown) == (expected, shown[len(expected) :])
+        assert (front.raw, back.raw) == (raw[:at], raw[at:])
 
 
 def test_marks_that_are_no_special_tokens_are_text() -> None:
