@@ -22,6 +22,7 @@ from minillm.loading import load
 from minillm.report import cost as report
 
 DEMO_PROMPT = "Once upon a time"
+ENDS = ("max_new_tokens", "ignore_eos", "stop", "stop_token_ids")  # what of `LLM.generate` says where a text ends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,8 +69,12 @@ def _chat(arguments: argparse.Namespace) -> int:
     On a terminal a turn that fails (too long for the context, refused by the template) is reported and forgotten.
     """
     llm, ways = _load(arguments)
+    if arguments.chat_template is not None:
+        llm.use_chat_template(config.read_text(config.text_file("--chat-template", arguments.chat_template)))
     llm.chat_template()  # without one there is nothing to wait for
     messages = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
+    prefill = arguments.prefill or ""
+    begun = [{"role": "assistant", "content": prefill}] if prefill else []
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if terminal:
         with contextlib.suppress(ImportError):
@@ -80,13 +85,14 @@ def _chat(arguments: argparse.Namespace) -> int:
         turn = None
         try:
             variables = {"template_variables": arguments.template_variables}
-            row, timings = llm.completion(messages=messages, **variables, **_options(arguments)), Timings()
+            row, timings = llm.completion(messages=messages + begun, **variables, **_options(arguments)), Timings()
         except ValueError as error:
             if not terminal:
                 raise
             note(str(error))
             messages.pop()
             continue
+        print(prefill, end="", flush=True)
         interrupted = _write(llm, row, timings, ways)
         print(flush=True)
         print(report.line(report.measured(llm, timings, ways["draft"], quick=True)), file=sys.stderr)
@@ -94,7 +100,8 @@ def _chat(arguments: argparse.Namespace) -> int:
             return cli.EXIT_INTERRUPTED
         if row.finish_reason == "length":
             note(f"cut after {len(row.token_ids)} tokens, by --max-new-tokens or the context of {llm.spec.context}")
-        messages.append({"role": "assistant", "content": row.text})
+        thinking = {"thinking": row.reasoning} if row.reasoning else {}
+        messages.append({"role": "assistant", "content": prefill + row.text, **thinking})
     return 0
 
 
@@ -133,14 +140,14 @@ def _prompt(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"prompt_ids": arguments.prompt_ids}
     if arguments.prompt is not None:
         return {"prompt": arguments.prompt}
-    if arguments.prompt_file is not None:
+    if arguments.prompt_file not in (None, "-"):
         path = Path(arguments.prompt_file)
         if not path.exists() or path.is_dir():
             raise ValueError(
                 f"--prompt-file {path}: {'a folder' if path.is_dir() else 'no such file'}; give a text file"
             )
         return {"prompt": config.read_text(path)}
-    terminal = sys.stdin is None or sys.stdin.isatty()
+    terminal = sys.stdin is None or (sys.stdin.isatty() and arguments.prompt_file != "-")
     text = "" if terminal else config.utf8(sys.stdin.buffer.read(), "stdin").removesuffix("\n").removesuffix("\r")
     if arguments.weights is None and not text:
         text = DEMO_PROMPT
@@ -151,7 +158,7 @@ def _prompt(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(Sampling)] + ["max_new_tokens", "ignore_eos", "stop"]
+    names = [field.name for field in dataclasses.fields(Sampling)] + list(ENDS)
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -163,6 +170,16 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    """A conversation, and what only goes with one."""
+    parser.add_argument("--chat", action="store_true", help="interactive chat; --prompt is the first turn")
+    parser.add_argument("--system", metavar="TEXT", help="system message of a chat")
+    parser.add_argument("--prefill", metavar="TEXT", help="how each answer of a chat begins; the model goes on with it")
+    parser.add_argument("--chat-template", metavar="FILE", help="a Jinja template in place of the checkpoint's")
+    variables = 'such as {"enable_thinking": false}'
+    parser.add_argument("--template-variables", metavar="JSON", type=_json_object, help=variables)
 
 
 def _add_ways(parser: argparse.ArgumentParser) -> None:
@@ -183,24 +200,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_model_arguments(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (default: stdin)")
-    prompt.add_argument("--prompt-file", metavar="F", help="a UTF-8 file with the text to continue")
+    prompt.add_argument("--prompt-file", metavar="F", help="a UTF-8 file with the text to continue; - is stdin")
     prompt.add_argument(
         "--prompt-ids", metavar="1,2,3", type=cli.token_ids, help="raw token ids, nothing is added to them"
     )
-    parser.add_argument("--chat", action="store_true", help="interactive chat; --prompt is the first turn")
-    parser.add_argument("--system", metavar="TEXT", help="system message of a chat")
-    parser.add_argument(
-        "--template-variables",
-        metavar="JSON",
-        type=_json_object,
-        help='such as {"enable_thinking": false}',
-    )
+    _add_chat(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="default: generation_config.json, else 256")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after a stop token")
-    parser.add_argument(
-        "--stop", metavar="TEXT", action="append", default=[], help="stop before this text (repeatable)"
-    )
+    stop = "stop before this text, which may be a special token (repeatable; default: generation_config.json)"
+    parser.add_argument("--stop", metavar="TEXT", action="append", help=stop)
+    parser.add_argument("--stop-token-ids", metavar="1,2", type=cli.token_ids, help="stop at these tokens too")
     parser.add_argument("--temperature", metavar="X", type=float, help="0 is greedy")
     parser.add_argument("--top-k", metavar="N", type=int, help="keep the N likeliest tokens")
     parser.add_argument(
@@ -222,8 +232,9 @@ def _checked(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         parser.error("--draft-tokens says how many tokens are guessed at a time; give --draft or --prompt-lookup too")
     if arguments.deterministic and not speculates:
         note("a prompt by itself has nothing to depend on: --deterministic without effect")
-    if not arguments.chat and (arguments.system is not None or arguments.template_variables is not None):
-        parser.error("--system and --template-variables need --chat")
+    of_chats = (arguments.system, arguments.template_variables, arguments.prefill, arguments.chat_template)
+    if not arguments.chat and any(value is not None for value in of_chats):
+        parser.error("--system and --template-variables need --chat; so do --prefill and --chat-template")
     if arguments.chat and (arguments.json or arguments.prompt_ids or arguments.prompt_file):
         parser.error(
             "--chat reads its turns from --prompt and stdin; --json, --prompt-ids and --prompt-file do not apply"

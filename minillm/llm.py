@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,15 @@ from minillm import config
 from minillm.config import printable
 from minillm.engine import decoding, sampling
 from minillm.engine.completion import Completion, Timings
+from minillm.engine.requests import ids_to_stop_at, one_or_many, stop_strings, token_ids
 from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import Decoder
 from minillm.text import chat
 from minillm.text.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
+OPTIONS = ("max_new_tokens", "stop", "stop_token_ids", "ignore_eos", "tools", "template_variables",
+           "continue_final_message", *decoding.OPTIONS)  # of `generate`, beside those of sampling  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Result:
     """One completion. `token_ids` are the new ids, the stop token included; `text` is what the tokenizer makes of them
     alone, without the stop token (SentencePiece vocabularies drop the space before a first word).
 
+    `reasoning` is what the model marked as such by special tokens (`text/answer.py`); it is no part of `text`.
     `finish_reason` is "stop" (a stop token or stop string came) or "length". `timings` are those of the whole batch.
     """
 
@@ -37,6 +40,7 @@ class Result:
     prompt_token_ids: list[int]
     finish_reason: str
     timings: Timings
+    reasoning: str = ""
 
 
 class LLM:
@@ -50,16 +54,32 @@ class LLM:
         self.bytes_per_step = bytes_per_step(model)
         has_tokenizer = (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()
         self.tokenizer = Tokenizer(folder) if has_tokenizer else None
+        for remark in self.tokenizer.remarks if self.tokenizer else ():
+            note(remark)
         self._templates: dict[bool, chat.ChatTemplate] = {}  # by whether there are tools
         path = folder / "generation_config.json"
         self.generation_config = config.read_json(path) if path.is_file() else {}
-        if ignored := sampling.unsupported(self.generation_config):
+        textless = ["stop_strings"] if self.generation_config.get("stop_strings") and not self.tokenizer else []
+        if ignored := sampling.unsupported(self.generation_config) + textless:
             note(f"generation_config.json keys without effect here: {', '.join(ignored)}")
         stated = (self.generation_config.get("eos_token_id"), values.get("eos_token_id"))
         eos = next((ids for ids in stated if ids is not None), self.tokenizer.eos_id if self.tokenizer else None)
-        self.stop_ids = _ids_to_stop_at(eos)
+        self.stop_ids = ids_to_stop_at(eos)
+        self.turn_ids = self.stop_ids | self._end_of_turn()
         if absent := sorted(i for i in self.stop_ids if not 0 <= i < self.spec.vocab_size):
             note(f"eos_token_id {absent} is outside the vocabulary of {self.spec.vocab_size} and will never come")
+
+    def _end_of_turn(self) -> frozenset[int]:
+        """The tokenizer's EOS, where only the tokenizer has it: fine-tunes for chat often leave the configs alone."""
+        end = self.tokenizer.eos_id if self.tokenizer else None
+        if end is None or end in self.stop_ids or end >= self.spec.vocab_size:
+            return frozenset()
+        assert self.tokenizer is not None
+        name = f"the tokenizer's eos_token {self.tokenizer.special['eos_token']!r} ({end})"
+        note(
+            f"{name} is no eos_token_id of the configs: it ends an answer to messages, not what follows a plain prompt"
+        )
+        return frozenset([end])
 
     def generate(
         self,
@@ -71,18 +91,22 @@ class LLM:
     ) -> Result | list[Result]:
         """Complete a text, a list of ids, a conversation, or a list of either as one batch.
 
-        Options: max_new_tokens, stop (strings), ignore_eos, the fields of `sampling.Sampling`, those of `decoding.run`
-        (max_batch, deterministic, draft, draft_tokens, prompt_lookup), and for messages tools and template_variables (a
-        dict such as {"enable_thinking": False}); what is not given comes from generation_config.json. A batch gives
-        each prompt what it gets alone, but for near ties: products of several rows round differently, which shows in
-        bfloat16; with deterministic=True bit for bit. Raises ValueError for a prompt or option that cannot be.
+        Options: max_new_tokens; stop, strings before which the text ends, and which may be or hold special tokens;
+        stop_token_ids; ignore_eos; the fields of `sampling.Sampling`; those of `decoding.run` (max_batch,
+        deterministic, draft, draft_tokens, prompt_lookup). For messages: tools, template_variables (a dict such as
+        {"enable_thinking": False}), continue_final_message (go on with the last message; None: where it is the
+        assistant's). What is not given comes from generation_config.json. A batch gives each prompt what it gets alone,
+        but for near ties: products of several rows round differently, which shows in bfloat16; with deterministic=True
+        bit for bit. Raises ValueError for a prompt or option that cannot be.
         """
         ways = decoding.split(options)
         prompts, single = self._prompts(prompt, prompt_ids, messages, options)
-        rows, timings = self._rows(prompts, **options), Timings()
+        rows, timings = self._rows(prompts, messages is not None, **options), Timings()
         for _ in self.run(rows, timings, **ways):
             pass
-        results = [Result(row.text, row.token_ids, row.prompt, str(row.finish_reason), timings) for row in rows]
+        results = [
+            Result(row.text, row.token_ids, row.prompt, str(row.finish_reason), timings, row.reasoning) for row in rows
+        ]
         return results[0] if single else results
 
     def stream(
@@ -100,7 +124,7 @@ class LLM:
 
     def run(self, rows: Sequence[Completion], timings: Timings, **options: Any) -> Iterator[tuple[int, str]]:
         """Run checked requests; yields (row, new text) as it comes. Options: those of `decoding.run`."""
-        return decoding.run(self, rows, timings, **options)
+        return _with_a_word_about_reasoning(rows, decoding.run(self, rows, timings, **options))
 
     def completion(
         self,
@@ -114,17 +138,20 @@ class LLM:
         prompts, single = self._prompts(prompt, prompt_ids, messages, options)
         if not single:
             raise ValueError("a list of prompts cannot be streamed; use generate()")
-        return self._rows(prompts, **options)[0]
+        return self._rows(prompts, messages is not None, **options)[0]
 
     def chat_prompt(
         self,
         messages: Sequence[chat.Message],
         tools: Sequence[Any] | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool | None = None,
     ) -> list[int]:
-        """The ids of a conversation through the checkpoint's chat template."""
+        """The ids of a conversation through the checkpoint's chat template (`ChatTemplate.render`)."""
         template = self.chat_template(with_tools=bool(tools))
-        text = template.render(messages, tools=tools, variables=template_variables)
+        text = template.render(
+            messages, tools=tools, variables=template_variables, continue_final_message=continue_final_message
+        )
         return self._need_tokenizer().encode(text, special=False)
 
     def chat_template(self, with_tools: bool = False) -> chat.ChatTemplate:
@@ -137,11 +164,17 @@ class LLM:
             self._templates[with_tools] = chat.ChatTemplate(source, tokenizer.special)
         return self._templates[with_tools]
 
+    def use_chat_template(self, source: str) -> None:
+        """Take this template in place of the checkpoint's. Raises ValueError where it does not compile."""
+        template = chat.ChatTemplate(source, self._need_tokenizer().special)
+        self._templates = dict.fromkeys((False, True), template)
+
     def _prompts(
         self, prompt: Any, prompt_ids: Any, messages: Any, options: dict[str, Any]
     ) -> tuple[list[list[int]], bool]:
         """Prompts as ids, and whether the caller gave just one; takes what templates need out of `options`."""
-        tools, variables = options.pop("tools", None), options.pop("template_variables", None) or {}
+        names = ("tools", "template_variables", "continue_final_message")
+        chat_options = {name: options.pop(name, None) for name in names}
         given = [
             name
             for name, value in (("prompt", prompt), ("prompt_ids", prompt_ids), ("messages", messages))
@@ -149,18 +182,18 @@ class LLM:
         ]
         if len(given) != 1:
             raise ValueError("give exactly one of prompt, prompt_ids and messages")
-        if messages is None and (tools or variables):
-            raise ValueError(f"tools and template_variables go with messages; they mean nothing to a {given[0]}")
+        if messages is None and (idle := [name for name, value in chat_options.items() if value]):
+            raise ValueError(f"{' and '.join(idle)} go with messages; they mean nothing to a {given[0]}")
         if prompt is not None:
-            texts, single = _one_or_many(prompt, str, "prompt")
+            texts, single = one_or_many(prompt, str, "prompt")
             prompts = [self._need_tokenizer().encode(text) for text in texts]
         elif messages is not None:
-            single = not messages or isinstance(messages[0], Mapping)
-            prompts = [self.chat_prompt(each, tools, variables) for each in ([messages] if single else messages)]
+            single = not messages or not isinstance(messages[0], (list, tuple))
+            prompts = [self.chat_prompt(each, **chat_options) for each in ([messages] if single else messages)]
         else:
             rows = prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else prompt_ids
             single = not (isinstance(rows, (list, tuple)) and rows and hasattr(rows[0], "__len__"))
-            prompts = [_token_ids(ids) for ids in ([rows] if single else rows)]
+            prompts = [token_ids(ids) for ids in ([rows] if single else rows)]
         for ids in prompts:
             self._check(ids)
         return prompts, single
@@ -179,8 +212,10 @@ class LLM:
     def _rows(
         self,
         prompts: list[list[int]],
+        is_chat: bool,
         max_new_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
         ignore_eos: bool = False,
         **options: Any,
     ) -> list[Completion]:
@@ -189,11 +224,13 @@ class LLM:
         if isinstance(wanted, bool) or not isinstance(wanted, Integral) or int(wanted) < 1:
             raise ValueError(f"max_new_tokens is {wanted!r}, it must be a whole number of at least 1")
         limit = int(wanted)
-        stops, _ = _one_or_many(stop, str, "stop")
-        if "" in stops:
-            raise ValueError("a stop string is empty; every text contains it")
+        stops = stop_strings(stop, self.tokenizer and self.generation_config.get("stop_strings"))
         if stops:
             self._need_tokenizer()
+        asked = frozenset(
+            token_ids(() if stop_token_ids is None else stop_token_ids, "stop_token_ids", below=self.spec.vocab_size)
+        )
+        eos = self.turn_ids if is_chat else self.stop_ids
         room = self.spec.context - max(map(len, prompts))
         if max_new_tokens is not None and limit > room:
             note(f"{limit} new tokens asked for, the context has room for {room}")
@@ -203,7 +240,7 @@ class LLM:
                 ids,
                 chosen,
                 max_new_tokens=min(limit, self.spec.context - len(ids)),
-                stop_ids=frozenset() if ignore_eos else self.stop_ids,
+                stop_ids=asked if ignore_eos else asked | eos,
                 stops=stops,
                 tokenizer=self.tokenizer,
             )
@@ -215,7 +252,7 @@ class LLM:
         given = {name: value for name, value in options.items() if value is not None}
         fields = set(sampling.Sampling.__dataclass_fields__)
         if unknown := sorted(set(options) - fields):
-            raise ValueError(f"unknown option {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
+            raise ValueError(f"unknown option {', '.join(unknown)}; known are {', '.join(sorted([*fields, *OPTIONS]))}")
         stated = {k: v for k, v in sampling.defaults(self.generation_config).items() if k not in given}
         try:
             sampling.Sampling(**stated)
@@ -240,27 +277,10 @@ def note(message: str) -> None:
     print(f"minillm: {printable(message)}", file=sys.stderr)
 
 
-def _ids_to_stop_at(eos: Any) -> frozenset[int]:
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    for i in ids:
-        if isinstance(i, bool) or not isinstance(i, int):
-            raise ValueError(f"eos_token_id {i!r} in the configs is no token id; expected an integer or a list of them")
-    return frozenset(ids)
-
-
-def _one_or_many(value: Any, kind: type, name: str) -> tuple[list[Any], bool]:
-    """A value or a list of values as a list, and whether it was one."""
-    values = [value] if isinstance(value, kind) else list(value) if isinstance(value, (list, tuple)) else [value]
-    if not values and name == "prompt":
-        raise ValueError("the list of prompts is empty; give at least one")
-    for each in values:
-        if not isinstance(each, kind):
-            raise ValueError(f"{name} is {each!r}, expected {kind.__name__} or a list of them")
-    return values, isinstance(value, kind)
-
-
-def _token_ids(ids: Any) -> list[int]:
-    try:
-        return [operator.index(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
-    except TypeError:
-        raise ValueError(f"prompt_ids is {str(ids)[:60]}, expected integers or lists of them") from None
+def _with_a_word_about_reasoning(
+    rows: Sequence[Completion], pieces: Iterator[tuple[int, str]]
+) -> Iterator[tuple[int, str]]:
+    yield from pieces
+    if silent := sum(bool(row.reasoning and not row.text) for row in rows):
+        one = "the answer has" if len(rows) == 1 else f"{silent} of {len(rows)} answers have"
+        note(f"{one} reasoning and no text: it ended before the model was done with thinking; allow more new tokens")

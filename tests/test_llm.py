@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minillm
-from minillm.engine import inference
+from minillm.engine import inference, sampling
 from minillm.hub import DEMO
 from minillm.model.cache import Cache
 from tests.helpers import tiny
@@ -137,7 +137,7 @@ def test_defaults_come_from_generation_config(tmp_path: Path) -> None:
     stated = {"do_sample": True, "temperature": 0.7, "top_k": 5, "repetition_penalty": 1.1, "max_new_tokens": 4}
     (folder / "generation_config.json").write_text(json.dumps(stated))
     llm = minillm.load(folder)
-    assert llm.sampling() == minillm.sampling.Sampling(temperature=0.7, top_k=5, repetition_penalty=1.1)
+    assert llm.sampling() == sampling.Sampling(temperature=0.7, top_k=5, repetition_penalty=1.1)
     assert llm.sampling(temperature=0, top_k=None).temperature == 0
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
     tiny.edit_config(folder, eos_token_id=[1, 7])

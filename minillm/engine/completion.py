@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from minillm.engine.sampling import Sampling
-from minillm.text.tokenizer import TextStream, Tokenizer, held_back, stop_position
+from minillm.text.answer import Answer, Chunk
+from minillm.text.tokenizer import Tokenizer, held_back, stop_position
 
 
 @dataclass
 class Completion:
-    """One prompt and what has come of it so far."""
+    """One prompt and what has come of it so far. `text` is the answer, without special tokens and without what the
+    model marked as `reasoning`; stop strings are looked for in all that it writes, special tokens included."""
 
     prompt: list[int]
     sampling: Sampling
@@ -22,13 +24,14 @@ class Completion:
     tokenizer: Tokenizer | None = None  # without one there are ids only
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
+    reasoning: str = ""
     finish_reason: str | None = None
 
     def __post_init__(self) -> None:
         seed = self.sampling.seed
         self.seed = secrets.randbits(63) if seed is None else seed  # one that nobody knows
-        self._stream = TextStream(self.tokenizer) if self.tokenizer else None
-        self._pending = ""  # text that may be the beginning of a stop string
+        self._answer = Answer(self.tokenizer, self.prompt, raw=bool(self.stops)) if self.tokenizer else None
+        self._pending: list[Chunk] = []  # text that may be the beginning of a stop string
 
     @property
     def sequence(self) -> list[int]:
@@ -46,26 +49,36 @@ class Completion:
             self.finish_reason = "stop"
         elif self.remaining <= 0:
             self.finish_reason = "length"
-        if self._stream is None:
+        if self._answer is None:
             return ""
-        self._pending += self._stream.push(token) if token not in self.stop_ids else ""
-        return self.flush() if self.finish_reason else self._release(held_back(self._pending, self.stops))
+        if token not in self.stop_ids:
+            self._pending += self._answer.push(token)
+        return self.flush() if self.finish_reason else self._release(final=False)
 
     def flush(self) -> str:
         """The text still held back, when nothing more will come."""
-        if self._stream is None:
+        if self._answer is None:
             return ""
-        self._pending += self._stream.finish()
-        return self._release(0)
+        self._pending += self._answer.finish()
+        return self._release(final=True)
 
-    def _release(self, keep: int) -> str:
-        at = stop_position(self._pending, self.stops)
+    def _release(self, final: bool) -> str:
+        raw = "".join(chunk.raw for chunk in self._pending)
+        at = stop_position(raw, self.stops)
         if at is not None:
             self.finish_reason = "stop"
-            piece, self._pending = self._pending[:at], ""
-        else:
-            cut = len(self._pending) - keep
-            piece, self._pending = self._pending[:cut], self._pending[cut:]
+        end = at if at is not None else len(raw) - (0 if final else held_back(raw, self.stops))
+        given: list[Chunk] = []
+        while self._pending and len(self._pending[0].raw) <= end:
+            end -= len(self._pending[0].raw)
+            given.append(self._pending.pop(0))
+        if self._pending and end:
+            first, self._pending[0] = self._pending[0].split(end)
+            given.append(first)
+        if at is not None:
+            self._pending = []
+        piece = "".join(chunk.shown for chunk in given if chunk.part == "text")
+        self.reasoning += "".join(chunk.shown for chunk in given if chunk.part == "reasoning")
         self.text += piece
         return piece
 

@@ -30,7 +30,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 READ_ELSEWHERE = frozenset(
     """_from_model_config bos_token_id cache_implementation chat_format do_sample eos_token_id max_length max_new_tokens
     num_return_sequences output_attentions output_hidden_states output_scores pad_token_id return_dict_in_generate
-    transformers_version use_cache""".split()
+    stop_strings transformers_version use_cache""".split()
 )
 
 

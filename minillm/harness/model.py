@@ -27,7 +27,6 @@ from minillm.loading import load
 from minillm.text import chat
 
 DEFAULT_NEW_TOKENS = 256  # where a task does not say, as in hf
-END_MARK = "END_OF_THE_LAST_MESSAGE"  # put into a conversation to find that end again
 FLAGS = ("add_bos_token", "enable_thinking", "keep_quantized", "symmetric")  # True, False, or None for the default
 THEIR_DEVICE = "cuda:0"  # what the harness's command line passes on where nobody asked for a device
 
@@ -175,16 +174,12 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text. Without a generation prompt its last message is left open, to be gone on with."""
         template = self.llm.chat_template()
-        if add_generation_prompt:
-            return template.render(chat_history, variables=self.variables)
-        if not chat_history:
-            raise ValueError("the conversation is empty: there is no last message to go on with; give one at least")
-        last = {**chat_history[-1], "content": chat_history[-1]["content"] + END_MARK + " "}
-        text = template.render([*chat_history[:-1], last], add_generation_prompt=False, variables=self.variables)
-        before, found, behind = text.rpartition(END_MARK)
-        if not found:
-            raise ValueError("the chat template leaves the last message out, which therefore cannot be gone on with")
-        return before if behind.startswith(" ") else before.rstrip()  # a template that strips messages strips this one
+        return template.render(
+            chat_history,
+            add_generation_prompt,
+            variables=self.variables,
+            continue_final_message=not add_generation_prompt,
+        )
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The source of the checkpoint's template, for the harness's records; None where none is wanted."""

@@ -60,6 +60,7 @@ def as_json(row: Completion, report: dict[str, Any]) -> dict[str, Any]:
     """What `--json` prints."""
     return {
         "text": row.text,
+        **({"reasoning": row.reasoning} if row.reasoning else {}),
         "token_ids": row.token_ids,
         "prompt_token_ids": row.prompt,
         "finish_reason": row.finish_reason,

@@ -8,6 +8,7 @@ time inside one expression still can, as it can in transformers.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import math
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import read_json, read_text
-
-Message = Mapping[str, Any]
+from minillm.text import messages as forms
+from minillm.text.messages import Message as Message
 
 MAX_SOURCE_CHARS = 1_000_000
 MAX_OUTPUT_CHARS = 16_000_000
@@ -47,18 +48,50 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: Sequence[Any] | None = None,
         variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool | None = None,
     ) -> str:
         """The conversation as text, special tokens included, ready for the assistant's turn.
 
-        `variables` are what else the template knows, such as {"enable_thinking": False}.
+        `variables` are what else the template knows, such as {"enable_thinking": False}. With `continue_final_message`
+        the last message is left open, to be gone on with; None: where it is the assistant's and has a text, unless no
+        `add_generation_prompt` is asked for.
+
+        The template sees messages as in transformers, without keys whose value is None; one that refuses them so gets
+        them as they are. Parts of text are joined for a template that does not read lists (`messages.joined`).
 
         Raises ValueError with the template's own words when it refuses the messages, and for what it does wrong.
         """
         if taken := sorted({"messages", "tools", "self"} & set(variables or ())):
             raise ValueError(f"template variables may not be named {', '.join(taken)}")
-        common = {"documents": None, "add_generation_prompt": add_generation_prompt}
-        given = {**self.special_tokens, **common, **(variables or {}), "messages": messages, "tools": tools}
+        given = forms.read(messages)
+        kinds = [forms.plain(tool) for tool in tools or ()]
+        if odd := [at for at, kind in enumerate(kinds) if not isinstance(kind, dict)]:
+            raise ValueError(f"tools[{odd[0]}] is {str(kinds[odd[0]])[:60]}, expected its JSON schema as a dict")
+        cleaned = forms.normalised(given)
+        if continue_final_message is None:
+            continue_final_message = add_generation_prompt and forms.is_unfinished(cleaned)
+        common = {"documents": None, "add_generation_prompt": add_generation_prompt and not continue_final_message}
+        names = {**self.special_tokens, **common, **forms.plain(variables or {})}
+        names["tools"] = kinds if tools is not None else None
         deadline = time.monotonic() + MAX_SECONDS
+
+        def finished(seen: forms.Messages) -> str:
+            seen = forms.joined(seen, lambda probe: self._run({**names, "messages": probe}, deadline))
+            if not continue_final_message:
+                return self._run({**names, "messages": seen}, deadline)
+            last = forms.Unfinished(seen)
+            return last.cut(self._run({**names, "messages": last.marked}, deadline))
+
+        try:
+            return finished(cleaned)
+        except ValueError:
+            if cleaned == given:
+                raise
+            with contextlib.suppress(ValueError):  # some templates ask whether `content is none`
+                return finished(given)
+            raise
+
+    def _run(self, given: Mapping[str, Any], deadline: float) -> str:
         pieces: list[str] = []
         size = 0
         try:

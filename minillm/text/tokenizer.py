@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minillm.config import read_json
+from minillm.text.added import listed, text_of
 
 
 class Backend(Protocol):
@@ -27,7 +28,10 @@ class Backend(Protocol):
 
 
 class _JsonBackend:
-    def __init__(self, path: Path):
+    """`tokens` are those of the files beside tokenizer.json. Its own entries keep their ids; what it lacks is added
+    behind them. A token whose stated id that does not give is left out, and named in `remarks`."""
+
+    def __init__(self, path: Path, tokens: list[tuple[str, int | None, dict[str, bool]]]):
         import tokenizers
 
         try:
@@ -36,6 +40,20 @@ class _JsonBackend:
             raise ValueError(f"{path}: not a tokenizer the tokenizers library can read ({error})") from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+        known = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+        odd = []
+        for text, stated, flags in tokens:
+            if not text or text in known:
+                continue
+            found = self.tokenizer.token_to_id(text)
+            given = self.tokenizer.get_vocab_size() if found is None else found
+            if stated is not None and stated != given:
+                odd.append(f"{text!r} ({stated}, here {given})")
+                continue
+            known.add(text)
+            self.tokenizer.add_tokens([tokenizers.AddedToken(text, **flags)])
+        what = "added tokens left out, as the ids stated beside tokenizer.json do not follow its own"
+        self.remarks = [f"{what}: {', '.join(odd)}"] if odd else []
 
     def encode(self, text: str, special: bool) -> list[int]:
         try:
@@ -132,7 +150,10 @@ class Tokenizer:
         path = folder / "special_tokens_map.json"
         named = {**(read_json(path) if path.is_file() else {}), **self.config}
         # Special tokens by role, as chat templates see them: bos_token, eos_token, …
-        self.special = {key: text for key, value in named.items() if key.endswith("_token") and (text := _text(value))}
+        self.special = {
+            key: text for key, value in named.items() if key.endswith("_token") and (text := text_of(value))
+        }
+        self.remarks: list[str] = []  # what was done otherwise than the files say
         self.backend = self._backend(folder)
         alone = self.backend.encode("", special=True)  # what is put around a text: a BOS, if it is one id
         unnamed = alone[0] if len(alone) == 1 else None
@@ -141,7 +162,9 @@ class Tokenizer:
 
     def _backend(self, folder: Path) -> Backend:
         if (folder / "tokenizer.json").is_file():
-            return _JsonBackend(folder / "tokenizer.json")
+            made = _JsonBackend(folder / "tokenizer.json", listed(folder, self.config))
+            self.remarks = made.remarks
+            return made
         if (folder / "tokenizer.model").is_file():
             added, special = _added_tokens(folder, self.config.get("added_tokens_decoder") or {})
             legacy, adds_bos = (self.config.get(key) is not False for key in ("legacy", "add_bos_token"))
@@ -171,8 +194,8 @@ class TextStream:
     before a text's first word strips it once.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+        self.tokenizer, self.skip_special = tokenizer, skip_special
         self.ids: list[int] = []
         self.start = self.given = 0  # ids before `start` are out of the window, ids before `given` are printed
 
@@ -189,7 +212,7 @@ class TextStream:
         return self._give(self._window(len(self.ids)).rstrip("\ufffd"))
 
     def _window(self, end: int) -> str:
-        return self.tokenizer.decode(self.ids[self.start : end])
+        return self.tokenizer.decode(self.ids[self.start : end], skip_special=self.skip_special)
 
     def _give(self, text: str) -> str:
         before = self._window(self.given)
@@ -222,16 +245,9 @@ def _added_tokens(folder: Path, listed: Any) -> tuple[dict[str, int], set[int]]:
     path = folder / "added_tokens.json"
     pairs: list[tuple[Any, Any]] = list(read_json(path).items()) if path.is_file() else []
     tokens: list[tuple[Any, Any]] = list(listed.items()) if isinstance(listed, dict) else [(None, listed)]
-    pairs += [(_text(token), i) for i, token in tokens]
+    pairs += [(text_of(token), i) for i, token in tokens]
     for text, i in pairs:
         if not isinstance(text, str) or not str(i).isdecimal():
             raise ValueError(f"{folder}: added token {text!r} with id {i!r}, expected a text and a number")
     special = {int(i) for i, token in tokens if isinstance(token, dict) and token.get("special")}
     return {text: int(i) for text, i in pairs}, special
-
-
-def _text(value: Any) -> str | None:
-    """The text of a token, given as itself or as a serialised AddedToken."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
