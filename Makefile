@@ -18,8 +18,8 @@ lint: $(VENV)/.test
 # A type checker does not follow the two folders that are mapped into the package: it gets the package laid out.
 types: $(VENV)/.test
 	rm -rf build/types && mkdir -p build/types
-	cp -r minillm build/types/ && cp -r kernels weights build/types/minillm/
-	cd build/types && ../../$(RUN) -m mypy --config-file ../../pyproject.toml -p minillm
+	cp -rp minillm build/types/ && cp -rp kernels weights build/types/minillm/
+	cd build/types && ../../$(RUN) -m mypy --cache-dir ../../.mypy_cache --config-file ../../pyproject.toml -p minillm
 
 unit: $(VENV)/.test
 	$(RUN) -m pytest --numprocesses 2 --durations 10
