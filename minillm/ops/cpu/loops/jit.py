@@ -22,6 +22,8 @@ import torch
 from llvmlite import ir
 from numba import carray, types
 
+from minillm.ops.cpu import usable
+
 OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 
@@ -77,6 +79,7 @@ def ready() -> Iterator[None]:
     threads = min(torch.get_num_threads(), CONFIG.NUMBA_NUM_THREADS)
     if threads != getattr(CALLER, "threads", None):
         numba.set_num_threads(threads)  # counts for the calling thread
+        usable.ran = True
         CALLER.threads = threads
     with LOCK:
         yield
