@@ -75,7 +75,10 @@ def test_a_loop_is_given_this_machines_memory(op: str, monkeypatch: pytest.Monke
         here = [each.contiguous() if isinstance(each, Tensor) else each for each in given]
         if reached(*here, **named):
             met.append(op)
-            for i, value in enumerate(here):
+            written_out = any(
+                isinstance(each, Int8Matrices) for each in here
+            )  # by a loop, where only they must be here
+            for i, value in enumerate(here[3:] if written_out else here, 3 if written_out else 0):
                 for moved in elsewhere(value):
                     assert not reached(*here[:i], moved, *here[i + 1 :], **named), f"argument {i}"
         return loop(*given, **named)
