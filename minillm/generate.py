@@ -19,6 +19,7 @@ from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling
 from minillm.llm import LLM, note
 from minillm.loading import load
+from minillm.ops.cpu import beside
 from minillm.report import cost as report
 
 DEMO_PROMPT = "Once upon a time"
@@ -26,6 +27,8 @@ DEMO_PROMPT = "Once upon a time"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
+    if argv is None or sys.argv[1:2] == ["generate"]:  # the process is for this text
+        beside.start()
     return cli.run(lambda: _chat(arguments) if arguments.chat else _complete(arguments))
 
 

@@ -84,7 +84,7 @@ class DecodeGraph:
         self.refused = False  # the recording failed
 
     def __call__(self, tokens_B: Tensor, cache: Cache) -> Tensor:
-        if self.watched or (self.record is on_tape and not usable.loops()):
+        if self.watched or (self.record is on_tape and not usable.to_record()):
             return step(self.model, tokens_B, cache)
         held = self._held(cache)
         decided = len(tokens_B), [id(each) for each in held]  # of what is held: nothing else can have its number

@@ -6,6 +6,7 @@ many rows (whose products oneDNN does best), matrices that do not lie one row be
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Callable
@@ -218,7 +219,10 @@ def _op(loop: Callable[..., Any], plainly: Callable[..., Any]) -> Callable[..., 
 
     @functools.wraps(loop)
     def op(*given: Any, **named: Any) -> Any:
-        return (loop if usable.loops() else plainly)(*given, **named)
+        if usable.loops():
+            with contextlib.suppress(usable.NotYet):
+                return loop(*given, **named)
+        return plainly(*given, **named)
 
     return op
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 ran = False  # loops have run in this process, on threads that a fork leaves behind
 forked, said = False, False
+beside: Any = None  # what compiles loops meanwhile, `beside.Beside`, where it was started
+
+
+class NotYet(Exception):
+    """A loop is not compiled yet."""
 
 
 def loops() -> bool:
@@ -24,6 +30,11 @@ def loops() -> bool:
     if forked:
         _say()
     return not forked
+
+
+def to_record() -> bool:
+    """Whether a step can be recorded: all its loops are there."""
+    return loops() and not (beside is not None and beside.waiting)
 
 
 def _say() -> None:
