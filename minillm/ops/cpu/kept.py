@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ def _roots() -> Iterator[Path]:
         own = Path(tempfile.gettempdir()) / f"minillm-{_user()}"
         own.mkdir(mode=0o700, exist_ok=True)
         found = own.lstat()
-        private = stat.S_ISDIR(found.st_mode) and found.st_uid == _user() and not found.st_mode & 0o077
+        private = found.st_uid == _user() and not found.st_mode & 0o077  # as no link's mode is
         if private or os.name == "nt":  # where the whole folder is the user's
             yield own
 

@@ -227,21 +227,19 @@ def _op(loop: Callable[..., Any], plainly: Callable[..., Any]) -> Callable[..., 
     return op
 
 
-OPS: dict[str, Callable[..., Any]] = {
-    name: _op(loop, plainly)
-    for name, loop, plainly in [
-        ("linear", products.linear, reference.linear),
-        ("rms_norm", rms_norm, reference.rms_norm),
-        ("add_rms_norm", add_rms_norm, reference.add_rms_norm),
-        ("add", add, reference.add),
-        ("cos_sin", cos_sin, reference.cos_sin),
-        ("qk_norm_rope_cache", qk_norm_rope_cache, reference.qk_norm_rope_cache),
-        ("gated_act", gated_act, reference.gated_act),
-        ("attention", attention, reference.attention),
-        ("latent_attention", latent_attention, reference.latent_attention),
-        ("experts", products.experts, grouped.experts),
-        ("int8_linear", products.int8_linear, reference.int8_linear),
-        ("int4_linear", products.int4_linear, reference.int4_linear),
-        ("sample", sample, draw.sample),
-    ]
-}
+PAIRS: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
+    ("linear", products.linear, reference.linear),
+    ("rms_norm", rms_norm, reference.rms_norm),
+    ("add_rms_norm", add_rms_norm, reference.add_rms_norm),
+    ("add", add, reference.add),
+    ("cos_sin", cos_sin, reference.cos_sin),
+    ("qk_norm_rope_cache", qk_norm_rope_cache, reference.qk_norm_rope_cache),
+    ("gated_act", gated_act, reference.gated_act),
+    ("attention", attention, reference.attention),
+    ("latent_attention", latent_attention, reference.latent_attention),
+    ("experts", products.experts, grouped.experts),
+    ("int8_linear", products.int8_linear, reference.int8_linear),
+    ("int4_linear", products.int4_linear, reference.int4_linear),
+    ("sample", sample, draw.sample),
+]
+OPS: dict[str, Callable[..., Any]] = {name: _op(loop, plainly) for name, loop, plainly in PAIRS}
