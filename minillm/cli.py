@@ -6,7 +6,10 @@ Exit codes: 0 done, 2 bad input (one line on stderr says what and what to do), 1
 from __future__ import annotations
 
 import argparse
+import codecs
+import functools
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -114,6 +117,7 @@ def run(main: Callable[[], int]) -> int:
     if sys.stdout is None or sys.stderr is None:  # closed by the shell: what goes there goes nowhere
         nowhere = open(os.devnull, "w")  # noqa: SIM115  (it lives as long as the process)
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    _lose_nothing()
     try:
         code = main()
         sys.stdout.flush()  # here, where a reader that has gone is no surprise, and not on the way out
@@ -132,6 +136,31 @@ def run(main: Callable[[], int]) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"minillm: error: {printable(message)}", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def _lose_nothing() -> None:
+    """Let stdout take any text. A pipe or file gets UTF-8, whatever a locale or Windows' code page has; a terminal, and
+    who has set PYTHONIOENCODING, keeps the encoding, with escapes for what it lacks."""
+    if not isinstance(sys.stdout, io.TextIOWrapper) or sys.stdout.errors not in ("strict", "surrogateescape"):
+        return  # a notebook's, say, which takes all, or told what to do
+    chosen = sys.stdout.isatty() or os.environ.get("PYTHONIOENCODING")
+    sys.stdout.reconfigure(encoding=None if chosen else "utf-8", errors="minillm.escaped")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """As JSON has it, \\u1f3d, so that what is JSON stays so. Said once."""
+    assert isinstance(error, UnicodeEncodeError)
+    _say_escaped(error.encoding)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)), error.end
+
+
+codecs.register_error("minillm.escaped", _escaped)
+
+
+@functools.cache
+def _say_escaped(encoding: str) -> None:
+    print(f"minillm: {encoding} lacks characters of this text: set PYTHONIOENCODING=utf-8 to see them", file=sys.stderr)
 
 
 def progress_bar(label: str, unit: str = "B") -> Callable[[int, int], None]:

@@ -19,6 +19,7 @@ from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling
 from minillm.llm import LLM, note
 from minillm.loading import load
+from minillm.ops.cpu import beside
 from minillm.report import cost as report
 
 DEMO_PROMPT = "Once upon a time"
@@ -27,6 +28,8 @@ ENDS = ("max_new_tokens", "ignore_eos", "stop", "stop_token_ids")  # what of `LL
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
+    if argv is None or sys.argv[1:2] == ["generate"]:  # the process is for this text
+        beside.start()
     return cli.run(lambda: _chat(arguments) if arguments.chat else _complete(arguments))
 
 

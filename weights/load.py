@@ -179,6 +179,6 @@ def _laid(stored: Stored, to: Destination, factors: str | None, scale: Tensor | 
         made = schemes.scheme_of(factors).dequantise(made, scale, torch.float32)
     if to.layout is None:
         return made
-    laid = torch.empty(to.shape, dtype=torch.float32)
+    laid = torch.empty(to.shape, dtype=torch.float32, device="cpu")
     to.layout.copy(made, laid)
     return laid

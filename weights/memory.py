@@ -47,7 +47,7 @@ def _room(shape: torch.Size, dtype: torch.dtype) -> int:
 
 def _huge(size: int) -> Tensor:
     """Bytes that nothing has touched yet, on large pages where the system has them."""
-    memory = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
+    memory = torch.empty(size + HUGE_PAGE, dtype=torch.uint8, device="cpu")
     start = -memory.data_ptr() % HUGE_PAGE
     if hasattr(mmap, "MADV_HUGEPAGE"):
         place = ctypes.c_void_p(memory.data_ptr() + start), ctypes.c_size_t(size)

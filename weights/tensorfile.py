@@ -65,7 +65,7 @@ class InFile:
     def values(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Values start … stop - 1."""
         stop = math.prod(self.shape) if stop is None else stop
-        made = torch.empty(stop - start, dtype=self.dtype)
+        made = torch.empty(stop - start, dtype=self.dtype, device="cpu")
         self.fill(made, start)
         return made
 

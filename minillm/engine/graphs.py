@@ -8,6 +8,8 @@ the slots of the caches and how far attention reads (`Visibility.position_B`).
 
 from __future__ import annotations
 
+import itertools
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +18,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.modules import module as everywhere
 
 from minillm.model.cache import Cache
 from minillm.model.decoder import Decoder
 from minillm.ops import reference
+from minillm.ops.cpu import usable
 
 
 class Recording(Protocol):
@@ -40,6 +44,21 @@ def recorder(model: Decoder) -> Record | None:
     return on_tape if model.ops.attention.__module__ == "minillm.ops.cpu.ops" else None
 
 
+class Watched:
+    """The Python that a user may have put into a model's pass, which a replay would leave out: hooks of its modules or
+    of all modules, and a `forward` put into a module in the place of its class's."""
+
+    def __init__(self, model: Decoder):
+        own = [vars(module) for module in model.modules()]
+        self.hooks = [each[name] for each in own for name in ("_forward_hooks", "_forward_pre_hooks")]
+        self.hooks += [everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks]
+        self.attributes = own
+
+    def __bool__(self) -> bool:
+        """Whether there is any now: some microseconds for hundreds of modules."""
+        return any(self.hooks) or any(map(operator.contains, self.attributes, itertools.repeat("forward")))
+
+
 def step(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:
     """From one token per row, int64 `[B]`, to the logits `[B, V]` that follow; the cache grows by one."""
     return model(tokens_B[:, None], cache)[:, -1]
@@ -52,16 +71,21 @@ class DecodeGraph:
     caches lie, what rotary frequencies go by. So the first step goes as it is, and compiles and tunes the kernels;
     where frequencies change once, as LongRoPE's do, the step is recorded anew, and where they change with every
     position, as those of dynamic scaling, it never is.
+
+    Nor is a step through the user's own Python (`Watched`), or in a process where loops cannot run: each goes as it is,
+    whenever that came about, and what was recorded before serves again where it is gone.
     """
 
     def __init__(self, model: Decoder, record: Record):
-        self.model, self.record = model, record
+        self.model, self.record, self.watched = model, record, Watched(model)
         self.recording: Recording | None = None
         self.decided: object = None
         self.held: list[Tensor] = []
         self.refused = False  # the recording failed
 
     def __call__(self, tokens_B: Tensor, cache: Cache) -> Tensor:
+        if self.watched or (self.record is on_tape and not usable.to_record()):
+            return step(self.model, tokens_B, cache)
         held = self._held(cache)
         decided = len(tokens_B), [id(each) for each in held]  # of what is held: nothing else can have its number
         same, self.decided, self.held = decided == self.decided, decided, held

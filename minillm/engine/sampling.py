@@ -116,7 +116,7 @@ class History:
     ):
         self.in_prompt_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         self.in_prompt_V[torch.tensor(prompt, device=device)] = True
-        counts_V = torch.bincount(torch.tensor(generated, dtype=torch.int64), minlength=vocab_size)
+        counts_V = torch.bincount(torch.tensor(generated, dtype=torch.int64, device="cpu"), minlength=vocab_size)
         self.counts_V = counts_V.to(device, torch.int32)  # in the generated text
         self._one = torch.ones(1, dtype=torch.int32, device=device)
 

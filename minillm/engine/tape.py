@@ -25,6 +25,8 @@ MEMORY_ONLY = ("empty", "empty_like", "empty_strided", "new_empty")
 class Tape(TorchDispatchMode):
     """Records what happens in the `with`; `replay` repeats it on the same memory."""
 
+    sees_loops = True  # unlike other modes
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []

@@ -18,7 +18,7 @@ from minillm.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeS
 
 def _base_frequencies(dim: int, theta: float) -> Tensor:
     """theta^(-2i/dim) for i in 0 .. dim/2 - 1, fp32."""
-    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
 
 
 def _linear(rope: Rope, scaling: LinearScaling, length: int) -> Tensor:
@@ -52,14 +52,14 @@ def _yarn(rope: Rope, scaling: YarnScaling, length: int) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dim - 1)
     high += 0.001 if low == high else 0  # a ramp of no width divides by zero
-    interpolated = ((torch.arange(rope.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    interpolated = ((torch.arange(rope.dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(0, 1)
     frequencies = _base_frequencies(rope.dim, rope.theta)
     return frequencies / scaling.factor * interpolated + frequencies * (1 - interpolated)
 
 
 def _longrope(rope: Rope, scaling: LongRopeScaling, length: int) -> Tensor:
     factors = scaling.long_factors if length > scaling.original_positions else scaling.short_factors
-    return _base_frequencies(rope.dim, rope.theta) / torch.tensor(factors)
+    return _base_frequencies(rope.dim, rope.theta) / torch.tensor(factors, device="cpu")
 
 
 def attention_factor(rope: Rope, length: int) -> float:
@@ -113,6 +113,9 @@ class Rotary:
             lengths = (0,)
         if self._kept is None or self._kept[0] != (lengths, device):
             rows = [frequencies(self.rope, length) for length in lengths]
-            factors = torch.tensor([[[attention_factor(self.rope, length)]] for length in lengths])
-            self._kept = (lengths, device), torch.stack(rows).unsqueeze(1).to(device), factors.to(device)
+            factors = torch.tensor([[[attention_factor(self.rope, length)]] for length in lengths], device="cpu")
+            made = torch.stack(rows).unsqueeze(1).to(device), factors.to(device)
+            if type(made[0]) is not Tensor:  # a stand-in, where PyTorch looks only at what a pass would do
+                return made
+            self._kept = (lengths, device), *made
         return self._kept[1:]

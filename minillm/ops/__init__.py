@@ -7,6 +7,7 @@ if it was chosen.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,6 +74,9 @@ def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
 def _cpu_ops() -> Ops:
     if importlib.util.find_spec("numba") is None:
         print("minillm: plain PyTorch in use, which is slower: there is no package numba; install it", file=sys.stderr)
+        return CPU
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        print("minillm: plain PyTorch in use, which is slower: NUMBA_DISABLE_JIT is set", file=sys.stderr)
         return CPU
     from minillm.ops.cpu import ops as cpu_ops
 

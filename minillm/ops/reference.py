@@ -154,7 +154,7 @@ def attention(
         y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
         return rearrange(y, "B K G V -> B (K G) 1 V")
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from minillm.engine.completion import Completion, Timings
 from minillm.llm import LLM
+from minillm.ops.cpu import usable
 from minillm.report.measure import copy_bandwidth, peak_memory
 
 
@@ -48,10 +49,11 @@ def line(report: dict[str, Any]) -> str:
             f"{report['accepted_tokens']} of {report['drafted_tokens']} drafted tokens accepted "
             f"({report['acceptance_rate']:.0%}), {report['tokens_per_step']:.2f} tokens per step; "
         )
+    meanwhile = "in plain PyTorch, until loops were compiled; " if usable.beside and usable.beside.asked else ""
     return (
         f"prompt {report['prompt_tokens']} tokens, {report['prompt_tokens_per_second']:.1f} tok/s; "
         f"decode {report['decode_tokens']} tokens, {report['decode_tokens_per_second']:.1f} tok/s, "
-        f"{report['achieved_gb_per_second']:.2f} GB/s{share}; {drafted}"
+        f"{report['achieved_gb_per_second']:.2f} GB/s{share}; {drafted}{meanwhile}"
         f"peak memory {report['peak_memory_bytes'] / 1e6:.0f} MB"
     )
 

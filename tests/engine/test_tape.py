@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.modules import module as everywhere
 
-from minillm.engine import graphs
+from minillm.engine import graphs, inference
 from minillm.engine.graphs import DecodeGraph
 from minillm.engine.tape import Tape
 from minillm.model.cache import Cache
 from minillm.ops import REFERENCE, select
+from minillm.ops.cpu import usable
 from minillm.spec import GQA, GatedMLP, Layer, Norm, Rope
 from minillm.spec import Decoder as Spec
 from tests.engine.test_graphs import prefilled, with_ops
@@ -94,6 +96,72 @@ def test_a_step_that_cannot_be_recorded_is_made(capsys: pytest.CaptureFixture[st
     for token in (3, 4, 5):
         assert torch.equal(graph(torch.tensor([token]), cache), graphs.step(model, torch.tensor([token]), eager))
     assert capsys.readouterr().err == "minillm: decode steps go call by call, none is recorded: no tape\n"
+
+
+class Added:
+    """Python in the pass of a model's first layer: how often it ran, and how to take it out again."""
+
+    def __init__(self, how: str, layer: torch.nn.Module):
+        self.calls, own = 0, layer.forward
+        if how == "forward":
+            layer.forward = lambda *given: self.count() or own(*given)
+            self.remove = lambda: delattr(layer, "forward")
+        else:
+            register = getattr(everywhere if how.startswith("register_module") else layer, how)
+            self.remove = register(lambda module, *call: self.count() if module is layer else None).remove
+
+    def count(self) -> None:
+        self.calls += 1
+
+
+PLACES = (
+    "forward",
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_module_forward_hook",
+    "register_module_forward_pre_hook",
+)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("how", PLACES)
+def test_a_users_python_runs_in_every_step(how: str) -> None:
+    """Whenever it came and went; the recording serves again behind it."""
+    model = with_ops(build(SPEC), LOOPS)
+    cache, eager = (Cache(SPEC, 1, 20, torch.float32) for _ in range(2))
+
+    def steps(count: int) -> None:
+        for token in range(count):
+            found = inference.decode(model, [token], cache)
+            assert torch.equal(found, graphs.step(model, torch.tensor([token]), eager))
+
+    steps(4)
+    before = cache.graph.recording
+    assert before is not None
+    added = Added(how, model.layers[0])
+    steps(5)
+    assert added.calls == 2 * 5  # here and in the model that it is compared with
+    added.remove()
+    steps(3)
+    assert added.calls == 2 * 5
+    assert cache.graph.recording is before
+
+
+@torch.inference_mode()
+def test_a_recording_is_not_made_nor_used_where_loops_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_ops(build(SPEC), LOOPS)
+    cache = Cache(SPEC, 1, 9, torch.float32)
+    monkeypatch.setattr(usable, "forked", True)
+    for token in (3, 4, 5):
+        inference.decode(model, [token], cache)
+    assert cache.graph.recording is None
+    monkeypatch.setattr(usable, "forked", False)
+    for token in (3, 4):
+        inference.decode(model, [token], cache)
+    recording = cache.graph.recording
+    monkeypatch.setattr(usable, "forked", True)
+    monkeypatch.setattr(recording, "replay", None)
+    inference.decode(model, [3], cache)
 
 
 def test_plain_ops_are_not_recorded() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from minillm.ops import grouped, reference
 from minillm.ops.cpu import loops
@@ -18,19 +18,27 @@ from minillm.ops.stacked import Int4Matrices, Int8Matrices
 from minillm.spec import Activation, ClampedSwiGLU
 
 FEW_ROWS = 16  # more are oneDNN's
+OWN_MEMORY = (Tensor, nn.Parameter)  # a subclass may have none, or other values in it
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether a loop can run over these: of one dtype that it knows, contiguous, and not to be differentiated."""
+    """Whether a loop can run over these: `here`, contiguous, of one dtype that it knows, not to be differentiated."""
     given = [each for each in tensors if each is not None]
     tracked = torch.is_grad_enabled() and any(each.requires_grad for each in given)
     dtype = given[0].dtype
-    return dtype in LIKE and not tracked and all(each.dtype == dtype and each.is_contiguous() for each in given)
+    alike = all(each.dtype == dtype and each.is_contiguous() for each in given)
+    return dtype in LIKE and not tracked and alike and here(*given)
+
+
+def here(*tensors: Tensor | None) -> bool:
+    """Whether all lie in this machine's memory. A loop takes an address as it is: one on another device, or of a tensor
+    without values, as meta and fake ones are, would end the process."""
+    return all(each is None or (type(each) in OWN_MEMORY and each.is_cpu) for each in tensors)
 
 
 def _product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: int, bias: Tensor | None) -> Tensor:
     inputs = x.shape[-1]
-    y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype)
+    y = x.new_empty(*x.shape[:-1], outputs)
     if y.numel():
         given = (address(x), matrix, address(bias), address(y))
         loops.linear.linear(*given, x.numel() // inputs, inputs, outputs, LIKE[x.dtype], like)
@@ -65,7 +73,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.int8_linear`."""
-    if plain(x, bias) and plain(scale) and weight.is_contiguous():
+    if plain(x, bias) and plain(scale) and weight.is_contiguous() and here(weight):
         return _quantised_product(x, _laid(weight, factor=scale), INT8, len(weight), bias)
     return reference.int8_linear(x, weight, scale, bias)
 
@@ -88,7 +96,7 @@ def _quantised_product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: i
 
 
 def _written(matrix: tuple[Any, ...], like: Any, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
-    weight = torch.empty(outputs, inputs, dtype=dtype)
+    weight = torch.empty(outputs, inputs, dtype=dtype, device="cpu")
     if weight.numel():
         loops.dequantise.dequantise(matrix, address(weight), outputs, inputs, like, LIKE[dtype])
     return weight
@@ -97,7 +105,7 @@ def _written(matrix: tuple[Any, ...], like: Any, outputs: int, inputs: int, dtyp
 def _known_int4(packed: Tensor, scale: Tensor, zero: Tensor | None, factor: Tensor | None, group: int) -> bool:
     """Whether the loops take this format: int8 scales, uint8 zeros, and groups of 16, 32, 64, 128, …"""
     parts = (packed, torch.uint8), (scale, torch.int8), (zero, torch.uint8), (factor, torch.float32)
-    known = all(each is None or (each.dtype == dtype and each.is_contiguous()) for each, dtype in parts)
+    known = all(each is None or (each.dtype == dtype and each.is_contiguous() and here(each)) for each, dtype in parts)
     return known and factor is not None and group >= 16 and group & (group - 1) == 0
 
 
@@ -121,11 +129,11 @@ def experts(
 ) -> Tensor:
     """`reference.experts`."""
     numbers, into, out_of = activation_number(activation), _matrices(gate_up), _matrices(down)
-    fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous()
+    fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous() and here(chosen)
     if not (numbers and into and out_of and fits):
-        if numbers and biases is None and _in_tiles(x, weights, gate_up, down):
+        if numbers and biases is None and _in_tiles(x, chosen, weights, gate_up, down):
             return _many_tokens(x, chosen, weights, gate_up, down, numbers)
-        if into and out_of and x.dtype in LIKE:
+        if into and out_of and x.dtype in LIKE and here(x):
             gate_up, down = _WrittenOut.of(gate_up, x.dtype), _WrittenOut.of(down, x.dtype)
         return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
     hidden, inner = x.shape[1], _stored(gate_up).shape[1] // 2
@@ -158,13 +166,13 @@ class _WrittenOut:
         return _written(laid, INT4, held.packed.shape[1], held.columns, self.dtype)
 
 
-def _in_tiles(x: Tensor, weights: Tensor, gate_up: Any, down: Any) -> bool:
+def _in_tiles(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Any, down: Any) -> bool:
     """Whether `loops/grouped.py` can do it."""
     given = x, gate_up, down
     held = not all(isinstance(each, Tensor) and each.dtype == torch.bfloat16 for each in given)
     if held or not loops.dots.NATIVE_BF16 or len(x) == 0:
         return False
-    return plain(*given) and plain(weights) and x.shape[1] % 16 == 0 and gate_up.shape[1] % 8 == 0
+    return plain(*given) and plain(weights) and here(chosen) and x.shape[1] % 16 == 0 and gate_up.shape[1] % 8 == 0
 
 
 def _many_tokens(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: Any) -> Tensor:
@@ -190,7 +198,8 @@ def _matrices(matrices: Any) -> tuple[tuple[Any, ...], Any] | None:
     if isinstance(matrices, Tensor):
         return (_laid(matrices), LIKE[matrices.dtype]) if plain(matrices) else None
     if isinstance(matrices, Int8Matrices):
-        return _laid(matrices.weight, factor=matrices.scale), INT8
+        known = here(matrices.weight, matrices.scale)
+        return (_laid(matrices.weight, factor=matrices.scale), INT8) if known else None
     if isinstance(matrices, Int4Matrices):
         parts = matrices.packed, matrices.scale, matrices.zero, matrices.factor, matrices.group
         return (_laid(*parts), INT4) if _known_int4(*parts) else None

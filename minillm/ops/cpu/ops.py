@@ -6,7 +6,9 @@ many rows (whose products oneDNN does best), matrices that do not lie one row be
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.ops import draw, reference
-from minillm.ops.cpu import loops
+from minillm.ops import draw, grouped, reference
+from minillm.ops.cpu import loops, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
-from minillm.ops.cpu.matrices import activation_number, plain
+from minillm.ops.cpu.matrices import activation_number, here, plain
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 
@@ -65,9 +67,10 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 def cos_sin(positions: Tensor, rates: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`reference.cos_sin`."""
     rows, steps, half = max(len(positions), len(rates)), positions.shape[1], rates.shape[-1]
-    if rows * steps > products.FEW_ROWS or not (plain(rates, factors) and positions.is_contiguous()):
+    fits = rows * steps <= products.FEW_ROWS and positions.is_contiguous() and here(positions)
+    if not (fits and plain(rates, factors)):
         return reference.cos_sin(positions, rates, factors, dtype)
-    cos, sin = torch.empty(2, rows, steps, half, dtype=dtype).unbind()
+    cos, sin = rates.new_empty(2, rows, steps, half, dtype=dtype).unbind()
     at = tuple(address(each) for each in (positions, rates, factors, cos, sin))
     loops.pointwise.cos_sin(at, rows, steps, half, (len(positions) > 1, len(rates) > 1), LIKE[dtype])
     return cos, sin
@@ -77,7 +80,7 @@ def sample(logits_BV: Tensor, *settings: Tensor) -> Tensor:
     """`draw.sample`."""
     if not plain(logits_BV):
         return draw.sample(logits_BV, *settings)
-    found_B = torch.empty(len(logits_BV), dtype=torch.int64)
+    found_B = logits_BV.new_empty(len(logits_BV), dtype=torch.int64)
     loops.greedy.best(address(logits_BV), address(found_B), *logits_BV.shape, LIKE[logits_BV.dtype])
     return draw.drawn(found_B, logits_BV, *settings)
 
@@ -88,7 +91,7 @@ def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") 
     if not (numbers and gate_up.numel() and plain(gate_up)):
         return reference.gated_act(gate_up, activation)
     inner = gate_up.shape[-1] // 2
-    y = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype)
+    y = gate_up.new_empty(*gate_up.shape[:-1], inner)
     loops.pointwise.gated_act(address(gate_up), address(y), y.numel() // inner, inner, numbers, LIKE[y.dtype])
     return y
 
@@ -110,12 +113,12 @@ def qk_norm_rope_cache(
 ) -> Tensor:
     """`reference.qk_norm_rope_cache`."""
     given = (qkv, k_cache, v_cache, cos, sin, q_weight, k_weight)
-    if not (plain(*given) and slots.is_contiguous()):
+    if not (plain(*given) and slots.is_contiguous() and here(slots)):
         rest = (layout, q_weight, k_weight, eps, offset, cast)
         return reference.qk_norm_rope_cache(qkv, num_heads, k_cache, v_cache, slots, cos, sin, *rest)
     batch, steps, _ = qkv.shape
     _, kv_heads, capacity, size = k_cache.shape
-    q = torch.empty(batch, steps, num_heads, size, dtype=qkv.dtype)
+    q = qkv.new_empty(batch, steps, num_heads, size)
     at = tuple(address(each) for each in (qkv, q, k_cache, v_cache, slots, cos, sin, q_weight, k_weight))
     sizes = (steps, num_heads, kv_heads, size, capacity, cos.shape[-1], layout == "half")
     numbers = _norm_numbers(eps, offset, cast)
@@ -135,7 +138,8 @@ def attention(
     """`reference.attention`."""
     rows = q.transpose(1, 2)
     rows = rows if rows.is_contiguous() else rows.contiguous()
-    if _slots(k) and _slots(v) and q.dtype == k.dtype == v.dtype and plain(rows, sinks):
+    alike = q.dtype == k.dtype == v.dtype and here(k, v) and visible.device.type == "cpu"
+    if alike and _slots(k) and _slots(v) and plain(rows, sinks):
         if few_queries(q):
             return _attend(rows, k, v, visible, scale, softcap, sinks)
         if (
@@ -173,7 +177,7 @@ def _attend(
     sinks: Tensor | None,
 ) -> Tensor:  # fmt: skip
     batch, steps, heads, k_size = q.shape
-    y = torch.empty(batch, steps, heads, v.shape[-1], dtype=q.dtype)
+    y = q.new_empty(batch, steps, heads, v.shape[-1])
     first, last = (each.expand(batch, steps).contiguous() for each in visible.spans)
     at = [address(each) for each in (q, k, v, sinks, y, first, last)]
     sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], _slots(k), _slots(v), k.stride(2), v.stride(2))
@@ -189,7 +193,7 @@ def _attend_prompt(
     q: Tensor, k: Tensor, v: Tensor, visible: Visibility, scale: float | None, softcap: float | None
 ) -> Tensor:
     batch, steps, heads, k_size = q.shape
-    y = torch.empty(batch, steps, heads, v.shape[-1], dtype=q.dtype)
+    y = q.new_empty(batch, steps, heads, v.shape[-1])
     first, last = (each.expand(batch, steps).contiguous() for each in visible.spans)
     at = [address(each) for each in (q, k, v, y, first, last)]
     sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], k.shape[2])
@@ -210,18 +214,32 @@ def keep_memory() -> None:
         mallopt(option, value)
 
 
-OPS: dict[str, Callable[..., Any]] = {
-    "linear": products.linear,
-    "rms_norm": rms_norm,
-    "add_rms_norm": add_rms_norm,
-    "add": add,
-    "cos_sin": cos_sin,
-    "qk_norm_rope_cache": qk_norm_rope_cache,
-    "gated_act": gated_act,
-    "attention": attention,
-    "latent_attention": latent_attention,
-    "experts": products.experts,
-    "int8_linear": products.int8_linear,
-    "int4_linear": products.int4_linear,
-    "sample": sample,
-}
+def _op(loop: Callable[..., Any], plainly: Callable[..., Any]) -> Callable[..., Any]:
+    """A loop's op; where loops cannot run now, what it is in plain PyTorch."""
+
+    @functools.wraps(loop)
+    def op(*given: Any, **named: Any) -> Any:
+        if usable.loops():
+            with contextlib.suppress(usable.NotYet):
+                return loop(*given, **named)
+        return plainly(*given, **named)
+
+    return op
+
+
+PAIRS: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
+    ("linear", products.linear, reference.linear),
+    ("rms_norm", rms_norm, reference.rms_norm),
+    ("add_rms_norm", add_rms_norm, reference.add_rms_norm),
+    ("add", add, reference.add),
+    ("cos_sin", cos_sin, reference.cos_sin),
+    ("qk_norm_rope_cache", qk_norm_rope_cache, reference.qk_norm_rope_cache),
+    ("gated_act", gated_act, reference.gated_act),
+    ("attention", attention, reference.attention),
+    ("latent_attention", latent_attention, reference.latent_attention),
+    ("experts", products.experts, grouped.experts),
+    ("int8_linear", products.int8_linear, reference.int8_linear),
+    ("int4_linear", products.int4_linear, reference.int4_linear),
+    ("sample", sample, draw.sample),
+]
+OPS: dict[str, Callable[..., Any]] = {name: _op(loop, plainly) for name, loop, plainly in PAIRS}

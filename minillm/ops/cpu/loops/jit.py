@@ -6,13 +6,11 @@ a decode step has hundreds of calls.
 
 from __future__ import annotations
 
-import hashlib
-import os
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -21,6 +19,11 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import carray, types
+
+from minillm.ops.cpu import kept, usable
+
+if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+    raise ValueError("numba is told not to compile (DISABLE_JIT); undo that, or take kernels='reference'")
 
 OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
@@ -39,36 +42,57 @@ inline = numba.njit(**INLINE)
 parallel = numba.njit(parallel=True, **OPTIONS)
 
 
-def _cache_folder() -> Path:
-    """Where compiled kernels are kept, by the content of this folder: numba itself looks at one file only."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    named = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "minillm" / "cpu" / named
+COMPILED = kept.folder()
+HINT = "set XDG_CACHE_HOME to a folder that can be written"
 
 
-COMPILED = _cache_folder()
-
-
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that is called with addresses."""
     before = CONFIG.CACHE_DIR
-    CONFIG.CACHE_DIR = str(COMPILED)
+    CONFIG.CACHE_DIR = str(COMPILED or "")
     try:
-        compiled = numba.njit(cache=True, **OPTIONS)(function)
+        compiled: Any = numba.njit(cache=COMPILED is not None, **OPTIONS)(function)
     finally:
         CONFIG.CACHE_DIR = before
 
+    @functools.wraps(function)
     def call(*given: Any) -> None:
-        if not compiled.signatures and not COMPILED.exists() and sys.stderr.isatty():
-            COMPILED.mkdir(parents=True, exist_ok=True)
-            print("minillm: compiling loops for this processor, once: 20 to 30 s", file=sys.stderr)
         if (calls := getattr(CALLER, "calls", None)) is not None:
             calls.append((compiled, given))
+        elif usable.beside is not None and COMPILED and not usable.beside.has(call, given):
+            raise usable.NotYet
+        if not compiled.signatures and not call.is_kept(tuple(map(compiled.typeof_pyval, given))):  # type: ignore[attr-defined]
+            _say_compiling()
         with ready():
-            compiled(*given)
+            try:
+                compiled(*given)
+            except OSError as reason:  # of keeping it: a disk that is full
+                _say(f"compiled loops are not kept: {reason}; {HINT}")
+                compiled._cache.disable()
+                compiled(*given)
 
+    def is_kept(types: tuple[Any, ...]) -> bool:
+        """Whether it was compiled for arguments of these types before, by this process or another."""
+        try:
+            index = compiled._cache._cache_file._load_index() if COMPILED else {}
+        except (OSError, AttributeError):  # not to be read, or another numba
+            return False
+        return compiled._cache._index_key(types, compiled.targetctx.codegen()) in index if index else False
+
+    call.compiled, call.is_kept = compiled, is_kept  # type: ignore[attr-defined]
     return call
+
+
+@functools.cache
+def _say(line: str) -> None:
+    print(f"minillm: {line}", file=sys.stderr)
+
+
+def _say_compiling() -> None:
+    if COMPILED is None:
+        _say(f"loops are compiled in every run, for about half a minute, as there is no place to keep them; {HINT}")
+    elif sys.stderr.isatty():
+        _say("compiling loops for this processor, once, for about half a minute")
 
 
 @contextmanager
@@ -80,6 +104,7 @@ def ready() -> Iterator[None]:
         numba.set_num_threads(threads)  # counts for the calling thread
         # The first call starts numba's pool, which sets OpenMP's number of threads, and that is PyTorch's too.
         torch.set_num_threads(wanted)
+        usable.ran = True
         CALLER.threads = threads
     with LOCK:
         yield

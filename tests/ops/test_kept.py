@@ -1,0 +1,178 @@
+"""Where compiled loops are kept, and what happens where they cannot be, or are not there yet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from numba.core import caching
+
+from minillm import ops
+from minillm.ops.cpu import beside, kept, usable
+from minillm.ops.cpu.beside import Beside
+from minillm.ops.cpu.loops import jit
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path | None]:
+    """The root that is found, given what can be written: `home`, `temporary`, and variables."""
+    (tmp_path / "file").touch()
+
+    def found(home: bool = False, temporary: bool = True, **variables: str) -> Path | None:
+        for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(tmp_path / value))
+        monkeypatch.setenv("HOME", str(tmp_path / ("home" if home else "file/home")))
+        monkeypatch.setattr(kept.tempfile, "tempdir", str(tmp_path / ("temporary" if temporary else "file/temporary")))
+        (tmp_path / "temporary").mkdir(exist_ok=True)
+        folder = kept.folder()
+        return folder and folder.relative_to(tmp_path).parents[2]
+
+    return found
+
+
+OWN = Path(f"temporary/minillm-{os.geteuid()}")
+
+
+def test_the_first_place_that_can_be_written(places: Any) -> None:
+    assert places(home=True, NUMBA_CACHE_DIR="numba", XDG_CACHE_HOME="xdg") == Path("numba")
+    assert places(home=True, NUMBA_CACHE_DIR="file/numba", XDG_CACHE_HOME="xdg") == Path("xdg")
+    assert places(home=True) == Path("home/.cache")
+    assert places(XDG_CACHE_HOME="file/xdg") == OWN
+    assert places() == OWN
+    assert places(temporary=False) is None
+
+
+def test_nobody_knows_of_a_home(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert places() == OWN
+
+
+def test_what_others_may_have_written_is_not_run(places: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert places() == OWN
+    assert (tmp_path / OWN).stat().st_mode & 0o777 == 0o700
+    (tmp_path / OWN).chmod(0o770)
+    assert places() is None
+    (tmp_path / OWN).chmod(0o700)
+    (tmp_path / OWN).rename(tmp_path / "elsewhere")
+    (tmp_path / OWN).symlink_to(tmp_path / "elsewhere")
+    assert places() is None
+    (tmp_path / OWN).unlink()
+    monkeypatch.setattr(kept, "_user", lambda: os.geteuid() + 1)
+    assert places(home=True) is None
+
+
+def double(at: int, count: int, like: Any) -> None:
+    x = jit.array(at, count, like)
+    for i in range(count):
+        x[i] *= 2
+
+
+def doubled(kernel: Any) -> list[float]:
+    x = torch.ones(2)
+    kernel(x.data_ptr(), 2, np.empty(0, np.float32))
+    return x.tolist()
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(jit, "COMPILED", tmp_path)
+    jit._say.cache_clear()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    kernel = jit.kernel(double)
+    assert [doubled(kernel), doubled(kernel)] == [[2, 2], [2, 2]]
+    line = "minillm: compiled loops are not kept: [Errno 28] No space left on device; set XDG_CACHE_HOME to a folder"
+    err = capsys.readouterr().err
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("quiet")
+def test_no_place_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(jit, "COMPILED", None)
+    kernels = jit.kernel(double), jit.kernel(double)
+    assert [doubled(each) for each in kernels] == [[2, 2], [2, 2]]
+    err = capsys.readouterr().err
+    assert err.startswith("minillm: loops are compiled in every run, for about half a minute, as there is no place")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_is_kept_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    types = tuple(map(numba.typeof, (1, 2, np.empty(0, np.float32))))
+    assert not jit.kernel(double).is_kept(types)
+    doubled(jit.kernel(double))
+    assert jit.kernel(double).is_kept(types)
+    assert not jit.kernel(double).is_kept(types[:2])
+
+
+def test_numba_is_told_not_to_compile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert ops.select("auto", torch.device("cpu"), torch.float32) is ops.CPU
+    line = "minillm: plain PyTorch in use, which is slower: NUMBA_DISABLE_JIT is set\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_description_has_the_types() -> None:
+    given = (1, True, (np.float32(2), (0, 7)), np.empty(0, np.uint16), -5)
+    assert numba.typeof(beside._alike(beside._described(given))) == numba.typeof(given)
+
+
+def test_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Then a loop is compiled here; and one that is kept is not asked for."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    monkeypatch.setattr(jit, "COMPILED", tmp_path)
+    monkeypatch.setattr(usable, "beside", Beside())
+    assert doubled(jit.kernel(double)) == [2, 2]
+    assert usable.beside.gone
+    monkeypatch.setattr(usable, "beside", Beside())
+    assert doubled(jit.kernel(double)) == [2, 2]
+    assert not usable.beside.asked
+
+
+MEANWHILE = """
+import time, torch
+from minillm.ops.cpu import beside, loops, ops, usable
+beside.start()
+x, seen = torch.arange(6.0).view(2, 3), []
+def add():
+    assert torch.equal(ops.OPS["add"](x, x), 2 * x)
+    seen.append((len(loops.pointwise.add.compiled.signatures), usable.to_record()))
+add()
+while usable.beside.waiting: time.sleep(0.1)
+add()
+print(seen, sum(loops.pointwise.add.compiled.stats.cache_hits.values()), usable.beside.gone)
+"""
+
+
+def test_plain_pytorch_until_a_loop_is_there(tmp_path: Path) -> None:
+    """It is compiled elsewhere and found where it is kept; no step is recorded before."""
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEANWHILE],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**environment, "XDG_CACHE_HOME": str(tmp_path)},
+    )
+    assert done.stdout == "[(0, False), (1, True)] 1 False\n", done.stderr
+    assert done.stderr == ""
