@@ -1,7 +1,11 @@
-# `make demo` runs the main job, `make test` everything that CI runs. Both create .venv once and reuse it.
+# `make demo` runs the main job, `make test` everything that CI runs, `make quick` the tests that tell most per second.
+# Each creates .venv once and reuses it.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Every family against transformers, the laws of the model, file formats, text, the shape of the project.
+QUICK := tests/test_structure.py tests/test_config.py tests/families/test_parity.py tests/model tests/weights/test_rules.py \
+    tests/weights/test_checkpoint.py tests/weights/test_tensorfile.py tests/text tests/engine/test_completion.py
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint types unit gpu gpu-report clean
@@ -10,6 +14,9 @@ demo: $(VENV)/.core
 	$(RUN) -m minillm.generate --prompt "Once upon a time there was a" --max-new-tokens 160
 
 test: lint types unit gpu
+
+quick: lint types
+	$(RUN) -m pytest --numprocesses 2 $(QUICK) -k "not wheel and not deleted"
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
@@ -24,9 +31,12 @@ types: $(VENV)/.test
 unit: $(VENV)/.test
 	$(RUN) -m pytest --numprocesses 2 --durations 10
 
-# The kernels and recorded steps on a GPU, where there is one: in a process without Triton's interpreter, which the other tests use.
+# The kernels and recorded steps on a GPU, where there is one: in a process without Triton's interpreter, which the other
+# tests use.
 gpu: $(VENV)/.test
-	TRITON_INTERPRET=0 $(RUN) -m pytest tests/kernels/test_gpu.py tests/kernels/test_gpu_graphs.py -rs
+	@if $(RUN) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	    TRITON_INTERPRET=0 $(RUN) -m pytest tests/kernels/test_gpu.py tests/kernels/test_gpu_graphs.py -rs; \
+	else echo "no GPU here: the tests that need one are skipped"; fi
 
 # All that only a GPU can tell, in 12 minutes: `make gpu-report ARGUMENTS="--minutes 12 --out FOLDER"`; see --help.
 gpu-report: $(VENV)/.test
