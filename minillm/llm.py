@@ -188,6 +188,10 @@ class LLM:
             texts, single = one_or_many(prompt, str, "prompt")
             prompts = [self._need_tokenizer().encode(text) for text in texts]
         elif messages is not None:
+            if not isinstance(messages, Sequence) or isinstance(messages, str):
+                raise ValueError(
+                    f"messages is a {type(messages).__name__}, expected a list of messages, or of such lists"
+                )
             single = not messages or not isinstance(messages[0], (list, tuple))
             prompts = [self.chat_prompt(each, **chat_options) for each in ([messages] if single else messages)]
         else:

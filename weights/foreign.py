@@ -13,16 +13,26 @@ from minillm.weights.checkpoint import brief, find
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_POINTER_BYTES = 1024
-LARGE = (".safetensors", ".bin", ".json", ".model", ".gguf", ".pth", ".jinja")  # what is ever stored elsewhere
-WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz")
+READ = """
+    config.json generation_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
+    added_tokens.json chat_template.jinja chat_template.json model.safetensors.index.json
+    pytorch_model.bin.index.json""".split()
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz")
 SHARDS = re.compile(r"global_step\d+|zero_to_fp32\.py|pytorch_model_fsdp.*|.*\.distcp|.*_optim_states\.pt")
 LAYOUT = "give the same model in Hugging Face layout (config.json and model*.safetensors)"
 
 
 def damaged(folder: Path) -> str | None:
-    """Files that only stand for others."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in LARGE)
-    if gone := [path.name for path in files if not path.exists()]:
+    """Files to be read that only stand for others. What lies beside a checkpoint does not matter."""
+    if reason := _stand_ins([folder / name for name in READ]):
+        return reason
+    found = find(folder)
+    weights = found[0] if found else [name for name in _names(folder) if name.endswith(WEIGHTS)]
+    return _stand_ins([folder / name for name in weights])
+
+
+def _stand_ins(files: list[Path]) -> str | None:
+    if gone := [path.name for path in files if path.is_symlink() and not path.exists()]:
         return f"{brief(gone)} is a link to a file that is not there; download it again"
     if pointers := [path.name for path in files if path.is_file() and _is_pointer(path)]:
         return f"{brief(pointers)} is a git-lfs pointer and not the file itself; run `git lfs pull` in this folder"

@@ -46,17 +46,24 @@ def recorder(model: Decoder) -> Record | None:
 
 class Watched:
     """The Python that a user may have put into a model's pass, which a replay would leave out: hooks of its modules or
-    of all modules, and a `forward` put into a module in the place of its class's."""
+    of all modules, a `forward` put into a module in the place of its class's, and modules or classes' forwards that
+    are neither ours nor PyTorch's, as far as they were there when the text began."""
 
     def __init__(self, model: Decoder):
         own = [vars(module) for module in model.modules()]
         self.hooks = [each[name] for each in own for name in ("_forward_hooks", "_forward_pre_hooks")]
         self.hooks += [everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks]
         self.attributes = own
+        forwards = {type(module).forward.__module__ for module in model.modules()}
+        self.replaced = not all(name.startswith(("minillm.", "torch.")) for name in forwards)
 
     def __bool__(self) -> bool:
         """Whether there is any now: some microseconds for hundreds of modules."""
-        return any(self.hooks) or any(map(operator.contains, self.attributes, itertools.repeat("forward")))
+        return (
+            self.replaced
+            or any(self.hooks)
+            or any(map(operator.contains, self.attributes, itertools.repeat("forward")))
+        )
 
 
 def step(model: Decoder, tokens_B: Tensor, cache: Cache) -> Tensor:

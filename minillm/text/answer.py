@@ -18,6 +18,7 @@ PAIRS = {"<think>": "</think>", "[THINK]": "[/THINK]", "<|cot_start|>": "<|cot_e
 # stand there too, before MESSAGE; a call of a tool ends with <|call|>, the last message with <|return|>.
 START, CHANNEL, MESSAGE, ENDS = "<|start|>", "<|channel|>", "<|message|>", ("<|end|>", "<|call|>", "<|return|>")
 CHANNELS = {"analysis": "reasoning", "final": "text"}
+MAX_HEADER, HEADER_WORDS = 200, 3  # characters and words: the longest names a channel, a tool and a type
 MARKS = {*PAIRS, *PAIRS.values(), START, CHANNEL, MESSAGE, *ENDS, "<|constrain|>"}
 
 
@@ -40,10 +41,11 @@ class Parts:
     """Which part of an answer comes now: "text", "reasoning", or the "header" of a message. Channels that are not in
     the table, those of tools, are text with their marks."""
 
-    def __init__(self) -> None:
+    def __init__(self, marked: bool = False) -> None:
         self.part = "text"
         self.header, self.known = "", 0  # of the header, how much the prompt has
-        self.quoted = self.reasoned = self.marked = False
+        self.quoted = self.reasoned = False
+        self.marked = marked  # whether there are messages of the harmony format
 
     def enter(self, mark: str) -> str:
         """Take a mark; returns what it adds to the part that begins or ends with it."""
@@ -67,7 +69,13 @@ class Parts:
         if self.part != "header":
             return piece
         self.header += piece
-        return ""
+        return self.abandon() if len(self.header) - self.known > MAX_HEADER else ""
+
+    def abandon(self) -> str:
+        """Take a header that does not end for what it is: text. Returns it."""
+        header, self.part, self.header = self.header[self.known :], "text", ""
+        self.known = 0
+        return header
 
     def _body(self) -> str:
         _, named, channel = self.header.rpartition(CHANNEL)
@@ -91,8 +99,11 @@ class Answer:
         self.tokenizer = tokenizer
         self.parts = Parts()
         marks = {token: mark for token in set(prompt) if (mark := self._mark(token))}
+        ends = {token for token in set(prompt) if not tokenizer.decode([token])} - {*marks} if marks else set()
         run: list[int] = []
         for token in prompt if marks else ():
+            if token in ends or marks.get(token) == START:  # of a turn: what was open in it is no more
+                self.parts, run = Parts(self.parts.marked), []
             if token in marks:
                 self.parts.words(tokenizer.decode(run))
                 self.parts.enter(marks[token])
@@ -116,7 +127,11 @@ class Answer:
 
     def finish(self) -> list[Chunk]:
         """What is left when nothing more will come."""
-        return [self._chunk(self._raw.finish() if self._raw else None, self._shown.finish())]
+        last = self._chunk(self._raw.finish() if self._raw else None, self._shown.finish())
+        if self.parts.part != "header" or len(self.parts.header.split()) <= HEADER_WORDS:
+            return [last]
+        header = self.parts.abandon()
+        return [last, Chunk("" if self._raw else header, header, "text")]
 
     def _chunk(self, raw: str | None, piece: str) -> Chunk:
         shown = self.parts.words(piece)

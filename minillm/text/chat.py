@@ -34,6 +34,7 @@ class ChatTemplate:
         if len(source) > MAX_SOURCE_CHARS:
             raise ValueError(f"chat template of {len(source)} characters, more than the {MAX_SOURCE_CHARS} allowed")
         self.special_tokens = special_tokens
+        self.asks_for_none = bool(re.search(r"\bis\s+(not\s+)?none\b", source, re.IGNORECASE))
         # {% generation %} marks what an assistant said, for training; to a reader it is nothing.
         source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
         source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
@@ -56,8 +57,9 @@ class ChatTemplate:
         the last message is left open, to be gone on with; None: where it is the assistant's and has a text, unless no
         `add_generation_prompt` is asked for.
 
-        The template sees messages as in transformers, without keys whose value is None; one that refuses them so gets
-        them as they are. Parts of text are joined for a template that does not read lists (`messages.joined`).
+        The template sees messages as in transformers, without keys whose value is None. One that refuses them so, and
+        asks whether something `is none`, gets them as they are. Parts of text are joined for a template that does not
+        read lists (`messages.joined`).
 
         Raises ValueError with the template's own words when it refuses the messages, and for what it does wrong.
         """
@@ -85,9 +87,9 @@ class ChatTemplate:
         try:
             return finished(cleaned)
         except ValueError:
-            if cleaned == given:
+            if cleaned == given or not self.asks_for_none:
                 raise
-            with contextlib.suppress(ValueError):  # some templates ask whether `content is none`
+            with contextlib.suppress(ValueError):
                 return finished(given)
             raise
 

@@ -40,7 +40,10 @@ def plain(value: Any) -> Any:
 
 def read(messages: Sequence[Any]) -> Messages:
     """Messages as dicts of plain values. Raises ValueError for what is none."""
-    made = [plain(message) for message in messages]
+    try:
+        made = [plain(message) for message in messages]
+    except RecursionError:
+        raise ValueError("messages are nested too deeply, or hold themselves") from None
     for at, message in enumerate(made):
         if not isinstance(message, dict):
             raise ValueError(f'messages[{at}] is {str(message)[:60]!r}, expected a dict such as {{"role": "user", …}}')

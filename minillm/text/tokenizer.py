@@ -40,18 +40,21 @@ class _JsonBackend:
             raise ValueError(f"{path}: not a tokenizer the tokenizers library can read ({error})") from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+        size = self.tokenizer.get_vocab_size()
         known = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
-        odd = []
+        odd, new = [], []
         for text, stated, flags in tokens:
             if not text or text in known:
                 continue
             found = self.tokenizer.token_to_id(text)
-            given = self.tokenizer.get_vocab_size() if found is None else found
+            given = size if found is None else found
             if stated is not None and stated != given:
                 odd.append(f"{text!r} ({stated}, here {given})")
                 continue
             known.add(text)
-            self.tokenizer.add_tokens([tokenizers.AddedToken(text, **flags)])
+            size += found is None
+            new.append(tokenizers.AddedToken(text, **flags))
+        self.tokenizer.add_tokens(new)
         what = "added tokens left out, as the ids stated beside tokenizer.json do not follow its own"
         self.remarks = [f"{what}: {', '.join(odd)}"] if odd else []
 

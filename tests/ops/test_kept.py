@@ -70,6 +70,11 @@ def test_what_others_may_have_written_is_not_run(places: Any, tmp_path: Path, mo
     (tmp_path / OWN).symlink_to(tmp_path / "elsewhere")
     assert places() is None
     (tmp_path / OWN).unlink()
+    (tmp_path / "home/.cache/minillm").mkdir(parents=True)
+    (tmp_path / "home/.cache/minillm").chmod(0o777)
+    assert places(home=True) == OWN
+    (tmp_path / "home/.cache/minillm").chmod(0o755)
+    assert places(home=True) == Path("home/.cache")
     monkeypatch.setattr(kept, "_user", lambda: os.geteuid() + 1)
     assert places(home=True) is None
 
@@ -125,6 +130,17 @@ def test_what_is_kept_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not jit.kernel(double).is_kept(types[:2])
 
 
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("ending", ["*.nbi", "*.nbc"], ids=["index", "loop"])
+def test_what_is_cut_off_is_compiled_again(ending: str, tmp_path: Path) -> None:
+    doubled(jit.kernel(double))
+    (damaged,) = tmp_path.rglob(ending)
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"")
+    assert [doubled(jit.kernel(double)) for _ in range(2)] == [[2, 2], [2, 2]]
+    assert damaged.stat().st_size >= len(whole) // 2
+
+
 def test_numba_is_told_not_to_compile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert ops.select("auto", torch.device("cpu"), torch.float32) is ops.CPU
@@ -147,6 +163,29 @@ def test_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(usable, "beside", Beside())
     assert doubled(jit.kernel(double)) == [2, 2]
     assert not usable.beside.asked
+
+
+def test_the_current_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process beside looks for modules where this one does: a checkpoint's folder may hold a numpy.py."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('run')")
+    commands: list[list[str]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(beside.subprocess, "Popen", lambda command, **options: commands.append(command))
+        patch.setattr(beside.threading.Thread, "start", lambda self: None)
+        Beside()._start()
+    done = subprocess.run(commands[0], cwd=tmp_path, input=b"", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_loop_that_is_there_is_looked_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(jit, "COMPILED", tmp_path)
+    kernel, asked = jit.kernel(double), []
+    doubled(kernel)
+    made = Beside()
+    monkeypatch.setattr(made, "_has", lambda *given: asked.append(given) or True)
+    monkeypatch.setattr(usable, "beside", made)
+    assert [doubled(kernel), doubled(kernel)] == [[2, 2], [2, 2]]
+    assert len(asked) == 1
 
 
 MEANWHILE = """

@@ -22,7 +22,7 @@ from tests.helpers.words import Words, completed
 HARMONY = Words(
     ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>", "assistant",
      "analysis", "final", "commentary", " to=functions.f", "json", "Hello!", " world", "Hm.", "{}", "user",
-     "<think>", "</think>", "(channel)"]
+     "<think>", "</think>", "(channel)", "<turn>"]
 )  # fmt: skip
 
 
@@ -68,6 +68,12 @@ ANSWERS = {
     "marks that say nothing by themselves": ("Hello!", f"{E}<|start|> world", " world", ""),
     "a pair": ("Hello!", "<think>Hm.</think>Hello!", "Hello!", "Hm."),
     "a pair begun in the prompt": ("Hello!<think>", "Hm.</think>Hello!", "Hello!", "Hm."),
+    "a pair that a user speaks of": ("user<think>Hello!<turn>assistant", " world", " world", ""),
+    "a channel that a user speaks of": (f"user{C}Hello!<turn>assistant", " world", " world", ""),
+    "a thought cut off in the turn before": (f"{S}{C}analysis{M}Hm.{TURN}", f"{C}final{M}Hello!", "Hello!", ""),
+    "a pair left open before a message": (f"<think>{TURN}", f"{M}Hello!", "Hello!", ""),
+    "a header that does not end": (TURN, f"{C}final{' world' * 4}", f"{C}final{' world' * 4}", ""),
+    "a header without an end": (TURN, f"{C}final{' world' * 60}{M}Hello!", f"{C}final{' world' * 60}Hello!", ""),
 }
 
 

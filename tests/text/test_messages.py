@@ -107,6 +107,19 @@ def test_what_is_no_message_is_refused(odd: Any) -> None:
         ChatTemplate("x", {}).render([{"role": "user", "content": "a"}, odd])
 
 
+def test_messages_that_hold_themselves_are_refused() -> None:
+    message: dict[str, Any] = {"role": "user"}
+    message["content"] = [message]
+    with pytest.raises(ValueError, match="nested too deeply, or hold themselves"):
+        ChatTemplate("{{ messages }}", {}).render([message])
+
+
+def test_null_does_not_reach_a_template_that_refuses_its_lack() -> None:
+    source = "{% for m in messages %}{% if m.content is not defined %}{{ raise_exception('no content') }}{% endif %}"
+    with pytest.raises(ValueError, match="no content"):
+        ChatTemplate(source + "{{ m.content }}{% endfor %}", {}).render([{"role": "assistant", "content": None}])
+
+
 def test_a_tool_that_is_no_schema_is_refused() -> None:
     with pytest.raises(ValueError, match=r"tools\[0\] is <function>, expected its JSON schema"):
         ChatTemplate("{{ tools }}", {}).render([{"role": "user", "content": "a"}], tools=[lambda x: x])

@@ -98,6 +98,14 @@ def test_a_link_to_nothing(name: str, folder: Path) -> None:
     refused(folder, f"{name} is a link to a file that is not there")
 
 
+def test_what_lies_beside_a_checkpoint_does_not_matter(folder: Path) -> None:
+    """As in a clone that fetched one kind of weights only."""
+    for name in ("consolidated.safetensors", "model-q4.gguf", "notes.json"):
+        (folder / name).write_bytes(POINTER)
+    os.symlink(folder / "none", folder / "pytorch_model.bin")
+    minillm.load(folder)
+
+
 def test_files_in_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     refused(tmp_path / "model.gguf", "GGUF", "give the folder")

@@ -28,6 +28,7 @@ class Beside:
 
     def __init__(self) -> None:
         self.asked: dict[Any, int] = {}
+        self.settled: set[Any] = set()  # loops that are there, by the types of the arrays they are called with
         self.ready, self.gone = 0, False
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -38,6 +39,15 @@ class Beside:
     def has(self, call: Any, given: tuple[Any, ...]) -> bool:
         """Whether a loop is compiled for arguments like these; asks for it the first time. True too where nobody can be
         asked: then it compiles here."""
+        arrays = call, *[each.dtype for each in given if type(each) is np.ndarray]
+        if arrays in self.settled:
+            return True
+        found = self._has(call, given)
+        if found:
+            self.settled.add(arrays)
+        return found
+
+    def _has(self, call: Any, given: tuple[Any, ...]) -> bool:
         compiled = call.compiled
         types = tuple(compiled.typeof_pyval(each) for each in given)
         if types in compiled.overloads or self.gone:
@@ -61,7 +71,9 @@ class Beside:
             self.gone = True
 
     def _start(self) -> None:
-        command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
+        # Where modules are looked for is as here: the current folder, which -c and -m would add, may hold anything.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__package__} import beside; beside.main()"
+        command, pipe = [sys.executable, "-c", code], subprocess.PIPE
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -114,7 +126,3 @@ def main() -> None:
         compiled.compile(tuple(compiled.typeof_pyval(each) for each in _alike(given)))
         with contextlib.suppress(OSError):  # nobody waits any more
             os.write(1, b"\n")
-
-
-if __name__ == "__main__":
-    main()

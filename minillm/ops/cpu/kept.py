@@ -16,8 +16,7 @@ def folder() -> Path | None:
     where none of them can be written."""
     sources = sorted((Path(__file__).parent / "loops").glob("*.py"))
     named = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    places = (root / "minillm" / "cpu" / named for root in _roots())
-    return next((place for place in places if _is_ours(place)), None)
+    return next((root / "minillm/cpu" / named for root in _roots() if _is_ours(root, "minillm", "cpu", named)), None)
 
 
 def _roots() -> Iterator[Path]:
@@ -37,12 +36,19 @@ def _roots() -> Iterator[Path]:
             yield own
 
 
-def _is_ours(place: Path) -> bool:
-    """Whether it can be written, and is not somebody else's: what lies in it is run."""
+def _is_ours(place: Path, *inner: str) -> bool:
+    """Whether folders can be made in a place, each in the one before, and none is somebody else's or open to all: what
+    lies in them is run."""
     try:
         place.mkdir(parents=True, exist_ok=True)
+        for name in inner:
+            place = place / name
+            place.mkdir(mode=0o700, exist_ok=True)
+            found = place.lstat()
+            if found.st_uid != _user() or (found.st_mode & 0o002 and os.name != "nt"):
+                return False
         with tempfile.TemporaryFile(dir=place):
-            return place.stat().st_uid == _user()
+            return True
     except OSError:
         return False
 

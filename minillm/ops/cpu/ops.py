@@ -6,10 +6,9 @@ many rows (whose products oneDNN does best), matrices that do not lie one row be
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -214,17 +213,21 @@ def keep_memory() -> None:
         mallopt(option, value)
 
 
-def _op(loop: Callable[..., Any], plainly: Callable[..., Any]) -> Callable[..., Any]:
-    """A loop's op; where loops cannot run now, what it is in plain PyTorch."""
+@dataclass(frozen=True)
+class Choice:
+    """An op: the loop, or what it is in plain PyTorch where loops cannot run now. An object and no function of its own,
+    so that a model which holds it can be pickled."""
 
-    @functools.wraps(loop)
-    def op(*given: Any, **named: Any) -> Any:
+    loop: Callable[..., Any]
+    plainly: Callable[..., Any]
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
         if usable.loops():
-            with contextlib.suppress(usable.NotYet):
-                return loop(*given, **named)
-        return plainly(*given, **named)
-
-    return op
+            try:
+                return self.loop(*given, **named)
+            except usable.NotYet:
+                pass
+        return self.plainly(*given, **named)
 
 
 PAIRS: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
@@ -242,4 +245,4 @@ PAIRS: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
     ("int4_linear", products.int4_linear, reference.int4_linear),
     ("sample", sample, draw.sample),
 ]
-OPS: dict[str, Callable[..., Any]] = {name: _op(loop, plainly) for name, loop, plainly in PAIRS}
+OPS: dict[str, Callable[..., Any]] = {name: Choice(loop, plainly) for name, loop, plainly in PAIRS}

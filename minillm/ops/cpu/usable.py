@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import torch
+from torch._C._functorch import peek_interpreter_stack  # of torch.func: vmap, grad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 ran = False  # loops have run in this process, on threads that a fork leaves behind
@@ -22,7 +23,7 @@ def loops() -> bool:
     """False while PyTorch traces what it is to compile or export, and while a mode looks at all ops, counts or replaces
     them: it would not see a loop. And in a process that was forked after loops had run: their threads are the parent's,
     and to start others there ends the process."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or peek_interpreter_stack() is not None:
         return False
     mode = _get_current_dispatch_mode()
     if mode is not None and not getattr(mode, "sees_loops", False):

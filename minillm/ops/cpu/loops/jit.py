@@ -7,6 +7,7 @@ a decode step has hundreds of calls.
 from __future__ import annotations
 
 import functools
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -70,12 +71,18 @@ def kernel(function: Callable[..., Any]) -> Any:
                 _say(f"compiled loops are not kept: {reason}; {HINT}")
                 compiled._cache.disable()
                 compiled(*given)
+            except (EOFError, pickle.UnpicklingError):  # what was kept is cut off
+                compiled._cache.flush()
+                compiled(*given)
 
     def is_kept(types: tuple[Any, ...]) -> bool:
         """Whether it was compiled for arguments of these types before, by this process or another."""
         try:
             index = compiled._cache._cache_file._load_index() if COMPILED else {}
         except (OSError, AttributeError):  # not to be read, or another numba
+            return False
+        except (EOFError, pickle.UnpicklingError):  # cut off
+            compiled._cache.flush()
             return False
         return compiled._cache._index_key(types, compiled.targetctx.codegen()) in index if index else False
 
