@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ def test_many_tokens_through_quantised_experts(
     data: st.DataObject, dtype: torch.dtype, tokens: int, form: Int8 | Int4
 ) -> None:
     """The matrices are written out by loops, as `dequantise` rounds them. Weights of experts, what is between, each
-    expert's result and the sum are rounded, half a unit each. Largest seen of 360: 4.4 in fp32, 1.4."""
+    expert's result and the sum are rounded, half a unit each. Largest seen of 400: 0.49."""
     case = Case(Drawn(data), dtype, CPU_DEVICE)
     count, hidden, inner, top_k = case.size(5), case.size(70), case.size(40), 1
     x, chosen = case.values(tokens, hidden), case.integers(count, tokens, top_k)
@@ -51,10 +52,15 @@ def test_many_tokens_through_quantised_experts(
         patch.setattr(Int4Matrices, "__getitem__", None)
         patch.setattr(Int8Matrices, "__getitem__", None)
         found = LOOPS.experts(x, chosen, weights, *held, "silu")
-    between = reference.gated_act(torch.einsum("noh,nh->no", plain[0][chosen[:, 0]], x.double()), "silu")
-    y = torch.einsum("nhf,nf->nh", plain[1][chosen[:, 0]], between)
-    terms = torch.einsum("nhf,nf->nh", plain[1][chosen[:, 0]].abs(), between.abs())
-    assert ulps(found, y * weights, terms * weights) <= (10 if dtype == torch.float32 else 2)
+    gate_up, down = (each[chosen[:, 0]] for each in plain)
+    gate, up = torch.einsum("noh,nh->no", gate_up, x.double()).chunk(2, dim=-1)
+    gate_terms, up_terms = torch.einsum("noh,nh->no", gate_up.abs(), x.double().abs()).chunk(2, dim=-1)
+    y = torch.einsum("nhf,nf->nh", down, F.silu(gate) * up)
+    # Where a gate's or up's terms cancel, what is left of them has the rounding of the terms; silu is steeper than 1
+    # nowhere but for a tenth.
+    between = 1.1 * gate_terms * up.abs() + F.silu(gate).abs() * up_terms
+    terms = torch.einsum("nhf,nf->nh", down.abs(), between)
+    assert ulps(found, y * weights, terms * weights) <= 1.2
 
 
 @pytest.mark.skipif(not NATIVE_BF16, reason="for processors that multiply bf16")
