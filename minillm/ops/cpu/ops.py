@@ -6,7 +6,6 @@ many rows (whose products oneDNN does best), matrices that do not lie one row be
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 from collections.abc import Callable
@@ -219,10 +218,12 @@ def _op(loop: Callable[..., Any], plainly: Callable[..., Any]) -> Callable[..., 
 
     @functools.wraps(loop)
     def op(*given: Any, **named: Any) -> Any:
-        if usable.loops():
-            with contextlib.suppress(usable.NotYet):
-                return loop(*given, **named)
-        return plainly(*given, **named)
+        if not usable.loops():
+            return plainly(*given, **named)
+        try:
+            return loop(*given, **named)
+        except usable.NotYet:
+            return plainly(*given, **named)
 
     return op
 
