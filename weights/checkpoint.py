@@ -74,13 +74,20 @@ def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
 
     Returns None when the folder has no weights at all. Raises ValueError for an index that cannot be trusted.
     """
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / stem).is_file():
-            return [stem], None
-        if (folder / f"{stem}.index.json").is_file():
-            located = read_index(folder / f"{stem}.index.json")
-            return sorted(set(located.values())), located
-    return None
+    path = entry(folder)
+    if path is None:
+        return None
+    if path.suffix != ".json":
+        return [path.name], None
+    located = read_index(path)
+    return sorted(set(located.values())), located
+
+
+def entry(folder: Path) -> Path | None:
+    """What a folder's weights begin with: their only file, or the index of their shards. None without any."""
+    stems = ("model.safetensors", "pytorch_model.bin")
+    places = (folder / f"{stem}{ending}" for stem in stems for ending in ("", ".index.json"))
+    return next((path for path in places if path.is_file()), None)
 
 
 def read_index(path: Path) -> dict[str, str]:

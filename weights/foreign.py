@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from minillm.weights.checkpoint import brief, find
+from minillm.weights.checkpoint import brief, entry, find
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_POINTER_BYTES = 1024
@@ -65,7 +65,7 @@ def instead_of_config(folder: Path) -> str | None:
 
 def instead_of_weights(folder: Path) -> str | None:
     """What a folder without weights that can be read is."""
-    if find(folder) is not None:
+    if entry(folder) is not None:
         return None
     names = _names(folder)
     if "adapter_config.json" in names:

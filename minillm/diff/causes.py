@@ -20,10 +20,10 @@ from minillm.diff.alternatives import alternatives, differences, possible
 from minillm.diff.compare import agreement, error, precision, run
 from minillm.diff.names import Site
 from minillm.diff.trace import Trace
-from minillm.model import held as quantised
 from minillm.model.attention import GroupedQueryAttention, Step
 from minillm.model.decoder import Block, Decoder, build
 from minillm.model.ffn import GatedMLP
+from minillm.model.held import held_in
 from minillm.model.linear import Linear
 from minillm.model.moe import Experts, MoE, Router
 from minillm.model.norm import LayerNorm, Norm, norm
@@ -45,7 +45,7 @@ def causes(
     anew, or with the plain ops, the way it was built or runs is at fault."""
     if other is not None and (known := _differences(model, other, site)):
         return known
-    if any(quantised.held_in(each) for each in model.modules()):
+    if any(held_in(each) for each in model.modules()):
         return []  # integers are a cause of their own
 
     def far(y: Any) -> float:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm import spec
-from minillm.model import held as quantised
 from minillm.model.attention import GroupedQueryAttention, Step
 from minillm.model.cache import Cache, LatentCache, LayerCache
 from minillm.model.ffn import MLP, GatedMLP
+from minillm.model.held import held_in, lookup, product
 from minillm.model.linear import Linear
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, MoE, Router
@@ -84,14 +84,14 @@ class Embedding(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        if quantised.held_in(self):
-            return quantised.lookup(self, "weight", tokens_BT)
+        if held_in(self):
+            return lookup(self, "weight", tokens_BT)
         return F.embedding(tokens_BT, self.weight)
 
     @property
     def dtype(self) -> torch.dtype:
         """That of the rows."""
-        held = quantised.held_in(self).get("weight")
+        held = held_in(self).get("weight")
         return self.weight.dtype if held is None else held.dtype
 
 
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
         head = self.embedding if self.head is None else self.head
-        if quantised.held_in(head):
+        if held_in(head):
             raise ValueError("a loss needs a head of plain weights; load the checkpoint without quantising it")
         x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
         cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
@@ -183,7 +183,7 @@ class Decoder(nn.Module):
 
     def project(self, x_BTE: Tensor) -> Tensor:
         """The head alone: normed hidden states `[B, T, E]` -> logits `[B, T, V]`."""
-        head = self.head or functools.partial(quantised.product, self.embedding, "weight", self.ops)
+        head = self.head or functools.partial(product, self.embedding, "weight", self.ops)
         logits = head(x_BTE)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -230,19 +230,18 @@ class Choice:
         return self.plainly(*given, **named)
 
 
-PAIRS: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
-    ("linear", products.linear, reference.linear),
-    ("rms_norm", rms_norm, reference.rms_norm),
-    ("add_rms_norm", add_rms_norm, reference.add_rms_norm),
-    ("add", add, reference.add),
-    ("cos_sin", cos_sin, reference.cos_sin),
-    ("qk_norm_rope_cache", qk_norm_rope_cache, reference.qk_norm_rope_cache),
-    ("gated_act", gated_act, reference.gated_act),
-    ("attention", attention, reference.attention),
-    ("latent_attention", latent_attention, reference.latent_attention),
-    ("experts", products.experts, grouped.experts),
-    ("int8_linear", products.int8_linear, reference.int8_linear),
-    ("int4_linear", products.int4_linear, reference.int4_linear),
-    ("sample", sample, draw.sample),
-]
-OPS: dict[str, Callable[..., Any]] = {name: Choice(loop, plainly) for name, loop, plainly in PAIRS}
+OPS: dict[str, Callable[..., Any]] = {
+    "linear": Choice(products.linear, reference.linear),
+    "rms_norm": Choice(rms_norm, reference.rms_norm),
+    "add_rms_norm": Choice(add_rms_norm, reference.add_rms_norm),
+    "add": Choice(add, reference.add),
+    "cos_sin": Choice(cos_sin, reference.cos_sin),
+    "qk_norm_rope_cache": Choice(qk_norm_rope_cache, reference.qk_norm_rope_cache),
+    "gated_act": Choice(gated_act, reference.gated_act),
+    "attention": Choice(attention, reference.attention),
+    "latent_attention": Choice(latent_attention, reference.latent_attention),
+    "experts": Choice(products.experts, grouped.experts),
+    "int8_linear": Choice(products.int8_linear, reference.int8_linear),
+    "int4_linear": Choice(products.int4_linear, reference.int4_linear),
+    "sample": Choice(sample, draw.sample),
+}
