@@ -103,17 +103,7 @@ class Added:
 
     def __init__(self, how: str, layer: torch.nn.Module):
         self.calls, own = 0, layer.forward
-        if how == "a module around it":
-            ffn, counted = layer.ffn, self
-
-            class Around(torch.nn.Module):
-                def forward(self, *given: torch.Tensor) -> torch.Tensor:
-                    counted.count()
-                    return ffn(*given)
-
-            layer.ffn = Around()
-            self.remove = lambda: setattr(layer, "ffn", ffn)
-        elif how == "forward":
+        if how == "forward":
             layer.forward = lambda *given: self.count() or own(*given)
             self.remove = lambda: delattr(layer, "forward")
         else:
@@ -155,6 +145,24 @@ def test_a_users_python_runs_in_every_step(how: str) -> None:
     steps(3)
     assert added.calls == 2 * 5
     assert cache.graph.recording is before
+
+
+@torch.inference_mode()
+def test_a_users_module_runs_in_every_step() -> None:
+    """One that stands in a layer when the text begins."""
+    model, calls = with_ops(build(SPEC), LOOPS), []
+    ffn = model.layers[0].ffn
+
+    class Around(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return ffn(x)
+
+    model.layers[0].ffn = Around()
+    cache = Cache(SPEC, 1, 20, torch.float32)
+    for token in range(6):
+        inference.decode(model, [token], cache)
+    assert len(calls) == 6
 
 
 @torch.inference_mode()
