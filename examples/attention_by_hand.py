@@ -16,7 +16,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 import minillm
-from minillm.config import printable
+from minillm.guard.screen import printable
 from minillm.model.rope import frequencies
 from minillm.report import observe, picture
 from minillm.spec import GQA

@@ -1,23 +1,25 @@
 """What the command lines share: one line for an error, exit codes, a progress bar, and the `minillm` entry point.
 
-Exit codes: 0 done, 2 bad input (one line on stderr says what and what to do), 130 interrupted, 141 reader gone.
+Exit codes: 0 done, 1 a fault of this program, 2 bad input (one line on stderr says what and what to do), 130
+interrupted, 141 reader gone.
 """
 
 from __future__ import annotations
 
 import argparse
-import codecs
 import functools
 import importlib
-import io
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from minillm import __version__
-from minillm.config import printable
+from minillm.guard import screen
 
 COMMANDS = {
     "generate": "run a checkpoint: text in, text out; --chat for a conversation",
@@ -32,7 +34,10 @@ COMMANDS = {
     "bench": "measure speed against the machine's limits and other engines",
 }
 WEIGHTS = "checkpoint folder, org/name or org/name@revision (default: the built-in demo)"
-EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+EXIT_FAULT, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
+# What PyTorch, C++ and OpenMP say in a RuntimeError where the system gives no more memory or threads.
+LACKS = ("DefaultCPUAllocator", "not enough memory", "bad_alloc", "enforce fail at alloc")
+NO_THREADS = ("can't start new thread", "Thread creation failed", "Resource temporarily unavailable")
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -40,7 +45,7 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=f"minillm.{program}", description=description, allow_abbrev=False)
 
     def error(message: str) -> NoReturn:
-        print(f"minillm: error: {message}; see --help", file=sys.stderr)
+        screen.error(f"{message}; see --help")
         sys.exit(EXIT_BAD_INPUT)
 
     made.error = error  # type: ignore[method-assign]
@@ -112,55 +117,60 @@ def colourful() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
+class Main(Protocol):
+    """A command: its arguments, by default those of the process, in; its exit code out."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def command_line(main: Main) -> Main:
+    """A command's `main(argv)`, arguments and all, with what `run` promises."""
+
+    @functools.wraps(main)
+    def called(argv: Sequence[str] | None = None) -> int:
+        return run(lambda: main(argv))
+
+    return called
+
+
 def run(main: Callable[[], int]) -> int:
     """Call a command's body and turn what users can cause into one line and an exit code."""
-    if sys.stdout is None or sys.stderr is None:  # closed by the shell: what goes there goes nowhere
-        nowhere = open(os.devnull, "w")  # noqa: SIM115  (it lives as long as the process)
-        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
-    _lose_nothing()
-    try:
-        code = main()
-        sys.stdout.flush()  # here, where a reader that has gone is no surprise, and not on the way out
-        return code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone. Python flushes stdout once more on its way out: let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        # PyTorch reports a lack of memory as a RuntimeError; any other of its kind is a fault of ours to be seen.
-        lack = "OutOfMemoryError" in type(error).__name__ or "DefaultCPUAllocator" in str(error)
-        if isinstance(error, RuntimeError) and not lack:
-            raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"minillm: error: {printable(message)}", file=sys.stderr)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with screen.guarded():
+        try:
+            code = main()
+            sys.stdout.flush()  # here, where a reader that has gone is no surprise, and not on the way out
+            return code
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read our output has gone. Python flushes stdout once more on its way out: let that go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_BROKEN_PIPE
+        except (ValueError, OSError) as error:
+            screen.error(str(error) or type(error).__name__)
+            return EXIT_BAD_INPUT
+        except Exception as error:
+            return _said(error)
+
+
+def _said(error: Exception) -> int:
+    """One line for a lack of memory or threads, which PyTorch reports as a RuntimeError; and for a fault of ours."""
+    said = str(error)
+    if isinstance(error, RuntimeError) and any(each in said for each in NO_THREADS):
+        screen.error(f"the system starts no more threads ({said}); allow more (ulimit -u, pids of a container)")
         return EXIT_BAD_INPUT
-
-
-def _lose_nothing() -> None:
-    """Let stdout take any text. A pipe or file gets UTF-8, whatever a locale or Windows' code page has; a terminal, and
-    who has set PYTHONIOENCODING, keeps the encoding, with escapes for what it lacks."""
-    if not isinstance(sys.stdout, io.TextIOWrapper) or sys.stdout.errors not in ("strict", "surrogateescape"):
-        return  # a notebook's, say, which takes all, or told what to do
-    chosen = sys.stdout.isatty() or os.environ.get("PYTHONIOENCODING")
-    sys.stdout.reconfigure(encoding=None if chosen else "utf-8", errors="minillm.escaped")
-
-
-def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """As JSON has it, \\u1f3d, so that what is JSON stays so. Said once."""
-    assert isinstance(error, UnicodeEncodeError)
-    _say_escaped(error.encoding)
-    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)), error.end
-
-
-codecs.register_error("minillm.escaped", _escaped)
-
-
-@functools.cache
-def _say_escaped(encoding: str) -> None:
-    print(f"minillm: {encoding} lacks characters of this text: set PYTHONIOENCODING=utf-8 to see them", file=sys.stderr)
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or any(x in said for x in LACKS):
+        screen.error(f"not enough memory ({said or 'nothing is left'}); take a smaller model, context or batch")
+        return EXIT_BAD_INPUT
+    if os.environ.get("MINILLM_TRACEBACK"):
+        traceback.print_exc()
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(at.filename).name}:{at.lineno}"
+    advice = "please report it; MINILLM_TRACEBACK=1 shows where it comes from"
+    screen.error(f"a fault of minillm itself: {type(error).__name__} {said} ({place}); {advice}")
+    return EXIT_FAULT
 
 
 def progress_bar(label: str, unit: str = "B") -> Callable[[int, int], None]:
@@ -181,7 +191,8 @@ def progress_bar(label: str, unit: str = "B") -> Callable[[int, int], None]:
     return update
 
 
-def main(argv: list[str] | None = None) -> int:
+@command_line
+def main(argv: Sequence[str] | None = None) -> int:
     """The console script: `minillm generate …` is `python -m minillm.generate …`."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -193,12 +204,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"minillm {__version__}")
         return 0
     if arguments[0] not in COMMANDS:
-        print(f"minillm: error: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        screen.error(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
         return EXIT_BAD_INPUT
     return command(arguments[0])(arguments[1:])
 
 
-def command(name: str) -> Callable[[list[str]], int]:
+def command(name: str) -> Main:
     """The function behind `python -m minillm.NAME`."""
     module = importlib.import_module(f"minillm.{name}")
     if hasattr(module, "__path__"):  # a command of several files

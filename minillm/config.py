@@ -7,12 +7,12 @@ family's own defaults and remembers what was asked for: `unread` is what nobody 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-MAX_TEXT_BYTES = 100_000_000
+from minillm.guard.jsonfile import read_json
+
 MAX_SIZE = 2**20  # of any one dimension: the product of three, in bytes, still fits a tensor
 MAX_POSITIONS = 2**31 - 1
 
@@ -73,48 +73,6 @@ HARMLESS = frozenset(
         "unk_token_id",
     }
 )
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte order mark. Raises ValueError when it is too large or is anything else."""
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_TEXT_BYTES} such a file may have")
-    return utf8(path.read_bytes(), str(path)).removeprefix("\ufeff")
-
-
-def text_file(flag: str, path: str) -> Path:
-    """The file that a flag names. Raises ValueError where there is none."""
-    if not Path(path).is_file():
-        raise ValueError(f"{flag} {path}: no such file; give a text file")
-    return Path(path)
-
-
-def utf8(data: bytes, source: str) -> str:
-    """Bytes as text. Raises ValueError that names the first byte which is not UTF-8."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = data[error.start]
-        raise ValueError(
-            f"{source}: byte 0x{byte:02x} at offset {error.start} is not UTF-8; convert the text first"
-        ) from None
-
-
-def printable(text: str) -> str:
-    """Text with its control characters spelled out: names in a file must not steer a terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ValueError when it is too large or is anything else."""
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); download it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm import cli, config
+from minillm import cli
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling
-from minillm.llm import LLM, note
+from minillm.guard import files, jsonfile, screen
+from minillm.guard.screen import note
+from minillm.llm import LLM
 from minillm.loading import load
 from minillm.ops.cpu import beside
 from minillm.report import cost as report
@@ -26,11 +28,12 @@ DEMO_PROMPT = "Once upon a time"
 ENDS = ("max_new_tokens", "ignore_eos", "stop", "stop_token_ids")  # what of `LLM.generate` says where a text ends
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     if argv is None or sys.argv[1:2] == ["generate"]:  # the process is for this text
         beside.start()
-    return cli.run(lambda: _chat(arguments) if arguments.chat else _complete(arguments))
+    return _chat(arguments) if arguments.chat else _complete(arguments)
 
 
 def _complete(arguments: argparse.Namespace) -> int:
@@ -56,11 +59,11 @@ def _write(llm: LLM, row: Completion, timings: Timings, ways: dict[str, Any], qu
     try:
         for _, piece in llm.run([row], timings, **ways):
             if not quiet:
-                print(piece, end="", flush=True)
+                screen.text(piece)
     except KeyboardInterrupt:
         rest = row.flush()
         if not quiet:
-            print(rest, end="", flush=True)
+            screen.text(rest)
         row.finish_reason = row.finish_reason or "interrupted"
         return True
     return False
@@ -73,7 +76,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     """
     llm, ways = _load(arguments)
     if arguments.chat_template is not None:
-        llm.use_chat_template(config.read_text(config.text_file("--chat-template", arguments.chat_template)))
+        llm.use_chat_template(files.read_text(files.text_file("--chat-template", arguments.chat_template)))
     llm.chat_template()  # without one there is nothing to wait for
     messages = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
     prefill = arguments.prefill or ""
@@ -95,7 +98,7 @@ def _chat(arguments: argparse.Namespace) -> int:
             note(str(error))
             messages.pop()
             continue
-        print(prefill, end="", flush=True)
+        screen.text(prefill)
         interrupted = _write(llm, row, timings, ways)
         print(flush=True)
         print(report.line(report.measured(llm, timings, ways["draft"], quick=True)), file=sys.stderr)
@@ -122,7 +125,7 @@ def _read_turn(terminal: bool) -> str | None:
             data = sys.stdin.buffer.readline() if sys.stdin else b""
             if not data:
                 return None
-            line = config.utf8(data, "stdin")
+            line = files.utf8(data, "stdin")
         if line.strip():
             return line.rstrip("\r\n")
 
@@ -149,9 +152,13 @@ def _prompt(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(
                 f"--prompt-file {path}: {'a folder' if path.is_dir() else 'no such file'}; give a text file"
             )
-        return {"prompt": config.read_text(path)}
+        return {"prompt": files.read_text(path, pipe=True)}
     terminal = sys.stdin is None or (sys.stdin.isatty() and arguments.prompt_file != "-")
-    text = "" if terminal else config.utf8(sys.stdin.buffer.read(), "stdin").removesuffix("\n").removesuffix("\r")
+    text = (
+        ""
+        if terminal
+        else files.utf8(files.read_stream(sys.stdin.buffer, "stdin"), "stdin").removesuffix("\n").removesuffix("\r")
+    )
     if arguments.weights is None and not text:
         text = DEMO_PROMPT
         note(f"no --weights and no --prompt: the built-in demo continues {text!r}")
@@ -167,11 +174,11 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = jsonfile.parsed(text, "the argument")
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a JSON object")
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -11,11 +10,11 @@ from typing import Any
 
 import torch
 
-from minillm import config
-from minillm.config import printable
 from minillm.engine import decoding, sampling
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.requests import ids_to_stop_at, one_or_many, stop_strings, token_ids
+from minillm.guard.jsonfile import read_json
+from minillm.guard.screen import note
 from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import Decoder
 from minillm.text import chat
@@ -58,7 +57,7 @@ class LLM:
             note(remark)
         self._templates: dict[bool, chat.ChatTemplate] = {}  # by whether there are tools
         path = folder / "generation_config.json"
-        self.generation_config = config.read_json(path) if path.is_file() else {}
+        self.generation_config = read_json(path) if path.is_file() else {}
         textless = ["stop_strings"] if self.generation_config.get("stop_strings") and not self.tokenizer else []
         if ignored := sampling.unsupported(self.generation_config) + textless:
             note(f"generation_config.json keys without effect here: {', '.join(ignored)}")
@@ -274,11 +273,6 @@ class LLM:
                 f"{self.folder}: no tokenizer.json or tokenizer.model; only prompt ids without stop strings work"
             )
         return self.tokenizer
-
-
-def note(message: str) -> None:
-    """Something done otherwise than asked, in one line on stderr."""
-    print(f"minillm: {printable(message)}", file=sys.stderr)
 
 
 def _with_a_word_about_reasoning(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from minillm import config, families, hub, ops
-from minillm.llm import LLM, note
+from minillm.guard.screen import note
+from minillm.llm import LLM
 from minillm.model import held
 from minillm.model.decoder import skeleton
 from minillm.model.held import Fp8, Scheme

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm import cli, config
+from minillm import cli
 from minillm.engine.scoring import LOGITS_AT_ONCE
 from minillm.engine.windows import MAX_CONTEXT, ROWS_AT_ONCE, sizes, windows
+from minillm.guard import files
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.text.tokenizer import Tokenizer
@@ -125,12 +126,13 @@ def _line(name: str, each: dict[str, Any]) -> str:
 
 def _text(path: str | None) -> str:
     if path is not None:
-        return config.read_text(config.text_file("--text", path))
+        return files.read_text(files.text_file("--text", path))
     if sys.stdin is None or sys.stdin.isatty():
         raise ValueError("no text; give --text FILE, or pipe one in")
-    return config.utf8(sys.stdin.buffer.read(), "stdin")
+    return files.read_stdin()
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("perplexity", "Say how well a checkpoint predicts a text, and with --quantize what that costs.")
     cli.add_model_arguments(parser)
@@ -139,19 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stride", metavar="N", type=int, help="from one window to the next (default: half of one)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        found = compare(arguments, _text(arguments.text))
-        if arguments.json:
-            print(json.dumps(found, ensure_ascii=False, allow_nan=False))
-            return 0
-        print(_line("plain" if arguments.quantize else "", found["before"]).strip())
-        if arguments.quantize:
-            print(_line(arguments.quantize, found["after"]))
-            print(f"{'change':10}{found['change_percent']:+.2f} %")
+    found = compare(arguments, _text(arguments.text))
+    if arguments.json:
+        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
         return 0
-
-    return cli.run(body)
+    print(_line("plain" if arguments.quantize else "", found["before"]).strip())
+    if arguments.quantize:
+        print(_line(arguments.quantize, found["after"]))
+        print(f"{'change':10}{found['change_percent']:+.2f} %")
+    return 0
 
 
 if __name__ == "__main__":

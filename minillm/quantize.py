@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from minillm import cli, config, families, hub
-from minillm.config import printable
+from minillm.guard.screen import printable
 from minillm.loading import asked_scheme, fits, integers, opened, stored_dtype
 from minillm.model.decoder import skeleton
 from minillm.model.held import Scheme
@@ -69,6 +69,7 @@ def quantize(
     return {"output": str(output), "bytes_before": checkpoint.nbytes, **written}
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("quantize", "Write a checkpoint with int8 or int4 matrices, which loads as it is.")
     parser.add_argument("--weights", metavar="PATH", help=cli.WEIGHTS)
@@ -77,21 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_quantize_arguments(parser, required=True)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        scheme = asked_scheme(arguments.quantize, arguments.group_size, not arguments.asymmetric)
-        assert scheme is not None
-        given, bar = (arguments.weights, arguments.output, scheme), cli.progress_bar("quantising")
-        report = quantize(*given, bar, cli.revision(arguments))
-        if arguments.json:
-            print(json.dumps(report, ensure_ascii=False))
-        else:
-            before, after = (report[key] / 1e6 for key in ("bytes_before", "bytes"))
-            each = f"{report['bits_per_value']:.2f} bits for each value of the matrices"
-            print(printable(f"{report['output']}: {after:,.1f} MB, before {before:,.1f} MB; {each}"))
-        return 0
-
-    return cli.run(body)
+    scheme = asked_scheme(arguments.quantize, arguments.group_size, not arguments.asymmetric)
+    assert scheme is not None
+    given, bar = (arguments.weights, arguments.output, scheme), cli.progress_bar("quantising")
+    report = quantize(*given, bar, cli.revision(arguments))
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        before, after = (report[key] / 1e6 for key in ("bytes_before", "bytes"))
+        each = f"{report['bits_per_value']:.2f} bits for each value of the matrices"
+        print(printable(f"{report['output']}: {after:,.1f} MB, before {before:,.1f} MB; {each}"))
+    return 0
 
 
 if __name__ == "__main__":

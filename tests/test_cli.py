@@ -263,9 +263,16 @@ def test_a_lack_of_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkey
     assert "memory" in err
 
 
-def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_said_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line too, with another exit code; and where it comes from for those who ask."""
+
     def fault() -> int:
         raise RuntimeError("shapes do not match")
 
-    with pytest.raises(RuntimeError, match="shapes"):
-        cli.run(fault)
+    assert cli.run(fault) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "fault of minillm itself: RuntimeError shapes do not match (test_cli.py:" in err
+    monkeypatch.setenv("MINILLM_TRACEBACK", "1")
+    assert cli.run(fault) == 1
+    assert "Traceback" in capsys.readouterr().err

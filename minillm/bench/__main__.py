@@ -181,6 +181,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     modes = {"kernels": kernels, "profile": profile, "throughput": throughput}
@@ -196,19 +197,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error("--llama-python means nothing without --against llama.cpp")
     if arguments.against == ["transformers"] and "none" not in arguments.quantize:
         made.error("--against transformers compares unquantised weights; add none to --quantize")
-
-    def body() -> int:
-        check(arguments.against, arguments.llama_python or sys.executable)
-        if arguments.plot:
-            picture.check(arguments.plot)
-        with scratch_folder() as scratch:
-            report = sweep(arguments, checkpoint(arguments.weights, arguments.random, scratch), scratch)
-        if arguments.plot:
-            plot.draw(arguments.plot, report)
-        print(f"{table(report)}\n\n{json.dumps(report)}")
-        return 0
-
-    return cli.run(body)
+    check(arguments.against, arguments.llama_python or sys.executable)
+    if arguments.plot:
+        picture.check(arguments.plot)
+    with scratch_folder() as scratch:
+        report = sweep(arguments, checkpoint(arguments.weights, arguments.random, scratch), scratch)
+    if arguments.plot:
+        plot.draw(arguments.plot, report)
+    print(f"{table(report)}\n\n{json.dumps(report)}")
+    return 0
 
 
 if __name__ == "__main__":

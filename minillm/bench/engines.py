@@ -210,14 +210,11 @@ def _into_page_cache(files: Sequence[Path]) -> None:
                 pass
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     name, settings = sys.argv[1:] if argv is None else argv
-
-    def body() -> int:
-        worker.serve(ENGINES[name], json.loads(settings))
-        return 0
-
-    return cli.run(body)
+    worker.serve(ENGINES[name], json.loads(settings))
+    return 0
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def run(only: list[str], plot: str | None, tune: bool) -> dict[str, Any]:
     return {"device": name, "copy_gb_per_second": copy / 1e9, "matrix_tflops": peak / 1e12, "rows": rows}
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("bench kernels", "Time each Triton kernel against the machine's limits and against PyTorch.")
     parser.add_argument("--list", action="store_true", help="every op and whether it has a Triton version")
@@ -140,21 +141,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.list and (arguments.only or arguments.plot or arguments.tune):
         parser.error("--list times nothing: --only, --plot and --tune mean nothing to it")
-
-    def body() -> int:
-        if arguments.list:
-            show_list(arguments.json)
-            return 0
-        if arguments.plot:
-            picture.check(Path(arguments.plot))
-        report = run(arguments.only, arguments.plot, arguments.tune)
-        if not arguments.json:
-            print(f"{report['device']}: copies {report['copy_gb_per_second']:.0f} GB/s, multiplies at "
-                  f"{report['matrix_tflops']:.0f} TFLOP/s\n\n{table(report['rows'])}\n")  # fmt: skip
-        print(json.dumps(report))
+    if arguments.list:
+        show_list(arguments.json)
         return 0
-
-    return cli.run(body)
+    if arguments.plot:
+        picture.check(Path(arguments.plot))
+    report = run(arguments.only, arguments.plot, arguments.tune)
+    if not arguments.json:
+        print(f"{report['device']}: copies {report['copy_gb_per_second']:.0f} GB/s, multiplies at "
+              f"{report['matrix_tflops']:.0f} TFLOP/s\n\n{table(report['rows'])}\n")  # fmt: skip
+    print(json.dumps(report))
+    return 0
 
 
 def show_list(as_json: bool) -> None:

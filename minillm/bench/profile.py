@@ -193,6 +193,7 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     roofline.draw(path, rows, report["copy_gb_s"] * 1e9, report["matrix_tflop_s"] * 1e12, title)
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("bench profile", "Where the time of a model goes, against the roofline.")
     cli.add_model_arguments(parser)
@@ -205,21 +206,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--weights and --random exclude each other")
     if arguments.prompt_tokens < 1:
         parser.error("--prompt-tokens must be at least 1")
-
-    def body() -> int:
-        if arguments.plot:
-            picture.check(arguments.plot)
-        with scratch_folder() as scratch:
-            arguments.weights = folder = checkpoint(arguments.weights, arguments.random, scratch)
-            llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
-        if arguments.prompt_tokens + STEPS > llm.spec.context:
-            raise ValueError(f"--prompt-tokens {arguments.prompt_tokens} and {STEPS} more exceed {llm.spec.context}")
-        report = {"shape": arguments.random or folder.name, **profile(llm, arguments.prompt_tokens)}
-        if arguments.plot:
-            draw(arguments.plot, report)
-        if not arguments.json:
-            print(f"{table(report)}\n")
-        print(json.dumps(report))
-        return 0
-
-    return cli.run(body)
+    if arguments.plot:
+        picture.check(arguments.plot)
+    with scratch_folder() as scratch:
+        arguments.weights = folder = checkpoint(arguments.weights, arguments.random, scratch)
+        llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
+    if arguments.prompt_tokens + STEPS > llm.spec.context:
+        raise ValueError(f"--prompt-tokens {arguments.prompt_tokens} and {STEPS} more exceed {llm.spec.context}")
+    report = {"shape": arguments.random or folder.name, **profile(llm, arguments.prompt_tokens)}
+    if arguments.plot:
+        draw(arguments.plot, report)
+    if not arguments.json:
+        print(f"{table(report)}\n")
+    print(json.dumps(report))
+    return 0

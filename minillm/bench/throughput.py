@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     arguments = made.parse_args(argv)
@@ -81,25 +82,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error("--weights and --random exclude each other")
     if min(arguments.sequences, arguments.max_batch or 1) < 1 or not 1 <= arguments.least <= arguments.most:
         made.error("--sequences and --max-batch must be at least 1, and 1 <= --least <= --most")
-
-    def body() -> int:
-        with scratch_folder() as scratch:
-            arguments.weights = checkpoint(arguments.weights, arguments.random, scratch)
-            name = arguments.random or arguments.weights.name
-            llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
-        if 2 * arguments.most > llm.spec.context:
-            raise ValueError(
-                f"--most {arguments.most} is as many new tokens again, but the model is meant for {llm.spec.context}"
-            )
-        size = arguments.max_batch or arguments.sequences
-        measure(llm, drawn(llm, min(size, 4), 8, 8, arguments.seed + 1), size)
-        rows = drawn(llm, arguments.sequences, arguments.least, arguments.most, arguments.seed)
-        report = {"shape": name, "device": str(llm.device), **measure(llm, rows, size)}
-        print(
-            f"{name} on {llm.device}: {report['sequences']} sequences, {report['prompt_tokens']} + "
-            f"{report['new_tokens']} tokens in {report['seconds']:.1f} s: {report['new_tok_s']:.0f} new tok/s, "
-            f"{report['rows_per_step']:.1f} sequences a step\n\n{json.dumps(report)}"
+    with scratch_folder() as scratch:
+        arguments.weights = checkpoint(arguments.weights, arguments.random, scratch)
+        name = arguments.random or arguments.weights.name
+        llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
+    if 2 * arguments.most > llm.spec.context:
+        raise ValueError(
+            f"--most {arguments.most} is as many new tokens again, but the model is meant for {llm.spec.context}"
         )
-        return 0
-
-    return cli.run(body)
+    size = arguments.max_batch or arguments.sequences
+    measure(llm, drawn(llm, min(size, 4), 8, 8, arguments.seed + 1), size)
+    rows = drawn(llm, arguments.sequences, arguments.least, arguments.most, arguments.seed)
+    report = {"shape": name, "device": str(llm.device), **measure(llm, rows, size)}
+    print(
+        f"{name} on {llm.device}: {report['sequences']} sequences, {report['prompt_tokens']} + "
+        f"{report['new_tokens']} tokens in {report['seconds']:.1f} s: {report['new_tok_s']:.0f} new tok/s, "
+        f"{report['rows_per_step']:.1f} sequences a step\n\n{json.dumps(report)}"
+    )
+    return 0

@@ -156,6 +156,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return diff_report.as_json(llm, arguments, tokens.shape[1], found, diff_names.same(llm.model))
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("diff", "Say where a model first differs from a reference, by how much, and why.")
     cli.add_model_arguments(parser)
@@ -171,19 +172,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="the error by depth; needs minillm[plot]")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        report = run(arguments)
-        if arguments.plot:
-            diff_report.draw(arguments.plot, report)
-        if arguments.json:
-            print(json.dumps(report, ensure_ascii=False, allow_nan=False))
-        else:
-            for line in diff_report.lines(report, arguments.all, cli.colourful()):
-                print(line)
-        return 0
-
-    return cli.run(body)
+    report = run(arguments)
+    if arguments.plot:
+        diff_report.draw(arguments.plot, report)
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False, allow_nan=False))
+    else:
+        for line in diff_report.lines(report, arguments.all, cli.colourful()):
+            print(line)
+    return 0
 
 
 if __name__ == "__main__":

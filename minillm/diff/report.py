@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.config import printable
 from minillm.diff.compare import Error, Row
 from minillm.diff.names import Site
 from minillm.diff.replay import Op
+from minillm.guard.screen import printable
 from minillm.llm import LLM
 from minillm.report.picture import COLOURS, MARKERS, plain, save
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from minillm import cli, hub
 from minillm import spec as vocabulary
-from minillm.config import printable
 from minillm.explain.equations import equations
+from minillm.guard.screen import printable
 from minillm.report.examine import examine, explain
 from minillm.weights.rules import Plan
 
@@ -146,6 +146,7 @@ def _print_table(reports: list[dict[str, Any]]) -> None:
         print(printable(f"| {' | '.join(cells)} |"))
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("explain", "Say what a checkpoint is, without reading its weights.")
     source = cli.add_source(parser)
@@ -154,32 +155,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tensors", action="store_true", help="which tensor fills which rows of which parameter")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; a list with --table")
     arguments = parser.parse_args(argv)
-
-    def body() -> int:
-        if (arguments.equations or arguments.tensors) and (arguments.json or arguments.table):
-            raise ValueError("--equations and --tensors go with neither --json nor --table")
-        revision = cli.revision(arguments)
-        if arguments.config:
-            places = [cli.config_file(arguments.config)]
-        else:
-            places = [hub.resolve(each, False, revision=revision) for each in arguments.table or [arguments.weights]]
-        if arguments.table:
-            reports = [explain(place) for place in places]
-            print(json.dumps(reports, ensure_ascii=False)) if arguments.json else _print_table(reports)
-            return 0
-        report, spec, planned, *_ = examine(places[0])
-        if arguments.tensors and planned is None:
-            raise ValueError(f"{places[0]}: --tensors needs the weights or their index, and there are none")
-        if arguments.json:
-            print(json.dumps(report, ensure_ascii=False))
-            return 0
-        layers = spec.layers if arguments.equations else ()
-        _print(report, [equations(layer, spec.hidden_size) for layer in layers])
-        for line in _fillings(planned) if arguments.tensors and planned else ():
-            print(printable(line))
+    if (arguments.equations or arguments.tensors) and (arguments.json or arguments.table):
+        raise ValueError("--equations and --tensors go with neither --json nor --table")
+    revision = cli.revision(arguments)
+    if arguments.config:
+        places = [cli.config_file(arguments.config)]
+    else:
+        places = [hub.resolve(each, False, revision=revision) for each in arguments.table or [arguments.weights]]
+    if arguments.table:
+        reports = [explain(place) for place in places]
+        print(json.dumps(reports, ensure_ascii=False)) if arguments.json else _print_table(reports)
         return 0
-
-    return cli.run(body)
+    report, spec, planned, *_ = examine(places[0])
+    if arguments.tensors and planned is None:
+        raise ValueError(f"{places[0]}: --tensors needs the weights or their index, and there are none")
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False))
+        return 0
+    layers = spec.layers if arguments.equations else ()
+    _print(report, [equations(layer, spec.hidden_size) for layer in layers])
+    for line in _fillings(planned) if arguments.tensors and planned else ():
+        print(printable(line))
+    return 0
 
 
 if __name__ == "__main__":

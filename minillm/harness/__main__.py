@@ -28,16 +28,14 @@ def register() -> None:
         model_registry.register(MODEL, target=TARGET)
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
-    def body() -> int:
-        register()
-        from lm_eval.__main__ import cli_evaluate
+    register()
+    from lm_eval.__main__ import cli_evaluate
 
-        sys.argv = ["lm_eval", *(sys.argv[1:] if argv is None else argv)]  # where it reads its arguments
-        cli_evaluate()
-        return 0
-
-    return cli.run(body)
+    sys.argv = ["lm_eval", *(sys.argv[1:] if argv is None else argv)]  # where it reads its arguments
+    cli_evaluate()
+    return 0
 
 
 if __name__ == "__main__":

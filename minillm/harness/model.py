@@ -22,7 +22,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from minillm import cli
 from minillm.engine import batch
 from minillm.engine.scoring import score
-from minillm.llm import LLM, note
+from minillm.guard.screen import note
+from minillm.llm import LLM
 from minillm.loading import load
 from minillm.text import chat
 

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm import cli, config, hub
+from minillm import cli, hub
 from minillm.engine.sampling import Sampling
+from minillm.guard import files
 from minillm.lens import forward, plot, sampling
 from minillm.lens import page as lens_page
 from minillm.lens import text as lens_text
@@ -94,7 +95,7 @@ def _ids(llm: LLM, arguments: argparse.Namespace) -> list[int]:
         return list(arguments.prompt_ids)
     if llm.tokenizer is None:
         raise ValueError(f"{llm.folder}: no tokenizer.json or tokenizer.model; give the prompt as --prompt-ids")
-    text = arguments.prompt if arguments.text is None else config.read_text(Path(arguments.text))
+    text = arguments.prompt if arguments.text is None else files.read_text(Path(arguments.text))
     return llm.tokenizer.encode(text)
 
 
@@ -135,7 +136,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.show == "sampling" and arguments.sampling is None:
         raise ValueError("--show sampling needs --sampling, such as --sampling temperature=0.8,top_p=0.9")
     if arguments.text is not None:
-        config.text_file("--text", arguments.text)
+        files.text_file("--text", arguments.text)
     if arguments.plot:
         picture.check(arguments.plot)
     if arguments.html:
@@ -153,32 +154,29 @@ def _check_head(llm: LLM, layer: int | None, head: int | None) -> None:
         raise ValueError(f"--head is {head}, there are {count}, counted from 0")
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-
-    def body() -> int:
-        _check(arguments)
-        chosen = None if arguments.sampling is None else sampling.settings(arguments.sampling)
-        llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
-        _check_head(llm, arguments.layer, arguments.head)
-        found, seen = report(llm, _ids(llm, arguments), arguments.top_k, chosen)
-        if arguments.attention or arguments.html:
-            check_maps(seen)
-        show = "attention" if arguments.layer is not None else arguments.show
-        if arguments.plot:
-            plot.draw(arguments.plot, found, show or "lens", seen.attention, arguments.layer, arguments.head)
-        if arguments.html:
-            lens_page.write(arguments.html, found, seen.attention)
-        if arguments.json:
-            maps = {"attention": as_lists(seen)} if arguments.attention else {}
-            print(json.dumps(found | maps, ensure_ascii=False, allow_nan=False))
-        elif not (arguments.plot or arguments.html):
-            one = None if arguments.head is None else seen.attention[arguments.layer][arguments.head].tolist()
-            for line in lens_text.lines(found, show, one, cli.colourful()):
-                print(line)
-        return 0
-
-    return cli.run(body)
+    _check(arguments)
+    chosen = None if arguments.sampling is None else sampling.settings(arguments.sampling)
+    llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
+    _check_head(llm, arguments.layer, arguments.head)
+    found, seen = report(llm, _ids(llm, arguments), arguments.top_k, chosen)
+    if arguments.attention or arguments.html:
+        check_maps(seen)
+    show = "attention" if arguments.layer is not None else arguments.show
+    if arguments.plot:
+        plot.draw(arguments.plot, found, show or "lens", seen.attention, arguments.layer, arguments.head)
+    if arguments.html:
+        lens_page.write(arguments.html, found, seen.attention)
+    if arguments.json:
+        maps = {"attention": as_lists(seen)} if arguments.attention else {}
+        print(json.dumps(found | maps, ensure_ascii=False, allow_nan=False))
+    elif not (arguments.plot or arguments.html):
+        one = None if arguments.head is None else seen.attention[arguments.layer][arguments.head].tolist()
+        for line in lens_text.lines(found, show, one, cli.colourful()):
+            print(line)
+    return 0
 
 
 if __name__ == "__main__":

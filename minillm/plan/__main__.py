@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm import cli, hub
-from minillm.config import printable
+from minillm.guard.screen import printable
 from minillm.model.held import Scheme
 from minillm.plan import plot
 from minillm.plan.budget import Question, budget
@@ -107,16 +107,13 @@ def _one(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     return report, lines(report)
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-
-    def body() -> int:
-        several = arguments.devices or arguments.table is not None
-        found, text = _several(arguments) if several else _one(arguments)
-        print(json.dumps(found, ensure_ascii=False) if arguments.json else "\n".join(map(printable, text)))
-        return 0
-
-    return cli.run(body)
+    several = arguments.devices or arguments.table is not None
+    found, text = _several(arguments) if several else _one(arguments)
+    print(json.dumps(found, ensure_ascii=False) if arguments.json else "\n".join(map(printable, text)))
+    return 0
 
 
 if __name__ == "__main__":

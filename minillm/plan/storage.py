@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm import config, families
+from minillm.guard.jsonfile import read_json
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.held import METHOD, Scheme
@@ -65,7 +66,7 @@ def nbytes(entries: Entries) -> int:
 def stated_bytes(folder: Path) -> int | None:
     """What the index of a folder says all of its tensors take; None where it does not say."""
     found = next((folder / f"{stem}.index.json" for stem in STEMS if (folder / f"{stem}.index.json").is_file()), None)
-    metadata = config.read_json(found).get("metadata") if found else None
+    metadata = read_json(found).get("metadata") if found else None
     size = metadata.get("total_size") if isinstance(metadata, dict) else None
     return int(size) if isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < 2**63 else None
 

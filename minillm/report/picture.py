@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minillm.config import printable
+from minillm.guard.screen import printable
 from minillm.report import output
 
 # Tell apart without colours too (Okabe and Ito's palette, 2008).

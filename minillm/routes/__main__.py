@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from minillm import cli, config, hub
+from minillm import cli, hub
 from minillm.engine.windows import sizes
+from minillm.guard import files
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.report import page, picture
@@ -36,9 +37,10 @@ from minillm.text import pieces
 TIE = 0.01
 
 
+@cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    return cli.run(lambda: _run(arguments))
+    return _run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,8 +71,8 @@ def _run(arguments: argparse.Namespace) -> int:
         page.check(arguments.html)
     if not 0 <= arguments.tie < float("inf"):
         raise ValueError(f"--tie is {arguments.tie}, it must be a number from 0 on")
-    texts = [config.read_text(config.text_file("--text", each)) for each in arguments.text]
-    others = [config.read_text(config.text_file("--against-text", each)) for each in arguments.against_text or ()]
+    texts = [files.read_text(files.text_file("--text", each)) for each in arguments.text]
+    others = [files.read_text(files.text_file("--against-text", each)) for each in arguments.against_text or ()]
     base = cli.model_options(arguments)
     # The other run goes first, so that what is wrong with it is said at once, and leaves before the second is loaded.
     after = _recorded(load(**other_run, progress=cli.progress_bar("loading")), texts, arguments) if other_run else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minillm.config import printable
+from minillm.guard.screen import printable
 from minillm.report import page
 from minillm.routes.script import SCRIPT
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm import cli
-from minillm.config import printable
+from minillm.guard.screen import printable
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH = 64  # of a bar; neighbours share a block where there are more experts

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minillm.config import read_json
+from minillm.guard.jsonfile import read_json
 
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 

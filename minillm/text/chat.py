@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.config import read_json, read_text
+from minillm.guard.files import read_text
+from minillm.guard.jsonfile import read_json
 from minillm.text import messages as forms
 from minillm.text.messages import Message as Message
 

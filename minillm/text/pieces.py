@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from minillm.config import printable
+from minillm.guard.screen import printable
 from minillm.text.tokenizer import Tokenizer
 
 SIGNS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}

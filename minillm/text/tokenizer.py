@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from minillm.config import read_json
+from minillm.guard.jsonfile import read_json
 from minillm.text.added import listed, text_of
 
 

@@ -10,7 +10,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import minillm
-from minillm.config import read_json
+from minillm.guard.jsonfile import read_json
 from minillm.text.chat import ChatTemplate, find
 from minillm.text.tokenizer import Tokenizer
 from tests.conftest import SHARED, shared

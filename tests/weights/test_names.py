@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minillm
-from minillm.config import read_json
+from minillm.guard.jsonfile import read_json
 from minillm.model.held import Scheme
 from minillm.quantize import quantize
 from minillm.report.examine import explain

@@ -1,0 +1,5 @@
+"""What stands between this program and files or texts by strangers.
+
+`files.py` and `jsonfile.py` read with limits, `parsing.py` is the guard around parsers of others, and `screen.py` keeps
+what files say from steering a terminal.
+"""
