@@ -166,9 +166,7 @@ def test_a_disk_that_is_full(
     kernels = jit.kernel(double), jit.kernel(double)
     assert [doubled(each) for each in kernels] == [[2, 2], [2, 2]]
     assert list(tmp_path.iterdir()) == []
-    line = (
-        f"minillm: compiled loops are not kept in {tmp_path}: No space left on device; set XDG_CACHE_HOME"
-    )
+    line = f"minillm: compiled loops are not kept in {tmp_path}: No space left on device; set XDG_CACHE_HOME"
     err = capsys.readouterr().err
     assert err.startswith(line)
     assert err.count("\n") == 1
