@@ -67,7 +67,8 @@ def test_a_value_that_a_smaller_type_does_not_hold(folder: Path) -> None:
 def test_large_sums_and_many_values(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum beyond the type is none of the values; of many values some stretches are looked at."""
     load.check_finite("x", torch.full((100,), 3e38))
-    monkeypatch.setattr(load, "LOOKED_AT", 64)
+    for name, value in {"SMALL": 100, "STRETCH": 64, "LOOKED_AT": 8}.items():
+        monkeypatch.setattr(load, name, value)
     change(folder, put(DOWN, float("nan"), at=64 + 3))
     refused(folder, "layers.0.ffn.down.weight: values that are not finite")
 
