@@ -45,6 +45,8 @@ class Child:
             self._forget()
         with self._lock:
             try:
+                if self._process is not None and self._process.poll() is not None:  # ended while nobody asked
+                    self._end()
                 if self._process is None:
                     self._start()
                 return self._exchange(request, seconds, self.memory + more)
