@@ -42,18 +42,29 @@ LACKS = ("DefaultCPUAllocator", "not enough memory", "bad_alloc", "enforce fail 
 NO_THREADS = ("can't start new thread", "Thread creation failed", "Resource temporarily unavailable")
 
 
-def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """An argument parser that reports a mistake in one line; abbreviations and digits of other scripts are."""
-    made = argparse.ArgumentParser(prog=f"minillm.{program}", description=description, allow_abbrev=False)
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line; abbreviations and digits of other scripts are."""
 
-    def error(message: str) -> NoReturn:
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+        self.register("type", int, whole)
+        self.register("type", float, number)
+
+    def error(self, message: str) -> NoReturn:
         screen.error(f"{message}; see --help")
         sys.exit(EXIT_BAD_INPUT)
 
-    made.error = error  # type: ignore[method-assign]
-    made.register("type", int, whole)
-    made.register("type", float, number)
-    return made
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if arg_strings == ["--"] and action.option_strings and action.nargs is None:
+            value = self._get_value(action, "--")  # of --prompt=--, which older Pythons take for no value
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """The arguments of a command."""
+    return _Parser(prog=f"minillm.{program}", description=description)
 
 
 def add_model_arguments(made: argparse.ArgumentParser) -> None:

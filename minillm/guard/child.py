@@ -22,7 +22,7 @@ import minillm
 
 MEMORY = 512_000_000  # bytes more than the process has at its start, where nobody says otherwise
 MAX_ANSWER = 128_000_000  # bytes
-START_SECONDS = 30.0
+START_SECONDS = 15.0
 START = "import sys; sys.path[:] = sys.argv[2:]; from minillm.guard import worker; worker.serve(sys.argv[1])"
 
 
@@ -45,6 +45,8 @@ class Child:
             self._forget()
         with self._lock:
             try:
+                if self._process is not None and self._process.poll() is not None:  # ended while nobody asked
+                    self._end()
                 if self._process is None:
                     self._start()
                 return self._exchange(request, seconds, self.memory + more)

@@ -97,7 +97,7 @@ def prepare(given: tuple[bytes, Added]) -> None:
 
 
 def answer(name: str, *arguments: Any) -> Any:
-    return getattr(_encoding, name)(*arguments) if name != "about" else (_encoding.size, _encoding.remarks)
+    return (_encoding.size, _encoding.remarks) if name == "about" else getattr(_encoding, name)(*arguments)
 
 
 _encoding: Encoding

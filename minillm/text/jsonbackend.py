@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from minillm.text import program
 from minillm.text.encoding import Added, Encoding
 
 MAX_BYTES = 64_000_000
-SECONDS = 10.0  # of a call in the other process, and one more for each 100,000 characters or ids
+SECONDS = 10.0  # of calls in the other process that take longer than they should, all together
+SECONDS_A_CALL, SECONDS_A_CHARACTER = 0.02, 1e-5
 MEMORY_A_BYTE = 30  # of the file
 MEMORY_A_CHARACTER = 300
 BLANKS = 1 << 20  # characters: runs of several such make the regular expressions of the library give up
@@ -67,7 +69,8 @@ class _Elsewhere:
 
     def __init__(self, data: bytes, added: Added):
         self.child = Child("minillm.text.encoding", (data, added), MEMORY + MEMORY_A_BYTE * len(data))
-        self.size, self.remarks = self.child.ask(("about",), SECONDS)
+        self.seconds = SECONDS  # left
+        self.size, self.remarks = self._ask("about", "")
 
     def encode(self, text: str, special: bool) -> Any:
         return self._ask("encode", text, special)
@@ -82,5 +85,14 @@ class _Elsewhere:
         return self._ask("name_of", token)
 
     def _ask(self, name: str, given: Any, *others: Any) -> Any:
+        """A stream asks for each token: what is slow must not be so again and again."""
         size = len(given) if hasattr(given, "__len__") else 1
-        return self.child.ask((name, given, *others), SECONDS + size / 1e5, MEMORY_A_CHARACTER * size)
+        self.seconds += SECONDS_A_CALL + SECONDS_A_CHARACTER * size
+        start = time.monotonic()
+        try:
+            made = self.child.ask((name, given, *others), self.seconds, MEMORY_A_CHARACTER * size)
+        except ValueError:
+            self.seconds = SECONDS
+            raise
+        self.seconds = min(self.seconds - (time.monotonic() - start), SECONDS)
+        return made

@@ -95,7 +95,7 @@ def unusual_bytes(data: bytes) -> str | None:
             continue  # the end of a text or its beginning: in one text every quote has a backslash before it
         quotes, escaped = data.count(b'"', at, at + STRIDE), data.count(b'\\"', max(at - 1, 0), at + STRIDE)
         if quotes == escaped and not any(at in each for each in maps):
-            return "it has very long texts"
+            return "it has very long texts or lists"
     return None
 
 

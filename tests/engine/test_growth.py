@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -69,26 +68,6 @@ def test_a_cache_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -
         ValueError, match=r"a cache of 1 x 9,000,000 positions takes .* GB and 1.0 GB are left; ask for"
     ):
         cache.Cache(llm.spec, 1, 9_000_000, torch.float32)
-
-
-def test_what_is_left_of_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the machine, the control group (files that it holds are given back) and the process: the least."""
-    said = {
-        "/proc/meminfo": "MemTotal: 900 kB\nMemAvailable:    700 kB\n",
-        "/sys/fs/cgroup/memory.max": "600000\n",
-        "/sys/fs/cgroup/memory.current": "500000\n",
-        "/sys/fs/cgroup/memory.stat": "anon 1\nfile 300000\n",
-        "/proc/self/limits": "Max address space         unlimited            unlimited            bytes\n",
-    }
-    monkeypatch.setattr(memory, "_text", lambda path: said.get(path, ""))
-    assert memory.available() == 400_000
-    said["/sys/fs/cgroup/memory.max"] = "max"
-    assert memory.available() == 700 * 1024
-    said["/proc/self/limits"] = "Max address space         900000               unlimited            bytes\n"
-    said["/proc/self/status"] = "VmSize:\t     800 kB\n"
-    assert memory.available() == 900_000 - 800 * 1024
-    said.clear()
-    assert memory.available() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_command_refuses_what_would_not_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

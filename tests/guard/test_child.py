@@ -72,6 +72,14 @@ def test_its_end_is_an_error_and_another_takes_its_place(
     assert child.ask(("setup",), 10) == "before"
 
 
+def test_one_that_ended_while_nobody_asked_is_no_error(child: Child) -> None:
+    process = child.ask(("process",), 10)
+    os.kill(process, signal.SIGTERM)
+    while child._process is not None and child._process.poll() is None:
+        time.sleep(0.01)
+    assert child.ask(("process",), 10) != process
+
+
 def test_memory_beyond_the_usual_can_be_allowed(child: Child) -> None:
     with pytest.raises(ValueError, match="512 MB"):
         child.ask(("take", 700_000_000), 10)

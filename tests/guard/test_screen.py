@@ -91,6 +91,14 @@ def test_mistakes_are_one_printable_line(capsys: pytest.CaptureFixture[str]) -> 
         assert len(err) < 1.2 * screen.MAX_LINE
 
 
+def test_two_dashes_are_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["--prompt=--", "--max-new-tokens", "2"]) == 0
+    capsys.readouterr()
+    assert generate.main(["--weights=--", "--prompt", "x"]) == 2
+    assert "--: no such folder" in capsys.readouterr().err
+    assert exit_code(generate.main, ["--dtype=--", "--prompt", "x"]) == 2
+
+
 def test_a_message_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     def long() -> int:
         raise ValueError("begin" + "x" * 10**6 + "end")
