@@ -17,14 +17,14 @@ from minillm.plan.budget import Question
 from minillm.report import examine
 from tests.helpers.rows import BASE, ROWS
 
-PLAMO3 = {"plamo3": {"sliding_window_pattern": 4}}  # which its oracle would write
+UNWRITTEN = {"plamo3": {"sliding_window_pattern": 4}}  # what a row leaves to its oracle
 LAYERS = 112  # numbers of one, two and three digits
 
 
 def long(row: str) -> dict[str, Any]:
     """A row's config with many layers, of the kinds that it has in turn."""
     family, overrides = ROWS[row]
-    values = {"model_type": family, "rms_norm_eps": 1e-5, **BASE, **PLAMO3.get(family, {}), **overrides}
+    values = {"model_type": family, "rms_norm_eps": 1e-5, **BASE, **UNWRITTEN.get(row, {}), **overrides}
     count = values["num_hidden_layers"]
     for key, value in values.items():
         if isinstance(value, list) and len(value) == count:
@@ -79,9 +79,13 @@ def test_quantised_too(kind: str, row: str, both: Callable[..., list[Any]]) -> N
 
 def test_layers_of_prediction_are_as_the_last(both: Callable[..., list[Any]]) -> None:
     """Which is not as the first."""
-    short, _, whole, _ = both({**long("deepseek_v3"), "num_nextn_predict_layers": 2})
+    values = {**long("deepseek_v3"), "num_nextn_predict_layers": 2}
+    short, _, whole, _ = both(values)
     assert short == whole
     assert short["checkpoint"]["left_out"]["multi-token prediction"] > 0
+    sketch = outlines.outline(families.resolve(values)[0], torch.bfloat16)
+    assert sketch.places == [[0], [*range(1, LAYERS)]]
+    assert sketch.last == 1
 
 
 def test_equal_layers_stand_once() -> None:
