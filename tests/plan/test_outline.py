@@ -17,7 +17,9 @@ from minillm.plan.budget import Question
 from minillm.report import examine
 from tests.helpers.rows import BASE, ROWS
 
-UNWRITTEN = {"plamo3": {"sliding_window_pattern": 4}}  # what a row leaves to its oracle
+# What a row leaves to its oracle.
+THETAS = {"rope_theta": 1e4, "rope_local_theta": 1e3}
+UNWRITTEN = {"plamo3": {"sliding_window_pattern": 4, "tie_word_embeddings": True, **THETAS}}
 LAYERS = 112  # numbers of one, two and three digits
 
 
