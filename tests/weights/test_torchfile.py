@@ -153,6 +153,7 @@ ODD: dict[str, tuple[Callable[[Path], None], str]] = {
     "alignment": (lambda path: again(path, _storage_alignment=b"x"), "alignment"),
     "checksum": (lambda path: flipped(path, "x/data/0"), "checksum"),
     "pickle": (lambda path: flipped(path, "x/data.pkl"), "checksum"),
+    "what is of no use": (lambda path: flipped(path, "x/.data/serialization_id"), "checksum"),
     "behind": (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "something follows"),
     "before": (lambda path: path.write_bytes(b"PK\x03\x04" + path.read_bytes()), "archive"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-30]), "something follows"),
