@@ -123,8 +123,7 @@ def load(
         else:
             plain = schemes.scheme_of(factors).dequantise(whole(stored), scale, like.dtype)
             lay(plain, to, place(to.parameter, to))
-    for name, values in parameters.items():
-        _check_values(name, values, skeleton)
+    _check_values(parameters, skeleton)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
 
@@ -139,18 +138,18 @@ def read_factors(checkpoint: Checkpoint, planned: Plan, done: Callable[[int], No
     return found
 
 
-def _check_values(name: str, values: Tensor, skeleton: Mapping[str, Tensor]) -> None:
+def _check_values(parameters: Mapping[str, Tensor], skeleton: Mapping[str, Tensor]) -> None:
     """Raise ValueError for values that are no numbers: attention on a CPU may answer as if they were none. A look at
     all would take an eighth of the time of a load, so of large matrices only a share is looked at."""
-    matrix = skeleton.get(ints.matrix_of(name) or "")
-    if matrix is not None and matrix.dtype in ints.DTYPES:
-        if not ints.sound(name, values):
-            raise ValueError(f"{name} has values that no factor has; write the folder again")
-    elif values.is_floating_point():
-        flat = values.flatten()
-        stretch = LOOKED_AT if len(flat) <= SMALL else STRETCH
-        for start in range(0, len(flat), stretch):
-            check_finite(name, flat[start : start + LOOKED_AT])
+    for name, values in parameters.items():
+        matrix = skeleton.get(ints.matrix_of(name) or "")
+        if matrix is not None and matrix.dtype in ints.DTYPES:
+            if not ints.sound(name, values):
+                raise ValueError(f"{name} has values that no factor has; write the folder again")
+        elif values.is_floating_point():
+            flat = values.flatten()
+            for start in range(0, len(flat), LOOKED_AT if len(flat) <= SMALL else STRETCH):
+                check_finite(name, flat[start : start + LOOKED_AT])
 
 
 def check_finite(name: str, values: Tensor) -> None:

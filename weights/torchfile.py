@@ -199,6 +199,9 @@ def _archived(source: Source) -> tuple[object, dict[str, Stored]]:
     if not read(".storage_alignment", 20, b"64").isdigit():
         raise ValueError("an alignment that is none")
     start = f"{folder}/data/"
+    for name, record in records.items():  # of no use here, but where one is damaged the rest may be
+        if not name.startswith(start) and record.nbytes < CHUNK_BYTES:
+            Stored(source, record, summed).check()
     storages = {
         n.removeprefix(start): Stored(source, each, summed) for n, each in records.items() if n.startswith(start)
     }
