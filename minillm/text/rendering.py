@@ -7,7 +7,6 @@ import datetime
 import functools
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ KEPT_TEMPLATES = 8
 
 
 def prepare(_: None) -> None:
-    warnings.simplefilter("ignore")  # Python's, of the code that a template becomes
+    """Nothing: each request brings its template."""
 
 
 def answer(source: str, given: Mapping[str, Any] | None, most: int) -> str:

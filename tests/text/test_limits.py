@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
@@ -45,10 +44,8 @@ def test_a_template_that_is_folded_for_ever_does_not_compile(monkeypatch: pytest
 
 
 def test_templates_warn_of_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    """Python does of the code that this one becomes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ChatTemplate("{{ 'a' if 1 is number }}{{ ('b')[0] }}{{ 1 in (1, 2) }}", {}).render([]) == "abTrue"
+    """As Python does of the code that this one becomes, which is compiled elsewhere."""
+    assert ChatTemplate("{{ (1)('a') if false else 'b' }}", {}).render([]) == "b"
     assert capfd.readouterr().err == ""
 
 
@@ -160,10 +157,15 @@ HOSTILE_MODELS = {
 }
 
 
-@pytest.mark.parametrize("more", HOSTILE_MODELS.values(), ids=HOSTILE_MODELS)
-def test_models_whose_parts_are_too_large(more: bytes, model: bytes, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(model + more)
-    with pytest.raises(ValueError, match=r"tokenizer\.model: not a SentencePiece model"):
+@pytest.mark.parametrize("kind", HOSTILE_MODELS)
+def test_models_whose_parts_are_too_large(kind: str, model: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(model + HOSTILE_MODELS[kind])
+    why = {
+        "trie": "is said to have 2,147,483,648",
+        "growth": "becomes 100,000 bytes",
+        "piece": "a piece of 5,003 bytes",
+    }
+    with pytest.raises(ValueError, match=rf"tokenizer\.model: not a SentencePiece model.*{why.get(kind, '')}"):
         Tokenizer(tmp_path)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.hub import DEMO
-from minillm.text import program
+from minillm.text import jsonbackend, program
 from minillm.text.jsonbackend import JsonBackend
 from minillm.text.tokenizer import TextStream, Tokenizer
 from tests.conftest import SHARED, shared
@@ -79,7 +79,7 @@ UNUSUAL = [
     {"decoder": {"type": "Replace", "pattern": {"Regex": SLOW}, "content": ""}},
     {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
     {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "aa")] * 40}},
-    {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 65}},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}] * 65}},
     {"normalizer": replace("a", "a" * 65)},
     {"normalizer": replace("", "a")},
     {"normalizer": replace("a", "")},
@@ -183,6 +183,29 @@ def _both(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 BOTH: tuple[Tokenizer, Tokenizer]
+
+
+def test_what_is_slow_elsewhere_is_not_so_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that each call puts four seconds forward: the third has less than it takes, and then all begins anew."""
+    clock, given = [0.0], []
+
+    class Slow:
+        def ask(self, request: tuple, seconds: float, more: int) -> str:
+            given.append(seconds)
+            clock[0] += 4
+            if seconds < 4:
+                raise ValueError("it took more")
+            return ""
+
+    monkeypatch.setattr(jsonbackend.time, "monotonic", lambda: clock[0])
+    elsewhere = jsonbackend._Elsewhere.__new__(jsonbackend._Elsewhere)
+    elsewhere.child, elsewhere.seconds = Slow(), jsonbackend.SECONDS
+    for _ in range(2):
+        elsewhere.decode([1], True)
+    with pytest.raises(ValueError, match="it took more"):
+        elsewhere.decode([1], True)
+    elsewhere.decode([1], True)
+    assert [round(each) for each in given] == [10, 6, 2, 10]
 
 
 def test_ids_given_twice_are_named(tmp_path: Path) -> None:
