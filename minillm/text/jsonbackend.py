@@ -19,7 +19,6 @@ SECONDS = 10.0  # of calls in the other process that take longer than they shoul
 SECONDS_A_CALL, SECONDS_A_CHARACTER = 0.02, 1e-5
 MEMORY_A_BYTE = 30  # of the file
 MEMORY_A_CHARACTER = 300
-BLANKS = 1 << 20  # characters: runs of several such make the regular expressions of the library give up
 
 
 class JsonBackend:
@@ -37,13 +36,15 @@ class JsonBackend:
                 self.unusual = program.unusual(self.encoding.tokenizer)
             if self.unusual is not None:
                 self.encoding = _Elsewhere(data, added)
+        self.most_blanks = program.most_blanks(data)
         self.advice = "is it valid UTF-8?" if self.unusual is None else f"{path.name} has limits, as {self.unusual}"
         self.size: int = self.encoding.size
         self.remarks: list[str] = self.encoding.remarks
 
     def encode(self, text: str, special: bool) -> list[int]:
-        if any(text[at : at + BLANKS].isspace() for at in range(0, len(text) - BLANKS + 1, BLANKS)):
-            raise ValueError(f"{self.path}: cannot encode this text (over {BLANKS:,} blanks in a row); leave some out")
+        run = self.most_blanks
+        if any(text[at : at + run].isspace() for at in range(0, len(text) - run + 1, run)):
+            raise ValueError(f"{self.path}: cannot encode this text (over {run:,} blanks in a row); leave some out")
         try:
             return self.encoding.encode(text, special)
         except BaseException as error:  # a bare Exception: lone surrogates, or a vocabulary without a word for it

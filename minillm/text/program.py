@@ -55,6 +55,9 @@ PATTERNS = {
     "[\r\n]",
     r"\p{N}{1,3}",
 }
+# The same but on runs of blanks, over each of which they go once for every blank in it (DeepSeek-V2).
+QUADRATIC = {r"\s+$"}
+BLANKS, FEW_BLANKS = 1 << 20, 1 << 14  # that may follow each other: of more the library gives up, or takes a second
 # Some characters in a row, perhaps with a blank before them: nothing to go back to.
 RUN = re.compile(r"(\\s\?| \?)?(\[[^\[\]\\&]+\]|\\[dD]|\\[pP]\{\w+\})[+]?")
 # SHA-256 of the maps that sentencepiece comes with: nmt_nfkc, nfkc, nmt_nfkc_cf and nfkc_cf.
@@ -118,8 +121,14 @@ def unusual(tokenizer: Any) -> str | None:
     return _unusual_model(tokenizer.model)
 
 
+def most_blanks(data: bytes) -> int:
+    """How many blanks in a row a tokenizer without unusual bytes gets through in time."""
+    patterns = (_text(data[start:end]) for start, end in _values(data, b"Regex"))
+    return FEW_BLANKS if any(pattern in QUADRATIC for pattern in patterns) else BLANKS
+
+
 def is_known(pattern: str) -> bool:
-    return pattern in PATTERNS or RUN.fullmatch(pattern) is not None
+    return pattern in PATTERNS or pattern in QUADRATIC or RUN.fullmatch(pattern) is not None
 
 
 def _growth(part: str, step: dict[str, Any]) -> float | None:

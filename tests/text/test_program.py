@@ -233,6 +233,15 @@ def test_a_run_of_blanks_that_no_pattern_survives(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == ""
 
 
+def test_a_pattern_that_is_slow_on_blanks_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    r"""DeepSeek-V2 splits at \s+$: at each blank of a run it looks for the end of the run."""
+    made = backend(tmp_path, pre_tokenizer=split(r"\s+$"))
+    assert made.unusual is None
+    made.encode("a" + " " * 10_000 + "a", special=False)
+    with pytest.raises(ValueError, match="over 16,384 blanks in a row"):
+        made.encode("a" + " " * 40_000 + "a", special=False)
+
+
 def test_a_path_that_is_not_utf_8(tmp_path: Path) -> None:
     folder = Path(f"{tmp_path}/w\udcff")
     folder.mkdir()
