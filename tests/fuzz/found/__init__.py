@@ -1,0 +1,1 @@
+"""Inputs that the generators found, one at a time."""
