@@ -53,8 +53,7 @@ class Outcome:
 class Worker:
     """One long-lived process that runs cases, in a scratch folder of its own."""
 
-    def __init__(self, commands: Sequence[str] = COMMANDS, seconds: float = SECONDS):
-        self.seconds = seconds
+    def __init__(self, commands: Sequence[str] = COMMANDS):
         self.scratch = Path(tempfile.mkdtemp(prefix="minillm-fuzz-"))
         requests, self.requests = os.pipe()
         self.replies, replies = os.pipe()
@@ -83,13 +82,13 @@ class Worker:
         os.close(self.replies)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def run(self, case: Case) -> Outcome:
+    def run(self, case: Case, seconds: float = SECONDS) -> Outcome:
         folder = self.scratch / "case" / "checkpoint"
         shutil.rmtree(folder.parent, ignore_errors=True)
         folder.mkdir(parents=True)
         started = time.monotonic()
         os.write(self.requests, json.dumps({"argv": case.write(folder)}).encode() + b"\n")
-        reply = self._reply(self.seconds)
+        reply = self._reply(seconds)
         hung = not reply
         if hung:
             self._kill()

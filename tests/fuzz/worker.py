@@ -1,7 +1,8 @@
-"""A process that runs cases one after another: `python -m tests.fuzz.worker REQUESTS REPLIES COMMANDS`, two pipes by
-their numbers, with a JSON object a line. It imports everything once and then forks: what runs the cases may die.
+"""A process that runs cases one after another: `python -m tests.fuzz.worker REQUESTS REPLIES COMMANDS`.
 
-Memory is limited to what the process has at first and `MORE_BYTES`; what a case took is in its reply.
+The first two are pipes by number, with a JSON object a line; a command is one of minillm, or module:function. The
+process imports everything once and then forks: what runs the cases may die. Its memory is limited to what it has at
+first and `MORE_BYTES`; what a case took is in its reply.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import pkgutil
 import resource
 import sys
 from pathlib import Path
@@ -30,7 +32,7 @@ def main(requests: int, replies: int, commands: list[str]) -> None:
     from tests.fuzz import honest
 
     torch.set_num_threads(1)
-    mains = {name: cli.command(name) for name in commands}
+    mains = {name: pkgutil.resolve_name(name) if ":" in name else cli.command(name) for name in commands}
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     home = Path.cwd()
     folder = home / "honest"

@@ -1,1 +1,0 @@
-"""Inputs that the generators found, one at a time."""
