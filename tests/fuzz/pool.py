@@ -23,13 +23,14 @@ from tests.conftest import ROOT
 from tests.fuzz.case import Case
 
 SECONDS = 30.0  # that a case may take
-GROWN_BYTES = 1_000_000_000  # and what it may take besides what the process has at first
+GROWN_BYTES = 500_000_000  # and what it may take, of inputs that are all small
 MAX_LINE = 4500  # characters of a line on stderr
 COMMANDS = ("generate", "explain", "plan")
 START_SECONDS = 300.0
 
 # What is right: work done, or refused in one line.
 FINE, REFUSED = "fine", "refused"
+LACKS = re.compile("not enough memory|MemoryError|bad_alloc|enforce fail at alloc|allocat")
 FAILURES = ("traceback", "fault", "signal", "hang", "memory", "lines", "output")
 
 
@@ -144,7 +145,7 @@ def _verdict(case: Case, code: int | None, out: str, err: str, grown: int) -> tu
     last = lines[-1] if lines else ""
     if code is None or "Traceback (most recent" in err or "panicked at" in err:
         return "traceback", next((each for each in lines if "panicked at" in each), last)
-    if grown > GROWN_BYTES or "error: not enough memory" in err:
+    if grown > GROWN_BYTES or LACKS.search(last):
         return "memory", f"{grown / 1e6:,.0f} MB: {last}"
     if code not in (0, 2):
         return "fault", last if code == 1 else f"exit {code}: {last}"

@@ -44,13 +44,17 @@ CALLS = [
     "E[::N]", "E[:N]", "self.b()", "E.format_map(E)", "'{0.__class__}'.format(E)", "'%*d' % (N, 1)", "caller()", "f(E)",
     "'{:>N}'.format(1)", "'%0Nd' % 1", "E.to_bytes(N)", "E.count(E)", "E.startswith(E)",
 ]  # fmt: skip
-SIGNS = ["+", "-", "*", "~", "/", "//", "%", "**", "==", "<", "and", "or", "in", "not in", "is defined", "is"]
+SIGNS = ["+", "-", "*", "~", "/", "//", "%", "**", "==", "<", "and", "or", "in", "not in"]
+BEGIN = (
+    "{% set ns = namespace(x='a') %}{% set x = ['b'] %}"
+    "{% macro f(a, b=1) %}{{ a }}{{ caller and caller() }}{% endmacro %}"
+)
 
 
 def cases(seed: int) -> Iterator[Case]:
     chance = random.Random(f"templates {seed}")
     while True:
-        source = "".join(statement(chance, 0) for _ in range(chance.randint(1, 3)))
+        source = chance.choice((BEGIN, "")) + "".join(statement(chance, 0) for _ in range(chance.randint(1, 3)))
         if chance.random() < 0.1:
             at = chance.randrange(len(source) + 1)
             source = (
@@ -109,7 +113,9 @@ def doubled(chance: Chance) -> str:
 
 def expression(chance: Chance, depth: int) -> str:
     if depth > 3 or chance.random() < 0.45:
-        return chance.choice((chance.choice(NUMBERS), chance.choice(NAMES), "'a'", '"%s{}"', "''", "[]", "{'a': 1}"))
+        return chance.choice(
+            (f"({chance.choice(NUMBERS)})", chance.choice(NAMES), "'a'", '"%s{}"', "''", "[]", "{'a': 1}")
+        )
     left, right = expression(chance, depth + 1), expression(chance, depth + 1)
     kinds = [
         filled(chance, chance.choice(CALLS), depth),
@@ -122,6 +128,7 @@ def expression(chance: Chance, depth: int) -> str:
         f"[{left}, {right}]",
         f"{{'role': {left}}}",
         f"not {left}",
+        f"({left} is {chance.choice(('defined', 'none', 'string', 'mapping', 'iterable', 'not sameas x', 'bogus'))})",
     ]
     return chance.choice(kinds)
 
