@@ -2,116 +2,48 @@
 
     {"name": {"dtype": "BF16", "shape": [M, N], "data_offsets": [begin, end]}, …, "__metadata__": {…}}
 
-Offsets count from the end of the header, and the tensors must cover what follows it without gaps: a file that says
-otherwise is refused before anything of it is read. Values are read straight into the memory that they are wanted in,
-by several threads; a mapped file would count twice, as its pages and as their copy.
+Offsets count from the end of the header, and the tensors must cover what follows it without gaps. A file that says
+otherwise, or that the published library would refuse, is refused before anything of it is read. Values are read
+straight into the memory that they are wanted in, by several threads (`source.py`); a mapped file would count twice, as
+its pages and as their copy.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MAX_HEADER_BYTES, MAX_DIMENSIONS = 100_000_000, 64
-CHUNK_BYTES = 4 * 2**20  # that one thread reads at a time
-THREADS = 4
+from minillm.guard.files import utf8
+from minillm.guard.jsonfile import parsed
+from minillm.weights.source import DTYPES, NAMES, InFile, Source
 
-# What the format calls the types, and the bits of a value.
-BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64, "BOOL": 8, "U16": 16, "U32": 32, "U64": 64, "F8_E8M0": 8}
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-BITS |= {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER_BYTES, MAX_DIMENSIONS = 32_000_000, 64
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies in a file; `dtype` in the words of the format, `start` in bytes from the file's beginning."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class InFile:
-    """A tensor that is read when it is asked for, as one row of values."""
-
-    path: Path
-    entry: Entry
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.entry.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return DTYPES[self.entry.dtype]
-
-    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Values start … stop - 1."""
-        stop = math.prod(self.shape) if stop is None else stop
-        made = torch.empty(stop - start, dtype=self.dtype, device="cpu")
-        self.fill(made, start)
-        return made
-
-    def fill(self, into: Tensor, start: int = 0) -> None:
-        """Read into a contiguous tensor of this type on the CPU, which says how many values from `start` on."""
-        assert (into.dtype, into.device.type, into.is_contiguous()) == (self.dtype, "cpu", True)
-        if not into.nbytes:
-            return
-        memory = memoryview((ctypes.c_char * into.nbytes).from_address(into.data_ptr())).cast("B")
-        at = self.entry.start + start * into.element_size()
-        chunks = range(0, into.nbytes, CHUNK_BYTES)
-
-        def read(chunk: int) -> None:
-            with open(self.path, "rb", buffering=0) as file:
-                file.seek(at + chunk)
-                rest = memory[chunk : chunk + CHUNK_BYTES]
-                while rest:
-                    count = file.readinto(rest)
-                    if not count:
-                        raise damaged(self.path, "it ends too early")
-                    rest = rest[count:]
-
-        if len(chunks) == 1:
-            return read(0)
-        with ThreadPoolExecutor(THREADS) as pool:
-            for _ in pool.map(read, chunks):
-                pass
+# The bits of a value of each type.
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, **{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}}
+KEYS = dict.fromkeys(("dtype", "shape", "data_offsets")).keys()
 
 
 def damaged(path: Path, reason: object) -> ValueError:
     return ValueError(f"{path}: damaged or not safetensors ({reason}); download it again")
 
 
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(source: Source) -> dict[str, InFile]:
     """The tensors of a file, in the order of their values. Raises ValueError for a file that is not as it must be."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
-            raise damaged(path, f"a header of {length} bytes in a file of {size}, the limit being {MAX_HEADER_BYTES}")
-        text = file.read(length)
+    path, size = source.path, source.size
+    length = int.from_bytes(source.read(0, min(8, size)), "little")
+    if size < 8 or not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
+        raise damaged(path, f"a header of {length} bytes in a file of {size}, the limit being {MAX_HEADER_BYTES}")
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        found = {str(name): _entry(each, 8 + length) for name, each in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = {name: _entry(source, each, 8 + length) for name, each in _entries(source.read(8, length)).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"header: {type(error).__name__} {str(error)[:80]}") from None
     found = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)))
     end = 8 + length
@@ -124,16 +56,33 @@ def read_header(path: Path) -> dict[str, Entry]:
     return found
 
 
-def _entry(given: Any, base: int) -> Entry:
-    dtype, shape, (begin, end) = given["dtype"], given["shape"], given["data_offsets"]
+def _entries(data: bytes) -> dict[str, Any]:
+    """The header without its metadata, which may only be texts."""
+    if not data.startswith(b"{"):
+        raise ValueError("it begins with no {")
+    header = parsed(utf8(data, "it"), "it")
+    if "__metadata__" in header:
+        metadata = header.pop("__metadata__")
+        if metadata is not None and not all(isinstance(each, str) for each in metadata.values()):
+            raise ValueError("metadata that is no map of texts")
+    return dict(header)
+
+
+def _entry(source: Source, given: Any, base: int) -> InFile:
+    if given.keys() != KEYS:
+        raise ValueError(f"a tensor must have {', '.join(KEYS)} and nothing else")
+    dtype, shape, offsets = (given[key] for key in KEYS)
     if dtype not in BITS:
         raise ValueError(f"type {str(dtype)[:20]}")
+    if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
+        raise ValueError("a shape or offsets that are none")
+    begin, end = offsets
     sizes = (*shape, begin, end)
     if len(shape) > MAX_DIMENSIONS or any(type(each) is not int or not 0 <= each < 2**63 for each in sizes):
         raise ValueError("sizes and offsets must be whole numbers below 2^63, and dimensions few")
     if math.prod(shape) * BITS[dtype] != 8 * (end - begin):
         raise ValueError(f"{dtype} {shape} takes other than {end - begin} bytes")
-    return Entry(dtype, tuple(shape), base + begin, end - begin)
+    return InFile(source, dtype, tuple(shape), base + begin, end - begin)
 
 
 class Writer:

@@ -75,7 +75,9 @@ class _Reader:
         return math.inf
 
 
-def _integer(digits: str) -> int:
+def _integer(digits: str) -> int | float:
+    if digits == "-0":  # no whole number to other readers, which keep the sign
+        return -0.0
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)

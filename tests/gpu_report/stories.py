@@ -23,7 +23,8 @@ from minillm.ops import REFERENCE, Ops
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import plan
-from minillm.weights.tensorfile import InFile, read_header
+from minillm.weights.source import Source
+from minillm.weights.tensorfile import read_header
 from tests.gpu_report.models import graphed, heard, ops_of, recorded, refusal, with_kernels
 from tests.gpu_report.worker import Item, NotRun, Run
 from tests.helpers import kernel_cases
@@ -67,8 +68,8 @@ def expected(folder: Path, rehearse: bool) -> dict[str, Any]:
     if folder != DEMO:
         values = json.loads((folder / "expected/outputs.json").read_text(encoding="utf-8"))
         tensors = folder / "expected/outputs.safetensors"
-        header = read_header(tensors)
-        found = {name: InFile(tensors, entry).values().view(entry.shape) for name, entry in header.items()}
+        header = read_header(Source(tensors))
+        found = {name: stored.values().view(stored.shape) for name, stored in header.items()}
         ids = values["greedy_new_ids"][: FEW if rehearse else None]
         return {**found, "prompt": values["prompt_ids"], "greedy": ids}
     model = load(DEMO, torch.float32, torch.device("cpu"), REFERENCE)

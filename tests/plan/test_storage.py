@@ -21,6 +21,7 @@ from minillm.plan.layouts import METHODS
 from minillm.plan.storage import lay_out, names, section_of
 from minillm.quantize import quantize
 from minillm.report.examine import examine
+from minillm.weights.source import Source
 from minillm.weights.tensorfile import read_header
 from tests.conftest import SHARED, shared
 from tests.helpers import tiny
@@ -107,7 +108,7 @@ def test_headers(name: str) -> None:
     folder = shared(f"checkpoints/{name}")
     made = budget(folder, Question())["checkpoint"]
     assert made["source"] == "files"
-    assert made["bytes"] == sum(each.nbytes for each in read_header(folder / "model.safetensors").values())
+    assert made["bytes"] == sum(each.nbytes for each in read_header(Source(folder / "model.safetensors")).values())
     assert (made["difference_bytes"], made["outside"], made["absent_tensors"]) == (0, None, 0)
 
 
@@ -123,7 +124,7 @@ def test_what_quantize_writes(name: str, options: tuple[str, int | None, bool], 
     question = Question(quantize=kind, int4=scheme if kind == "int4" else Question().int4)
     planned = budget(folder, question)["formats"][kind]
     written = quantize(folder, tmp_path / "made", scheme)
-    header = read_header(tmp_path / "made/model.safetensors")
+    header = read_header(Source(tmp_path / "made/model.safetensors"))
     assert planned["tensor_bytes"] == sum(each.nbytes for each in header.values())
     assert written["bytes"] <= planned["file_bytes"] <= written["bytes"] * 1.003
     again = budget(tmp_path / "made", Question())
@@ -144,7 +145,7 @@ def test_every_family(row: str, tmp_path: Path) -> None:
     wider = 2 if alone["notes"] else 1  # where no dtype is stated it is taken as bfloat16, and the files have fp32
     assert alone["decoder_bytes"] * wider == made["decoder_bytes"]
     quantize(folder, tmp_path / "made", Scheme.of("int4"))
-    header = read_header(tmp_path / "made/model.safetensors")
+    header = read_header(Source(tmp_path / "made/model.safetensors"))
     assert report["formats"]["int4"]["tensor_bytes"] == sum(each.nbytes for each in header.values())
 
 

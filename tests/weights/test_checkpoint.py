@@ -208,11 +208,12 @@ def expanded(tensor: torch.Tensor) -> torch.Tensor:
     ("make", "message"),
     [
         (expanded, "repeats its values"),
-        (lambda tensor: tensor.to_sparse(), "not a plain one"),
-        (lambda tensor: tensor.to("meta"), "not a plain"),
-        (lambda tensor: [1, 2], "is a list"),
+        (lambda tensor: tensor.to_sparse(), "_rebuild_sparse_tensor', which is no part of a plain tensor"),
+        (lambda tensor: tensor.to("meta"), "_rebuild_meta_tensor_no_storage', which is no part of a plain tensor"),
+        (lambda tensor: [1, 2], "'model.layers.0.mlp.down_proj.weight' is a list"),
+        (lambda tensor: tensor.to(torch.complex64).conj(), "hooks or marks"),
     ],
-    ids=["expanded", "sparse", "meta", "list"],
+    ids=["expanded", "sparse", "meta", "list", "marked"],
 )
 def test_a_bin_of_odd_tensors(folder: Path, make: Callable, message: str) -> None:
     named = tensors(folder)
@@ -221,7 +222,7 @@ def test_a_bin_of_odd_tensors(folder: Path, make: Callable, message: str) -> Non
     torch.save({**named, name: make(named[name])}, folder / "pytorch_model.bin")
     refused(folder, message)
     torch.save({**named, 5: named[name]}, folder / "pytorch_model.bin")
-    refused(folder, "5 is a Tensor")
+    refused(folder, "the key 5, which is no name")
 
 
 def test_a_damaged_bin_is_always_a_clear_error(folder: Path) -> None:
