@@ -38,12 +38,17 @@ def plain(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
+def copied(value: Any, what: str) -> Any:
+    """A plain value. Raises ValueError for one that does not end."""
+    try:
+        return plain(value)
+    except RecursionError:
+        raise ValueError(f"{what} are nested too deeply, or hold themselves") from None
+
+
 def read(messages: Sequence[Any]) -> Messages:
     """Messages as dicts of plain values. Raises ValueError for what is none."""
-    try:
-        made = [plain(message) for message in messages]
-    except RecursionError:
-        raise ValueError("messages are nested too deeply, or hold themselves") from None
+    made = [copied(message, "messages") for message in messages]
     for at, message in enumerate(made):
         if not isinstance(message, dict):
             raise ValueError(f'messages[{at}] is {str(message)[:60]!r}, expected a dict such as {{"role": "user", …}}')

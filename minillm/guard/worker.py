@@ -1,0 +1,67 @@
+"""The other side of `child.py`: what runs in the process that has limits."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import marshal
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from minillm.guard.child import read, write
+
+MAX_WORDS = 1000  # characters of an error
+SPARE_SECONDS = 5  # of processor time: the parent's clock comes first, if there still is a parent
+
+
+def serve(service: str, memory: str) -> NoReturn:
+    """Answer until nobody asks any more. The first request prepares the service."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    module = importlib.import_module(service)
+    _limit_memory(int(memory))
+    answer = module.prepare
+    while (data := read(sys.stdin.buffer, sys.maxsize)) is not None:
+        seconds, request = marshal.loads(data)
+        del data
+        _limit_time(seconds)
+        try:
+            reply = {"value": answer(*request)}
+        except MemoryError:
+            os._exit(1)  # what is left of the heap is no place for the next
+        except BaseException as error:
+            reply = {"refused": words(error)}
+        else:
+            answer = module.answer
+        write(sys.stdout.buffer, json.dumps(reply, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    os._exit(0)
+
+
+def words(error: BaseException) -> str:
+    """What an exception says, bounded."""
+    said = str(error) or type(error).__name__
+    return said if len(said) <= MAX_WORDS else f"{said[:MAX_WORDS]} … ({len(said):,} characters)"
+
+
+def _limit_memory(memory: int) -> None:
+    """So many bytes of address space more than there are now, and no file of what was in it."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows, macOS, or lower limits already
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _limit_time(seconds: float) -> None:
+    """A loop ends even when the parent, who has the clock, was killed."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        soft = int(used.ru_utime + used.ru_stime + seconds) + SPARE_SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))

@@ -1,0 +1,59 @@
+"""What chat templates do, in the process that they run in (`guard/child.py`): compiled and rendered by Jinja, set up as
+transformers does it, in the immutable sandbox."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+KEPT_TEMPLATES = 8
+
+
+def prepare(_: None) -> None:
+    warnings.simplefilter("ignore")  # Python's, of the code that a template becomes
+
+
+def answer(source: str, given: Mapping[str, Any] | None, most: int) -> str:
+    """A template rendered with the names that are given; compiled only, where none are."""
+    made = compiled(source)
+    if given is None:
+        return ""
+    pieces: list[str] = []
+    size = 0
+    for piece in made.generate(given):
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise ValueError(f"it makes more than {most:,} characters")
+    return "".join(pieces)
+
+
+@functools.lru_cache(KEPT_TEMPLATES)
+def compiled(source: str) -> Any:
+    # {% generation %} marks what an assistant said, for training; to a reader it is nothing.
+    source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
+    source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
+    return environment().from_string(source)
+
+
+@functools.cache
+def environment() -> ImmutableSandboxedEnvironment:
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = raise_exception
+    made.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)
+    return made
