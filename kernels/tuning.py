@@ -9,17 +9,24 @@ table is taken then, unless an earlier run has found the best. What was found is
 
 import json
 import os
+import stat
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # Shared memory of a program in bytes, by class; what is none of them, as consumers' cards, has 99 KiB.
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10, "other": 99 << 10}
@@ -28,6 +35,8 @@ HOPPER = ("sm_90", "sm_100")
 SMALL = ("gfx942", "other")
 EVERY = (*LARGE, *SMALL)
 TIMED = 7  # calls of each candidate, of which the median counts
+MAX_BYTES = 10_000_000  # of the file: a few hundred lines
+PATIENCE = 5.0  # seconds that a process waits for others to have written it
 FLUSHED = 256 << 20  # bytes read before each: several times a GPU's second-level cache
 
 
@@ -58,7 +67,7 @@ class Gpu:
     def __init__(self, index: int):
         self.name = f"{torch.cuda.get_device_name(index)}, triton {triton.__version__}"
         self.kind = _class_of(index)
-        self.best = _stored(_read(), self.name)
+        self.best = _read().get(self.name, {})
         self.settled: dict[tuple, tuple] = {}  # of kernel and key the table and which of it: no text is made for these
 
 
@@ -164,28 +173,58 @@ def _fastest(asked: str, few: list[Config], launch: Callable[[Config], Any]) -> 
 
 
 def _file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm/tuning/kernels.json"
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # which counts where it depends on no current folder
+    return (given if given.is_absolute() else Path.home() / ".cache") / "minillm/tuning/kernels.json"
 
 
-def _read() -> dict[str, Any]:
-    """What is on disk, by GPU. A damaged file counts as none."""
-    with suppress(OSError, ValueError):
-        found = json.loads(_file().read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
-def _stored(everything: dict[str, Any], gpu: str) -> dict[str, str]:
-    found = everything.get(gpu)
-    return {key: str(name) for key, name in found.items()} if isinstance(found, dict) else {}
+def _read() -> dict[str, dict[str, str]]:
+    """What is on disk, by GPU: names by kernel and key. A damaged file counts as none."""
+    found: Any = {}
+    with suppress(OSError, ValueError, RuntimeError):  # nested too deeply, or nobody knows of a home
+        path = _file()
+        if stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            with open(path, "rb") as file:
+                found = json.loads(file.read(MAX_BYTES))
+    gpus = found.items() if isinstance(found, dict) else ()
+    return {
+        gpu: {key: name for key, name in names.items() if isinstance(name, str)}
+        for gpu, names in gpus
+        if isinstance(names, dict)
+    }
 
 
 def _keep(gpu: Gpu) -> None:
     """Remember for later processes, where the disk lets us, beside what other processes found meanwhile."""
-    path, everything = _file(), _read()
-    everything[gpu.name] = {**_stored(everything, gpu.name), **gpu.best}
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(everything, file, indent=1, sort_keys=True)
-        os.replace(file.name, path)
+    with suppress(OSError, RuntimeError), _alone(_file().parent) as folder:
+        everything = _read()
+        everything[gpu.name] = {**everything.get(gpu.name, {}), **gpu.best}
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
+            try:
+                json.dump(everything, file, indent=1, sort_keys=True)
+                file.close()
+                os.replace(file.name, _file())
+            except BaseException:
+                os.unlink(file.name)
+                raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """A folder in which other processes wait meanwhile, where the system lets them. After `PATIENCE` they do not: what
+    is lost then is timed again."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY) if fcntl else -1
+    try:
+        until = time.monotonic() + PATIENCE
+        while fcntl and time.monotonic() < until:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:  # of a disk that knows no locks
+                break
+        yield folder
+    finally:
+        if fcntl:
+            os.close(handle)

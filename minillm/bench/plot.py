@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.report.picture import COLOURS, MARKERS, save
+from minillm.report.picture import COLOURS, MARKERS, plain, quiet, save
 
 Row = Mapping[str, Any]
 
@@ -17,6 +17,7 @@ STYLES, HATCHES = ("-", "--", ":", "-."), ("", "//", "..")
 PANELS = {"decode_tok_s": "decode", "prefill_tok_s": "prefill"}
 
 
+@quiet()
 def draw(path: Path, report: Mapping[str, Any]) -> None:
     """A PNG of a report's rows."""
     from matplotlib.figure import Figure
@@ -35,7 +36,8 @@ def draw(path: Path, report: Mapping[str, Any]) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3, axis="y")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{rows[0]['shape']} on {report['device']}, {report['threads']} threads{_fixed(rows[0], varying)}")
+    title = f"{plain(rows[0]['shape'])} on {report['device']}, {report['threads']} threads{_fixed(rows[0], varying)}"
+    figure.suptitle(title)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
     save(figure, path)

@@ -16,7 +16,7 @@ from minillm.diff.names import Site
 from minillm.diff.replay import Op
 from minillm.guard.screen import printable
 from minillm.llm import LLM
-from minillm.report.picture import COLOURS, MARKERS, plain, save
+from minillm.report.picture import COLOURS, MARKERS, plain, quiet, save
 
 COARSE = 0.01  # of a row's size: a tolerance that lets other meanings pass
 LAYER = re.compile(r"layers\.(\d+)$")
@@ -135,6 +135,7 @@ def _flips(row: dict[str, Any]) -> str:
     return f"   {row['route_flips']} tokens to other experts, {row['running_route_flips']} so far"
 
 
+@quiet()
 def draw(path: Path, report: dict[str, Any]) -> None:
     """Errors over depth, of attentions, ffns and whole layers: each module's own, and what has come together."""
     from matplotlib.figure import Figure

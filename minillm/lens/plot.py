@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from minillm.lens.text import level_name, name_of, names
-from minillm.report.picture import COLOURS, MARKERS, SEQUENTIAL, save
+from minillm.report.picture import COLOURS, MARKERS, SEQUENTIAL, quiet, save
 
 Report = Mapping[str, Any]
 
@@ -20,6 +20,7 @@ MOST_HEADS = 64  # maps in one picture
 DARK = 0.55  # of a colour map: below it text is white
 
 
+@quiet()
 def draw(
     path: Path, report: Report, show: str, maps: Sequence[Tensor], layer: int | None = None, head: int | None = None
 ) -> None:

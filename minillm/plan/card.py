@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from minillm.families.shared.licences import terms
+from minillm.guard.files import is_there
+from minillm.guard.parsing import reading
 
 MAX_BYTES = 1_000_000  # of a front matter: long ones list languages and results
 MAX_LINES = 1000  # characters about the licence
 MAX_LENGTH = 200  # of a name or a link
+TEXT = "tag:yaml.org,2002:str"
 LINES = re.compile(r"^license(?:_name|_link)?[ ]*:.*(?:\n[ \t-].*)*", re.MULTILINE)  # with what is indented below
 
 
 def licence(folder: Path) -> dict[str, Any]:
     """`id`, `name` and `link` as the card in a folder gives them, None where it does not; `title` and `asks`, what is
-    known of that licence; and `problem`, why nothing is known, or None. Never raises for what a card says."""
+    known of that licence; and `problem`, why nothing is known, or None. Never raises for what a card says; ValueError
+    where README.md is a folder or a pipe."""
     unknown: dict[str, Any] = {"id": None, "name": None, "link": None, "title": None, "asks": []}
     values = front_matter(folder / "README.md")
     if isinstance(values, str):
@@ -37,7 +41,7 @@ def front_matter(path: Path) -> dict[str, Any] | str:
     made to keep a parser busy, only the few lines about the licence are parsed."""
     import yaml
 
-    if not path.is_file():
+    if not is_there(path):
         return "there is no model card (README.md) beside config.json"
     with open(path, "rb") as file:
         head = file.read(MAX_BYTES).decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
@@ -50,16 +54,26 @@ def front_matter(path: Path) -> dict[str, Any] | str:
     if len(lines) > MAX_LINES:
         return f"the model card has {len(lines):,} characters about its licence, more than {MAX_LINES:,}"
     try:
-        # An alias may stand for very much.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(lines)):
-            return "the model card's licence is given by an alias"
-        values = yaml.safe_load(lines) or {}
-    except (yaml.YAMLError, ValueError, RecursionError):
+        with reading(path, "no YAML"):
+            events = list(yaml.parse(lines))
+            if any(isinstance(event, yaml.AliasEvent) for event in events):  # which may stand for very much
+                return "the model card's licence is given by an alias"
+            if any(getattr(event, "tag", None) for event in events):  # which would have more of a parser run
+                return "the model card's front matter is no YAML as it should be: its licence has a tag"
+            root = yaml.compose(lines, yaml.SafeLoader) or yaml.MappingNode("", [])
+    except ValueError:
         return "the model card's front matter is no YAML"
-    return values if isinstance(values, dict) else "the model card's front matter is no mapping"
+    if not isinstance(root, yaml.MappingNode):
+        return "the model card's front matter is no mapping"
+    keys = [str(key.value) for key, _ in root.value]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        return f"the model card states its {twice} twice"
+    return dict(zip(keys, (value for _, value in root.value), strict=True))
 
 
-def _text(value: Any) -> str | None:
-    """One line of what a card gives; of a list the first."""
-    value = value[0] if isinstance(value, list) and value else value
-    return value.strip()[:MAX_LENGTH] or None if isinstance(value, str) else None
+def _text(node: Any) -> str | None:
+    """One line of what a card gives; of a list the first. What YAML takes for a number or a date is no licence, and
+    never made one: parsers of those fail in ways of their own."""
+    if getattr(node, "id", None) == "sequence" and node.value:
+        node = node.value[0]
+    return node.value.strip()[:MAX_LENGTH] or None if getattr(node, "tag", None) == TEXT else None

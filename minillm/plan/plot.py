@@ -9,7 +9,7 @@ from typing import Any
 
 from minillm.plan.report import called
 from minillm.report import picture
-from minillm.report.picture import COLOURS, save
+from minillm.report.picture import COLOURS, plain, quiet, save
 
 MAX_LINES = len(COLOURS)
 GAP = 0.05  # between names, as a share of the picture's height
@@ -24,6 +24,7 @@ def check(path: Path, count: int = 1) -> None:
         raise ValueError(f"--plot: {count} checkpoints, a picture tells {MAX_LINES} apart; draw fewer")
 
 
+@quiet()
 def draw(path: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     """A PNG with a line for the cache of each report's checkpoint, up to the model's context, and a dashed one at the
     bytes of its weights."""
@@ -37,7 +38,7 @@ def draw(path: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     low = min(min(curve.values()) for curve in curves) / 1.5
     high = max(max(report["weight_bytes"], *curve.values()) for report, curve in zip(reports, curves, strict=True)) * 2
     axes.set(xlim=(first, last), ylim=(low, high), xlabel="context, tokens", title=_title(reports))
-    names = [called(report) for report in reports]
+    names = [plain(called(report)) for report in reports]
     for report, curve, colour in zip(reports, curves, COLOURS, strict=False):
         axes.plot(list(curve), list(curve.values()), color=colour, linewidth=2.2)
         axes.plot([max(curve)], [curve[max(curve)]], "o", color=colour, markersize=5)

@@ -46,4 +46,4 @@ def write(path: Path, title: str, body: str, data: Any = None, style: str = "", 
         f"<script>\nconst DATA = {values};\n{script}\n</script>\n</body>\n</html>\n"
     )
     with output.complete(path) as file:
-        file.write_text(text, encoding="utf-8")
+        file.write(text.encode())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,25 @@ MARKERS = "osD^vP*X"
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # colour maps of Matplotlib that read alike with any colour vision
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Matplotlib keeps to itself meanwhile what it thinks of fonts, names and room."""
+    logger = logging.getLogger("matplotlib")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
 def check(path: Path) -> None:
     """Raises ValueError before anything is measured, where the picture could not be drawn."""
     try:
-        import matplotlib  # noqa: F401
+        with quiet():  # of a home where it can keep nothing, say
+            import matplotlib.figure  # noqa: F401
     except ImportError:
         raise ValueError("--plot needs the package matplotlib; install minillm[plot]") from None
     output.check("--plot", path, "a picture", ".png")

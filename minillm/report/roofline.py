@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minillm.report.picture import COLOURS, MARKERS, save
+from minillm.report.picture import COLOURS, MARKERS, quiet, save
 
 
+@quiet()
 def draw(path: Path, rows: list[dict[str, Any]], bandwidth: float, peak: float, title: str) -> None:
     """A PNG with a point per row: its `flops` over its `bytes`, and over its `seconds`. `bandwidth` in bytes and `peak`
     in operations per second."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.report.picture import DIVERGING, SEQUENTIAL, plain, save
+from minillm.report.picture import DIVERGING, SEQUENTIAL, plain, quiet, save
 from minillm.routes.measure import MIN_EXPECTED
 
 NUMBERED = 16  # experts up to which each cell says its number
@@ -16,6 +16,7 @@ TICKS = 16
 CAP = 4.0  # of the mean load: one that is far busier must not make all others look alike
 
 
+@quiet()
 def draw(path: Path, report: dict[str, Any], layer: int | None, counts: Tensor | None) -> None:
     """A PNG; `counts` are the pairs of `layer`, as `measure.together` has them."""
     from matplotlib.figure import Figure

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +148,79 @@ def test_a_disk_that_takes_nothing_does_not_matter(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert (bench.best(64), bench.best(64)) == ("second", "second")
     assert len(bench.timed) == 2
+
+
+ANOTHER = """
+import sys
+from minillm.kernels import tuning
+class Gpu: name, best = "Made Up 9000", {}
+for number in range(25):
+    Gpu.best = {f"op {sys.argv[1]} {number}": "first"}
+    tuning._keep(Gpu)
+"""
+
+
+def test_processes_wait_for_each_other(tmp_path: Path) -> None:
+    """Each finds something of its own at the same time, and reads and writes the same file."""
+    command = [sys.executable, "-c", ANOTHER]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    running = [subprocess.Popen([*command, str(number)], env=environment) for number in range(3)]
+    assert [each.wait() for each in running] == [0, 0, 0]
+    (stored,) = json.loads((tmp_path / "minillm/tuning/kernels.json").read_text()).values()
+    assert len(stored) == 75
+    assert [path.name for path in (tmp_path / "minillm/tuning").iterdir()] == ["kernels.json"]
+
+
+def test_who_does_not_let_go_is_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tuning, "PATIENCE", 0.05)
+    folder = tmp_path / "minillm/tuning"
+    folder.mkdir(parents=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert bench.best(64) == "second"
+    finally:
+        os.close(handle)
+    assert (folder / "kernels.json").exists()
+
+
+def test_nothing_is_left_of_what_could_not_be_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*given: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tuning.json, "dump", full)
+    assert bench.best(64) == "second"
+    assert list((tmp_path / "minillm/tuning").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "deep", "a link"])
+def test_what_is_no_such_file_counts_as_none(bench: Bench, tmp_path: Path, kind: str) -> None:
+    path, victim = tmp_path / "minillm/tuning/kernels.json", tmp_path / "victim"
+    path.parent.mkdir(parents=True)
+    victim.write_text("precious")
+    if kind == "deep":
+        path.write_text("[" * 100_000)
+    elif kind == "a link":
+        path.symlink_to(victim)
+    else:
+        (os.mkfifo if kind == "a pipe" else os.mkdir)(path)
+    assert [bench.best(64), bench.best(64)] == ["second", "second"]
+    assert victim.read_text() == "precious"
+    assert [each.name for each in path.parent.iterdir()] == ["kernels.json"]
+
+
+@pytest.mark.parametrize("where", ["relative", ""])
+def test_a_place_relative_to_the_current_folder_is_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", where)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert bench.best(64) == "second"
+    assert (tmp_path / "home/.cache/minillm/tuning/kernels.json").exists()
+    assert not (tmp_path / "relative").exists()
 
 
 def test_what_does_not_fit_is_left_out(bench: Bench) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,12 @@ import numba
 import numpy as np
 import pytest
 import torch
-from numba.core import caching
 
 from minillm import ops
 from minillm.ops.cpu import beside, kept, usable
 from minillm.ops.cpu.beside import Beside
 from minillm.ops.cpu.loops import jit
+from tests.test_structure import imports
 
 
 @pytest.fixture
@@ -40,6 +43,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
     return found
 
 
+# What loops import besides each other: none of it comes to be in their code.
+NEEDLESS = {"minillm.ops.cpu.kept", "minillm.ops.cpu.usable", "minillm.guard.screen"}
 OWN = Path(f"temporary/minillm-{os.geteuid()}")
 
 
@@ -50,6 +55,23 @@ def test_the_first_place_that_can_be_written(places: Any) -> None:
     assert places(XDG_CACHE_HOME="file/xdg") == OWN
     assert places() == OWN
     assert places(temporary=False) is None
+
+
+def test_a_place_relative_to_the_current_folder_is_none(
+    places: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That may be a checkpoint's, with loops in it that its author has compiled."""
+    monkeypatch.chdir(tmp_path / "..")
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        assert places(home=True) == Path("home/.cache")
+        monkeypatch.setenv(name, "relative")
+        found = kept.folder()
+        assert found is not None
+        assert found.is_relative_to(tmp_path / "home/.cache")
+        assert not Path("relative").exists()
+    (tmp_path / "temporary").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "temporary")  # which Python takes for want of any other
+    assert places() is None
 
 
 def test_nobody_knows_of_a_home(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,8 +97,44 @@ def test_what_others_may_have_written_is_not_run(places: Any, tmp_path: Path, mo
     assert places(home=True) == OWN
     (tmp_path / "home/.cache/minillm").chmod(0o755)
     assert places(home=True) == Path("home/.cache")
+    (tmp_path / "home").chmod(0o777)
+    assert places(home=True) == OWN  # as others may put a folder in the place of this one
+    (tmp_path / "home").chmod(0o1777)
+    assert places(home=True) == Path("home/.cache")
     monkeypatch.setattr(kept, "_user", lambda: os.geteuid() + 1)
     assert places(home=True) is None
+
+
+def test_the_name_covers_what_decides_the_code(places: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All sources of the loops, which take nothing from elsewhere, what compiles them and its settings."""
+    names = set()
+
+    def another() -> bool:
+        assert places(home=True) == Path("home/.cache")
+        before, found = len(names), kept.folder()
+        assert found is not None
+        names.add(found.name)
+        return len(names) > before
+
+    assert another()
+    assert not another()
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    assert not another()
+    monkeypatch.setenv("NUMBA_OPT", "0")
+    assert another()
+    monkeypatch.setattr(kept.numba, "__version__", "0.0")
+    assert another()
+    loops = tmp_path / "ops/loops"
+    shutil.copytree(Path(jit.__file__).parent, loops, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(kept, "__file__", str(tmp_path / "ops/kept.py"))
+    assert not another()
+    for path in loops.glob("*.py"):
+        taken = {name for name in imports(path) if name.startswith("minillm")}
+        assert {name for name in taken if not name.startswith("minillm.ops.cpu.loops")} <= NEEDLESS
+        path.write_text(path.read_text() + "\n")
+        assert another(), path
+    shutil.rmtree(loops)
+    assert kept.folder() is None
 
 
 def double(at: int, count: int, like: Any) -> None:
@@ -98,14 +156,17 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_is_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
-    kernel = jit.kernel(double)
-    assert [doubled(kernel), doubled(kernel)] == [[2, 2], [2, 2]]
-    line = "minillm: compiled loops are not kept: [Errno 28] No space left on device; set XDG_CACHE_HOME to a folder"
+    monkeypatch.setattr(kept.Path, "replace", full)
+    kernels = jit.kernel(double), jit.kernel(double)
+    assert [doubled(each) for each in kernels] == [[2, 2], [2, 2]]
+    assert list(tmp_path.iterdir()) == []
+    line = f"minillm: compiled loops are not kept in {tmp_path}: No space left on device; set XDG_CACHE_HOME"
     err = capsys.readouterr().err
     assert err.startswith(line)
     assert err.count("\n") == 1
@@ -130,15 +191,108 @@ def test_what_is_kept_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not jit.kernel(double).is_kept(types[:2])
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def swap(path: Path) -> None:
+    """The loop of other types under its name."""
+    kernel, x = jit.kernel(double), torch.ones(2, dtype=torch.float64)
+    kernel(x.data_ptr(), 2, np.empty(0, np.float64))
+    (other,) = set(path.parent.iterdir()) - {path}
+    other.replace(path)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""), "cut": cut, "a bit": flip, "swapped": swap, "a link": link,
+    "a pipe": pipe, "no loop": lambda path: kept.write(path, pickle.dumps("text")),
+    "of a group": lambda path: path.chmod(0o620), "of all": lambda path: path.chmod(0o602),
+}  # fmt: skip
+
+
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("ending", ["*.nbi", "*.nbc"], ids=["index", "loop"])
-def test_what_is_cut_off_is_compiled_again(ending: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_is_damaged_is_compiled_again(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And kept anew, without a word."""
     doubled(jit.kernel(double))
-    (damaged,) = tmp_path.rglob(ending)
-    whole = damaged.read_bytes()
-    damaged.write_bytes(b"")
-    assert [doubled(jit.kernel(double)) for _ in range(2)] == [[2, 2], [2, 2]]
-    assert damaged.stat().st_size >= len(whole) // 2
+    (path,) = tmp_path.iterdir()
+    whole = path.stat().st_size
+    DAMAGE[kind](path)
+    kernel = jit.kernel(double)
+    assert (doubled(kernel), sum(kernel.compiled.stats.cache_hits.values())) == ([2, 2], 0)
+    again = jit.kernel(double)
+    assert (doubled(again), sum(again.compiled.stats.cache_hits.values())) == ([2, 2], 1)
+    assert path.stat().st_size >= whole // 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("kind", ["a folder for a file", "no folder", "a file for the folder"])
+def test_what_cannot_be_kept_is_not(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor anywhere else, where numba would: beside the source, by which loops of another day are taken for these."""
+    doubled(jit.kernel(double))
+    (path,) = tmp_path.iterdir()
+    if kind == "a folder for a file":
+        folder(path)
+        (path / "full").touch()
+    else:
+        shutil.rmtree(tmp_path)
+        if kind == "a file for the folder":
+            tmp_path.touch()
+    kernel = jit.kernel(double)
+    assert (doubled(kernel), doubled(jit.kernel(double))) == ([2, 2], [2, 2])
+    err = capsys.readouterr().err
+    assert err.startswith(f"minillm: compiled loops are not kept in {tmp_path}: ")
+    assert err.count("\n") == 1
+    assert not list(Path(__file__).parent.rglob("*.nb[ic]"))
+
+
+def test_somebody_elses_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.write(tmp_path / "loop", b"code")
+    assert kept.read(tmp_path / "loop") == b"code"
+    monkeypatch.setattr(kept, "_user", lambda: os.geteuid() + 1)
+    assert kept.read(tmp_path / "loop") is None
+
+
+def test_many_write_at_once(tmp_path: Path) -> None:
+    """Each finds all of what one of them wrote, and nothing is left over; but of who was killed an hour ago."""
+    stale, fresh = tmp_path / "1.part", tmp_path / "2.part"
+    stale.touch()
+    fresh.touch()
+    os.utime(stale, (0, 0))
+    texts = [bytes([each]) * 100_000 for each in range(4)]
+
+    def write(text: bytes) -> list[bytes | None]:
+        return [kept.read(tmp_path / "loop") for _ in range(20) if kept.write(tmp_path / "loop", text) is None]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [each for some in pool.map(write, texts) for each in some]
+    assert len(found) == 80
+    assert set(found) <= set(texts)
+    assert sorted(tmp_path.iterdir()) == [fresh, tmp_path / "loop"]
 
 
 def test_numba_is_told_not_to_compile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minillm.families.shared.licences import ALIASES, TERMS
 from minillm.plan import __main__ as plan
@@ -65,6 +69,19 @@ def test_pictures(stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     code, _, error = run(capsys, "--table", *[stories] * 8, "--plot", tmp_path / "many.png")
     assert (code, error.count("\n")) == (2, 1)
     assert "7 apart" in error
+
+
+def test_a_picture_of_odd_names(
+    stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: Any
+) -> None:
+    """A context that has no power of two to mark, glyphs that no font has: drawn, without a word."""
+    folder = tmp_path / "\x1b[31m $x \u8a9e\U0001f600\uffff"
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({**json.loads((stories / "config.json").read_text()), "max_position_embeddings": 100})
+    )
+    code, _, error = run(capsys, "--config", folder / "config.json", "--plot", tmp_path / "odd.png")
+    assert (code, error, len(recwarn)) == (0, "", 0)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +166,12 @@ def test_licences(tmp_path: Path) -> None:
         ("---\nlicense: {a: b}\n---\n", "states no licence"),
         ("---\nlicense: 12\n---\n", "states no licence"),
         ("---\nlicense: !!python/object/apply:os.system [echo]\n---\n", "no YAML"),
+        ("---\nlicense: !!timestamp x\n---\n", "a tag"),
+        ("---\nlicense: [!!int _]\n---\n", "a tag"),
+        ("---\nlicense_name: !!bool maybe\nlicense: mit\n---\n", "a tag"),
+        ("---\nlicense: 2001-99-99\n---\n", "states no licence"),  # which is a date by its form
+        ("---\nlicense: 0x_\n---\n", "states no licence"),
+        ("---\nlicense: mit\nlicense: other\n---\n", "its license twice"),
         ("---\nlicense: &a [x]\nlicense_name: *a\n---\n", "alias"),
         ("---\nlicense: " + "[" * 900 + "\n---\n", "no YAML"),
         ("---\nlicense: " + "x" * 3000 + "\n---\n", "characters about its licence"),
@@ -162,6 +185,28 @@ def test_hostile_cards(text: str | bytes, said: str, tmp_path: Path) -> None:
     found = card(tmp_path, text)
     assert said in found["problem"]
     assert (found["title"], found["asks"]) == (None, [])
+
+
+TAGS = [f"!!{name} " for name in ("int", "float", "bool", "timestamp", "omap", "binary")]
+MARKS = ["<<: ", "? ", "- ", ": ", "&a ", "*a", "\n ", "\n", "2001-99-99", "mit", "\x00", *"![{}]|>'\"#%@,0_.:"]
+
+
+@given(st.lists(st.sampled_from(TAGS + MARKS), max_size=8).map("".join))
+def test_any_card(text: str) -> None:
+    """Parsers of YAML fail in many ways; a licence has one line of text all the same, or none."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = card(Path(folder), f"---\nlicense: {text}\n---\n")
+    assert found["problem"] is None or isinstance(found["problem"], str)
+    assert found["id"] is None or isinstance(found["id"], str)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe"])
+def test_a_card_that_is_no_file(kind: str, stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(stories / "config.json", tmp_path)
+    (os.mkfifo if kind == "a pipe" else os.mkdir)(tmp_path / "README.md")
+    code, out, error = run(capsys, "--weights", tmp_path)
+    assert (code, out) == (2, "")
+    assert error == f"minillm: error: {tmp_path}/README.md: {kind}, expected a file; remove it\n"
 
 
 def test_no_card_and_a_card_that_steers(stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

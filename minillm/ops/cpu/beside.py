@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from minillm.guard.screen import note
 from minillm.ops.cpu import usable
 
 PATIENCE = 10  # by which it stands back behind others
@@ -67,7 +68,7 @@ class Beside:
             assert self.process and self.process.stdin  # noqa: PT018
             self.process.stdin.write(json.dumps(what).encode() + b"\n")
             self.process.stdin.flush()
-        except OSError:
+        except (OSError, RuntimeError):  # of a process, of a thread to listen
             self.gone = True
 
     def _start(self) -> None:
@@ -79,10 +80,7 @@ class Beside:
         )
         threading.Thread(target=self._listen, daemon=True).start()
         if sys.stderr.isatty():
-            print(
-                "minillm: compiling loops for this processor, once, for about half a minute; until then plain PyTorch",
-                file=sys.stderr,
-            )
+            note("compiling loops for this processor, once, for about half a minute; until then plain PyTorch")
 
     def _listen(self) -> None:
         assert self.process and self.process.stdout  # noqa: PT018

@@ -7,11 +7,13 @@ a decode step has hundreds of calls.
 from __future__ import annotations
 
 import functools
+import hashlib
 import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -20,7 +22,10 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import carray, types
+from numba.core import serialize
+from numba.core.compiler import CompileResult
 
+from minillm.guard.screen import note
 from minillm.ops.cpu import kept, usable
 
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
@@ -49,12 +54,9 @@ HINT = "set XDG_CACHE_HOME to a folder that can be written"
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that is called with addresses."""
-    before = CONFIG.CACHE_DIR
-    CONFIG.CACHE_DIR = str(COMPILED or "")
-    try:
-        compiled: Any = numba.njit(cache=COMPILED is not None, **OPTIONS)(function)
-    finally:
-        CONFIG.CACHE_DIR = before
+    compiled: Any = numba.njit(**OPTIONS)(function)
+    if COMPILED:
+        compiled._cache = Kept(function, COMPILED)
 
     @functools.wraps(function)
     def call(*given: Any) -> None:
@@ -65,34 +67,51 @@ def kernel(function: Callable[..., Any]) -> Any:
         if not compiled.signatures and not call.is_kept(tuple(map(compiled.typeof_pyval, given))):  # type: ignore[attr-defined]
             _say_compiling()
         with ready():
-            try:
-                compiled(*given)
-            except OSError as reason:  # of keeping it: a disk that is full
-                _say(f"compiled loops are not kept: {reason}; {HINT}")
-                compiled._cache.disable()
-                compiled(*given)
-            except (EOFError, pickle.UnpicklingError):  # what was kept is cut off
-                compiled._cache.flush()
-                compiled(*given)
+            compiled(*given)
 
     def is_kept(types: tuple[Any, ...]) -> bool:
         """Whether it was compiled for arguments of these types before, by this process or another."""
-        try:
-            index = compiled._cache._cache_file._load_index() if COMPILED else {}
-        except (OSError, AttributeError):  # not to be read, or another numba
-            return False
-        except (EOFError, pickle.UnpicklingError):  # cut off
-            compiled._cache.flush()
-            return False
-        return compiled._cache._index_key(types, compiled.targetctx.codegen()) in index if index else False
+        return COMPILED is not None and kept.read(compiled._cache.path(types, compiled.targetctx.codegen())) is not None
 
     call.compiled, call.is_kept = compiled, is_kept  # type: ignore[attr-defined]
     return call
 
 
+class Kept:
+    """A kernel's machine code on disk: what numba asks of a cache, whose own runs what it finds, wherever it may write,
+    and by the sources of one file alone."""
+
+    def __init__(self, function: Callable[..., Any], folder: Path):
+        self.cache_path, self.function = str(folder), function
+
+    def path(self, types: tuple[Any, ...], codegen: Any) -> Path:
+        """The file for arguments of these types on this processor."""
+        code = self.function.__code__.co_code
+        named = hashlib.sha256(repr((tuple(types), codegen.magic_tuple(), code)).encode()).hexdigest()[:16]
+        return Path(self.cache_path) / f"{self.function.__name__}-{named}"
+
+    def load_overload(self, types: tuple[Any, ...], context: Any) -> Any:
+        context.refresh()
+        data = kept.read(self.path(types, context.codegen()))
+        if data is None:
+            return None
+        try:
+            return CompileResult._rebuild(context, *pickle.loads(data))
+        except Exception:  # though it is whole: it is compiled again
+            return None
+
+    def save_overload(self, types: tuple[Any, ...], result: Any) -> None:
+        if result.library.has_dynamic_globals:  # addresses of this process
+            return
+        try:
+            kept.write(self.path(types, result.library.codegen), serialize.dumps(result._reduce()))
+        except OSError as reason:  # of a disk that is full, say
+            _say(f"compiled loops are not kept in {self.cache_path}: {reason.strerror}; {HINT}")
+
+
 @functools.cache
 def _say(line: str) -> None:
-    print(f"minillm: {line}", file=sys.stderr)
+    note(line)
 
 
 def _say_compiling() -> None:
