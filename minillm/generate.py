@@ -25,6 +25,7 @@ from minillm.ops.cpu import beside
 from minillm.report import cost as report
 
 DEMO_PROMPT = "Once upon a time"
+ENDLESS = 2**20  # new tokens that nobody waits for unless asked to
 ENDS = ("max_new_tokens", "ignore_eos", "stop", "stop_token_ids")  # what of `LLM.generate` says where a text ends
 
 
@@ -135,6 +136,9 @@ def _load(arguments: argparse.Namespace) -> tuple[LLM, dict[str, Any]]:
     chosen = (arguments.dtype, arguments.device, arguments.kernels)
     llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
     draft = load(arguments.draft, *chosen, cli.progress_bar("loading the draft")) if arguments.draft else None
+    stated = llm.generation_config.get("max_new_tokens")
+    if arguments.max_new_tokens is None and isinstance(stated, int) and stated > ENDLESS:
+        raise ValueError(f"generation_config.json asks for {stated:,} new tokens; say how many with --max-new-tokens")
     names = ("deterministic", "draft_tokens", "prompt_lookup")
     return llm, {"draft": draft, **{name: getattr(arguments, name) for name in names}}
 

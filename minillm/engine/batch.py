@@ -20,7 +20,7 @@ from torch import Tensor
 from minillm.engine.choosing import Chooser, finite
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.inference import PREFILL_CHUNK, decode, decode_singly, prefill
-from minillm.model.cache import Cache
+from minillm.model.cache import Cache, ahead
 from minillm.model.decoder import Decoder
 
 MAX_BATCH = 32
@@ -88,8 +88,8 @@ class Batch:
         """Decode until all have finished, or the batch had better be formed anew."""
         members = list(self.places)
         rows = [self.rows[index] for index in members]
-        # Each with a cache of its own ends where that is full.
         room = (min if self.deterministic else max)(row.remaining for row in rows)
+        room = ahead(max(cache.length for cache, _ in self.places.values()), room)
         started = time.perf_counter()
         caches = self._gathered(room)
         choose = Chooser(self.model, rows)
@@ -124,7 +124,7 @@ class Batch:
         cache = Cache(
             self.model.spec,
             batch=len(rows),
-            capacity=width + (max(row.remaining for row in rows) if room else 0),
+            capacity=width + (ahead(width, max(row.remaining for row in rows)) if room else 0),
             dtype=self.model.dtype,
             device=weight.device,
             padding=[width - len(sequence) for sequence in sequences],
@@ -134,7 +134,10 @@ class Batch:
     def _gathered(self, room: int) -> list[Cache]:
         """The caches of the rows: one for all, or with `deterministic` one each, as if each were alone."""
         if self.deterministic:
-            return [cache for cache, _ in self.places.values()]
+            caches = [cache for cache, _ in self.places.values()]
+            for cache in caches:
+                cache.reserve(room)
+            return caches
         sources = list(self.places.values())
         cache = sources[0][0]
         cache.regroup(sources, room)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.guard.screen import shown
 from minillm.ops.draw import MIN_TEMPERATURE, distribution
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -56,8 +57,8 @@ class Sampling:
             if name == "seed" and value is None:
                 continue
             kind, words = (Integral, "a whole number") if name in ("top_k", "seed") else (Real, "a number")
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high:
-                raise ValueError(f"{name} is {value!r}, it must be {words} from {low} to {high}")
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                raise ValueError(f"{name} is {shown(value)}, it must be {words} from {low} to {high}")
         if self.top_p == 0:
             raise ValueError("top_p is 0, which leaves no token; use temperature 0 for greedy")
         if 0 < self.temperature < MIN_TEMPERATURE:

@@ -29,7 +29,7 @@ from torch import Tensor
 from minillm.engine.choosing import foresee
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.inference import decode_singly, prefill
-from minillm.model.cache import Cache
+from minillm.model.cache import Cache, ahead
 from minillm.model.decoder import Decoder
 
 DRAFT_TOKENS = 4
@@ -64,7 +64,7 @@ def _complete(
     model: Decoder, row: Completion, timings: Timings, proposer: Proposer, count: int, deterministic: bool
 ) -> Iterator[str]:
     started = time.perf_counter()
-    cache = _cache(model, len(row.prompt) + row.max_new_tokens)
+    cache = _cache(model, len(row.prompt), row.max_new_tokens)
     (token,) = foresee(model, row, prefill(model, [row.prompt], cache), [])
     timings.prompt_tokens += len(row.prompt)
     timings.prompt_seconds += time.perf_counter() - started
@@ -90,6 +90,7 @@ def _guessed(
     model: Decoder, row: Completion, proposer: Proposer, cache: Cache, count: int, deterministic: bool
 ) -> tuple[list[int], Tensor]:
     """Guesses, and the logits `[T, V]` behind the row's last token and behind each of them."""
+    cache.reserve(min(count + 1, row.remaining))
     if model.outgrown(cache):
         cache.length = 0
         return [], prefill(model, [row.sequence], cache)
@@ -102,9 +103,8 @@ def _guessed(
     return guesses, model(tokens[None], cache)[0]
 
 
-def _cache(model: Decoder, capacity: int) -> Cache:
-    weight = model.embedding.weight
-    return Cache(model.spec, 1, capacity, model.dtype, weight.device)
+def _cache(model: Decoder, length: int, remaining: int) -> Cache:
+    return Cache(model.spec, 1, length + ahead(length, remaining), model.dtype, model.embedding.weight.device)
 
 
 class Draft:
@@ -113,7 +113,7 @@ class Draft:
     def __init__(self, model: Decoder, target: Decoder, row: Completion, timings: Timings):
         self.model, self.target, self.timings = model, target, timings
         self.context = min(model.spec.context, len(row.prompt) + row.max_new_tokens)
-        self.cache = _cache(model, self.context)
+        self.cache = _cache(model, length := min(len(row.prompt), self.context), self.context - length)
 
     def propose(self, row: Completion, count: int) -> list[int]:
         sequence, cache = row.sequence, self.cache
@@ -121,6 +121,7 @@ class Draft:
         if count < 1 or max(sequence) >= self.model.spec.vocab_size:
             return []
         cache.rewind(min(cache.length, len(sequence) - 1))  # the last guesses but the right ones
+        cache.reserve(len(sequence) + count - cache.length)
         guesses: list[int] = []
         logits_1V = self._read(sequence)
         cache.mark(count)

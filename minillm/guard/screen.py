@@ -39,6 +39,15 @@ def one_line(text: str) -> str:
     return line if len(line) <= MAX_LINE else f"{line[:half]} … {len(line):,} characters … {line[-half:]}"
 
 
+def shown(value: object) -> str:
+    """A value that somebody gave, in a few words for an error."""
+    try:
+        found = repr(value)
+    except ValueError:  # of a whole number with thousands of digits
+        return f"a {type(value).__name__} of very many digits"
+    return found if len(found) <= 60 else f"{found[:60]} …"
+
+
 def note(message: str) -> None:
     """Something done otherwise than asked, in one line on stderr."""
     print(f"minillm: {one_line(message)}", file=sys.stderr)

@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.guard import memory
 from minillm.spec import GQA, MLA, Decoder
+
+ROOM = 4096  # positions that are made room for at least: more than most answers have
+LARGE = 2**26  # bytes that are compared with the memory that is left
 
 
 class LayerCache:
@@ -25,6 +29,11 @@ class LayerCache:
         shape = (batch, spec.num_kv_heads, self.ring or capacity, spec.head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+
+    @staticmethod
+    def values(spec: GQA, capacity: int) -> int:
+        """How many a row has."""
+        return 2 * spec.num_kv_heads * min(spec.window or capacity, capacity) * spec.head_dim
 
     def filled(self, end: int) -> tuple[Tensor, Tensor]:
         """The keys and values of the positions before `end`, as far as they are kept: views `[B, K, S, D]`."""
@@ -65,6 +74,8 @@ class LayerCache:
         """The `count` positions before `source_end` of a row elsewhere, as far as they are kept, become those before
         `end` here."""
         count = min(count, self.k.shape[2], source.k.shape[2])
+        if not count:
+            return
         to, of = self.slots(end, count), source.slots(source_end, count)
         self.k[row, :, to], self.v[row, :, to] = source.k[source_row, :, of], source.v[source_row, :, of]
 
@@ -76,6 +87,11 @@ class LatentCache:
 
     def __init__(self, spec: MLA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
         self.latent = torch.zeros((batch, capacity, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
+
+    @staticmethod
+    def values(spec: MLA, capacity: int) -> int:
+        """How many a row has."""
+        return capacity * (spec.kv_rank + spec.rope.dim)
 
     def put(self, latent: Tensor, slots: Tensor) -> Tensor:
         """Store `[B, 1, R + P]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, capacity, R + P]`."""
@@ -93,6 +109,12 @@ class LatentCache:
 
 
 KINDS: dict[type, type[LayerCache] | type[LatentCache]] = {GQA: LayerCache, MLA: LatentCache}
+
+
+def ahead(length: int, remaining: int) -> int:
+    """How many of the `remaining` positions that may come get room now, behind `length` that are there: as many again,
+    so that all copies together cost no more than one of the whole, and a text that never comes costs nothing."""
+    return min(remaining, max(ROOM, length))
 
 
 class Cache:
@@ -120,6 +142,11 @@ class Cache:
         self.batch, self.capacity = batch, capacity
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=self.device) if self.padding else None
+        kinds: Any = [(KINDS[type(layer.attention)], layer.attention) for layer in self.spec.layers]
+        needed = batch * self.dtype.itemsize * sum(kind.values(attention, capacity) for kind, attention in kinds)
+        if self.device.type == "cpu" and needed > LARGE:
+            remedy = "ask for fewer new tokens, a shorter prompt or a smaller batch"
+            memory.refuse(needed, f"a cache of {batch} x {capacity:,} positions", remedy)
 
     def _layer(self, index: int) -> LayerCache | LatentCache:
         attention = self.spec.layers[index].attention
@@ -143,6 +170,11 @@ class Cache:
             for at, ((cache, row), end, length) in enumerate(zip(sources, ends, lengths, strict=True)):
                 made.take(at, self.length, cache.layers[index], row, end, length)
             self.layers[index] = made
+
+    def reserve(self, count: int) -> None:
+        """Have room for `count` more positions, which copies what is held where it lacks."""
+        if self.length + count > self.capacity:
+            self.regroup([(self, row) for row in range(self.batch)], max(count, ahead(self.length, self.length)))
 
     @property
     def undoable(self) -> int:
