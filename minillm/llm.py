@@ -13,6 +13,7 @@ import torch
 from minillm.engine import decoding, sampling
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.requests import ids_to_stop_at, one_or_many, stop_strings, token_ids
+from minillm.guard.files import is_there
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note
 from minillm.model.costs import bytes_per_step
@@ -51,13 +52,15 @@ class LLM:
         self.spec = model.spec
         self.device = device
         self.bytes_per_step = bytes_per_step(model)
-        has_tokenizer = (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()
+        has_tokenizer = is_there(folder / "tokenizer.json") or is_there(folder / "tokenizer.model")
         self.tokenizer = Tokenizer(folder) if has_tokenizer else None
         for remark in self.tokenizer.remarks if self.tokenizer else ():
             note(remark)
+        if self.tokenizer and (size := self.tokenizer.backend.size) > self.spec.vocab_size:
+            note(f"the tokenizer has ids up to {size - 1}, the model's vocabulary {self.spec.vocab_size}: they differ")
         self._templates: dict[bool, chat.ChatTemplate] = {}  # by whether there are tools
         path = folder / "generation_config.json"
-        self.generation_config = read_json(path) if path.is_file() else {}
+        self.generation_config = read_json(path) if is_there(path) else {}
         textless = ["stop_strings"] if self.generation_config.get("stop_strings") and not self.tokenizer else []
         if ignored := sampling.unsupported(self.generation_config) + textless:
             note(f"generation_config.json keys without effect here: {', '.join(ignored)}")
@@ -151,6 +154,7 @@ class LLM:
         text = template.render(
             messages, tools=tools, variables=template_variables, continue_final_message=continue_final_message
         )
+        self._need_tokenizer().refuse_too_long(text, self.spec.context)
         return self._need_tokenizer().encode(text, special=False)
 
     def chat_template(self, with_tools: bool = False) -> chat.ChatTemplate:
@@ -185,6 +189,8 @@ class LLM:
             raise ValueError(f"{' and '.join(idle)} go with messages; they mean nothing to a {given[0]}")
         if prompt is not None:
             texts, single = one_or_many(prompt, str, "prompt")
+            for text in texts:
+                self._need_tokenizer().refuse_too_long(text, self.spec.context)
             prompts = [self._need_tokenizer().encode(text) for text in texts]
         elif messages is not None:
             if not isinstance(messages, Sequence) or isinstance(messages, str):

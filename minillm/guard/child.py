@@ -20,10 +20,10 @@ from typing import IO, Any
 
 import minillm
 
-MEMORY = 512_000_000  # bytes more than the process has at its start
+MEMORY = 512_000_000  # bytes more than the process has at its start, where nobody says otherwise
 MAX_ANSWER = 128_000_000  # bytes
 START_SECONDS = 30.0
-START = "import sys; sys.path[:] = sys.argv[3:]; from minillm.guard import worker; worker.serve(*sys.argv[1:3])"
+START = "import sys; sys.path[:] = sys.argv[2:]; from minillm.guard import worker; worker.serve(sys.argv[1])"
 
 
 class Child:
@@ -38,16 +38,16 @@ class Child:
         self.service, self.setup, self.memory = service, setup, memory
         self._forget()
 
-    def ask(self, request: tuple[Any, ...], seconds: float) -> Any:
+    def ask(self, request: tuple[Any, ...], seconds: float, more: int = 0) -> Any:
         """What the service answers. Raises ValueError with its words where it raised one, and when it was ended as it
-        took more than `seconds` or its memory."""
+        took more than `seconds`, or than its memory and `more` bytes."""
         if self._owner != os.getpid():
             self._forget()
         with self._lock:
             try:
                 if self._process is None:
                     self._start()
-                return self._exchange(request, seconds)
+                return self._exchange(request, seconds, self.memory + more)
             except _Refused as error:
                 raise ValueError(str(error)) from None
             except BaseException:  # Ctrl-C too: an answer may be on its way, and would be taken for the next one's
@@ -60,18 +60,19 @@ class Child:
             self._end()
 
     def _forget(self) -> None:
-        self._owner, self._lock, self._process = os.getpid(), threading.Lock(), None
+        self._owner, self._lock = os.getpid(), threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
 
     def _start(self) -> None:
         if not sys.executable:
             raise ValueError("no Python to start a process with (sys.executable is empty)")
         paths = [str(Path(minillm.__file__).parent.parent), *map(os.path.abspath, sys.path)]
-        command = [sys.executable, "-I", "-S", "-c", START, self.service, str(self.memory), *paths]
+        command = [sys.executable, "-I", "-S", "-c", START, self.service, *paths]
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
         self._finalizer = weakref.finalize(self, _end, self._process, self._owner)
         try:
-            self._exchange((self.setup,), START_SECONDS)
+            self._exchange((self.setup,), START_SECONDS, self.memory)
         except _Refused:
             self._end()
             raise
@@ -81,18 +82,18 @@ class Child:
             self._process = None
             self._finalizer()
 
-    def _exchange(self, request: tuple[Any, ...], seconds: float) -> Any:
+    def _exchange(self, request: tuple[Any, ...], seconds: float, memory: int) -> Any:
         process: Any = self._process
         with _clock(process, seconds) as clock:
             try:
-                write(process.stdin, marshal.dumps((seconds, request)))
+                write(process.stdin, marshal.dumps((seconds, memory, request)))
                 data = read(process.stdout, MAX_ANSWER)
             except (BrokenPipeError, ConnectionResetError):
                 data = None
         if clock.rang:
             raise ValueError(f"it took more than the {seconds:.0f} seconds it has")
         if data is None:
-            raise ValueError(f"it took more than {self.memory // 1_000_000} MB of memory, or ended by itself")
+            raise ValueError(f"it took more than {memory // 1_000_000} MB of memory, or ended by itself")
         answer = json.loads(data.decode("utf-8", "surrogatepass"))
         if "refused" in answer:
             raise _Refused(answer["refused"])

@@ -20,10 +20,15 @@ def reading(source: str | Path, problem: str, advice: str = "") -> Iterator[None
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
     except BaseException as error:
-        raise ValueError(f"{source}: {problem} ({words(error)}){'; ' if advice else ''}{advice}") from None
+        raise refusal(error, source, problem, advice) from None
+
+
+def refusal(error: BaseException, source: str | Path, problem: str, advice: str = "") -> BaseException:
+    """What `reading` raises for an error; for calls too frequent for a context manager."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)):
+        return error
+    return ValueError(f"{source}: {problem} ({words(error)}){'; ' if advice else ''}{advice}")
 
 
 def words(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from minillm.guard.child import read, write
 
@@ -18,16 +18,15 @@ MAX_WORDS = 1000  # characters of an error
 SPARE_SECONDS = 5  # of processor time: the parent's clock comes first, if there still is a parent
 
 
-def serve(service: str, memory: str) -> NoReturn:
+def serve(service: str) -> NoReturn:
     """Answer until nobody asks any more. The first request prepares the service."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     module = importlib.import_module(service)
-    _limit_memory(int(memory))
-    answer = module.prepare
+    answer, own = module.prepare, _address_space()
     while (data := read(sys.stdin.buffer, sys.maxsize)) is not None:
-        seconds, request = marshal.loads(data)
+        seconds, memory, request = marshal.loads(data)
         del data
-        _limit_time(seconds)
+        _limit(seconds, own + memory if own else None)
         try:
             reply = {"value": answer(*request)}
         except MemoryError:
@@ -46,22 +45,25 @@ def words(error: BaseException) -> str:
     return said if len(said) <= MAX_WORDS else f"{said[:MAX_WORDS]} … ({len(said):,} characters)"
 
 
-def _limit_memory(memory: int) -> None:
-    """So many bytes of address space more than there are now, and no file of what was in it."""
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows, macOS, or lower limits already
+def _address_space() -> int | None:
+    """Bytes of it in use; None where the system does not say or does not limit it."""
+    try:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + memory
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no file of what was in memory
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError):
+        return None
 
 
-def _limit_time(seconds: float) -> None:
-    """A loop ends even when the parent, who has the clock, was killed."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
+def _limit(seconds: float, memory: int | None) -> None:
+    """Limits of this process until the next request. That of processor time is for a loop whose parent, who has the
+    clock, was killed."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows, or lower limits already
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
         soft = int(used.ru_utime + used.ru_stime + seconds) + SPARE_SECONDS
         resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        if memory is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))

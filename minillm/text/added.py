@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minillm.guard.files import is_there
 from minillm.guard.jsonfile import read_json
 
+ID = re.compile("[0-9]{1,9}")
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -23,10 +26,10 @@ def listed(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, int | Non
         tokens = decoder.items() if isinstance(decoder, dict) else ()
         stated = [(text, int(i), flags(each)) for i, each in tokens if (text := text_of(each)) and str(i).isdecimal()]
     else:
-        if (folder / "special_tokens_map.json").is_file():
+        if is_there(folder / "special_tokens_map.json"):
             values |= read_json(folder / "special_tokens_map.json")
         named = {text for text, _, _ in _special(values)}
-        if (folder / "added_tokens.json").is_file():
+        if is_there(folder / "added_tokens.json"):
             pairs = read_json(folder / "added_tokens.json").items()
             stated = [(t, i, {"special": t in named, "normalized": t not in named}) for t, i in pairs if type(i) is int]
     return [*sorted(stated, key=lambda token: token[1] or 0), *_special(values)]
@@ -51,3 +54,29 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
+
+
+def beside_model(folder: Path, listed: Any) -> tuple[dict[str, int], set[int]]:
+    """Text -> id and which ids are special, from added_tokens.json (text -> id) and from `listed`, the
+    added_tokens_decoder (id -> token) of tokenizer_config.json."""
+    path = folder / "added_tokens.json"
+    pairs: list[tuple[Any, Any]] = list(read_json(path).items()) if is_there(path) else []
+    tokens: list[tuple[Any, Any]] = list(listed.items()) if isinstance(listed, dict) else [(None, listed)]
+    pairs += [(text_of(token), i) for i, token in tokens]
+    ids: dict[str, int] = {}
+    for text, i in pairs:
+        if not isinstance(text, str) or not text or not is_id(i):
+            raise ValueError(f"{folder}: added token {text!r} with id {str(i)[:40]!r}, expected a text and a number")
+        if ids.setdefault(text, int(i)) != int(i):
+            raise ValueError(f"{folder}: added token {text!r} has the ids {ids[text]} and {i}")
+    texts: dict[int, str] = {}
+    for text, i in ids.items():
+        if texts.setdefault(i, text) != text:
+            raise ValueError(f"{folder}: the id {i} is that of two added tokens, {texts[i]!r} and {text!r}")
+    special = {int(i) for i, token in tokens if isinstance(token, dict) and token.get("special")}
+    return ids, special
+
+
+def is_id(value: Any) -> bool:
+    """Whether that is an id, as a number or as JSON's keys have it."""
+    return (type(value) is int and 0 <= value < 1 << 31) or (isinstance(value, str) and ID.fullmatch(value) is not None)

@@ -1,0 +1,87 @@
+"""`tokenizer.json` through the tokenizers library, in this process where all that the file asks for is known to end
+(`program.py`), and else in one of its own, under limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minillm.guard.child import MEMORY, Child
+from minillm.guard.files import read_bytes
+from minillm.guard.parsing import reading, refusal
+from minillm.text import program
+from minillm.text.encoding import Added, Encoding
+
+MAX_BYTES = 64_000_000
+SECONDS = 10.0  # of a call in the other process, and one more for each 100,000 characters or ids
+MEMORY_A_BYTE = 30  # of the file
+MEMORY_A_CHARACTER = 300
+BLANKS = 1 << 20  # characters: runs of several such make the regular expressions of the library give up
+
+
+class JsonBackend:
+    """`remarks` are what is done otherwise than the files say. Raises ValueError for a file that is no tokenizer, and
+    for a text or ids that it has no answer to."""
+
+    def __init__(self, path: Path, added: Added):
+        self.path = path
+        data = read_bytes(path, MAX_BYTES)
+        self.encoding: Any = None
+        with reading(path, "not a tokenizer the tokenizers library can read"):
+            why = program.unusual_bytes(data)
+            if why is None:
+                self.encoding = Encoding(data, added)
+                why = program.unusual(self.encoding.tokenizer)
+            if why is not None:
+                self.encoding = _Elsewhere(data, added)
+        self.size: int = self.encoding.size
+        self.remarks: list[str] = self.encoding.remarks
+        if why is not None:
+            self.remarks = [f"{path.name} runs in a process of its own, under limits, as {why}", *self.remarks]
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        if any(text[at : at + BLANKS].isspace() for at in range(0, len(text) - BLANKS + 1, BLANKS)):
+            raise ValueError(f"{self.path}: cannot encode this text (over {BLANKS:,} blanks in a row); leave some out")
+        try:
+            return self.encoding.encode(text, special)
+        except BaseException as error:  # a bare Exception: lone surrogates, or a vocabulary without a word for it
+            raise refusal(error, self.path, "cannot encode this text", "is it valid UTF-8?") from None
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        try:
+            return self.encoding.decode(ids, skip_special)
+        except BaseException as error:
+            raise refusal(error, self.path, "cannot decode these ids") from None
+
+    def id_of(self, token: str) -> int | None:
+        with reading(self.path, f"cannot look up the token {token[:60]!r}"):
+            return self.encoding.id_of(token)
+
+    def name_of(self, token: int) -> str | None:
+        with reading(self.path, f"cannot look up the token {token}"):
+            return self.encoding.name_of(token)
+
+
+class _Elsewhere:
+    """An `Encoding` in a process of its own. Raises ValueError as `Child.ask` does."""
+
+    def __init__(self, data: bytes, added: Added):
+        self.child = Child("minillm.text.encoding", (data, added), MEMORY + MEMORY_A_BYTE * len(data))
+        self.size, self.remarks = self.child.ask(("about",), SECONDS)
+
+    def encode(self, text: str, special: bool) -> Any:
+        return self._ask("encode", text, special)
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> Any:
+        return self._ask("decode", list(ids), skip_special)
+
+    def id_of(self, token: str) -> Any:
+        return self._ask("id_of", token)
+
+    def name_of(self, token: int) -> Any:
+        return self._ask("name_of", token)
+
+    def _ask(self, name: str, given: Any, *others: Any) -> Any:
+        size = len(given) if hasattr(given, "__len__") else 1
+        return self.child.ask((name, given, *others), SECONDS + size / 1e5, MEMORY_A_CHARACTER * size)
