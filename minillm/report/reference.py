@@ -60,7 +60,7 @@ def understood(values: Mapping[str, Any]) -> dict[str, Any]:
         made["text_config"] = {**known(section), **NO_TOKENS}
     if isinstance(section := values.get("vision_config"), dict):
         made["vision_config"] = {key: section[key] for key in VISION if isinstance(section.get(key), (int, float))}
-    if isinstance(section := values.get("quantization_config"), dict):
+    if config.quantization(values) and isinstance(section := values["quantization_config"], dict):
         made["quantization_config"] = {key: section[key] for key in QUANTISATION if key in section}
     return made
 
