@@ -158,6 +158,11 @@ class Config:
         self._reported.update(keys)
 
     @property
+    def asked(self) -> set[str]:
+        """The keys that somebody asked for, in a config or not."""
+        return self._asked
+
+    @property
     def unread(self) -> list[str]:
         """Keys with a value that nobody asked for and that are not known to be harmless."""
         return sorted(self._reported) + sorted(

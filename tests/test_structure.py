@@ -41,8 +41,8 @@ ROOMS = [
 COMMANDS = ROOMS[-1]
 FLOOR = {f"minillm.{room}": floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 FLOOR["minillm.__main__"] = len(ROOMS)
-# Where other implementations run: in a process of their own, or beside ours to be compared.
-USES_TRANSFORMERS = ("minillm.bench.engines", "minillm.diff.__main__")
+# Where another implementation runs, beside ours to be compared.
+USES_TRANSFORMERS = ("minillm.report.reference",)
 
 
 def imports(path: Path) -> set[str]:

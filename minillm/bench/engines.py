@@ -27,8 +27,10 @@ from torch import Tensor
 from minillm import cli
 from minillm.bench import worker
 from minillm.engine import inference
+from minillm.guard.parsing import reading
 from minillm.loading import DTYPES, load, resolve_device
 from minillm.model.cache import Cache
+from minillm.report import reference
 from minillm.report.measure import forget_peak_rss, peak_rss, synchronize
 
 PEERS = ("transformers", "llama.cpp")
@@ -83,14 +85,10 @@ class Minillm:
 
 class Transformers:
     def __init__(self, settings: dict[str, Any]):
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         self.device = resolve_device(settings["device"])
         dtype = DTYPES[settings["dtype"]]
         started = time.perf_counter()
-        self.model = AutoModelForCausalLM.from_pretrained(settings["weights"], dtype=dtype).eval().to(self.device)
+        self.model = reference.load(Path(settings["weights"]), dtype=dtype).to(self.device)
         seconds = time.perf_counter() - started
         self.facts = {"load_s": seconds, "cache_bytes_per_value": dtype.itemsize}
 
@@ -104,7 +102,8 @@ class Transformers:
             self.deep.batch_repeat_interleave(batch)
 
     def prefill(self, prompts: list[list[int]]) -> list[int]:
-        return self._next(prompts, None)
+        with reading(type(self.model).__name__, "transformers cannot run it"):
+            return self._next(prompts, None)
 
     def rewind(self) -> None:
         if (

@@ -36,7 +36,7 @@ from minillm.llm import LLM
 from minillm.loading import DTYPES, integers, load
 from minillm.model import held
 from minillm.model.decoder import Decoder
-from minillm.report import picture
+from minillm.report import picture, reference
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import plan
 
@@ -77,23 +77,10 @@ def sites_of_transformers(llm: LLM, theirs: Any, renamed: dict[str, str] | None 
 
 def against_transformers(llm: LLM, tokens: Tensor) -> tuple[Trace, list[Site]]:
     """The same folder in transformers, in its plainest implementation and fp32. Raises ValueError where it cannot."""
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError("--against transformers needs the package transformers; install minillm[test]") from None
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    plain = {"attn_implementation": "eager", "experts_implementation": "eager", "trust_remote_code": False}
     if integers(llm.folder, config.read(llm.folder)):
         raise ValueError(f"{llm.folder}: transformers does not read these integers; give --against the plain folder")
-    try:
-        read: Any = transformers.AutoModelForCausalLM.from_pretrained
-        model, loaded = read(llm.folder, dtype=llm.model.dtype, output_loading_info=True, **plain)
-    except (ValueError, KeyError, ImportError, OSError) as reason:
-        raise ValueError(f"transformers cannot load {llm.folder}: {reason}") from None
-    if missing := sorted(map(str, (*loaded["missing_keys"], *loaded["mismatched_keys"]))):
-        raise ValueError(f"transformers cannot load {llm.folder}: it finds no tensor for {missing[0]}")
-    model.to(llm.device).eval()
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    model = reference.load(llm.folder, dtype=llm.model.dtype, **plain).to(llm.device)
     sites = sites_of_transformers(llm, model)
     return diff_trace.of_transformers(model, tokens, sites), sites
 
@@ -141,7 +128,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.dtype == "auto":
         options["dtype"] = "float32"  # where a difference is no rounding
     llm = load(**options, progress=cli.progress_bar("loading"))
-    tokens, reference = tokens_of(llm, arguments), None
+    tokens, theirs = tokens_of(llm, arguments), None
     if arguments.against == "transformers":
         if arguments.against_dtype:
             raise ValueError("--against-dtype goes with another checkpoint; transformers takes the dtype of ours")
@@ -151,8 +138,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = hub.resolve(arguments.against)
         other = load(folder, dtype, llm.device, options["kernels"], cli.progress_bar("loading the reference"))
         trace, sites = against_minillm(llm, other, tokens)
-        reference = other.model
-    found = examine(llm, trace, sites, arguments.tolerance, reference)
+        theirs = other.model
+    found = examine(llm, trace, sites, arguments.tolerance, theirs)
     return diff_report.as_json(llm, arguments, tokens.shape[1], found, diff_names.same(llm.model))
 
 

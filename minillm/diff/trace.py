@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.diff.names import Site
+from minillm.guard.parsing import reading
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Router
 from minillm.model.norm import NoNorm
@@ -51,7 +52,8 @@ def of_transformers(model: Any, tokens: Tensor, sites: Sequence[Site]) -> Trace:
     """A forward pass of a model of transformers with eager attention and eager experts."""
     named = [site for site in sites if site.theirs]
     trace = Trace(tokens)
-    with _hooked(model, named, trace), _eager(model, named, trace.attended):
+    run = reading(type(model).__name__, "transformers cannot run it")
+    with run, _hooked(model, named, trace), _eager(model, named, trace.attended):
         logits = model(tokens, use_cache=False).logits
     trace.gave["head"] = logits  # a cap on them is no module of its own
     _around(trace)

@@ -17,7 +17,7 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from minillm import cli
 from minillm.engine import batch
@@ -30,6 +30,7 @@ from minillm.text import chat
 DEFAULT_NEW_TOKENS = 256  # where a task does not say, as in hf
 FLAGS = ("add_bos_token", "enable_thinking", "keep_quantized", "symmetric")  # True, False, or None for the default
 THEIR_DEVICE = "cuda:0"  # what the harness's command line passes on where nobody asked for a device
+DEFAULT_FLAGS = (None, THEIR_DEVICE, 1, "1")  # of its flags of the same names as arguments
 
 
 @register_model("minillm")
@@ -77,6 +78,17 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
         self.add_bos_token, self.think_end_token = add_bos_token, think_end_token
         self.variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self._eot, self._prefix = _ends(self.llm, prefix_token_id)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> HarnessLM:
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> HarnessLM:
+        """From `--model_args` and the flags that the harness has for the same, such as `--device`."""
+        return cls(**_together(arg_dict, additional_config or {}))
 
     @property
     def eot_token_id(self) -> int:
@@ -208,6 +220,16 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
 
 def _progress(label: str, quiet: bool) -> Any:
     return (lambda done, total: None) if quiet else cli.progress_bar(label, unit=" requests")
+
+
+def _together(arguments: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What is named in both counts as an argument; the flag must be left alone, or say the same."""
+    for name in arguments.keys() & flags.keys():
+        if flags[name] not in DEFAULT_FLAGS and str(flags[name]) != str(arguments[name]):
+            raise ValueError(f"{name} is {arguments[name]!r} in --model_args and {flags[name]!r} in --{name}; give one")
+    if "self" in arguments:
+        _refuse_unknown({"self": arguments["self"]})
+    return {**{name: value for name, value in flags.items() if value is not None}, **arguments}
 
 
 def _refuse_unknown(options: Mapping[str, Any]) -> None:

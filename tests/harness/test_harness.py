@@ -216,6 +216,33 @@ def test_numbers_and_none_from_the_command(stories: Path, tmp_path: Path, monkey
     assert found.llm.spec.vocab_size == 512
 
 
+@pytest.mark.parametrize("given", ["device=cpu,batch_size=4", {"device": "cpu", "batch_size": 4}])
+def test_arguments_that_are_flags_too(given: Any, stories: Path) -> None:
+    """They count where the flag has its default, or says the same."""
+    make = get_model("minillm")
+    for flags in ({"batch_size": 1, "device": "cuda:0"}, {"batch_size": "4", "device": "cpu", "max_batch_size": None}):
+        if isinstance(given, str):
+            found = make.create_from_arg_string(f"weights={stories},kernels=reference,{given}", flags)
+        else:
+            found = make.create_from_arg_obj({"weights": str(stories), "kernels": "reference", **given}, flags)
+        assert (found.rows, found.device.type) == (4, "cpu")
+    flagged = make.create_from_arg_string(f"weights={stories},kernels=reference", {"batch_size": 3, "device": "cpu"})
+    assert flagged.rows == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("batch_size=4", "batch_size is 4 in --model_args and 8 in --batch_size; give one"),
+        ("device=cuda", "device is 'cuda' in --model_args and 'cpu' in --device; give one"),
+        ("self=1", "unknown model argument self"),
+    ],
+)
+def test_arguments_that_contradict_flags(given: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_model("minillm").create_from_arg_string(given, {"batch_size": 8, "device": "cpu"})
+
+
 def test_a_bos_that_the_tokenizer_does_not_add(stories: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(stories, tmp_path / "copy"))
     values = json.loads((folder / "tokenizer.json").read_text())
