@@ -22,7 +22,7 @@ ODD = [
     "\udcff", "x" * 5000, "~", "/proc/self/mem", "/", ".", "..", "nowhere", "{d}", "{d}/config.json",
     "{d}/tokenizer.json", "{d}/x", "{d}/model.safetensors", "org/name", "org/name@x", "@", "a/b/c", "cuda:99", "cpu:5",
     "cpu", "meta", "mps", "[" * 20_000, '{"a": 1}', '{"messages": 1}', "{}", "null", "temperature=1",
-    "temperature=x,top_k=", "24GB", "0GB", "1e30GB", "H100", "-", "int8", "int4", "fp8", "float32", "auto", "reference",
+    "temperature=x,top_k=", "24GB", "0GB", "1e30GB", "H100", "-", "int8", "int4", "fp8", "float32", "reference",
     "transformers", "%s", "{0}", "--", "=", "the", "all",
 ]  # fmt: skip
 BASE = {
@@ -57,7 +57,8 @@ def _given(chance: random.Random, action: argparse.Action) -> list[str]:
     if action.nargs == 0:
         return [flag]
     count = chance.choice((0, 1, 2)) if action.nargs in ("*", "+", "?") else 1
-    values = [str(chance.choice([*action.choices, *ODD] if action.choices else ODD)) for _ in range(count)]
+    known = [each for each in action.choices or () if each != "auto"]  # whose kernels take long to be compiled once
+    values = [str(chance.choice([*known, *ODD])) for _ in range(count)]
     return [f"{flag}={values[0]}"] if values and chance.random() < 0.3 else [flag, *values]
 
 

@@ -150,10 +150,9 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tokenizers(name: str, worker: Worker) -> None:
     """One line whatever the library does: panics, aborts and growth. A text may also come."""
-    argv = ["x" * 40 if each == "the" else each for each in GENERATE]
-    for prompt in (argv, GENERATE, [("a" if each == "the" else each) for each in GENERATE]):
-        files = {"tokenizer.json": as_bytes({**TOKENIZER, **TOKENIZERS[name]})}
-        bears(worker, Case(name, prompt, files), REFUSED, FINE)
+    argv = ["the a " + "x" * 40 if each == "the" else each for each in GENERATE]
+    files: dict[str, bytes | None] = {"tokenizer.json": as_bytes({**TOKENIZER, **TOKENIZERS[name]})}
+    bears(worker, Case(name, argv, files), REFUSED, FINE)
 
 
 def pickled(program: bytes) -> bytes:
