@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -41,7 +43,7 @@ NO_THREADS = ("can't start new thread", "Thread creation failed", "Resource temp
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """An argument parser that reports a mistake in one line; abbreviations are mistakes."""
+    """An argument parser that reports a mistake in one line; abbreviations and digits of other scripts are."""
     made = argparse.ArgumentParser(prog=f"minillm.{program}", description=description, allow_abbrev=False)
 
     def error(message: str) -> NoReturn:
@@ -49,6 +51,8 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
         sys.exit(EXIT_BAD_INPUT)
 
     made.error = error  # type: ignore[method-assign]
+    made.register("type", int, whole)
+    made.register("type", float, number)
     return made
 
 
@@ -104,12 +108,29 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"path": arguments.weights, "revision": arguments.revision, **options, "symmetric": not arguments.asymmetric}
 
 
+def whole(text: str) -> int:
+    """What `type=int` means: a whole number in the digits 0 to 9, and no more of them than any setting has."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,20}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{screen.shown(text)} is not a whole number")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """What `type=float` means: a number that a float holds, and does not take for 0."""
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.ASCII | re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"{screen.shown(text)} is not a number")
+    value = float(text)
+    if math.isinf(value) or (value == 0 and re.search("[1-9]", re.split("e", text, flags=re.IGNORECASE)[0])):
+        raise argparse.ArgumentTypeError(f"{screen.shown(text)} is beyond what a float holds")
+    return value
+
+
 def token_ids(text: str) -> list[int]:
     """An argument's type: ids with commas between them."""
     try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of ids such as 1,2,3") from None
+        return [whole(part.strip()) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{screen.shown(text)} is not a list of ids such as 1,2,3") from None
 
 
 def colourful() -> bool:

@@ -7,72 +7,51 @@ family's own defaults and remembers what was asked for: `unread` is what nobody 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from minillm.guard.jsonfile import read_json
+from minillm.guard.screen import shown
 
 MAX_SIZE = 2**20  # of any one dimension: the product of three, in bytes, still fits a tensor
 MAX_POSITIONS = 2**31 - 1
 
-# Keys that change nothing when a plain decoder runs: training, bookkeeping, generation (read elsewhere).
-HARMLESS = frozenset(
-    {
-        # bookkeeping
-        "_name_or_path",
-        "architectures",
-        "dtype",
-        "model_type",
-        "tokenizer_class",
-        "transformers.js_config",
-        "transformers_version",
-        "unsloth_fixed",
-        "unsloth_version",
-        "quantization_config",
-        # training
-        "attention_dropout",
-        "embd_pdrop",
-        "hidden_dropout",
-        "initializer_range",
-        "aux_loss_alpha",
-        "ep_size",
-        "expert_dropout",
-        "input_jitter_noise",
-        "output_router_logits",
-        "router_aux_loss_coef",
-        "seq_aux",
-        "problem_type",
-        "resid_pdrop",
-        "id2label",
-        "label2id",
-        # how transformers runs it
-        "attn_implementation",
-        "_attn_implementation",
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
-        "keys_to_ignore_at_inference",
-        "output_attentions",
-        "output_hidden_states",
-        "pretraining_tp",
-        "return_dict",
-        "task_specific_params",
-        "torchscript",
-        "use_cache",
-        "use_return_dict",
-        # generation and tokenizer, read elsewhere
-        "bos_token_id",
-        "do_sample",
-        "eos_token_id",
-        "max_length",
-        "pad_token_id",
-        "sep_token_id",
-        "temperature",
-        "top_k",
-        "top_p",
-        "unk_token_id",
-    }
-)
+# Keys that change nothing when a plain decoder runs, and what their values are: what runs such a checkpoint elsewhere
+# goes by them.
+TEXT, FLAG, NUMBER, LIST, OBJECT = "a text", "true or false", "a number", "a list", "an object"
+IDS = "a token id or a list of them"
+IS: dict[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    FLAG: lambda value: isinstance(value, bool),
+    NUMBER: lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    LIST: lambda value: isinstance(value, list),
+    OBJECT: lambda value: isinstance(value, dict),
+    IDS: lambda value: all(type(each) is int for each in (value if isinstance(value, list) else [value])),
+}
+HARMLESS = {
+    **dict.fromkeys(  # bookkeeping
+        """_name_or_path dtype model_type tokenizer_class transformers_version unsloth_version problem_type
+        attn_implementation _attn_implementation cache_implementation""".split(),
+        TEXT,
+    ),
+    **dict.fromkeys(
+        """unsloth_fixed is_encoder_decoder output_attentions output_hidden_states output_router_logits return_dict
+        seq_aux torchscript use_cache use_return_dict do_sample""".split(),
+        FLAG,
+    ),
+    **dict.fromkeys(  # training, and generation, which is read elsewhere
+        """attention_dropout embd_pdrop hidden_dropout initializer_range aux_loss_alpha ep_size expert_dropout
+        input_jitter_noise router_aux_loss_coef resid_pdrop chunk_size_feed_forward pretraining_tp max_length
+        temperature top_k top_p""".split(),
+        NUMBER,
+    ),
+    **dict.fromkeys("architectures keys_to_ignore_at_inference".split(), LIST),
+    **dict.fromkeys(
+        "quantization_config id2label label2id task_specific_params transformers.js_config".split(), OBJECT
+    ),
+    **dict.fromkeys("bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id".split(), IDS),
+}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -88,7 +67,13 @@ class Config:
     """The values of a config.json over a family's defaults; each getter checks the type and names the key."""
 
     def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any]):
+        same({key: values.get(key) for key in ("torch_dtype", "dtype")})
         self.values = {"dtype" if key == "torch_dtype" else key: value for key, value in values.items()}
+        for key, kind in HARMLESS.items():
+            if (value := self.values.get(key)) is not None and not IS[kind](value):
+                raise ValueError(f"config.json: {key} is {shown(value)}, expected {kind}")
+        if self.values.get("is_encoder_decoder"):
+            raise ValueError("config.json: is_encoder_decoder is true; what has an encoder does not continue a text")
         self.defaults = defaults
         self._asked: set[str] = set()
         self._reported: set[str] = set()
@@ -121,21 +106,31 @@ class Config:
     def flag(self, key: str) -> bool:
         value = self.get(key)
         if not isinstance(value, bool):
-            raise ValueError(f"config.json: {key} is {value!r}, expected true or false")
+            raise ValueError(f"config.json: {key} is {shown(value)}, expected true or false")
         return value
 
     def choice(self, key: str, choices: Mapping[str, Any]) -> Any:
         """What `choices` has for the value."""
         value = self.get(key)
         if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"config.json: {key} is {value!r}, supported are {', '.join(choices)}")
+            raise ValueError(f"config.json: {key} is {shown(value)}, supported are {', '.join(choices)}")
         return choices[value]
+
+    def derived(self, key: str, meanings: Collection[int]) -> None:
+        """A value that follows from others, or stands for one of several that do, and that nothing else depends on."""
+        value = self.get(key)
+        if value is not None and (type(value) is not int or value not in meanings):
+            words = " or ".join(map(str, sorted(meanings)))
+            raise ValueError(f"config.json: {key} is {shown(value)}, but its other values make that {words}")
 
     def rope(self) -> dict[str, Any]:
         """The rotary parameters in one flat dictionary: `rope_type`, `rope_theta`, and the scaling's own keys."""
-        scaling = self.get("rope_scaling") or self.get("rope_parameters") or {}
+        section = "rope_scaling" if self.get("rope_scaling") else "rope_parameters"
+        scaling = self.get(section) or {}
         if not isinstance(scaling, dict):
-            raise ValueError(f"config.json: rope_scaling is {scaling!r}, expected an object or null")
+            raise ValueError(f"config.json: {section} is {shown(scaling)}, expected an object or null")
+        same({"rope_theta": self.values.get("rope_theta"), f"{section}.rope_theta": scaling.get("rope_theta")})
+        same({f"{section}.{key}": scaling.get(key) for key in ("type", "rope_type")})
         values = {"rope_theta": self.get("rope_theta"), **scaling}
         kind = values.pop("type", "default")
         values.setdefault("rope_type", kind)
@@ -174,6 +169,15 @@ class Config:
         )
 
 
+def same(given: Mapping[str, Any]) -> None:
+    """Raise ValueError where keys that mean the same have values that differ; what is None says nothing."""
+    given = {key: value for key, value in given.items() if value is not None}
+    first = next(iter(given.values()), None)
+    if any(value != first for value in given.values()):
+        contradiction = " and ".join(f"{key} is {shown(value)}" for key, value in given.items())
+        raise ValueError(f"config.json: {contradiction}; they mean the same: leave one out")
+
+
 def quantization(values: Mapping[str, Any]) -> str | None:
     """The scheme a checkpoint is quantised with, such as "gptq" or "bitsandbytes nf4"; None if it is not."""
     section = values.get("quantization_config")
@@ -198,12 +202,12 @@ def is_readable(values: Mapping[str, Any]) -> bool:
 
 def positive_integer(key: str, value: Any, limit: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-        raise ValueError(f"config.json: {key} is {repr(value)[:40]}, expected an integer from 1 to {limit}")
+        raise ValueError(f"config.json: {key} is {shown(value)}, expected an integer from 1 to {limit}")
     return value
 
 
 def number(key: str, value: Any, low: float = 1e-12, high: float = 1e12) -> float:
     """A number within bounds that no real config comes near and that no formula overflows in."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"config.json: {key} is {str(value)[:40]}, expected a number from {low:g} to {high:g}")
+        raise ValueError(f"config.json: {key} is {shown(value)}, expected a number from {low:g} to {high:g}")
     return float(value)

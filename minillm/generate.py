@@ -135,7 +135,9 @@ def _load(arguments: argparse.Namespace) -> tuple[LLM, dict[str, Any]]:
     """The model, and how it is to be run: what `LLM.run` takes."""
     chosen = (arguments.dtype, arguments.device, arguments.kernels)
     llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
-    draft = load(arguments.draft, *chosen, cli.progress_bar("loading the draft")) if arguments.draft else None
+    draft = (
+        load(arguments.draft, *chosen, cli.progress_bar("loading the draft")) if arguments.draft is not None else None
+    )
     stated = llm.generation_config.get("max_new_tokens")
     if arguments.max_new_tokens is None and isinstance(stated, int) and stated > ENDLESS:
         raise ValueError(f"generation_config.json asks for {stated:,} new tokens; say how many with --max-new-tokens")
@@ -241,7 +243,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _checked(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments, where they go together."""
-    speculates = arguments.draft or arguments.prompt_lookup
+    speculates = arguments.draft is not None or arguments.prompt_lookup
     if arguments.draft_tokens and not speculates:
         parser.error("--draft-tokens says how many tokens are guessed at a time; give --draft or --prompt-lookup too")
     if arguments.deterministic and not speculates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from minillm.guard.files import is_there
 from minillm.weights import foreign
 from minillm.weights.checkpoint import brief, find, read_index
 
@@ -74,7 +75,7 @@ def _checked(folder: Path, given: str, tensors: bool) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{given}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name")
     reason = foreign.damaged(folder)
-    if reason is None and not (folder / "config.json").is_file():
+    if reason is None and not is_there(folder / "config.json"):
         reason = (other := foreign.instead_of_config(folder)) and f"no config.json: this is {other}"
     elif reason is None and tensors:
         reason = (other := foreign.instead_of_weights(folder)) and f"no weights found: this is {other}"

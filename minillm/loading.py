@@ -157,7 +157,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         target = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from None
-    if target.type not in ("cpu", "cuda"):
+    if target.type not in ("cpu", "cuda") or (target.type == "cpu" and target.index):
         raise ValueError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device!r} is not here: {torch.cuda.device_count()} GPUs found; use --device cpu")

@@ -8,8 +8,9 @@ gives, bit for bit, what `--quantize` gives while it loads the original; neither
 
 from __future__ import annotations
 
+import glob
 import json
-import shutil
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +19,13 @@ from typing import Any
 import torch
 
 from minillm import cli, config, families, hub
-from minillm.guard.screen import printable
+from minillm.guard.files import is_there, read_bytes
+from minillm.guard.screen import note, printable
+from minillm.guard.writing import complete, new_folder
 from minillm.loading import asked_scheme, fits, integers, opened, stored_dtype
 from minillm.model.decoder import skeleton
 from minillm.model.held import Scheme
+from minillm.weights.checkpoint import brief
 from minillm.weights.rules import plan
 from minillm.weights.save import save_quantised
 
@@ -42,31 +46,50 @@ def quantize(
     values = config.read(folder)
     if integers(folder, values):
         raise ValueError(f"{folder}: its weights are integers already; quantise the checkpoint it was made from")
-    partial = output.with_name(f"{output.name}.partial")
-    for place in (output, partial):
-        if place.exists():
-            left = " (left by a run that was cut off)" if place == partial else ""
-            raise ValueError(f"{place}: is there already{left}; remove it or choose another --output")
+    output = _output(output)
     values, checkpoint = opened(folder, values)
     spec, rules, read = families.resolve(values)
     model = skeleton(spec, torch.float32)
     planned = plan(checkpoint.info, rules, model.destinations())
     fits(planned, checkpoint)
     dtype = str(stored_dtype("auto", read.dtype, checkpoint.dtype)).removeprefix("torch.")
-    partial.mkdir(parents=True)
-    try:
+    key = "dtype" if "dtype" in values else "torch_dtype"
+    made = {**values, key: dtype, "quantization_config": scheme.written()}
+    small = {name: read_bytes(_own(folder / name)) for name in hub.SMALL_FILES if is_there(folder / name)}
+    _own(folder / "config.json")
+    with new_folder(output) as partial:
         written = save_quantised(partial, checkpoint, planned, scheme.formats(model), progress)
-        key = "dtype" if "dtype" in values else "torch_dtype"
-        made = {**values, key: dtype, "quantization_config": scheme.written()}
-        (partial / "config.json").write_text(json.dumps(made, indent=2, ensure_ascii=False), encoding="utf-8")
-        for name in hub.SMALL_FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, partial / name)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+        small["config.json"] = json.dumps(made, indent=2, ensure_ascii=False).encode()  # last: without it nothing loads
+        for name, content in small.items():
+            with complete(partial / name) as file:
+                file.write(content)
     return {"output": str(output), "bytes_before": checkpoint.nbytes, **written}
+
+
+def _output(path: Path) -> Path:
+    """Where the folder shall be. Raises ValueError where something is; what a killed run has left is only said."""
+    try:
+        path = path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if os.path.lexists(path) or not path.name:
+        raise ValueError(f"{path}: is there already; remove it or choose another --output")
+    if left := sorted(each.name for each in path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
+        note(f"{path.parent}: {brief(left)} was left by a run that was cut off; remove it")
+    return path
+
+
+def _own(path: Path) -> Path:
+    """A file of a checkpoint, or in the hub's cache, which consists of links, of its repository.
+
+    Raises ValueError for a link to elsewhere: with it a checkpoint could have any file of this machine copied into a
+    folder that is to be given away. Tensors may lie anywhere, as nothing is copied that is no tensor of the model."""
+    home, real = path.parent.resolve(), path.resolve()
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        home = home.parent.parent
+    if not real.is_relative_to(home):
+        raise ValueError(f"{path}: a link to {real}, out of the checkpoint; put the file itself in its place")
+    return path
 
 
 @cli.command_line

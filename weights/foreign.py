@@ -5,10 +5,12 @@ Each function returns one clause for an error, or None where there is nothing to
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from pathlib import Path
 
+from minillm.guard.files import is_there, read_bytes
+from minillm.guard.jsonfile import read_json
 from minillm.weights.checkpoint import brief, entry, find
 
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -23,7 +25,8 @@ LAYOUT = "give the same model in Hugging Face layout (config.json and model*.saf
 
 
 def damaged(folder: Path) -> str | None:
-    """Files to be read that only stand for others. What lies beside a checkpoint does not matter."""
+    """Files to be read that only stand for others. What lies beside a checkpoint does not matter. Raises ValueError for
+    what has the name of one and is none, a folder or a pipe."""
     if reason := _stand_ins([folder / name for name in READ]):
         return reason
     found = find(folder)
@@ -34,16 +37,15 @@ def damaged(folder: Path) -> str | None:
 def _stand_ins(files: list[Path]) -> str | None:
     if gone := [path.name for path in files if path.is_symlink() and not path.exists()]:
         return f"{brief(gone)} is a link to a file that is not there; download it again"
-    if pointers := [path.name for path in files if path.is_file() and _is_pointer(path)]:
+    if pointers := [path.name for path in files if is_there(path) and _is_pointer(path)]:
         return f"{brief(pointers)} is a git-lfs pointer and not the file itself; run `git lfs pull` in this folder"
     return None
 
 
 def _is_pointer(path: Path) -> bool:
-    if path.stat().st_size > MAX_POINTER_BYTES:
+    if not len(POINTER) <= path.stat().st_size <= MAX_POINTER_BYTES:
         return False
-    with open(path, "rb") as file:
-        return file.read(len(POINTER)) == POINTER
+    return read_bytes(path, MAX_POINTER_BYTES).startswith(POINTER)
 
 
 def instead_of_config(folder: Path) -> str | None:
@@ -108,7 +110,7 @@ def _snapshots(repo: Path) -> str:
 
 
 def _base(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError, OSError, RecursionError):
-        return "not named in adapter_config.json"
+    with contextlib.suppress(ValueError, OSError):
+        if isinstance(base := read_json(folder / "adapter_config.json").get("base_model_name_or_path"), str):
+            return base
+    return "not named in adapter_config.json"

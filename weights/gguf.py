@@ -7,7 +7,6 @@ with x = d (q - 8), value i of a block in the low half of byte i and value 16 + 
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from minillm.guard.writing import complete
 
 ALIGNMENT = 32  # of each tensor's data, and of the first
 CHUNK = 2**22  # values encoded at a time: a multiple of every block
@@ -82,8 +83,7 @@ def fitting(encoding: str, row: int) -> str:
 
 def write(path: Path, metadata: Mapping[str, str | int | float], entries: Sequence[Entry]) -> None:
     """Write a file; complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with complete(path) as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(metadata)))
         for key, value in metadata.items():
             file.write(_string(key) + _value(value))
@@ -97,7 +97,6 @@ def write(path: Path, metadata: Mapping[str, str | int | float], entries: Sequen
             _align(file)
             _data(file, entry)
         _align(file)
-    os.replace(partial, path)
 
 
 def _data(file: BinaryIO, entry: Entry) -> None:

@@ -35,7 +35,6 @@ ORDERED, V2, V3 = "collections OrderedDict", "torch._utils _rebuild_tensor_v2", 
 PARAMETER, STATED = "torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"
 TYPED, CLASSES = "torch._tensor _rebuild_from_type_v2", ("torch Tensor", "torch.nn.parameter Parameter")
 KNOWN = {*NAMED, ORDERED, V2, V3, PARAMETER, STATED, TYPED, *CLASSES}
-NO_VIEW = ((), (None,))  # of another storage, which early versions wrote
 MARK = object()
 
 
@@ -71,9 +70,10 @@ class Strided:
 
 
 class Reader:
-    """Follows pickles of one file."""
+    """Follows pickles of one file; `legacy` if it is from before PyTorch 1.6."""
 
-    def __init__(self) -> None:
+    def __init__(self, legacy: bool = False) -> None:
+        self.legacy = legacy
         self.storages: dict[str, Storage] = {}
         self.steps = 0
 
@@ -152,14 +152,9 @@ class Reader:
         self.name(f"{module} {name}")
 
     def storage(self) -> None:
-        """("storage", its type, key, device, count), and None in files from before PyTorch 1.6."""
-        given = self.pop()
-        if (
-            type(given) is not tuple
-            or len(given) not in (5, 6)
-            or given[0] != "storage"
-            or given[5:] not in ((), (None,))
-        ):
+        """("storage", its type, key, device, count), and in the old format None, or what it is a view of."""
+        given, behind = self.pop(), (None,) if self.legacy else ()
+        if type(given) is not tuple or len(given) < 5 or given[0] != "storage" or given[5:] != behind:
             raise ValueError("a reference that is not to a storage")
         _, kind, key, device, count = given[:5]
         if type(key) is not str or type(device) is not str or not _whole(count):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.guard.writing import complete
 from minillm.weights.checkpoint import Checkpoint, Stored
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.load import BLOCK_VALUES, quantised_rows, whole
@@ -97,7 +98,8 @@ def save_quantised(
     total = sum(_nbytes(each) for each in entries.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": located}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        with complete(folder / "model.safetensors.index.json") as file:
+            file.write(json.dumps(index, indent=2).encode())
     matrices = {name: to for name, to in planned.assignments.items() if to.parameter in formats}
     count = sum(math.prod(to.shape) for to in matrices.values())
     bits = 8 * sum(_nbytes(entries[name]) for name in matrices) / max(count, 1)

@@ -10,9 +10,9 @@ its pages and as their copy.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from minillm.guard.files import utf8
 from minillm.guard.jsonfile import parsed
+from minillm.guard.writing import complete
 from minillm.weights.source import DTYPES, NAMES, InFile, Source
 
 MAX_HEADER_BYTES, MAX_DIMENSIONS = 32_000_000, 64
@@ -93,7 +94,7 @@ class Writer:
     """
 
     def __init__(self, path: Path, entries: Mapping[str, tuple[str, Sequence[int]]]):
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.path = path
         # Types of wide values first: every tensor then begins at a multiple of its values' size.
         ordered = sorted(entries.items(), key=lambda item: -BITS[item[1][0]])
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -109,9 +110,11 @@ class Writer:
         self.head = len(text).to_bytes(8, "little") + text
 
     def __enter__(self) -> Writer:
-        self.file = open(self.partial, "wb")
-        self.file.write(self.head)
-        self.file.truncate(self.nbytes)
+        with contextlib.ExitStack() as stack:
+            self.file = stack.enter_context(complete(self.path))
+            self.file.write(self.head)
+            self.file.truncate(self.nbytes)
+            self.opened = stack.pop_all()
         return self
 
     def write(self, name: str, values: Tensor, start: int = 0) -> None:
@@ -122,12 +125,8 @@ class Writer:
         if values.numel():
             self.file.write(values.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
 
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-        if error[0] is None:
-            os.replace(self.partial, self.path)
-        else:
-            self.partial.unlink()
+    def __exit__(self, *error: Any) -> None:
+        self.opened.__exit__(*error)
 
 
 def blocks(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -179,27 +179,30 @@ def _archived(source: Source) -> tuple[object, dict[str, Stored]]:
     """What the pickle of an archive describes, and the storages by key."""
     records = archive.records(source)
     folders = {name.partition("/")[0] for name in records}
-    if len(folders) != 1 or (data := records.get(f"{(folder := folders.pop())}/data.pkl")) is None:
+    if len(folders) != 1 or f"{(folder := folders.pop())}/data.pkl" not in records:
         raise ValueError("the archive has no data.pkl, or more than one folder")
     if f"{folder}/constants.pkl" in records:
         raise ValueError("a TorchScript program")
-    if data.nbytes > MAX_PICKLE_BYTES:
-        raise ValueError(f"a description of {data.nbytes:,} bytes, the limit being {MAX_PICKLE_BYTES:,}")
     summed = any(record.crc for record in records.values())  # torch.serialization.set_crc32_options
 
-    def read(record: Record) -> bytes:
+    def read(name: str, limit: int, default: bytes) -> bytes:
+        if (record := records.get(f"{folder}/{name}")) is None:
+            return default
+        if record.nbytes > limit:
+            raise ValueError(f"a {name} of {record.nbytes:,} bytes, the limit being {limit:,}")
         made = torch.empty(record.nbytes, dtype=torch.uint8)
         Stored(source, record, summed).fill(made)
         return made.numpy().tobytes()
 
-    order = records.get(f"{folder}/byteorder")
-    if order is not None and (order.nbytes > 6 or read(order) != b"little"):
+    if read("byteorder", 6, b"little") != b"little":
         raise ValueError("values of another byte order")
+    if not read(".storage_alignment", 20, b"64").isdigit():
+        raise ValueError("an alignment that is none")
     start = f"{folder}/data/"
     storages = {
         n.removeprefix(start): Stored(source, each, summed) for n, each in records.items() if n.startswith(start)
     }
-    return _all(pickled.Reader(), io.BytesIO(read(data))), storages
+    return _all(pickled.Reader(), io.BytesIO(read("data.pkl", MAX_PICKLE_BYTES, b""))), storages
 
 
 def _all(reader: pickled.Reader, data: io.BytesIO) -> object:
@@ -212,7 +215,7 @@ def _all(reader: pickled.Reader, data: io.BytesIO) -> object:
 def _legacy(source: Source) -> tuple[object, dict[str, Stored]]:
     """The same of a file from before PyTorch 1.6."""
     data = io.BytesIO(source.read(0, min(source.size, MAX_PICKLE_BYTES)))
-    reader = pickled.Reader()
+    reader = pickled.Reader(legacy=True)
     magic, version, machine = (reader.read(data) for _ in range(3))
     if magic != MAGIC or version != VERSION:
         raise ValueError("neither an archive nor a row of pickles")

@@ -56,6 +56,7 @@ class Sampling:
             value = getattr(self, name)
             if name == "seed" and value is None:
                 continue
+            kind: Any
             kind, words = (Integral, "a whole number") if name in ("top_k", "seed") else (Real, "a number")
             if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
                 raise ValueError(f"{name} is {shown(value)}, it must be {words} from {low} to {high}")

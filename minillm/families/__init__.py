@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
-from minillm.config import Config
+from minillm.config import Config, same
 from minillm.families import (
     deepseek,
     deepseek_v2,
@@ -141,7 +141,5 @@ def renamed(values: Mapping[str, Any]) -> dict[str, str]:
 def _spelled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values, with the number of experts under the name that the family knows it by: transformers 5 writes
     `num_local_experts` for what published files of some families call `num_experts`."""
-    given = {key: values[key] for key in sorted(ALIASES) if key in values}
-    if len(set(map(repr, given.values()))) > 1:
-        raise ValueError(f"config.json: {' and '.join(f'{k} is {v!r}' for k, v in given.items())}; they mean the same")
+    same({key: values.get(key) for key in sorted(ALIASES)})
     return {ALIASES[key] if key in ALIASES and key not in defaults else key: value for key, value in values.items()}

@@ -72,8 +72,8 @@ def spec(config: Config) -> Decoder:
     if config.choice("topk_method", {"greedy": False, "group_limited_greedy": True}):
         groups = {"num_groups": config.size("n_group"), "top_groups": config.size("topk_group")}
     else:
-        groups = {}
-        config.get("n_group"), config.get("topk_group")
+        groups = {}  # the choice is not limited, whatever is stated
+        config.optional_size("n_group"), config.optional_size("topk_group")
     config.choice("scoring_func", {"softmax": None})
     if config.flag("norm_topk_prob"):
         raise ValueError(
@@ -92,16 +92,18 @@ def latent(config: Config, router: Router, layout: str = "interleaved", mlp_bias
 
 
 def latent_attention(config: Config, layout: str) -> MLA:
-    for key in ("num_key_value_heads", "head_dim", "qk_head_dim"):
-        config.get(key)  # derived values that nothing depends on
     turned = rotary.rope(config, config.size("qk_rope_head_dim"))
+    nope, v_dim, num_heads = (config.size(key) for key in ("qk_nope_head_dim", "v_head_dim", "num_attention_heads"))
+    config.derived("num_key_value_heads", {num_heads})
+    config.derived("qk_head_dim", {nope + turned.dim})
+    config.derived("head_dim", {nope, turned.dim, nope + turned.dim, v_dim})  # authors differ in what they call so
     scaling = turned.scaling
     return MLA(
-        num_heads=config.size("num_attention_heads"),
+        num_heads=num_heads,
         q_rank=config.optional_size("q_lora_rank"),
         kv_rank=config.size("kv_lora_rank"),
-        nope_dim=config.size("qk_nope_head_dim"),
-        v_dim=config.size("v_head_dim"),
+        nope_dim=nope,
+        v_dim=v_dim,
         rope=Rope(turned.dim, turned.theta, "interleaved" if layout == "interleaved" else "half", scaling),
         latent_norm=Norm(LATENT_EPS),
         score_factor=_score_factor(config, scaling) if isinstance(scaling, YarnScaling) else 1.0,

@@ -44,7 +44,7 @@ def decoder(config: Config, attention: list[GQA]) -> Decoder:
     """These attentions with the family's norms, MLPs and embedding."""
     common.causal_only(config)
     key = "hidden_activation" if config.get("hidden_activation") is not None else "hidden_act"
-    config.get("hidden_act")  # without effect beside hidden_activation
+    config.choice("hidden_act", ACTIVATIONS)  # without effect beside hidden_activation
     activations = ACTIVATIONS if key == "hidden_act" else common.ACTIVATIONS
     mlp = GatedMLP(config.size("intermediate_size"), config.choice(key, activations))
     made = common.decoder(config, attention, [mlp] * len(attention), norm(config))

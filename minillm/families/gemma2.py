@@ -27,7 +27,6 @@ DEFAULTS = {
     "layer_types": None,
     "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
-    "cache_implementation": None,
 }
 RULES = {
     **gemma.RULES,
@@ -38,7 +37,6 @@ RULES = {
 
 
 def spec(config: Config) -> Decoder:
-    config.get("cache_implementation")  # how transformers stores what the windows are said for
     rope = rotary.rope(config, common.heads(config)[2])
     sliding = [i % 2 == 0 for i in range(common.num_layers(config))]
     windows = common.typed_windows(config, common.window(config), sliding)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minillm.config import Config
+from minillm.config import HARMLESS, Config, same
 from minillm.families import gemma, gemma2
 from minillm.families.shared import common, rotary
 from minillm.spec import Decoder, QKNorm
@@ -47,11 +47,12 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise ValueError(f"config.json: text_config is {str(section)[:40]!r}, expected an object")
     outer = {key: value for key, value in values.items() if key not in ("text_config", *OUTER)}
+    for key in set(outer) & set(section) - set(HARMLESS) - {"torch_dtype"}:
+        same({key: outer[key], f"text_config.{key}": section[key]})
     return {**outer, **section, "model_type": values["model_type"]}
 
 
 def spec(config: Config) -> Decoder:
-    config.get("cache_implementation")
     if (cap := config.get("attn_logit_softcapping")) is not None:
         raise ValueError(f"config.json: attn_logit_softcapping is {cap!r}; this family normalises q and k instead")
     patterns = [config.get(key) for key in ("_sliding_window_pattern", "sliding_window_pattern")]

@@ -6,7 +6,7 @@ Mixtral 8x7B, 8x22B, WizardLM-2-8x22B, llm-jp-3-8x1.8b (Jiang et al., arXiv:2401
 
 from __future__ import annotations
 
-from minillm.config import Config
+from minillm.config import Config, number
 from minillm.families import mistral
 from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, MoE, Router
@@ -35,7 +35,7 @@ TRANSFORMERS = {"block_sparse_moe.": "mlp."}
 
 
 def spec(config: Config) -> Decoder:
-    config.get("router_jitter_noise")  # noise of training
+    number("router_jitter_noise", config.get("router_jitter_noise") or 0, low=0)  # of training
     return sparse(config, common.router(config, "num_local_experts", renormalize=True))
 
 

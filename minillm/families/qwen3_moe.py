@@ -33,7 +33,7 @@ RULES = {**common.DENSE_RULES, **common.MOE_RULES, **common.QK_NORM_RULES}
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    config.get("max_window_layers")  # published, and without effect in this family
+    common.first_windowed(config)  # published, and without effect in this family
     window, layers = common.switched_window(config), common.num_layers(config)
     bias = config.flag("attention_bias")
     attention = GQA(

@@ -7,7 +7,7 @@ plain Mixtral, which its GGUF conversions do, it loses quality by its own card's
 
 from __future__ import annotations
 
-from minillm.config import Config
+from minillm.config import Config, number
 from minillm.families import mixtral
 from minillm.families.shared import common
 from minillm.spec import Decoder
@@ -18,5 +18,5 @@ TRANSFORMERS = mixtral.TRANSFORMERS
 
 
 def spec(config: Config) -> Decoder:
-    config.get("router_jitter_noise")  # noise of training
+    number("router_jitter_noise", config.get("router_jitter_noise") or 0, low=0)  # of training
     return mixtral.sparse(config, common.router(config, "num_local_experts", renormalize=True, standardize=True))

@@ -91,7 +91,7 @@ class Child:
             except (BrokenPipeError, ConnectionResetError):
                 data = None
         if clock.rang:
-            raise ValueError(f"it took more than the {seconds:.0f} seconds it has")
+            raise ValueError(f"it took more than the {seconds:.3g} seconds it has")
         if data is None:
             raise ValueError(f"it took more than {memory // 1_000_000} MB of memory, or ended by itself")
         answer = json.loads(data.decode("utf-8", "surrogatepass"))

@@ -3,6 +3,7 @@ the process that uses it."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -19,8 +20,8 @@ LIMITS = (
 
 
 def available() -> int | None:
-    """Bytes that this process may still take: of the machine, of its control group and of its own limit. None where
-    the system does not say (only Linux does)."""
+    """Bytes that this process may still take: of the machine, of its control group and of its own limit. Where the
+    system does not say what is free, all that the machine has, or None."""
     rooms = [_room(*files) for files in LIMITS]
     if found := re.search(r"^MemAvailable: *(\d+) kB", _text("/proc/meminfo"), re.MULTILINE):
         rooms.append(int(found[1]) * 1024)
@@ -28,7 +29,7 @@ def available() -> int | None:
         used = re.search(r"^VmSize:\s*(\d+) kB", _text("/proc/self/status"), re.MULTILINE)
         rooms.append(int(found[1]) - (int(used[1]) * 1024 if used else 0))
     known = [room for room in rooms if room is not None]
-    return max(min(known), 0) if known else None
+    return max(min(known), 0) if known else _all()
 
 
 def refuse(needed: int, what: str, remedy: str) -> None:
@@ -36,6 +37,13 @@ def refuse(needed: int, what: str, remedy: str) -> None:
     left = available()
     if left is not None and needed > left:
         raise ValueError(f"{what} takes {needed / 1e9:,.1f} GB and {left / 1e9:,.1f} GB are left; {remedy}")
+
+
+def _all() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _room(limit: str, used: str, details: str, files: str) -> int | None:

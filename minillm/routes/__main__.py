@@ -104,7 +104,7 @@ def _other_run(arguments: argparse.Namespace) -> dict[str, Any] | None:
         raise ValueError("--against-text compares two texts and the other --against… two runs; give one of them")
     base = cli.model_options(arguments)
     other = dict(base)
-    if arguments.against:
+    if arguments.against is not None:
         other["path"] = arguments.against
     if arguments.against_dtype:
         other["dtype"] = arguments.against_dtype

@@ -21,24 +21,23 @@ BLANKS = 1 << 20  # characters: runs of several such make the regular expression
 
 
 class JsonBackend:
-    """`remarks` are what is done otherwise than the files say. Raises ValueError for a file that is no tokenizer, and
-    for a text or ids that it has no answer to."""
+    """`remarks` are what is done otherwise than the files say, and `unusual` is why it runs in a process of its own, or
+    None. Raises ValueError for a file that is no tokenizer, and for a text or ids that it has no answer to."""
 
     def __init__(self, path: Path, added: Added):
         self.path = path
         data = read_bytes(path, MAX_BYTES)
         self.encoding: Any = None
         with reading(path, "not a tokenizer the tokenizers library can read"):
-            why = program.unusual_bytes(data)
-            if why is None:
+            self.unusual = program.unusual_bytes(data)
+            if self.unusual is None:
                 self.encoding = Encoding(data, added)
-                why = program.unusual(self.encoding.tokenizer)
-            if why is not None:
+                self.unusual = program.unusual(self.encoding.tokenizer)
+            if self.unusual is not None:
                 self.encoding = _Elsewhere(data, added)
+        self.advice = "is it valid UTF-8?" if self.unusual is None else f"{path.name} has limits, as {self.unusual}"
         self.size: int = self.encoding.size
         self.remarks: list[str] = self.encoding.remarks
-        if why is not None:
-            self.remarks = [f"{path.name} runs in a process of its own, under limits, as {why}", *self.remarks]
 
     def encode(self, text: str, special: bool) -> list[int]:
         if any(text[at : at + BLANKS].isspace() for at in range(0, len(text) - BLANKS + 1, BLANKS)):
@@ -46,13 +45,13 @@ class JsonBackend:
         try:
             return self.encoding.encode(text, special)
         except BaseException as error:  # a bare Exception: lone surrogates, or a vocabulary without a word for it
-            raise refusal(error, self.path, "cannot encode this text", "is it valid UTF-8?") from None
+            raise refusal(error, self.path, "cannot encode this text", self.advice) from None
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         try:
             return self.encoding.decode(ids, skip_special)
         except BaseException as error:
-            raise refusal(error, self.path, "cannot decode these ids") from None
+            raise refusal(error, self.path, "cannot decode these ids", self.advice if self.unusual else "") from None
 
     def id_of(self, token: str) -> int | None:
         with reading(self.path, f"cannot look up the token {token[:60]!r}"):

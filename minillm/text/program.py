@@ -80,10 +80,10 @@ def unusual_bytes(data: bytes) -> str | None:
     maps = []
     for start, end in _values(data, b"Regex"):
         if not is_known(pattern := _text(data[start:end])):
-            return f"its pattern {pattern[:60]!r} is none of the known ones"
+            return f"its pattern {pattern[:60]!r} is not one of the known ones"
     for start, end in _values(data, b"precompiled_charsmap"):
         if hashlib.sha256(data[start:end].strip(b'"')).hexdigest() not in CHARSMAPS:
-            return "its map of characters is none of the known ones"
+            return "its map of characters is not one of the known ones"
         maps.append(range(start - STRIDE, end))
     for start, end in _values(data, b"continuing_subword_prefix"):
         prefix = data[start:end]
@@ -93,7 +93,7 @@ def unusual_bytes(data: bytes) -> str | None:
         first = data.find(b'"', at, at + STRIDE)
         if first >= 0 and data[first - 1 : first] != b"\\":
             continue  # the end of a text or its beginning: in one text every quote has a backslash before it
-        quotes, escaped = data.count(b'"', at, at + STRIDE), data.count(b'\\"', at, at + STRIDE)
+        quotes, escaped = data.count(b'"', at, at + STRIDE), data.count(b'\\"', max(at - 1, 0), at + STRIDE)
         if quotes == escaped and not any(at in each for each in maps):
             return "it has very long texts"
     return None

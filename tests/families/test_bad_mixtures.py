@@ -63,7 +63,7 @@ CONFIGS: dict[str, tuple[Any, ...]] = {
     "factor": (
         "deepseek_v3",
         {"routed_scaling_factor": float("nan")},
-        "routed_scaling_factor is nan, expected a number",
+        "not valid JSON (NaN is no number)",
     ),
     "renormalised": ("deepseek_v3", {"norm_topk_prob": 1}, "norm_topk_prob is 1, expected true or false"),
     "experts of all layers": (
@@ -85,7 +85,7 @@ CONFIGS: dict[str, tuple[Any, ...]] = {
     "a factor that is no number": (
         "mixtral",
         {"rope_parameters": {**LONG, "factor": "a"}},
-        "rope factor is a, expected a number",
+        "rope factor is 'a', expected a number",
     ),
     "an original context of one": (
         "mixtral",

@@ -214,13 +214,13 @@ def test_a_folder_is_complete_or_not_there(saved: Path, tmp_path: Path, monkeypa
     def fails(*given: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(quantize.shutil, "copyfile", fails)
+    monkeypatch.setattr(quantize, "complete", fails)
     (tmp_path / "source").mkdir()
     for file in saved.iterdir():
         (tmp_path / "source" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "source/generation_config.json").write_text("{}")
     with pytest.raises(OSError, match="no space"):
-        quantize.quantize(tmp_path / "source", tmp_path / "made", Scheme.of("int8"))
+        quantize.quantize(tmp_path / "source", tmp_path / "new/folder/made", Scheme.of("int8"))
     assert [each.name for each in tmp_path.iterdir()] == ["source"]
 
 

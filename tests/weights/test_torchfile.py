@@ -150,6 +150,7 @@ ODD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no pickle": (lambda path: again(path, data_pkl=None), "no data.pkl"),
     "endless": (lambda path: again(path, data_pkl=b"\x80\x02" + b"N" * 32_000_000), "32,000,002 bytes, the limit"),
     "big": (lambda path: again(path, byteorder=b"big"), "byte order"),
+    "alignment": (lambda path: again(path, _storage_alignment=b"x"), "alignment"),
     "checksum": (lambda path: flipped(path, "x/data/0"), "checksum"),
     "pickle": (lambda path: flipped(path, "x/data.pkl"), "checksum"),
     "behind": (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "something follows"),

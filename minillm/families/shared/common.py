@@ -8,6 +8,7 @@ from typing import Any
 
 from minillm.config import MAX_POSITIONS, Config
 from minillm.families.shared import rotary
+from minillm.guard.screen import shown
 from minillm.spec import (
     GQA,
     MLA,
@@ -188,16 +189,24 @@ def window(config: Config) -> int | None:
 
 def windows(config: Config) -> list[int | None]:
     """Each layer's window where `use_sliding_window` decides, then `layer_types` or `max_window_layers` says where."""
-    slides, first = switched_window(config), config.get("max_window_layers")
-    if slides and (isinstance(first, bool) or not isinstance(first, int)):
-        raise ValueError(f"config.json: max_window_layers is {first!r}, expected a whole number")
+    slides, first = switched_window(config), first_windowed(config)
     return typed_windows(config, slides, [bool(slides) and i >= first for i in range(num_layers(config))])
+
+
+def first_windowed(config: Config) -> int:
+    """`max_window_layers`, which null and a negative number leave at 0."""
+    first = config.get("max_window_layers")
+    if first is not None and type(first) is not int:
+        raise ValueError(f"config.json: max_window_layers is {shown(first)}, expected a whole number")
+    return max(first or 0, 0)
 
 
 def switched_window(config: Config) -> int | None:
     """`sliding_window`, where `use_sliding_window` is on."""
-    stated = window(config)
-    return stated if config.flag("use_sliding_window") else None
+    stated, on = window(config), config.flag("use_sliding_window")
+    if on and stated is None:
+        raise ValueError("config.json: use_sliding_window is true, but sliding_window gives no width")
+    return stated if on else None
 
 
 def typed_windows(config: Config, slides: int | None, default: Sequence[bool]) -> list[int | None]:

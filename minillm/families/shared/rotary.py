@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from minillm.config import MAX_POSITIONS, Config, number, positive_integer
+from minillm.config import MAX_POSITIONS, Config, number, positive_integer, same
 from minillm.spec import (
     DynamicScaling,
     LinearScaling,
@@ -18,7 +18,7 @@ from minillm.spec import (
 )
 
 # Rotary keys that change nothing where the kind of scaling does not ask for them.
-IDLE = ("finetuned", "original_max_position_embeddings")
+IDLE = ("finetuned",)
 
 
 def rope(config: Config, head_dim: int, values: dict[str, Any] | None = None, partial: Any = ...) -> Rope:
@@ -46,6 +46,8 @@ def scaled(config: Config, values: dict[str, Any], dim: int) -> Rope:
         raise ValueError(f"config.json: {len(scaling.short_factors)} longrope factors, heads need {dim // 2}")
     if isinstance(scaling, DynamicScaling) and dim == 2:
         raise ValueError("config.json: head_dim is 2, dynamic rope scaling needs 4 or more")
+    if values.get("original_max_position_embeddings") is not None:  # without effect, and checked all the same
+        _original(values, 1)
     config.report_unread(
         f"rope_scaling.{key}" for key, value in values.items() if value is not None and key not in IDLE
     )
@@ -64,6 +66,8 @@ def by_window(config: Config, head_dim: int, windows: Sequence[int | None], slid
         full = config.rope()
     else:
         config.get("rope_scaling")  # without effect beside them
+        of_full = "rope_parameters.full_attention.rope_theta"
+        same({"rope_theta": config.values.get("rope_theta"), of_full: (full or {}).get("rope_theta")})
     default = {"rope_type": "default", "rope_theta": config.get("rope_theta")}
     everywhere = scaled(config, {**default, **(full or {})}, head_dim)
     if not any(windows):
