@@ -19,7 +19,15 @@ from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import check, fully_fp8
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import Plan, plan
+from minillm.weights.schemes import scheme_of
 
+# What may stand in quantization_config and changes nothing here: which modules are plain, the tensors tell themselves,
+# and activations are never quantised.
+PLAIN_MODULES = {"modules_to_not_convert", "ignored_layers", "ignore"}
+QUANTISED = {
+    "fp8": {"quant_method", "fmt", "weight_block_size", "activation_scheme", "scale_fmt", *PLAIN_MODULES},
+    "mxfp4": {"quant_method", *PLAIN_MODULES},
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -59,7 +67,7 @@ def load(
     if written:
         held.hold(model, written.formats(model))
     planned = plan(checkpoint.info, rules, model.destinations())
-    fits(planned, checkpoint)
+    said = fits(planned, checkpoint, values)
     formats = scheme.formats(model) if scheme else {}
     held.hold(model, formats)
     stay = fully_fp8(planned) if keep_quantized else []
@@ -71,7 +79,7 @@ def load(
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
-    _say(folder, read.unread, planned, wanted if slow else None)  # now: a load that fails says one thing only
+    _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
     return llm
 
 
@@ -86,8 +94,8 @@ def opened(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], Checkp
     return values, checkpoint
 
 
-def fits(planned: Plan, checkpoint: Checkpoint) -> None:
-    """Raise one ValueError where the tensors are not those of the model."""
+def fits(planned: Plan, checkpoint: Checkpoint, values: dict[str, Any]) -> list[str]:
+    """Raise one ValueError where the tensors are not those of the model; returns what users are told of them."""
     faultless = not (planned.unclaimed or planned.twice_filled)
     if faultless and families.HEAD in planned.unfilled and set(planned.unfilled) <= {families.HEAD, families.HEAD_BIAS}:
         raise ValueError(
@@ -96,13 +104,40 @@ def fits(planned: Plan, checkpoint: Checkpoint) -> None:
             "true in config.json if its head is the embedding"
         )
     check(planned, checkpoint)
+    return _quantised_as_said(values, planned)
 
 
-def _say(folder: Path, unread: Sequence[str], planned: Plan, slow: torch.dtype | None) -> None:
+def _quantised_as_said(values: dict[str, Any], planned: Plan) -> list[str]:
+    """What users are told where quantization_config says other things than the tensors, or some that are not followed.
+    Raises ValueError where the two contradict each other."""
+    section, method = values.get("quantization_config") or {}, config.quantization(values)
+    found = {scheme_of(scale).TITLE for scale in planned.scales.values()}
+    said = {"fp8": "FP8", "mxfp4": "MXFP4"}.get(str(method))
+    if said and found - {said}:
+        raise ValueError(
+            f"config.json: quantization_config says {method}, but there are {' and '.join(sorted(found - {said}))} "
+            "tensors; download both again from one place"
+        )
+    notes = []
+    if found and method is None:
+        notes.append(f"config.json has no quantization_config: tensors with factors are read as {', '.join(found)}")
+    if said and not found:
+        notes.append(f"quantization_config says {method}, but no tensor is: the weights are read as they are stored")
+    unread = sorted(set(section) - QUANTISED[method]) if method in QUANTISED else []
+    if section.get("activation_scheme", "dynamic") != "dynamic":
+        unread.append(f"activation_scheme {section['activation_scheme']!r}")
+    if method in QUANTISED and unread:
+        notes.append(f"config.json keys of quantization_config not understood and ignored: {', '.join(unread)}")
+    return notes
+
+
+def _say(folder: Path, unread: Sequence[str], planned: Plan, said: list[str], slow: torch.dtype | None) -> None:
     if other := foreign.instead_of_tokenizer(folder):
         note(f"no tokenizer.json: {other}")
     if unread:
         note(f"config.json keys not understood and ignored: {', '.join(unread)}")
+    for each in said:
+        note(each)
     for reason, count in planned.reasons.items():
         note(f"{count} tensors left out: {reason}")
     for wrapper, count in planned.wrappers.items():
@@ -139,11 +174,12 @@ def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
 def integers(folder: Path, values: dict[str, Any]) -> Scheme | None:
     """The scheme that a folder was written with by `minillm.quantize`; None for any other. Raises ValueError for one
     that is quantised as this project cannot read it."""
-    scheme = config.quantization(values)
+    section, scheme = values.get("quantization_config"), config.quantization(values)
+    if section is not None and not isinstance(section, dict):
+        raise ValueError(f"config.json: quantization_config is {repr(section)[:40]}, expected an object or null")
     if not scheme or config.is_readable(values):
         return Scheme.read(values)
-    if scheme == "fp8":
-        section = values["quantization_config"]
+    if scheme == "fp8" and section:
         found = ", ".join(f"{key} {section.get(key)}" for key in ("weight_block_size", "fmt"))
         scheme = f"fp8 of {found} (supported: [128, 128] and e4m3)"
     raise ValueError(f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint")

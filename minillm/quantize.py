@@ -51,7 +51,8 @@ def quantize(
     spec, rules, read = families.resolve(values)
     model = skeleton(spec, torch.float32)
     planned = plan(checkpoint.info, rules, model.destinations())
-    fits(planned, checkpoint)
+    for each in fits(planned, checkpoint, values):
+        note(each)
     dtype = str(stored_dtype("auto", read.dtype, checkpoint.dtype)).removeprefix("torch.")
     key = "dtype" if "dtype" in values else "torch_dtype"
     made = {**values, key: dtype, "quantization_config": scheme.written()}

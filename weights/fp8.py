@@ -46,6 +46,11 @@ def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(-(-size // BLOCK) for size in shape)
 
 
+def sound(scale: Tensor) -> bool:
+    """Whether these can be factors: positive numbers."""
+    return bool(((scale.float() > 0) & (scale.float() < torch.inf)).all())
+
+
 def row_scales(scale: Tensor, rows: int) -> Tensor:
     """The factors `[M / 128, N / 128]` with one row for each of the matrix's `rows`, so that rows can be told apart
     when several matrices lie one under the other."""

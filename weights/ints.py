@@ -116,6 +116,13 @@ class Int4:
         return (q * parts["_scale"][..., of_group].float() * parts["_factor"][..., None]).to(dtype)
 
 
+def sound(name: str, values: Tensor) -> bool:
+    """Whether a companion of this name can have these values: `quantise` makes no others."""
+    if name.endswith("_zero"):
+        return bool((values <= 15).all())
+    return bool((values >= (-127 if values.dtype == torch.int8 else 0)).all() and (values < torch.inf).all())
+
+
 def matrix_of(companion: str) -> str | None:
     """The matrix that a companion of this name belongs to; None if it is no such name."""
     return next((companion.removesuffix(each) for each in COMPANIONS if companion.endswith(each)), None)

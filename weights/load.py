@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from minillm.weights import fp8, schemes
+from minillm.weights import fp8, ints, schemes
 from minillm.weights.checkpoint import DTYPES, Checkpoint, Stored, TensorInfo, brief
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.memory import allocator
@@ -21,6 +21,7 @@ from minillm.weights.rules import Destination, Plan, rows
 from minillm.weights.tensorfile import NAMES, blocks
 
 MISSHAPEN = "tensors of another shape"
+LOOKED_AT = 2**20  # values
 BLOCK_VALUES = 2**17  # converted or quantised at a time: larger ones are faster and leave more memory unused
 
 
@@ -103,8 +104,7 @@ def load(
             parameters[name] = allocate(skeleton[name].shape, skeleton[name].dtype)
         return rows(parameters[name], to)
 
-    wanted = set(planned.scales.values())
-    scales = {name: whole(stored) for name, stored in checkpoint.read(wanted.__contains__, done)}
+    scales = read_factors(checkpoint, planned, done)
     for name, stored in checkpoint.read(planned.assignments.__contains__, done):
         to = planned.assignments[name]
         factors = planned.scales.get(name)
@@ -121,8 +121,46 @@ def load(
         else:
             plain = schemes.scheme_of(factors).dequantise(whole(stored), scale, like.dtype)
             lay(plain, to, place(to.parameter, to))
+        if not (formats and to.parameter in formats):
+            _check_values(to.parameter, rows(parameters[to.parameter], to), skeleton)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
+
+
+def read_factors(checkpoint: Checkpoint, planned: Plan, done: Callable[[int], None]) -> dict[str, Tensor]:
+    """The factors of quantised tensors by name. Raises ValueError for what cannot be some."""
+    wanted, found = set(planned.scales.values()), dict[str, Tensor]()
+    for name, stored in checkpoint.read(wanted.__contains__, done):
+        found[name] = whole(stored)
+        if not schemes.scheme_of(name).sound(found[name]):
+            raise ValueError(f"{checkpoint.folder}: {name} has values that no factor has; download it again")
+    return found
+
+
+def _check_values(name: str, values: Tensor, skeleton: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for values that are no numbers: attention on a CPU may answer as if they were none. A look at
+    all would take an eighth of the time of a load, so of a matrix of many only a sixteenth is looked at."""
+    if ints.matrix_of(name) in skeleton and values.dtype != fp8.DTYPE:
+        if not ints.sound(name, values):
+            raise ValueError(f"{name} has values that no factor has; write the folder again")
+    elif values.is_floating_point():
+        flat = values.flatten()
+        if len(flat) > LOOKED_AT:
+            flat = flat[: len(flat) // LOOKED_AT * LOOKED_AT].view(-1, LOOKED_AT)[:, : LOOKED_AT // 16]
+        check_finite(name, flat)
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise ValueError where a value is not a number."""
+    if values.dtype == fp8.DTYPE:
+        finite = not bool((values.view(torch.uint8) & 127 == 127).any())
+    else:  # a sum is the fastest look; it can be too large itself
+        finite = bool(values.sum().isfinite()) or all(
+            bool(part.isfinite().all()) for part in values.split(BLOCK_VALUES)
+        )
+    if not finite:
+        kind = str(values.dtype).removeprefix("torch.")
+        raise ValueError(f"{name}: values that are not finite in {kind}; download them again, or try another dtype")
 
 
 def whole(stored: Stored) -> Tensor:
@@ -157,8 +195,9 @@ def quantised_rows(
 
     def quantise(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
         place = block[0] * columns, block[1] * columns
-        values = stored.values(*place) if laid is None else laid.flatten()[slice(*place)]
-        return block[0], made.quantise(values.view(-1, columns).float())
+        values = (stored.values(*place) if laid is None else laid.flatten()[slice(*place)]).float()
+        check_finite(to.parameter, values)
+        return block[0], made.quantise(values.view(-1, columns))
 
     left = blocks(to.shape[0], max(BLOCK_VALUES // columns, 1))
     torch.set_num_threads(1)

@@ -19,6 +19,7 @@ NAME = "U8"  # in the words of safetensors
 SCALE_NAMES: tuple[str, ...] = ("U8",)
 BLOCKS = "blocks of 32"
 BLOCK = 32
+MAX_SCALE = 252  # 6 * 2^(252 - 127) < 2^128
 BLOCKS_AT_ONCE = 2**18  # bounds the fp32 copy while a large tensor is dequantised
 
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -47,6 +48,11 @@ def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // BLOCK)
+
+
+def sound(scales: Tensor) -> bool:
+    """Whether these can be factors: numbers, with which a block's largest value is finite in fp32."""
+    return bool((scales <= MAX_SCALE).all())
 
 
 def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:

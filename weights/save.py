@@ -17,7 +17,7 @@ from torch import Tensor
 from minillm.guard.writing import complete
 from minillm.weights.checkpoint import Checkpoint, Stored
 from minillm.weights.ints import Int4, Int8
-from minillm.weights.load import BLOCK_VALUES, quantised_rows, whole
+from minillm.weights.load import BLOCK_VALUES, check_finite, quantised_rows, read_factors, whole
 from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, units
 from minillm.weights.schemes import scheme_of
 from minillm.weights.tensorfile import BITS, NAMES, Writer, blocks
@@ -76,7 +76,7 @@ def save_quantised(
         read += nbytes
         progress(read, checkpoint.nbytes)
 
-    scales = {name: whole(each) for name, each in checkpoint.read(set(planned.scales.values()).__contains__, done)}
+    scales = read_factors(checkpoint, planned, done)
     order = [name for name, _ in checkpoint.read(planned.assignments.__contains__, lambda nbytes: None)]
     entries = {name: _entries(name, checkpoint, planned, formats) for name in order}
     shards = _shards(entries, shard_bytes)
@@ -129,7 +129,9 @@ def _pieces(
         yield "", 0, scheme_of(factors).dequantise(whole(stored), scale, torch.float32)
     else:
         for start, stop in blocks(math.prod(stored.shape), BLOCK_VALUES):
-            yield "", start, stored.values(start, stop)
+            values = stored.values(start, stop)
+            check_finite(to.parameter, values)
+            yield "", start, values
 
 
 def _nbytes(entries: Entries) -> int:
