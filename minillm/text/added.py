@@ -23,15 +23,16 @@ def listed(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, int | Non
     stated: list[tuple[str, int | None, dict[str, bool]]] = []
     values = dict(config)
     if decoder := config.get("added_tokens_decoder"):
-        tokens = decoder.items() if isinstance(decoder, dict) else ()
-        stated = [(text, int(i), flags(each)) for i, each in tokens if (text := text_of(each)) and str(i).isdecimal()]
+        tokens = decoder.items() if isinstance(decoder, dict) else [(None, decoder)]
+        stated = [(*_entry(folder, text_of(each), i), flags(each)) for i, each in tokens]
     else:
         if is_there(folder / "special_tokens_map.json"):
             values |= read_json(folder / "special_tokens_map.json")
         named = {text for text, _, _ in _special(values)}
         if is_there(folder / "added_tokens.json"):
             pairs = read_json(folder / "added_tokens.json").items()
-            stated = [(t, i, {"special": t in named, "normalized": t not in named}) for t, i in pairs if type(i) is int]
+            entries = [_entry(folder, *pair) for pair in pairs]
+            stated = [(text, i, {"special": text in named, "normalized": text not in named}) for text, i in entries]
     return [*sorted(stated, key=lambda token: token[1] or 0), *_special(values)]
 
 
@@ -44,9 +45,11 @@ def _special(values: Mapping[str, Any]) -> list[tuple[str, int | None, dict[str,
 
 
 def flags(token: Any) -> dict[str, bool]:
-    """Those of a serialised AddedToken; one given as its text has none."""
+    """Those of a serialised AddedToken; one given as its text has none. Raises ValueError for one that is no flag."""
     given = token if isinstance(token, dict) else {}
-    return {name: bool(given[name]) for name in FLAGS if name in given}
+    if odd := [name for name in FLAGS if not isinstance(given.get(name, False), bool)]:
+        raise ValueError(f"the added token {text_of(token)!r} has {odd[0]} {str(given[odd[0]])[:40]!r}: true or false")
+    return {name: given[name] for name in FLAGS if name in given}
 
 
 def text_of(value: Any) -> str | None:
@@ -64,10 +67,8 @@ def beside_model(folder: Path, listed: Any) -> tuple[dict[str, int], set[int]]:
     tokens: list[tuple[Any, Any]] = list(listed.items()) if isinstance(listed, dict) else [(None, listed)]
     pairs += [(text_of(token), i) for i, token in tokens]
     ids: dict[str, int] = {}
-    for text, i in pairs:
-        if not isinstance(text, str) or not text or not is_id(i):
-            raise ValueError(f"{folder}: added token {text!r} with id {str(i)[:40]!r}, expected a text and a number")
-        if ids.setdefault(text, int(i)) != int(i):
+    for text, i in [_entry(folder, *pair) for pair in pairs]:
+        if ids.setdefault(text, i) != i:
             raise ValueError(f"{folder}: added token {text!r} has the ids {ids[text]} and {i}")
     texts: dict[int, str] = {}
     for text, i in ids.items():
@@ -77,6 +78,9 @@ def beside_model(folder: Path, listed: Any) -> tuple[dict[str, int], set[int]]:
     return ids, special
 
 
-def is_id(value: Any) -> bool:
-    """Whether that is an id, as a number or as JSON's keys have it."""
-    return (type(value) is int and 0 <= value < 1 << 31) or (isinstance(value, str) and ID.fullmatch(value) is not None)
+def _entry(folder: Path, text: Any, i: Any) -> tuple[str, int]:
+    """A token and its id, which as a key of JSON is a text. Raises ValueError for what is none."""
+    number = (type(i) is int and 0 <= i < 1 << 31) or (isinstance(i, str) and ID.fullmatch(i) is not None)
+    if not isinstance(text, str) or not text or not number:
+        raise ValueError(f"{folder}: added token {text!r} with id {str(i)[:40]!r}, expected a text and a number")
+    return text, int(i)
