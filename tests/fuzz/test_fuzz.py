@@ -14,7 +14,7 @@ from tests.fuzz.case import GENERATE, PLAN, Case
 from tests.fuzz.classes import CLASSES, commands
 from tests.fuzz.pool import FINE, REFUSED, SECONDS, Worker, judged
 
-SHARE = 40  # cases of a class
+SHARE = 80  # cases of a class
 SEED = 0 if "CI" in os.environ else random.SystemRandom().randrange(10**6)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the worker forks, and measures by /proc")
