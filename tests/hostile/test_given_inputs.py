@@ -32,6 +32,8 @@ SAME: dict[str, tuple[list[str], dict[str, Any]]] = {  # what diff is to take no
 }
 CARDS = {"t03-card-bool", "t03-card-int", "t03-card-timestamp"}
 RUN = {*SAME, *CARDS, "s30-bin-plain-for-comparison", "m24-cache-of-a-billion", "x04-token-escape"}
+RUN |= {"m28-262144-experts"}  # large, but a model
+RUN |= {"s43-folder-for-a-file"}  # whose folder is empty, and lost in a copy: test_siblings.py makes such
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the worker forks, and measures by /proc"),
@@ -93,6 +95,12 @@ def test_the_reference_is_the_same_without(name: str, worker: Worker, tmp_path: 
     if found.verdict != REFUSED:
         assert found.out.replace(str(given), "F") == expected.out.replace(str(tmp_path / name), "F")
         assert found.verdict == FINE, found.said
+
+
+def test_many_experts_are_planned_for_in_time(worker: Worker) -> None:
+    """Or refused."""
+    outcome = run(worker, "m28-262144-experts")
+    assert outcome.verdict in (FINE, REFUSED), (outcome.verdict, outcome.said)
 
 
 def test_tokens_do_not_steer_a_terminal() -> None:

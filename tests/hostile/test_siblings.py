@@ -257,6 +257,8 @@ FILES: dict[str, tuple[list[str], dict[str, bytes | None]]] = {
     ),
     "a section that is a list": (GENERATE, config(quantization_config=["fp8"])),
 }  # fmt: skip
+JSON = "config tokenizer_config generation_config special_tokens_map added_tokens chat_template tokenizer".split()
+PLACES = [*(f"{name}.json" for name in JSON), "chat_template.jinja", "README.md"]
 # And what may run, in one line or none.
 BORNE = {"a config in itself", "a charsmap in SentencePiece"}
 
@@ -265,6 +267,13 @@ BORNE = {"a config in itself", "a charsmap in SentencePiece"}
 def test_files(name: str, worker: Worker) -> None:
     argv, files = FILES[name]
     bears(worker, Case(name, argv, files), REFUSED, *([FINE] if name in BORNE else []))
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_folder_in_place_of_a_file(name: str, worker: Worker) -> None:
+    """Is not the same as no file."""
+    argv = CHAT if name.startswith("chat") else PLAN if name == "README.md" else GENERATE
+    bears(worker, Case(name, argv, {name: None, f"{name}/x": b""}), REFUSED)
 
 
 def bears(worker: Worker, case: Case, *verdicts: str) -> None:
