@@ -84,7 +84,9 @@ def _entry(data: bytes, at: int) -> tuple[str, tuple[int, int, int], Record, int
         raise ValueError("the archive's directory is damaged")
     size, packed, offset = _wide(extra, [size, packed, offset])
     if method or flags & ~HARMLESS or packed != size:
-        raise ValueError(f"{name[:80]!r} is compressed or encrypted, which torch.save never does")
+        raise ValueError(
+            f"{name[:80].decode(errors='replace')!r} is compressed or encrypted, which torch.save never does"
+        )
     total = ENTRY.size + of_name + of_extra + of_comment
     return name.decode("utf-8"), (flags, method, offset), Record(0, size, crc), total
 

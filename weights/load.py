@@ -21,7 +21,9 @@ from minillm.weights.rules import Destination, Plan, rows
 from minillm.weights.tensorfile import NAMES, blocks
 
 MISSHAPEN = "tensors of another shape"
-LOOKED_AT = 2**20  # values
+# Parameters of no more values than SMALL are looked at whole, of others LOOKED_AT in each STRETCH: few enough that one
+# thread sums them, as waiting for others would take longer.
+SMALL, STRETCH, LOOKED_AT = 2**16, 2**20, 2**13
 BLOCK_VALUES = 2**17  # converted or quantised at a time: larger ones are faster and leave more memory unused
 
 
@@ -121,8 +123,8 @@ def load(
         else:
             plain = schemes.scheme_of(factors).dequantise(whole(stored), scale, like.dtype)
             lay(plain, to, place(to.parameter, to))
-        if not (formats and to.parameter in formats):
-            _check_values(to.parameter, rows(parameters[to.parameter], to), skeleton)
+    for name, values in parameters.items():
+        _check_values(name, values, skeleton)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
 
@@ -139,15 +141,16 @@ def read_factors(checkpoint: Checkpoint, planned: Plan, done: Callable[[int], No
 
 def _check_values(name: str, values: Tensor, skeleton: Mapping[str, Tensor]) -> None:
     """Raise ValueError for values that are no numbers: attention on a CPU may answer as if they were none. A look at
-    all would take an eighth of the time of a load, so of a matrix of many only a sixteenth is looked at."""
-    if ints.matrix_of(name) in skeleton and values.dtype != fp8.DTYPE:
+    all would take an eighth of the time of a load, so of large matrices only a share is looked at."""
+    matrix = skeleton.get(ints.matrix_of(name) or "")
+    if matrix is not None and matrix.dtype in ints.DTYPES:
         if not ints.sound(name, values):
             raise ValueError(f"{name} has values that no factor has; write the folder again")
     elif values.is_floating_point():
         flat = values.flatten()
-        if len(flat) > LOOKED_AT:
-            flat = flat[: len(flat) // LOOKED_AT * LOOKED_AT].view(-1, LOOKED_AT)[:, : LOOKED_AT // 16]
-        check_finite(name, flat)
+        stretch = LOOKED_AT if len(flat) <= SMALL else STRETCH
+        for start in range(0, len(flat), stretch):
+            check_finite(name, flat[start : start + LOOKED_AT])
 
 
 def check_finite(name: str, values: Tensor) -> None:

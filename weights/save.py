@@ -98,8 +98,8 @@ def save_quantised(
     total = sum(_nbytes(each) for each in entries.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": located}
-        with complete(folder / "model.safetensors.index.json") as file:
-            file.write(json.dumps(index, indent=2).encode())
+        with complete(folder / "model.safetensors.index.json") as listed:
+            listed.write(json.dumps(index, indent=2).encode())
     matrices = {name: to for name, to in planned.assignments.items() if to.parameter in formats}
     count = sum(math.prod(to.shape) for to in matrices.values())
     bits = 8 * sum(_nbytes(entries[name]) for name in matrices) / max(count, 1)
