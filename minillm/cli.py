@@ -180,7 +180,8 @@ def _said(error: Exception) -> int:
     """One line for a lack of memory or threads, which PyTorch reports as a RuntimeError; and for a fault of ours."""
     said = str(error)
     if isinstance(error, RuntimeError) and any(each in said for each in NO_THREADS):
-        screen.error(f"the system starts no more threads ({said}); allow more (ulimit -u, pids of a container)")
+        advice = "allow more of them (ulimit -u, pids of a container), or memory for them"
+        screen.error(f"the system starts no more threads ({said}); {advice}")
         return EXIT_BAD_INPUT
     if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or any(x in said for x in LACKS):
         screen.error(f"not enough memory ({said or 'nothing is left'}); take a smaller model, context or batch")

@@ -47,13 +47,23 @@ def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
 def prefill_flops(model: Decoder, tokens: int) -> int:
     """Operations that a prompt takes, its last logits alone: two for each value of a matrix that a token goes through,
     and for each pair of a query and a key that it sees two for each value of the key and of the value."""
-    spec, parameters = model.spec, dict(model.named_parameters())
-    plain, active, each = held.plain_shapes(model), active_values(model), 0
-    for name, shape in plain.items():
-        # The head: for the last token, the embedding: only as the head.
-        if len(shape) > 1 and not name.startswith(("embedding.", "head.")):
-            each += active[name] * math.prod(shape) // parameters[name].numel()
-    return 2 * each * tokens + 2 * spec.vocab_size * spec.hidden_size + attention_flops(spec, tokens)
+    return flops(model.spec, sum(multiplied(model).values()), tokens)
+
+
+def flops(spec: DecoderSpec, values: int, tokens: int) -> int:
+    """The same, given how many values of matrices a token goes through."""
+    return 2 * values * tokens + 2 * spec.vocab_size * spec.hidden_size + attention_flops(spec, tokens)
+
+
+def multiplied(model: Decoder) -> dict[str, int]:
+    """How many values of each matrix a token goes through: but of the head, which the last token has, and of the
+    embedding, which is one only as the head."""
+    parameters, active = dict(model.named_parameters()), active_values(model)
+    return {
+        name: active[name] * math.prod(shape) // parameters[name].numel()
+        for name, shape in held.plain_shapes(model).items()
+        if len(shape) > 1 and not name.startswith(("embedding.", "head."))
+    }
 
 
 def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:

@@ -10,13 +10,25 @@ from typing import Any, NamedTuple
 import torch
 
 from minillm import config
-from minillm.model.costs import active_values, attention_flops, cached_values, prefill_flops
-from minillm.model.decoder import Decoder, skeleton
+from minillm.model.costs import active_values, attention_flops, cached_values, flops, multiplied
 from minillm.model.held import Scheme
+from minillm.model.outline import Outline, outline
 from minillm.plan.card import licence
 from minillm.plan.devices import Device
 from minillm.plan.fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
-from minillm.plan.storage import WORDS, Section, Sizes, Stored, names, nbytes, section_of, sizes, stated_bytes, stored
+from minillm.plan.storage import (
+    WORDS,
+    Section,
+    Sizes,
+    Stored,
+    lists_modules,
+    names,
+    nbytes,
+    section_of,
+    sizes,
+    stated_bytes,
+    stored,
+)
 from minillm.report.examine import Examined, examine
 from minillm.weights.checkpoint import TensorInfo
 from minillm.weights.rules import Destination
@@ -45,14 +57,15 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
     supported, and for a context that the model is not meant for."""
     found = examine(path)
     report, spec = found.report, found.spec
-    model = skeleton(spec, torch.bfloat16)
+    section = section_of(found.values)
+    sketch = outline(spec, torch.bfloat16, whole=found.names is not None or lists_modules(section or {}))
     context = min(spec.context, DEFAULT_CONTEXT) if question.context is None else question.context
     if not 1 <= context <= spec.context:
         raise ValueError(f"--context is {context}, this model takes from 1 to {spec.context}")
-    named = names(found.rules, model, found.names, found.planned, section_of(found.values))
-    kept, checkpoint = _checkpoint(found, named, model, path)
+    named = names(found.rules, sketch.model, found.names, found.planned, section)
+    kept, checkpoint = _checkpoint(found, named, sketch, path)
     dtype = question.dtype or checkpoint["dtype"]
-    offered = _formats(named, model, question, dtype)
+    offered = _formats(named, sketch, question, dtype)
     chosen = question.quantize or question.dtype or (STORED if kept else "bfloat16")
     weights = kept.decoder if kept and chosen == STORED else offered[chosen]
     need = Need(
@@ -77,14 +90,14 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
         "kv_bytes_by_context": {str(each): need.cache(each, need.batch) for each in contexts(spec.context)},
         "format": chosen,
         "dtype": dtype,
-        **_asked(need, question, model, weights),
+        **_asked(need, question, sketch, weights),
         "licence": licence(path if path.is_dir() else path.parent),
     }
 
 
-def _asked(need: Need, question: Question, model: Decoder, weights: Sizes) -> dict[str, Any]:
+def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> dict[str, Any]:
     """What depends on the context, the batch and the device asked about."""
-    step, flops = step_bytes(model, weights.parameters, need.batch), _flops(model, need.context)
+    step, flops = step_bytes(sketch, weights.parameters, need.batch), _flops(sketch, need.context)
     device, count, cache = question.device, question.devices, need.cache(need.context, need.batch)
     return {
         "context": need.context,
@@ -104,18 +117,20 @@ def contexts(limit: int) -> list[int]:
     return [*(2**power for power in range(7, 31) if 2**power < limit), limit]
 
 
-def step_bytes(model: Decoder, weights: Mapping[str, int], rows: int) -> int:
+def step_bytes(sketch: Outline, weights: Mapping[str, int], rows: int) -> int:
     """Bytes of weights that a decode step of one token in each row reads: `costs.bytes_per_step` of any format."""
-    active, parameters = active_values(model, rows), dict(model.named_parameters())
-    return sum(
-        size * active[name] // parameters[name].numel()
-        for name, size in weights.items()
-        if model.spec.tied or not name.startswith("embedding.")
+    active, parameters = active_values(sketch.model, rows), dict(sketch.model.named_parameters())
+    return sketch.total(
+        {
+            name: size * active[name] // parameters[name].numel()
+            for name, size in weights.items()
+            if sketch.spec.tied or not name.startswith("embedding.")
+        }
     )
 
 
 def _checkpoint(
-    found: Examined, named: Mapping[str, Destination], model: Decoder, path: Path
+    found: Examined, named: Mapping[str, Destination], sketch: Outline, path: Path
 ) -> tuple[Stored | None, dict[str, Any]]:
     """What the files hold by the config, and how that agrees with the index or with the files themselves."""
     headers = found.headers
@@ -130,7 +145,7 @@ def _checkpoint(
             "dtype": dtype, "decoder_bytes": None, "left_out": {}, "outside": None,
             "absent_tensors": 0, "readable": readable, "notes": notes}  # fmt: skip
     try:
-        kept = stored(found.values, named, model, WORDS[dtype], found.names)
+        kept = stored(found.values, named, sketch, WORDS[dtype], found.names)
     except ValueError as error:
         notes.append(f"{error}: {'its size is not known' if stated is None else f'its size is as the {source} say'}")
         return None, made
@@ -161,7 +176,7 @@ def _of_headers(headers: Mapping[str, TensorInfo], chosen: Iterable[str]) -> int
     return nbytes({name: (headers[name].dtype, headers[name].shape) for name in chosen})
 
 
-def _formats(named: Mapping[str, Destination], model: Decoder, question: Question, dtype: str) -> dict[str, Sizes]:
+def _formats(named: Mapping[str, Destination], sketch: Outline, question: Question, dtype: str) -> dict[str, Sizes]:
     """The decoder as a checkpoint would hold it in each format, what is not quantised in the dtype."""
     word = WORDS[dtype]
     sections: dict[str, tuple[str, Section | None]] = {
@@ -172,11 +187,12 @@ def _formats(named: Mapping[str, Destination], model: Decoder, question: Questio
     }
     if question.dtype:
         sections[question.dtype] = (word, None)
-    return {name: sizes(named, model, *each) for name, each in sections.items()}
+    return {name: sizes(named, sketch, *each) for name, each in sections.items()}
 
 
-def _flops(model: Decoder, context: int) -> dict[str, Any]:
+def _flops(sketch: Outline, context: int) -> dict[str, Any]:
     """Operations of a prompt of `context` tokens, for each of its tokens on average, and for one more token behind."""
-    prompt, spec = prefill_flops(model, context), model.spec
-    one = prefill_flops(model, 1) - attention_flops(spec, 1) + attention_flops(spec, 1, context - 1)
+    spec, values = sketch.spec, sketch.total(multiplied(sketch.model))
+    prompt = flops(spec, values, context)
+    one = flops(spec, values, 1) - attention_flops(spec, 1) + attention_flops(spec, 1, context - 1)
     return {"prefill": prompt, "prefill_per_token": prompt / context, "decode_per_token": one}

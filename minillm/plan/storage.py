@@ -20,6 +20,7 @@ from minillm.guard.jsonfile import read_json
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.held import METHOD, Scheme
+from minillm.model.outline import Outline
 from minillm.plan.layouts import METHODS, Entries, Section, Shape
 from minillm.weights.rules import Destination, Plan, Rules, plan
 from minillm.weights.save import published
@@ -38,15 +39,12 @@ SPARED = ("modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules")  
 
 
 class Sizes(NamedTuple):
-    """Bytes of a decoder's tensors by the parameter that they fill, and of the one file that would hold them: its
-    header is computed as if all offsets in it had as many digits as the last."""
+    """Bytes of a decoder's tensors by the parameter of its outline that they fill, of all of them, and of the one file
+    that would hold them: its header is computed as if all offsets in it had as many digits as the last."""
 
     parameters: dict[str, int]
+    total: int
     file: int
-
-    @property
-    def total(self) -> int:
-        return sum(self.parameters.values())
 
 
 class Stored(NamedTuple):
@@ -117,44 +115,46 @@ def lay_out(
     return found
 
 
-def sizes(named: Mapping[str, Destination], model: Decoder, dtype: str, section: Section | None) -> Sizes:
-    """Of `lay_out`, without going through all of a layer's hundreds of experts: those alike are laid out once."""
+def sizes(named: Mapping[str, Destination], sketch: Outline, dtype: str, section: Section | None) -> Sizes:
+    """Of `lay_out`, without going through all of a layer's hundreds of experts: those alike are laid out once, and so
+    are equal layers."""
     alike: dict[tuple[str, Shape, bool], list[str]] = {}
     spared = _spared(section or {})
     for name, to in named.items():
         alike.setdefault((to.parameter, to.shape, spared(name)), []).append(name)
     piles = {each[0]: each for each in alike.values()}
-    laid = lay_out({name: named[name] for name in piles}, model, dtype, section)
+    laid = lay_out({name: named[name] for name in piles}, sketch.model, dtype, section)
     found: dict[str, int] = {}
     for name, entries in laid.items():
         found[named[name].parameter] = found.get(named[name].parameter, 0) + len(piles[name]) * nbytes(entries)
-    total, header = sum(found.values()), HEADER
+    total, header = sketch.total(found), HEADER
     digits = 2 * len(str(total))
     for name, entries in laid.items():
-        letters = sum(map(len, piles[name])) - len(piles[name]) * len(name)
+        letters, parameter = sum(map(len, piles[name])) - len(piles[name]) * len(name), named[name].parameter
+        times, digits_more = sketch.times(parameter), len(piles[name]) * sketch.digits(parameter)
         for key, (kind, shape) in entries.items():
             text = len(key) + len(kind) + len(json.dumps(shape, separators=(",", ":"))) + digits + ENTRY
-            header += len(piles[name]) * text + letters
-    return Sizes(found, total + 8 + header + -header % 8)
+            header += times * (len(piles[name]) * text + letters) + digits_more
+    return Sizes(found, total, total + 8 + header + -header % 8)
 
 
 def stored(
     values: Mapping[str, Any],
     named: Mapping[str, Destination],
-    model: Decoder,
+    sketch: Outline,
     dtype: str,
     present: Collection[str] | None,
 ) -> Stored:
     """What the checkpoint of a config holds. `present` has the names that an index or the files give: with them it is
     known which of the tensors that can be left out are there; without, a config's word counts."""
-    section, spec = section_of(values), model.spec
-    decoder, given = sizes(named, model, dtype, section), set(present or ())
+    section, spec = section_of(values), sketch.spec
+    decoder, given = sizes(named, sketch, dtype, section), set(present or ())
     known = set[str]()
     if present is not None:
-        known = {key for entries in lay_out(named, model, dtype, section).values() for key in entries}
+        known = {key for entries in lay_out(named, sketch.model, dtype, section).values() for key in entries}
     frequencies = {name for name in given if name.endswith(FREQUENCIES)}
     of_one = nbytes({"": ("F32", (spec.layers[0].attention.rope.dim // 2,))})
-    size, extra = _prediction(values, decoder, known, len(spec.layers) - 1, dtype)
+    size, extra = _prediction(values, decoder, known, sketch.last, dtype)
     left = {
         TIED: (
             nbytes({HEAD: (dtype, (spec.vocab_size, spec.hidden_size))}),
@@ -205,6 +205,11 @@ def _matrices(model: Decoder) -> set[str]:
         for name, parameter in model.named_parameters()
         if parameter.dim() > 1 and not name.startswith(("embedding.", "head.")) and held.holdable(model, name)
     }
+
+
+def lists_modules(section: Section) -> bool:
+    """Whether a config names modules one by one."""
+    return any(section.get(key) for key in SPARED)
 
 
 def _spared(section: Section) -> Callable[[str], bool]:

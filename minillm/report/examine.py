@@ -14,8 +14,8 @@ from minillm import spec as vocabulary
 from minillm.guard.jsonfile import read_json
 from minillm.model import held
 from minillm.model.costs import active_values, cached_values
-from minillm.model.decoder import skeleton
 from minillm.model.held import Scheme
+from minillm.model.outline import outline
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
 from minillm.weights.load import MISSHAPEN, faults, misshapen
 from minillm.weights.rules import Plan, Rules, plan
@@ -44,14 +44,16 @@ def examine(path: Path) -> Examined:
     """`explain` with the spec and the plan."""
     values = config.read(path) if path.is_dir() or not path.exists() else read_json(path)
     spec, rules, read = families.resolve(values)
-    model = skeleton(spec, torch.bfloat16)
+    (names, headers), planned = _tensors(path), None
+    sketch = outline(spec, torch.bfloat16, whole=names is not None)
+    model = sketch.model
     report: dict[str, Any] = {
         "weights": str(path),
         "model_type": values["model_type"],
         "quantization": config.quantization(values),
         "dtype": read.dtype,
-        "parameter_count": sum(parameter.numel() for parameter in model.parameters()),
-        "active_parameter_count": sum(active_values(model).values()),
+        "parameter_count": sketch.total({name: each.numel() for name, each in model.named_parameters()}),
+        "active_parameter_count": sketch.total(active_values(model)),
         "cached_values_per_token": cached_values(spec),
         "unknown_config_keys": read.unread,
         "unclaimed_tensors": None,
@@ -61,7 +63,6 @@ def examine(path: Path) -> Examined:
         "misshapen_tensors": None,
         "other_faults": None,
     }
-    (names, headers), planned = _tensors(path), None
     if names is not None:
         if written := Scheme.read(values):
             held.hold(model, written.formats(model))

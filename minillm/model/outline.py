@@ -1,0 +1,51 @@
+"""A model without what repeats: sums over its parameters take as long as its layers differ, not as they are many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from minillm import spec
+from minillm.model.decoder import Decoder, skeleton
+
+
+class Outline(NamedTuple):
+    """A skeleton in which equal layers stand once, and of each of its layers the places that it has in the model."""
+
+    spec: spec.Decoder  # of the model
+    model: Decoder
+    places: list[list[int]]
+
+    def times(self, name: str) -> int:
+        """How often the model has a parameter of the skeleton."""
+        layer = self._layer(name)
+        return 1 if layer is None else len(self.places[layer])
+
+    def digits(self, name: str) -> int:
+        """How many more digits the layers' numbers have in all of its names than if each had the skeleton's."""
+        layer = self._layer(name)
+        return 0 if layer is None else sum(len(str(each)) - len(str(layer)) for each in self.places[layer])
+
+    def total(self, values: Mapping[str, int]) -> int:
+        """The sum over the model of what each parameter of the skeleton has."""
+        return sum(self.times(name) * value for name, value in values.items())
+
+    @property
+    def last(self) -> int:
+        """The layer of the skeleton that is the model's last."""
+        return next(at for at, places in enumerate(self.places) if len(self.spec.layers) - 1 in places)
+
+    def _layer(self, name: str) -> int | None:
+        return int(name.split(".", 2)[1]) if name.startswith("layers.") else None
+
+
+def outline(decoder: spec.Decoder, dtype: torch.dtype, whole: bool = False) -> Outline:
+    """Of a model, or all of it, where each of its tensors is looked at."""
+    places: dict[tuple[spec.Layer, int], list[int]] = {}
+    for index, layer in enumerate(decoder.layers):
+        places.setdefault((layer, index if whole else 0), []).append(index)
+    once = replace(decoder, layers=tuple(layer for layer, _ in places))
+    return Outline(decoder, skeleton(once, dtype), list(places.values()))

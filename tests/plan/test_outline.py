@@ -1,0 +1,100 @@
+"""Equal layers are counted, not walked: every figure is what walking gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minillm import families
+from minillm.model import outline as outlines
+from minillm.plan import budget
+from minillm.plan.budget import Question
+from minillm.report import examine
+from tests.helpers.rows import BASE, ROWS
+
+# What a row leaves to its oracle.
+THETAS = {"rope_theta": 1e4, "rope_local_theta": 1e3}
+UNWRITTEN = {"plamo3": {"sliding_window_pattern": 4, "tie_word_embeddings": True, **THETAS}}
+LAYERS = 112  # numbers of one, two and three digits
+
+
+def long(row: str) -> dict[str, Any]:
+    """A row's config with many layers, of the kinds that it has in turn."""
+    family, overrides = ROWS[row]
+    values = {"model_type": family, "rms_norm_eps": 1e-5, **BASE, **UNWRITTEN.get(row, {}), **overrides}
+    count = values["num_hidden_layers"]
+    for key, value in values.items():
+        if isinstance(value, list) and len(value) == count:
+            values[key] = (value * LAYERS)[:LAYERS]
+    return {**values, "num_hidden_layers": LAYERS}
+
+
+@pytest.fixture
+def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """What is said of a config, and what is said where each layer is walked."""
+
+    def made(values: dict[str, Any], **asked: Any) -> list[Any]:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(values))
+        found = [budget.budget(path, Question(**asked)), examine.explain(path)]
+        with monkeypatch.context() as patch:
+            for module in (budget, examine):
+                patch.setattr(module, "outline", walked)
+            return [*found, budget.budget(path, Question(**asked)), examine.explain(path)]
+
+    return made
+
+
+def walked(decoder: Any, dtype: torch.dtype, whole: bool = False) -> outlines.Outline:
+    return outlines.outline(decoder, dtype, whole=True)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_figure_is_that_of_walking(row: str, both: Callable[..., list[Any]]) -> None:
+    for asked in ({}, {"quantize": "int4", "batch": 7, "dtype": "float16"}):
+        short_budget, short, long_budget, whole = both(long(row), **asked)
+        assert short_budget == long_budget
+        assert short == whole
+
+
+QUANTISED = {
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    "one layer spared": {
+        "quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["model.layers.101"],
+    },
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+@pytest.mark.parametrize("row", ["llama", "mixtral", "deepseek_v3"])
+def test_quantised_too(kind: str, row: str, both: Callable[..., list[Any]]) -> None:
+    """And where a config lists the modules that are plain, one by one."""
+    short, _, whole, _ = both({**long(row), "quantization_config": QUANTISED[kind]})
+    assert short == whole
+
+
+def test_layers_of_prediction_are_as_the_last(both: Callable[..., list[Any]]) -> None:
+    """Which is not as the first."""
+    values = {**long("deepseek_v3"), "num_nextn_predict_layers": 2}
+    short, _, whole, _ = both(values)
+    assert short == whole
+    assert short["checkpoint"]["left_out"]["multi-token prediction"] > 0
+    sketch = outlines.outline(families.resolve(values)[0], torch.bfloat16)
+    assert sketch.places == [[0], [*range(1, LAYERS)]]
+    assert sketch.last == 1
+
+
+def test_equal_layers_stand_once() -> None:
+    """Some hundred tensors, of 4096 layers with as many experts as a config may have."""
+    values = {**long("mixtral"), "num_hidden_layers": 4096, "num_local_experts": 64}
+    sketch = outlines.outline(families.resolve(values)[0], torch.bfloat16)
+    assert [len(each) for each in sketch.places] == [4096]
+    assert len(sketch.model.destinations()) < 250
+    assert sketch.total({"layers.0.attention_norm.weight": 2, "norm.weight": 3}) == 2 * 4096 + 3
+    assert sketch.last == 0
