@@ -8,7 +8,7 @@ QUICK := tests/test_structure.py tests/test_config.py tests/families/test_parity
     tests/weights/test_checkpoint.py tests/weights/test_tensorfile.py tests/text tests/engine/test_completion.py
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types unit gpu gpu-report clean
+.PHONY: demo test lint types unit fuzz gpu gpu-report clean
 
 demo: $(VENV)/.core
 	$(RUN) -m minillm.generate --prompt "Once upon a time there was a" --max-new-tokens 160
@@ -30,6 +30,11 @@ types: $(VENV)/.test
 
 unit: $(VENV)/.test
 	$(RUN) -m pytest --numprocesses 2 --durations 10
+
+# Hostile inputs for as long as you like: `make fuzz MINUTES=30`; see python -m tests.fuzz --help.
+MINUTES ?= 5
+fuzz: $(VENV)/.test
+	$(RUN) -m tests.fuzz --minutes $(MINUTES) --keep build/fuzz $(ARGUMENTS)
 
 # The kernels and recorded steps on a GPU, where there is one: in a process without Triton's interpreter, which the other
 # tests use.

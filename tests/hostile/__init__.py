@@ -1,0 +1,1 @@
+"""Inputs that once broke something, and their siblings, through the commands."""
