@@ -12,6 +12,7 @@ from minillm.guard.parsing import reading, refusal
 MAX_BYTES = 64_000_000
 MAX_PIECE = 4096  # bytes
 MAX_REPLACEMENT = 256  # bytes that a character may become
+FATAL = 3  # of sentencepiece's levels
 PIECE, NORMALIZER, DENORMALIZER, CHARSMAP = 1, 3, 5, 2  # fields of sentencepiece_model.proto
 
 
@@ -33,7 +34,9 @@ class SentencePieceBackend:
         data = read_bytes(path, MAX_BYTES)
         with reading(path, "not a SentencePiece model"):
             _check(data)
-            self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
+            sentencepiece.SetMinLogLevel(FATAL)  # what it says of errors, it raises too
+            self.model = sentencepiece.SentencePieceProcessor()
+            self.model.LoadFromSerializedProto(data)
             controls = {
                 self.model.id_to_piece(i): i for i in range(self.model.get_piece_size()) if self.model.is_control(i)
             }
