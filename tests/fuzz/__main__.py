@@ -10,12 +10,14 @@ import collections
 import contextlib
 import itertools
 import json
+import os
 import queue
 import re
 import shutil
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,13 +111,17 @@ def feed(names: Sequence[str], seed: int, deadline: float, limit: int | None, gi
 
 
 def work(record: Record, seed: int, classes: Sequence[str], given: queue.Queue[Any], lock: threading.Lock) -> None:
-    with Worker(commands(classes)) as worker:
-        while (item := given.get()) is not None:
-            name, at, case = item
-            outcome = worker.run(case)
-            with lock:
-                record.add(name, seed, at, case, outcome)
-                progress(record)
+    try:
+        with Worker(commands(classes)) as worker:
+            while (item := given.get()) is not None:
+                name, at, case = item
+                outcome = worker.run(case)
+                with lock:
+                    record.add(name, seed, at, case, outcome)
+                    progress(record)
+    except BaseException:  # a worker that does not start, say: nobody would take what is given
+        traceback.print_exc()
+        os._exit(2)
 
 
 def progress(record: Record) -> None:

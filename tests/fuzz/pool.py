@@ -67,7 +67,11 @@ class Worker:
         os.close(requests)
         os.close(replies)
         self.unread = b""
-        self.child: int = self._reply(START_SECONDS)["pid"]
+        try:
+            self.child: int = self._reply(START_SECONDS)["pid"]
+        except BaseException:
+            shutil.rmtree(self.scratch)
+            raise
 
     def __enter__(self) -> Worker:
         return self
