@@ -21,7 +21,7 @@ LATENT = {
     "moe_intermediate_size": 16, "num_key_value_heads": None,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}
-SECTION = {"hidden_size": 64, "num_hidden_layers": 2}
+SECTION = {"hidden_size": 64}
 # What is changed in a config that resolves, and what the error must name.
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "two dtypes": ({"torch_dtype": "float32", "dtype": "float16"}, "torch_dtype is 'float32' and dtype is 'float16'"),

@@ -47,7 +47,7 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise ValueError(f"config.json: text_config is {str(section)[:40]!r}, expected an object")
     outer = {key: value for key, value in values.items() if key not in ("text_config", *OUTER)}
-    for key in set(outer) & set(section) - set(HARMLESS) - {"torch_dtype"}:
+    for key in sorted(set(outer) & set(section) - set(HARMLESS) - {"torch_dtype"}):
         same({key: outer[key], f"text_config.{key}": section[key]})
     return {**outer, **section, "model_type": values["model_type"]}
 

@@ -16,7 +16,7 @@ from minillm import quantize
 from minillm.diff import __main__ as diff
 from minillm.diff import trace
 from minillm.diff.names import same
-from tests.conftest import shared
+from tests.conftest import exit_code, shared
 from tests.helpers import tiny
 
 KEYS = {
@@ -145,7 +145,7 @@ def test_route_flips_are_counted(mixture: Path) -> None:
         (["--weights", "{folder}", "--prompt-ids", "1,97"], "goes from 0 to 96"),
         (["--weights", "{folder}", "--prompt-ids", "1"], "takes 2 to 128"),
         (["--weights", "{folder}", "--tolerance", "0"], "above 0"),
-        (["--weights", "{folder}", "--tolerance", "nan"], "above 0"),
+        (["--weights", "{folder}", "--tolerance", "nan"], "'nan' is not a number"),
         (["--weights", "{integers}"], "does not read these integers"),
         (["--weights", "{folder}", "--plot", "error.pdf"], "a picture is a .png file"),
         (["--weights", "{folder}", "--against-dtype", "float32"], "goes with another checkpoint"),
@@ -164,7 +164,7 @@ def test_bad_input(
         quantize.main(["--weights", str(mixture), "--output", str(tmp_path / "integers"), "--quantize", "int8"])
     places = {"{folder}": mixture, **{f"{{{each}}}": tmp_path / each for each in ("other", "tanuki", "integers")}}
     capsys.readouterr()
-    assert diff.main([str(places.get(each, each)) for each in arguments]) == 2
+    assert exit_code(diff.main, [str(places.get(each, each)) for each in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("minillm: error: ")

@@ -183,7 +183,6 @@ def test_a_part_for_images_is_named() -> None:
 @pytest.mark.parametrize(
     "section",
     [
-        "gptq",
         {"quant_method": ["x"]},
         {"quant_method": "bitsandbytes", "load_in_4bit": True},
         {"quant_method": "gptq", "bits": 3},

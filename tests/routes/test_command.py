@@ -20,7 +20,7 @@ from minillm.routes import page as routes_page
 from minillm.routes import plot
 from minillm.routes import text as routes_text
 from minillm.routes.record import record
-from tests.conftest import ROOT, shared
+from tests.conftest import ROOT, exit_code, shared
 from tests.helpers import tiny
 
 DEMO_MOE = ROOT / "examples/demo_moe"
@@ -48,7 +48,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     def call(*given: str, weights: Path | str = DEMO_MOE) -> tuple[int, str, str]:
         text = [] if "--text" in given else ["--text", str(tmp_path / "text")]
         base = ["--weights", str(weights), *text, "--kernels", "reference"]
-        code = routes.main([*base, *given])
+        code = exit_code(routes.main, [*base, *given])
         return code, *capsys.readouterr()
 
     return call
@@ -128,7 +128,7 @@ def test_bars() -> None:
         (["--context", "100000"], "--context is 100000"),
         (["--context", "8", "--stride", "9"], "--stride is 9"),
         (["--max-tokens", "0"], "--max-tokens is 0"),
-        (["--tie", "nan"], "--tie is nan"),
+        (["--tie", "nan"], "'nan' is not a number"),
         (["--tie", "-1"], "--tie is -1.0"),
         (["--against-dtype", "float32", "--dtype", "float32"], "the same run twice"),
         (["--against-text", "x", "--against-dtype", "bfloat16"], "give one of them"),

@@ -109,7 +109,7 @@ def test_a_long_prompt_of_few_tokens_is_not_refused() -> None:
 def test_text_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(DEMO)
     monkeypatch.setattr(memory, "available", lambda: 100_000_000)
-    with pytest.raises(ValueError, match=r"1,500,000 characters takes about 0\.4 GB of memory, and 0\.1 GB are free"):
+    with pytest.raises(ValueError, match=r"1,500,000 characters takes 0\.4 GB and 0\.1 GB are left; give less text"):
         tokenizer.encode("word " * 300_000)
     assert tokenizer.encode("word " * 30)
 
