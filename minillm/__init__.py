@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,27 @@ def __getattr__(name: str) -> Any:
 
 def _is_command() -> bool:
     """Whether this process is `python -m minillm…` or `minillm …`."""
-    started = sys.orig_argv[1:]
-    module = started[started.index("-m") + 1 :][:1] if "-m" in started else []
-    return [each.split(".")[0] for each in module] == ["minillm"] or pathlib.Path(sys.argv[0]).name == "minillm"
+    if sys.argv[:1] != ["-m"]:  # which the name of the program is until its module is found
+        return pathlib.Path(sys.argv[0]).name in ("minillm", "minillm.exe")
+    started = re.search(r"\0-[A-Za-z]*m\0?([^\0]*)", "\0".join(sys.orig_argv))
+    return started is not None and started[1].split(".")[0] == "minillm"
 
 
-if _is_command():  # Ctrl-C while modules are imported: `cli.run`, which takes over then, is not there yet
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+def _leave_folder() -> None:
+    """Import nothing from the current folder, where Python looks first with -m: it may be a checkpoint with code."""
+    here, home = os.path.realpath(os.curdir), os.path.realpath(pathlib.Path(__file__).parent.parent)
+    if sys.path and os.path.realpath(sys.path[0] or here) == here != home:
+        del sys.path[0]
+
+
+def _quietly(*_: Any) -> None:
+    os._exit(130)
+
+
+if _is_command():
+    if sys.argv[:1] == ["-m"]:
+        _leave_folder()
+    # Ctrl-C while modules are imported: `cli.run`, which takes over then, is not there yet. Where it is ignored, as
+    # in a script's background jobs, it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _quietly)

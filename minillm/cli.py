@@ -14,12 +14,12 @@ import os
 import re
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import minillm
 from minillm import __version__
 from minillm.guard import screen
 
@@ -167,7 +167,7 @@ def command_line(main: Main) -> Main:
 
 def run(main: Callable[[], int]) -> int:
     """Call a command's body and turn what users can cause into one line and an exit code."""
-    if threading.current_thread() is threading.main_thread():
+    if signal.getsignal(signal.SIGINT) is minillm._quietly:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with screen.guarded():
         try:

@@ -79,6 +79,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     if arguments.chat_template is not None:
         llm.use_chat_template(files.read_text(files.text_file("--chat-template", arguments.chat_template)))
     llm.chat_template()  # without one there is nothing to wait for
+    screen.release()  # before the first turn is waited for
     messages = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
     prefill = arguments.prefill or ""
     begun = [{"role": "assistant", "content": prefill}] if prefill else []
@@ -123,7 +124,7 @@ def _read_turn(terminal: bool) -> str | None:
             except EOFError:
                 return None
         else:
-            data = sys.stdin.buffer.readline() if sys.stdin else b""
+            data = files.read_line(sys.stdin.buffer, "stdin") if sys.stdin else b""
             if not data:
                 return None
             line = files.utf8(data, "stdin")

@@ -15,6 +15,7 @@ from minillm.weights.source import Source
 LOCAL, ENTRY = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L")
 END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 SIGNATURE = b"PK\x03\x04"
+MAX_RECORDS = 100_000
 MAX_DIRECTORY_BYTES = 16_000_000  # of about a hundred bytes for a record
 STREAMED, HARMLESS = 8, 8 | 2048  # flags: sizes follow the data; names are UTF-8
 WIDE = 0xFFFFFFFF  # what a field of 32 bits says when the value stands in the extra ones
@@ -70,6 +71,8 @@ def _directory(source: Source) -> tuple[int, int, int]:
                 raise ValueError("the archive's end is damaged")
     if begin + size != place or size > MAX_DIRECTORY_BYTES:
         raise ValueError(f"the archive's directory of {size:,} bytes, the limit being {MAX_DIRECTORY_BYTES:,}")
+    if count > MAX_RECORDS:
+        raise ValueError(f"the archive has {count:,} records, more than the {MAX_RECORDS:,} allowed")
     return begin, place, count
 
 

@@ -11,8 +11,10 @@ its pages and as their copy.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,8 @@ def _entry(source: Source, given: Any, base: int) -> InFile:
     sizes = (*shape, begin, end)
     if len(shape) > MAX_DIMENSIONS or any(type(each) is not int or not 0 <= each < 2**63 for each in sizes):
         raise ValueError("sizes and offsets must be whole numbers below 2^63, and dimensions few")
+    if any(product >= 2**64 for product in itertools.accumulate(shape, operator.mul)):
+        raise ValueError(f"{shape} has more values than can be counted")
     if math.prod(shape) * BITS[dtype] != 8 * (end - begin):
         raise ValueError(f"{dtype} {shape} takes other than {end - begin} bytes")
     return InFile(source, dtype, tuple(shape), base + begin, end - begin)

@@ -43,14 +43,14 @@ class Stored:
         """All of them, into a contiguous tensor on the CPU."""
         pieces = self.source.fill(into, self.record.start, not self.sure)
         if not self.sure:
-            self._compare(functools.reduce(_joined, pieces, (0, 0))[1])
+            self._compare(_total(pieces)[1])
 
     def check(self) -> None:
         crc, memory = (0, 0), torch.empty(min(self.record.nbytes, 4 * CHUNK_BYTES), dtype=torch.uint8)
         with self.lock:
             for start in range(0, 0 if self.sure else self.record.nbytes, len(memory) or 1):
                 part = memory[: self.record.nbytes - start]
-                crc = functools.reduce(_joined, self.source.fill(part, self.record.start + start, True), crc)
+                crc = _total([*([crc] if start else []), *self.source.fill(part, self.record.start + start, True)])
             if not self.sure:
                 self._compare(crc[1])
 
@@ -59,6 +59,11 @@ class Stored:
             reason = f"a storage's checksum is {crc:08x} and not {self.record.crc:08x}"
             raise ValueError(f"{self.source.path}: damaged ({reason}); download it again")
         self.sure = True
+
+
+def _total(pieces: list[tuple[int, int]]) -> tuple[int, int]:
+    """(bytes, CRC-32) of all pieces."""
+    return functools.reduce(_joined, pieces) if pieces else (0, 0)
 
 
 def _joined(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:

@@ -105,7 +105,9 @@ def tokens_of(llm: LLM, arguments: argparse.Namespace) -> Tensor:
     if arguments.prompt_ids is not None:
         ids = arguments.prompt_ids
     elif llm.tokenizer is not None:
-        ids = llm.tokenizer.encode(PROMPT if arguments.prompt is None else arguments.prompt)
+        text = PROMPT if arguments.prompt is None else arguments.prompt
+        llm.tokenizer.refuse_too_long(text, llm.spec.context)
+        ids = llm.tokenizer.encode(text)
     elif arguments.prompt is not None:
         raise ValueError(f"{llm.folder}: no tokenizer, so --prompt cannot be read; give --prompt-ids")
     else:

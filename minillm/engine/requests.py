@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+MAX_STOPS, MAX_STOP_LENGTH = 1000, 1000  # all are looked for at every token
+
 
 def one_or_many(value: Any, kind: type, name: str) -> tuple[list[Any], bool]:
     """A value or a list of values as a list, and whether it was one."""
@@ -21,6 +23,8 @@ def stop_strings(asked: Any, stated: Any) -> list[str]:
     """Those asked for, or with None those that generation_config.json states."""
     name, value = ("stop", asked) if asked is not None else ("generation_config.json: stop_strings", stated or [])
     stops, _ = one_or_many(value, str, name)
+    if len(stops) > MAX_STOPS or max(map(len, stops), default=0) > MAX_STOP_LENGTH:
+        raise ValueError(f"{name}: more than {MAX_STOPS:,} stop strings, or one of over {MAX_STOP_LENGTH:,} characters")
     if "" in stops:
         raise ValueError(f"{name}: a stop string is empty; every text contains it")
     return stops

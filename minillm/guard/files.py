@@ -50,6 +50,14 @@ def read_stream(stream: BinaryIO, source: str, limit: int = MAX_TEXT_BYTES) -> b
     return data
 
 
+def read_line(stream: BinaryIO, source: str, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """The next line of a pipe, empty at its end. Raises ValueError for one of more than `limit` bytes."""
+    data = stream.readline(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{source}: a line of more than {limit:,} bytes; give shorter ones")
+    return data
+
+
 def read_stdin() -> str:
     """The UTF-8 text that is piped in. Raises ValueError as `read_stream` and `utf8` do."""
     return utf8(read_stream(sys.stdin.buffer, "stdin"), "stdin")

@@ -16,6 +16,7 @@ from minillm.guard.files import read_bytes, utf8
 
 MAX_BYTES = 32_000_000
 MAX_NODES = 2_000_000  # values and brackets: of a hundred bytes each when parsed
+MAX_DEPTH = 100
 MAX_DIGITS = 300  # of a whole number: any that a float holds
 INFINITE = {"time_step_limit"}  # published configs have the word Infinity there, which is no JSON
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -38,6 +39,7 @@ def parsed(text: str, source: str, advice: str = "") -> Any:
     reader = _Reader()
     try:
         value = reader.decoder.decode(text)
+        _check_depth(value)
         if SURROGATE.search(text):
             _check_texts(value)
     except RecursionError:
@@ -88,6 +90,17 @@ def _float(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"the number {text[:40]}, which no float holds")
     return value
+
+
+def _check_depth(value: Any) -> None:
+    """Level by level, so that this takes no stack itself."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list)))
+        level = [child for each in inside for child in each if isinstance(child, (dict, list))]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _check_texts(value: Any) -> None:

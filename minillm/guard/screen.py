@@ -10,7 +10,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 MAX_LINE = 2000  # characters of a note or an error
@@ -43,24 +43,42 @@ def shown(value: object) -> str:
     """A value that somebody gave, in a few words for an error."""
     try:
         found = repr(value)
-    except ValueError:  # of a whole number with thousands of digits
-        return f"a {type(value).__name__} of very many digits"
+    except (ValueError, RecursionError):  # thousands of digits, or lists in lists
+        return f"a {type(value).__name__} of very many parts"
     return found if len(found) <= 60 else f"{found[:60]} …"
 
 
+_waiting: list[str] | None = None  # notes of a command that may still end with an error
+
+
 def note(message: str) -> None:
-    """Something done otherwise than asked, in one line on stderr."""
-    print(f"minillm: {one_line(message)}", file=sys.stderr)
+    """Something done otherwise than asked, in one line on stderr: of a command once it has something to show for it, as
+    one that fails says one thing only."""
+    if _waiting is None:
+        print(f"minillm: {one_line(message)}", file=sys.stderr)
+    else:
+        _waiting.append(message)
+
+
+def release() -> None:
+    """Say what notes there are, and those to come at once."""
+    global _waiting
+    waiting, _waiting = _waiting, None
+    for message in waiting or ():
+        note(message)
 
 
 def error(message: str) -> None:
     """Why nothing is done, in one line on stderr."""
+    global _waiting
+    _waiting = None
     print(f"minillm: error: {one_line(message)}", file=sys.stderr)
 
 
 def text(piece: str) -> None:
     """A piece of generated text to stdout: as it is, but for what would steer a terminal."""
     stream: Any = sys.stdout
+    release()
     if not stream.isatty():
         stream = getattr(stream, "stream", stream)
     print(steerless(piece) if stream.isatty() else piece, end="", file=stream, flush=True)
@@ -73,6 +91,8 @@ class Shown:
         self.stream, self.own = stream, own
 
     def write(self, text: str) -> int:
+        if self.own is OWN["stdout"]:
+            release()
         if STEERING.search(text):
             parts = self.own.split(text) if self.stream.isatty() else [text]
             text = "".join(part if at % 2 else steerless(part) for at, part in enumerate(parts))
@@ -89,27 +109,36 @@ class Shown:
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """Both streams take any text meanwhile, and what steers a terminal is spelled out."""
+    global _waiting
     before = sys.stdout, sys.stderr
     if sys.stdout is None or sys.stderr is None:  # closed by the shell: what goes there goes nowhere
         nowhere = open(os.devnull, "w")  # noqa: SIM115  (it lives as long as the process)
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
-    _lose_nothing()
+    undo = _lose_nothing()
     streams: Any = sys.stdout, sys.stderr
-    if not isinstance(streams[0], Shown):
+    if not isinstance(streams[0], Shown):  # the outermost
+        _waiting = []
         sys.stdout, sys.stderr = Shown(streams[0], OWN["stdout"]), Shown(streams[1], OWN["stderr"])
     try:
         yield
+        release()
     finally:
+        if not isinstance(streams[0], Shown):
+            _waiting = None
         sys.stdout, sys.stderr = before
+        with contextlib.suppress(OSError, ValueError):  # of a stream that is closed by now
+            undo()
 
 
-def _lose_nothing() -> None:
-    """Let stdout take any text. A pipe or file gets UTF-8, whatever a locale or Windows' code page has; a terminal, and
-    who has set PYTHONIOENCODING, keeps the encoding, with escapes for what it lacks."""
+def _lose_nothing() -> Callable[[], None]:
+    """Let stdout take any text, until the result is called. A pipe or file gets UTF-8, whatever a locale or Windows'
+    code page has; a terminal, and who has set PYTHONIOENCODING, keeps the encoding, with escapes for what it lacks."""
     if not isinstance(sys.stdout, io.TextIOWrapper) or sys.stdout.errors not in ("strict", "surrogateescape"):
-        return  # a notebook's, say, which takes all, or told what to do
+        return lambda: None  # a notebook's, say, which takes all, or told what to do
+    stream, encoding, errors = sys.stdout, sys.stdout.encoding, sys.stdout.errors
     chosen = sys.stdout.isatty() or os.environ.get("PYTHONIOENCODING")
-    sys.stdout.reconfigure(encoding=None if chosen else "utf-8", errors="minillm.escaped")
+    stream.reconfigure(encoding=None if chosen else "utf-8", errors="minillm.escaped")
+    return lambda: stream.reconfigure(encoding=encoding, errors=errors)
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:

@@ -96,6 +96,7 @@ def _ids(llm: LLM, arguments: argparse.Namespace) -> list[int]:
     if llm.tokenizer is None:
         raise ValueError(f"{llm.folder}: no tokenizer.json or tokenizer.model; give the prompt as --prompt-ids")
     text = arguments.prompt if arguments.text is None else files.read_text(Path(arguments.text))
+    llm.tokenizer.refuse_too_long(text, llm.spec.context)
     return llm.tokenizer.encode(text)
 
 

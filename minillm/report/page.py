@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from minillm.guard.writing import complete
 from minillm.report import output
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -45,5 +46,5 @@ def write(path: Path, title: str, body: str, data: Any = None, style: str = "", 
         f"<h1>{html.escape(title)}</h1>\n{body}\n"
         f"<script>\nconst DATA = {values};\n{script}\n</script>\n</body>\n</html>\n"
     )
-    with output.complete(path) as file:
+    with complete(path) as file:
         file.write(text.encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.guard.screen import printable
+from minillm.guard.writing import complete
 from minillm.report import output
 
 # Tell apart without colours too (Okabe and Ito's palette, 2008).
@@ -44,7 +45,7 @@ def check(path: Path) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """Write a Matplotlib figure as PNG."""
-    with output.complete(path) as file:
+    with complete(path) as file:
         figure.savefig(file, format="png", dpi=150)
 
 

@@ -40,6 +40,7 @@ NO_JSON = {
     "half a pair": ('{"a": ["\\ud800"]}', "surrogates not allowed"),
     "half a pair as a key": ('{"\\uDC00": 1}', "surrogates not allowed"),
     "depth": ("[" * 10**5 + "]" * 10**5, "nested too deeply"),
+    "as deep as Python's parser goes": ("[" * 900 + "]" * 900, "nested too deeply"),
     "values": ("[" + "[]," * 10**6 + "1]", "2,000,001 values, more than the 2,000,000"),
     "cut off": ('{"a": ', "Expecting value"),
     "nothing": ("", "Expecting value"),
@@ -61,6 +62,13 @@ def test_what_is_no_json_is_refused(name: str) -> None:
         jsonfile.parsed(text, "here")
     assert message in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_depth_that_files_have() -> None:
+    text = "[" * 99 + '{"a": [1]}' + "]" * 99
+    with pytest.raises(ValueError, match="nested too deeply"):
+        jsonfile.parsed(text, "here")
+    assert jsonfile.parsed(text[3:-3], "here")
 
 
 def test_where_published_files_say_infinity() -> None:
@@ -117,6 +125,14 @@ def test_a_pipe_where_one_may_be(size: int, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="more than the 10 bytes"):
             files.read_text(tmp_path / "pipe", limit=10, pipe=True)
     writer.join()
+
+
+def test_a_line_has_an_end(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes(b"one\n" + b"x" * 20)
+    with open(tmp_path / "lines", "rb") as stream:
+        assert files.read_line(stream, "stdin", 10) == b"one\n"
+        with pytest.raises(ValueError, match="stdin: a line of more than 10 bytes"):
+            files.read_line(stream, "stdin", 10)
 
 
 @pytest.mark.parametrize("given", ["/dev/zero", "/dev/full", "/proc"])

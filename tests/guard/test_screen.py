@@ -17,7 +17,7 @@ import pytest
 from minillm import cli, generate, plan
 from minillm.guard import screen
 from minillm.hub import DEMO
-from tests.conftest import exit_code
+from tests.conftest import ROOT, exit_code
 
 ESCAPES = "\x1b]0;owned\x07 \x9b2J \u202edetrever\u202c \x7f\r"
 
@@ -152,3 +152,55 @@ def test_who_imports_the_package_keeps_the_interrupt() -> None:
     script = "import minillm, signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "True\n"
+
+
+def test_a_command_that_fails_says_one_thing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And one that does not says its notes before what it shows."""
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    (folder / "generation_config.json").write_text('{"foo": 1, "eos_token_id": [99999]}')
+    run = ["--weights", str(folder), "--prompt", "Once", "--max-new-tokens", "2"]
+    assert generate.main(run) == 0
+    assert capsys.readouterr().err.count("minillm: ") == 3
+    assert generate.main([*run, "--top-k", "2", "--stop", ""]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("minillm: error: ")
+    assert exit_code(generate.main, ["--prompt"]) == 2
+    capsys.readouterr()
+    screen.note("said at once, outside of a command")
+    assert capsys.readouterr().err == "minillm: said at once, outside of a command\n"
+
+
+def test_what_a_command_changes_is_undone() -> None:
+    """The handler of Ctrl-C of a program that calls one, and how its stdout encodes."""
+    script = (
+        "import signal, sys; from minillm import plan\n"
+        "from minillm.plan.__main__ import main\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "before = sys.stdout.encoding, sys.stdout.errors, signal.getsignal(signal.SIGINT), sys.stdout\n"
+        "main([]); main(['--weights', 'nowhere'])\n"
+        "assert before == (sys.stdout.encoding, sys.stdout.errors, signal.getsignal(signal.SIGINT), sys.stdout)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
+    """It may be a checkpoint."""
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    for name in ("tokenizers", "jinja2", "numba", "sentencepiece", "json"):
+        (folder / f"{name}.py").write_text("raise SystemExit('executed')\n")
+    command = [sys.executable, "-m", "minillm.generate", "--weights", ".", "--chat", "--prompt", "x"]
+    done = subprocess.run([*command, "--max-new-tokens", "2"], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, "executed" in done.stdout + done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize("started", [["-m", "other", "-m", "minillm"], ["other.py", "-m", "minillm"]])
+def test_another_program_is_no_command_of_ours(started: list[str], tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(
+        "import minillm, signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *started], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout == "True\n", done.stderr

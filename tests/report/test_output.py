@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from minillm.report import output, page
+from minillm.guard import writing
+from minillm.guard.writing import complete
+from minillm.report import page
 
 
 def test_a_file_comes_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -17,7 +19,7 @@ def test_a_file_comes_whole_or_not_at_all(tmp_path: Path) -> None:
     before = path.read_bytes()
 
     def stop() -> None:
-        with output.complete(path) as file:
+        with complete(path) as file:
             file.write(b"half")
             raise KeyboardInterrupt
 
@@ -34,7 +36,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     path.symlink_to(victim)
     names = []
     for _ in range(2):
-        with output.complete(path) as file:
+        with complete(path) as file:
             names.append(file.name)
             file.write(b"page")
     assert (victim.read_text(), path.read_text(), path.is_symlink()) == ("precious", "page", False)
@@ -44,10 +46,10 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
 
 def test_what_is_in_the_way_of_the_new_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where the name was guessed."""
-    monkeypatch.setattr(output.secrets, "token_hex", lambda size: "guessed")
+    monkeypatch.setattr(writing.secrets, "token_hex", lambda size: "guessed")
     (tmp_path / "victim").write_text("precious")
     (tmp_path / ".guessed.part").symlink_to(tmp_path / "victim")
-    with pytest.raises(FileExistsError), output.complete(tmp_path / "page.html"):
+    with pytest.raises(FileExistsError), complete(tmp_path / "page.html"):
         pass
     assert (tmp_path / "victim").read_text() == "precious"
 
@@ -65,7 +67,7 @@ def test_an_error_names_the_file_and_its_cause(tmp_path: Path) -> None:
     """Though there is nothing left to clean up, which is an error too."""
 
     def fill() -> None:
-        with output.complete(tmp_path / "page.html") as file:
+        with complete(tmp_path / "page.html") as file:
             Path(file.name).unlink()
             raise OSError(28, "No space left on device")
 
