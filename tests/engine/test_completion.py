@@ -103,12 +103,12 @@ def test_stops_of_generation_config_and_of_ids(special: tuple[Path, list[int]], 
         assert llm.generate(PROMPT, stop=[], **options).token_ids == ids
         assert llm.generate(PROMPT, stop="zzz", **options).token_ids == ids
     too_many = ["x" * (1 + at) for at in range(1001)]
-    odd_ones = (
-        (5, "stop_strings is 5"),
-        ([""], "stop_strings: a stop string is empty"),
-        (too_many, "stop_strings: more than 1,000 stop strings"),
-    )
-    for odd, message in odd_ones:
+    odd_ones = {
+        "stop_strings is 5": 5,
+        "stop_strings: a stop string is": [""],
+        "stop_strings: more than 1,000": too_many,
+    }
+    for message, odd in odd_ones.items():
         (folder / "generation_config.json").write_text(json.dumps({"stop_strings": odd}))
         with pytest.raises(ValueError, match=f"generation_config.json: {message}"):
             minillm.load(folder, dtype="float32").generate(PROMPT, **options)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from minillm.weights import source
@@ -99,3 +99,14 @@ def test_a_header_that_is_none(entry: object, wrap: object, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"x.safetensors: damaged or not safetensors") as caught:
         read_header(Source(tmp_path / "x.safetensors"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [[2**62, 2**62, 0], [2**32, 2**32, 0, 1]])
+def test_more_values_than_can_be_counted(shape: list[int], tmp_path: Path) -> None:
+    """Of a tensor that has none: the library multiplies from the left."""
+    text = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(SafetensorError):
+        safe_open(tmp_path / "x.safetensors", "pt")
+    with pytest.raises(ValueError, match="more values than can be"):
+        read_header(Source(tmp_path / "x.safetensors"))

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minillm.weights import source, torchfile
+from minillm.weights import archive, source, torchfile
 from minillm.weights.pickled import NAMED
 from minillm.weights.source import Source
 from minillm.weights.torchfile import read_header
@@ -215,3 +215,10 @@ def test_an_archive_that_was_packed_again(tmp_path: Path) -> None:
     torch.save(views(), tmp_path / "x.bin")
     rewritten(tmp_path / "x.bin", records(tmp_path / "x.bin"))
     agree(ours(tmp_path / "x.bin"), theirs(tmp_path / "x.bin"))
+
+
+def test_an_archive_of_very_many_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({str(at): torch.ones(1) for at in range(30)}, tmp_path / "x.bin")
+    monkeypatch.setattr(archive, "MAX_RECORDS", 20)
+    with pytest.raises(ValueError, match=r"x.bin: .*records, more than the 20 allowed"):
+        torchfile.read_header(source.Source(tmp_path / "x.bin"))
