@@ -66,8 +66,7 @@ def load(
     slow = dtype == "auto" and not is_fast(wanted, target)
     chosen = torch.float32 if slow else wanted
     model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
-    if written:
-        held.hold(model, written.formats(model))
+    held.hold(model, written.formats(model) if written else {})
     planned = plan(checkpoint.info, rules, model.destinations())
     said = fits(planned, checkpoint, values)
     formats = scheme.formats(model) if scheme else {}
