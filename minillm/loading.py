@@ -14,6 +14,7 @@ from minillm.llm import LLM
 from minillm.model import held
 from minillm.model.decoder import skeleton
 from minillm.model.held import Fp8, Scheme
+from minillm.text import chat
 from minillm.weights import foreign
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import check, fully_fp8
@@ -53,6 +54,7 @@ def load(
     `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
     folder = hub.resolve(path, revision=revision)
+    chat.expect(folder)
     values = config.read(folder)
     written = integers(folder, values)
     scheme = asked_scheme(quantize, group_size, symmetric)
@@ -64,8 +66,7 @@ def load(
     slow = dtype == "auto" and not is_fast(wanted, target)
     chosen = torch.float32 if slow else wanted
     model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
-    if written:
-        held.hold(model, written.formats(model))
+    held.hold(model, written.formats(model) if written else {})
     planned = plan(checkpoint.info, rules, model.destinations())
     said = fits(planned, checkpoint, values)
     formats = scheme.formats(model) if scheme else {}

@@ -15,8 +15,8 @@ MAX_REASON = 200  # characters of a parser's own words
 def reading(source: str | Path, problem: str, advice: str = "") -> Iterator[None]:
     """Whatever a parser raises over `source` becomes one ValueError: "source: problem (its words); advice".
 
-    Parsers document few of their exceptions, and a panic of a library in Rust is a BaseException. Ctrl-C, an exit and a
-    lack of memory stay what they are.
+    Parsers document few of their exceptions, and a panic of a library in Rust is a BaseException. Ctrl-C, an exit, and
+    a lack of memory or of a process stay what they are.
     """
     try:
         yield
@@ -26,7 +26,7 @@ def reading(source: str | Path, problem: str, advice: str = "") -> Iterator[None
 
 def refusal(error: BaseException, source: str | Path, problem: str, advice: str = "") -> BaseException:
     """What `reading` raises for an error; for calls too frequent for a context manager."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)):
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, ChildProcessError)):
         return error
     return ValueError(f"{source}: {problem} ({words(error)}){'; ' if advice else ''}{advice}")
 

@@ -9,20 +9,20 @@ import marshal
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import NoReturn
 
-from minillm.guard.child import read, write
+from minillm.guard.pipe import read, write
 
 MAX_WORDS = 1000  # characters of an error
 SPARE_SECONDS = 5  # of processor time: the parent's clock comes first, if there still is a parent
 
 
 def serve(service: str) -> NoReturn:
-    """Answer until nobody asks any more. The first request prepares the service."""
+    """Say that it is there, and answer until nobody asks any more. The first request prepares the service."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     module = importlib.import_module(service)
     answer, own = module.prepare, _address_space()
+    write(sys.stdout.buffer, b"")
     while (data := read(sys.stdin.buffer, sys.maxsize)) is not None:
         seconds, memory, request = marshal.loads(data)
         del data
@@ -51,7 +51,8 @@ def _address_space() -> int | None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no file of what was in memory
-        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
     except (ImportError, OSError, ValueError):
         return None
 

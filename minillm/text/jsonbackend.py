@@ -15,7 +15,8 @@ from minillm.text import program
 from minillm.text.encoding import Added, Encoding
 
 MAX_BYTES = 64_000_000
-SECONDS = 10.0  # of calls in the other process that take longer than they should, all together
+MAX_BYTES_ELSEWHERE = 24_000_000  # which both processes hold, and the memory of both counts
+SECONDS = 10.0  # of what the other process takes longer than it should, building and all calls together
 SECONDS_A_CALL, SECONDS_A_CHARACTER = 0.02, 1e-5
 MEMORY_A_BYTE = 30  # of the file
 MEMORY_A_CHARACTER = 300
@@ -30,10 +31,13 @@ class JsonBackend:
         data = read_bytes(path, MAX_BYTES)
         self.encoding: Any = None
         with reading(path, "not a tokenizer the tokenizers library can read"):
-            self.unusual = program.unusual_bytes(data)
+            self.unusual = program.unusual(data, added)
             if self.unusual is None:
                 self.encoding = Encoding(data, added)
-                self.unusual = program.unusual(self.encoding.tokenizer)
+                self.unusual = program.unusual_built(self.encoding.tokenizer)
+            if self.unusual is not None and len(data) > MAX_BYTES_ELSEWHERE:
+                limit = f"more than the {MAX_BYTES_ELSEWHERE:,} where {self.unusual}"
+                raise ValueError(f"{len(data):,} bytes, {limit}")
             if self.unusual is not None:
                 self.encoding = _Elsewhere(data, added)
         self.most_blanks = program.most_blanks(data)
@@ -88,12 +92,12 @@ class _Elsewhere:
     def _ask(self, name: str, given: Any, *others: Any) -> Any:
         """A stream asks for each token: what is slow must not be so again and again."""
         size = len(given) if hasattr(given, "__len__") else 1
-        self.seconds += SECONDS_A_CALL + SECONDS_A_CHARACTER * size
+        self.seconds = min(self.seconds + SECONDS_A_CALL + SECONDS_A_CHARACTER * size, SECONDS)
         start = time.monotonic()
         try:
             made = self.child.ask((name, given, *others), self.seconds, MEMORY_A_CHARACTER * size)
         except ValueError:
             self.seconds = SECONDS
             raise
-        self.seconds = min(self.seconds - (time.monotonic() - start), SECONDS)
+        self.seconds -= time.monotonic() - start
         return made

@@ -1,23 +1,30 @@
 """Which tokenizer.json may run in this process: those whose every step is known to end soon, as published ones are.
 
 A tokenizer.json is a program: normalizers may double a text forty times, a regular expression may try for ever, and the
-library, which is in Rust, aborts where memory lacks. Its steps are read twice: in the file's bytes what building it
-already runs, then in the library's own description of what was built. What is not in the tables here is not refused;
-it runs where it can do no harm (`encoding.py`).
+library, which is in Rust, aborts where memory lacks. Its steps are read twice: from the file's bytes before anything is
+built, as building it runs some already; then in the library's own description of what was built. What is not in the
+tables here is not refused; it runs where it can do no harm (`encoding.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from minillm.text import sections
+from minillm.text.encoding import Added
+
 MAX_STEPS = 64  # components, with those in sequences
-MAX_GROWTH = 64.0  # bytes that one byte may become
+MAX_GROWTH = 12.0  # bytes that one byte may become: Llama 2's blanks
 MAX_AROUND = 64  # ids put around a text
-MAX_WORD = 1000  # characters that WordPiece looks at together
+MAX_WORK = 600  # bytes that a model looks at together, by what a byte may become: 500 for BERT
+MAX_ADDED, MAX_ADDED_BYTES = 10_000, 400_000  # when normalized; Gemma 3 has 6,415 of 76,792
+MAX_PIECES_BYTES = 2_500_000
+MAX_NODES = 2_500_000  # of 300 bytes when built; Gemma 3 has 1.3 million
 MAX_STRIPPED = 16
 STRIDE = 2048  # bytes: no token is of twice as many
 
@@ -73,22 +80,42 @@ GROWTH = {  # of text, by kind
     "ByteLevel": 3.0, "Metaspace": 6.0, "Digits": 1.0, "Punctuation": 1.0, "Whitespace": 1.0, "WhitespaceSplit": 1.0,
     "BertPreTokenizer": 1.0, "ByteFallback": 1.0, "Fuse": 1.0, "WordPiece": 1.0, "Precompiled": 11.0,
 }  # fmt: skip
-PARTS = ("normalizers", "pretokenizers", "processors", "decoders")
+SEQUENCES = {  # the parts in the order in which they run, and what a sequence of each is called
+    "normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_processor": "processors",
+    "decoder": "decoders",
+}  # fmt: skip
+JOIN_BLANKS = {"BertNormalizer", "StripAccents", "Precompiled"}  # by leaving out what stands between two
+UNIGRAM, PIECE = re.compile(rb'"vocab"\s*:\s*\['), re.compile(rb'\[\s*"((?:[^"\\]|\\.)*)"\s*,\s*[-\d]')
 
 
-def unusual_bytes(data: bytes) -> str | None:
-    """What in a file may be more than building it should meet here, or None. It takes two milliseconds a megabyte."""
-    if _hides_letters(data):
+def unusual(data: bytes, beside: Added) -> str | None:
+    """What a file, with the tokens to be added to its own, asks for that is not known to end soon, or None. It takes
+    some milliseconds a megabyte."""
+    if (said := _unusual_bytes(data)) is not None:
+        return said
+    parts = sections.head(data)
+    if parts is None:
+        return "its parts are laid out in an unusual way"
+    try:
+        return unusual_parts(parts) or _unusual_added(parts, beside) or _unusual_pieces(data, parts)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return "its parts have an unusual form"
+
+
+def _unusual_bytes(data: bytes) -> str | None:
+    if sections.hides_letters(data):
         return "it spells letters as escapes"
+    if (nodes := data.count(b",")) > MAX_NODES:
+        return f"it has {nodes:,} values"
     maps = []
-    for start, end in _values(data, b"Regex"):
-        if not is_known(pattern := _text(data[start:end])):
+    for start, end in sections.values(data, b"Regex"):
+        if not is_known(pattern := sections.text(data[start:end])):
             return f"its pattern {pattern[:60]!r} is not one of the known ones"
-    for start, end in _values(data, b"precompiled_charsmap"):
+    for start, end in sections.values(data, b"precompiled_charsmap"):
         if hashlib.sha256(data[start:end].strip(b'"')).hexdigest() not in CHARSMAPS:
             return "its map of characters is not one of the known ones"
         maps.append(range(start - STRIDE, end))
-    for start, end in _values(data, b"continuing_subword_prefix"):
+    for start, end in sections.values(data, b"continuing_subword_prefix"):
         prefix = data[start:end]
         if prefix not in (b"null", b'""') and (prefix != b'"##"' or b'"merges"' in data):
             return "its model has an unusual prefix"
@@ -102,28 +129,76 @@ def unusual_bytes(data: bytes) -> str | None:
     return None
 
 
-def unusual(tokenizer: Any) -> str | None:
-    """What a tokenizer does that is not known to end soon, or None."""
-    growth, steps = 1.0, 0
-    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        component = getattr(tokenizer, part)
+def unusual_built(tokenizer: Any) -> str | None:
+    """The same of what the library has made of a file, which may read it otherwise."""
+    described = {part: getattr(tokenizer, part) for part in SEQUENCES}
+    parts = {part: json.loads(made.__getstate__()) for part, made in described.items() if made is not None}
+    return unusual_parts(parts) or _unusual_model(tokenizer.model, _whole_growth(parts))
+
+
+def unusual_parts(parts: dict[str, Any]) -> str | None:
+    growth, count = 1.0, 0
+    for part in SEQUENCES:
         growth = 1.0 if part in ("post_processor", "decoder") else growth
-        for step in _steps(json.loads(component.__getstate__())) if component is not None else ():
+        for step in _steps(part, parts.get(part)):
             factor = _growth(part, step)
             if factor is None:
-                return f"its {part.replace('_', '-')} {step['type']} is an unusual one"
-            growth, steps = growth * factor, steps + 1
-            if growth > MAX_GROWTH or steps > MAX_STEPS:
-                return f"its {part.replace('_', '-')} may make a text {growth:.0f} times as long in {steps} steps"
-    added = tokenizer.get_added_tokens_decoder().values()
-    if any(x.content.isspace() for x in added) and any(x.lstrip for x in added) and any(x.rstrip for x in added):
+                return f"its {part.replace('_', '-')} {str(step['type'])[:40]} is an unusual one"
+            growth, count = growth * factor, count + 1
+            if growth > MAX_GROWTH or count > MAX_STEPS:
+                return f"its {part.replace('_', '-')} may make a text {growth:.0f} times as long in {count} steps"
+    return _unusual_blanks(parts)
+
+
+def _unusual_blanks(parts: dict[str, Any]) -> str | None:
+    """Patterns take their time over blanks, and those of the text that is given are counted, not what becomes of it."""
+    before = list(_steps("normalizer", parts.get("normalizer")))
+    splits = list(_steps("pre_tokenizer", parts.get("pre_tokenizer")))
+    patterns = {step["pattern"].get("Regex") for step in splits if step["type"] == "Split"}
+    if before and patterns & QUADRATIC:
+        return "its pattern is slow on blanks, which its normalizer may make"
+    joins = JOIN_BLANKS & {step["type"] for step in before}
+    if joins and (patterns or any(step["type"] == "ByteLevel" for step in splits)):
+        return f"its normalizer {min(joins)} may make blanks for its patterns"
+    return None
+
+
+def _unusual_added(parts: dict[str, Any], beside: Added) -> str | None:
+    """Added tokens are normalized, if they are to be, and looked for all at once, by a machine of a hundred bytes for
+    each of theirs."""
+    own = {each["content"]: each for each in parts.get("added_tokens") or ()}
+    tokens = {content: flags for content, _, flags in beside} | own
+    growth = _whole_growth({"normalizer": parts.get("normalizer")})
+    # A flag that is not given is taken for the one that costs more.
+    size = sum(len(text.encode()) * (growth if flags.get("normalized", True) else 1) for text, flags in tokens.items())
+    if len(tokens) > MAX_ADDED or size > MAX_ADDED_BYTES:
+        return f"it has {len(tokens):,} added tokens of up to {size:,.0f} bytes"
+    if any(map(str.isspace, tokens)) and all(
+        any(x.get(side) for x in tokens.values()) for side in ("lstrip", "rstrip")
+    ):
         return "its added tokens take blanks, which are added tokens too, from both sides"
-    return _unusual_model(tokenizer.model)
+    return None
+
+
+def _unusual_pieces(data: bytes, parts: dict[str, Any]) -> str | None:
+    """Unigram holds its pieces as a tree of 350 bytes for each of theirs, and tries each at every character."""
+    if not UNIGRAM.search(data):
+        return None
+    sizes = [found.end(1) - found.start(1) for found in PIECE.finditer(data)]
+    work = max(sizes, default=0) * _whole_growth(parts)
+    if sum(sizes) > MAX_PIECES_BYTES or work > MAX_WORK:
+        return f"it has pieces of {sum(sizes):,} bytes, and up to {work:,.0f} at one character"
+    return None
+
+
+def _whole_growth(parts: dict[str, Any]) -> float:
+    names = ("normalizer", "pre_tokenizer")
+    return math.prod(_growth(part, step) or 0 for part in names for step in _steps(part, parts.get(part)))
 
 
 def most_blanks(data: bytes) -> int:
     """How many blanks in a row a tokenizer without unusual bytes gets through in time."""
-    patterns = (_text(data[start:end]) for start, end in _values(data, b"Regex"))
+    patterns = (sections.text(data[start:end]) for start, end in sections.values(data, b"Regex"))
     return FEW_BLANKS if any(pattern in QUADRATIC for pattern in patterns) else BLANKS
 
 
@@ -142,12 +217,18 @@ def _growth(part: str, step: dict[str, Any]) -> float | None:
             return 1.0 if kind == "Split" and is_known(pattern.get("Regex", "")) else None
         size, made = len(pattern["String"].encode()), len(content.encode())
         lost = part == "normalizer" and not made  # over which the library stumbles
-        return max(1.0, made / size) if size and not lost else None
+        return max(1.0, made / size) if size and not (lost or _makes_blanks(part, content)) else None
     if kind == "Prepend":
-        return 1.0 + len(step["prepend"].encode()) if step["prepend"] else None
+        text = step["prepend"]
+        return 1.0 + len(text.encode()) if text and not _makes_blanks(part, text) else None
     if kind == "Strip":
         return 1.0 if part == "decoder" and step["stop"] == 0 and step["start"] <= MAX_STRIPPED else None
     return GROWTH.get(kind)
+
+
+def _makes_blanks(part: str, text: str) -> bool:
+    """Of which patterns see more than there are in a text."""
+    return part == "normalizer" and any(map(str.isspace, text))
 
 
 def _around(step: dict[str, Any]) -> int | None:
@@ -169,11 +250,11 @@ def _around(step: dict[str, Any]) -> int | None:
     return count if texts == 1 else None
 
 
-def _unusual_model(model: Any) -> str | None:
+def _unusual_model(model: Any, growth: float) -> str | None:
     kind = type(model).__name__
     if kind == "BPE" and not model.dropout and len(model.end_of_word_suffix or "") <= MAX_STRIPPED:
         return None
-    if kind == "WordPiece" and model.max_input_chars_per_word <= MAX_WORD:
+    if kind == "WordPiece" and model.max_input_chars_per_word * growth <= MAX_WORK:
         return None
     if kind == "WordLevel" or (kind == "Unigram" and not model.alpha and not _has_odd_scores(model)):
         return None
@@ -187,39 +268,9 @@ def _has_odd_scores(model: Any) -> bool:
     return b'"unk_id":null' in head or (b"e+" in state and re.search(rb"\de\+\d+\]", state) is not None)
 
 
-def _steps(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    parts = next((step[name] for name in PARTS if name in step), None)
-    if parts is None:
+def _steps(part: str, step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if step is not None and step["type"] == "Sequence":
+        for each in step[SEQUENCES[part]]:
+            yield from _steps(part, each)
+    elif step is not None:
         yield step
-    for each in parts or ():
-        yield from _steps(each)
-
-
-def _values(data: bytes, key: bytes) -> Iterator[tuple[int, int]]:
-    """Where the values of a key lie, texts with their quotes. A key with a number is a word of the vocabulary."""
-    pattern = re.compile(rb'"\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]*)')
-    at = data.find(key)
-    while at >= 0:
-        if (found := pattern.match(data, at + len(key))) and not found[1].isdigit():
-            yield found.span(1)
-        at = data.find(key, at + 1)
-
-
-def _text(literal: bytes) -> str:
-    try:
-        return str(json.loads(literal))
-    except ValueError:
-        return literal.decode("utf-8", "replace")
-
-
-def _hides_letters(data: bytes) -> bool:
-    """Whether a letter, of a key perhaps, stands there as \\u0061 does."""
-    at = data.find(b"\\u00")
-    while at >= 0:
-        code = data[at + 4 : at + 6].lower()
-        before = data[max(0, at - 64) : at]
-        escaped = (len(before) - len(before.rstrip(b"\\"))) % 2
-        if not escaped and code[:1] in b"4567" and code not in (b"7f", b"60", b"40"):
-            return True
-        at = data.find(b"\\u00", at + 4)
-    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any
 
 _setup: Any
@@ -13,6 +14,8 @@ def prepare(setup: Any) -> None:
     global _setup
     if setup == "broken":
         raise ValueError("cannot be prepared")
+    if isinstance(setup, float):
+        time.sleep(setup)
     _setup = setup
 
 
@@ -31,6 +34,8 @@ def answer(name: str, *given: Any) -> Any:
         raise ValueError(*given)
     if name == "take":
         return len(bytearray(*given))
+    if name == "wait":
+        return time.sleep(*given)
     if name == "abort":
         os.abort()
     while True:  # "loop"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import sentencepiece
 
 import minillm
-from minillm.guard import memory
+from minillm.guard import child, memory
 from minillm.hub import DEMO
-from minillm.text import spm
+from minillm.text import chat, spm
 from minillm.text.chat import ChatTemplate, find
 from minillm.text.tokenizer import Tokenizer
 
@@ -47,6 +48,33 @@ def test_templates_warn_of_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """As Python does of the code that this one becomes, which is compiled elsewhere."""
     assert ChatTemplate("{{ (1)('a') if false else 'b' }}", {}).render([]) == "b"
     assert capfd.readouterr().err == ""
+
+
+def test_the_process_for_templates_starts_while_weights_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And no load waits for it, or fails for the lack of it."""
+    made = child.Child("minillm.text.rendering")
+    monkeypatch.setattr(chat, "_templates", made)
+    chat.expect(tmp_path)
+    assert made._process is None
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    minillm.load()
+    assert made._process is None
+    monkeypatch.undo()
+    monkeypatch.setattr(chat, "_templates", made)
+    llm = minillm.load()
+    process = made._process
+    assert process is not None
+    assert not made._prepared
+    assert llm.chat_prompt([{"role": "user", "content": "hi"}])
+    assert made._process is process
+    made.close()
+
+
+def test_no_process_is_not_said_of_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "_templates", child.Child("minillm.text.rendering"))
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with pytest.raises(ChildProcessError, match="no process of its own"):
+        ChatTemplate("x", {})
 
 
 def test_a_refusal_is_bounded() -> None:

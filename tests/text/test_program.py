@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.hub import DEMO
-from minillm.text import jsonbackend, program
+from minillm.text import jsonbackend, program, sections
 from minillm.text.jsonbackend import JsonBackend
 from minillm.text.tokenizer import TextStream, Tokenizer
 from tests.conftest import SHARED, shared
@@ -51,6 +51,11 @@ def around(*names: str) -> dict[str, Any]:
     return {"type": "TemplateProcessing", "single": items, "pair": items, "special_tokens": table}
 
 
+def added(content: str, **flags: bool) -> dict[str, Any]:
+    names = ("single_word", "lstrip", "rstrip", "special")
+    return {"id": 30, "content": content, **dict.fromkeys(names, False), "normalized": True, **flags}
+
+
 REAL = sorted(path.parent for path in SHARED.glob("*/*/tokenizer.json") if "TinyLlama" not in str(path))
 
 
@@ -80,7 +85,14 @@ UNUSUAL = [
     {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
     {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "aa")] * 40}},
     {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}] * 65}},
-    {"normalizer": replace("a", "a" * 65)},
+    {"normalizer": replace("a", "a" * 13)},
+    {"normalizer": replace("a", "b ")},
+    {"normalizer": {"type": "Prepend", "prepend": "\n"}},
+    {"normalizer": {"type": "Lowercase"}, "pre_tokenizer": split(r"\s+$")},
+    {"normalizer": {"type": "StripAccents"}, "pre_tokenizer": split("[\r\n]")},
+    {"normalizer": {"type": "Replace", "normalizers": [], "pattern": {"String": "a"}, "content": "a" * 99}},
+    {"added_tokens": [added("a" * 60_000)], "normalizer": replace("a", "a" * 8)},
+    {"added_tokens": [added(f"<{i}>") for i in range(10_001)]},
     {"normalizer": replace("", "a")},
     {"normalizer": replace("a", "")},
     {"normalizer": {"type": "Strip", "strip_left": False, "strip_right": True}},
@@ -94,6 +106,13 @@ UNUSUAL = [
     {"model": {"type": "BPE", "vocab": {**LETTERS, "q" * 5000: 30}}},
     {"model": {"type": "BPE", "vocab": {**LETTERS, '"' * 5000: 30}}},
     {"model": {"type": "WordPiece", "vocab": LETTERS, "max_input_chars_per_word": 10**6}},
+    {"model": {"type": "WordPiece", "vocab": LETTERS, "max_input_chars_per_word": 601}},
+    {
+        "model": {"type": "WordPiece", "vocab": LETTERS, "max_input_chars_per_word": 100},
+        "normalizer": replace("a", "b" * 9),
+    },
+    {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", -1.0], ["a" * 601, -1.0]]}},
+    {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a" * 100, -1.0]]}, "normalizer": replace("a", "b" * 9)},
     {"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]]}},
     {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 1e308], ["b", -1e308]]}},
 ]
@@ -126,12 +145,12 @@ def test_unusual_parts_run_elsewhere(parts: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["Regex", "precompiled_charsmap", "continuing_subword_prefix"])
 def test_keys_cannot_hide_behind_escapes(name: str) -> None:
     plain = json.dumps({name: "(x+x+)+y"}).encode()
-    assert program.unusual_bytes(plain) is not None
+    assert program._unusual_bytes(plain) is not None
     for at in range(len(name)):
         spelled = f"{name[:at]}\\u{ord(name[at]):04x}{name[at + 1 :]}"
-        assert program.unusual_bytes(plain.replace(name.encode(), spelled.encode())) is not None
+        assert program._unusual_bytes(plain.replace(name.encode(), spelled.encode())) is not None
     # A backslash, and then letters that are no escape: part of many a vocabulary of code.
-    assert program.unusual_bytes(b'{"\\\\u0052egex": 5, "\\u0120x": 6}') is None
+    assert program._unusual_bytes(b'{"\\\\u0052egex": 5, "\\u0120x": 6}') is None
 
 
 @pytest.mark.parametrize(
@@ -141,6 +160,62 @@ def test_maps_of_characters(charsmap: str | None, tmp_path: Path) -> None:
     """Which the library reads without a look at their sizes: the last but one says that it has 4 GB."""
     with pytest.raises(ValueError, match=r"tokenizer.json: not a tokenizer"):
         backend(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": charsmap})
+
+
+DOUBLING = {"type": "Sequence", "normalizers": [replace("a", "aa")] * 32}
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "beside it", "behind the model", "twice", "spelled otherwise"])
+def test_nothing_is_built_here_before_all_is_known(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building normalizes the added tokens already."""
+
+    def built(*_: Any) -> None:
+        raise AssertionError("it is built in this process")
+
+    monkeypatch.setattr(jsonbackend, "Encoding", built)
+    first = {"added_tokens": [added("aab")], "normalizer": DOUBLING}
+    model = {"type": "BPE", "unk_token": "<unk>", "vocab": LETTERS, "merges": []}
+    parts = json.dumps(first)[1:-1]
+    spelled = parts.replace("normalizer", r"norm\u0061lizer")
+    text = {
+        "tokenizer.json": f'{{{parts}, "model": {json.dumps(model)}}}',
+        "beside it": json.dumps({"normalizer": DOUBLING, "model": model}),
+        "behind the model": f'{{"model": {json.dumps(model)}, {parts}}}',
+        "twice": f'{{"normalizer": null, {parts}, "model": {json.dumps(model)}}}',
+        "spelled otherwise": f'{{{spelled}, "model": {json.dumps(model)}}}',
+    }[place]
+    (tmp_path / "tokenizer.json").write_text(text)
+    if place == "beside it":
+        token = {"30": {"content": "aab", "normalized": True}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": token}))
+    with pytest.raises(ValueError, match=r"not a tokenizer the tokenizers library can read \(it took more than"):
+        Tokenizer(tmp_path)
+
+
+def test_parts_are_read_in_any_order_and_once() -> None:
+    model = {"type": "BPE", "vocab": {"normalizer": 1, '"normalizer": {': 2}, "merges": []}
+    parts = {"added_tokens": [added("x")], "normalizer": {"type": "NFC"}, "decoder": None}
+    for whole in ({**parts, "model": model}, {"model": model, **parts}, {"decoder": None, "model": model, **parts}):
+        for indent in (None, 1):
+            assert sections.head(json.dumps(whole, indent=indent).encode()) == parts
+    for text in ('{"normalizer": 1, "normalizer": 2, "model": {}}', '{"model": {}, "model": {}}', "[]", "{", '{"x" 1}'):
+        assert sections.head(text.encode()) is None
+
+
+def test_large_vocabularies_run_elsewhere() -> None:
+    text = json.dumps({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["x" * 50, -1.0]] * 60_000}})
+    assert "pieces of" in str(program.unusual(text.encode(), []))
+    assert "values" in str(program.unusual(b'{"model": {"merges": [' + b"0," * 2_500_001 + b"0]}}", []))
+
+
+def test_a_file_that_two_processes_would_hold_is_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonbackend, "MAX_BYTES_ELSEWHERE", 1000)
+    assert backend(tmp_path).unusual is None
+    written(tmp_path, normalizer=DOUBLING)
+    with pytest.raises(ValueError, match=r"more than the 1,000 where its normalizer may make"):
+        Tokenizer(tmp_path)
 
 
 def test_a_text_that_makes_a_pattern_slow_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -252,13 +327,13 @@ def test_a_path_that_is_not_utf_8(tmp_path: Path) -> None:
 def test_the_file_that_is_judged_is_the_file_that_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one in its place meanwhile is not read."""
     path = written(tmp_path) / "tokenizer.json"
-    judge = program.unusual_bytes
+    judge = program.unusual
 
-    def swapped(data: bytes) -> str | None:
+    def swapped(data: bytes, beside: list) -> str | None:
         written(tmp_path, pre_tokenizer=split(SLOW))
-        return judge(data)
+        return judge(data, beside)
 
-    monkeypatch.setattr(program, "unusual_bytes", swapped)
+    monkeypatch.setattr(program, "unusual", swapped)
     made = JsonBackend(path, [])
     assert isinstance(made.encoding.tokenizer, tokenizers.Tokenizer)
     assert made.encoding.tokenizer.pre_tokenizer is None
