@@ -10,8 +10,10 @@ from minillm.guard.files import read_bytes
 from minillm.guard.parsing import reading, refusal
 
 MAX_BYTES = 64_000_000
-MAX_PIECE = 4096  # bytes
-MAX_REPLACEMENT = 256  # bytes that a character may become
+MAX_PIECE = 512  # bytes; those of blanks in Gemma have 93
+MAX_REPLACEMENT = 64  # bytes that a character may become: 33 in NFKC. Each of them may begin a piece.
+MAX_ADDED = 10_000  # tokens, that a text is split at
+MAX_ADDED_BYTES = 400_000
 FATAL = 3  # of sentencepiece's levels
 PIECE, NORMALIZER, DENORMALIZER, CHARSMAP = 1, 3, 5, 2  # fields of sentencepiece_model.proto
 
@@ -41,6 +43,10 @@ class SentencePieceBackend:
                 self.model.id_to_piece(i): i for i in range(self.model.get_piece_size()) if self.model.is_control(i)
             }
         self.added = {**controls, **added}
+        size = sum(map(len, self.added))
+        if len(self.added) > MAX_ADDED or size > MAX_ADDED_BYTES:
+            what = f"{len(self.added):,} added tokens of {size:,} characters"
+            raise ValueError(f"{path}: {what}, more than the {MAX_ADDED:,} of {MAX_ADDED_BYTES:,} that may be added")
         self.names = {i: token for token, i in self.added.items()}
         self.special = special | set(controls.values())
         self.size = max([self.model.get_piece_size() - 1, *self.names]) + 1

@@ -19,7 +19,10 @@ REGEXES = [
 ]  # fmt: skip
 TEXTS = ["", "a", "aa", " ", "▁", "ab", "the", "\0", "é", "<s>", "x" * 200, "\ufeff", "a" * 3000, "\u202e", "ğ"]
 NUMBERS = [0, 1, 2, 5, 40, 7, 64, 3, 0, 1, 2**31, 2**32 - 1, 10**9, 2**63, -1, 2**64, 0.5]
-PROMPTS = ["the", "a", "", " ", "x" * 40, "thethe" * 30, "é\u0301ﬁ", "<s>a</s>", "😀", "1 2 3\n\n"]
+PROMPTS = [
+    "the", "a", "", " ", "x" * 40, "thethe" * 30, "é\u0301ﬁ", "<s>a</s>", "😀", "1 2 3\n\n", "a" * 20_000,
+    "the quick brown fox " * 1000, " " * 20_000, ("a" * 199 + " ") * 100,
+]  # fmt: skip
 
 
 def cases(seed: int) -> Iterator[Case]:
@@ -152,7 +155,8 @@ def model(chance: Chance, depth: int = 0) -> Any:
 
 def added(chance: Chance, depth: int = 0) -> Any:
     def token() -> dict[str, Any]:
-        flags = {name: chance.random() < 0.4 for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        flags = {name: chance.random() < 0.4 for name in ("single_word", "lstrip", "rstrip", "special")}
+        flags["normalized"] = chance.random() < 0.8
         number = chance.choice((0, 1, 35, 36, 39, 40, 10**6, 2**32 - 1, -1))
         return {"id": number, "content": chance.choice((*TEXTS, "<s>", "<x>")), **flags}
 

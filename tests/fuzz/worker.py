@@ -85,7 +85,7 @@ def _run(mains: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     sys.stdout.flush()
     sys.stderr.flush()
     now = _of_children()
-    grown = max(_status("VmHWM") - before, now if now > children else 0)
+    grown = _status("VmHWM") - before + (now if now > children else 0)
     return {"code": code, "grown": grown, **_captured()}
 
 

@@ -178,8 +178,10 @@ def test_models_as_sentencepiece_trains_them_are_read(model: bytes, tmp_path: Pa
 HOSTILE_MODELS = {
     "trie": field(3, field(2, (1 << 31).to_bytes(4, "little") + b"x" * 60)),
     "growth": field(3, field(2, (4).to_bytes(4, "little") + b"xxxx" + b"y" * 100_000 + b"\0")),
+    "growth by little": field(3, field(2, (4).to_bytes(4, "little") + b"xxxx" + b"y" * 65 + b"\0")),
     "growth of what is decoded": field(5, field(2, (4).to_bytes(4, "little") + b"xxxx" + b"y" * 100_000 + b"\0")),
     "piece": field(1, field(1, b"z" * 5000)),
+    "a long piece": field(1, field(1, b"z" * 510)),
     "number": b"\x1a" + b"\xff" * 12,
     "half": b"\x0a",
 }
@@ -191,6 +193,8 @@ def test_models_whose_parts_are_too_large(kind: str, model: bytes, tmp_path: Pat
     why = {
         "trie": "is said to have 2,147,483,648",
         "growth": "becomes 100,000 bytes",
+        "growth by little": "becomes 65 bytes",
+        "a long piece": "a piece of 513 bytes",
         "piece": "a piece of 5,003 bytes",
     }
     with pytest.raises(ValueError, match=rf"tokenizer\.model: not a SentencePiece model.*{why.get(kind, '')}"):
@@ -202,6 +206,19 @@ def test_a_model_of_a_size_that_none_has(model: bytes, tmp_path: Path, monkeypat
     monkeypatch.setattr(spm, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="more than the 100"):
         Tokenizer(tmp_path)
+
+
+def test_more_added_tokens_than_a_text_is_split_at(model: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    for tokens, said in (
+        ({f"<{i}>": 100 + i for i in range(10_001)}, "10,003 added tokens"),
+        ({f"{i}{'x' * 50_000}": 100 + i for i in range(9)}, "12 added tokens of 450,0"),
+    ):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(tokens))
+        with pytest.raises(ValueError, match=rf"tokenizer\.model: {said}.*more than the 10,000"):
+            Tokenizer(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({f"<{i}>": 100 + i for i in range(9_000)}))
+    assert Tokenizer(tmp_path).encode("<8999>", special=False) == [9099]
 
 
 @pytest.mark.parametrize("value", ["x", 0, 1, 1.0, [], {}])
