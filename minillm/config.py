@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minillm.guard.files import is_there
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import shown
 
@@ -191,13 +192,34 @@ def quantization(values: Mapping[str, Any]) -> str | None:
     return f"{method} int8" if section.get("load_in_8bit") else method
 
 
+# Where else tools say how they have quantised: keys of config.json (compressed-tensors before 2024, MLX), and files.
+SECTIONS = ("quantization_config", "compression_config", "quantization")
+SIDECARS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+
+
+def section(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a checkpoint says of its quantisation, in one; what config.json says comes before files beside it."""
+    inner = values.get("text_config")
+    places = [values, inner if isinstance(inner, dict) else {}]
+    found = [place[key] for place in places for key in SECTIONS if isinstance(place.get(key), dict)]
+    for name in SIDECARS:
+        if is_there(folder / name):
+            beside = read_json(folder / name)
+            found += [each for each in (beside, beside.get("quantization")) if isinstance(each, dict)]
+    return {key: value for each in reversed(found) for key, value in each.items() if value is not None}
+
+
+# The schemes whose tensors can be read: which of them a tensor is in, and how, it tells itself (`weights/formats/`).
+READABLE = ("minillm", "mxfp4", "fp8", "gptq", "awq")
+
+
 def is_readable(values: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's quantisation is one of `weights/schemes.py`, MXFP4 or FP8 as e4m3 with a factor per
-    128 x 128 block, or of this project's own (`weights/ints.py`)."""
+    """Whether the scheme that a checkpoint names can be read; of FP8 that is e4m3 in blocks of 128 x 128."""
     section = values.get("quantization_config")
-    if not isinstance(section, dict) or section.get("quant_method") != "fp8":
-        return quantization(values) in ("mxfp4", "minillm")
-    return section.get("weight_block_size") == [128, 128] and section.get("fmt", "e4m3") == "e4m3"
+    method = section.get("quant_method") if isinstance(section, dict) else section
+    if method == "fp8" and isinstance(section, dict):
+        return section.get("weight_block_size") == [128, 128] and section.get("fmt", "e4m3") == "e4m3"
+    return method in READABLE
 
 
 def positive_integer(key: str, value: Any, limit: int) -> int:

@@ -79,6 +79,10 @@ def load(
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
+    if checkpoint.idle:
+        said.append(
+            f"{len(checkpoint.idle)} tensors left out: they are for quantised activations, which stay as they are"
+        )
     _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
     return llm
 
@@ -87,7 +91,7 @@ def opened(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], Checkp
     """The files of a checkpoint, and its config with the head that they have: its own, whatever `tie_word_embeddings`
     says, where one is stored that is not the embedding."""
     spec, _, _ = families.resolve(values)
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, config.section(folder, values))
     if spec.tied and (head := families.own_head(values, checkpoint)):
         note(f"{head} is not the embedding, though tie_word_embeddings is true: the model has this head")
         values = families.untied(values)

@@ -23,7 +23,8 @@ import torch
 
 from minillm.guard.files import is_there, read_bytes, utf8
 from minillm.guard.jsonfile import MAX_BYTES, parsed
-from minillm.weights import tensorfile, torchfile
+from minillm.weights import formats, tensorfile, torchfile
+from minillm.weights.formats.packed import Made, Section
 from minillm.weights.source import InFile, Source
 from minillm.weights.torchfile import InStorage
 
@@ -41,9 +42,10 @@ class TensorInfo:
     file: str
     shape: tuple[int, ...]
     dtype: str
+    format: str | None = None  # of a matrix that several tensors hold (`formats/`)
 
 
-Stored = InFile | InStorage
+Stored = InFile | InStorage | Made
 
 
 def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
@@ -82,13 +84,15 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 class Checkpoint:
-    """The tensors of a folder: `info` has what the headers say, `read` goes through the data file by file.
+    """The tensors of a folder: `info` has what the headers say, `read` goes through the data file by file. Matrices in
+    one of the `formats/` are tensors of their plain names; `section` is what config.json says of them, and `idle` are
+    the tensors beside them that change nothing here.
 
     Raises ValueError when there are no weights, a file is missing or damaged, or a file lacks what the index promises;
     reading raises it for a file that has changed since.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, section: Section | None = None):
         found = find(folder)
         if found is None:
             raise ValueError(
@@ -113,13 +117,33 @@ class Checkpoint:
         absent = [name for name, file in (located or {}).items() if self.info.get(name, _NOWHERE).file != file]
         if absent:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
+        self.idle = self._gather(section or {})
+
+    def _gather(self, section: Section) -> list[str]:
+        """Put matrices where the first of their parts stands; returns the names of those that are of no use."""
+        packed = formats.gathered(self.info, section)
+        idle = [tensor for each in packed.values() for tensor in each.idle]
+        owners = {tensor: name for name, each in packed.items() for tensor in each.parts.values()}
+        info, stored = self.info, self.stored
+        self.info, self.stored = {}, {}
+        for tensor in info:
+            name = owners.get(tensor, tensor)
+            if name in self.info or tensor in idle:
+                continue
+            if (made := packed.get(name)) is None or tensor not in owners:
+                self.info[tensor], self.stored[tensor] = info[tensor], stored[tensor]
+                continue
+            parts = {part: stored[each] for part, each in made.parts.items()}
+            self.info[name] = TensorInfo(info[tensor].file, made.shape, Made.word, made.title)
+            self.stored[name] = Made(made, parts)
+        return idle
 
     @property
     def dtype(self) -> torch.dtype | None:
         """The type that most of the values are stored in, quantised ones aside; None if there are no others."""
         values = collections.Counter[str]()
         for info in self.info.values():
-            if info.dtype in DTYPES:
+            if info.dtype in DTYPES and info.format is None:
                 values[info.dtype] += math.prod(info.shape)
         return DTYPES[values.most_common(1)[0][0]] if values else None
 

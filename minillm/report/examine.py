@@ -87,7 +87,7 @@ def _tensors(folder: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | No
     files, located = found
     if located is not None and not all((folder / file).is_file() for file in files):
         return list(located), None
-    headers = Checkpoint(folder).info
+    headers = Checkpoint(folder, config.section(folder, config.read(folder))).info
     return list(headers), headers
 
 
