@@ -79,10 +79,8 @@ def load(
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
-    if checkpoint.idle:
-        said.append(
-            f"{len(checkpoint.idle)} tensors left out: they are for quantised activations, which stay as they are"
-        )
+    if idle := len(checkpoint.idle):
+        said.append(f"{idle} tensors left out: they quantise activations, which stay as they are")
     _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
     return llm
 

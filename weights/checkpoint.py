@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -133,7 +134,7 @@ class Checkpoint:
             if (made := packed.get(name)) is None or tensor not in owners:
                 self.info[tensor], self.stored[tensor] = info[tensor], stored[tensor]
                 continue
-            parts = {part: stored[each] for part, each in made.parts.items()}
+            parts: dict[str, Any] = {part: stored[each] for part, each in made.parts.items()}
             self.info[name] = TensorInfo(info[tensor].file, made.shape, Made.word, made.title)
             self.stored[name] = Made(made, parts)
         return idle

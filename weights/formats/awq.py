@@ -2,9 +2,9 @@
 
     W[o, i] = scales[g, o] (q[i, o] - z[g, o])        g = i // group_size
 
-`qweight` int32 `[I, O / 8]` and `qzeros` int32 `[groups, O / 8]` have eight outputs in a word, which lie in the order 0, 2, 4, 6,
-1, 3, 5, 7 from its low end; `scales` are fp16 `[groups, O]`. Other layouts ("gemv", "gemv_fast", "marlin", "exllama",
-"llm-awq") pack other axes or orders and are refused by name.
+`qweight` int32 `[I, O / 8]` and `qzeros` int32 `[groups, O / 8]` have eight outputs in a word, which lie in the order
+0, 2, 4, 6, 1, 3, 5, 7 from its low end; `scales` are fp16 `[groups, O]`. Other layouts ("gemv", "gemv_fast", "marlin",
+"exllama", "llm-awq") pack other axes or orders and are refused by name.
 """
 
 from __future__ import annotations

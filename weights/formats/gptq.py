@@ -3,8 +3,8 @@
     W[o, i] = scales[g, o] (q[i, o] - z[g, o])        g = g_idx[i]
 
 `qweight` int32 `[I bits / 32, O]` has the q of an output as one stream of bits down its column, `qzeros` int32
-`[groups, O bits / 32]` has the z of a group as one along its row, `scales` are fp16 `[groups, O]`, and `g_idx` int32 `[I]` is
-the group of each input: of those that were quantised together, which lie anywhere ("desc_act").
+`[groups, O bits / 32]` has the z of a group as one along its row, `scales` are fp16 `[groups, O]`, and `g_idx` int32
+`[I]` is the group of each input: those that were quantised together lie anywhere ("desc_act").
 
 Version 1 of the format, which most files have, stores z - 1, subtracted from the packed words with all borrows. Files
 say "checkpoint_format": "gptq_v2" for the other, not always rightly: where quantising was symmetric, z is half of the
@@ -75,8 +75,8 @@ def dequantise(parts: Mapping[str, Tensor], bits: int, section: Section, name: s
 
 
 def zeros(qzeros: Tensor, bits: int, outputs: int, section: Section) -> Tensor:
-    """int32 `[groups, O]`. To version 1 one is added to all numbers of a word at once, so that what was borrowed is given
-    back; those of 3 bits lie across words, and borrow across them."""
+    """int32 `[groups, O]`. To version 1 one is added to all numbers of a word at once, so that what was borrowed is
+    given back; those of 3 bits lie across words, and borrow across them."""
     stored = unpacked(qzeros, bits, outputs)
     if not is_first_version(stored, bits, section):
         return stored
@@ -92,8 +92,7 @@ def zeros(qzeros: Tensor, bits: int, outputs: int, section: Section) -> Tensor:
 
 def is_first_version(stored: Tensor, bits: int, section: Section) -> bool:
     """Whether zeros are stored less one. All of one value that symmetric quantising gives are what they are."""
-    half = 2 ** (bits - 1)
-    if section.get("sym") is not False and bool((stored == stored.flatten()[0]).all()):
-        if int(stored.flatten()[0]) in (half, half - 1):
-            return int(stored.flatten()[0]) == half - 1
+    half, values = 2 ** (bits - 1), set(stored.unique().tolist())
+    if section.get("sym") is not False and values in ({half}, {half - 1}):
+        return values == {half - 1}
     return str(section.get("checkpoint_format") or section.get("format") or "gptq") != "gptq_v2"
