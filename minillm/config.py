@@ -56,12 +56,18 @@ HARMLESS = {
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder. Raises ValueError where there is no such folder or file."""
+    """The config.json of a folder; its `quantization_config` has all that is said of that, wherever it says it. Raises
+    ValueError where there is no such folder or file."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json in this folder; expected a checkpoint in Hugging Face layout")
-    return read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
+    found, stated = section(folder, values), values.get(SECTIONS[0])
+    given = {key: value for key, value in stated.items() if value is not None} if isinstance(stated, dict) else {}
+    if not found or found == given:
+        return values
+    return {**{key: value for key, value in values.items() if key not in SECTIONS}, SECTIONS[0]: found}
 
 
 class Config:
@@ -186,7 +192,7 @@ def quantization(values: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(section, dict):
         return str(section)
-    method = str(section.get("quant_method", "an unknown scheme"))
+    method = str(section.get("quant_method") or section.get("quant_algo") or "a scheme without a name")
     if section.get("load_in_4bit"):
         return f"{method} {section.get('bnb_4bit_quant_type', '4-bit')}"
     return f"{method} int8" if section.get("load_in_8bit") else method
@@ -210,16 +216,16 @@ def section(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # The schemes whose tensors can be read: which of them a tensor is in, and how, it tells itself (`weights/formats/`).
-READABLE = ("minillm", "mxfp4", "fp8", "gptq", "awq")
+READABLE = ("minillm", "mxfp4", "fp8", "gptq", "awq", "compressed-tensors", "modelopt", "fbgemm_fp8", "mxfp8")
 
 
 def is_readable(values: Mapping[str, Any]) -> bool:
-    """Whether the scheme that a checkpoint names can be read; of FP8 that is e4m3 in blocks of 128 x 128."""
+    """Whether the scheme that a checkpoint names can be read; of FP8 that is e4m3, and of its blocks 128 x 128."""
     section = values.get("quantization_config")
     method = section.get("quant_method") if isinstance(section, dict) else section
     if method == "fp8" and isinstance(section, dict):
-        return section.get("weight_block_size") == [128, 128] and section.get("fmt", "e4m3") == "e4m3"
-    return method in READABLE
+        return section.get("weight_block_size") in (None, [128, 128]) and section.get("fmt", "e4m3") == "e4m3"
+    return method in READABLE or (isinstance(section, dict) and not method)  # then tensors tell
 
 
 def positive_integer(key: str, value: Any, limit: int) -> int:

@@ -122,14 +122,15 @@ class Checkpoint:
 
     def _gather(self, section: Section) -> list[str]:
         """Put matrices where the first of their parts stands; returns the names of those that are of no use."""
-        packed = formats.gathered(self.info, section)
-        idle = [tensor for each in packed.values() for tensor in each.idle]
+        packed = formats.gathered(self.stored, section)
+        own = [tensor for each in packed.values() for tensor in each.idle]
+        idle = list(dict.fromkeys(own + formats.idle(self.stored, packed)))
         owners = {tensor: name for name, each in packed.items() for tensor in each.parts.values()}
-        info, stored = self.info, self.stored
+        info, stored, left = self.info, self.stored, set(idle)
         self.info, self.stored = {}, {}
         for tensor in info:
             name = owners.get(tensor, tensor)
-            if name in self.info or tensor in idle:
+            if name in self.info or tensor in left:
                 continue
             if (made := packed.get(name)) is None or tensor not in owners:
                 self.info[tensor], self.stored[tensor] = info[tensor], stored[tensor]

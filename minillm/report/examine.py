@@ -29,7 +29,7 @@ class Examined(NamedTuple):
     planned: Plan | None  # None where there are neither weights nor an index
     values: dict[str, Any]  # of config.json
     rules: Rules
-    names: list[str] | None  # of the folder's tensors
+    names: list[str] | None  # of the folder's tensors, as they are stored
     headers: dict[str, TensorInfo] | None  # what the files say of them, where they are there
 
 

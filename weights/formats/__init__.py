@@ -11,15 +11,22 @@ is often missing or wrong, and only asked for what the tensors cannot say.
 
 from __future__ import annotations
 
-from minillm.weights.formats import awq, gptq
-from minillm.weights.formats.packed import Format, Infos, Packed, Section
+from collections.abc import Collection
 
-FORMATS: tuple[Format, ...] = (gptq, awq)
+from minillm.weights.formats import awq, awq_bytes, fp8_scaled, gptq, int8_scaled, int_packed, mx, nvfp4
+from minillm.weights.formats.packed import PLAIN, Format, Infos, Packed, Section, spelled
+from minillm.weights.formats.stated import refuse
+
+FORMATS: tuple[Format, ...] = (gptq, awq, int_packed, int8_scaled, fp8_scaled, nvfp4, mx, awq_bytes)
+# Factors and zeros of activations, which are not quantised here: of a module's input, and of what a cache holds.
+INPUTS = ("input_scale", "input_zero_point", "input_global_scale", "input_scale_ub")
+CACHED = ("k_scale", "v_scale")
 
 
 def gathered(infos: Infos, section: Section) -> dict[str, Packed]:
     """All matrices that the tensors hold in some format, by their plain names. Raises ValueError for one that two
     formats claim, or that is there as a plain tensor too."""
+    refuse(section)
     found: dict[str, Packed] = {}
     for format in FORMATS:
         for name, packed in format.matrices(infos, section).items():
@@ -28,3 +35,23 @@ def gathered(infos: Infos, section: Section) -> dict[str, Packed]:
                 raise ValueError(f"{name} is there twice, as {packed.title} and as {other}; download it again")
             found[name] = packed
     return found
+
+
+def idle(names: Collection[str], matrices: Collection[str]) -> list[str]:
+    """The tensors that quantise activations, beside quantised matrices of these plain names."""
+    found = [name for name in names if matrices and name.rpartition(".")[2] in CACHED]
+    for matrix in matrices:
+        module = matrix.removesuffix(PLAIN)
+        found += [f"{module}{each}" for each in INPUTS if f"{module}{each}" in names]
+    return found
+
+
+def plain(names: Collection[str]) -> list[str]:
+    """What the tensors of a folder are called once matrices are gathered, as far as names tell."""
+    names, found, parts = set(names), dict[str, None](), set[str]()
+    for format in FORMATS:
+        for needed in format.SPELLINGS:
+            for module, held in spelled(names, needed, format.OPTIONAL).items():
+                found[f"{module}{PLAIN}"] = None
+                parts.update(held.values())
+    return [*found, *sorted(names - parts - set(found) - set(idle(names, found)))]

@@ -18,6 +18,7 @@ from torch import Tensor
 from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, expect, groups, modules, part, unpacked
 
 TITLE = "AWQ"
+SPELLINGS, OPTIONAL = (("qweight", "qzeros", "scales"),), tuple[str, ...]()
 BITS = 4
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the eight outputs lie
 

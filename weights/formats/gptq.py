@@ -33,6 +33,7 @@ from minillm.weights.formats.packed import (
 )
 
 TITLE = "GPTQ"
+SPELLINGS, OPTIONAL = (("qweight", "qzeros", "scales"),), ("g_idx",)
 BITS = (2, 3, 4, 8)
 
 

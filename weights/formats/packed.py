@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,18 +12,27 @@ from torch import Tensor
 
 Section = Mapping[str, Any]  # what config.json says of the quantisation
 PLAIN = "weight"  # what the name of a plain matrix ends in
+FLOATS = ("F32", "F16", "BF16")  # the types of plain factors
 
 
-class Info(Protocol):
-    """What is known of a stored tensor: its shape, and its type in the words of safetensors."""
+class Stored(Protocol):
+    """A tensor in a file (`source.InFile`, `torchfile.InStorage`); `word` is its type in the words of safetensors."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def word(self) -> str: ...
 
     @property
     def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> str: ...
+
+    def fresh(self) -> Any: ...
+
+    def values(self, start: int = 0, stop: int | None = None) -> Tensor: ...
 
 
-Infos = Mapping[str, Info]
+Infos = Mapping[str, Stored]  # formats read no more of them than a few small ones
 
 
 @dataclass(frozen=True)
@@ -39,27 +48,21 @@ class Packed:
 
 
 class Format(Protocol):
-    """A file of this folder."""
+    """A file of this folder. `SPELLINGS` has the endings that tensors of one matrix have all together, `OPTIONAL`
+    those that only some have: what names alone tell."""
 
     TITLE: str
+
+    @property
+    def SPELLINGS(self) -> tuple[tuple[str, ...], ...]: ...
+
+    @property
+    def OPTIONAL(self) -> tuple[str, ...]: ...
 
     def matrices(self, infos: Infos, section: Section, /) -> dict[str, Packed]:
         """The matrices that the tensors hold in this format, by their plain names. Raises ValueError, naming the
         tensor, for one that lacks a part or whose parts do not fit."""
         ...
-
-
-class Stored(Protocol):
-    """A tensor in a file (`source.InFile`, `torchfile.InStorage`)."""
-
-    nbytes: int
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def fresh(self) -> Any: ...
-
-    def values(self, start: int = 0, stop: int | None = None) -> Tensor: ...
 
 
 class Made:
@@ -99,19 +102,36 @@ def modules(infos: Iterable[str], ending: str) -> list[str]:
     return [name.removesuffix(ending) for name in infos if name.endswith("." + ending)]
 
 
-def part(infos: Infos, module: str, ending: str, title: str) -> Info:
+def spelled(names: Collection[str], needed: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """The modules that have tensors with all of the endings needed: those and the optional ones by their endings."""
+    found = dict[str, dict[str, str]]()
+    for module in modules(names, needed[-1]):
+        parts = {each: f"{module}{each}" for each in (*needed, *optional) if f"{module}{each}" in names}
+        if all(each in parts for each in needed):
+            found[module] = parts
+    return found
+
+
+def part(infos: Infos, module: str, ending: str, title: str) -> Stored:
     """A tensor that a module must have."""
     if (found := infos.get(f"{module}{ending}")) is None:
         raise ValueError(f"{module}{ending} is missing, without which {module}{PLAIN} is no {title}; download it again")
     return found
 
 
-def expect(name: str, found: Info, shape: tuple[int, ...], types: Iterable[str], title: str) -> None:
+def expect(name: str, found: Stored, shape: tuple[int, ...], types: Iterable[str], title: str) -> None:
     """Raise ValueError where a tensor is not of the shape and one of the types that its format gives it."""
     if found.shape != shape:
         raise ValueError(f"{name} is {list(found.shape)}, {title} makes it {list(shape)}; is another format meant?")
-    if found.dtype not in types:
-        raise ValueError(f"{name} is {found.dtype}, {title} makes it {' or '.join(types)}")
+    if found.word not in types:
+        raise ValueError(f"{name} is {found.word}, {title} makes it {' or '.join(types)}")
+
+
+def matrix(name: str, found: Stored, title: str) -> tuple[int, int]:
+    """Rows and columns of what is stored. Raises ValueError for what is no matrix."""
+    if len(found.shape) != 2 or 0 in found.shape:
+        raise ValueError(f"{name} is {list(found.shape)}, {title} is of matrices; is another format meant?")
+    return found.shape[0], found.shape[1]
 
 
 def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
