@@ -106,14 +106,14 @@ def fits(planned: Plan, checkpoint: Checkpoint, values: dict[str, Any]) -> list[
             "true in config.json if its head is the embedding"
         )
     check(planned, checkpoint)
-    return _quantised_as_said(values, planned)
+    return _quantised_as_said(values, planned, {each.format for each in checkpoint.info.values() if each.format})
 
 
-def _quantised_as_said(values: dict[str, Any], planned: Plan) -> list[str]:
+def _quantised_as_said(values: dict[str, Any], planned: Plan, formats: set[str]) -> list[str]:
     """What users are told where quantization_config says other things than the tensors, or some that are not followed.
-    Raises ValueError where the two contradict each other."""
+    `formats` are those of gathered matrices. Raises ValueError where the two contradict each other."""
     section, method = values.get("quantization_config") or {}, config.quantization(values)
-    found = {scheme_of(scale).TITLE for scale in planned.scales.values()}
+    found = {scheme_of(scale).TITLE for scale in planned.scales.values()} | formats
     said = {"fp8": "FP8", "mxfp4": "MXFP4"}.get(str(method))
     if said and found - {said}:
         raise ValueError(
@@ -126,7 +126,7 @@ def _quantised_as_said(values: dict[str, Any], planned: Plan) -> list[str]:
     if said and not found:
         notes.append(f"quantization_config says {method}, but no tensor is: the weights are read as they are stored")
     unread = sorted(set(section) - QUANTISED[method]) if method in QUANTISED else []
-    if section.get("activation_scheme", "dynamic") != "dynamic":
+    if section.get("activation_scheme", "dynamic") != "dynamic" and not formats:  # else their factors are spoken of
         unread.append(f"activation_scheme {section['activation_scheme']!r}")
     if method in QUANTISED and unread:
         notes.append(f"config.json keys of quantization_config not understood and ignored: {', '.join(unread)}")

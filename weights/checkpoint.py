@@ -87,7 +87,7 @@ def read_index(path: Path) -> dict[str, str]:
 class Checkpoint:
     """The tensors of a folder: `info` has what the headers say, `read` goes through the data file by file. Matrices in
     one of the `formats/` are tensors of their plain names; `section` is what config.json says of them, and `idle` are
-    the tensors beside them that change nothing here.
+    the tensors beside them that change nothing here; `files_hold` has the tensors one by one.
 
     Raises ValueError when there are no weights, a file is missing or damaged, or a file lacks what the index promises;
     reading raises it for a file that has changed since.
@@ -118,6 +118,7 @@ class Checkpoint:
         absent = [name for name, file in (located or {}).items() if self.info.get(name, _NOWHERE).file != file]
         if absent:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
+        self.files_hold = self.info  # before matrices are gathered
         self.idle = self._gather(section or {})
 
     def _gather(self, section: Section) -> list[str]:
