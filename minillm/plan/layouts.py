@@ -14,6 +14,7 @@ from minillm.weights import fp8, mxfp4
 Shape = tuple[int, ...]
 Entries = dict[str, tuple[str, Shape]]  # type in the words of safetensors, and shape
 Section = Mapping[str, Any]
+GROUP = ("weights", "input_activations")  # what compressed-tensors says of a group of matrices
 
 
 def _fp8(name: str, shape: Shape, section: Section) -> Entries:
@@ -72,14 +73,16 @@ def _compressed(name: str, shape: Shape, section: Section) -> Entries:
     if not isinstance(groups, Mapping) or len(groups) != 1:
         raise ValueError("which of its matrices are in which group is not known")
     (group,) = groups.values()
-    weights, inputs = (group.get(key) or {} for key in ("weights", "input_activations"))
+    weights, inputs = (group.get(key) or {} if isinstance(group, Mapping) else {} for key in GROUP)
+    if not isinstance(weights, Mapping) or not isinstance(inputs, Mapping):
+        raise ValueError("what its group of matrices says is not known")
     made, bits = group.get("format") or section.get("format"), weights.get("num_bits")
     factors, dtype = _factors(rows, columns, weights), str(section.get("dtype", "BF16"))
     plain: Entries = {f"{stem}weight_scale": (dtype, factors)}
     static = bool(inputs) and inputs.get("dynamic") is False
     activations: Entries = {f"{stem}input_scale": (dtype, (1,))} if static else {}
     if made == "pack-quantized" and type(bits) is int and 2 <= bits <= 8:
-        words = {
+        words: Entries = {
             f"{stem}weight_packed": ("I32", (rows, -(-columns * bits // 32))),
             f"{stem}weight_shape": ("I64", (2,)),
         }
@@ -93,9 +96,12 @@ def _compressed(name: str, shape: Shape, section: Section) -> Entries:
     if made == "float-quantized":
         return {name: (fp8.NAME, shape)} | plain | activations
     if made == "nvfp4-pack-quantized":
-        whole = {f"{stem}{side}_global_scale": ("F32", (1,)) for side in ("weight", *(["input"] if inputs else []))}
-        return {f"{stem}weight_packed": ("U8", (rows, columns // 2)),
-                f"{stem}weight_scale": (fp8.NAME, (rows, columns // 16))} | whole  # fmt: skip
+        sides = ("weight", "input") if inputs else ("weight",)
+        return {
+            f"{stem}weight_packed": ("U8", (rows, columns // 2)),
+            f"{stem}weight_scale": (fp8.NAME, (rows, columns // 16)),
+            **{f"{stem}{side}_global_scale": ("F32", (1,)) for side in sides},
+        }
     if made == "mxfp4-pack-quantized":
         return {f"{stem}weight_packed": ("U8", (rows, columns // 2)), f"{stem}weight_scale": ("U8", factors)}
     if made == "mxfp8-quantized":
