@@ -79,8 +79,6 @@ def load(
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
-    if idle := len(checkpoint.idle):
-        said.append(f"{idle} tensors left out: they quantise activations, which stay as they are")
     _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
     return llm
 
@@ -106,14 +104,15 @@ def fits(planned: Plan, checkpoint: Checkpoint, values: dict[str, Any]) -> list[
             "true in config.json if its head is the embedding"
         )
     check(planned, checkpoint)
-    return _quantised_as_said(values, planned, {each.format for each in checkpoint.info.values() if each.format})
+    return _quantised_as_said(values, planned, checkpoint)
 
 
-def _quantised_as_said(values: dict[str, Any], planned: Plan, formats: set[str]) -> list[str]:
+def _quantised_as_said(values: dict[str, Any], planned: Plan, checkpoint: Checkpoint) -> list[str]:
     """What users are told where quantization_config says other things than the tensors, or some that are not followed.
-    `formats` are those of gathered matrices. Raises ValueError where the two contradict each other."""
+    Raises ValueError where the two contradict each other."""
     section, method = values.get("quantization_config") or {}, config.quantization(values)
-    found = {scheme_of(scale).TITLE for scale in planned.scales.values()} | formats
+    gathered = {each.format for each in checkpoint.info.values() if each.format}
+    found = {scheme_of(scale).TITLE for scale in planned.scales.values()} | gathered
     said = {"fp8": "FP8", "mxfp4": "MXFP4"}.get(str(method))
     if said and found - {said}:
         raise ValueError(
@@ -123,13 +122,15 @@ def _quantised_as_said(values: dict[str, Any], planned: Plan, formats: set[str])
     notes = []
     if found and method is None:
         notes.append(f"config.json has no quantization_config: tensors with factors are read as {', '.join(found)}")
-    if said and not found:
+    if method not in (None, held.METHOD) and not found:
         notes.append(f"quantization_config says {method}, but no tensor is: the weights are read as they are stored")
     unread = sorted(set(section) - QUANTISED[method]) if method in QUANTISED else []
-    if section.get("activation_scheme", "dynamic") != "dynamic" and not formats:  # else their factors are spoken of
+    if section.get("activation_scheme", "dynamic") != "dynamic" and not gathered:  # else their factors are spoken of
         unread.append(f"activation_scheme {section['activation_scheme']!r}")
     if method in QUANTISED and unread:
         notes.append(f"config.json keys of quantization_config not understood and ignored: {', '.join(unread)}")
+    if idle := len(checkpoint.idle):
+        notes.append(f"{idle} tensors left out: they quantise activations, which stay as they are")
     return notes
 
 

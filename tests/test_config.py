@@ -15,11 +15,10 @@ from tests.helpers.tiny import refused
 @pytest.mark.parametrize(
     ("section", "scheme"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "awq"}, "awq"),
+        ({"quant_method": "quark", "bits": 4}, "quark"),
+        ({"quant_method": "exl3"}, "exl3"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
         ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "fp8"),
-        ({"bits": 4}, "an unknown scheme"),
     ],
 )
 def test_a_quantised_checkpoint_is_named(folder: Path, section: dict, scheme: str) -> None:
