@@ -16,6 +16,7 @@ from minillm.model.decoder import skeleton
 from minillm.model.held import Fp8, Scheme
 from minillm.weights import foreign
 from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.formats import refused
 from minillm.weights.load import check, fully_fp8
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import Plan, plan
@@ -79,8 +80,6 @@ def load(
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
-    if idle := len(checkpoint.idle):
-        said.append(f"{idle} tensors left out: they quantise activations, which stay as they are")
     _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
     return llm
 
@@ -106,10 +105,13 @@ def fits(planned: Plan, checkpoint: Checkpoint, values: dict[str, Any]) -> list[
             "true in config.json if its head is the embedding"
         )
     check(planned, checkpoint)
-    return _quantised_as_said(values, planned)
+    said = _quantised_as_said(values, planned, {each.format for each in checkpoint.info.values() if each.format})
+    if idle := len(checkpoint.idle):
+        said.append(f"{idle} tensors left out: they quantise activations, which stay as they are")
+    return said
 
 
-def _quantised_as_said(values: dict[str, Any], planned: Plan) -> list[str]:
+def _quantised_as_said(values: dict[str, Any], planned: Plan, formats: set[str]) -> list[str]:
     """What users are told where quantization_config says other things than the tensors, or some that are not followed.
     Raises ValueError where the two contradict each other."""
     section, method = values.get("quantization_config") or {}, config.quantization(values)
@@ -123,7 +125,7 @@ def _quantised_as_said(values: dict[str, Any], planned: Plan) -> list[str]:
     notes = []
     if found and method is None:
         notes.append(f"config.json has no quantization_config: tensors with factors are read as {', '.join(found)}")
-    if said and not found:
+    if method not in (None, "minillm") and not found and not formats:
         notes.append(f"quantization_config says {method}, but no tensor is: the weights are read as they are stored")
     unread = sorted(set(section) - QUANTISED[method]) if method in QUANTISED else []
     if section.get("activation_scheme", "dynamic") != "dynamic":
@@ -184,7 +186,7 @@ def integers(folder: Path, values: dict[str, Any]) -> Scheme | None:
     if scheme == "fp8" and section:
         found = ", ".join(f"{key} {section.get(key)}" for key in ("weight_block_size", "fmt"))
         scheme = f"fp8 of {found} (supported: [128, 128] and e4m3)"
-    raise ValueError(f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint")
+    raise ValueError(f"{folder}: {refused.remedy(scheme)}")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -11,10 +11,10 @@ is often missing or wrong, and only asked for what the tensors cannot say.
 
 from __future__ import annotations
 
-from minillm.weights.formats import awq, gptq
+from minillm.weights.formats import awq, bitsandbytes, gptq, mlx, refused, torchao
 from minillm.weights.formats.packed import Format, Infos, Packed, Section
 
-FORMATS: tuple[Format, ...] = (gptq, awq)
+FORMATS: tuple[Format, ...] = (refused, gptq, awq, bitsandbytes, mlx, torchao)
 
 
 def gathered(infos: Infos, section: Section) -> dict[str, Packed]:

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-Section = Mapping[str, Any]  # what config.json says of the quantisation
+Section = Mapping[str, Any]  # what config.json says of the quantisation, and as METADATA what headers of files say
+METADATA = "__metadata__"
 PLAIN = "weight"  # what the name of a plain matrix ends in
 
 
@@ -52,14 +53,28 @@ class Format(Protocol):
 class Stored(Protocol):
     """A tensor in a file (`source.InFile`, `torchfile.InStorage`)."""
 
-    nbytes: int
-
+    @property
+    def nbytes(self) -> int: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     def fresh(self) -> Any: ...
 
     def values(self, start: int = 0, stop: int | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A tensor whose file is there: the `Info` of a format that looks into small tensors to learn how others lie."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    stored: Stored
+
+
+def look(info: Info) -> Tensor | None:
+    """The values of a tensor; None where only its name and shape are known."""
+    return info.stored.fresh().values().view(info.shape) if isinstance(info, Seen) else None
 
 
 class Made:
@@ -112,6 +127,18 @@ def expect(name: str, found: Info, shape: tuple[int, ...], types: Iterable[str],
         raise ValueError(f"{name} is {list(found.shape)}, {title} makes it {list(shape)}; is another format meant?")
     if found.dtype not in types:
         raise ValueError(f"{name} is {found.dtype}, {title} makes it {' or '.join(types)}")
+
+
+def check_said(section: Section, name: str, bits: int, count: int, inputs: int) -> None:
+    """Raise ValueError where config.json says another number of bits than a matrix has, or a group size of which there
+    are not `count` groups of `inputs`."""
+    size, wrong = section.get("group_size"), None
+    if section.get("bits") not in (None, bits):
+        wrong = f"is of {bits} bits, config.json says {section['bits']!r}"
+    elif type(size) is int and (1 if size <= 0 else -(-inputs // size)) != count:
+        wrong = f"has {count} groups of {inputs} inputs, config.json says group_size {size}"
+    if wrong:
+        raise ValueError(f"{name} {wrong}; download both again from one place")
 
 
 def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
