@@ -49,7 +49,7 @@ HARMLESS = {
     ),
     **dict.fromkeys("architectures keys_to_ignore_at_inference".split(), LIST),
     **dict.fromkeys(
-        "quantization_config id2label label2id task_specific_params transformers.js_config".split(), OBJECT
+        "quantization_config quantization id2label label2id task_specific_params transformers.js_config".split(), OBJECT
     ),
     **dict.fromkeys("bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id".split(), IDS),
 }
@@ -192,10 +192,16 @@ def quantization(values: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(section, dict):
         return str(section)
-    method = str(section.get("quant_method") or section.get("quant_algo") or "a scheme without a name")
+    named = section.get("quant_method") or section.get("quant_algo")
+    method = named or ("mlx" if _is_mlx(section) else "an unknown scheme")
     if section.get("load_in_4bit"):
         return f"{method} {section.get('bnb_4bit_quant_type', '4-bit')}"
-    return f"{method} int8" if section.get("load_in_8bit") else method
+    return f"{method} int8" if section.get("load_in_8bit") else str(method)
+
+
+def _is_mlx(section: Mapping[str, Any]) -> bool:
+    """MLX names no method; nobody else leaves it out and says these two."""
+    return "quant_method" not in section and {"bits", "group_size"} <= set(section)
 
 
 # Where else tools say how they have quantised: keys of config.json (compressed-tensors before 2024, MLX), and files.
@@ -216,13 +222,18 @@ def section(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # The schemes whose tensors can be read: which of them a tensor is in, and how, it tells itself (`weights/formats/`).
-READABLE = ("minillm", "mxfp4", "fp8", "gptq", "awq", "compressed-tensors", "modelopt", "fbgemm_fp8", "mxfp8")
+READABLE = (
+    "minillm", "mxfp4", "fp8", "gptq", "awq", "auto-round", "intel/auto-round", "bitsandbytes", "mlx", "torchao",
+    "compressed-tensors", "modelopt", "fbgemm_fp8", "mxfp8",
+)  # fmt: skip
 
 
 def is_readable(values: Mapping[str, Any]) -> bool:
     """Whether the scheme that a checkpoint names can be read; of FP8 that is e4m3, and of its blocks 128 x 128."""
     section = values.get("quantization_config")
-    method = section.get("quant_method") if isinstance(section, dict) else section
+    method = section
+    if isinstance(section, dict):
+        method = section.get("quant_method") or ("mlx" if _is_mlx(section) else None)
     if method == "fp8" and isinstance(section, dict):
         return section.get("weight_block_size") in (None, [128, 128]) and section.get("fmt", "e4m3") == "e4m3"
     return method in READABLE or (isinstance(section, dict) and not method)  # then tensors tell

@@ -16,6 +16,7 @@ from minillm.model.decoder import skeleton
 from minillm.model.held import Fp8, Scheme
 from minillm.weights import foreign
 from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.formats import refused
 from minillm.weights.load import check, fully_fp8
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import Plan, plan
@@ -185,7 +186,7 @@ def integers(folder: Path, values: dict[str, Any]) -> Scheme | None:
     if scheme == "fp8" and section:
         found = ", ".join(f"{key} {section.get(key)}" for key in ("weight_block_size", "fmt"))
         scheme = f"fp8 of {found} (supported: [128, 128] and e4m3)"
-    raise ValueError(f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint")
+    raise ValueError(f"{folder}: {refused.remedy(scheme)}")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -25,7 +25,7 @@ import torch
 from minillm.guard.files import is_there, read_bytes, utf8
 from minillm.guard.jsonfile import MAX_BYTES, parsed
 from minillm.weights import formats, tensorfile, torchfile
-from minillm.weights.formats.packed import Made, Section
+from minillm.weights.formats.packed import METADATA, Made, Section, Seen
 from minillm.weights.source import InFile, Source
 from minillm.weights.torchfile import InStorage
 
@@ -108,6 +108,7 @@ class Checkpoint:
         self.info: dict[str, TensorInfo] = {}
         self.stored: dict[str, Stored] = {}
         self.nbytes = 0
+        metadata: dict[str, str] = {}
         for file in self.files:
             source = Source(folder / file, keep=len(self.files) <= MAX_OPEN)
             self.nbytes += source.size
@@ -115,15 +116,17 @@ class Checkpoint:
                 if name in self.info:
                     raise ValueError(f"{folder}: tensor {name!r} is in both {self.info[name].file} and {file}")
                 self.info[name], self.stored[name] = TensorInfo(file, stored.shape, stored.word), stored
+            metadata |= source.metadata
         absent = [name for name, file in (located or {}).items() if self.info.get(name, _NOWHERE).file != file]
         if absent:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
         self.files_hold = self.info  # before matrices are gathered
-        self.idle = self._gather(section or {})
+        self.idle = self._gather({**(section or {}), METADATA: metadata})
 
     def _gather(self, section: Section) -> list[str]:
         """Put matrices where the first of their parts stands; returns the names of those that are of no use."""
-        packed = formats.gathered(self.stored, section)
+        seen = {name: Seen(each.shape, each.dtype, self.stored[name]) for name, each in self.info.items()}
+        packed = formats.gathered(seen, section)
         own = [tensor for each in packed.values() for tensor in each.idle]
         idle = list(dict.fromkeys(own + formats.idle(self.stored, packed)))
         owners = {tensor: name for name, each in packed.items() for tensor in each.parts.values()}

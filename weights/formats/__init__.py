@@ -13,11 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from minillm.weights.formats import awq, awq_bytes, fp8_scaled, gptq, int8_scaled, int_packed, mx, nvfp4
+from minillm.weights.formats import (
+    awq,
+    awq_bytes,
+    bitsandbytes,
+    fp8_scaled,
+    gptq,
+    int8_scaled,
+    int_packed,
+    mlx,
+    mx,
+    nvfp4,
+    refused,
+    torchao,
+)
 from minillm.weights.formats.packed import PLAIN, Format, Infos, Packed, Section, spelled
 from minillm.weights.formats.stated import refuse
 
-FORMATS: tuple[Format, ...] = (gptq, awq, int_packed, int8_scaled, fp8_scaled, nvfp4, mx, awq_bytes)
+FORMATS: tuple[Format, ...] = (
+    refused, gptq, awq, bitsandbytes, mlx, torchao, int_packed, int8_scaled, fp8_scaled, nvfp4, mx, awq_bytes,
+)  # fmt: skip
 # Factors and zeros of activations, which are not quantised here: of a module's input, and of what a cache holds.
 INPUTS = ("input_scale", "input_zero_point", "input_global_scale", "input_scale_ub")
 CACHED = ("k_scale", "v_scale")
@@ -48,10 +63,10 @@ def idle(names: Collection[str], matrices: Collection[str]) -> list[str]:
 
 def plain(names: Collection[str]) -> list[str]:
     """What the tensors of a folder are called once matrices are gathered, as far as names tell."""
-    names, found, parts = set(names), dict[str, None](), set[str]()
+    left, found, parts = set(names), dict[str, None](), set[str]()
     for format in FORMATS:
         for needed in format.SPELLINGS:
-            for module, held in spelled(names, needed, format.OPTIONAL).items():
+            for module, held in spelled(left, needed, format.OPTIONAL).items():
                 found[f"{module}{PLAIN}"] = None
                 parts.update(held.values())
-    return [*found, *sorted(names - parts - set(found) - set(idle(names, found)))]
+    return [*found, *sorted(left - parts - set(found) - set(idle(left, found)))]

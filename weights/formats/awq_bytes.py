@@ -28,7 +28,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
     found = {}
     for module, names in spelled(infos, SPELLINGS[0], OPTIONAL).items():
         weight, scale = (infos[names[each]] for each in ("weight", "weight_scale"))
-        if weight.word != "U8" or scale.word not in FLOATS:
+        if weight.dtype != "U8" or scale.dtype not in FLOATS:
             continue
         if f"{module}weight_scale_2" in infos:
             raise ValueError(f"{module}weight_scale_2: W4A8_AWQ is not read; use a checkpoint in W4A16_AWQ")

@@ -29,7 +29,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
     found = {}
     for module, names in spelled(infos, SPELLINGS[0], OPTIONAL).items():
         weight, scale = (infos[names[each]] for each in ("weight", "weight_scale"))
-        if weight.word != "F8_E4M3" or scale.word not in FLOATS:
+        if weight.dtype != "F8_E4M3" or scale.dtype not in FLOATS:
             continue
         shape = matrix(names["weight"], weight, TITLE)
         size = piece(names["weight_scale"], scale.shape, shape, pieces(section, (TENSOR, CHANNEL, BLOCK)))

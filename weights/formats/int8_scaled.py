@@ -27,7 +27,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
     found = {}
     for module, names in spelled(infos, SPELLINGS[0], OPTIONAL).items():
         weight, scale = (infos[names[each]] for each in ("weight", "weight_scale"))
-        if weight.word != "I8" or (len(scale.shape) == 1 and scale.shape != (1,)):
+        if weight.dtype != "I8" or (len(scale.shape) == 1 and scale.shape != (1,)):
             continue
         shape = matrix(names["weight"], weight, TITLE)
         expect(names["weight_scale"], scale, scale.shape, FLOATS, TITLE)

@@ -25,7 +25,6 @@ from minillm.weights.formats.packed import (
     Infos,
     Packed,
     Section,
-    Stored,
     expect,
     matrix,
     spelled,
@@ -51,13 +50,13 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
         size = piece(names["weight_scale"], scale.shape, (rows, columns), known)
         if (zero := infos.get(names.get("weight_zero_point", ""))) is not None:
             groups = -(-columns // size[1])
-            high = _words(rows, bits, dense) if zero.word == "I32" else -(-rows // size[0])
+            high = _words(rows, bits, dense) if zero.dtype == "I32" else -(-rows // size[0])
             expect(names["weight_zero_point"], zero, (high, groups), ("I32", "I8"), TITLE)
         if (g_idx := infos.get(names.get("weight_g_idx", ""))) is not None:
             expect(names["weight_g_idx"], g_idx, (columns,), ("I32", "I64"), TITLE)
-        name, parts = f"{module}{PLAIN}", {key: each for key, each in names.items() if key != "weight_shape"}
+        name = f"{module}{PLAIN}"
         make = partial(dequantise, shape=(rows, columns), bits=bits, dense=dense, size=size, name=name)
-        found[name] = Packed(TITLE, (rows, columns), parts, make, (names["weight_shape"],))
+        found[name] = Packed(TITLE, (rows, columns), names, make)
     return found
 
 
@@ -89,9 +88,11 @@ def _groups(g_idx: Tensor | None, groups: int, columns: int, size: int, name: st
     return g_idx.long()
 
 
-def _shape(name: str, stored: Stored, packed: Stored) -> tuple[int, int]:
-    expect(name, stored, (2,), ("I64", "I32"), TITLE)
-    rows, columns = stored.values().tolist()
+def _shape(name: str, found: Info, packed: Info) -> tuple[int, int]:
+    expect(name, found, (2,), ("I64", "I32"), TITLE)
+    values = look(found)
+    assert values is not None
+    rows, columns = values.tolist()
     high, words = matrix(name.replace("weight_shape", "weight_packed"), packed, TITLE)
     if rows != high or not 0 < columns <= 16 * words:
         raise ValueError(f"{name} says {[rows, columns]}, weight_packed is {list(packed.shape)}; download it again")

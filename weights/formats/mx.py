@@ -32,7 +32,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
     for spelling, word in zip(SPELLINGS, TITLES, strict=True):
         for module, names in spelled(infos, spelling, OPTIONAL).items():
             values, scale, title = infos[names[spelling[0]]], infos[names["weight_scale"]], TITLES[word]
-            if values.word != word or scale.word not in SCALES:
+            if values.dtype != word or scale.dtype not in SCALES:
                 continue
             rows, columns = matrix(names[spelling[0]], values, title)
             columns = 2 * columns if word == "U8" else columns

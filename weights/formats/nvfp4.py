@@ -30,7 +30,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
     for spelling in SPELLINGS:
         for module, names in spelled(infos, spelling, OPTIONAL).items():
             values, scale, whole = (infos[names[each]] for each in spelling)
-            if values.word != "U8" or scale.word != "F8_E4M3":
+            if values.dtype != "U8" or scale.dtype != "F8_E4M3":
                 continue
             rows, half = matrix(names[spelling[0]], values, TITLE)
             expect(names["weight_scale"], scale, (rows, 2 * half // GROUP), ("F8_E4M3",), TITLE)

@@ -10,29 +10,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-Section = Mapping[str, Any]  # what config.json says of the quantisation
+Section = Mapping[str, Any]  # what config.json says of the quantisation, and as METADATA what headers of files say
+METADATA = "__metadata__"
 PLAIN = "weight"  # what the name of a plain matrix ends in
 FLOATS = ("F32", "F16", "BF16")  # the types of plain factors
 
 
-class Stored(Protocol):
-    """A tensor in a file (`source.InFile`, `torchfile.InStorage`); `word` is its type in the words of safetensors."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-    @property
-    def word(self) -> str: ...
+class Info(Protocol):
+    """What is known of a stored tensor: its shape, and its type in the words of safetensors."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
-
-    def fresh(self) -> Any: ...
-
-    def values(self, start: int = 0, stop: int | None = None) -> Tensor: ...
+    @property
+    def dtype(self) -> str: ...
 
 
-Infos = Mapping[str, Stored]  # formats read no more of them than a few small ones
+Infos = Mapping[str, Info]
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,33 @@ class Format(Protocol):
         """The matrices that the tensors hold in this format, by their plain names. Raises ValueError, naming the
         tensor, for one that lacks a part or whose parts do not fit."""
         ...
+
+
+class Stored(Protocol):
+    """A tensor in a file (`source.InFile`, `torchfile.InStorage`)."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def fresh(self) -> Any: ...
+
+    def values(self, start: int = 0, stop: int | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A tensor whose file is there: the `Info` of a format that looks into small tensors to learn how others lie."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    stored: Stored
+
+
+def look(info: Info) -> Tensor | None:
+    """The values of a tensor; None where only its name and shape are known."""
+    return info.stored.fresh().values().view(info.shape) if isinstance(info, Seen) else None
 
 
 class Made:
@@ -112,26 +132,38 @@ def spelled(names: Collection[str], needed: tuple[str, ...], optional: tuple[str
     return found
 
 
-def part(infos: Infos, module: str, ending: str, title: str) -> Stored:
+def part(infos: Infos, module: str, ending: str, title: str) -> Info:
     """A tensor that a module must have."""
     if (found := infos.get(f"{module}{ending}")) is None:
         raise ValueError(f"{module}{ending} is missing, without which {module}{PLAIN} is no {title}; download it again")
     return found
 
 
-def expect(name: str, found: Stored, shape: tuple[int, ...], types: Iterable[str], title: str) -> None:
+def expect(name: str, found: Info, shape: tuple[int, ...], types: Iterable[str], title: str) -> None:
     """Raise ValueError where a tensor is not of the shape and one of the types that its format gives it."""
     if found.shape != shape:
         raise ValueError(f"{name} is {list(found.shape)}, {title} makes it {list(shape)}; is another format meant?")
-    if found.word not in types:
-        raise ValueError(f"{name} is {found.word}, {title} makes it {' or '.join(types)}")
+    if found.dtype not in types:
+        raise ValueError(f"{name} is {found.dtype}, {title} makes it {' or '.join(types)}")
 
 
-def matrix(name: str, found: Stored, title: str) -> tuple[int, int]:
+def matrix(name: str, found: Info, title: str) -> tuple[int, int]:
     """Rows and columns of what is stored. Raises ValueError for what is no matrix."""
     if len(found.shape) != 2 or 0 in found.shape:
         raise ValueError(f"{name} is {list(found.shape)}, {title} is of matrices; is another format meant?")
     return found.shape[0], found.shape[1]
+
+
+def check_said(section: Section, name: str, bits: int, count: int, inputs: int) -> None:
+    """Raise ValueError where config.json says another number of bits than a matrix has, or a group size of which there
+    are not `count` groups of `inputs`."""
+    size, wrong = section.get("group_size"), None
+    if section.get("bits") not in (None, bits):
+        wrong = f"is of {bits} bits, config.json says {section['bits']!r}"
+    elif type(size) is int and (1 if size <= 0 else -(-inputs // size)) != count:
+        wrong = f"has {count} groups of {inputs} inputs, config.json says group_size {size}"
+    if wrong:
+        raise ValueError(f"{name} {wrong}; download both again from one place")
 
 
 def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
