@@ -8,7 +8,8 @@ quantising was not symmetric `weight_zero_point` has the z, packed along the out
 `[ceil(O bits / 32), groups]`; before packing was thought of, int8 `[O, groups]`. Numbers in words lie 2^(bits - 1)
 above what they stand for. `weight_g_idx` int32 `[I]` is the group of each input; -1 everywhere says nothing.
 
-Early files of 3, 5, 6 and 7 bits leave the bits of a word free that no whole number fits in: so many words tell.
+Early files of 3, 5, 6 and 7 bits leave the bits of a word free that no whole number fits in. The number of words tells,
+but for rows of a few values, which are read as one stream.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from torch import Tensor
 from minillm.weights.formats.packed import (
     FLOATS,
     PLAIN,
+    Info,
     Infos,
     Packed,
     Section,
     expect,
+    look,
     matrix,
     spelled,
     unpacked,

@@ -84,7 +84,7 @@ def piece(name: str, factors: tuple[int, ...], shape: tuple[int, ...], known: Co
 
 def even(columns: int, factors: tuple[int, ...]) -> Piece:
     """What of a row each of its factors stands for, where no size is stated."""
-    return 1, -(-columns // max(1, *factors[1:]))
+    return 1, -(-columns // max((1, *factors[1:])))
 
 
 def scaled(values: Tensor, factors: Tensor, size: tuple[int, int]) -> Tensor:
