@@ -41,6 +41,16 @@ def matrix(tensors: Mapping[str, Tensor], section: Mapping[str, Any] | None = No
     return made
 
 
+def dequantised(parts: Mapping[str, Tensor], section: Mapping[str, Any]) -> Tensor:
+    """The matrix of a module with these tensors, by the endings of their names."""
+    return matrix({f"{MATRIX.removesuffix('weight')}{ending}": each for ending, each in parts.items()}, section)
+
+
+def group(**weights: Any) -> dict[str, Any]:
+    """What compressed-tensors says of one group of matrices."""
+    return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+
+
 def stream(numbers: Sequence[int], bits: int, dtype: torch.dtype = torch.int32) -> Tensor:
     """Words of 32 bits that hold the numbers one after the other, from the lowest bit on."""
     whole = sum(number << (bits * index) for index, number in enumerate(numbers))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.weights.formats.hand import dequantised, group
+from tests.weights.formats.by_hand import dequantised, group
 
 
 def words(numbers: list[list[int]], bits: int, dense: bool = True) -> Tensor:

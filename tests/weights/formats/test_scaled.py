@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minillm.weights import formats
-from tests.weights.formats.hand import dequantised, group, seen
+from tests.weights.formats.by_hand import dequantised, found, group
 
 E4M3, SEEDS = torch.float8_e4m3fn, st.integers(0, 2**31)
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]  # and with bit 3 their negatives
@@ -184,7 +184,7 @@ def test_plain_tensors_and_those_of_other_schemes_are_left_alone() -> None:
         "d.weight": BYTES,
         "d.weight_scale": torch.ones(4, 1, dtype=torch.int8),
     }
-    assert formats.gathered(seen(tensors), {}) == {}
+    assert found(tensors) == {}
 
 
 NAMES = {
