@@ -40,7 +40,7 @@ STORAGE = ("U8", "BF16", "F16", "F32")
 FLOATS = ("F32", "F16", "BF16")
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KEYS = {"quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset"}
-MAX_BLOCK = 2**16
+MAX_BLOCK, MAX_STATE = 2**16, 2**16
 
 
 def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
@@ -83,6 +83,8 @@ def _of_four_bits(infos: Infos, name: str, kind: str) -> Packed:
 
 def _state(infos: Infos, name: str, kind: str) -> dict[str, Any]:
     """What the JSON in a tensor says. Raises ValueError for what is none, or says what cannot be."""
+    if math.prod(infos[name].shape) > MAX_STATE:
+        raise ValueError(f"{name} is {list(infos[name].shape)}, expected a short JSON text; download it again")
     values = look(infos[name])
     if values is None or values.dtype != torch.uint8:
         raise ValueError(f"{name} is {infos[name].dtype}, {TITLE} makes it U8: the bytes of a JSON text")

@@ -99,6 +99,7 @@ def test_a_state_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     [
         (STATE, torch.tensor([255, 0], dtype=torch.uint8), "is no text"),
         (STATE, torch.tensor([91, 93], dtype=torch.uint8), "expected a JSON object, found list"),
+        (STATE, torch.zeros(2**16 + 1, dtype=torch.uint8), r"expected a short JSON text"),
         (STATE, torch.tensor([1.0]), f"{STATE} is F32, bitsandbytes makes it U8"),
         (f"{MATRIX}.quant_map", None, "model.m.weight.quant_map is missing"),
         (f"{MATRIX}.absmax", None, "model.m.weight.absmax is missing"),
