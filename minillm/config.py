@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minillm.guard.files import is_there
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import shown
 
@@ -48,19 +49,25 @@ HARMLESS = {
     ),
     **dict.fromkeys("architectures keys_to_ignore_at_inference".split(), LIST),
     **dict.fromkeys(
-        "quantization_config id2label label2id task_specific_params transformers.js_config".split(), OBJECT
+        "quantization_config quantization id2label label2id task_specific_params transformers.js_config".split(), OBJECT
     ),
     **dict.fromkeys("bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id".split(), IDS),
 }
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder. Raises ValueError where there is no such folder or file."""
+    """The config.json of a folder; its `quantization_config` has all that is said of that, wherever it says it. Raises
+    ValueError where there is no such folder or file."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json in this folder; expected a checkpoint in Hugging Face layout")
-    return read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
+    found, stated = section(folder, values), values.get(SECTIONS[0])
+    given = {key: value for key, value in stated.items() if value is not None} if isinstance(stated, dict) else {}
+    if not found or found == given:
+        return values
+    return {**{key: value for key, value in values.items() if key not in SECTIONS}, SECTIONS[0]: found}
 
 
 class Config:
@@ -185,19 +192,51 @@ def quantization(values: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(section, dict):
         return str(section)
-    method = str(section.get("quant_method", "an unknown scheme"))
+    named = section.get("quant_method") or section.get("quant_algo")
+    method = named or ("mlx" if _is_mlx(section) else "an unknown scheme")
     if section.get("load_in_4bit"):
         return f"{method} {section.get('bnb_4bit_quant_type', '4-bit')}"
-    return f"{method} int8" if section.get("load_in_8bit") else method
+    return f"{method} int8" if section.get("load_in_8bit") else str(method)
+
+
+def _is_mlx(section: Mapping[str, Any]) -> bool:
+    """MLX names no method; nobody else leaves it out and says these two."""
+    return "quant_method" not in section and {"bits", "group_size"} <= set(section)
+
+
+# Where else tools say how they have quantised: keys of config.json (compressed-tensors before 2024, MLX), and files.
+SECTIONS = ("quantization_config", "compression_config", "quantization")
+SIDECARS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+
+
+def section(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a checkpoint says of its quantisation, in one; what config.json says comes before files beside it."""
+    inner = values.get("text_config")
+    places = [values, inner if isinstance(inner, dict) else {}]
+    found = [place[key] for place in places for key in SECTIONS if isinstance(place.get(key), dict)]
+    for name in SIDECARS:
+        if is_there(folder / name):
+            beside = read_json(folder / name)
+            found += [each for each in (beside, beside.get("quantization")) if isinstance(each, dict)]
+    return {key: value for each in reversed(found) for key, value in each.items() if value is not None}
+
+
+# The schemes whose tensors can be read: which of them a tensor is in, and how, it tells itself (`weights/formats/`).
+READABLE = (
+    "minillm", "mxfp4", "fp8", "gptq", "awq", "auto-round", "intel/auto-round", "bitsandbytes", "mlx", "torchao",
+    "compressed-tensors", "modelopt", "fbgemm_fp8", "mxfp8",
+)  # fmt: skip
 
 
 def is_readable(values: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's quantisation is one of `weights/schemes.py`, MXFP4 or FP8 as e4m3 with a factor per
-    128 x 128 block, or of this project's own (`weights/ints.py`)."""
+    """Whether the scheme that a checkpoint names can be read; of FP8 that is e4m3, and of its blocks 128 x 128."""
     section = values.get("quantization_config")
-    if not isinstance(section, dict) or section.get("quant_method") != "fp8":
-        return quantization(values) in ("mxfp4", "minillm")
-    return section.get("weight_block_size") == [128, 128] and section.get("fmt", "e4m3") == "e4m3"
+    method = section
+    if isinstance(section, dict):
+        method = section.get("quant_method") or ("mlx" if _is_mlx(section) else None)
+    if method == "fp8" and isinstance(section, dict):
+        return section.get("weight_block_size") in (None, [128, 128]) and section.get("fmt", "e4m3") == "e4m3"
+    return method in READABLE or (isinstance(section, dict) and not method)  # then tensors tell
 
 
 def positive_integer(key: str, value: Any, limit: int) -> int:

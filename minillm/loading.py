@@ -17,6 +17,7 @@ from minillm.model.held import Fp8, Scheme
 from minillm.text import chat
 from minillm.weights import foreign
 from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.formats import refused
 from minillm.weights.load import check, fully_fp8
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import Plan, plan
@@ -88,7 +89,7 @@ def opened(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], Checkp
     """The files of a checkpoint, and its config with the head that they have: its own, whatever `tie_word_embeddings`
     says, where one is stored that is not the embedding."""
     spec, _, _ = families.resolve(values)
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, config.section(folder, values))
     if spec.tied and (head := families.own_head(values, checkpoint)):
         note(f"{head} is not the embedding, though tie_word_embeddings is true: the model has this head")
         values = families.untied(values)
@@ -105,14 +106,15 @@ def fits(planned: Plan, checkpoint: Checkpoint, values: dict[str, Any]) -> list[
             "true in config.json if its head is the embedding"
         )
     check(planned, checkpoint)
-    return _quantised_as_said(values, planned)
+    return _quantised_as_said(values, planned, checkpoint)
 
 
-def _quantised_as_said(values: dict[str, Any], planned: Plan) -> list[str]:
+def _quantised_as_said(values: dict[str, Any], planned: Plan, checkpoint: Checkpoint) -> list[str]:
     """What users are told where quantization_config says other things than the tensors, or some that are not followed.
     Raises ValueError where the two contradict each other."""
     section, method = values.get("quantization_config") or {}, config.quantization(values)
-    found = {scheme_of(scale).TITLE for scale in planned.scales.values()}
+    gathered = {each.format for each in checkpoint.info.values() if each.format}
+    found = {scheme_of(scale).TITLE for scale in planned.scales.values()} | gathered
     said = {"fp8": "FP8", "mxfp4": "MXFP4"}.get(str(method))
     if said and found - {said}:
         raise ValueError(
@@ -122,13 +124,15 @@ def _quantised_as_said(values: dict[str, Any], planned: Plan) -> list[str]:
     notes = []
     if found and method is None:
         notes.append(f"config.json has no quantization_config: tensors with factors are read as {', '.join(found)}")
-    if said and not found:
+    if method not in (None, held.METHOD) and not found:
         notes.append(f"quantization_config says {method}, but no tensor is: the weights are read as they are stored")
     unread = sorted(set(section) - QUANTISED[method]) if method in QUANTISED else []
-    if section.get("activation_scheme", "dynamic") != "dynamic":
+    if section.get("activation_scheme", "dynamic") != "dynamic" and not gathered:  # else their factors are spoken of
         unread.append(f"activation_scheme {section['activation_scheme']!r}")
     if method in QUANTISED and unread:
         notes.append(f"config.json keys of quantization_config not understood and ignored: {', '.join(unread)}")
+    if idle := len(checkpoint.idle):
+        notes.append(f"{idle} tensors left out: they quantise activations, which stay as they are")
     return notes
 
 
@@ -183,7 +187,7 @@ def integers(folder: Path, values: dict[str, Any]) -> Scheme | None:
     if scheme == "fp8" and section:
         found = ", ".join(f"{key} {section.get(key)}" for key in ("weight_block_size", "fmt"))
         scheme = f"fp8 of {found} (supported: [128, 128] and e4m3)"
-    raise ValueError(f"{folder}: quantised with {scheme}, which is not supported yet; use the unquantised checkpoint")
+    raise ValueError(f"{folder}: {refused.remedy(scheme)}")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -15,16 +15,33 @@ from tests.helpers.tiny import refused
 @pytest.mark.parametrize(
     ("section", "scheme"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "awq"}, "awq"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
+        ({"quant_method": "exl2", "bits": 4.0}, "exl2 (EXL2 of ExLlamaV2)"),
+        ({"quant_method": "hqq"}, "hqq"),
+        ({"quant_method": "quark"}, "use a GPTQ, AWQ"),
         ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "fp8"),
-        ({"bits": 4}, "an unknown scheme"),
     ],
 )
 def test_a_quantised_checkpoint_is_named(folder: Path, section: dict, scheme: str) -> None:
     tiny.edit_config(folder, quantization_config=section)
     refused(folder, scheme, "not supported yet")
+
+
+@pytest.mark.parametrize(
+    ("section", "scheme"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq"}, "awq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
+        ({"bits": 4, "group_size": 64}, "mlx"),
+    ],
+)
+def test_plain_weights_are_read_whatever_the_config_says(
+    folder: Path, section: dict, scheme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after merging an adapter, where the config of the quantised base stays."""
+    tiny.edit_config(folder, quantization_config=section)
+    minillm.load(folder)
+    assert f"quantization_config says {scheme}, but no tensor is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minillm.guard.files import is_there, read_bytes, utf8
 from minillm.guard.jsonfile import MAX_BYTES, parsed
-from minillm.weights import tensorfile, torchfile
+from minillm.weights import formats, tensorfile, torchfile
+from minillm.weights.formats.packed import METADATA, Made, Section, Seen
 from minillm.weights.source import InFile, Source
 from minillm.weights.torchfile import InStorage
 
@@ -41,9 +43,10 @@ class TensorInfo:
     file: str
     shape: tuple[int, ...]
     dtype: str
+    format: str | None = None  # of a matrix that several tensors hold (`formats/`)
 
 
-Stored = InFile | InStorage
+Stored = InFile | InStorage | Made
 
 
 def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
@@ -82,13 +85,15 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 class Checkpoint:
-    """The tensors of a folder: `info` has what the headers say, `read` goes through the data file by file.
+    """The tensors of a folder: `info` has what the headers say, `read` goes through the data file by file. Matrices in
+    one of the `formats/` are tensors of their plain names; `section` is what config.json says of them, and `idle` are
+    the tensors beside them that change nothing here; `files_hold` has the tensors one by one.
 
     Raises ValueError when there are no weights, a file is missing or damaged, or a file lacks what the index promises;
     reading raises it for a file that has changed since.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, section: Section | None = None):
         found = find(folder)
         if found is None:
             raise ValueError(
@@ -103,6 +108,7 @@ class Checkpoint:
         self.info: dict[str, TensorInfo] = {}
         self.stored: dict[str, Stored] = {}
         self.nbytes = 0
+        metadata: dict[str, str] = {}
         for file in self.files:
             source = Source(folder / file, keep=len(self.files) <= MAX_OPEN)
             self.nbytes += source.size
@@ -110,16 +116,40 @@ class Checkpoint:
                 if name in self.info:
                     raise ValueError(f"{folder}: tensor {name!r} is in both {self.info[name].file} and {file}")
                 self.info[name], self.stored[name] = TensorInfo(file, stored.shape, stored.word), stored
+            metadata |= source.metadata
         absent = [name for name, file in (located or {}).items() if self.info.get(name, _NOWHERE).file != file]
         if absent:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
+        self.files_hold = self.info  # before matrices are gathered
+        self.idle = self._gather({**(section or {}), METADATA: metadata})
+
+    def _gather(self, section: Section) -> list[str]:
+        """Put matrices where the first of their parts stands; returns the names of those that are of no use."""
+        seen = {name: Seen(each.shape, each.dtype, self.stored[name]) for name, each in self.info.items()}
+        packed = formats.gathered(seen, section)
+        own = [tensor for each in packed.values() for tensor in each.idle]
+        idle = list(dict.fromkeys(own + formats.idle(self.stored, packed)))
+        owners = {tensor: name for name, each in packed.items() for tensor in each.parts.values()}
+        info, stored, left = self.info, self.stored, set(idle)
+        self.info, self.stored = {}, {}
+        for tensor in info:
+            name = owners.get(tensor, tensor)
+            if name in self.info or tensor in left:
+                continue
+            if (made := packed.get(name)) is None or tensor not in owners:
+                self.info[tensor], self.stored[tensor] = info[tensor], stored[tensor]
+                continue
+            parts: dict[str, Any] = {part: stored[each] for part, each in made.parts.items()}
+            self.info[name] = TensorInfo(info[tensor].file, made.shape, Made.word, made.title)
+            self.stored[name] = Made(made, parts)
+        return idle
 
     @property
     def dtype(self) -> torch.dtype | None:
         """The type that most of the values are stored in, quantised ones aside; None if there are no others."""
         values = collections.Counter[str]()
         for info in self.info.values():
-            if info.dtype in DTYPES:
+            if info.dtype in DTYPES and info.format is None:
                 values[info.dtype] += math.prod(info.shape)
         return DTYPES[values.most_common(1)[0][0]] if values else None
 

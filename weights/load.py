@@ -37,7 +37,7 @@ def check(planned: Plan, checkpoint: Checkpoint) -> None:
     named = {**missing, **faults(planned, checkpoint.info)}
     found = [f"{len(names)} {fault}: {brief(names)}" for fault, names in named.items() if names]
     if found:
-        adapter = any(".lora_" in name for name in planned.unclaimed)
+        adapter = any(".lora_" in name or ".base_layer." in name for name in planned.unclaimed)
         remedy = "merge the adapter first (peft: merge_and_unload)" if adapter else "download both again from one place"
         raise ValueError(f"{checkpoint.folder}: the weights do not fit config.json; {'; '.join(found)}; {remedy}")
 

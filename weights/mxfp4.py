@@ -55,12 +55,17 @@ def sound(scales: Tensor) -> bool:
     return bool((scales <= MAX_SCALE).all())
 
 
+def values(stored: Tensor) -> Tensor:
+    """uint8 `[..., N / 2]` -> what its halves stand for, fp32 `[..., N]`."""
+    pairs = PAIRS.to(stored.device).index_select(0, stored.flatten().int())
+    return pairs.view(torch.float32).view(*stored.shape[:-1], -1)
+
+
 def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 `[..., G, 16]` and uint8 `[..., G]` -> `[..., 32 G]` as `dtype`."""
     result = torch.empty(*blocks.shape[:-1], BLOCK, dtype=dtype, device=blocks.device)
-    pairs, parts = PAIRS.to(blocks.device), (blocks.flatten(0, -2), scales.flatten(), result.flatten(0, -2))
+    parts = blocks.flatten(0, -2), scales.flatten(), result.flatten(0, -2)
     for stored, scale, into in zip(*(part.split(BLOCKS_AT_ONCE) for part in parts), strict=True):
         factors = scale.view(torch.float8_e8m0fnu).float()
-        values = pairs.index_select(0, stored.flatten().int()).view(torch.float32).view(-1, BLOCK)
-        into.copy_(values.mul_(factors[:, None]))
+        into.copy_(values(stored).mul_(factors[:, None]))
     return result.flatten(-2)

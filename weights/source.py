@@ -48,6 +48,7 @@ class Source:
 
     def __init__(self, path: Path, keep: bool = True):
         self.path, self._kept = path, None
+        self.metadata: dict[str, str] = {}  # what its header says beside the tensors
         descriptor = self._open()
         try:
             found = os.fstat(descriptor)

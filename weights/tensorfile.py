@@ -45,7 +45,8 @@ def read_header(source: Source) -> dict[str, InFile]:
     if size < 8 or not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
         raise damaged(path, f"a header of {length} bytes in a file of {size}, the limit being {MAX_HEADER_BYTES}")
     try:
-        found = {name: _entry(source, each, 8 + length) for name, each in _entries(source.read(8, length)).items()}
+        entries, source.metadata = _entries(source.read(8, length))
+        found = {name: _entry(source, each, 8 + length) for name, each in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"header: {type(error).__name__} {str(error)[:80]}") from None
     found = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)))
@@ -59,16 +60,15 @@ def read_header(source: Source) -> dict[str, InFile]:
     return found
 
 
-def _entries(data: bytes) -> dict[str, Any]:
-    """The header without its metadata, which may only be texts."""
+def _entries(data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """The header without its metadata, and these, which may only be texts."""
     if not data.startswith(b"{"):
         raise ValueError("it begins with no {")
     header = parsed(utf8(data, "it"), "it")
-    if "__metadata__" in header:
-        metadata = header.pop("__metadata__")
-        if metadata is not None and not all(isinstance(each, str) for each in metadata.values()):
-            raise ValueError("metadata that is no map of texts")
-    return dict(header)
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not all(isinstance(each, str) for each in metadata.values()):
+        raise ValueError("metadata that is no map of texts")
+    return dict(header), metadata or {}
 
 
 def _entry(source: Source, given: Any, base: int) -> InFile:

@@ -14,6 +14,7 @@ from minillm.weights import fp8, mxfp4
 Shape = tuple[int, ...]
 Entries = dict[str, tuple[str, Shape]]  # type in the words of safetensors, and shape
 Section = Mapping[str, Any]
+GROUP = ("weights", "input_activations")  # what compressed-tensors says of a group of matrices
 
 
 def _fp8(name: str, shape: Shape, section: Section) -> Entries:
@@ -66,6 +67,79 @@ def _awq(name: str, shape: Shape, section: Section) -> Entries:
     }
 
 
+def _compressed(name: str, shape: Shape, section: Section) -> Entries:
+    """compressed-tensors, where all matrices are in one group; plain factors are in the model's own type."""
+    (rows, columns), stem, groups = _matrix(name, shape), name.removesuffix("weight"), section.get("config_groups")
+    if not isinstance(groups, Mapping) or len(groups) != 1:
+        raise ValueError("which of its matrices are in which group is not known")
+    (group,) = groups.values()
+    weights, inputs = (group.get(key) or {} if isinstance(group, Mapping) else {} for key in GROUP)
+    if not isinstance(weights, Mapping) or not isinstance(inputs, Mapping):
+        raise ValueError("what its group of matrices says is not known")
+    made, bits = group.get("format") or section.get("format"), weights.get("num_bits")
+    factors, dtype = _factors(rows, columns, weights), str(section.get("dtype", "BF16"))
+    plain: Entries = {f"{stem}weight_scale": (dtype, factors)}
+    static = bool(inputs) and inputs.get("dynamic") is False
+    activations: Entries = {f"{stem}input_scale": (dtype, (1,))} if static else {}
+    if made == "pack-quantized" and type(bits) is int and 2 <= bits <= 8:
+        words: Entries = {
+            f"{stem}weight_packed": ("I32", (rows, -(-columns * bits // 32))),
+            f"{stem}weight_shape": ("I64", (2,)),
+        }
+        zeros = {f"{stem}weight_zero_point": ("I32", (-(-rows * bits // 32), factors[-1]))}
+        order = {f"{stem}weight_g_idx": ("I32", (columns,))}
+        free = weights.get("symmetric") is not False
+        return words | plain | ({} if free else zeros) | (order if weights.get("actorder") == "group" else {})
+    if made == "int-quantized":
+        zero = {f"{stem}input_zero_point": ("I8", (1,))} if static and inputs.get("symmetric") is False else {}
+        return {name: ("I8", shape)} | plain | activations | zero
+    if made == "float-quantized":
+        return {name: (fp8.NAME, shape)} | plain | activations
+    if made == "nvfp4-pack-quantized":
+        sides = ("weight", "input") if inputs else ("weight",)
+        return {
+            f"{stem}weight_packed": ("U8", (rows, columns // 2)),
+            f"{stem}weight_scale": (fp8.NAME, (rows, columns // 16)),
+            **{f"{stem}{side}_global_scale": ("F32", (1,)) for side in sides},
+        }
+    if made == "mxfp4-pack-quantized":
+        return {f"{stem}weight_packed": ("U8", (rows, columns // 2)), f"{stem}weight_scale": ("U8", factors)}
+    if made == "mxfp8-quantized":
+        return {name: (fp8.NAME, shape), f"{stem}weight_scale": ("U8", factors)}
+    raise ValueError(f"how compressed-tensors lays {str(made)[:40]} out is not known")
+
+
+def _factors(rows: int, columns: int, weights: Section) -> Shape:
+    """How many factors a matrix has."""
+    strategy, size, block = (weights.get(key) for key in ("strategy", "group_size", "block_structure"))
+    if strategy in ("tensor", "channel"):
+        return (1,) if strategy == "tensor" else (rows, 1)
+    if strategy in ("group", "tensor_group") and type(size) is int and (size > 0 or size == -1):
+        return rows, 1 if size == -1 else -(-columns // size)
+    if strategy == "block" and block == [fp8.BLOCK, fp8.BLOCK]:
+        return fp8.scale_shape((rows, columns))
+    raise ValueError(f"factors by {str(strategy)[:20]} of {str(size)[:20]} are not known")
+
+
+def _modelopt(name: str, shape: Shape, section: Section) -> Entries:
+    """NVIDIA ModelOpt: all factors but those of groups are one fp32 number."""
+    (rows, columns), stem, made = _matrix(name, shape), name.removesuffix("weight"), section.get("quant_algo")
+    if made not in ("FP8", "NVFP4") or section.get("kv_cache_quant_algo"):
+        raise ValueError(f"how ModelOpt lays {str(made)[:40]} out is not known")
+    if made == "FP8":
+        return {name: (fp8.NAME, shape)} | {f"{stem}{each}_scale": ("F32", ()) for each in ("weight", "input")}
+    return {name: ("U8", (rows, columns // 2)), f"{stem}weight_scale": (fp8.NAME, (rows, columns // 16))} | {
+        f"{stem}{each}": ("F32", ()) for each in ("weight_scale_2", "input_scale")
+    }
+
+
+def _fbgemm(name: str, shape: Shape, section: Section) -> Entries:
+    """A factor for each row, and a bound for those of activations."""
+    (rows, _), stem = _matrix(name, shape), name.removesuffix("weight")
+    factors: Entries = {f"{stem}weight_scale": ("F32", (rows, 1)), f"{stem}input_scale_ub": ("F32", ())}
+    return {name: (fp8.NAME, shape)} | factors
+
+
 def _matrix(name: str, shape: Shape) -> tuple[int, int]:
     if len(shape) != 2:
         raise ValueError(f"how {name} of shape {list(shape)} is laid out is not known")
@@ -86,4 +160,7 @@ METHODS: dict[str, Callable[[str, Shape, Section], Entries]] = {
     "bitsandbytes int8": _int8,
     "gptq": _gptq,
     "awq": _awq,
+    "compressed-tensors": _compressed,
+    "fbgemm_fp8": _fbgemm,
+    **dict.fromkeys(("modelopt", "FP8", "NVFP4"), _modelopt),  # where it does not name itself, it names what it made
 }

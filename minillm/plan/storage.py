@@ -35,7 +35,8 @@ STEMS = ("model.safetensors", "pytorch_model.bin")
 FREQUENCIES = "rotary_emb.inv_freq"
 TIED, ROTARY, PREDICTION = "copy of the tied head", "rotary frequencies", "multi-token prediction"
 MAX_PATTERNS = 1000  # each is tried on each tensor
-SPARED = ("modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules")  # what a config calls the list of them
+# What a config calls the list of plain modules.
+SPARED = ("modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules", "ignore", "exclude_modules")
 
 
 class Sizes(NamedTuple):
@@ -108,7 +109,7 @@ def lay_out(
             parts = formats[to.parameter].parts(to.shape).items()
             found[name] = {f"{name}{ending}": (NAMES[kind], shape) for ending, (shape, kind) in parts}
         elif section and to.parameter in chosen and not spared(name):
-            found[name] = METHODS[method](name, to.stored_shape, section)
+            found[name] = METHODS[method](name, to.stored_shape, {**section, "dtype": dtype})
         else:
             # The correction of a router's scores is published in fp32 whatever the rest is in.
             found[name] = {name: ("F32" if to.parameter.endswith("router.bias") else dtype, to.stored_shape)}
@@ -207,6 +208,17 @@ def _matrices(model: Decoder) -> set[str]:
     }
 
 
+def _pattern(listed: str) -> str:
+    """An entry of such a list; a simple regular expression ("re:.*gate$") as a pattern."""
+    if not listed.startswith("re:"):
+        return listed
+    found = listed.removeprefix("re:").removeprefix("^").replace("\\.", "\0").replace(".*", "*").replace(".", "?")
+    found = found.removesuffix("$") if found.endswith("$") else f"{found}*"
+    if set(found) & set("\\[](){}|+^$"):
+        raise ValueError(f"which of its tensors are plain is not known: {listed[:60]!r} says so")
+    return found.replace("\0", ".")
+
+
 def lists_modules(section: Section) -> bool:
     """Whether a config names modules one by one."""
     return any(section.get(key) for key in SPARED)
@@ -215,7 +227,7 @@ def lists_modules(section: Section) -> bool:
 def _spared(section: Section) -> Callable[[str], bool]:
     """Whether a config's list leaves a tensor plain: it names its module, one around it, or the end, or a pattern."""
     lists = [section.get(key) for key in SPARED]
-    listed = {str(each) for some in lists if isinstance(some, list) for each in some}
+    listed = {_pattern(str(each)) for some in lists if isinstance(some, list) for each in some}
     patterns = [each for each in listed if "*" in each]
     if len(patterns) > MAX_PATTERNS:
         raise ValueError(f"which of its tensors are plain is not known: {len(patterns)} patterns say so")

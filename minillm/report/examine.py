@@ -16,6 +16,7 @@ from minillm.model import held
 from minillm.model.costs import active_values, cached_values
 from minillm.model.held import Scheme
 from minillm.model.outline import outline
+from minillm.weights import formats
 from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
 from minillm.weights.load import MISSHAPEN, faults, misshapen
 from minillm.weights.rules import Plan, Rules, plan
@@ -29,7 +30,7 @@ class Examined(NamedTuple):
     planned: Plan | None  # None where there are neither weights nor an index
     values: dict[str, Any]  # of config.json
     rules: Rules
-    names: list[str] | None  # of the folder's tensors
+    names: list[str] | None  # of the folder's tensors, as they are stored
     headers: dict[str, TensorInfo] | None  # what the files say of them, where they are there
 
 
@@ -44,7 +45,7 @@ def examine(path: Path) -> Examined:
     """`explain` with the spec and the plan."""
     values = config.read(path) if path.is_dir() or not path.exists() else read_json(path)
     spec, rules, read = families.resolve(values)
-    (names, headers), planned = _tensors(path), None
+    (names, checkpoint), planned = _tensors(path), None
     sketch = outline(spec, torch.bfloat16, whole=names is not None)
     model = sketch.model
     report: dict[str, Any] = {
@@ -66,29 +67,30 @@ def examine(path: Path) -> Examined:
     if names is not None:
         if written := Scheme.read(values):
             held.hold(model, written.formats(model))
-        planned = plan(names, rules, model.destinations())
+        gathered = names if written else formats.plain(names)
+        planned = plan(checkpoint.info if checkpoint else gathered, rules, model.destinations())
         report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
         report["unfilled_parameters"] = planned.unfilled
         report["dropped_tensors"] = planned.dropped
         report["head_to_compare"] = next(iter(families.spare_heads(planned.dropped, rules)), None)
-        if headers is not None:
-            report["misshapen_tensors"] = misshapen(planned, headers)
-            found = faults(planned, headers)
+        if checkpoint is not None:
+            report["misshapen_tensors"] = misshapen(planned, checkpoint.info)
+            found = faults(planned, checkpoint.info)
             report["other_faults"] = [each for key, names in found.items() if key != MISSHAPEN for each in names]
     report["spec"] = describe(spec)
-    return Examined(report, spec, planned, values, rules, names, headers)
+    return Examined(report, spec, planned, values, rules, names, checkpoint.files_hold if checkpoint else None)
 
 
-def _tensors(folder: Path) -> tuple[list[str] | None, dict[str, TensorInfo] | None]:
-    """The names of a folder's tensors, and what their headers say where the files are there."""
+def _tensors(folder: Path) -> tuple[list[str] | None, Checkpoint | None]:
+    """The names of a folder's tensors as they are stored, and the files where they are there."""
     found = find(folder)
     if found is None:
         return None, None
     files, located = found
     if located is not None and not all((folder / file).is_file() for file in files):
         return list(located), None
-    headers = Checkpoint(folder).info
-    return list(headers), headers
+    checkpoint = Checkpoint(folder, config.section(folder, config.read(folder)))
+    return list(checkpoint.files_hold), checkpoint
 
 
 def describe(spec: Any) -> Any:
