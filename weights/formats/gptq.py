@@ -93,7 +93,8 @@ def dequantise(parts: Mapping[str, Tensor], bits: int, section: Section, name: s
         raise ValueError(f"{name}: g_idx names groups {named}, there are {len(scales)}; download it again")
     q_OI = unpacked(qweight.t().contiguous(), bits, inputs)
     z_OG = zeros(parts["qzeros"], bits, outputs, section).t()
-    return by_group(scales.t(), group_I) * (q_OI - z_OG.index_select(1, group_I))
+    q_OI -= z_OG.index_select(1, group_I)
+    return by_group(scales.t(), group_I).mul_(q_OI)
 
 
 def zeros(qzeros: Tensor, bits: int, outputs: int, section: Section) -> Tensor:

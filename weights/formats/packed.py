@@ -12,6 +12,7 @@ from torch import Tensor
 
 Section = Mapping[str, Any]  # what config.json says of the quantisation, and as METADATA what headers of files say
 METADATA = "__metadata__"
+UNPACKED_VALUES = 2**20
 PLAIN = "weight"  # what the name of a plain matrix ends in
 FLOATS = ("F32", "F16", "BF16")  # the types of plain factors
 
@@ -169,6 +170,14 @@ def check_said(section: Section, name: str, bits: int, count: int, inputs: int) 
 def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     """The `count` numbers of `bits` bits each that rows of words `[N, W]` hold, int32 `[N, count]`: one stream of bits
     along a row, the lowest of a word first, across words where `bits` does not divide their size."""
+    made = torch.empty(len(words), count, dtype=torch.int32)
+    rows = max(UNPACKED_VALUES // max(count, 1), 1)  # at a time, as they are wider meanwhile
+    for start in range(0, len(words), rows):
+        made[start : start + rows] = _unpacked(words[start : start + rows], bits, count)
+    return made
+
+
+def _unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     size = 8 * words.element_size()
     words = words.view(torch.int32 if size == 32 else torch.uint8).to(torch.int64) & (2**size - 1)
     first = torch.arange(count) * bits
@@ -176,7 +185,7 @@ def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     low = words[:, at] >> shift
     across = (shift + bits > size).nonzero().flatten()
     low[:, across] |= words[:, (at[across] + 1).clamp(max=words.shape[1] - 1)] << (size - shift[across])
-    return (low & (2**bits - 1)).to(torch.int32)
+    return low & (2**bits - 1)
 
 
 def by_group(values: Tensor, group_I: Tensor) -> Tensor:
