@@ -23,6 +23,7 @@ from minillm.llm import LLM
 from minillm.loading import load
 from minillm.ops.cpu import beside
 from minillm.report import cost as report
+from minillm.text import chat
 
 DEMO_PROMPT = "Once upon a time"
 ENDLESS = 2**20  # new tokens that nobody waits for unless asked to
@@ -75,6 +76,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 
     On a terminal a turn that fails (too long for the context, refused by the template) is reported and forgotten.
     """
+    chat.expect()
     llm, ways = _load(arguments)
     if arguments.chat_template is not None:
         llm.use_chat_template(files.read_text(files.text_file("--chat-template", arguments.chat_template)))

@@ -14,7 +14,6 @@ from minillm.llm import LLM
 from minillm.model import held
 from minillm.model.decoder import skeleton
 from minillm.model.held import Fp8, Scheme
-from minillm.text import chat
 from minillm.weights import foreign
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
@@ -55,7 +54,6 @@ def load(
     `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
     folder = hub.resolve(path, revision=revision)
-    chat.expect(folder)
     values = config.read(folder)
     written = integers(folder, values)
     scheme = asked_scheme(quantize, group_size, symmetric)

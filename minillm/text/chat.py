@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.guard.child import Child
-from minillm.guard.files import is_there, read_bytes, read_text
+from minillm.guard.files import is_there, read_text
 from minillm.guard.jsonfile import read_json
 from minillm.text import messages as forms
 from minillm.text.messages import Message as Message
@@ -23,7 +23,6 @@ from minillm.text.messages import Message as Message
 MAX_SOURCE_CHARS = 1_000_000
 MAX_OUTPUT_CHARS = 8_000_000
 MAX_SECONDS = 10.0  # of a whole `render`, however often the template runs in it
-KEY = b'"chat_template"'
 
 _templates = Child("minillm.text.rendering")
 
@@ -101,13 +100,11 @@ class ChatTemplate:
             raise ValueError(f"the chat template refuses these messages: {error}") from None
 
 
-def expect(folder: Path) -> None:
-    """Let the process for templates begin to start where a folder has one, as it takes a tenth of a second; what does
-    not go well shows when it is asked."""
+def expect() -> None:
+    """Let the process for templates begin to start, which takes a tenth of a second, as there will be messages; what
+    does not go well shows when it is asked."""
     with contextlib.suppress(OSError, ValueError):
-        names = ("chat_template.jinja", "chat_template.json")
-        if any(map(is_there, map(folder.joinpath, names))) or KEY in read_bytes(folder / "tokenizer_config.json"):
-            _templates.start()
+        _templates.start()
 
 
 def find(folder: Path, tokenizer_config: Mapping[str, Any], tools: bool = False) -> str | None:

@@ -50,18 +50,18 @@ def test_templates_warn_of_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == ""
 
 
-def test_the_process_for_templates_starts_while_weights_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And no load waits for it, or fails for the lack of it."""
+def test_the_process_for_templates_starts_while_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there will be a chat; and nobody waits for it, or fails for the lack of it."""
     made = child.Child("minillm.text.rendering")
     monkeypatch.setattr(chat, "_templates", made)
-    chat.expect(tmp_path)
-    assert made._process is None
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    minillm.load()
+    chat.expect()
     assert made._process is None
     monkeypatch.undo()
     monkeypatch.setattr(chat, "_templates", made)
     llm = minillm.load()
+    assert made._process is None
+    chat.expect()
     process = made._process
     assert process is not None
     assert not made._prepared
