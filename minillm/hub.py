@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from minillm.config import SIDECARS
 from minillm.guard.files import is_there
 from minillm.weights import foreign
 from minillm.weights.checkpoint import brief, find, read_index
@@ -128,11 +129,12 @@ def _download(repo: str, tensors: bool, card: bool, revision: str | None, lacks:
         get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision))
         config = Path(hf_hub_download(repo, "config.json", revision=revision))
         if not tensors:
-            fetch("model.safetensors.index.json")
+            for file in ("model.safetensors.index.json", *SIDECARS):
+                fetch(file)
             if card:
                 fetch("README.md")
             return config.parent
-        for file in SMALL_FILES:
+        for file in (*SMALL_FILES, *SIDECARS):
             fetch(file)
         weights = next((path for kind in WEIGHTS if (path := fetch(kind))), None)
         shards = sorted(set(read_index(weights).values())) if weights and weights.suffix == ".json" else []
