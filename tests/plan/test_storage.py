@@ -17,7 +17,9 @@ from minillm.model.decoder import skeleton
 from minillm.model.held import Scheme
 from minillm.plan import storage
 from minillm.plan.budget import Question, budget
+from minillm.plan.devices import device
 from minillm.plan.layouts import METHODS
+from minillm.plan.report import lines
 from minillm.plan.storage import lay_out, names, section_of
 from minillm.quantize import quantize
 from minillm.report.examine import examine
@@ -201,6 +203,14 @@ def test_unknown_schemes(section: object, tmp_path: Path) -> None:
     assert "known" in report["checkpoint"]["notes"][0]
     assert report["format"] == "bfloat16"
     assert report["weight_bytes"] == report["formats"]["bfloat16"]["tensor_bytes"]
+
+
+def test_a_scheme_that_is_not_read(tmp_path: Path) -> None:
+    """Its size is known all the same, and for whom it is."""
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e5m2"}
+    folder = changed(shared("real-configs/meta-llama__Meta-Llama-3-8B-Instruct"), tmp_path, quantization_config=section)
+    text = " ".join(" ".join(lines(budget(folder, Question(device=device("h200"))))).split())
+    assert "for an engine that reads fp8: minillm does not" in text
 
 
 def test_packed_layouts() -> None:
