@@ -30,7 +30,7 @@ START_SECONDS = 300.0
 
 # What is right: work done, or refused in one line.
 FINE, REFUSED = "fine", "refused"
-LACKS = re.compile("not enough memory|MemoryError|bad_alloc|enforce fail at alloc|allocat")
+LACKS = re.compile("not enough memory|MemoryError|bad_alloc|enforce fail at alloc|memory allocation of")
 FAILURES = ("traceback", "fault", "signal", "hang", "memory", "lines", "output")
 
 
