@@ -87,7 +87,7 @@ def opened(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], Checkp
     """The files of a checkpoint, and its config with the head that they have: its own, whatever `tie_word_embeddings`
     says, where one is stored that is not the embedding."""
     spec, _, _ = families.resolve(values)
-    checkpoint = Checkpoint(folder, config.section(folder, values))
+    checkpoint = Checkpoint(folder, values.get("quantization_config"))
     if spec.tied and (head := families.own_head(values, checkpoint)):
         note(f"{head} is not the embedding, though tie_word_embeddings is true: the model has this head")
         values = families.untied(values)

@@ -7,6 +7,7 @@ somebody cuts short end the process.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import ctypes
 import math
@@ -159,3 +160,22 @@ class InFile:
         """Read into a contiguous tensor of this type on the CPU, which says how many values from `start` on."""
         assert into.dtype == self.dtype
         self.source.fill(into, self.start + start * into.element_size())
+
+
+class Kept(abc.ABC):
+    """A tensor that is made when it is asked for, as none lies in a file as it is wanted, and then kept."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.kept: Tensor | None = None
+
+    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Values start … stop - 1 of all in a row."""
+        with self.lock:
+            if self.kept is None:
+                self.kept = self._read()
+        return self.kept[start:stop]
+
+    @abc.abstractmethod
+    def _read(self) -> Tensor:
+        """All values in a row."""

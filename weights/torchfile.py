@@ -23,7 +23,7 @@ from minillm.guard.parsing import reading
 from minillm.weights import archive, pickled
 from minillm.weights.archive import Record
 from minillm.weights.pickled import Storage, Strided
-from minillm.weights.source import CHUNK_BYTES, NAMES, Source
+from minillm.weights.source import CHUNK_BYTES, NAMES, Kept, Source
 
 MAX_PICKLE_BYTES = 32_000_000
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -92,7 +92,7 @@ def _power(exponent: int) -> int:
     return result
 
 
-class InStorage:
+class InStorage(Kept):
     """A tensor of a `.bin` file, with the methods of `source.InFile`: read when it is asked for, and then kept, as its
     values need not lie in a row."""
 
@@ -100,19 +100,11 @@ class InStorage:
         self.stored, self.at, self.shape, self.dtype = stored, at, at.shape, at.dtype
         self.word = NAMES.get(at.dtype, str(at.dtype))
         self.nbytes = math.prod(at.shape) * at.dtype.itemsize
-        self.lock = threading.Lock()
-        self.kept: Tensor | None = None
+        super().__init__()
 
     def fresh(self) -> InStorage:
         """The same tensor, nothing of which has been read."""
         return InStorage(self.stored, self.at)
-
-    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Values start … stop - 1."""
-        with self.lock:
-            if self.kept is None:
-                self.kept = self._read()
-        return self.kept[start:stop]
 
     def fill(self, into: Tensor, start: int = 0) -> None:
         """Read into a contiguous tensor of this type on the CPU, which says how many values from `start` on."""

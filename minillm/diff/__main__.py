@@ -62,7 +62,7 @@ def sites_of_transformers(llm: LLM, theirs: Any, renamed: dict[str, str] | None 
     """The pairs of modules, by the checkpoint's tensors and the family's table of them."""
     values = config.read(llm.folder)
     _, rules, _ = families.resolve(values)
-    planned = plan(Checkpoint(llm.folder, config.section(llm.folder, values)).info, rules, llm.model.destinations())
+    planned = plan(Checkpoint(llm.folder, values.get("quantization_config")).info, rules, llm.model.destinations())
     names = [name for name, _ in theirs.named_modules()]
     found = diff_names.sites(llm.model, planned, families.renamed(values) if renamed is None else renamed, names)
     if missing := {"embedding", "layers.0", "layers.0.attention", "layers.0.ffn", "head"} - {

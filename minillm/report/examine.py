@@ -45,7 +45,7 @@ def examine(path: Path) -> Examined:
     """`explain` with the spec and the plan."""
     values = config.read(path) if path.is_dir() or not path.exists() else read_json(path)
     spec, rules, read = families.resolve(values)
-    (names, checkpoint), planned = _tensors(path), None
+    (names, checkpoint), planned = _tensors(path, values), None
     sketch = outline(spec, torch.bfloat16, whole=names is not None)
     model = sketch.model
     report: dict[str, Any] = {
@@ -81,7 +81,7 @@ def examine(path: Path) -> Examined:
     return Examined(report, spec, planned, values, rules, names, checkpoint.files_hold if checkpoint else None)
 
 
-def _tensors(folder: Path) -> tuple[list[str] | None, Checkpoint | None]:
+def _tensors(folder: Path, values: dict[str, Any]) -> tuple[list[str] | None, Checkpoint | None]:
     """The names of a folder's tensors as they are stored, and the files where they are there."""
     found = find(folder)
     if found is None:
@@ -89,7 +89,7 @@ def _tensors(folder: Path) -> tuple[list[str] | None, Checkpoint | None]:
     files, located = found
     if located is not None and not all((folder / file).is_file() for file in files):
         return list(located), None
-    checkpoint = Checkpoint(folder, config.section(folder, config.read(folder)))
+    checkpoint = Checkpoint(folder, values.get("quantization_config"))
     return list(checkpoint.files_hold), checkpoint
 
 

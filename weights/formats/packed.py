@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from minillm.weights.source import Kept
 
 Section = Mapping[str, Any]  # what config.json says of the quantisation, and as METADATA what headers of files say
 METADATA = "__metadata__"
@@ -86,7 +87,7 @@ def look(info: Info) -> Tensor | None:
     return info.stored.fresh().values().view(info.shape) if isinstance(info, Seen) else None
 
 
-class Made:
+class Made(Kept):
     """A quantised matrix with the methods of `source.InFile`: computed in fp32 when it is asked for, and then kept."""
 
     word, dtype = "F32", torch.float32
@@ -94,24 +95,16 @@ class Made:
     def __init__(self, packed: Packed, parts: Mapping[str, Stored]):
         self.packed, self.parts, self.shape = packed, parts, packed.shape
         self.nbytes = sum(part.nbytes for part in parts.values())
-        self.kept: Tensor | None = None
-        self.lock = threading.Lock()
+        super().__init__()
 
     def fresh(self) -> Made:
         """The same matrix, nothing of which has been read."""
         return Made(self.packed, {name: part.fresh() for name, part in self.parts.items()})
 
-    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Values start … stop - 1 of all in a row."""
-        with self.lock:
-            if self.kept is None:
-                self.kept = self._computed()
-        return self.kept[start:stop]
-
     def fill(self, into: Tensor, start: int = 0) -> None:
         into.copy_(self.values(start, start + into.numel()).view(into.shape))
 
-    def _computed(self) -> Tensor:
+    def _read(self) -> Tensor:
         read = {name: part.values().view(part.shape) for name, part in self.parts.items()}
         made = self.packed.dequantise(read)
         assert (made.dtype, tuple(made.shape)) == (torch.float32, self.shape), self.packed
