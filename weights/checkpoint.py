@@ -3,6 +3,8 @@
     model.safetensors  or  model.safetensors.index.json with its shards
     pytorch_model.bin  or  pytorch_model.bin.index.json with its shards
 
+or a GGUF file, or the first part of one, in the place of a folder (`gguf/`).
+
 Only these names count: a folder may hold other safetensors (adapters, another layout) that are not part of the model.
 Each file is opened once and its header is read once. Safetensors (`tensorfile.py`) are read piece by piece into the
 memory that wants them, and so are tensors of `.bin` files (`torchfile.py`) that lie there as they are wanted; others
@@ -26,6 +28,8 @@ from minillm.guard.files import is_there, read_bytes, utf8
 from minillm.guard.jsonfile import MAX_BYTES, parsed
 from minillm.weights import formats, tensorfile, torchfile
 from minillm.weights.formats.packed import Made, Section
+from minillm.weights.gguf import reader as gguf
+from minillm.weights.gguf.tensors import InBlocks, tensors
 from minillm.weights.source import InFile, Source
 from minillm.weights.torchfile import InStorage
 
@@ -43,10 +47,10 @@ class TensorInfo:
     file: str
     shape: tuple[int, ...]
     dtype: str
-    format: str | None = None  # of a matrix that several tensors hold (`formats/`)
+    format: str | None = None  # of a matrix that several tensors (`formats/`) or blocks (`gguf/`) hold
 
 
-Stored = InFile | InStorage | Made
+Stored = InFile | InStorage | InBlocks | Made
 
 
 def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
@@ -54,6 +58,8 @@ def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
 
     Returns None when the folder has no weights at all. Raises ValueError for an index that cannot be trusted.
     """
+    if folder.is_file():
+        return [path.name for path in gguf.parts(folder)], None
     path = entry(folder)
     if path is None:
         return None
@@ -94,20 +100,34 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, section: Section | None = None):
-        found = find(folder)
+        self.info: dict[str, TensorInfo] = {}
+        self.stored: dict[str, Stored] = {}
+        self.folder, self.nbytes = folder, 0
+        self.idle = self._of_blocks(section or {}) if folder.is_file() else self._of_files(section or {})
+
+    def _of_blocks(self, section: Section) -> list[str]:
+        """Read the beginning of a GGUF file; returns the names of tensors that are of no use."""
+        contents = gguf.read(self.folder)
+        self.files, self.nbytes = [path.name for path in contents.files], contents.nbytes
+        found, idle = tensors(contents, section)
+        for name, stored in found.items():
+            kind = stored.kind.name if isinstance(stored, InBlocks) and not stored.kind.plain else None
+            file = self.folder.name if isinstance(stored, Made) else stored.source.path.name
+            self.info[name], self.stored[name] = TensorInfo(file, stored.shape, stored.word, kind), stored
+        return idle
+
+    def _of_files(self, section: Section) -> list[str]:
+        """Read the headers of a folder's files; returns the names of tensors that are of no use."""
+        folder, found = self.folder, find(self.folder)
         if found is None:
             raise ValueError(
                 f"{folder}: no weights found; expected model.safetensors, pytorch_model.bin, "
                 "or an index (*.index.json) with its shards"
             )
-        self.folder = folder
         self.files, located = found
         missing = [file for file in self.files if not is_there(folder / file)]
         if missing:
             raise ValueError(f"{folder}: the index names files that are not there: {brief(missing)}; download them")
-        self.info: dict[str, TensorInfo] = {}
-        self.stored: dict[str, Stored] = {}
-        self.nbytes = 0
         for file in self.files:
             source = Source(folder / file, keep=len(self.files) <= MAX_OPEN)
             self.nbytes += source.size
@@ -118,7 +138,7 @@ class Checkpoint:
         absent = [name for name, file in (located or {}).items() if self.info.get(name, _NOWHERE).file != file]
         if absent:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
-        self.idle = self._gather(section or {})
+        return self._gather(section)
 
     def _gather(self, section: Section) -> list[str]:
         """Put matrices where the first of their parts stands; returns the names of those that are of no use."""
