@@ -11,6 +11,7 @@ of version 1 (32-bit counts, of 2023) and of big-endian machines, lists in lists
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
@@ -78,6 +79,16 @@ def read(path: Path) -> Contents:
     places = parts(path)
     if missing := [each.name for each in places if not each.is_file()]:
         raise ValueError(f"{path}: {missing[0]} and {len(missing) - 1} more of its parts are missing; download them")
+    return _read_parts(path, tuple(places), tuple(map(_identity, places)))
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2)  # a command asks for the config, the vocabulary and the tensors
+def _read_parts(path: Path, places: tuple[Path, ...], identities: tuple[tuple[int, ...], ...]) -> Contents:
     metadata, entries, nbytes = dict[str, Any](), dict[str, Entry](), 0
     for number, place in enumerate(places):
         source = Source(place)
@@ -91,7 +102,7 @@ def read(path: Path) -> Contents:
     stated = metadata.get(WORDS["tensors"])
     if stated is not None and stated != len(entries):
         raise ValueError(f"{path}: {len(entries)} tensors, {WORDS['tensors']} says {stated}; download it again")
-    return Contents(tuple(places), metadata, entries, nbytes)
+    return Contents(places, metadata, entries, nbytes)
 
 
 def _check_part(path: Path, pairs: Mapping[str, Any], number: int, count: int) -> None:

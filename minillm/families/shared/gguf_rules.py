@@ -1,0 +1,78 @@
+"""Which tensor of a GGUF file fills which parameter: the names that `gguf_names.py` writes, and what else there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minillm.config import Config
+from minillm.families.shared import gguf_names
+from minillm.families.shared.gguf_config import FACTORS, LONG, METHOD, SHORT
+from minillm.weights.rules import DROP, Rules
+
+LAYER, OURS = "blk.{i}.", "layers.{i}."
+DENSE = {tensor: target for target, tensor in gguf_names.TENSORS.items() if "experts" not in target}
+EXPERTS = {  # one by one, as `weights/gguf/tensors.py` gives them
+    f"{LAYER}ffn_gate.{{e}}.weight": f"{OURS}ffn.experts.gate_up[{{e}}.gate]",
+    f"{LAYER}ffn_up.{{e}}.weight": f"{OURS}ffn.experts.gate_up[{{e}}.up]",
+    f"{LAYER}ffn_down.{{e}}.weight": f"{OURS}ffn.experts.down[{{e}}]",
+    f"{LAYER}ffn_gate_shexp.weight": f"{OURS}ffn.shared.gate_up.weight[gate]",
+    f"{LAYER}ffn_up_shexp.weight": f"{OURS}ffn.shared.gate_up.weight[up]",
+    f"{LAYER}ffn_down_shexp.weight": f"{OURS}ffn.shared.down.weight",
+    f"{LAYER}ffn_gate_inp_shexp.weight": f"{OURS}ffn.shared_gate.weight: e -> 1 e",
+    f"{LAYER}exp_probs_b.bias": f"{OURS}ffn.router.bias",
+}
+BIASES = {
+    f"{LAYER}attn_output.bias": f"{OURS}attention.out.bias",
+    f"{LAYER}ffn_gate.bias": f"{OURS}ffn.gate_up.bias[gate]",
+    f"{LAYER}ffn_up.bias": f"{OURS}ffn.gate_up.bias[up]",
+    f"{LAYER}ffn_down.bias": f"{OURS}ffn.down.bias",
+}
+BEHIND = {  # norms behind attention and feed-forward
+    f"{LAYER}post_attention_norm.weight": f"{OURS}post_attention_norm.weight",
+    f"{LAYER}post_ffw_norm.weight": f"{OURS}post_ffn_norm.weight",
+}
+LATENT = {
+    f"{LAYER}attn_q.weight": f"{OURS}attention.q.weight",
+    f"{LAYER}attn_q_a.weight": f"{OURS}attention.q_down.weight",
+    f"{LAYER}attn_q_a_norm.weight": f"{OURS}attention.q_norm.weight",
+    f"{LAYER}attn_q_b.weight": f"{OURS}attention.q.weight",
+    f"{LAYER}attn_kv_a_mqa.weight": f"{OURS}attention.kv_down.weight",
+    f"{LAYER}attn_kv_a_norm.weight": f"{OURS}attention.kv_norm.weight",
+    f"{LAYER}attn_kv_b.weight": f"{OURS}attention.kv_up",
+}
+FUSED = {
+    f"{LAYER}attn_qkv.weight": f"{OURS}attention.qkv.weight",
+    f"{LAYER}ffn_up.weight": f"{OURS}ffn.gate_up.weight",
+}
+READ = dict.fromkeys((FACTORS, SHORT, LONG), DROP)  # as values of the config
+AHEAD = f"{DROP}: layers of multi-token prediction, which generation does without"
+
+OWN = {  # beside or in place of the names that most have
+    "gemma2": BEHIND,
+    "gemma3": BEHIND,
+    "olmo2": BEHIND,
+    "phi3": FUSED,
+    "deepseek2": LATENT,
+}
+TURNED = ("llama",)  # the architectures whose q and k lie as llama.cpp turns pairs (`gguf_names.TURNED`)
+
+
+def section(config: Config) -> dict[str, Any] | None:
+    """What the config of a GGUF file says of it; None for any other config."""
+    found = config.values.get("quantization_config")
+    return found if isinstance(found, dict) and found.get("quant_method") == METHOD else None
+
+
+def rules(config: Config, architecture: str) -> Rules:
+    """The table for a file of an architecture."""
+    made = {**DENSE, **EXPERTS, **BIASES, **OWN.get(architecture, {}), **READ}
+    layers = config.values["num_hidden_layers"]
+    ahead = config.values.get("num_nextn_predict_layers") or 0
+    made |= {f"blk.{layers + i}.*": AHEAD for i in range(ahead)}
+    if architecture in TURNED:
+        heads = config.values["num_attention_heads"]
+        counts = {"q": heads, "k": config.values.get("num_key_value_heads", heads)}
+        for part, count in counts.items():
+            for kind in ("weight", "bias"):
+                made[f"{LAYER}attn_{part}.{kind}"] += f": {gguf_names.TURNED.format(heads=count)}"
+    return made
