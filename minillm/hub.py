@@ -35,8 +35,9 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 
 def resolve(weights: str | Path | None, tensors: bool = True, card: bool = False, revision: str | None = None) -> Path:
-    """The folder or GGUF file of a checkpoint, None being the demonstration; without `tensors` its config and index are enough, and
-    with `card` a download of these brings the model card too. An id may have a revision behind it, "org/name@v1.0".
+    """The folder or GGUF file of a checkpoint, None being the demonstration; without `tensors` its config and index are
+    enough, and with `card` a download of these brings the model card too. An id may have a revision behind it,
+    "org/name@v1.0".
 
     Raises ValueError when it is neither on disk nor in the cache nor to be had, and for a folder of another kind.
     """
@@ -78,7 +79,9 @@ def _checked(folder: Path, given: str, tensors: bool) -> Path:
     """A folder or a GGUF file on disk. Raises ValueError that says what it is where it is no checkpoint."""
     if folder.is_file():
         if folder.suffix != ".gguf":
-            raise ValueError(f"{given}: a file; give the folder of a checkpoint in Hugging Face layout, or a .gguf file")
+            raise ValueError(
+                f"{given}: a file; give the folder of a checkpoint in Hugging Face layout, or a .gguf file"
+            )
         return _mounted(folder)
     if not folder.is_dir():
         raise ValueError(f"{given}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name")

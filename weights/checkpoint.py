@@ -48,6 +48,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
     format: str | None = None  # of a matrix that several tensors (`formats/`) or blocks (`gguf/`) hold
+    nbytes: int | None = None  # in the file, of such a matrix
 
 
 Stored = InFile | InStorage | InBlocks | Made
@@ -111,9 +112,10 @@ class Checkpoint:
         self.files, self.nbytes = [path.name for path in contents.files], contents.nbytes
         found, idle = tensors(contents, section)
         for name, stored in found.items():
-            kind = stored.kind.name if isinstance(stored, InBlocks) and not stored.kind.plain else None
             file = self.folder.name if isinstance(stored, Made) else stored.source.path.name
-            self.info[name], self.stored[name] = TensorInfo(file, stored.shape, stored.word, kind), stored
+            kind = None if isinstance(stored, InFile) else stored.title
+            nbytes = None if isinstance(stored, InFile) else stored.nbytes
+            self.info[name], self.stored[name] = TensorInfo(file, stored.shape, stored.word, kind, nbytes), stored
         return idle
 
     def _of_files(self, section: Section) -> list[str]:
@@ -155,8 +157,8 @@ class Checkpoint:
                 self.info[tensor], self.stored[tensor] = info[tensor], stored[tensor]
                 continue
             parts: dict[str, Any] = {part: stored[each] for part, each in made.parts.items()}
-            self.info[name] = TensorInfo(info[tensor].file, made.shape, Made.word, made.title)
             self.stored[name] = Made(made, parts)
+            self.info[name] = TensorInfo(info[tensor].file, made.shape, Made.word, made.title, self.stored[name].nbytes)
         return idle
 
     @property

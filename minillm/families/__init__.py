@@ -113,8 +113,8 @@ def untied(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rules(family: ModuleType, config: Config) -> Rules:
-    if section := gguf_rules.section(config):
-        return gguf_rules.rules(config, str(section.get("architecture")))
+    if (made := gguf_rules.rules(config)) is not None:
+        return made
     return dict(family.rules(config) if hasattr(family, "rules") else family.RULES)
 
 

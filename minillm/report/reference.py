@@ -35,6 +35,8 @@ def load(folder: Path, **options: Any) -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     values, problem = config.read(folder), "transformers cannot load this"
+    if folder.is_file():
+        raise ValueError(f"{folder}: a GGUF file, whose names transformers does not have; give --against FOLDER")
     if (kind := understood(values)["model_type"]) not in transformers.CONFIG_MAPPING:
         raise ValueError(f"{folder}: {problem}: {transformers.__version__} knows no model_type {kind!r}")
     with tempfile.TemporaryDirectory() as place:

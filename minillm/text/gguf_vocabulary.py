@@ -3,11 +3,11 @@
     tokenizer.ggml.model         llama (SentencePiece: characters joined by score), gpt2 (bytes joined by a list)
     tokenizer.ggml.tokens, token_type (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte)
     tokenizer.ggml.scores        of llama; the pair that makes the token with the highest score is joined first
-    tokenizer.ggml.merges, pre   of gpt2; pre names the rule by which texts are split first (`SPLITS`)
+    tokenizer.ggml.merges, pre   of gpt2; pre names the rule by which texts are split first (`RULES`)
     tokenizer.ggml.{bos,eos,unknown,padding,eot,eom}_token_id, add_bos_token, add_eos_token, add_space_prefix
     tokenizer.chat_template, tokenizer.chat_template.NAME
 
-Other models (bert, t5, rwkv, plamo2) and rules that are not in the table are not read: texts are refused then, and
+Other models (bert, t5, rwkv, plamo2) and rules that are not in `RULES` are not read: texts are refused then, and
 token ids still work.
 """
 
@@ -43,21 +43,22 @@ DEEPSEEK3 = [
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 ]
-# Expressions whose matches are pieces of their own, one after the other.
-SPLITS: dict[str, list[str]] = {
-    **dict.fromkeys("llama3 llama-v3 llama-bpe falcon3 pixtral dbrx smaug-bpe chatglm-bpe glm4".split(), [LLAMA3]),
-    **dict.fromkeys("qwen2 deepseek-r1-qwen stablelm2 megrez".split(), [QWEN2]),
-    **dict.fromkeys("gpt-2 phi-2 mpt olmo jais".split(), [WORDS]),
-    **dict.fromkeys("starcoder refact command-r smollm codeshell exaone minerva-7b".split(), [r"\p{N}", WORDS]),
-    **dict.fromkeys("gpt-4o llama4".split(), [GPT4O]),
-    "tekken": [TEKKEN],
-    "falcon": [r"[\p{P}$+<=>^~|`]+", WORDS, "[0-9][0-9][0-9]"],
-    "deepseek-llm": [*DEEPSEEK, r"\p{N}+"],
-    "deepseek-coder": [*DEEPSEEK, r"\p{N}"],
-    "deepseek-v3": DEEPSEEK3,
-}
-WHOLE = "llama3 llama-v3 llama-bpe falcon3 pixtral tekken".split()  # a piece that is a token stays whole
-BEGUN = "llama3 llama-v3 llama-bpe falcon3 pixtral tekken".split()  # texts begin with BOS where nothing is said
+# Expressions whose matches are pieces of their own, one after the other; and the names of each such rule.
+RULES: list[tuple[str, list[str]]] = [
+    ("llama3 llama-v3 llama-bpe falcon3 pixtral dbrx smaug-bpe chatglm-bpe glm4", [LLAMA3]),
+    ("qwen2 deepseek-r1-qwen stablelm2 megrez", [QWEN2]),
+    ("gpt-2 phi-2 mpt olmo jais", [WORDS]),
+    ("starcoder refact command-r smollm codeshell exaone minerva-7b", [r"\p{N}", WORDS]),
+    ("gpt-4o llama4", [GPT4O]),
+    ("tekken", [TEKKEN]),
+    ("falcon", [r"[\p{P}$+<=>^~|`]+", WORDS, "[0-9][0-9][0-9]"]),
+    ("deepseek-llm", [*DEEPSEEK, r"\p{N}+"]),
+    ("deepseek-coder", [*DEEPSEEK, r"\p{N}"]),
+    ("deepseek-v3", DEEPSEEK3),
+]
+SPLITS = {name: expressions for names, expressions in RULES for name in names.split()}
+# A piece that is a token stays whole, and texts begin with BOS where nothing is said.
+WHOLE = "llama3 llama-v3 llama-bpe falcon3 pixtral tekken".split()
 
 
 def files(metadata: Mapping[str, Any]) -> dict[str, Callable[[], bytes]]:
@@ -159,7 +160,7 @@ def _tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _around(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any] | None:
     """What is put around a text: BOS in front, EOS behind."""
     spm = metadata[f"{PREFIX}model"] == "llama"
-    begins = _flag(metadata, "add_bos_token", spm or metadata.get(f"{PREFIX}pre") in BEGUN)
+    begins = _flag(metadata, "add_bos_token", spm or metadata.get(f"{PREFIX}pre") in WHOLE)
     first = _id(metadata, "bos", len(tokens)) if begins else None
     last = _id(metadata, "eos", len(tokens)) if _flag(metadata, "add_eos_token", False) else None
     if first is None and last is None:

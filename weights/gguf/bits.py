@@ -1,5 +1,6 @@
 """What layouts of blocks share. All functions take uint8 `[N, bytes]`, a row for each block, and `fields` cuts these
-into the block's parts; what they make is fp32 or int32, value by value in the order of the row that the block is of."""
+into the block's parts; what they make is fp32 or whole numbers, value by value in the order of the row that the block
+is of. Numbers of a few bits are int8, as wider ones would take most of the time of a load."""
 
 from __future__ import annotations
 
@@ -36,19 +37,19 @@ def unsigned(part: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def shifted(part: Tensor, shifts: Sequence[int], bits: int) -> Tensor:
-    """`[N, …, size]` -> `[N, …, shifts, size]`: the `bits` bits from each shift on, int32."""
-    wide = part.to(torch.int32).unsqueeze(-2)
-    return wide >> torch.tensor(shifts, dtype=torch.int32)[:, None] & (1 << bits) - 1
+    """`[N, …, size]` -> `[N, …, shifts, size]`: the `bits` bits from each shift on, in the type of the part."""
+    return part.unsqueeze(-2) >> torch.tensor(shifts, dtype=part.dtype)[:, None] & (1 << bits) - 1
 
 
 def planes(part: Tensor, run: int, bits: int) -> Tensor:
     """Runs of `run` bytes, each of which holds first the lowest `bits` bits of all its bytes, then the next:
-    `[N, bytes]` -> int32 `[N, bytes * 8 / bits]`."""
-    return shifted(part.view(len(part), -1, run), range(0, 8, bits), bits).reshape(len(part), -1)
+    `[N, bytes]` -> int8 `[N, bytes * 8 / bits]`."""
+    found = shifted(part.view(len(part), -1, run), range(0, 8, bits), bits)
+    return found.reshape(len(part), -1).view(torch.int8)
 
 
 def stream(part: Tensor, bits: int) -> Tensor:
-    """One value after the other, the lowest bits of a byte first: `[N, bytes]` -> int32 `[N, bytes * 8 / bits]`."""
+    """One value after the other, the lowest bits of a byte first: `[N, bytes]` -> int8 `[N, bytes * 8 / bits]`."""
     return planes(part, 1, bits)
 
 

@@ -43,7 +43,7 @@ def iq2_s(blocks: Tensor) -> Tensor:
     """16 runs of 16: d 2, low eight bits of codes 32, signs 32, high two bits of codes 8, scales of 4 bits 8.
     x = d (s + 1/2) / 4 ± grid[q]."""
     d, low, signs, high, scales = fields(blocks, 2, 32, 32, 8, 8)
-    points = chosen(_grid("iq2_s"), low | stream(high, 2) << 8)
+    points = chosen(_grid("iq2_s"), low | stream(high, 2).int() << 8)
     return grouped(half(d) * (0.5 + stream(scales, 4)) * 0.25, _signed(points, signs))
 
 
@@ -60,13 +60,13 @@ def iq3_s(blocks: Tensor) -> Tensor:
     """8 runs of 32: d 2, low eight bits of codes of four values 64, their ninth bits 8, signs 32, scales of 4 bits 4.
     x = d (2 s + 1) ± grid[q]."""
     d, low, ninth, signs, scales = fields(blocks, 2, 64, 8, 32, 4)
-    points = chosen(_grid("iq3_s"), low | stream(ninth, 1) << 8)
+    points = chosen(_grid("iq3_s"), low | stream(ninth, 1).int() << 8)
     return grouped(half(d) * (1 + 2 * stream(scales, 4)), _signed(points, signs))
 
 
 def iq1_s(blocks: Tensor) -> Tensor:
-    """8 runs of 32: d 2, low eight bits of codes 32, a u16 for each run 16: 4 times the high three bits, 3 of scale, the
-    sign of the shift. x = d (2 s + 1) (grid[q] ± 1/8)."""
+    """8 runs of 32: d 2, low eight bits of codes 32, a u16 for each run 16: 4 times the high three bits, 3 of scale,
+    the sign of the shift. x = d (2 s + 1) (grid[q] ± 1/8)."""
     d, low, high = fields(blocks, 2, 32, 16)
     high = unsigned(high, torch.int16)
     points = chosen(_grid("iq1_s"), low | shifted(high[..., None], (0, 3, 6, 9), 3).flatten(1) << 8)
@@ -80,7 +80,7 @@ def iq1_m(blocks: Tensor) -> Tensor:
     shift), u16 scales 8: 4 times 3 bits each, and in their upper four bits d, the lowest first. x = d (2 s + 1)
     (grid[q] ± 1/8)."""
     low, high, scales = fields(blocks, 32, 16, 8)
-    high, scales = stream(high, 4), unsigned(scales, torch.int16)
+    high, scales = stream(high, 4).int(), unsigned(scales, torch.int16)
     whole = (scales >> 12 << torch.tensor([0, 4, 8, 12])).sum(1, keepdim=True)
     d = whole.to(torch.int32).view(torch.int16)[:, ::2].contiguous().view(torch.float16).float()
     points = chosen(_grid("iq1_s"), low | (high & 7) << 8)

@@ -92,5 +92,3 @@ def nvfp4(blocks: Tensor) -> Tensor:
     scale = torch.where(exponent == 0, mantissa * 2.0**-10, torch.ldexp(1 + mantissa / 8, exponent - 8))
     scale = torch.where((scales == 0) | (scales == 0x7F), 0.0, scale)
     return grouped(scale, chosen(torch.tensor(E2M1_DOUBLED, dtype=torch.float32), planes(codes, 8, 4)))
-
-

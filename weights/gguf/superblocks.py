@@ -1,5 +1,5 @@
-"""Blocks of 256 values in 8 or 16 runs, whose scales are themselves small whole numbers times the block's; and blocks of
-values that are -1, 0 or 1. Sizes are in bytes; d and m are fp16.
+"""Blocks of 256 values in 8 or 16 runs, whose scales are themselves small whole numbers times the block's; and blocks
+of values that are -1, 0 or 1. Sizes are in bytes; d and m are fp16.
 
 The formulas are those of ggml-quants.c (llama.cpp, MIT), and results are equal to its own to the last bit.
 """
@@ -38,7 +38,8 @@ def q4_k(blocks: Tensor) -> Tensor:
 
 
 def q5_k(blocks: Tensor) -> Tensor:
-    """8 runs of 32: d 2, m 2, scales 12 (`_scales`), fifth bits 32 by one bit, codes 128 as in Q4_K. x = d s q - m z."""
+    """8 runs of 32: d 2, m 2, scales 12 (`_scales`), fifth bits 32 by one bit, codes 128 as in Q4_K.
+    x = d s q - m z."""
     d, m, scales, fifth, codes = fields(blocks, 2, 2, 12, 32, 128)
     s, z = _scales(scales)
     return _with_minimum(half(d) * s, half(m) * z, planes(codes, 32, 4) | planes(fifth, 32, 1) << 4)
@@ -90,5 +91,3 @@ def _ternary(part: Tensor, count: int) -> Tensor:
     powers = torch.tensor([3**i for i in range(count)], dtype=torch.int32)
     moved = part.int().unsqueeze(1) * powers[:, None] & 255
     return (moved * 3 >> 8).flatten(1) - 1
-
-

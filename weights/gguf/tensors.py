@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,7 +43,12 @@ class InBlocks:
     nbytes: int
     factor: float = 1.0
     offset: float = 0.0
-    word, dtype = "F32", torch.float32
+    word: ClassVar[str] = "F32"
+    dtype: ClassVar[torch.dtype] = torch.float32
+
+    @property
+    def title(self) -> str:
+        return self.kind.name
 
     def fresh(self) -> InBlocks:
         """The same tensor, nothing of which has been read."""
@@ -105,10 +110,10 @@ def tensors(contents: Contents, section: Section) -> tuple[dict[str, Stored], li
 
 def stored(entry: Entry, factor: float = 1.0, offset: float = 0.0) -> InFile | InBlocks:
     """A tensor as it is read: straight, where PyTorch has its type."""
-    where: Any = (entry.shape, entry.start, entry.nbytes)
-    if entry.kind.plain and (factor, offset) == (1.0, 0.0):
-        return InFile(entry.source, entry.kind.plain, *where)
-    return InBlocks(entry.source, entry.kind, *where, factor, offset)
+    source, kind, shape, start, nbytes = entry.source, entry.kind, entry.shape, entry.start, entry.nbytes
+    if kind.plain and (factor, offset) == (1.0, 0.0):
+        return InFile(source, kind.plain, shape, start, nbytes)
+    return InBlocks(source, kind, shape, start, nbytes, factor, offset)
 
 
 def _factor(entries: Mapping[str, Entry], name: str, matrix: str) -> list[float]:
@@ -145,7 +150,8 @@ def _joined(found: dict[str, Stored], entries: Mapping[str, Entry]) -> dict[str,
             raise ValueError(f"{name} {list(each.shape)} and {layer}{V_UP} {list(values.shape)} do not fit")
         heads, rank, nope = each.shape
         shape, parts = (heads * (nope + values.shape[1]), rank), {"keys": name, "values": layer + V_UP}
-        made[layer + KV_UP] = Made(Packed(LATENT, shape, parts, _up), {"keys": each, "values": values})
+        held: dict[str, Any] = {"keys": each, "values": values}
+        made[layer + KV_UP] = Made(Packed(LATENT, shape, parts, _up), held)
     return made
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-METHOD = "gguf"
+METHOD, NAMES = "gguf", "gguf_names"  # the key that says whose names the tensors have
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 FACTORS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 MAX_FACTORS = 2**16
@@ -76,12 +76,12 @@ def config(metadata: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
         raise ValueError(f"general.architecture is {str(file.architecture)[:40]!r}, supported are {known}")
     section = {
         "quant_method": METHOD,
-        "architecture": file.architecture,
         "norm_offset": NORM_OFFSETS.get(str(file.architecture), 0.0),
     }
     kinds = tensors.kinds()
     dtype = PLAIN.get(max(kinds, key=lambda kind: kinds[kind]), "bfloat16")
-    return {**_shared(file), **make(file), "dtype": dtype, "quantization_config": section, **file.unread()}
+    said = {NAMES: file.architecture, "dtype": dtype, "quantization_config": section}
+    return {**_shared(file), **make(file), **said, **file.unread()}
 
 
 def _shared(file: File) -> dict[str, Any]:

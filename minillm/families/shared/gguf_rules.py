@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from minillm.config import Config
 from minillm.families.shared import gguf_names
-from minillm.families.shared.gguf_config import FACTORS, LONG, METHOD, SHORT
+from minillm.families.shared.gguf_config import ARCHITECTURES, FACTORS, LONG, NAMES, SHORT
 from minillm.weights.rules import DROP, Rules
 
 LAYER, OURS = "blk.{i}.", "layers.{i}."
@@ -57,21 +55,16 @@ OWN = {  # beside or in place of the names that most have
 TURNED = ("llama",)  # the architectures whose q and k lie as llama.cpp turns pairs (`gguf_names.TURNED`)
 
 
-def section(config: Config) -> dict[str, Any] | None:
-    """What the config of a GGUF file says of it; None for any other config."""
-    found = config.values.get("quantization_config")
-    return found if isinstance(found, dict) and found.get("quant_method") == METHOD else None
-
-
-def rules(config: Config, architecture: str) -> Rules:
-    """The table for a file of an architecture."""
+def rules(config: Config) -> Rules | None:
+    """The table for a GGUF file, or a folder made of one; None for any other checkpoint."""
+    if config.values.get(NAMES) is None:
+        return None
+    architecture: str = config.choice(NAMES, {name: name for name in ARCHITECTURES})
     made = {**DENSE, **EXPERTS, **BIASES, **OWN.get(architecture, {}), **READ}
-    layers = config.values["num_hidden_layers"]
-    ahead = config.values.get("num_nextn_predict_layers") or 0
+    layers, ahead = config.size("num_hidden_layers"), config.values.get("num_nextn_predict_layers") or 0
     made |= {f"blk.{layers + i}.*": AHEAD for i in range(ahead)}
     if architecture in TURNED:
-        heads = config.values["num_attention_heads"]
-        counts = {"q": heads, "k": config.values.get("num_key_value_heads", heads)}
+        counts = {"q": config.size("num_attention_heads"), "k": config.size("num_key_value_heads")}
         for part, count in counts.items():
             for kind in ("weight", "bias"):
                 made[f"{LAYER}attn_{part}.{kind}"] += f": {gguf_names.TURNED.format(heads=count)}"
