@@ -122,6 +122,10 @@ def _scaling(file: File) -> dict[str, Any] | None:
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         mscale = round(file.get("rope.scaling.yarn_log_multiplier", 0.0) / 0.1, 6)
+        if (also := file.get("rope.scaling.attn_factor", 1.0)) != 1:
+            raise ValueError(
+                f"{file.architecture}.rope.scaling.attn_factor is {also}, which is not supported with yarn"
+            )
         return {
             "rope_type": "yarn",
             "factor": factor,
@@ -139,7 +143,7 @@ def _factors(file: File, name: str) -> list[float]:
     shape = file.tensors.shape(name)
     if shape is None or len(shape) != 1 or shape[0] > MAX_FACTORS:
         raise ValueError(f"{name} is {shape and list(shape)}, expected a factor for each frequency of a head")
-    return file.tensors.values(name)
+    return [_shortest(each) for each in file.tensors.values(name)]
 
 
 def _experts(file: File, name: str = "num_experts") -> dict[str, Any]:
@@ -221,6 +225,45 @@ def _phi3(file: File) -> dict[str, Any]:
     return values
 
 
+def _phi2(file: File) -> dict[str, Any]:
+    head = file.need("embedding_length") // file.need("attention.head_count")
+    part = file.get("rope.dimension_count", head) / head
+    return {
+        "model_type": "phi",
+        "layer_norm_eps": file.need("attention.layer_norm_epsilon"),
+        "partial_rotary_factor": part,
+    }
+
+
+def _gptneox(file: File) -> dict[str, Any]:
+    head = file.need("embedding_length") // file.need("attention.head_count")
+    return {
+        "model_type": "gpt_neox",
+        "layer_norm_eps": file.need("attention.layer_norm_epsilon"),
+        "rotary_pct": file.get("rope.dimension_count", head) / head,
+        "use_parallel_residual": file.get("use_parallel_residual", True),
+    }
+
+
+def _gpt_oss(file: File) -> dict[str, Any]:
+    values = _experts(file, "num_local_experts")
+    scaling = _scaling(file)
+    return {
+        "model_type": "gpt_oss",
+        **values,
+        "intermediate_size": values.pop("moe_intermediate_size"),
+        "sliding_window": file.get("attention.sliding_window", 128),
+        "rope_scaling": {**scaling, "truncate": False} if scaling else {"rope_type": "default"},
+        "attention_bias": file.has("blk.0.attn_q.bias"),
+    }
+
+
+def _olmo(file: File) -> dict[str, Any]:
+    if (eps := file.get("attention.layer_norm_epsilon", 1e-5)) != 1e-5:
+        raise ValueError(f"{file.architecture}.attention.layer_norm_epsilon is {eps}; this family's is 1e-05")
+    return {"model_type": "olmo", "clip_qkv": file.get("attention.clamp_kqv") or None}
+
+
 def _olmo2(file: File) -> dict[str, Any]:
     if (window := file.get("attention.sliding_window")) is None:
         return {"model_type": "olmo2"}
@@ -230,7 +273,19 @@ def _olmo2(file: File) -> dict[str, Any]:
 
 def _olmoe(file: File) -> dict[str, Any]:
     used = {"num_experts": file.need("expert_count"), "num_experts_per_tok": file.need("expert_used_count")}
-    return {"model_type": "olmoe", **used, "clip_qkv": file.get("attention.clamp_kqv")}
+    return {"model_type": "olmoe", **used, "clip_qkv": file.get("attention.clamp_kqv") or None}
+
+
+def _deepseek(file: File) -> dict[str, Any]:
+    if (scale := file.get("expert_weights_scale", 1.0) or 1.0) != 1:
+        raise ValueError(f"{file.architecture}.expert_weights_scale is {scale}; this family's is 1")
+    return {
+        "model_type": "deepseek",
+        **_experts(file, "n_routed_experts"),
+        "n_shared_experts": file.get("expert_shared_count", 0),
+        "first_k_dense_replace": file.get("leading_dense_block_count", 0),
+        "norm_topk_prob": file.get("expert_weights_norm", False),
+    }
 
 
 def _deepseek2(file: File) -> dict[str, Any]:
@@ -273,8 +328,13 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "phi3": _phi3,
+    "phi2": _phi2,
+    "gptneox": _gptneox,
+    "gpt-oss": _gpt_oss,
+    "olmo": _olmo,
     "olmo2": _olmo2,
     "olmoe": _olmoe,
+    "deepseek": _deepseek,
     "deepseek2": _deepseek2,
 }
 NORM_OFFSETS = {"gemma": 1.0, "gemma2": 1.0, "gemma3": 1.0}  # that a converter has added to the weights of norms

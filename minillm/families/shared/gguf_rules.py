@@ -42,6 +42,24 @@ FUSED = {
     f"{LAYER}attn_qkv.weight": f"{OURS}attention.qkv.weight",
     f"{LAYER}ffn_up.weight": f"{OURS}ffn.gate_up.weight",
 }
+PLAIN = {  # an MLP without a gate, and biases of norms and head
+    f"{LAYER}attn_norm.bias": f"{OURS}attention_norm.bias",
+    f"{LAYER}ffn_norm.bias": f"{OURS}ffn_norm.bias",
+    "output_norm.bias": "norm.bias",
+    "output.bias": "head.bias",
+    f"{LAYER}attn_qkv.weight": f"{OURS}attention.qkv.weight",
+    f"{LAYER}attn_qkv.bias": f"{OURS}attention.qkv.bias",
+    f"{LAYER}ffn_up.weight": f"{OURS}ffn.up.weight",
+    f"{LAYER}ffn_up.bias": f"{OURS}ffn.up.bias",
+}
+SINKS = {
+    f"{LAYER}attn_sinks.weight": f"{OURS}attention.sinks",
+    f"{LAYER}post_attention_norm.weight": f"{OURS}ffn_norm.weight",
+    f"{LAYER}ffn_gate_inp.bias": f"{OURS}ffn.router.logit_bias",
+    f"{LAYER}ffn_gate.{{e}}.bias": f"{OURS}ffn.experts.gate_up_bias[{{e}}.gate]",
+    f"{LAYER}ffn_up.{{e}}.bias": f"{OURS}ffn.experts.gate_up_bias[{{e}}.up]",
+    f"{LAYER}ffn_down.{{e}}.bias": f"{OURS}ffn.experts.down_bias[{{e}}]",
+}
 READ = dict.fromkeys((FACTORS, SHORT, LONG), DROP)  # as values of the config
 AHEAD = f"{DROP}: layers of multi-token prediction, which generation does without"
 
@@ -50,9 +68,16 @@ OWN = {  # beside or in place of the names that most have
     "gemma3": BEHIND,
     "olmo2": BEHIND,
     "phi3": FUSED,
+    "phi2": PLAIN,
+    "gptneox": PLAIN,
+    "gpt-oss": SINKS,
     "deepseek2": LATENT,
 }
-TURNED = ("llama",)  # the architectures whose q and k lie as llama.cpp turns pairs (`gguf_names.TURNED`)
+TURNED = (
+    "llama",
+    "olmo",
+    "deepseek",
+)  # the architectures whose q and k lie as llama.cpp turns pairs (`gguf_names.TURNED`)
 
 
 def rules(config: Config) -> Rules | None:
