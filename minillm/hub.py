@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from minillm.families.shared import gguf_config
+from minillm.families.shared import gguf_config, gguf_vocabulary
 from minillm.guard.files import is_there, mount
 from minillm.guard.screen import note
-from minillm.text import gguf_vocabulary
 from minillm.weights import foreign
 from minillm.weights.checkpoint import brief, find, read_index
 from minillm.weights.gguf import reader, tensors

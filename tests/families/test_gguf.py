@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minillm.families.shared import gguf_config
+from minillm.families.shared import gguf_architectures
 from minillm.loading import load
 from minillm.model.decoder import Decoder
 from minillm.weights.rules import rows
@@ -80,6 +80,7 @@ LATENT_LAYER = {
     "attention.q_norm.weight": "attn_q_a_norm.weight", "attention.kv_down.weight": "attn_kv_a_mqa.weight",
     "attention.kv_norm.weight": "attn_kv_a_norm.weight", "attention.kv_up": "attn_kv_b.weight",
 }  # fmt: skip
+WINDOWED = ("gemma2", "gemma3", "gpt-oss")
 OUTSIDE = {"embedding.weight": "token_embd.weight", "norm.": "output_norm.", "head.": "output."}
 
 
@@ -94,10 +95,8 @@ def tensors(model: Decoder, architecture: str) -> Iterator[tuple[str, Tensor]]:
     names = {**LAYER, **(LATENT_LAYER if architecture == "deepseek2" else {})}
     if architecture == "gpt-oss":
         names["ffn_norm."] = "post_attention_norm."
-    heads, kv_heads = (
-        model.spec.layers[0].attention.num_heads,
-        getattr(model.spec.layers[0].attention, "num_kv_heads", 1),
-    )
+    attention = model.spec.layers[0].attention
+    heads, kv_heads = attention.num_heads, getattr(attention, "num_kv_heads", 1)
     for row, to in model.destinations().items():
         values = rows(model.get_parameter(to.parameter), to)
         if not row.startswith("layers."):
@@ -109,11 +108,7 @@ def tensors(model: Decoder, architecture: str) -> Iterator[tuple[str, Tensor]]:
                 e, _, which = bracket.partition(".")
                 yield f"blk.{i}.ffn_{which or 'down'}_exps.{'bias' if 'bias' in part else 'weight'}/{e}", values
                 continue
-            if (
-                architecture == "deepseek2"
-                and inner == "attention.q.weight"
-                and model.spec.layers[0].attention.q_rank is None
-            ):
+            if inner == "attention.q.weight" and getattr(attention, "q_rank", None) is None:
                 inner = "attention.qkv.weight[q]"
             name = f"blk.{i}.{called(names, inner)}"
         if architecture in ("llama", "olmo", "deepseek") and (".attn_q." in name or ".attn_k." in name):
@@ -175,7 +170,7 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         "final_logit_softcapping": values.get("final_logit_softcapping"),
         "use_parallel_residual": values.get("use_parallel_residual"),
         "attention.clamp_kqv": values.get("clip_qkv"),
-        "attention.sliding_window": values.get("sliding_window") if architecture in ("gemma2", "gemma3", "gpt-oss") else None,
+        "attention.sliding_window": values.get("sliding_window") if architecture in WINDOWED else None,
     }  # fmt: skip
     if architecture.startswith("deepseek"):
         said["leading_dense_block_count"] = values["first_k_dense_replace"]
@@ -241,7 +236,7 @@ def test_the_same_model_from_a_file(variant: str, tmp_path: Path) -> None:
 
 
 def test_every_architecture_is_here() -> None:
-    assert {each[0] for each in VARIANTS.values()} == set(gguf_config.ARCHITECTURES)
+    assert {each[0] for each in VARIANTS.values()} == set(gguf_architectures.ARCHITECTURES)
 
 
 def test_factors_of_frequencies(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from minillm.config import Config
 from minillm.families.shared import gguf_names
-from minillm.families.shared.gguf_config import ARCHITECTURES, FACTORS, LONG, NAMES, SHORT
+from minillm.families.shared.gguf_architectures import ARCHITECTURES
+from minillm.families.shared.gguf_config import NAMES
+from minillm.families.shared.gguf_metadata import FACTORS, LONG, SHORT
 from minillm.weights.rules import DROP, Rules
 
 LAYER, OURS = "blk.{i}.", "layers.{i}."

@@ -1,13 +1,13 @@
-"""The vocabulary of a GGUF file as tokenizer.json and tokenizer_config.json, which the rest of this folder reads.
+"""The vocabulary of a GGUF file as tokenizer.json and tokenizer_config.json, which `minillm/text/` reads.
 
     tokenizer.ggml.model         llama (SentencePiece: characters joined by score), gpt2 (bytes joined by a list)
     tokenizer.ggml.tokens, token_type (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte)
     tokenizer.ggml.scores        of llama; the pair that makes the token with the highest score is joined first
-    tokenizer.ggml.merges, pre   of gpt2; pre names the rule by which texts are split first (`RULES`)
+    tokenizer.ggml.merges, pre   of gpt2; pre names the rule by which texts are split first (`gguf_splits.py`)
     tokenizer.ggml.{bos,eos,unknown,padding,eot,eom}_token_id, add_bos_token, add_eos_token, add_space_prefix
     tokenizer.chat_template, tokenizer.chat_template.NAME
 
-Other models (bert, t5, rwkv, plamo2) and rules that are not in `RULES` are not read: texts are refused then, and
+Other models (bert, t5, rwkv, plamo2) and rules that are not known are not read: texts are refused then, and
 token ids still work.
 """
 
@@ -17,6 +17,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from minillm.families.shared.gguf_splits import SPLITS, WHOLE
+
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 PREFIX = "tokenizer.ggml."
 MAX_ID = 2**31
@@ -25,40 +27,6 @@ ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 ENDS = ("eos", "eot", "eom")
 # Tokens that end a turn in files which only name the end of a text.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
-
-WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # of GPT-2
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{REST}"
-QWEN2 = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{REST}"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-SLASHED = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+X|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*X"
-GPT4O = CASED.replace("X", f"{CONTRACTIONS}?") + rf"|\p{{N}}{{1,3}}|{SLASHED}"
-TEKKEN = CASED.replace("X", "") + rf"|\p{{N}}|{SLASHED}"
-DEEPSEEK = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+"]
-DEEPSEEK3 = [
-    r"\p{N}{1,3}",
-    "[一-龥぀-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-]
-# Expressions whose matches are pieces of their own, one after the other; and the names of each such rule.
-RULES: list[tuple[str, list[str]]] = [
-    ("llama3 llama-v3 llama-bpe falcon3 pixtral dbrx smaug-bpe chatglm-bpe glm4", [LLAMA3]),
-    ("qwen2 deepseek-r1-qwen stablelm2 megrez", [QWEN2]),
-    ("gpt-2 phi-2 mpt olmo jais", [WORDS]),
-    ("starcoder refact command-r smollm codeshell exaone minerva-7b", [r"\p{N}", WORDS]),
-    ("gpt-4o llama4", [GPT4O]),
-    ("tekken", [TEKKEN]),
-    ("falcon", [r"[\p{P}$+<=>^~|`]+", WORDS, "[0-9][0-9][0-9]"]),
-    ("deepseek-llm", [*DEEPSEEK, r"\p{N}+"]),
-    ("deepseek-coder", [*DEEPSEEK, r"\p{N}"]),
-    ("deepseek-v3", DEEPSEEK3),
-]
-SPLITS = {name: expressions for names, expressions in RULES for name in names.split()}
-# A piece that is a token stays whole, and texts begin with BOS where nothing is said.
-WHOLE = "llama3 llama-v3 llama-bpe falcon3 pixtral tekken".split()
 
 
 def files(metadata: Mapping[str, Any]) -> dict[str, Callable[[], bytes]]:

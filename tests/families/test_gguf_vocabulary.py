@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minillm.families.shared import gguf_vocabulary
 from minillm.guard import files
-from minillm.text import gguf_vocabulary
 from minillm.text.tokenizer import Tokenizer
 from minillm.weights.gguf import reader
 from tests.conftest import shared
