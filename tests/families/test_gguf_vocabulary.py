@@ -16,9 +16,10 @@ from minillm.weights.gguf import reader
 from tests.conftest import shared
 
 # SentencePiece by score: letters, a word, bytes.
-TOKENS = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "ab", "▁ab", "<end>", "<0x00>", "<0xC3>", "<0xA4>"]
-KINDS = [2, 3, 3, 1, 1, 1, 1, 1, 1, 4, 6, 6, 6]
-SCORES = [0, 0, 0, -9, -7, -8, -3, -2, -1, 0, 0, 0, 0]
+TOKENS = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "ab", "▁ab", "<end>", "<0x00>", "<0xC3>", "<0xA4>", "c",
+          "bc"]  # fmt: skip
+KINDS = [2, 3, 3, 1, 1, 1, 1, 1, 1, 4, 6, 6, 6, 1, 1]
+SCORES = [0, 0, 0, -9, -7, -8, -3, -2, -1, 0, 0, 0, 0, -9, -0.5]
 SPM: dict[str, Any] = {
     "tokenizer.ggml.model": "llama",
     "tokenizer.ggml.tokens": TOKENS,
@@ -46,9 +47,10 @@ def test_recorded_ids(name: str) -> None:
 
 
 def test_the_highest_score_is_joined_first() -> None:
-    """▁ab of ab, before ▁a could take the a; a byte where there is no letter; a token of the user stays whole."""
+    """bc before ab could take the b; a byte where there is no letter; a token of the user stays whole."""
     found = tokenizer(SPM)
     assert found.encode("ab") == [1, 8]
+    assert found.encode("abc") == [1, 6, 14]
     assert found.encode("aä", special=False) == [6, 11, 12]
     assert found.encode("a<end>b", special=False) == [6, 9, 3, 5]
     assert found.decode([1, 8, 9, 6]) == "ab<end> a"

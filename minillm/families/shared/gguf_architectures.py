@@ -1,7 +1,7 @@
 """The architectures of llama.cpp that families here have, and those values of config.json that are only theirs.
 
-What a file leaves out has llama.cpp's default, not that of the family's config.json; what its graphs have fixed, such as
-the window of every second layer, stands here.
+What a file leaves out has llama.cpp's default, not that of the family's config.json; what its graphs have fixed, such
+as the window of every second layer, stands here.
 """
 
 from __future__ import annotations

@@ -75,11 +75,8 @@ OWN = {  # beside or in place of the names that most have
     "gpt-oss": SINKS,
     "deepseek2": LATENT,
 }
-TURNED = (
-    "llama",
-    "olmo",
-    "deepseek",
-)  # the architectures whose q and k lie as llama.cpp turns pairs (`gguf_names.TURNED`)
+# The architectures whose q and k lie as llama.cpp turns pairs (`gguf_names.TURNED`).
+TURNED = ("llama", "olmo", "deepseek")
 
 
 def rules(config: Config) -> Rules | None:
