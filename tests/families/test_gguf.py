@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minillm import config, families, hub
 from minillm.families.shared import gguf_architectures
 from minillm.loading import load
 from minillm.model.decoder import Decoder
@@ -258,6 +259,29 @@ def test_factors_of_frequencies(tmp_path: Path) -> None:
     assert (exact - found).abs().max() <= 2e-5 * exact.abs().max()
 
 
+ODD: list[Any] = ["text", ["a", "b"], [1, 2], [], 0, -1, 2**31, float("nan"), float("inf"), 1e30, True]
+
+
+@pytest.mark.parametrize("variant", ["llama linear", "mixtral", "gemma3", "phi3 long", "gpt-oss", "deepseek2 (v3)"])
+def test_odd_values(variant: str, tmp_path: Path) -> None:
+    """Whatever stands for a key: a config that its family reads, or one line."""
+    architecture, family, changes = VARIANTS[variant]
+    defaults = families.FAMILIES[family].DEFAULTS
+    pairs = metadata(architecture, {**defaults, **tiny.BASE, **changes, "moe_intermediate_size": 8})
+    named = {"token_embd.weight": torch.zeros(97, 48), "blk.1.exp_probs_b.bias": torch.zeros(8)}
+    named |= {f"rope_factors_{kind}.weight": torch.ones(4) for kind in ("short", "long") if variant == "phi3 long"}
+    written(tmp_path / "model.gguf", pairs, named)
+    families.resolve(config.read(hub.resolve(tmp_path / "model.gguf")))
+    for key in pairs:
+        for odd in ODD:
+            written(tmp_path / "model.gguf", {**pairs, key: odd}, named)
+            try:
+                families.resolve(config.read(hub.resolve(tmp_path / "model.gguf")))
+            except ValueError as error:
+                refusal = str(error)
+                assert "\n" not in refusal
+
+
 def test_what_is_refused_or_told(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = load(saved, "float32", "cpu", "reference").model
     values = json.loads((saved / "config.json").read_text())
@@ -272,6 +296,8 @@ def test_what_is_refused_or_told(saved: Path, tmp_path: Path, capsys: pytest.Cap
 
     refused("embedding_length is missing", drop="embedding_length")
     refused("differs from layer to layer", **{"attention.head_count_kv": [2, 1, 2]})
+    refused("block_count is 'three'", block_count="three")
+    refused("block_count is a list", block_count=["a", "b"])
     refused("'xpos'", **{"rope.scaling.type": "xpos"})
     refused("tensors of another shape", feed_forward_length=88)
     pairs["general.architecture"] = "mamba"

@@ -84,10 +84,16 @@ def test_chat_templates() -> None:
     assert {each["name"]: each["template"] for each in several} == {"default": "plain", "tool_use": "tools"}
 
 
+def test_templates_are_texts() -> None:
+    with pytest.raises(ValueError, match="expected a text"):
+        tokenizer({**SPM, "tokenizer.chat_template": np.zeros(3)})
+
+
 def test_what_is_not_read() -> None:
     assert gguf_vocabulary.refusal(SPM) is None
     for changes, words in (
         ({"tokenizer.ggml.model": "t5"}, "'t5'"),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": ["qwen2"]}, "tokenizer.ggml.pre"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "martian"}, "'martian'"),
     ):
         assert words in str(gguf_vocabulary.refusal({**SPM, **changes}))
@@ -103,6 +109,8 @@ def test_what_is_not_read() -> None:
         ({"token_type": np.zeros(3, np.int32)}, "token_type"),
         ({"scores": np.zeros(3, np.float32)}, "scores"),
         ({"scores": "none"}, "scores"),
+        ({"scores": ["0"] * 15}, "scores"),
+        ({"token_type": ["1"] * 15}, "token_type"),
         ({"bos_token_id": 99}, "bos_token_id is 99"),
         ({"add_bos_token": 1}, "add_bos_token"),
         ({"model": "gpt2", "pre": "gpt-2"}, "merges is missing"),

@@ -99,14 +99,14 @@ def _read_parts(path: Path, places: tuple[Path, ...], identities: tuple[tuple[in
             raise ValueError(f"{place}: tensor {min(twice)!r} is in another part too; download them again")
         metadata, nbytes = metadata or pairs, nbytes + source.size
         entries |= own
-    stated = metadata.get(WORDS["tensors"])
-    if stated is not None and stated != len(entries):
+    stated = metadata.get(WORDS["tensors"], len(entries))
+    if type(stated) is not int or stated != len(entries):
         raise ValueError(f"{path}: {len(entries)} tensors, {WORDS['tensors']} says {stated}; download it again")
     return Contents(places, metadata, entries, nbytes)
 
 
 def _check_part(path: Path, pairs: Mapping[str, Any], number: int, count: int) -> None:
-    stated = pairs.get(WORDS["no"]), pairs.get(WORDS["count"])
+    stated = tuple(each if type(each := pairs.get(WORDS[word])) is int else None for word in ("no", "count"))
     if stated not in ((number, count), (number, None)) and (count > 1 or stated[1] not in (0, 1)):
         raise ValueError(
             f"{path}: it says to be part {stated[0]} (from 0) of {stated[1]}; its name says {number} of {count}"

@@ -48,8 +48,8 @@ def _gemma(file: File) -> dict[str, Any]:
 
 def _windowed(file: File, kind: str, window: int, large: int) -> dict[str, Any]:
     """Scores are scaled by the size of a head, but in the largest model, which is known by its layers."""
-    heads, hidden = file.need("attention.head_count"), file.need("embedding_length")
-    scalar = hidden // heads if file.need("block_count") == large else file.get("attention.key_length", hidden // heads)
+    own, layers = file.get("attention.key_length"), file.size("block_count")
+    scalar = file.head() if layers == large or own is None else own
     return {
         "model_type": kind,
         "query_pre_attn_scalar": scalar,
@@ -73,10 +73,10 @@ def _gemma3(file: File) -> dict[str, Any]:
 
 
 def _phi3(file: File) -> dict[str, Any]:
-    head = file.need("embedding_length") // file.need("attention.head_count")
+    head = file.head()
     values = {
         "model_type": "phi3",
-        "partial_rotary_factor": file.get("rope.dimension_count", head) / head,
+        "partial_rotary_factor": file.size("rope.dimension_count", head) / head,
         "sliding_window": file.get("attention.sliding_window") or None,
     }
     if file.has(LONG):
@@ -92,8 +92,8 @@ def _phi3(file: File) -> dict[str, Any]:
 
 
 def _phi2(file: File) -> dict[str, Any]:
-    head = file.need("embedding_length") // file.need("attention.head_count")
-    part = file.get("rope.dimension_count", head) / head
+    head = file.head()
+    part = file.size("rope.dimension_count", head) / head
     return {
         "model_type": "phi",
         "layer_norm_eps": file.need("attention.layer_norm_epsilon"),
@@ -102,11 +102,11 @@ def _phi2(file: File) -> dict[str, Any]:
 
 
 def _gptneox(file: File) -> dict[str, Any]:
-    head = file.need("embedding_length") // file.need("attention.head_count")
+    head = file.head()
     return {
         "model_type": "gpt_neox",
         "layer_norm_eps": file.need("attention.layer_norm_epsilon"),
-        "rotary_pct": file.get("rope.dimension_count", head) / head,
+        "rotary_pct": file.size("rope.dimension_count", head) / head,
         "use_parallel_residual": file.get("use_parallel_residual", True),
     }
 
@@ -156,13 +156,13 @@ def _deepseek(file: File) -> dict[str, Any]:
 
 def _deepseek2(file: File) -> dict[str, Any]:
     """The version with sigmoid scores is known by the correction of its router; what says neither is the older."""
-    turned, gate = file.need("rope.dimension_count"), file.get("expert_gating_func")
-    head = file.get("attention.key_length_mla") or file.need("attention.key_length")
-    value = file.get("attention.value_length_mla") or file.need("attention.value_length")
-    corrected = any(file.has(f"blk.{i}.exp_probs_b.bias") for i in range(min(file.need("block_count"), 4096)))
+    turned, gate = file.size("rope.dimension_count"), file.get("expert_gating_func")
+    head = file.size("attention.key_length_mla", 0) or file.size("attention.key_length")
+    value = file.size("attention.value_length_mla", 0) or file.size("attention.value_length")
+    corrected = any(file.has(f"blk.{i}.exp_probs_b.bias") for i in range(min(file.size("block_count"), 4096)))
     if gate not in ((None, 2) if corrected else (None, 0, 1)):
         raise ValueError(f"{file.architecture}.expert_gating_func is {gate}, which does not go with its tensors")
-    groups = {"n_group": file.get("expert_group_count", 1), "topk_group": file.get("expert_group_used_count", 1)}
+    groups = {"n_group": file.size("expert_group_count", 1), "topk_group": file.get("expert_group_used_count", 1)}
     limited = {} if corrected else {"topk_method": "group_limited_greedy" if groups["n_group"] > 1 else "greedy"}
     return {
         "model_type": "deepseek_v3" if corrected else "deepseek_v2",

@@ -39,7 +39,7 @@ def _shared(file: File) -> dict[str, Any]:
     if (table := file.tensors.shape(EMBEDDING)) is None:
         raise ValueError(f"{EMBEDDING} is missing; is this file a whole model that generates text?")
     file.get("vocab_size"), file.get("rope.dimension_count"), file.get("attention.value_length")
-    layers, ahead = file.need("block_count"), file.get("nextn_predict_layers", 0)
+    layers, ahead = file.size("block_count"), file.size("nextn_predict_layers", 0)
     values = {
         "vocab_size": table[0],
         "hidden_size": file.need("embedding_length"),

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from minillm.guard.screen import shown
+
 FACTORS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
-MAX_FACTORS = 2**16
+MAX_FACTORS, MAX_SIZE = 2**16, 2**20
 
 
 class Tensors(Protocol):
@@ -39,12 +41,28 @@ class File:
             if len(value) == 0 or (value != value[0]).any():
                 raise ValueError(f"{self.architecture}.{key} differs from layer to layer, which is not supported")
             value = value[0].item()
+        if isinstance(value, list):
+            raise ValueError(f"{self.architecture}.{key} is a list of texts, expected a number")
         return _shortest(value) if isinstance(value, float) else value
 
     def need(self, key: str) -> Any:
         if (value := self.get(key)) is None:
             raise ValueError(f"{self.architecture}.{key} is missing; download the file again")
         return value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number that others are computed of."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if type(value) is not int or not 0 <= value <= MAX_SIZE:
+            raise ValueError(f"{self.architecture}.{key} is {shown(value)}, expected a whole number up to {MAX_SIZE}")
+        return value
+
+    def head(self) -> int:
+        """The size of a head where a file does not say it."""
+        hidden, heads = self.size("embedding_length"), self.size("attention.head_count")
+        if not heads or not hidden or hidden % heads:
+            raise ValueError(f"{self.architecture}.embedding_length {hidden} is no multiple of {heads} heads")
+        return hidden // heads
 
     def has(self, tensor: str) -> bool:
         return self.tensors.shape(tensor) is not None
@@ -72,7 +90,10 @@ def scaling(file: File) -> dict[str, Any] | None:
     if kind == "linear" and factor not in (None, 0.0, 1.0):
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
-        mscale = round(file.get("rope.scaling.yarn_log_multiplier", 0.0) / 0.1, 6)
+        multiplier = file.get("rope.scaling.yarn_log_multiplier", 0.0)
+        if not isinstance(multiplier, float):
+            raise ValueError(f"{file.architecture}.rope.scaling.yarn_log_multiplier is {shown(multiplier)}")
+        mscale = round(multiplier / 0.1, 6)
         if (also := file.get("rope.scaling.attn_factor", 1.0)) != 1:
             raise ValueError(
                 f"{file.architecture}.rope.scaling.attn_factor is {also}, which is not supported with yarn"

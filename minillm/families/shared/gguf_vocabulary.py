@@ -17,6 +17,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from minillm.families.shared.gguf_splits import SPLITS, WHOLE
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
@@ -44,16 +46,18 @@ def refusal(metadata: Mapping[str, Any]) -> str | None:
     model, pre = metadata.get(f"{PREFIX}model"), metadata.get(f"{PREFIX}pre", "gpt-2")
     if model not in ("llama", "gpt2"):
         return f"tokenizer.ggml.model is {str(model)[:40]!r}; llama and gpt2 are read"
-    if model == "gpt2" and pre not in SPLITS:
+    if model == "gpt2" and str(pre) not in SPLITS:
         return f"tokenizer.ggml.pre is {str(pre)[:40]!r}, a rule that is not known here"
     return None
 
 
 def end_ids(metadata: Mapping[str, Any]) -> list[int]:
     """The ids at which an answer ends."""
-    tokens, kinds = metadata.get(f"{PREFIX}tokens") or [], metadata.get(f"{PREFIX}token_type")
+    tokens, kinds = metadata.get(f"{PREFIX}tokens"), metadata.get(f"{PREFIX}token_type")
+    if not isinstance(tokens, list):
+        return []
     found = [_id(metadata, name, len(tokens)) for name in ENDS]
-    if kinds is not None and len(kinds) == len(tokens):
+    if isinstance(kinds, np.ndarray) and len(kinds) == len(tokens):
         controls = {tokens[i]: i for i in (kinds == CONTROL).nonzero()[0].tolist()}
         found += [controls.get(text) for text in TURN_ENDS]
     return list(dict.fromkeys(each for each in found if each is not None))
@@ -72,9 +76,9 @@ def _id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
     return value
 
 
-def _list(metadata: Mapping[str, Any], name: str, count: int) -> Any:
+def _list(metadata: Mapping[str, Any], name: str, count: int) -> np.ndarray:
     values = metadata.get(f"{PREFIX}{name}")
-    if values is None or isinstance(values, str) or not hasattr(values, "__len__") or len(values) != count:
+    if not isinstance(values, np.ndarray) or len(values) != count:
         raise ValueError(f"{PREFIX}{name} is missing or has not one value for each of the {count} tokens")
     return values
 
@@ -100,6 +104,8 @@ def _settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
     special = {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
     template, beginning = metadata.get("tokenizer.chat_template"), "tokenizer.chat_template."
     named = {key.removeprefix(beginning): value for key, value in metadata.items() if key.startswith(beginning)}
+    if odd := [each for each in (template, *named.values()) if not isinstance(each, (str, type(None)))]:
+        raise ValueError(f"tokenizer.chat_template is {str(odd[0])[:40]!r}, expected a text")
     if named:
         every = {**named, **({} if template is None else {"default": template})}
         template = [{"name": name, "template": value} for name, value in every.items()]
