@@ -77,7 +77,7 @@ def _without(revision: str | None, what: str, folder: Path) -> Path:
 def _checked(folder: Path, given: str, tensors: bool) -> Path:
     """A folder or a GGUF file on disk. Raises ValueError that says what it is where it is no checkpoint."""
     if folder.is_file():
-        if folder.suffix != ".gguf":
+        if not reader.is_one(folder):
             raise ValueError(
                 f"{given}: a file; give the folder of a checkpoint in Hugging Face layout, or a .gguf file"
             )

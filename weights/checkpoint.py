@@ -59,7 +59,7 @@ def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
 
     Returns None when the folder has no weights at all. Raises ValueError for an index that cannot be trusted.
     """
-    if folder.is_file():
+    if gguf.is_one(folder):
         return [path.name for path in gguf.parts(folder)], None
     path = entry(folder)
     if path is None:
@@ -104,7 +104,7 @@ class Checkpoint:
         self.info: dict[str, TensorInfo] = {}
         self.stored: dict[str, Stored] = {}
         self.folder, self.nbytes = folder, 0
-        self.idle = self._of_blocks(section or {}) if folder.is_file() else self._of_files(section or {})
+        self.idle = (self._of_blocks if gguf.is_one(folder) else self._of_files)(section or {})
 
     def _of_blocks(self, section: Section) -> list[str]:
         """Read the beginning of a GGUF file; returns the names of tensors that are of no use."""

@@ -25,7 +25,7 @@ import numpy as np
 from minillm.weights.gguf.kinds import KINDS, REMOVED, Kind
 from minillm.weights.source import Source
 
-MAGIC = b"GGUF"
+MAGIC, SUFFIX = b"GGUF", ".gguf"
 FIRST_BYTES, MAX_BYTES = 2**24, 2**28  # of all before the values; four times as many are read where they do not do
 MAX_PAIRS, MAX_TENSORS = 2**14, 2**17
 MAX_KEY, MAX_TEXT, MAX_LIST = 2**10, 2**24, 2**22
@@ -62,6 +62,11 @@ class Contents:
 
 class _Short(Exception):
     """More bytes are needed than there are."""
+
+
+def is_one(path: Path) -> bool:
+    """Whether a path is a file of this format, by its name."""
+    return path.suffix == SUFFIX and path.is_file()
 
 
 def parts(path: Path) -> list[Path]:
