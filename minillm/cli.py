@@ -35,7 +35,7 @@ COMMANDS = {
     "harness": "run the tasks of lm-evaluation-harness",
     "bench": "measure speed against the machine's limits and other engines",
 }
-WEIGHTS = "checkpoint folder, org/name or org/name@revision (default: the built-in demo)"
+WEIGHTS = "checkpoint folder, .gguf file, org/name or org/name@revision (default: the built-in demo)"
 EXIT_FAULT, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 # What PyTorch, C++ and OpenMP say in a RuntimeError where the system gives no more memory or threads.
 LACKS = ("DefaultCPUAllocator", "not enough memory", "bad_alloc", "enforce fail at alloc")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minillm.guard.files import is_there
+from minillm.guard.files import is_folder, is_there
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import shown
 
@@ -58,9 +58,9 @@ HARMLESS = {
 def read(folder: Path) -> dict[str, Any]:
     """The config.json of a folder; its `quantization_config` has all that is said of that, wherever it says it. Raises
     ValueError where there is no such folder or file."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ValueError(f"{folder}: no such folder")
-    if not (folder / "config.json").is_file():
+    if not is_there(folder / "config.json"):
         raise ValueError(f"{folder}: no config.json in this folder; expected a checkpoint in Hugging Face layout")
     values = read_json(folder / "config.json")
     found, stated = section(folder, values), values.get(SECTIONS[0])
@@ -224,7 +224,7 @@ def section(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 # The schemes whose tensors can be read: which of them a tensor is in, and how, it tells itself (`weights/formats/`).
 READABLE = (
     "minillm", "mxfp4", "fp8", "gptq", "awq", "auto-round", "intel/auto-round", "bitsandbytes", "mlx", "torchao",
-    "compressed-tensors", "modelopt", "fbgemm_fp8", "mxfp8",
+    "compressed-tensors", "modelopt", "fbgemm_fp8", "mxfp8", "gguf",
 )  # fmt: skip
 
 

@@ -1,14 +1,20 @@
-"""From `--weights` to a folder: a path as it is, an `org/name` from the local Hugging Face cache or by download."""
+"""From `--weights` to a folder: a path as it is, an `org/name` from the local Hugging Face cache or by download. A GGUF
+file is a folder too (`guard.files.mount`): its small files are made of its metadata."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from minillm.config import SIDECARS
-from minillm.guard.files import is_there
+from minillm.families.shared import gguf_config, gguf_vocabulary
+from minillm.guard.files import is_there, mount
+from minillm.guard.screen import note
 from minillm.weights import foreign
 from minillm.weights.checkpoint import brief, find, read_index
+from minillm.weights.gguf import reader, tensors
 
 DEMO = Path(__file__).parent / "demo"  # the checkpoint that ships with the package
 REPO_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@(.*))?")
@@ -29,8 +35,9 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 
 def resolve(weights: str | Path | None, tensors: bool = True, card: bool = False, revision: str | None = None) -> Path:
-    """The folder of a checkpoint, None being the demonstration; without `tensors` its config and index are enough, and
-    with `card` a download of these brings the model card too. An id may have a revision behind it, "org/name@v1.0".
+    """The folder or GGUF file of a checkpoint, None being the demonstration; without `tensors` its config and index are
+    enough, and with `card` a download of these brings the model card too. An id may have a revision behind it,
+    "org/name@v1.0".
 
     Raises ValueError when it is neither on disk nor in the cache nor to be had, and for a folder of another kind.
     """
@@ -69,13 +76,18 @@ def _without(revision: str | None, what: str, folder: Path) -> Path:
 
 
 def _checked(folder: Path, given: str, tensors: bool) -> Path:
-    """A folder on disk. Raises ValueError that says what it is where it is no checkpoint."""
+    """A folder or a GGUF file on disk. Raises ValueError that says what it is where it is no checkpoint."""
     if folder.is_file():
-        kind = "a GGUF file, which is not read" if folder.suffix == ".gguf" else "a file"
-        raise ValueError(f"{given}: {kind}; give the folder of a checkpoint in Hugging Face layout")
+        if not reader.is_one(folder):
+            raise ValueError(
+                f"{given}: a file; give the folder of a checkpoint in Hugging Face layout, or a .gguf file"
+            )
+        return _mounted(folder)
     if not folder.is_dir():
         raise ValueError(f"{given}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name")
     reason = foreign.damaged(folder)
+    if reason is None and (file := foreign.only_gguf(folder)):
+        return _mounted(file)
     if reason is None and not is_there(folder / "config.json"):
         reason = (other := foreign.instead_of_config(folder)) and f"no config.json: this is {other}"
     elif reason is None and tensors:
@@ -83,6 +95,43 @@ def _checked(folder: Path, given: str, tensors: bool) -> Path:
     if reason:
         raise ValueError(f"{given}: {reason}")
     return folder
+
+
+def _mounted(path: Path) -> Path:
+    """A GGUF file as a folder. Raises ValueError for one that is damaged or of a model that no family here has."""
+    contents = reader.read(path)
+    try:
+        values = gguf_config.config(contents.metadata, _Tensors(contents))
+        ends = gguf_vocabulary.end_ids(contents.metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    made: dict[str, Any] = {"config.json": values, "generation_config.json": {"eos_token_id": ends} if ends else {}}
+    files = {name: json.dumps(each).encode() for name, each in made.items()}
+    if reason := gguf_vocabulary.refusal(contents.metadata):
+        note(f"{path}: {reason}; texts are not read, token ids are")
+    small = {name: (lambda data=data: data) for name, data in files.items()}
+    mount(path, {**small, **gguf_vocabulary.files(contents.metadata)})
+    return path
+
+
+class _Tensors:
+    """What a config asks of tensors."""
+
+    def __init__(self, contents: reader.Contents):
+        self.entries = contents.entries
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return self.entries[name].shape if name in self.entries else None
+
+    def values(self, name: str) -> list[float]:
+        return tensors.stored(self.entries[name]).values().tolist()
+
+    def kinds(self) -> dict[str, int]:
+        """Bytes by the kind of blocks."""
+        found: dict[str, int] = {}
+        for entry in self.entries.values():
+            found[entry.kind.name] = found.get(entry.kind.name, 0) + entry.nbytes
+        return found
 
 
 def name_of(folder: Path) -> str:

@@ -3,6 +3,8 @@
     model.safetensors  or  model.safetensors.index.json with its shards
     pytorch_model.bin  or  pytorch_model.bin.index.json with its shards
 
+or a GGUF file, or the first part of one, in the place of a folder (`gguf/`).
+
 Only these names count: a folder may hold other safetensors (adapters, another layout) that are not part of the model.
 Each file is opened once and its header is read once. Safetensors (`tensorfile.py`) are read piece by piece into the
 memory that wants them, and so are tensors of `.bin` files (`torchfile.py`) that lie there as they are wanted; others
@@ -26,6 +28,8 @@ from minillm.guard.files import is_there, read_bytes, utf8
 from minillm.guard.jsonfile import MAX_BYTES, parsed
 from minillm.weights import formats, tensorfile, torchfile
 from minillm.weights.formats.packed import METADATA, Made, Section, Seen
+from minillm.weights.gguf import reader as gguf
+from minillm.weights.gguf.tensors import InBlocks, tensors
 from minillm.weights.source import InFile, Source
 from minillm.weights.torchfile import InStorage
 
@@ -43,10 +47,11 @@ class TensorInfo:
     file: str
     shape: tuple[int, ...]
     dtype: str
-    format: str | None = None  # of a matrix that several tensors hold (`formats/`)
+    format: str | None = None  # of a matrix that several tensors (`formats/`) or blocks (`gguf/`) hold
+    nbytes: int | None = None  # in the file, of such a matrix
 
 
-Stored = InFile | InStorage | Made
+Stored = InFile | InStorage | InBlocks | Made
 
 
 def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
@@ -54,6 +59,8 @@ def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
 
     Returns None when the folder has no weights at all. Raises ValueError for an index that cannot be trusted.
     """
+    if gguf.is_one(folder):
+        return [path.name for path in gguf.parts(folder)], None
     path = entry(folder)
     if path is None:
         return None
@@ -94,20 +101,36 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, section: Section | None = None):
-        found = find(folder)
+        self.info: dict[str, TensorInfo] = {}
+        self.stored: dict[str, Stored] = {}
+        self.folder, self.nbytes = folder, 0
+        self.idle = (self._of_blocks if gguf.is_one(folder) else self._of_files)(section or {})
+
+    def _of_blocks(self, section: Section) -> list[str]:
+        """Read the beginning of a GGUF file; returns the names of tensors that are of no use."""
+        contents = gguf.read(self.folder)
+        self.files, self.nbytes = [path.name for path in contents.files], contents.nbytes
+        found, idle = tensors(contents, section)
+        for name, stored in found.items():
+            file = self.folder.name if isinstance(stored, Made) else stored.source.path.name
+            kind = None if isinstance(stored, InFile) else stored.title
+            nbytes = None if isinstance(stored, InFile) else stored.nbytes
+            self.info[name], self.stored[name] = TensorInfo(file, stored.shape, stored.word, kind, nbytes), stored
+        self.files_hold = self.info
+        return idle
+
+    def _of_files(self, section: Section) -> list[str]:
+        """Read the headers of a folder's files; returns the names of tensors that are of no use."""
+        folder, found = self.folder, find(self.folder)
         if found is None:
             raise ValueError(
                 f"{folder}: no weights found; expected model.safetensors, pytorch_model.bin, "
                 "or an index (*.index.json) with its shards"
             )
-        self.folder = folder
         self.files, located = found
         missing = [file for file in self.files if not is_there(folder / file)]
         if missing:
             raise ValueError(f"{folder}: the index names files that are not there: {brief(missing)}; download them")
-        self.info: dict[str, TensorInfo] = {}
-        self.stored: dict[str, Stored] = {}
-        self.nbytes = 0
         metadata: dict[str, str] = {}
         for file in self.files:
             source = Source(folder / file, keep=len(self.files) <= MAX_OPEN)
@@ -121,7 +144,7 @@ class Checkpoint:
         if absent:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
         self.files_hold = self.info  # before matrices are gathered
-        self.idle = self._gather({**(section or {}), METADATA: metadata})
+        return self._gather({**section, METADATA: metadata})
 
     def _gather(self, section: Section) -> list[str]:
         """Put matrices where the first of their parts stands; returns the names of those that are of no use."""
@@ -140,8 +163,8 @@ class Checkpoint:
                 self.info[tensor], self.stored[tensor] = info[tensor], stored[tensor]
                 continue
             parts: dict[str, Any] = {part: stored[each] for part, each in made.parts.items()}
-            self.info[name] = TensorInfo(info[tensor].file, made.shape, Made.word, made.title)
             self.stored[name] = Made(made, parts)
+            self.info[name] = TensorInfo(info[tensor].file, made.shape, Made.word, made.title, self.stored[name].nbytes)
         return idle
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from minillm.guard.files import is_there, read_bytes
 from minillm.guard.jsonfile import read_json
 from minillm.weights.checkpoint import brief, entry, find
+from minillm.weights.gguf.reader import PART
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_POINTER_BYTES = 1024
@@ -74,8 +75,6 @@ def instead_of_weights(folder: Path) -> str | None:
         return f"an adapter (LoRA) and no model; its base is {_base(folder)}: merge the two (peft: merge_and_unload)"
     if "qmodel.pt" in names:
         return "HQQ (qmodel.pt), which is not read; give a GPTQ, AWQ or unquantised checkpoint of the model"
-    if found := [name for name in names if name.endswith(".gguf")]:
-        return f"{brief(found)} is GGUF, which is not read; {LAYOUT}"
     if found := [name for name in names if name == "params.json" or name.startswith("consolidated.")]:
         return f"the authors' own layout ({brief(found)}), which is not read; {LAYOUT}, often a repository beside it"
     if found := [name for name in names if SHARDS.fullmatch(name)]:
@@ -87,8 +86,22 @@ def instead_of_weights(folder: Path) -> str | None:
     return None
 
 
+def only_gguf(folder: Path) -> Path | None:
+    """The GGUF file, or the first part of the one in parts, of a folder without other weights; those that read images
+    beside it do not count. Raises ValueError where there are several."""
+    if entry(folder) is not None:
+        return None
+    found = [name for name in _names(folder) if name.endswith(".gguf") and "mmproj" not in name.lower()]
+    found = [name for name in found if not (part := PART.fullmatch(name)) or int(part[2]) == 1]
+    if len(found) > 1:
+        raise ValueError(f"{folder}: several GGUF files ({brief(found)}); give one of them")
+    return folder / found[0] if found else None
+
+
 def instead_of_tokenizer(folder: Path) -> str | None:
     """What a folder has in place of a tokenizer.json or tokenizer.model."""
+    if not folder.is_dir():
+        return None
     names = _names(folder)
     if {"tokenizer.json", "tokenizer.model"} & set(names):
         return None

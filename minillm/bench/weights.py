@@ -22,7 +22,7 @@ from minillm.model.decoder import Decoder, skeleton
 from minillm.model.rope import frequencies
 from minillm.spec import Decoder as DecoderSpec
 from minillm.spec import Rope
-from minillm.weights import gguf
+from minillm.weights.gguf import writer as gguf
 from minillm.weights.layout import Layout
 from minillm.weights.rules import Destination, rows
 from minillm.weights.save import save

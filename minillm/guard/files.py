@@ -1,10 +1,14 @@
-"""Text from files and pipes: UTF-8, of bounded size, from what is a file."""
+"""Text from files and pipes: UTF-8, of bounded size, from what is a file.
+
+A file that holds what others are may be mounted: it is a folder then, whose files are made when they are read.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,11 +17,24 @@ KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }  # fmt: skip
+_mounted: dict[Path, Mapping[str, Callable[[], bytes]]] = {}
+
+
+def mount(path: Path, files: Mapping[str, Callable[[], bytes]]) -> None:
+    """Let a path be a folder with these files, for all that is read by the functions here."""
+    _mounted[path] = files
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder, a mounted one or any other."""
+    return path in _mounted or path.is_dir()
 
 
 def is_there(path: Path) -> bool:
     """Whether there is such a file. Raises ValueError where the name belongs to a folder, a pipe or a device: that is
     not the same as no file."""
+    if path.name in _mounted.get(path.parent, ()):
+        return True
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -30,6 +47,8 @@ def is_there(path: Path) -> bool:
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES, pipe: bool = False) -> bytes:
     """What a file holds; with `pipe` what comes through a named pipe too. Raises ValueError when it is longer than
     `limit` bytes, or neither of the two."""
+    if make := _mounted.get(path.parent, {}).get(path.name):
+        return make()
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):  # before it is opened, which alone may block
         raise ValueError(f"{path}: {KINDS.get(stat.S_IFMT(mode), 'no plain file')}, expected a file")

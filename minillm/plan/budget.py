@@ -173,7 +173,10 @@ def _most_common(headers: Mapping[str, TensorInfo]) -> str:
 
 
 def _of_headers(headers: Mapping[str, TensorInfo], chosen: Iterable[str]) -> int:
-    return nbytes({name: (headers[name].dtype, headers[name].shape) for name in chosen})
+    """What tensors take as they lie."""
+    found = {name: headers[name] for name in chosen}
+    plain = {name: (each.dtype, each.shape) for name, each in found.items() if each.nbytes is None}
+    return nbytes(plain) + sum(each.nbytes or 0 for each in found.values())
 
 
 def _formats(named: Mapping[str, Destination], sketch: Outline, question: Question, dtype: str) -> dict[str, Sizes]:

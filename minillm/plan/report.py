@@ -74,7 +74,9 @@ def _checkpoint(made: Report, quantization: str | None) -> list[str]:
         count, whole = outside["tensors"], size(outside["bytes"])
         found.append(f"of which {whole} are {count:,} tensors outside the decoder, by the {made['source']}")
     if made["difference_bytes"] is None:
-        checked = "" if total is None else "computed from config.json; no index or files here to check it against"
+        known = "as the headers of the files say" if made["source"] == "files" else ""
+        known = known or "computed from config.json; no index or files here to check it against"
+        checked = "" if total is None else known
     elif made["difference_bytes"] == 0:
         whose = "the index states" if made["source"] == "index" else "the headers of the files say"
         checked = f"to the byte what {whose}"

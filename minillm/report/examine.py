@@ -11,6 +11,7 @@ import torch
 
 from minillm import config, families
 from minillm import spec as vocabulary
+from minillm.guard.files import is_folder
 from minillm.guard.jsonfile import read_json
 from minillm.model import held
 from minillm.model.costs import active_values, cached_values
@@ -43,7 +44,7 @@ def explain(path: Path) -> dict[str, Any]:
 
 def examine(path: Path) -> Examined:
     """`explain` with the spec and the plan."""
-    values = config.read(path) if path.is_dir() or not path.exists() else read_json(path)
+    values = config.read(path) if is_folder(path) or not path.exists() else read_json(path)
     spec, rules, read = families.resolve(values)
     (names, checkpoint), planned = _tensors(path, values), None
     sketch = outline(spec, torch.bfloat16, whole=names is not None)

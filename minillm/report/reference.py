@@ -17,6 +17,7 @@ from typing import Any
 from minillm import config, families
 from minillm.guard.parsing import reading
 from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.gguf import reader as gguf
 
 # What can be known of a quantisation, and of the part that reads images, which is built and then not used.
 QUANTISATION = ("quant_method", "weight_block_size", "fmt", "activation_scheme", "modules_to_not_convert")
@@ -35,6 +36,8 @@ def load(folder: Path, **options: Any) -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     values, problem = config.read(folder), "transformers cannot load this"
+    if gguf.is_one(folder):
+        raise ValueError(f"{folder}: a GGUF file, whose names transformers does not have; give --against FOLDER")
     if (kind := understood(values)["model_type"]) not in transformers.CONFIG_MAPPING:
         raise ValueError(f"{folder}: {problem}: {transformers.__version__} knows no model_type {kind!r}")
     with tempfile.TemporaryDirectory() as place:

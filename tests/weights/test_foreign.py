@@ -12,7 +12,9 @@ import pytest
 
 import minillm
 from minillm import hub
+from minillm.weights.foreign import only_gguf
 from tests.helpers.tiny import refused, refused_by_command
+from tests.weights.gguf import made
 
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 12345\n"
@@ -34,7 +36,6 @@ def adapter(folder: Path) -> None:
 
 WITHOUT_CONFIG: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "adapter": (adapter, ("adapter", "some-org/base", "merge")),
-    "gguf": (files("model-q4_k_m.gguf"), ("GGUF", "model-q4_k_m.gguf")),
     "authors, pickled": (files("params.json", "consolidated.00.pth"), ("params.json", "consolidated.00.pth")),
     "authors, safetensors": (files("params.json", "consolidated.safetensors", "tekken.json"), ("params.json",)),
     "trainer": (
@@ -56,7 +57,7 @@ def test_folders_without_a_config(kind: str, tmp_path: Path, capsys: pytest.Capt
         hub.resolve(tmp_path, tensors=False)
 
 
-@pytest.mark.parametrize("kind", ["adapter", "gguf", "authors, pickled", "deepspeed", "fsdp"])
+@pytest.mark.parametrize("kind", ["adapter", "authors, pickled", "deepspeed", "fsdp"])
 def test_folders_without_weights(kind: str, folder: Path) -> None:
     """A config.json was copied beside what they have."""
     (folder / "model.safetensors").unlink()
@@ -108,9 +109,22 @@ def test_what_lies_beside_a_checkpoint_does_not_matter(folder: Path) -> None:
 
 def test_files_in_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    refused(tmp_path / "model.gguf", "GGUF", "give the folder")
+    refused(tmp_path / "model.gguf", "damaged or not GGUF")
     (tmp_path / "model.safetensors").write_bytes(b"")
     refused(tmp_path / "model.safetensors", "a file", "give the folder")
+
+
+def test_folders_with_gguf_files(folder: Path, tmp_path: Path) -> None:
+    """One is the checkpoint, or the first part of one, whatever else is there but other weights; of several none is."""
+    data = made.file({"general.architecture": "none"})
+    (folder / "model.safetensors").unlink()
+    for name in ("model-00001-of-00002.gguf", "model-00002-of-00002.gguf", "mmproj-F16.gguf"):
+        (folder / name).write_bytes(data)
+    assert only_gguf(folder) == folder / "model-00001-of-00002.gguf"
+    refused(folder, "model-00001-of-00002.gguf")
+    (folder / "model-Q8_0.gguf").write_bytes(data)
+    refused(folder, "several GGUF files (model-00001-of-00002.gguf, model-Q8_0.gguf); give one of them")
+    refused(folder / "model-Q8_0.gguf", "general.architecture is 'none'")
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class Made(Kept):
     word, dtype = "F32", torch.float32
 
     def __init__(self, packed: Packed, parts: Mapping[str, Stored]):
-        self.packed, self.parts, self.shape = packed, parts, packed.shape
+        self.packed, self.parts, self.shape, self.title = packed, parts, packed.shape, packed.title
         self.nbytes = sum(part.nbytes for part in parts.values())
         super().__init__()
 

@@ -24,7 +24,7 @@ from minillm.families.shared.shapes import SHAPES
 from minillm.loading import load
 from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import skeleton
-from minillm.weights import gguf
+from minillm.weights.gguf import writer as gguf
 from tests.helpers import tiny
 
 SIZES = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 32}
