@@ -41,6 +41,7 @@ class Ops:
     experts: Callable[..., Tensor] = reference.experts
     int8_linear: Callable[..., Tensor] = reference.int8_linear
     int4_linear: Callable[..., Tensor] = reference.int4_linear
+    grouped_linear: Callable[..., Tensor] = reference.grouped_linear
     fp8_linear: Callable[..., Tensor] = reference.fp8_linear
     linear_cross_entropy: Callable[..., Tensor] = reference.linear_cross_entropy
     sample: Callable[..., Tensor] = draw.sample

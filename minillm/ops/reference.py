@@ -5,6 +5,7 @@ Shapes: B batch, T queries, S keys, H query heads, K kv heads, G = H / K, D head
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.weights import fp8
+from minillm.weights.grouped import Grouped
 
 
 class ExpertMatrices(Protocol):
@@ -253,6 +255,14 @@ def int4_linear(
     of_group = torch.arange(inputs, device=x.device) // group
     weight = (q - (8.0 if zero is None else zero[:, of_group].float())) * scale[:, of_group].float()
     return F.linear(x, (weight if factor is None else weight * factor[:, None]).to(x.dtype), bias)
+
+
+def grouped_linear(
+    x: Tensor, parts: Mapping[str, Tensor], made: Grouped, outputs: int, bias: Tensor | None = None
+) -> Tensor:
+    """y = x Wᵀ + b with the W `[O, I]` that `parts` are in the form `made` (`weights/grouped.py`), O being `outputs`.
+    x `[..., I]`, bias `[O]` of x's dtype -> `[..., O]`."""
+    return F.linear(x, made.dequantise(parts, x.shape[-1], x.dtype, outputs), bias)
 
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

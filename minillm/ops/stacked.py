@@ -3,12 +3,14 @@ of a tensor `[E, O, I]`. Asked for one expert, each gives its matrix `[O, I]`, d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from minillm.weights.fp8 import Fp8
+from minillm.weights.grouped import Grouped
 from minillm.weights.ints import Int4, Int8
 
 
@@ -56,3 +58,19 @@ class Int4Matrices:
         if self.zero is not None:
             found["_zero"] = self.zero[expert]
         return Int4(self.group, self.zero is None).dequantise(found, self.columns, self.dtype)
+
+
+@dataclass(frozen=True)
+class GroupedMatrices:
+    """`parts` `[E, …]` of matrices `[O, I]` in the form `made`, O being `outputs` and I `columns`; only the matrix
+    asked for is dequantised."""
+
+    parts: Mapping[str, Tensor]
+    made: Grouped
+    outputs: int
+    columns: int
+    dtype: torch.dtype
+
+    def __getitem__(self, expert: int, /) -> Tensor:
+        found = {name: part[expert] for name, part in self.parts.items()}
+        return self.made.dequantise(found, self.columns, self.dtype, self.outputs)

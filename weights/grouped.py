@@ -1,0 +1,188 @@
+"""Numbers of few bits in groups that share a scale: what a quantised matrix W `[O, I]` of most formats is in memory.
+
+    W[o, i] = s[o, g] (q[o, i] - z[o, g])     z the same for all, or a whole number of each group g = i / group
+    W[o, i] = s[o, g] q[o, i] - m[o, g]       with a minimum for each group instead
+    W[o, i] = s[o, g] T[q[o, i]]              with a table of 16 values instead
+
+s is stored as it is, or as an int8 code in units of a factor that `span` inputs of a row share (m likewise).
+
+The numbers lie in planes of bytes, so that one load of 16 rows serves a whole vector. Rows go together in tiles (of 16
+for the loops of a CPU, of 1 elsewhere), columns are filled up with zeros to a multiple of 32, and four inputs of a row
+lie side by side. With `C` columns and `T` tiles of `t` rows:
+
+    8 bits     q[r, 4 c + k]                          = plane[T, c, r, k]          plane [T, C / 4, t, 4]
+    4 to 6     q[r, 8 c + 4 h + k] & 15               = half h of plane[T, c, r, k]      [T, C / 8, t, 4]
+    6          q[r, 16 c + 4 n + k] >> 4              = bits 2n, 2n + 1 of high[T, c, r, k]  [T, C / 16, t, 4]
+    5          q[r, 32 c + 4 n + k] >> 4              = bit n of high[T, c, r, k]        [T, C / 32, t, 4]
+    scales                                              [T, G, t], and factors [T, S, t]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Parts = Mapping[str, Tensor]  # what a part adds to the name of the matrix -> its values
+CHUNK = 32  # columns are filled up to a multiple of it
+ROWS_AT_ONCE = 2**20  # values unpacked at a time
+INPUTS = {4: 8, 5: 8, 6: 8, 8: 4}  # of which four bytes of the plane of a row have the numbers
+HIGH = {5: (32, 1), 6: (16, 2)}  # the same for the plane of high bits, and how many of a number it has
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What rows of a matrix are made of, row by row: numbers q uint8 `[O, I]`; scales, zeros (uint8) and minima
+    `[O, G]`; factors of scales and of minima `[O, S]`."""
+
+    q: Tensor
+    scale: Tensor
+    factor: Tensor | None = None
+    zero: Tensor | None = None
+    least: Tensor | None = None
+    floor: Tensor | None = None
+
+    def rows(self, chosen: slice) -> Fields:
+        """Some of the rows."""
+        return self.map(lambda values: values[chosen])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Fields:
+        """The same with each tensor changed."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Fields(**{name: None if values is None else change(values) for name, values in given.items()})
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """How a matrix lies. `scale` is the type of scales and minima (int8: codes, whose factors are `factor`, one for
+    `span` inputs, or for a row where that is 0); `zero` is z where all have the same, None with zeros of groups;
+    `group` 0 is one group for a row."""
+
+    bits: int
+    group: int
+    scale: torch.dtype = torch.float16
+    factor: torch.dtype | None = None
+    span: int = 0
+    zero: int | None = 0
+    minimum: bool = False
+    table: tuple[float, ...] | None = None
+    tile: int = 1
+
+    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each part of matrices `[..., O, I]`."""
+        *lead, outputs, inputs = shape
+        columns, tiles = -(-inputs // CHUNK) * CHUNK, (*lead, -(-outputs // self.tile))
+        found = {"": ((*tiles, columns // INPUTS[self.bits], self.tile, 4), torch.uint8)}
+        if self.bits in HIGH:
+            found["_high"] = ((*tiles, columns // HIGH[self.bits][0], self.tile, 4), torch.uint8)
+        groups, spans = (*tiles, count(inputs, self.group), self.tile), (*tiles, count(inputs, self.span), self.tile)
+        found["_scale"] = (groups, self.scale)
+        if self.factor:
+            found["_factor"] = (spans, self.factor)
+        if self.zero is None:
+            found["_zero"] = (groups, torch.uint8)
+        if self.minimum:
+            found["_least"] = (groups, self.scale)
+            if self.factor:
+                found["_floor"] = (spans, self.factor)
+        return found
+
+    def pack(self, fields: Fields) -> dict[str, Tensor]:
+        """The parts of whole tiles of rows; the last is filled up with zeros."""
+        q = F.pad(fields.q, (0, -fields.q.shape[1] % CHUNK, 0, -fields.q.shape[0] % self.tile))
+        q = q.view(-1, self.tile, q.shape[1])
+        per = INPUTS[self.bits]
+        found = {"": _plane(q if per == 4 else q & 15, per, 8 // (per // 4))}
+        if self.bits in HIGH:
+            found["_high"] = _plane(q >> 4, *HIGH[self.bits])
+        rest = {"_scale": fields.scale, "_factor": fields.factor, "_zero": fields.zero, "_least": fields.least,
+                "_floor": fields.floor}  # fmt: skip
+        return found | {name: self._tiled(values) for name, values in rest.items() if values is not None}
+
+    def _tiled(self, values: Tensor) -> Tensor:
+        values = F.pad(values, (0, 0, 0, -values.shape[0] % self.tile))
+        return values.view(-1, self.tile, values.shape[1]).transpose(1, 2).contiguous()
+
+    def fields(self, parts: Parts, inputs: int) -> Fields:
+        """What was packed: of parts `[T, …]` the fields of T times `tile` rows."""
+        per = INPUTS[self.bits]
+        q = _numbers(parts[""], per, 8 // (per // 4))
+        if self.bits in HIGH:
+            q = q | _numbers(parts["_high"], *HIGH[self.bits]) << 4
+        flat = {name: part.transpose(1, 2).flatten(0, 1) for name, part in parts.items() if name not in ("", "_high")}
+        rest = (flat.get(name) for name in ("_factor", "_zero", "_least", "_floor"))
+        return Fields(q.flatten(0, 1)[:, :inputs], flat["_scale"], *rest)
+
+    def values(self, fields: Fields) -> Tensor:
+        """fp32 `[O, I]`."""
+        inputs = fields.q.shape[1]
+        scale = self._in_units(fields.scale, fields.factor, inputs)
+        if self.table is not None:
+            table = torch.tensor(self.table, dtype=torch.float32, device=scale.device)
+            return table[fields.q.int()] * spread(scale, self.group, inputs)
+        numbers = fields.q.float()
+        if fields.zero is not None:
+            numbers -= spread(fields.zero.float(), self.group, inputs)
+        elif self.zero:
+            numbers -= self.zero
+        made = numbers.mul_(spread(scale, self.group, inputs))
+        if fields.least is not None:
+            made -= spread(self._in_units(fields.least, fields.floor, inputs), self.group, inputs)
+        return made
+
+    def _in_units(self, scale: Tensor, factor: Tensor | None, inputs: int) -> Tensor:
+        if factor is None:
+            return scale.float()
+        per = count(inputs, self.group) if not self.span else self.span // self.group
+        return scale.float() * factor.float().repeat_interleave(per, dim=-1)[:, : scale.shape[1]]
+
+    def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype, rows: int | None = None) -> Tensor:
+        """`[..., O, I]` of all parts, computed in fp32; O is `rows`, or all of the tiles' rows."""
+        lead, tiles = parts[""].shape[:-4], parts[""].shape[-4]
+        outputs = tiles * self.tile if rows is None else rows
+        made = torch.empty(*lead, outputs, columns, dtype=dtype, device=parts[""].device)
+        step = max(ROWS_AT_ONCE // (columns * self.tile), 1)
+        for at in torch.cartesian_prod(*(torch.arange(n) for n in lead)).view(-1, len(lead)).tolist() if lead else [[]]:
+            for start in range(0, tiles, step):
+                some = {name: part[tuple(at)][start : start + step] for name, part in parts.items()}
+                values = self.values(self.fields(some, columns))[: outputs - start * self.tile]
+                made[tuple(at)][start * self.tile : start * self.tile + len(values)] = values
+        return made
+
+    def lookup(self, parts: Parts, rows: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+        """Some rows of a matrix, int64 `[...]` -> `[..., I]`; no other is dequantised."""
+        tiles, inside = rows.flatten() // self.tile, rows.flatten() % self.tile
+        chosen = {name: part[tiles, :, inside].unsqueeze(2) for name, part in parts.items()}
+        one = dataclasses.replace(self, tile=1)
+        return one.values(one.fields(chosen, columns)).to(dtype).view(*rows.shape, columns)
+
+
+def count(inputs: int, size: int) -> int:
+    """Groups of a row; size 0 is one for all."""
+    return -(-inputs // size) if size else 1
+
+
+def spread(values: Tensor, group: int, inputs: int) -> Tensor:
+    """Values of groups `[O, G]` for each input: `[O, I]`."""
+    return values.repeat_interleave(group or inputs, dim=-1)[:, :inputs]
+
+
+def _plane(q: Tensor, per: int, bits: int) -> Tensor:
+    """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart."""
+    tiles, tile, columns = q.shape
+    numbers = q.view(tiles, tile, columns // per, per // 4, 4).permute(0, 2, 3, 1, 4)
+    made = numbers[:, :, 0].clone(memory_format=torch.contiguous_format)
+    for n in range(1, per // 4):
+        made |= numbers[:, :, n] << (bits * n)
+    return made
+
+
+def _numbers(plane: Tensor, per: int, bits: int) -> Tensor:
+    """What `_plane` packed: `[T, t, C]`."""
+    mask = 2**bits - 1 if bits < 8 else 255
+    numbers = torch.stack([plane >> (bits * n) & mask for n in range(per // 4)], dim=2)
+    return numbers.permute(0, 3, 1, 2, 4).flatten(2)
