@@ -73,10 +73,14 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))
-    made.add_argument(
-        "--keep-quantized", action="store_true", help="FP8 weights stay FP8 in memory, dequantised at each use"
-    )
+    add_dequantize(made)
     add_quantize_arguments(made)
+
+
+def add_dequantize(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--dequantize", dest="keep_quantized", action="store_false", help="make plain numbers of quantised matrices"
+    )
 
 
 def add_revision(made: argparse.ArgumentParser) -> None:

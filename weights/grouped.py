@@ -36,11 +36,11 @@ HIGH = {5: (32, 1), 6: (16, 2)}  # the same for the plane of high bits, and how 
 
 @dataclass(frozen=True)
 class Fields:
-    """What rows of a matrix are made of, row by row: numbers q uint8 `[O, I]`; scales, zeros (uint8) and minima
-    `[O, G]`; factors of scales and of minima `[O, S]`."""
+    """What rows of a matrix are made of, row by row: numbers q `[O, I]`; scales, zeros (uint8) and minima `[O, G]`;
+    factors of scales and of minima `[O, S]`."""
 
     q: Tensor
-    scale: Tensor
+    scale: Tensor | None = None
     factor: Tensor | None = None
     zero: Tensor | None = None
     least: Tensor | None = None
@@ -119,20 +119,22 @@ class Grouped:
 
     def values(self, fields: Fields) -> Tensor:
         """fp32 `[O, I]`."""
+        assert fields.scale is not None
         inputs = fields.q.shape[1]
         scale = self._in_units(fields.scale, fields.factor, inputs)
         if self.table is not None:
             table = torch.tensor(self.table, dtype=torch.float32, device=scale.device)
-            return table[fields.q.int()] * spread(scale, self.group, inputs)
+            return torch.mul(*grouped(table[fields.q.int()], scale, self.group)).view(fields.q.shape)
         numbers = fields.q.float()
         if fields.zero is not None:
-            numbers -= spread(fields.zero.float(), self.group, inputs)
+            numbers = torch.sub(*grouped(numbers, fields.zero.float(), self.group)).view(fields.q.shape)
         elif self.zero:
             numbers -= self.zero
-        made = numbers.mul_(spread(scale, self.group, inputs))
-        if fields.least is not None:
-            made -= spread(self._in_units(fields.least, fields.floor, inputs), self.group, inputs)
-        return made
+        made = torch.mul(*grouped(numbers, scale, self.group)).view(fields.q.shape)
+        if fields.least is None:
+            return made
+        least = self._in_units(fields.least, fields.floor, inputs)
+        return torch.sub(*grouped(made, least, self.group)).view(fields.q.shape)
 
     def _in_units(self, scale: Tensor, factor: Tensor | None, inputs: int) -> Tensor:
         if factor is None:
@@ -166,9 +168,12 @@ def count(inputs: int, size: int) -> int:
     return -(-inputs // size) if size else 1
 
 
-def spread(values: Tensor, group: int, inputs: int) -> Tensor:
-    """Values of groups `[O, G]` for each input: `[O, I]`."""
-    return values.repeat_interleave(group or inputs, dim=-1)[:, :inputs]
+def grouped(numbers: Tensor, values: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Numbers `[O, I]` and values of groups `[O, G]`, of shapes in which each number meets the value of its group."""
+    inputs = numbers.shape[1]
+    if inputs % (group or inputs) == 0:
+        return numbers.view(*values.shape, -1), values.unsqueeze(-1)
+    return numbers, values.repeat_interleave(group, dim=-1)[:, :inputs]
 
 
 def _plane(q: Tensor, per: int, bits: int) -> Tensor:

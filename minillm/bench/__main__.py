@@ -174,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--llama-python", metavar="PATH", help="an interpreter with llama-cpp-python (default: this one)")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))
-    made.add_argument("--keep-quantized", action="store_true", help="minillm keeps FP8 weights FP8 in memory")
+    cli.add_dequantize(made)
     made.add_argument("--new-tokens", type=int, default=16, metavar="N")
     made.add_argument("--rounds", type=int, default=5, metavar="N")
     made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw decode and prefill; needs minillm[plot]")

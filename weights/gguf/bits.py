@@ -48,6 +48,11 @@ def planes(part: Tensor, run: int, bits: int) -> Tensor:
     return found.reshape(len(part), -1).view(torch.int8)
 
 
+def numbers(part: Tensor, run: int, bits: int) -> Tensor:
+    """The same, uint8."""
+    return planes(part, run, bits).view(torch.uint8)
+
+
 def stream(part: Tensor, bits: int) -> Tensor:
     """One value after the other, the lowest bits of a byte first: `[N, bytes]` -> int8 `[N, bytes * 8 / bits]`."""
     return planes(part, 1, bits)
