@@ -18,7 +18,7 @@ from torch import Tensor
 from minillm.weights.checkpoint import Checkpoint, Stored
 from minillm.weights.forms import ORDER, Packing, Plain, Segment
 from minillm.weights.grouped import Fields, Grouped
-from minillm.weights.rules import Destination, Plan, rows
+from minillm.weights.rules import Destination, Plan
 from minillm.weights.tensorfile import blocks
 
 PIECE = 2**18  # values packed at a time
