@@ -60,7 +60,7 @@ class Fields:
 class Grouped:
     """How a matrix lies. `scale` is the type of scales and minima (int8: codes, whose factors are `factor`, one for
     `span` inputs, or for a row where that is 0); `zero` is z where all have the same, None with zeros of groups;
-    `group` 0 is one group for a row."""
+    `group` 0 is one group for a row. Values are `rounded` to a type where that is what the matrix was made in."""
 
     bits: int
     group: int
@@ -70,6 +70,7 @@ class Grouped:
     zero: int | None = 0
     minimum: bool = False
     table: tuple[float, ...] | None = None
+    rounded: torch.dtype | None = None
     tile: int = 1
 
     def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -119,6 +120,10 @@ class Grouped:
 
     def values(self, fields: Fields) -> Tensor:
         """fp32 `[O, I]`."""
+        made = self._values(fields)
+        return made if self.rounded is None else made.to(self.rounded).float()
+
+    def _values(self, fields: Fields) -> Tensor:
         assert fields.scale is not None
         inputs = fields.q.shape[1]
         scale = self._in_units(fields.scale, fields.factor, inputs)

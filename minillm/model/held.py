@@ -158,7 +158,7 @@ def _product(module: nn.Module, leaf: str, ops: Any, x: Tensor, segment: Segment
     if isinstance(form, Int8):
         return ops.int8_linear(x, found[""], found["_scale"], bias)
     if isinstance(form, Fp8):
-        return ops.fp8_linear(x, found[""], found["_scale"], bias)
+        return ops.fp8_linear(x, found[""], found["_scale"], bias, form.width)
     return ops.linear(x, found[""] if isinstance(form, Plain) else form.dequantise(found, x.shape[-1], x.dtype), bias)
 
 
