@@ -108,11 +108,8 @@ def config_file(path: Path) -> Path:
 
 def add_quantize_arguments(made: argparse.ArgumentParser, required: bool = False, files: Sequence[str] = ()) -> None:
     """`files` are the kinds that are written to a file only."""
-    kinds, what = (
-        ("int8", "int4", *files),
-        "hold matrices as integers" + ("; the others: in a GGUF file" if files else ""),
-    )
-    made.add_argument("--quantize", choices=kinds, required=required, help=what)
+    what = "hold matrices as integers" + ("; the other kinds are those of a GGUF file" if files else "")
+    made.add_argument("--quantize", choices=("int8", "int4", *files), required=required, help=what)
     made.add_argument("--group-size", metavar="N", type=int, help="values of an int4 row that share a factor (16)")
     made.add_argument("--asymmetric", action="store_true", help="int4 groups have zero points of their own")
 

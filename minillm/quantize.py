@@ -3,9 +3,9 @@
     python -m minillm.quantize --weights PATH --output FOLDER --quantize int8 | int4 [--group-size N] [--asymmetric]
     python -m minillm.quantize --weights PATH --output FILE.gguf --quantize q4_k_m | q8_0 | f16 | …
 
-In a folder the tensors keep their published names, and a matrix gets companions beside it (`weights/ints.py`). Loading the folder
-gives, bit for bit, what `--quantize` gives while it loads the original; none ever has a whole plain model in memory.
-Files are written in `saving.py`.
+In a folder the tensors keep their published names, and a matrix gets companions beside it (`weights/ints.py`). Loading
+it gives, bit for bit, what `--quantize` gives while it loads the original. Files are written in `saving.py`. Neither
+way ever has a whole plain model in memory.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def to_file(
 
 
 def _output(path: Path) -> Path:
-    """Where the folder or file shall be. Raises ValueError where something is; what a killed run has left is only said."""
+    """Where the folder or file shall be. Raises ValueError where something is; what a killed run has
+    left is only said."""
     try:
         path = path.expanduser()
     except RuntimeError as error:
@@ -135,10 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scheme = asked_scheme(None if is_file else kind, arguments.group_size, not arguments.asymmetric)
     given, bar = (arguments.weights, arguments.output), cli.progress_bar("quantising")
     revision = cli.revision(arguments)
-    if scheme is None:
-        report = to_file(*given, kind, bar, revision)
-    else:
-        report = quantize(*given, scheme, bar, revision)
+    report = quantize(*given, scheme, bar, revision) if scheme else to_file(*given, kind, bar, revision)
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False))
     else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minillm import families
-from minillm.families.shared import gguf_config, gguf_described, gguf_words
+from minillm.families.shared import gguf_config, gguf_described, gguf_limits, gguf_words
 from minillm.families.shared.gguf_made import Named, named
 from minillm.guard.screen import note
 from minillm.llm import LLM
@@ -32,6 +32,7 @@ from minillm.weights.rows import Rows
 from minillm.weights.rules import plan
 
 QUANTISATION_VERSION = 2  # of llama.cpp's layouts of blocks
+ELSE = "change config.json if that is what you want, or keep a folder, with --quantize int8 or int4"
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ def write_gguf(
     values: Mapping[str, Any],
     mixture: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    bare: bool = False,
 ) -> dict[str, Any]:
-    """Write the checkpoint in `folder`, whose config.json has `values`, as a GGUF file; complete or not at all.
+    """Write the checkpoint in `folder`, whose config.json has `values`, as a GGUF file; complete or not at all. One that
+    is `bare` has no words, and all its matrices in one kind of blocks: for measuring.
 
     No more than a few blocks of a tensor are in memory, or one tensor where that is quantised already or lies
-    otherwise. Returns the bytes before and after, and the bits that a value takes. Raises ValueError for a mixture that
-    is not in `mixtures.MIXTURES`, for a checkpoint that cannot be loaded, and for what llama.cpp would compute otherwise.
+    otherwise. Returns the bytes before and after, the bits that a value takes, and how many tensors there are of each
+    kind. Raises ValueError for a checkpoint that cannot be loaded, and for what llama.cpp would compute otherwise.
     """
     written = integers(folder, dict(values))
     values, checkpoint = opened(folder, dict(values))
@@ -71,8 +74,9 @@ def write_gguf(
     planned = plan(checkpoint.info, rules, model.destinations())
     for each in fits(planned, checkpoint, values):
         note(each)
-    file = described(plain, values, mixture)
-    file.metadata.update(_words(LLM(folder, values, plain, torch.device("cpu"))))
+    file = described(plain, values, mixture, bare)
+    if not bare:
+        file.metadata.update(_words(LLM(folder, values, plain, torch.device("cpu"))))
     rows = Rows(checkpoint, planned, {n: (form, plain.get_parameter(n).shape[-1]) for n, form in formats.items()})
     entries = [writer.Entry(each.name, each.shape, kind, each.pieces(rows)) for each, kind in file.tensors]
     entries += [writer.Entry(name, tuple(each.shape), "F32", [each]) for name, each in file.factors.items()]
@@ -81,7 +85,7 @@ def write_gguf(
     return {"bytes_before": checkpoint.nbytes, "bytes": nbytes, "bits_per_value": file.bits_per_value, "kinds": kinds}
 
 
-def described(model: Decoder, values: Mapping[str, Any], mixture: str) -> File:
+def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: bool = False) -> File:
     """The file of a plain model, as yet without words. Raises ValueError for what llama.cpp would compute otherwise."""
     spec, architecture = model.spec, gguf_described.architecture(values)
     of_scaling = _of_scaling(spec.layers[0].attention.rope)
@@ -89,14 +93,16 @@ def described(model: Decoder, values: Mapping[str, Any], mixture: str) -> File:
     factors = {name: torch.tensor(each) for name, each in gguf_described.factors(spec, of_scaling).items()}
     tensors = named(spec, architecture, model.destinations())
     read = families.resolve(gguf_config.config(metadata, _Shapes(tensors, factors)))[0]
-    if found := gguf_described.difference(spec, read, of_scaling):
-        raise ValueError(f"llama.cpp's {architecture} is another model than this one: {found}; "
-                         "keep it in a folder, with --quantize int8 or int4")  # fmt: skip
+    found = gguf_described.difference(spec, read, of_scaling) or gguf_limits.refusal(spec, architecture)
+    if found:
+        raise ValueError(f"llama.cpp's {architecture} is another model than this one: {found}; {ELSE}")
+    for remark in gguf_limits.remarks(spec, architecture):
+        note(remark)
     attention, ffns = spec.layers[0].attention, [layer.ffn for layer in spec.layers]
     share = 1 if isinstance(attention, MLA) else attention.num_heads // attention.num_kv_heads
     experts = next((each.router.num_experts for each in ffns if isinstance(each, MoE)), 0)
     facts = mixtures.Model(len(spec.layers), experts, share, spec.tied)
-    kinds = [(each, mixtures.kind(mixture, each.name, each.shape, facts)) for each in tensors]
+    kinds = [(each, mixtures.kind(mixture, each.name, each.shape, facts, pure)) for each in tensors]
     said = {
         "general.type": "model",
         "general.file_type": mixtures.MIXTURES[mixture].file_type,

@@ -1,8 +1,8 @@
 """Which kind of blocks each tensor of a file gets, as llama.cpp chooses them (llama-quant.cpp, MIT).
 
-A file is called by the kind of most of its matrices. Vectors, norms, routers and biases are F32. Of the others the head,
-or the embedding that is one, gets Q6_K, and what `RULES` names other kinds; where rows are not made of whole blocks, a
-kind with smaller ones takes their place.
+A file is called by the kind of most of its matrices. Vectors, norms, routers and biases are F32. Of the others the
+head, or the embedding that is one, gets Q6_K, and what `RULES` names other kinds; where rows are not made of whole
+blocks, a kind with smaller ones takes their place.
 """
 
 from __future__ import annotations
@@ -81,14 +81,16 @@ RULES: list[tuple[str, str, Callable[[int, Model], bool], str]] = [
 ]
 
 
-def kind(name: str, tensor: str, shape: Sequence[int], of: Model) -> str:
-    """The kind of a tensor in the mixture of a name."""
+def kind(name: str, tensor: str, shape: Sequence[int], of: Model, pure: bool = False) -> str:
+    """The kind of a tensor in the mixture of a name; with `pure` that of all matrices is one."""
     base, found = MIXTURES[name].kind, LAYER.fullmatch(tensor)
     part = found[2] if found else ""
     if len(shape) < 2 or not tensor.endswith(".weight") or part.endswith("_norm") or part in KEPT:
         return "F32"
     if base in PLAIN:
         return base
+    if pure:
+        return _fitting(base, shape[-1])
     if tensor == OUTPUT or (of.tied and tensor == EMBEDDING):
         whole = shape[-1] % BLOCKS[base].block == 0
         return _fitting("Q6_K" if whole and base != "Q8_0" else "Q8_0", shape[-1])

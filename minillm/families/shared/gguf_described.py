@@ -158,7 +158,7 @@ def _latent(attention: MLA) -> dict[str, Any]:
         "attention.value_length": attention.kv_rank,
         "attention.key_length_mla": attention.nope_dim + turned,
         "attention.value_length_mla": attention.v_dim,
-        "attention.q_lora_rank": attention.q_rank,
+        "attention.q_lora_rank": attention.q_rank or 0,
         "attention.kv_lora_rank": attention.kv_rank,
         "rope.dimension_count": turned,
     }

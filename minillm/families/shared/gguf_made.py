@@ -46,7 +46,11 @@ def named(decoder: Decoder, architecture: str, destinations: Mapping[str, Destin
     latent_queries = isinstance(attention, MLA) and attention.q_rank is not None
     table, offset = gguf_rules.table(architecture, latent_queries, heads), NORM_OFFSETS.get(architecture, 0.0)
     joined: dict[str, list[Destination]] = {}
-    for name, to in published(table, destinations).items():
+    try:
+        found = published(table, destinations)
+    except ValueError as error:
+        raise ValueError(f"llama.cpp's {architecture} is another model than this one: {error}") from None
+    for name, to in found.items():
         expert = EXPERT.fullmatch(name)
         joined.setdefault(f"{expert[1]}_exps.{expert[3]}" if expert else name, []).append(to)
     made = list[Named]()

@@ -51,9 +51,9 @@ def vocabulary(words: Mapping[str, Any], size: int) -> tuple[dict[str, Any], lis
 def roles(
     ids: Mapping[str, int], front: Sequence[int], behind: Sequence[int], stops: Sequence[int], told: Sequence[int]
 ) -> dict[str, Any]:
-    """The metadata of special tokens: `ids` by what tokenizer_config.json calls their role, those put in front of a text
-    and behind it, and those that end an answer, of which files need not say what a token's own text tells (`told`).
-    Raises ValueError where there are more than a file can say."""
+    """The metadata of special tokens: `ids` by what tokenizer_config.json calls their role, those put in front of a
+    text and behind it, and those that end an answer, but for what a token's own text tells (`told`). Raises
+    ValueError where there are more than a file can say."""
     named = {name: ids[role] for name, role in ROLES.items() if role in ids}
     for name, around in (("bos", front), ("eos", behind)):
         if len(around) > 1 or (around and named.get(name, around[0]) != around[0]):
