@@ -200,11 +200,11 @@ def quantised_rows(
     A thread takes whole blocks: were each of the many small ops cut up among all, they would wait for one another most
     of the time.
     """
-    columns, laid, threads = to.shape[-1], _laid(stored, to, factors, scale), torch.get_num_threads()
+    columns, whole_rows, threads = to.shape[-1], laid(stored, to, factors, scale), torch.get_num_threads()
 
     def quantise(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
         place = block[0] * columns, block[1] * columns
-        values = (stored.values(*place) if laid is None else laid.flatten()[slice(*place)]).float()
+        values = (stored.values(*place) if whole_rows is None else whole_rows.flatten()[slice(*place)]).float()
         check_finite(to.parameter, values)
         return block[0], made.quantise(values.view(-1, columns))
 
@@ -218,7 +218,7 @@ def quantised_rows(
         torch.set_num_threads(threads)
 
 
-def _laid(stored: Stored, to: Destination, factors: str | None, scale: Tensor | None) -> Tensor | None:
+def laid(stored: Stored, to: Destination, factors: str | None, scale: Tensor | None) -> Tensor | None:
     """All rows that a tensor fills, in fp32, if it is quantised itself or lies otherwise; None if its own are those."""
     if factors is None and to.layout is None:
         return None
@@ -227,6 +227,6 @@ def _laid(stored: Stored, to: Destination, factors: str | None, scale: Tensor | 
         made = schemes.scheme_of(factors).dequantise(made, scale, torch.float32)
     if to.layout is None:
         return made
-    laid = torch.empty(to.shape, dtype=torch.float32, device="cpu")
-    to.layout.copy(made, laid)
-    return laid
+    into = torch.empty(to.shape, dtype=torch.float32, device="cpu")
+    to.layout.copy(made, into)
+    return into

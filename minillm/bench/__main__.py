@@ -36,7 +36,7 @@ from minillm.bench.engines import PEERS, Worker, check
 from minillm.bench.report import Limits, Point, ratios, speeds, table
 from minillm.bench.weights import checkpoint, gguf_bytes_per_step, scratch_folder, write_gguf
 from minillm.families.shared.shapes import SHAPES
-from minillm.loading import DTYPES, load, resolve_device
+from minillm.loading import DTYPES, resolve_device
 from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import Decoder, skeleton
 from minillm.report import picture
@@ -115,7 +115,7 @@ def running(
     try:
         if "llama.cpp" in peers:
             kind = dtype if quantize == "none" else quantize
-            write_gguf(file, load(folder, dtype, "cpu", "reference").model, kind)
+            write_gguf(file, folder, kind)
         for name in ["minillm", *peers]:
             if name == "llama.cpp":
                 device = str(resolve_device(arguments.device))
@@ -123,7 +123,8 @@ def running(
             workers.append(Worker(name, settings, arguments.llama_python or sys.executable))
         for worker in workers[1:]:
             is_gguf = worker.name == "llama.cpp"
-            worker.facts["bytes_per_step"] = gguf_bytes_per_step(model, kind) if is_gguf else bytes_per_step(model)
+            of_file = gguf_bytes_per_step(model, config.read(folder), kind) if is_gguf else None
+            worker.facts["bytes_per_step"] = of_file or bytes_per_step(model)
         yield workers
     finally:
         for worker in workers:
