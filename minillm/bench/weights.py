@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minillm import families, hub
+from minillm import config, families, hub
 from minillm.families.shared import gguf_names
 from minillm.families.shared.shapes import SHAPES
 from minillm.model.costs import active_values
@@ -22,9 +22,10 @@ from minillm.model.decoder import Decoder, skeleton
 from minillm.model.rope import frequencies
 from minillm.spec import Decoder as DecoderSpec
 from minillm.spec import Rope
+from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.gguf import writer as gguf
 from minillm.weights.layout import Layout
-from minillm.weights.rules import Destination, rows
+from minillm.weights.rules import Destination, plan, rows
 from minillm.weights.save import save
 
 # What llama.cpp calls what we call a dtype, and its own for our quantisations.
@@ -106,6 +107,18 @@ def gguf_bytes_per_step(model: Decoder, kind: str) -> int:
         if name != "embedding.weight" or model.spec.tied:
             total += count * encoding.nbytes // encoding.block
     return total
+
+
+def stored_bytes_per_step(path: Path, model: Decoder) -> int:
+    """`costs.bytes_per_step` of a GGUF file: its blocks as they are stored."""
+    values = config.read(path)
+    _, rules, _ = families.resolve(values)
+    stored = Checkpoint(path, values.get("quantization_config"))
+    active = {name: count / model.get_parameter(name).numel() for name, count in active_values(model).items()}
+    if not model.spec.tied:
+        active["embedding.weight"] = 0.0
+    filled = plan(stored.info, rules, model.destinations()).assignments
+    return round(sum(stored.stored[name].nbytes * active[to.parameter] for name, to in filled.items()))
 
 
 def rope_factors(decoder: DecoderSpec) -> list[float] | None:
