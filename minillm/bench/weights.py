@@ -17,7 +17,9 @@ from minillm import config, families, hub, saving
 from minillm.families.shared.shapes import SHAPES
 from minillm.model.costs import active_values
 from minillm.model.decoder import Decoder, skeleton
+from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.gguf import writer
+from minillm.weights.rules import plan
 from minillm.weights.save import save
 
 # What llama.cpp calls what we call a dtype, and its own for our quantisations.
@@ -79,3 +81,15 @@ def gguf_bytes_per_step(model: Decoder, values: Mapping[str, Any], kind: str) ->
             share = active[name] / model.get_parameter(name).numel()
             total += share * writer.nbytes(blocks, tensor.shape)
     return round(total)
+
+
+def stored_bytes_per_step(path: Path, model: Decoder) -> int:
+    """`costs.bytes_per_step` of a GGUF file: its blocks as they are stored."""
+    values = config.read(path)
+    _, rules, _ = families.resolve(values)
+    stored = Checkpoint(path, values.get("quantization_config"))
+    active = {name: count / model.get_parameter(name).numel() for name, count in active_values(model).items()}
+    if not model.spec.tied:
+        active["embedding.weight"] = 0.0
+    filled = plan(stored.info, rules, model.destinations()).assignments
+    return round(sum(stored.stored[name].nbytes * active[to.parameter] for name, to in filled.items()))
