@@ -7,7 +7,7 @@
 Rows lie by themselves (tiles of one row): byte 4c + k of a row has inputs 8c + k in its low and 8c + 4 + k in its high
 half (of 8 bits: input 4c + k); a plane of its own has the bits above the fourth.
 
-Decoding reads every weight once, at an eighth to a half of the bytes of fp32, and each is a number in registers only.
+Decoding reads every weight once, in 4 to 8 bits instead of 16, and each is a number in registers only.
 
 One row of x: a program goes over some rows of W. Four bytes are read as a word, which is 8 inputs (4 of 8 bits) of one
 group: their products are added up first and meet the scale once. Sums over threads are made at the end.
@@ -49,6 +49,7 @@ MANY = (
     Config("128x64x64", (128, 64, 64), 8, 3, LARGE),
     Config("64x64x32", (64, 64, 32), 4, 1, SMALL),
 )
+FP32_ONE = (Config("1x8x512", (1, 8, 512), 4, 2),)
 FP32 = (Config("16x32x32", (16, 32, 32), 4, 1),)
 PROGRAMS = 528  # enough to fill a GPU of 132 multiprocessors four times
 LEAST = 1024  # inputs that are worth a program
@@ -85,33 +86,36 @@ def numbers(q, zero, table_f32_ptr, ZERO: tl.constexpr):
 
 
 @triton.jit
-def of_groups(code_ptr, factor_ptr, column, out, inside, groups, spans, group, span):
-    """Scales or minima `[O, N]`, fp32, of some columns `[1, N]` of some rows `[O, 1]`."""
-    value = tl.load(code_ptr + out * groups + column // group, mask=inside, other=0).to(tl.float32)
-    if factor_ptr is not None:
-        value *= tl.load(factor_ptr + out * spans + column // span, mask=inside, other=0).to(tl.float32)
-    return value
+def of_groups(values_ptr, column, out, inside, groups, GROUP: tl.constexpr):
+    """What groups have one of, fp32, for some columns `[1, N]` of some rows `[O, 1]`: `[O, N]`. GROUP 0 is a row."""
+    at = column // GROUP if GROUP else column * 0
+    return tl.load(values_ptr + out * groups + at, mask=inside, other=0).to(tl.float32)
 
 
 @triton.jit
-def zeros_of_groups(zero_u8_ptr, column, out, inside, groups, group):
-    return tl.load(zero_u8_ptr + out * groups + column // group, mask=inside, other=0).to(tl.float32)
+def in_units(code_ptr, factor_ptr, column, out, inside, groups, spans, GROUP: tl.constexpr, SPAN: tl.constexpr):
+    """Scales or minima."""
+    value = of_groups(code_ptr, column, out, inside, groups, GROUP)
+    if factor_ptr is not None:
+        value *= of_groups(factor_ptr, column, out, inside, spans, SPAN)
+    return value
 
 
 @triton.jit
 def row_kernel(
     x_ptr, w_i32_ptr, high_i32_ptr, s_ptr, factor_ptr, zero_u8_ptr, least_ptr, floor_ptr, table_f32_ptr, b_ptr, y_ptr,
-    x_t, count, outputs, inputs, words, high_words, groups, spans, group, span, share,
-    BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    x_t, count, outputs, inputs, words, high_words, groups, spans, steps,
+    BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
+    TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Row by row of x: some outputs, of `share` inputs."""
+    """Row by row of x: some outputs, in so many `steps` of inputs."""
     EACH: tl.constexpr = 4 if BITS == 8 else 8  # inputs of a word
     HIGH: tl.constexpr = 0 if BITS == 8 else BITS - 4  # bits of a number in the other plane
     row, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
     out = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
     y = tl.zeros((TILE, DEPTH // EACH), tl.float32)
-    for start in range(part * share, tl.minimum(part * share + share, inputs), DEPTH):
-        place = (start // EACH + tl.arange(0, DEPTH // EACH))[None, :]
+    for step in range(part * steps, tl.minimum((part + 1) * steps, tl.cdiv(inputs, DEPTH))):
+        place = (step * (DEPTH // EACH) + tl.arange(0, DEPTH // EACH))[None, :]
         column = place * EACH
         inside = (out < outputs) & (column < inputs)
         word = tl.load(w_i32_ptr + out * words + place, mask=inside, other=0)
@@ -120,7 +124,7 @@ def row_kernel(
             rest = rest >> (place % (4 // HIGH) * 2 * HIGH)
         zero = None
         if zero_u8_ptr is not None:
-            zero = zeros_of_groups(zero_u8_ptr, column, out, inside, groups, group)
+            zero = of_groups(zero_u8_ptr, column, out, inside, groups, GROUP)
         added, all_x = tl.zeros_like(y), tl.zeros((1, DEPTH // EACH), tl.float32)
         for n in tl.static_range(EACH):
             if BITS == 8:
@@ -132,9 +136,9 @@ def row_kernel(
             x = tl.load(x_ptr + row * x_t + column + n, mask=column + n < inputs, other=0.0).to(tl.float32)
             added += numbers(q, zero, table_f32_ptr, ZERO) * x
             all_x += x
-        y += added * of_groups(s_ptr, factor_ptr, column, out, inside, groups, spans, group, span)
+        y += added * in_units(s_ptr, factor_ptr, column, out, inside, groups, spans, GROUP, SPAN)
         if least_ptr is not None:
-            y -= all_x * of_groups(least_ptr, floor_ptr, column, out, inside, groups, spans, group, span)
+            y -= all_x * in_units(least_ptr, floor_ptr, column, out, inside, groups, spans, GROUP, SPAN)
     total, out = tl.sum(y, axis=1), tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     if b_ptr is not None:
         total += tl.load(b_ptr + out, mask=out < outputs, other=0.0).to(tl.float32)
@@ -151,11 +155,11 @@ def spread(values, TILE: tl.constexpr, RUNS: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def rows_kernel(
     x_ptr, w_u8_ptr, high_u8_ptr, s_ptr, factor_ptr, zero_u8_ptr, least_ptr, floor_ptr, table_f32_ptr, b_ptr, y_ptr,
-    x_t, count, outputs, inputs, width, high_width, groups, spans, group, span, share,
-    BITS: tl.constexpr, ZERO: tl.constexpr, RUN: tl.constexpr,
+    x_t, count, outputs, inputs, width, high_width, groups, spans, steps,
+    BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, RUN: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """A block of rows of x: some outputs, of `share` inputs, of which each RUN have one scale."""
+    """A block of rows of x: some outputs, in so many `steps` of inputs, of which each RUN have one scale."""
     HALVES: tl.constexpr = 1 if BITS == 8 else 2
     HIGH: tl.constexpr = 0 if BITS == 8 else BITS - 4
     RUNS: tl.constexpr = DEPTH // RUN
@@ -164,21 +168,21 @@ def rows_kernel(
     out = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
     in_x, in_w = (rows < count)[:, None], out < outputs
     y = tl.zeros((ROWS, TILE), tl.float32)
-    for start in range(part * share, tl.minimum(part * share + share, inputs), DEPTH):
-        place = (start // HALVES + tl.arange(0, DEPTH // HALVES))[None, :]
+    for step in range(part * steps, tl.minimum((part + 1) * steps, tl.cdiv(inputs, DEPTH))):
+        place = (step * (DEPTH // HALVES) + tl.arange(0, DEPTH // HALVES))[None, :]
         byte = tl.load(w_u8_ptr + out * width + place, mask=in_w & (place < width), other=0).to(tl.int32)
         if HIGH:
             at = high_u8_ptr + out * high_width + place * HIGH // 16 * 4 + place % 4
             rest = tl.load(at, mask=in_w & (place < width), other=0).to(tl.int32)
             rest = rest >> (place // 4 % (4 // HIGH) * 2 * HIGH)
-        first = (start + RUN * tl.arange(0, RUNS))[None, :]
+        first = (step * DEPTH + RUN * tl.arange(0, RUNS))[None, :]
         inside = in_w & (first < inputs)
-        scale = of_groups(s_ptr, factor_ptr, first, out, inside, groups, spans, group, span)
+        scale = in_units(s_ptr, factor_ptr, first, out, inside, groups, spans, GROUP, SPAN)
         scale, zero = spread(scale, TILE, RUNS, WIDE), None
         if zero_u8_ptr is not None:
-            zero = spread(zeros_of_groups(zero_u8_ptr, first, out, inside, groups, group), TILE, RUNS, WIDE)
+            zero = spread(of_groups(zero_u8_ptr, first, out, inside, groups, GROUP), TILE, RUNS, WIDE)
         if least_ptr is not None:
-            least = of_groups(least_ptr, floor_ptr, first, out, inside, groups, spans, group, span)
+            least = in_units(least_ptr, floor_ptr, first, out, inside, groups, spans, GROUP, SPAN)
             least = spread(least, TILE, RUNS, WIDE)
         for half in tl.static_range(HALVES):
             q = byte if BITS == 8 else byte >> 4 * half & 15
@@ -223,37 +227,37 @@ def grouped_linear(
     rest = [parts.get(name) for name in ("_scale", "_factor", "_zero", "_least", "_floor")]
     rest.append(None if made.table is None else table_on(made.table, x.device))
     groups, spans = parts["_scale"].shape[1], 1 if rest[1] is None else rest[1].shape[1]
-    cut = (groups, spans, made.group or 1 << 30, made.span or 1 << 30)
 
     def launch(config: Config) -> None:
         block, tile, depth = config.blocks
         tiles, blocks = triton.cdiv(outputs, tile), triton.cdiv(len(rows), block)
-        share, times = shares(inputs, depth, tiles * blocks)
+        steps, times = cut(inputs, depth, tiles * blocks)
         into = y if times == 1 else torch.empty(times, len(rows), outputs, dtype=torch.float32, device=x.device)
         planes = [_plane(parts.get(name), block) for name in ("", "_high")]
         widths = [0 if each is None else each.stride(0) for each in planes]
         runs = {} if block == 1 else {"RUN": min(made.group & -made.group or depth, depth), "ROWS": block}
         (row_kernel if block == 1 else rows_kernel)[tiles, blocks, times](
             rows, *planes, *rest, bias if times == 1 else None, into, rows.stride(0), len(rows), outputs, inputs,
-            *widths, *cut, share, BITS=made.bits, ZERO=made.zero or 0, TILE=tile, DEPTH=depth, **runs, **config.options,
+            *widths, groups, spans, steps, BITS=made.bits, ZERO=made.zero or 0, GROUP=made.group, SPAN=made.span,
+            TILE=tile, DEPTH=depth, **runs, **config.options,
         )  # fmt: skip
         if times > 1:
             join_kernel[triton.cdiv(outputs, JOINED), len(rows)](
                 into, bias, y, len(rows), outputs, times, BLOCK=JOINED)  # fmt: skip
 
-    table = FP32 if x.dtype == torch.float32 else ONE if len(rows) == 1 else FEW if len(rows) <= 16 else MANY
+    single = x.dtype == torch.float32
+    table = (FP32_ONE if single else ONE) if len(rows) == 1 else FP32 if single else FEW if len(rows) <= 16 else MANY
     kind = (made.bits, made.table is not None, *(name for name in sorted(parts) if name), parts["_scale"].dtype)
     with on_device_of(x):
         run("grouped_linear", (x.dtype, *kind, made.group, outputs, inputs, bucket(len(rows))), table, x.device, launch)
     return y
 
 
-def shares(inputs: int, depth: int, programs: int) -> tuple[int, int]:
-    """How many inputs a program takes, and in how many parts they are then: so many that a GPU is filled, where
+def cut(inputs: int, depth: int, programs: int) -> tuple[int, int]:
+    """How many steps a program makes, and in how many parts the inputs are then: so many that a GPU is filled, where
     `programs` read a part each."""
-    times = max(min(PROGRAMS // programs, inputs // LEAST), 1)
-    share = triton.cdiv(triton.cdiv(inputs, times), depth) * depth
-    return share, triton.cdiv(inputs, share)
+    times, steps = max(min(PROGRAMS // programs, inputs // LEAST), 1), triton.cdiv(inputs, depth)
+    return triton.cdiv(steps, times), triton.cdiv(steps, triton.cdiv(steps, times))
 
 
 @cache
