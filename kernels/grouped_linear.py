@@ -31,12 +31,13 @@ from torch import Tensor
 from minillm.kernels.launch import on_device_of
 from minillm.kernels.tuning import LARGE, SMALL, Config, bucket, run
 
-# Rows of x, outputs, inputs per step. One row goes by words or stands alone among the 16 that a tensor core takes.
+# Rows of x, outputs, inputs per step. One row by itself: words per step, no more than a program has threads, or what
+# each thread needs of x would go through shared memory. A single row may also be one of 16 that a tensor core takes.
 ONE = (
-    Config("1x8x1024", (1, 8, 1024), 4, 2, LARGE),
-    Config("1x4x2048", (1, 4, 2048), 4, 2, LARGE),
+    Config("1x16x64", (1, 16, 64), 4, 1),
+    Config("1x8x64", (1, 8, 64), 4, 1),
+    Config("1x32x64", (1, 32, 64), 4, 1),
     Config("16x32x128", (16, 32, 128), 4, 4, LARGE),
-    Config("1x8x512", (1, 8, 512), 4, 1, SMALL),
 )
 FEW = (
     Config("16x32x128", (16, 32, 128), 4, 4, LARGE),
@@ -49,11 +50,12 @@ MANY = (
     Config("128x64x64", (128, 64, 64), 8, 3, LARGE),
     Config("64x64x32", (64, 64, 32), 4, 1, SMALL),
 )
-FP32_ONE = (Config("1x8x512", (1, 8, 512), 4, 2),)
+FP32_ONE = (Config("1x16x64", (1, 16, 64), 4, 1),)
 FP32 = (Config("16x32x32", (16, 32, 32), 4, 1),)
 PROGRAMS = 528  # enough to fill a GPU of 132 multiprocessors four times
 LEAST = 1024  # inputs that are worth a program
 GROUP = 8  # inputs of a word: groups are a multiple of it
+CHUNK = tl.constexpr(32)  # inputs that rows are filled up to a multiple of
 JOINED = 1024  # outputs per program of the second launch
 
 
@@ -104,28 +106,28 @@ def in_units(code_ptr, factor_ptr, column, out, inside, groups, spans, GROUP: tl
 @triton.jit
 def row_kernel(
     x_ptr, w_i32_ptr, high_i32_ptr, s_ptr, factor_ptr, zero_u8_ptr, least_ptr, floor_ptr, table_f32_ptr, b_ptr, y_ptr,
-    x_t, count, outputs, inputs, words, high_words, groups, spans, steps,
+    x_t, count, outputs, inputs, chunks, groups, spans, steps,
     BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
-    TILE: tl.constexpr, DEPTH: tl.constexpr,
+    TILE: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Row by row of x: some outputs, in so many `steps` of inputs."""
     EACH: tl.constexpr = 4 if BITS == 8 else 8  # inputs of a word
     HIGH: tl.constexpr = 0 if BITS == 8 else BITS - 4  # bits of a number in the other plane
     row, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
     out = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
-    y = tl.zeros((TILE, DEPTH // EACH), tl.float32)
-    for step in range(part * steps, tl.minimum((part + 1) * steps, tl.cdiv(inputs, DEPTH))):
-        place = (step * (DEPTH // EACH) + tl.arange(0, DEPTH // EACH))[None, :]
+    y = tl.zeros((TILE, WORDS), tl.float32)
+    for step in range(part * steps, tl.minimum((part + 1) * steps, tl.cdiv(inputs, EACH * WORDS))):
+        place = (step * WORDS + tl.arange(0, WORDS))[None, :]
         column = place * EACH
-        inside = (out < outputs) & (column < inputs)
-        word = tl.load(w_i32_ptr + out * words + place, mask=inside, other=0)
+        inside = (out < outputs) & (place < chunks * (CHUNK // EACH))
+        word = tl.load(w_i32_ptr + out * chunks * (CHUNK // EACH) + place, mask=inside, other=0)
         if HIGH:
-            rest = tl.load(high_i32_ptr + out * high_words + place * HIGH // 4, mask=inside, other=0)
+            rest = tl.load(high_i32_ptr + out * chunks * HIGH + place * HIGH // 4, mask=inside, other=0)
             rest = rest >> (place % (4 // HIGH) * 2 * HIGH)
-        zero = None
+        zero, inside = None, inside & (column < inputs)
         if zero_u8_ptr is not None:
             zero = of_groups(zero_u8_ptr, column, out, inside, groups, GROUP)
-        added, all_x = tl.zeros_like(y), tl.zeros((1, DEPTH // EACH), tl.float32)
+        added, all_x = tl.zeros_like(y), tl.zeros((1, WORDS), tl.float32)
         for n in tl.static_range(EACH):
             if BITS == 8:
                 q = word >> 8 * n & 255
@@ -155,7 +157,7 @@ def spread(values, TILE: tl.constexpr, RUNS: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def rows_kernel(
     x_ptr, w_u8_ptr, high_u8_ptr, s_ptr, factor_ptr, zero_u8_ptr, least_ptr, floor_ptr, table_f32_ptr, b_ptr, y_ptr,
-    x_t, count, outputs, inputs, width, high_width, groups, spans, steps,
+    x_t, count, outputs, inputs, chunks, groups, spans, steps,
     BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, RUN: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -170,10 +172,11 @@ def rows_kernel(
     y = tl.zeros((ROWS, TILE), tl.float32)
     for step in range(part * steps, tl.minimum((part + 1) * steps, tl.cdiv(inputs, DEPTH))):
         place = (step * (DEPTH // HALVES) + tl.arange(0, DEPTH // HALVES))[None, :]
-        byte = tl.load(w_u8_ptr + out * width + place, mask=in_w & (place < width), other=0).to(tl.int32)
+        inside = in_w & (place < chunks * (CHUNK // HALVES))
+        byte = tl.load(w_u8_ptr + out * chunks * (CHUNK // HALVES) + place, mask=inside, other=0).to(tl.int32)
         if HIGH:
-            at = high_u8_ptr + out * high_width + place * HIGH // 16 * 4 + place % 4
-            rest = tl.load(at, mask=in_w & (place < width), other=0).to(tl.int32)
+            at = high_u8_ptr + out * chunks * (4 * HIGH) + place * HIGH // 16 * 4 + place % 4
+            rest = tl.load(at, mask=inside, other=0).to(tl.int32)
             rest = rest >> (place // 4 % (4 // HIGH) * 2 * HIGH)
         first = (step * DEPTH + RUN * tl.arange(0, RUNS))[None, :]
         inside = in_w & (first < inputs)
@@ -230,20 +233,24 @@ def grouped_linear(
 
     def launch(config: Config) -> None:
         block, tile, depth = config.blocks
+        each = depth * (GROUP if made.bits < 8 else GROUP // 2) if block == 1 else depth
         tiles, blocks = triton.cdiv(outputs, tile), triton.cdiv(len(rows), block)
-        steps, times = cut(inputs, depth, tiles * blocks)
+        steps, times = cut(inputs, each, tiles * blocks)
         into = y if times == 1 else torch.empty(times, len(rows), outputs, dtype=torch.float32, device=x.device)
         planes = [_plane(parts.get(name), block) for name in ("", "_high")]
-        widths = [0 if each is None else each.stride(0) for each in planes]
-        runs = {} if block == 1 else {"RUN": min(made.group & -made.group or depth, depth), "ROWS": block}
-        (row_kernel if block == 1 else rows_kernel)[tiles, blocks, times](
-            rows, *planes, *rest, bias if times == 1 else None, into, rows.stride(0), len(rows), outputs, inputs,
-            *widths, groups, spans, steps, BITS=made.bits, ZERO=made.zero or 0, GROUP=made.group, SPAN=made.span,
-            TILE=tile, DEPTH=depth, **runs, **config.options,
-        )  # fmt: skip
+        given = (rows, *planes, *rest, bias if times == 1 else None, into, rows.stride(0), len(rows), outputs, inputs,
+                 triton.cdiv(inputs, CHUNK.value), groups, spans, steps)  # fmt: skip
+        shape = {"BITS": made.bits, "ZERO": made.zero or 0, "GROUP": made.group, "SPAN": made.span, "TILE": tile}
+        if block == 1:
+            row_kernel[tiles, blocks, times](*given, WORDS=depth, **shape, **config.options)
+        else:
+            of_one_scale = min(made.group & -made.group or depth, depth)
+            rows_kernel[tiles, blocks, times](
+                *given, RUN=of_one_scale, ROWS=block, DEPTH=depth, **shape, **config.options
+            )
         if times > 1:
-            join_kernel[triton.cdiv(outputs, JOINED), len(rows)](
-                into, bias, y, len(rows), outputs, times, BLOCK=JOINED)  # fmt: skip
+            grid = triton.cdiv(outputs, JOINED), len(rows)
+            join_kernel[grid](into, bias, y, len(rows), outputs, times, BLOCK=JOINED)
 
     single = x.dtype == torch.float32
     table = (FP32_ONE if single else ONE) if len(rows) == 1 else FP32 if single else FEW if len(rows) <= 16 else MANY

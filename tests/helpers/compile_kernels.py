@@ -135,19 +135,20 @@ FORMS: tuple[tuple[str, dict[str, int]], ...] = (
     ("high factor", {"BITS": 6, "ZERO": 32, "GROUP": 16, "SPAN": 0}),
     ("factor least floor", {"BITS": 4, "ZERO": 0, "GROUP": 32, "SPAN": 256}),
 )
+OPTIONAL = ("factor", "zero_u8", "least", "floor", "table_f32", "b")
 
 
-def in_groups(alone: bool, table: tuple[Config, ...], dtypes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Each form with the kernel for one row of x, or for more."""
-    made, names = [], ("ROWS", "TILE", "DEPTH")
-    optional = {"high_i32" if alone else "high_u8": "high", "factor": "", "zero_u8": "", "least": "", "floor": "",
-                "table_f32": "", "b": ""}  # fmt: skip
+def in_groups(table: tuple[Config, ...], dtypes: tuple[str, ...], alone: bool = False) -> list[dict[str, Any]]:
+    """The first form with each configuration, the others with the first; `alone`: of the kernel for one row of x."""
+    made, plane = [], "high_i32" if alone else "high_u8"
+    table = tuple(config for config in table if (config.blocks[0] == 1) == alone)
     for given, form in FORMS:
-        absent = {f"{name}_ptr": None for name, called in optional.items() if (called or name) not in given.split()}
-        codes = {f"{name}_ptr": "*i8" for name in ("s", "least") if "factor" in given}
-        for config in configured(table, names, dtypes, **absent, **form, types=codes):
-            if (config["ROWS"] == 1) == alone:
-                made.append({**config, "RUN": min(form["GROUP"] or config["DEPTH"], config["DEPTH"])})
+        has = given.replace("high", plane).split()
+        absent = {f"{name}_ptr": None for name in (*OPTIONAL, plane) if name not in has}
+        codes = {f"{name}_ptr": "*i8" for name in ("s", "least") if "factor" in has}
+        names = ("ROWS", "TILE", "WORDS" if alone else "DEPTH")
+        for each in configured(table if made == [] else table[:1], names, dtypes, **absent, **form, types=codes):
+            made.append(each if alone else {**each, "RUN": min(form["GROUP"] or 128, each["DEPTH"])})
     return made
 
 
@@ -201,12 +202,11 @@ KERNELS = {
     ],
     quant_linear.product_kernel: [each for form in (0, 1, 2) for each in quantised(form)]
     + [{**quantised(1)[0], "EACH": True}],
-    grouped_linear.row_kernel: in_groups(True, grouped_linear.ONE, HALF)
-    + in_groups(True, grouped_linear.FP32_ONE, SINGLE),
-    grouped_linear.rows_kernel: in_groups(False, grouped_linear.ONE, HALF)
-    + in_groups(False, grouped_linear.FEW, HALF)
-    + in_groups(False, grouped_linear.MANY, HALF)
-    + in_groups(False, grouped_linear.FP32, SINGLE),
+    grouped_linear.row_kernel: in_groups(grouped_linear.ONE, HALF, True)
+    + in_groups(grouped_linear.FP32_ONE, SINGLE, True),
+    grouped_linear.rows_kernel: in_groups(grouped_linear.FEW, HALF)
+    + in_groups(grouped_linear.MANY, HALF)
+    + in_groups(grouped_linear.FP32, SINGLE),
     grouped_linear.join_kernel: [{"b_ptr": None, "BLOCK": grouped_linear.JOINED}],
     fused_norm.add_kernel: [{"BEFORE_WEIGHT": True, "BLOCK": 4096, "num_warps": 16}],
     fused_norm.heads_kernel: [
