@@ -182,17 +182,19 @@ def grouped(numbers: Tensor, values: Tensor, group: int) -> tuple[Tensor, Tensor
 
 
 def _plane(q: Tensor, per: int, bits: int) -> Tensor:
-    """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart."""
-    tiles, tile, columns = q.shape
-    numbers = q.view(tiles, tile, columns // per, per // 4, 4).permute(0, 2, 3, 1, 4)
-    made = numbers[:, :, 0].clone(memory_format=torch.contiguous_format)
+    """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart. Four
+    bytes are moved, and shifted, as one word: numbers have no more bits than there is room for."""
+    words = q.reshape(-1).view(torch.int32).view(*q.shape[:2], -1).transpose(1, 2).contiguous()
+    words = words.view(len(q), -1, per // 4, q.shape[1])
+    made = words[:, :, 0]
     for n in range(1, per // 4):
-        made |= numbers[:, :, n] << (bits * n)
-    return made
+        made = made | words[:, :, n] << (bits * n)
+    return made.reshape(-1).view(torch.uint8).view(*made.shape, 4)
 
 
 def _numbers(plane: Tensor, per: int, bits: int) -> Tensor:
     """What `_plane` packed: `[T, t, C]`."""
-    mask = 2**bits - 1 if bits < 8 else 255
-    numbers = torch.stack([plane >> (bits * n) & mask for n in range(per // 4)], dim=2)
-    return numbers.permute(0, 3, 1, 2, 4).flatten(2)
+    words, mask = plane.reshape(-1).view(torch.int32).view(plane.shape[:3]), (2**bits - 1) * 0x01010101
+    numbers = torch.stack([words >> (bits * n) & mask if bits < 8 else words for n in range(per // 4)], dim=2)
+    rows = numbers.flatten(1, 2).transpose(1, 2)
+    return rows.reshape(-1).view(torch.uint8).view(*rows.shape[:2], -1)
