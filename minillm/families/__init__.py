@@ -36,6 +36,7 @@ from minillm.families import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    qwen3_next,
     tanuki,
 )
 from minillm.families.shared import gguf_rules
@@ -65,6 +66,7 @@ FAMILIES = {  # by the config's model_type
     "tanuki": tanuki,
     "qwen2_moe": qwen2_moe,
     "qwen3_moe": qwen3_moe,
+    "qwen3_next": qwen3_next,
     "olmoe": olmoe,
     "phimoe": phimoe,
     "deepseek": deepseek,

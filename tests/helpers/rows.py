@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.helpers.hybrid_rows import HYBRID
+
 BASE: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -267,4 +269,5 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "kimi_k2": ("kimi_k2", {**LATENT, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827}),
+    **HYBRID,
 }

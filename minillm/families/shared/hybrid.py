@@ -1,0 +1,76 @@
+"""What families read the same way whose layers are recurrent but for every fourth or so, which is attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minillm.config import Config
+from minillm.families.shared import common, rotary
+from minillm.spec import GQA, GatedDeltaNet, Mixer, Norm, QKNorm
+
+DEFAULTS = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "layer_types": None,
+    "full_attention_interval": 4,
+    "partial_rotary_factor": 0.25,
+}
+MAX_KERNEL = 64
+LAYER, MIXER = "model.layers.{i}.linear_attn.", "layers.{i}.attention."
+# All but what x is multiplied with on its way in.
+RULES = {
+    f"{LAYER}A_log": f"{MIXER}decay",
+    f"{LAYER}dt_bias": f"{MIXER}step",
+    f"{LAYER}conv1d.weight": f"{MIXER}conv.weight: c 1 j -> c j",
+    f"{LAYER}norm.weight": f"{MIXER}norm",
+    f"{LAYER}out_proj.weight": f"{MIXER}out.weight",
+}
+PREDICTION = {"mtp.*": "DROP: layers that predict several tokens at once, which are not used"}
+
+
+def norm(config: Config) -> Norm:
+    """RMSNorm with a weight around zero."""
+    return Norm(config.number("rms_norm_eps"), offset=1.0, cast="after_weight")
+
+
+def delta_net(config: Config, eps: float | None = None, beta_factor: float = 1.0) -> GatedDeltaNet:
+    """The recurrent layer that the config's `linear_…` describe; the norm on what comes out has `eps`, or the config's."""
+    config.choice("hidden_act", {"silu": None, "swish": None})  # which its convolution is followed by
+    k_heads, v_heads = config.size("linear_num_key_heads"), config.size("linear_num_value_heads")
+    if v_heads % k_heads:
+        raise ValueError(f"config.json: linear_num_value_heads {v_heads} is no multiple of {k_heads} key heads")
+    sizes = config.size("linear_key_head_dim"), config.size("linear_value_head_dim")
+    kernel = config.size("linear_conv_kernel_dim", MAX_KERNEL)
+    return GatedDeltaNet(k_heads, v_heads, *sizes, kernel, Norm(eps or config.number("rms_norm_eps")), beta_factor)
+
+
+def gated_attention(config: Config) -> GQA:
+    """The other layers': a part of each head turns, q and k are normalised by head, and a gate is on what comes out."""
+    num_heads, num_kv_heads, head_dim = common.heads(config)
+    rope = rotary.rope(config, head_dim, partial=config.get("partial_rotary_factor"))
+    bias = config.flag("attention_bias")
+    given = {"qkv_bias": bias, "out_bias": bias, "qk_norm": QKNorm(norm(config)), "gate": True}
+    return GQA(num_heads, num_kv_heads, head_dim, rope, **given)
+
+
+def mixers(config: Config, attention: GQA, recurrent: GatedDeltaNet, full: Sequence[bool]) -> list[Mixer]:
+    """One for each layer: attention where `layer_types` says so, or where the family's `full` does."""
+    kinds: Any = config.get("layer_types")
+    if kinds is not None:
+        known = {"linear_attention": False, "full_attention": True}
+        if not isinstance(kinds, list) or len(kinds) != len(full):
+            raise ValueError(f"config.json: layer_types must list one type for each of the {len(full)} layers")
+        if odd := sorted({str(kind) for kind in kinds} - set(known)):
+            raise ValueError(f"config.json: layer_types has {', '.join(odd)}; {' and '.join(known)} work")
+        full = [known[kind] for kind in kinds]
+    return [attention if each else recurrent for each in full]
+
+
+def every(config: Config) -> list[bool]:
+    """The last of each `full_attention_interval` layers."""
+    interval = config.size("full_attention_interval", common.MAX_LAYERS)
+    return [(i + 1) % interval == 0 for i in range(common.num_layers(config))]
