@@ -77,17 +77,17 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Ten
     missing = -count % CHUNK  # positions that write nothing and are thrown away
     q, k, v = (F.pad(each, (0, 0, 0, missing)).unflatten(2, (-1, CHUNK)) for each in (q, k, v))
     g, beta = (F.pad(each, (0, missing)).unflatten(2, (-1, CHUNK)) for each in (g, beta))
-    so_far = g.cumsum(-1)
+    so_far = g.double().cumsum(-1)  # a difference of two sums is exact to what it is itself, not to what they are
     future = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=v.device).triu(1)
-    kept = (so_far.unsqueeze(-1) - so_far.unsqueeze(-2)).masked_fill(future, float("-inf")).exp()  # G
-    from_start, to_end = so_far.exp().unsqueeze(-1), (so_far[..., -1:] - so_far).exp().unsqueeze(-1)
+    kept = (so_far.unsqueeze(-1) - so_far.unsqueeze(-2)).float().masked_fill(future, float("-inf")).exp()  # G
+    from_start, to_end = (each.float().exp().unsqueeze(-1) for each in (so_far, so_far[..., -1:] - so_far))
     k_beta = k * beta.unsqueeze(-1)
     right = torch.cat((v * beta.unsqueeze(-1), k_beta * from_start), dim=-1)
     system = k_beta @ k.transpose(-1, -2) * kept
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     own, of_state = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
     seen, asked, written = q @ k.transpose(-1, -2) * kept, q * from_start, (k * to_end).transpose(-1, -2)
-    total, parts = so_far[..., -1].exp()[..., None, None], []
+    total, parts = from_start[..., -1:, :], []
     for n in range(v.shape[2]):
         d = own[:, :, n] - of_state[:, :, n] @ state
         parts.append(asked[:, :, n] @ state + seen[:, :, n] @ d)

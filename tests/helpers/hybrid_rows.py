@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-DELTA = {
-    "num_hidden_layers": 5,
-    "head_dim": 16,
+LINEAR = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 6,
     "linear_key_head_dim": 10,
     "linear_value_head_dim": 14,
     "linear_conv_kernel_dim": 4,
 }
+# The norm on what a head reads from its state divides by next to nothing where a query is orthogonal to all keys, and so
+# multiplies rounding: with 1e-6 as published both sides are up to 6e-5 away from fp64.
+DELTA = {**LINEAR, "rms_norm_eps": 1e-2, "full_attention_interval": 2, "head_dim": 16}
+MIDDLE = ["linear_attention", "full_attention", "linear_attention"]
 EXPERTS = {
     "num_experts": 6,
     "num_experts_per_tok": 3,
@@ -32,9 +34,24 @@ HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
             "linear_conv_kernel_dim": 3,
             "decoder_sparse_step": 2,
             "norm_topk_prob": False,
-            "layer_types": ["full_attention", "linear_attention"] * 2 + ["linear_attention"],
+            "num_hidden_layers": 4,
+            "layer_types": ["full_attention", "linear_attention"] * 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.75},
             "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_5_text": ("qwen3_5_text", {**DELTA, "tie_word_embeddings": True}),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", {**DELTA, **EXPERTS, "linear_num_value_heads": 4}),
+    "olmo_hybrid": ("olmo_hybrid", {**LINEAR, "layer_types": MIDDLE, "rope_parameters": {"rope_theta": None}}),
+    "olmo_hybrid-turned": (
+        "olmo_hybrid",
+        {
+            **LINEAR,
+            "linear_allow_neg_eigval": False,
+            "linear_num_key_heads": 3,
+            "linear_conv_kernel_dim": 2,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
         },
     ),
 }

@@ -9,12 +9,10 @@ from minillm.config import Config
 from minillm.families.shared import common, rotary
 from minillm.spec import GQA, GatedDeltaNet, Mixer, Norm, QKNorm
 
+SIZES = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 DEFAULTS = {
+    **dict(zip(SIZES, (16, 32, 128, 128), strict=True)),
     "linear_conv_kernel_dim": 4,
-    "linear_key_head_dim": 128,
-    "linear_value_head_dim": 128,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 32,
     "layer_types": None,
     "full_attention_interval": 4,
     "partial_rotary_factor": 0.25,
@@ -37,15 +35,18 @@ def norm(config: Config) -> Norm:
     return Norm(config.number("rms_norm_eps"), offset=1.0, cast="after_weight")
 
 
-def delta_net(config: Config, eps: float | None = None, beta_factor: float = 1.0) -> GatedDeltaNet:
-    """The recurrent layer that the config's `linear_…` describe; the norm on what comes out has `eps`, or the config's."""
+def delta_net(
+    config: Config, sizes: Sequence[int] = (), eps: float | None = None, beta_factor: float = 1.0
+) -> GatedDeltaNet:
+    """The recurrent layer that a config describes, where a family does not say the `SIZES`, or the epsilon of the norm
+    inside, itself."""
     config.choice("hidden_act", {"silu": None, "swish": None})  # which its convolution is followed by
-    k_heads, v_heads = config.size("linear_num_key_heads"), config.size("linear_num_value_heads")
+    k_heads, v_heads, *dims = sizes or [config.size(key) for key in SIZES]
     if v_heads % k_heads:
         raise ValueError(f"config.json: linear_num_value_heads {v_heads} is no multiple of {k_heads} key heads")
-    sizes = config.size("linear_key_head_dim"), config.size("linear_value_head_dim")
     kernel = config.size("linear_conv_kernel_dim", MAX_KERNEL)
-    return GatedDeltaNet(k_heads, v_heads, *sizes, kernel, Norm(eps or config.number("rms_norm_eps")), beta_factor)
+    norm = Norm(config.number("rms_norm_eps") if eps is None else eps)
+    return GatedDeltaNet(k_heads, v_heads, *dims, kernel, norm, beta_factor)
 
 
 def gated_attention(config: Config) -> GQA:
