@@ -32,9 +32,9 @@ class LayerCache:
         self.v = torch.zeros(shape, dtype=dtype, device=device)
 
     @staticmethod
-    def nbytes(spec: GQA, capacity: int, dtype: torch.dtype) -> int:
-        """Of one row."""
-        return dtype.itemsize * 2 * spec.num_kv_heads * min(spec.window or capacity, capacity) * spec.head_dim
+    def nbytes(spec: GQA, capacity: int, width: int) -> int:
+        """Of one row, with values of `width` bytes."""
+        return width * 2 * spec.num_kv_heads * min(spec.window or capacity, capacity) * spec.head_dim
 
     def filled(self, end: int) -> tuple[Tensor, Tensor]:
         """The keys and values of the positions before `end`, as far as they are kept: views `[B, K, S, D]`."""
@@ -90,9 +90,9 @@ class LatentCache:
         self.latent = torch.zeros((batch, capacity, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
 
     @staticmethod
-    def nbytes(spec: MLA, capacity: int, dtype: torch.dtype) -> int:
-        """Of one row."""
-        return dtype.itemsize * capacity * (spec.kv_rank + spec.rope.dim)
+    def nbytes(spec: MLA, capacity: int, width: int) -> int:
+        """Of one row, with values of `width` bytes."""
+        return width * capacity * (spec.kv_rank + spec.rope.dim)
 
     def put(self, latent: Tensor, slots: Tensor) -> Tensor:
         """Store `[B, 1, R + P]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, capacity, R + P]`."""
@@ -145,7 +145,7 @@ class Cache:
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=self.device) if self.padding else None
         kinds: Any = [(KINDS[type(layer.attention)], layer.attention) for layer in self.spec.layers]
-        needed = batch * sum(kind.nbytes(mixer, capacity, self.dtype) for kind, mixer in kinds)
+        needed = batch * sum(kind.nbytes(mixer, capacity, self.dtype.itemsize) for kind, mixer in kinds)
         if self.device.type == "cpu" and needed > LARGE:
             remedy = "ask for fewer new tokens, a shorter prompt or a smaller batch"
             memory.refuse(needed, f"a cache of {batch} x {capacity:,} positions", remedy)

@@ -48,11 +48,12 @@ class StateCache:
         return states + spec.conv_kernel - 2, channels
 
     @classmethod
-    def nbytes(cls, spec: GatedDeltaNet, capacity: int, dtype: torch.dtype) -> int:
-        """Of one row."""
+    def nbytes(cls, spec: GatedDeltaNet, capacity: int, width: int) -> int:
+        """Of one row, with inputs of `width` bytes, whatever the capacity: what is held, and what a step reads and
+        writes."""
         _, heads, keys, values = cls.shape(spec, 1)
         slots, channels = cls.of_inputs(spec, STATES)
-        return 4 * STATES * heads * keys * values + dtype.itemsize * slots * channels
+        return 4 * STATES * heads * keys * values + width * slots * channels
 
     @property
     def states(self) -> int:
