@@ -123,8 +123,8 @@ class GQA:
     `qk_norm`: q and k are normalised before the rotation. `clip`: q, k and v are then clamped to [-clip, clip].
     Scores are q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c). With
     `sinks` each head has one learned score more, that takes its share of the softmax and gives nothing to the sum.
-    `rope` None: nothing says where a key lies. `gate`: what the heads give is multiplied by sigmoid(W x), value by value
-    (Qiu et al., arXiv:2505.06708).
+    `rope` None: nothing says where a key lies. `gate`: what the heads give is multiplied by sigmoid(W x), value by
+    value (Qiu et al., arXiv:2505.06708).
     """
 
     num_heads: int

@@ -1,13 +1,13 @@
 """Which tensor of a checkpoint fills which parameter, as a table.
 
 A rule is "pattern": "destination". `{i}` in a pattern stands for a number and is carried over to the destination,
-which is a parameter or a named row block of a fused one, "name[part]", or several, "name[one+two]"; "name: layout" says that the tensor's values lie
-otherwise (see `layout.py`). DROP says that a tensor is left out knowingly, "DROP: reason" that users are told, and
-"DROP or destination" that it fills what no other tensor does. A pattern may end in `*`, for any rest. Where several
-patterns match, the one with the fewest placeholders wins, of equals the first. Every tensor must match one rule and
-every parameter must be filled exactly once: `plan` says where that fails. The factors of a quantised tensor go wherever
-that goes; the companions of integers (`ints.py`) to those of the parameter that these fill, all of them row by row
-whatever the layout.
+which is a parameter, a named row block of a fused one, "name[part]", or neighbouring ones, "name[one+two]"; "name:
+layout" says that the tensor's values lie otherwise (see `layout.py`). DROP says that a tensor is left out knowingly,
+"DROP: reason" that users are told, and "DROP or destination" that it fills what no other tensor does. A pattern may
+end in `*`, for any rest. Where several patterns match, the one with the fewest placeholders wins, of equals the first.
+Every tensor must match one rule and every parameter must be filled exactly once: `plan` says where that fails. The
+factors of a quantised tensor go wherever that goes; the companions of integers (`ints.py`) to those of the parameter
+that these fill, all of them row by row whatever the layout.
 
 A name that no pattern matches is tried once more with another beginning: without what a wrapper put in front of it, and
 with or without the beginning that most patterns have. Saving the inner model leaves that one out ("layers.0…" for

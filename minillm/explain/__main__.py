@@ -51,7 +51,9 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     cached = report["cached_values_per_token"]
     print(f"a token takes {cached:,} values in the cache, {cached * 2 / 1000:,.1f} kB in bfloat16")
     if state := report["state_bytes"]:
-        print(f"a sequence takes {state / 1e6:,.1f} MB besides, whatever its length, for the states of recurrent layers")
+        print(
+            f"a sequence takes {state / 1e6:,.1f} MB besides, whatever its length, for the states of recurrent layers"
+        )
     for layer, indices in _alike(spec["layers"]):
         print(f"layer{'s' if len(indices) > 1 else ''} {_runs(indices)}:")
         for part, value in layer.items():

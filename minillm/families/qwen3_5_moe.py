@@ -1,5 +1,5 @@
-"""Llama, except: all that Qwen3.5 changes; the feed-forward is a mixture of experts whose weights are renormalised, with
-a shared one times sigmoid(w x).
+"""Llama, except: all that Qwen3.5 changes; the feed-forward is a mixture of experts whose weights are renormalised,
+with a shared one times sigmoid(w x).
 
 Qwen3.5-35B-A3B, 122B-A10B, 397B-A17B, Qwen3.6-35B-A3B, Qwen3.8-2.4T-A95B (2026). Published files have all experts of a
 layer in one tensor, those in FP8 one tensor for each.

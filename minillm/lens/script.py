@@ -38,7 +38,8 @@ function make(parent, tag, content = "", attributes = {}) {
 function choose(change, focus) {
   Object.assign(state, { key: null }, change);
   state.at = clamp(state.at, T - 1); state.level = clamp(state.level, levels - 1);
-  state.layer = attends.find(layer => layer >= state.layer) ?? attends.at(-1); state.head = clamp(state.head, heads(state.layer) - 1);
+  state.layer = attends.find(layer => layer >= state.layer) ?? attends.at(-1);
+  state.head = clamp(state.head, heads(state.layer) - 1);
   draw();
   try {
     history.replaceState(null, "", `#at=${state.at}&level=${state.level}&layer=${state.layer}&head=${state.head}`);

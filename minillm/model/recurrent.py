@@ -86,7 +86,15 @@ class GatedDeltaNet(nn.Module):
         return self.out(y.flatten(2))
 
     def _read(
-        self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, step: Step, cache: StateCache | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor,
+        beta: Tensor,
+        state: Tensor,
+        step: Step,
+        cache: StateCache | None,
     ) -> Tensor:
         """o `[B, T, H, V]`; the cache is given the state behind the last position, or behind each as far as it keeps
         that many."""

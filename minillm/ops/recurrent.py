@@ -4,12 +4,13 @@ The rule (Yang et al., arXiv:2412.06464), for each v head, from a state S `[K, V
 
     S <- e^g S,    d = beta (v - Sᵀ k),    S <- S + k dᵀ,    o = Sᵀ q
 
-`delta_rule` does that to a single position, and to more of them in chunks of C. Inside a chunk let G_ij = e^(g_j+1 + … +
-g_i) be what position i has kept of position j, and G_i what it has kept of the state S that the chunk begins with. All
-corrections d, the rows of D, follow from each other, d_i = beta_i (v_i - G_i Sᵀ k_i - sum over j < i of G_ij (k_j·k_i)
-d_j), which is one triangular system (the WY representation, Yang et al., arXiv:2406.06484):
+`delta_rule` does that to a single position, and to more of them in chunks of C. Inside a chunk let G_ij = e^(g_j+1 + …
++ g_i) be what position i has kept of position j, and G_i what it has kept of the state S that the chunk begins with.
+All corrections d, the rows of D, follow from each other, d_i = beta_i (v_i - G_i Sᵀ k_i - Σ_j<i G_ij (k_j·k_i) d_j),
+which is one triangular system (the WY representation, Yang et al., arXiv:2406.06484):
 
-    (I + tril(beta (K Kᵀ) G, -1)) D = beta (V - G K S),    O = G Q S + tril((Q Kᵀ) G) D,    S <- G_C S + Σ_j G_Cj k_j d_jᵀ
+    (I + tril(beta (K Kᵀ) G, -1)) D = beta (V - G K S)
+    O = G Q S + tril((Q Kᵀ) G) D,    S <- G_C S + Σ_j G_Cj k_j d_jᵀ
 
 The right side is linear in S, so the system is solved for all chunks at once and only the last two lines go in order.
 
@@ -27,8 +28,8 @@ EPS = 1e-6  # under the root of the sum of squares that q and k are divided by
 
 
 def short_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """silu(y), y_t = sum over j of w_j x_(t + j) for each channel: x `[B, J - 1 + T, C]` begins with the J - 1 positions
-    before the first, weight `[C, J]` -> `[B, T, C]` of x's dtype."""
+    """silu(y), y_t = sum over j of w_j x_(t + j) for each channel: x `[B, J - 1 + T, C]` begins with the J - 1
+    positions before the first, weight `[C, J]` -> `[B, T, C]` of x's dtype."""
     return F.silu(F.conv1d(x.transpose(1, 2), weight.unsqueeze(1), groups=len(weight))).transpose(1, 2)
 
 
@@ -49,12 +50,9 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: 
     group = v.shape[2] // k.shape[2]
     q, k = (_unit(each).repeat_interleave(group, dim=1) for each in (q, k))
     v32, beta, g = (each.float().transpose(1, 2) for each in (v, beta, g))
-    given = q * q.shape[-1] ** -0.5, k, v32, g, beta
-    if v.shape[1] > 1:
-        o, state = _chunks(*given, state)
-        return o.transpose(1, 2).to(v.dtype), state
-    o, state = _one(*(each.squeeze(2) for each in given), state)
-    return o.unsqueeze(1).to(v.dtype), state
+    form = _chunks if v.shape[1] > 1 else _one
+    o, state = form(q * q.shape[-1] ** -0.5, k, v32, g, beta, state)
+    return o.transpose(1, 2).to(v.dtype), state
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -64,11 +62,11 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _one(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One position: q and k `[B, H, K]`, v `[B, H, V]`, g and beta `[B, H]`."""
-    state = state * g.exp()[..., None, None]
-    held = (state * k.unsqueeze(-1)).sum(-2)
-    state = state + k.unsqueeze(-1) * ((v - held) * beta.unsqueeze(-1)).unsqueeze(-2)
-    return (state * q.unsqueeze(-1)).sum(-2), state
+    """One position: q and k `[B, H, 1, K]`, v `[B, H, 1, V]`, g and beta `[B, H, 1]`."""
+    state = state * g.exp().unsqueeze(-1)
+    d = (v - (state * k.transpose(-1, -2)).sum(-2, keepdim=True)) * beta.unsqueeze(-1)
+    state = state + k.transpose(-1, -2) * d
+    return (state * q.transpose(-1, -2)).sum(-2, keepdim=True), state
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ LINEAR = {
     "linear_value_head_dim": 14,
     "linear_conv_kernel_dim": 4,
 }
-# The norm on what a head reads from its state divides by next to nothing where a query is orthogonal to all keys, and so
-# multiplies rounding: with 1e-6 as published both sides are up to 6e-5 away from fp64.
+# The norm on what a head reads from its state divides by next to nothing where a query is orthogonal to all keys, and
+# so multiplies rounding: with 1e-6 as published both sides are up to 6e-5 away from fp64.
 DELTA = {**LINEAR, "rms_norm_eps": 1e-2, "full_attention_interval": 2, "head_dim": 16}
 MIDDLE = ["linear_attention", "full_attention", "linear_attention"]
 EXPERTS = {

@@ -41,21 +41,20 @@ def delta_net(
     """The recurrent layer that a config describes, where a family does not say the `SIZES`, or the epsilon of the norm
     inside, itself."""
     config.choice("hidden_act", {"silu": None, "swish": None})  # which its convolution is followed by
-    k_heads, v_heads, *dims = sizes or [config.size(key) for key in SIZES]
+    k_heads, v_heads, k_dim, v_dim = sizes or [config.size(key) for key in SIZES]
     if v_heads % k_heads:
         raise ValueError(f"config.json: linear_num_value_heads {v_heads} is no multiple of {k_heads} key heads")
     kernel = config.size("linear_conv_kernel_dim", MAX_KERNEL)
     norm = Norm(config.number("rms_norm_eps") if eps is None else eps)
-    return GatedDeltaNet(k_heads, v_heads, *dims, kernel, norm, beta_factor)
+    return GatedDeltaNet(k_heads, v_heads, k_dim, v_dim, kernel, norm, beta_factor)
 
 
 def gated_attention(config: Config) -> GQA:
     """The other layers': a part of each head turns, q and k are normalised by head, and a gate is on what comes out."""
     num_heads, num_kv_heads, head_dim = common.heads(config)
     rope = rotary.rope(config, head_dim, partial=config.get("partial_rotary_factor"))
-    bias = config.flag("attention_bias")
-    given = {"qkv_bias": bias, "out_bias": bias, "qk_norm": QKNorm(norm(config)), "gate": True}
-    return GQA(num_heads, num_kv_heads, head_dim, rope, **given)
+    bias, qk_norm = config.flag("attention_bias"), QKNorm(norm(config))
+    return GQA(num_heads, num_kv_heads, head_dim, rope, None, bias, bias, qk_norm, gate=True)
 
 
 def mixers(config: Config, attention: GQA, recurrent: GatedDeltaNet, full: Sequence[bool]) -> list[Mixer]:
