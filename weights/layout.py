@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,16 @@ class Alternating:
 
     times: int
     sizes: tuple[int, ...]
-    by_rows = True
+    by_rows: ClassVar[bool] = True
+
+    @property
+    def stored(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.times} x {' '.join(map(str, self.sizes))}"
+
+    @property
+    def rows(self) -> str:
+        return PARTS
 
     def restore(self, rows: Tensor) -> Tensor:
         """The tensor that these rows would be stored as."""
@@ -84,7 +96,7 @@ def parse(text: str) -> Layout | Alternating:
     """A layout as it is written."""
     pattern, _, sizes = text.partition(", ")
     stored, rows = pattern.split(" -> ")
-    if rows == "parts":
+    if rows == PARTS:
         times, _, each = stored.partition(" x ")
         return Alternating(int(times), tuple(map(int, each.split())))
     named = (size.split("=") for size in sizes.split())

@@ -55,7 +55,7 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         spec, visible = self.spec, step.visible[self.spec.window]
-        qkv, gate = self._gated(self.qkv(x))
+        qkv, gate = self.gated(self.qkv(x))
         slots = step.slots[spec.window]
         if cache is not None and self.fusible and slots is not None:
             q = self._into_cache(qkv, slots, step, cache)
@@ -71,7 +71,7 @@ class GroupedQueryAttention(nn.Module):
         y = rearrange(y, "B H T D -> B T (H D)")
         return self.out(y if gate is None else y * gate.sigmoid())
 
-    def _gated(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
+    def gated(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
         """q, k and v side by side, and what the sum of the values is gated by, `[B, T, H D]`."""
         if not self.spec.gate:
             return qkv, None

@@ -204,7 +204,7 @@ class Decoder(nn.Module):
         first, real = start if position_B is None else position_B, None
         if padding_B is not None:  # a padded position counts as 0: it is never looked at
             positions_BT = positions_BT - padding_B[:, None]
-            real = (positions_BT >= 0).unsqueeze(-1) if start < max(cache.padding) else None
+            real = (positions_BT >= 0).unsqueeze(-1) if cache and start < max(cache.padding or [0]) else None
             positions_BT = positions_BT.clamp(min=0)
         dtype, lengths = self.dtype, self._lengths(cache, count)
         rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
