@@ -39,17 +39,13 @@ RULES = {
     f"{LAYER}o_proj.weight": f"{MIXER}out.weight",
     "model.layers.{i}.attention_layer_norm.weight": "layers.{i}.attention_norm.weight",
     "model.layers.{i}.feedforward_layer_norm.weight": "layers.{i}.ffn_norm.weight",
+    # Of layers with attention, whose norms stand behind.
+    "model.layers.{i}.post_attention_layernorm.weight": "layers.{i}.post_attention_norm.weight",
     "model.layers.{i}.post_feedforward_layernorm.weight": "layers.{i}.post_ffn_norm.weight",
 }
+# What transformers calls a module in place of the checkpoint.
+TRANSFORMERS = {"attention_layer_norm": "input_layernorm", "feedforward_layer_norm": "post_attention_layernorm"}
 EPS = 1e-5  # of the norm inside a recurrent layer, whatever the config says of others
-
-
-def rules(config: Config) -> dict[str, str]:
-    """A layer of attention has its norms behind, and one of them is called as that in front of a feed-forward."""
-    made = spec(config)
-    behind = [i for i, layer in enumerate(made.layers) if isinstance(layer.attention, GQA)]
-    name = "post_attention_layernorm.weight"
-    return RULES | {f"model.layers.{i}.{name}": f"layers.{i}.post_attention_norm.weight" for i in behind}
 
 
 def spec(config: Config) -> Decoder:
