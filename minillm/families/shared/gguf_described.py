@@ -179,7 +179,8 @@ def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
 
 def _positions(decoder: Decoder) -> dict[str, Any]:
     rope, attention = _everywhere(decoder), decoder.layers[0].attention
-    said, scaling = {"rope.freq_base": float(rope.theta)}, rope.scaling
+    said: dict[str, Any] = {"rope.freq_base": float(rope.theta)}
+    scaling = rope.scaling
     if isinstance(scaling, LinearScaling):
         return {**said, "rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
     if isinstance(scaling, YarnScaling):
