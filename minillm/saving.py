@@ -95,7 +95,7 @@ def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: boo
     """The file of a plain model, as yet without words. Raises ValueError for what llama.cpp would compute otherwise."""
     spec, architecture = model.spec, gguf_described.architecture(values)
     of_scaling = _of_scaling(spec.layers[0].attention.rope)
-    metadata = gguf_described.metadata(spec, architecture, values)
+    metadata = gguf_described.metadata(spec, architecture, families.resolve(values)[2].values)
     factors = {name: torch.tensor(each) for name, each in gguf_described.factors(spec, of_scaling).items()}
     tensors = named(spec, architecture, model.destinations())
     read = families.resolve(gguf_config.config(metadata, _Shapes(tensors, factors)))[0]
