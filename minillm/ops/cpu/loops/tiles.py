@@ -14,24 +14,22 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import prange, types
-from numba.core.cgutils import get_or_insert_function
-from numba.np.arrayobj import make_array
 
 from minillm.ops.cpu.loops.integers import _dot, _in_all, power
 from minillm.ops.cpu.loops.jit import aligned, array, function, inline, kernel, parallel
+from minillm.ops.cpu.loops.scales import fill, grouping, room
 from minillm.ops.cpu.loops.vector import (
     BYTE,
     FLOATS,
     INT,
     LANES,
+    ask_for,
     floats,
     intrinsic,
     load,
     madd,
     number,
-    read,
     rounded,
     same,
     splat,
@@ -40,74 +38,78 @@ from minillm.ops.cpu.loops.vector import (
 )
 from minillm.ops.cpu.loops.whole import CHUNK, INTS, split, sum_of
 
+AHEAD = 6144
+STEPS = 8  # of a chunk: each takes four inputs of each row
 LINE = 64  # bytes of a step: four numbers, or twice four, of each row
 HIGH = {types.uint32: (8, 1), types.uint16: (4, 2)}  # of high bits, by what says so: steps of a line, bits of a number
 
 
-def _of_chunk(context: Any, builder: Any, kinds: Any, m: Any, at: Any, high_at: Any) -> Any:
-    """The numbers of a chunk, one line after the other: four inputs of each row."""
-    plane, high, like = builder.extract_value(m, 0), builder.extract_value(m, 1), kinds[2].dtype
+def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
+    """The pointer to what lies `offset` bytes behind an address."""
+    return builder.inttoptr(builder.add(address, address.type(offset)), kind.as_pointer())
 
-    def line(part: int, start: Any, index: int) -> Any:
-        data = (plane, high)[part]
-        return read(context, builder, kinds[part], data, builder.add(start, start.type(LINE * index)), INT)
+
+def _line(builder: Any, address: Any, index: int) -> Any:
+    """The line so many lines behind an address."""
+    return builder.load(_at(builder, address, LINE * index, INTS), align=1)
+
+
+def _same_word(builder: Any, address: Any, offset: int) -> Any:
+    """Four bytes in all 16 places."""
+    word = builder.load(_at(builder, address, offset, INT), align=1)
+    return _in_all(builder, word)
+
+
+def _of_chunk(builder: Any, like: Any, at: Any, high_at: Any) -> Any:
+    """The numbers of the chunk that lies at an address: four inputs of each row after the other."""
 
     def byte(value: int) -> Any:
         return same(INT, value * 0x01010101)
 
     if like == types.int8:
-        return [line(0, at, n) for n in range(8)]
+        return [_line(builder, at, n) for n in range(STEPS)]
     found = []
-    for n in range(8):
-        both = line(0, at, n // 2)
+    for n in range(STEPS):
+        both = _line(builder, at, n // 2)
         q = builder.and_(builder.lshr(both, same(INT, 4)) if n % 2 else both, byte(15))
         if like in HIGH:
             steps, bits = HIGH[like]
-            rest, shift = line(1, high_at, n // steps), bits * (n % steps) - 4
+            rest, shift = _line(builder, high_at, n // steps), bits * (n % steps) - 4
             rest = builder.lshr(rest, same(INT, shift)) if shift > 0 else builder.shl(rest, same(INT, -shift))
             q = builder.or_(q, builder.and_(rest, byte((2**bits - 1) << 4)))
         found.append(q)
     return found
 
 
-def _multiplied(context: Any, builder: Any, kinds: Any, lines: Any, x: Any, of_chunk: Any, half: int, parts: int) -> Any:
+def _multiplied(builder: Any, lines: Any, x: Any, taken: Any, half: int, parts: int) -> Any:
     """The sums over a chunk, or half of one, of numbers times n of x, less what is taken off, as floats."""
-    bytes_of_x, taken = (builder.extract_value(x, i) for i in (0, 2))
-    word = of_chunk.type
-
-    def part_of_x(byte: int, n: int) -> Any:
-        at = builder.add(builder.mul(of_chunk, word(2 * CHUNK)), word(byte * CHUNK + 4 * n))
-        one = read(context, builder, kinds[0], bytes_of_x, at, INT, 1)
-        return builder.shuffle_vector(one, one, same(INT, 0))
-
-    at = builder.add(builder.mul(of_chunk, word(2)), word(half))
-    off = read(context, builder, kinds[2], taken, at, INT, 1)
-    low, high = builder.shuffle_vector(off, off, same(INT, 0)), same(INT, 0)
-    count = len(lines) // parts
+    low, high, count = _same_word(builder, taken, 4 * half), same(INT, 0), STEPS // parts
     for n in range(half * count, half * count + count):
-        high = _dot(builder, high, lines[n], part_of_x(0, n))
-        low = _dot(builder, low, lines[n], part_of_x(1, n))
+        high = _dot(builder, high, lines[n], _same_word(builder, x, 4 * n))
+        low = _dot(builder, low, lines[n], _same_word(builder, x, CHUNK + 4 * n))
     return builder.sitofp(builder.add(builder.shl(high, same(INT, 8)), low), FLOATS)
 
 
 def _dots(rows: int, parts: int) -> Any:
     @intrinsic
-    def dots(typing: Any, m: Any, at: Any, high_at: Any, x: Any, of_chunk: Any, apart: Any) -> Any:
-        """The chunk of W at `at` times chunks `of_chunk`, `of_chunk + apart`, … of x, less their powers: of each row
+    def dots(typing: Any, like: Any, at: Any, high_at: Any, x: Any, taken: Any, chunks: Any) -> Any:
+        """The chunk of W at an address times one of x, and those of the next rows of x, less their powers: of each row
         of x one vector, or one for each half of the chunk."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            m_kind, _, _, x_kind, _, _ = signature.args
-            m, at, high_at, x, of_chunk, apart = given
-            lines = _of_chunk(context, builder, m_kind.types, m, at, high_at)
-            found = []
+            _, at, high_at, x, taken, chunks = given
+            lines, found = _of_chunk(builder, like.dtype, at, high_at), []
+            for index in range(STEPS // (1 if like.dtype == types.int8 else 2)):
+                ask_for(builder, _at(builder, at, AHEAD + LINE * index, BYTE))
             for r in range(rows):
-                chunk = builder.add(of_chunk, builder.mul(apart, apart.type(r)))
-                for half in range(parts):
-                    found.append(_multiplied(context, builder, x_kind.types, lines, x, chunk, half, parts))
+                further = builder.mul(chunks, chunks.type(r))
+                of_x = builder.add(x, builder.mul(further, further.type(2 * CHUNK)))
+                off = builder.add(taken, builder.mul(further, further.type(8)))
+                found += [_multiplied(builder, lines, of_x, off, half, parts) for half in range(parts)]
             return context.make_tuple(builder, signature.return_type, found)
 
-        return types.UniTuple(floats, rows * parts)(m, types.intp, types.intp, x, types.intp, types.intp), generate
+        whole = types.intp
+        return types.UniTuple(floats, rows * parts)(like, whole, whole, whole, whole, whole), generate
 
     return dots
 
@@ -115,97 +117,73 @@ def _dots(rows: int, parts: int) -> Any:
 _one, _one_halved = _dots(1, 1), _dots(1, 2)
 
 
-@inline
-def _row(m: Any, at: int, high_at: int, x: Any, r: int, sizes: Any, scales: Any, y: Any) -> Any:
-    """y + a tile times row r of x, its scales given."""
-    chunks, group, steps, high_steps = sizes
-    first = r * chunks
+@function
+def _row(like: Any, w: Any, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
+    """y + a tile times a row of x, its scales given."""
+    (at, high_at), (bytes_at, taken_at, powers) = w, x
+    chunks, groups, group, steps, high_steps = sizes
     if group == LANES:
         for c in range(chunks):
-            v, w = _one_halved(m, at + c * steps, high_at + c * high_steps, x, first + c, 0)
-            p = power(x[1], first + c)
-            y = madd(v * p, load(scales, c * 2 * LANES), y)
-            y = madd(w * p, load(scales, c * 2 * LANES + LANES), y)
+            v, w = _one_halved(like, at, high_at, bytes_at, taken_at, 0)
+            of_chunk = madd(w, load(scales, (2 * c + 1) * LANES), v * load(scales, 2 * c * LANES))
+            y = madd(of_chunk, power(powers, c), y)
+            at, high_at, bytes_at, taken_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK, taken_at + 8
         return y
-    per = group // CHUNK
-    for start in range(0, chunks, per):
-        sums = zeros()
-        for c in range(start, min(start + per, chunks)):
-            (v,) = _one(m, at + c * steps, high_at + c * high_steps, x, first + c, 0)
-            sums = madd(v, power(x[1], first + c), sums)
-        y = madd(sums, load(scales, start // per * LANES), y)
+    per, last = group // CHUNK, 0
+    for g in range(groups):
+        sums, first, last = zeros(), last, min(last + per, chunks)
+        for c in range(first, last):
+            (v,) = _one(like, at, high_at, bytes_at, taken_at, 0)
+            sums = madd(v, power(powers, c), sums)
+            at, high_at, bytes_at, taken_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK, taken_at + 8
+        y = madd(sums, load(scales, g * LANES), y)
     return y
 
 
-@intrinsic
-def _bytes(typing: Any, array: Any, start: Any) -> Any:
-    """array[start : start + 16], bytes without a sign, as floats."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.uitofp(read(context, builder, signature.args[0], *given, BYTE), FLOATS)
-
-    return floats(array, types.intp), generate
-
-
-@function
-def _numbers(at: int, kind: int, first: int, count: int, made: Any) -> None:
-    """made `[count, 16]` = what lies at an address from vector `first` on."""
-    start, end = first * LANES, (first + count) * LANES
-    halves, bfloats = array(at, end, np.empty(0, np.int16)), array(at, end, np.empty(0, np.uint16))
-    whole, codes = array(at, end, np.empty(0, np.float32)), array(at, end, np.empty(0, np.int8))
-    naturals = array(at, end, np.empty(0, np.uint8))
-    for i in range(start, end if kind == 0 else start, LANES):
-        store(made, i - start, load(halves, i))
-    for i in range(start, end if kind == 1 else start, LANES):
-        store(made, i - start, load(bfloats, i))
-    for i in range(start, end if kind == 2 else start, LANES):
-        store(made, i - start, load(whole, i))
-    for i in range(start, end if kind == 3 else start, LANES):
-        store(made, i - start, load(codes, i))
-    for i in range(start, end if kind == 4 else start, LANES):
-        store(made, i - start, _bytes(naturals, i))
-
-
-@function
-def _in_units(at: int, kind: int, tile: int, groups: int, units: Any, made: Any, factors: Any) -> None:
-    """made `[G, 16]`: scales, or minima, of a tile times their factors."""
-    factor_at, factor_kind, spans, per = units
-    _numbers(at, kind, tile * groups, groups, made)
-    if factor_at:
-        _numbers(factor_at, factor_kind, tile * spans, spans, factors)
-        for g in range(groups):
-            store(made, g * LANES, load(made, g * LANES) * load(factors, g // per * LANES))
+@inline
+def _taken_off(least: Any, sums: Any, at: int, groups: int) -> Any:
+    """The sum of minima times the sums of x over their groups."""
+    even, odd = zeros(), zeros()
+    for g in range(0, groups - 1, 2):
+        even = madd(load(least, g * LANES), splat(sums[at + g]), even)
+        odd = madd(load(least, g * LANES + LANES), splat(sums[at + g + 1]), odd)
+    if groups % 2:
+        even = madd(load(least, (groups - 1) * LANES), splat(sums[at + groups - 1]), even)
+    return even + odd
 
 
 @parallel
-def _multiply(m: Any, x: Any, sums: Any, rest: Any, form: Any, bias: Any, y: Any, sizes: Any) -> None:
+def _multiply(like: Any, x: Any, sums: Any, at: Any, form: Any, bias: Any, y: Any, sizes: Any) -> None:
     """y `[R, O]` by runs of tiles."""
-    rows, outputs, chunks, groups, runs = sizes
-    scale_at, factor_at, zero_at, least_at, floor_at = rest
-    group, spans, per, kind, factor_kind, steps, high_steps = form
-    tiles = -(-outputs // LANES)
+    rows, outputs, chunks, runs = sizes
+    counts, kinds, group, steps, high_steps = form
+    parts, powers, taken = x
+    groups, tiles = counts[0], -(-outputs // LANES)
     for each in prange(runs):
         run = np.int64(each)
-        scales, least = np.zeros((2 * chunks + 1) * LANES, np.float32), np.empty(groups * LANES, np.float32)
-        factors, made = np.empty(spans * LANES, np.float32), np.empty(LANES, np.float32)
+        made, values = room(counts, chunks), aligned(LANES, np.float32)
+        scales, less, _ = made
         for tile in range(run * tiles // runs, (run + 1) * tiles // runs):
-            _in_units(scale_at, kind, tile, groups, (factor_at, factor_kind, spans, per), scales, factors)
-            if least_at:
-                _in_units(least_at, kind, tile, groups, (floor_at, factor_kind, spans, per), least, factors)
-            if zero_at:
-                _numbers(zero_at, 4, tile * groups, groups, least)
-                for g in range(groups):
-                    store(least, g * LANES, load(least, g * LANES) * load(scales, g * LANES))
-            at, high_at, first = tile * chunks * steps, tile * chunks * high_steps, tile * LANES
+            fill(at, kinds, tile, counts, made)
+            for g in range(groups if at[4] else 0):
+                store(less, g * LANES, load(less, g * LANES) * load(scales, g * LANES))
+            w = at[0] + tile * chunks * steps, at[1] + tile * chunks * high_steps
+            first = tile * LANES
             for r in range(rows):
-                value = zeros()
-                for g in range(groups if len(sums) else 0):
-                    value = madd(load(least, g * LANES), splat(sums[r * groups + g]), value)
-                value = _row(m, at, high_at, x, r, (chunks, group, steps, high_steps), scales, zeros() - value)
-                store(made, 0, value)
-                for k in range(min(LANES, outputs - first)):
+                value = zeros() - _taken_off(less, sums, r * groups, groups if len(sums) else 0)
+                of_x = (
+                    parts.ctypes.data + r * chunks * 2 * CHUNK,
+                    taken.ctypes.data + r * chunks * 8,
+                    powers[r * chunks :],
+                )
+                value = _row(like, w, of_x, (chunks, groups, group, steps, high_steps), scales, value)
+                if first + LANES <= outputs:
+                    store(y, r * outputs + first, value + load(bias, first) if len(bias) else value)
+                    continue
+                store(values, 0, value)
+                for k in range(outputs - first):
                     of_bias = number(bias[first + k]) if len(bias) else np.float32(0)
-                    y[r * outputs + first + k] = rounded(made[k] + of_bias, y)
+                    y[r * outputs + first + k] = rounded(values[k] + of_bias, y)
 
 
 @function
@@ -229,21 +207,17 @@ def _taken(sums: Any, zero: int, group: int) -> Any:
 
 
 @kernel
-def linear(
-    x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, form: Any, x_like: Any, like: Any
-) -> None:
+def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, form: Any, x_like: Any, like: Any) -> None:
     """y `[R, O]` of x `[R, I]` and the matrix `[O, I]` at `at`: addresses of its plane, of high bits, scales, factors,
-    zeros, minima and their factors, 0 for none. sizes are R, I and O, form is size of groups and spans, zero and kinds of scales and factors."""
+    zeros, minima, their factors and a table, 0 for none. sizes are R, I and O; form is the size of groups and of spans,
+    the zero, the types of scales and of factors, and the bytes of a chunk of a tile in both planes."""
     (rows, inputs, outputs), (group, span, zero, kind, factor_kind, steps, high_steps) = sizes, form
     chunks = -(-inputs // CHUNK)
-    group = group if group else chunks * CHUNK
-    groups, spans = -(-inputs // group), -(-inputs // span) if span else 1
-    numbers, tiles = np.empty(0, np.uint8), -(-outputs // LANES)
-    m = array(at[0], tiles * chunks * steps, numbers), array(at[1], tiles * chunks * high_steps, numbers), like
+    group, counts = grouping(group, span, inputs)
     x, y = split(array(x_at, rows * inputs, x_like), rows), array(y_at, rows * outputs, x_like)
-    sums = _sums(x, rows, chunks, group, groups) if at[4] or at[5] else np.empty(0, np.float32)
+    sums = _sums(x, rows, chunks, group, counts[0]) if at[4] or at[5] else np.empty(0, np.float32)
     x = x[0], x[1], _taken(x[2], zero, group)
     bias = array(bias_at, outputs if bias_at else 0, x_like)
-    runs = min(numba.get_num_threads(), tiles)
-    parts = group, spans, span // group if span else groups, kind, factor_kind, steps, high_steps
-    _multiply(m, x, sums, (at[2], at[3], at[4], at[5], at[6]), parts, bias, y, (rows, outputs, chunks, groups, runs))
+    runs = min(numba.get_num_threads(), -(-outputs // LANES))
+    parts = counts, (kind, factor_kind), group, steps, high_steps
+    _multiply(like, x, sums, at, parts, bias, y, (rows, outputs, chunks, runs))

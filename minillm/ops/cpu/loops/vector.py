@@ -60,10 +60,25 @@ def read(context: Any, builder: Any, kind: Any, array: Any, start: Any, element:
 def ask(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> None:
     """Have the line of an element of an array, which need not exist, brought into the second cache: lines that wait in
     the first drive out what it is there for."""
-    pointer = builder.gep(make_array(kind)(context, builder, array).data, [start])
+    ask_for(builder, builder.gep(make_array(kind)(context, builder, array).data, [start]))
+
+
+def ask_for(builder: Any, pointer: Any) -> None:
+    """`ask`, of a pointer."""
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT, INT, INT])
     call = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     builder.call(call, [pointer, INT(0), INT(2), INT(1)])
+
+
+@intrinsic
+def ask_at(typing: Any, address: Any) -> Any:
+    """`ask`, of an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        ask_for(builder, builder.inttoptr(given[0], BYTE.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.none(types.intp), generate
 
 
 def floats_at(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
