@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minillm.ops import draw, grouped, reference
-from minillm.ops.cpu import loops, usable
+from minillm.ops.cpu import loops, tiles, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import activation_number, here, plain
@@ -243,5 +243,6 @@ OPS: dict[str, Callable[..., Any]] = {
     "experts": Choice(products.experts, grouped.experts),
     "int8_linear": Choice(products.int8_linear, reference.int8_linear),
     "int4_linear": Choice(products.int4_linear, reference.int4_linear),
+    "grouped_linear": Choice(tiles.grouped_linear, reference.grouped_linear),
     "sample": Choice(sample, draw.sample),
 }

@@ -93,10 +93,10 @@ def room(counts: Any, chunks: int) -> Any:
 def fill(at: Any, kinds: Any, tile: int, counts: Any, made: Any) -> None:
     """Scales of a tile, and zeros or minima if there are, `[G, 16]`. counts are G, S and how many groups a span has."""
     _, _, scale_at, factor_at, zero_at, least_at, floor_at, _ = at
-    kind, factor_kind = kinds
+    kind, factor_kind, natural = kinds
     scales, less, factors = made
     _in_units(scale_at, kind, factor_at, factor_kind, tile, counts, scales, factors)
     if least_at:
         _in_units(least_at, kind, floor_at, factor_kind, tile, counts, less, factors)
     elif zero_at:
-        _numbers(zero_at, NATURAL, tile, counts[0], less)
+        _numbers(zero_at, natural, tile, counts[0], less)

@@ -18,7 +18,7 @@ from numba import prange, types
 
 from minillm.ops.cpu.loops.integers import _dot, _in_all, power
 from minillm.ops.cpu.loops.jit import aligned, array, function, inline, kernel, parallel
-from minillm.ops.cpu.loops.scales import fill, grouping, room
+from minillm.ops.cpu.loops.scales import NATURAL, fill, grouping, room
 from minillm.ops.cpu.loops.vector import (
     BYTE,
     FLOATS,
@@ -41,7 +41,6 @@ from minillm.ops.cpu.loops.whole import CHUNK, INTS, split, sum_of
 AHEAD = 6144
 STEPS = 8  # of a chunk: each takes four inputs of each row
 LINE = 64  # bytes of a step: four numbers, or twice four, of each row
-HIGH = {types.uint32: (8, 1), types.uint16: (4, 2)}  # of high bits, by what says so: steps of a line, bits of a number
 
 
 def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
@@ -60,23 +59,23 @@ def _same_word(builder: Any, address: Any, offset: int) -> Any:
     return _in_all(builder, word)
 
 
-def _of_chunk(builder: Any, like: Any, at: Any, high_at: Any) -> Any:
+def _of_chunk(builder: Any, bits: int, at: Any, high_at: Any) -> Any:
     """The numbers of the chunk that lies at an address: four inputs of each row after the other."""
 
     def byte(value: int) -> Any:
         return same(INT, value * 0x01010101)
 
-    if like == types.int8:
+    if bits == 8:
         return [_line(builder, at, n) for n in range(STEPS)]
     found = []
     for n in range(STEPS):
         both = _line(builder, at, n // 2)
         q = builder.and_(builder.lshr(both, same(INT, 4)) if n % 2 else both, byte(15))
-        if like in HIGH:
-            steps, bits = HIGH[like]
-            rest, shift = _line(builder, high_at, n // steps), bits * (n % steps) - 4
+        if bits > 4:
+            wide, steps = bits - 4, 8 // (bits - 4)
+            rest, shift = _line(builder, high_at, n // steps), wide * (n % steps) - 4
             rest = builder.lshr(rest, same(INT, shift)) if shift > 0 else builder.shl(rest, same(INT, -shift))
-            q = builder.or_(q, builder.and_(rest, byte((2**bits - 1) << 4)))
+            q = builder.or_(q, builder.and_(rest, byte((2**wide - 1) << 4)))
         found.append(q)
     return found
 
@@ -90,16 +89,16 @@ def _multiplied(builder: Any, lines: Any, x: Any, taken: Any, half: int, parts: 
     return builder.sitofp(builder.add(builder.shl(high, same(INT, 8)), low), FLOATS)
 
 
-def _dots(rows: int, parts: int) -> Any:
+def _dots(bits: int, rows: int, parts: int) -> Any:
     @intrinsic
-    def dots(typing: Any, like: Any, at: Any, high_at: Any, x: Any, taken: Any, chunks: Any) -> Any:
+    def dots(typing: Any, at: Any, high_at: Any, x: Any, taken: Any, chunks: Any) -> Any:
         """The chunk of W at an address times one of x, and those of the next rows of x, less their powers: of each row
         of x one vector, or one for each half of the chunk."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            _, at, high_at, x, taken, chunks = given
-            lines, found = _of_chunk(builder, like.dtype, at, high_at), []
-            for index in range(STEPS // (1 if like.dtype == types.int8 else 2)):
+            at, high_at, x, taken, chunks = given
+            lines, found = _of_chunk(builder, bits, at, high_at), []
+            for index in range(STEPS if bits == 8 else STEPS // 2):
                 ask_for(builder, _at(builder, at, AHEAD + LINE * index, BYTE))
             for r in range(rows):
                 further = builder.mul(chunks, chunks.type(r))
@@ -109,35 +108,51 @@ def _dots(rows: int, parts: int) -> Any:
             return context.make_tuple(builder, signature.return_type, found)
 
         whole = types.intp
-        return types.UniTuple(floats, rows * parts)(like, whole, whole, whole, whole, whole), generate
+        return types.UniTuple(floats, rows * parts)(whole, whole, whole, whole, whole), generate
 
     return dots
 
 
-_one, _one_halved = _dots(1, 1), _dots(1, 2)
+def _row(bits: int) -> Any:
+    one, halved = _dots(bits, 1, 1), _dots(bits, 1, 2)
 
-
-@function
-def _row(like: Any, w: Any, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
-    """y + a tile times a row of x, its scales given."""
-    (at, high_at), (bytes_at, taken_at, powers) = w, x
-    chunks, groups, group, steps, high_steps = sizes
-    if group == LANES:
-        for c in range(chunks):
-            v, w = _one_halved(like, at, high_at, bytes_at, taken_at, 0)
-            of_chunk = madd(w, load(scales, (2 * c + 1) * LANES), v * load(scales, 2 * c * LANES))
-            y = madd(of_chunk, power(powers, c), y)
-            at, high_at, bytes_at, taken_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK, taken_at + 8
+    @function
+    def row(at: int, high_at: int, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
+        """y + a tile times a row of x, its scales given."""
+        bytes_at, taken_at, powers, first = x
+        chunks, groups, group, steps, high_steps = sizes
+        if group == LANES:
+            for c in range(chunks):
+                v, w = halved(at, high_at, bytes_at, taken_at, 0)
+                of_chunk = madd(w, load(scales, (2 * c + 1) * LANES), v * load(scales, 2 * c * LANES))
+                y = madd(of_chunk, power(powers, first + c), y)
+                at, high_at, bytes_at, taken_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK, taken_at + 8
+            return y
+        per, last = group // CHUNK, 0
+        for g in range(groups):
+            sums, start, last = zeros(), last, min(last + per, chunks)
+            for c in range(start, last):
+                (v,) = one(at, high_at, bytes_at, taken_at, 0)
+                sums = madd(v, power(powers, first + c), sums)
+                at, high_at, bytes_at, taken_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK, taken_at + 8
+            y = madd(sums, load(scales, g * LANES), y)
         return y
-    per, last = group // CHUNK, 0
-    for g in range(groups):
-        sums, first, last = zeros(), last, min(last + per, chunks)
-        for c in range(first, last):
-            (v,) = _one(like, at, high_at, bytes_at, taken_at, 0)
-            sums = madd(v, power(powers, c), sums)
-            at, high_at, bytes_at, taken_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK, taken_at + 8
-        y = madd(sums, load(scales, g * LANES), y)
-    return y
+
+    return row
+
+
+_row_4, _row_5, _row_6, _row_8 = (_row(bits) for bits in (4, 5, 6, 8))
+
+
+@inline
+def _of_row(bits: int, at: int, high_at: int, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
+    if bits == 4:
+        return _row_4(at, high_at, x, sizes, scales, y)
+    if bits == 5:
+        return _row_5(at, high_at, x, sizes, scales, y)
+    if bits == 6:
+        return _row_6(at, high_at, x, sizes, scales, y)
+    return _row_8(at, high_at, x, sizes, scales, y)
 
 
 @inline
@@ -153,12 +168,13 @@ def _taken_off(least: Any, sums: Any, at: int, groups: int) -> Any:
 
 
 @parallel
-def _multiply(like: Any, x: Any, sums: Any, at: Any, form: Any, bias: Any, y: Any, sizes: Any) -> None:
+def _multiply(x: Any, taken: Any, powers: Any, sums: Any, at: Any, form: Any, bias: Any, y: Any, wanted: Any) -> None:
     """y `[R, O]` by runs of tiles."""
-    rows, outputs, chunks, runs = sizes
-    counts, kinds, group, steps, high_steps = form
-    parts, powers, taken = x
+    rows, outputs, chunks, runs = wanted
+    bits, counts, kinds, group, steps, high_steps = form
+    bytes_at, taken_at = x.ctypes.data, taken.ctypes.data
     groups, tiles = counts[0], -(-outputs // LANES)
+    sizes = chunks, groups, group, steps, high_steps
     for each in prange(runs):
         run = np.int64(each)
         made, values = room(counts, chunks), aligned(LANES, np.float32)
@@ -167,16 +183,12 @@ def _multiply(like: Any, x: Any, sums: Any, at: Any, form: Any, bias: Any, y: An
             fill(at, kinds, tile, counts, made)
             for g in range(groups if at[4] else 0):
                 store(less, g * LANES, load(less, g * LANES) * load(scales, g * LANES))
-            w = at[0] + tile * chunks * steps, at[1] + tile * chunks * high_steps
+            w, high = at[0] + tile * chunks * steps, at[1] + tile * chunks * high_steps
             first = tile * LANES
             for r in range(rows):
                 value = zeros() - _taken_off(less, sums, r * groups, groups if len(sums) else 0)
-                of_x = (
-                    parts.ctypes.data + r * chunks * 2 * CHUNK,
-                    taken.ctypes.data + r * chunks * 8,
-                    powers[r * chunks :],
-                )
-                value = _row(like, w, of_x, (chunks, groups, group, steps, high_steps), scales, value)
+                of_x = bytes_at + r * chunks * 2 * CHUNK, taken_at + r * chunks * 8, powers, r * chunks
+                value = _of_row(bits, w, high, of_x, sizes, scales, value)
                 if first + LANES <= outputs:
                     store(y, r * outputs + first, value + load(bias, first) if len(bias) else value)
                     continue
@@ -207,17 +219,17 @@ def _taken(sums: Any, zero: int, group: int) -> Any:
 
 
 @kernel
-def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, form: Any, x_like: Any, like: Any) -> None:
+def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, form: Any, x_like: Any) -> None:
     """y `[R, O]` of x `[R, I]` and the matrix `[O, I]` at `at`: addresses of its plane, of high bits, scales, factors,
-    zeros, minima, their factors and a table, 0 for none. sizes are R, I and O; form is the size of groups and of spans,
-    the zero, the types of scales and of factors, and the bytes of a chunk of a tile in both planes."""
-    (rows, inputs, outputs), (group, span, zero, kind, factor_kind, steps, high_steps) = sizes, form
+    zeros, minima, their factors and a table, 0 for none. sizes are R, I and O; form is bits, the size of groups and of
+    spans, the zero, the types of scales and of factors, and the bytes of a chunk of a tile in both planes."""
+    (rows, inputs, outputs), (bits, group, span, zero, kind, factor_kind, steps, high_steps) = sizes, form
     chunks = -(-inputs // CHUNK)
     group, counts = grouping(group, span, inputs)
     x, y = split(array(x_at, rows * inputs, x_like), rows), array(y_at, rows * outputs, x_like)
     sums = _sums(x, rows, chunks, group, counts[0]) if at[4] or at[5] else np.empty(0, np.float32)
-    x = x[0], x[1], _taken(x[2], zero, group)
+    taken = _taken(x[2], zero, group)
     bias = array(bias_at, outputs if bias_at else 0, x_like)
     runs = min(numba.get_num_threads(), -(-outputs // LANES))
-    parts = counts, (kind, factor_kind), group, steps, high_steps
-    _multiply(like, x, sums, at, parts, bias, y, (rows, outputs, chunks, runs))
+    parts = bits, counts, (kind, factor_kind, NATURAL), group, steps, high_steps
+    _multiply(x[0], taken, x[1], sums, at, parts, bias, y, (rows, outputs, chunks, runs))
