@@ -16,6 +16,7 @@ from minillm.kernels import (
     decode_attention,
     fused_norm,
     gated_act,
+    grouped_linear,
     mla_decode,
     moe,
     quant_linear,
@@ -27,6 +28,7 @@ from minillm.kernels import (
 from minillm.ops import reference
 from minillm.ops import routing as plain_routing
 from minillm.ops.visibility import Visibility
+from minillm.weights.grouped import Grouped, Parts
 
 
 def differentiable(*tensors: Any) -> bool:
@@ -103,6 +105,16 @@ def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Any, down: Any,
     return (_experts if tensors else reference.experts)(x, chosen, weights, gate_up, down, *rest)
 
 
+_grouped = for_inference(grouped_linear.grouped_linear, reference.grouped_linear)
+
+
+def grouped_product(x: Tensor, parts: Parts, made: Grouped, outputs: int, bias: Tensor | None = None) -> Tensor:
+    """`reference.grouped_linear`, and that itself for tiles of several rows and for groups that the kernel cannot
+    tell apart by words."""
+    fits = made.tile == 1 and made.group % grouped_linear.GROUP == 0
+    return (_grouped if fits else reference.grouped_linear)(x, parts, made, outputs, bias)
+
+
 OPS: dict[str, Callable[..., Any]] = {
     "rms_norm": rms_norm.rms_norm,
     "add_rms_norm": add_rms_norm,
@@ -115,6 +127,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "experts": experts,
     "int8_linear": for_inference(quant_linear.int8_linear, reference.int8_linear),
     "int4_linear": for_inference(quant_linear.int4_linear, reference.int4_linear),
+    "grouped_linear": grouped_product,
     "fp8_linear": for_inference(quant_linear.fp8_linear, reference.fp8_linear),
     "linear_cross_entropy": cross_entropy.linear_cross_entropy,
     "sample": sampling.sample,

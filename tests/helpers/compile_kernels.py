@@ -24,6 +24,7 @@ from minillm.kernels import (
     decode_attention,
     fused_norm,
     gated_act,
+    grouped_linear,
     mla_decode,
     moe,
     quant_linear,
@@ -124,6 +125,33 @@ def quantised(form: int) -> list[dict[str, Any]]:
     return [each for table, dtypes in tables for each in configured(table, names, dtypes, **more)]
 
 
+# Parts that a form of matrices has, the type of its scales, and what else of it a launch is bound to.
+FORMS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("high factor least floor", {"BITS": 5, "ZERO": 0, "GROUP": 32, "SPAN": 256}),
+    ("", {"BITS": 4, "ZERO": 8, "GROUP": 32, "SPAN": 0}),
+    ("", {"BITS": 8, "ZERO": 128, "GROUP": 0, "SPAN": 0}),
+    ("zero_u8", {"BITS": 4, "ZERO": 0, "GROUP": 128, "SPAN": 0}),
+    ("table_f32", {"BITS": 4, "ZERO": 0, "GROUP": 64, "SPAN": 0}),
+    ("high factor", {"BITS": 6, "ZERO": 32, "GROUP": 16, "SPAN": 0}),
+    ("factor least floor", {"BITS": 4, "ZERO": 0, "GROUP": 32, "SPAN": 256}),
+)
+OPTIONAL = ("factor", "zero_u8", "least", "floor", "table_f32", "b")
+
+
+def in_groups(table: tuple[Config, ...], dtypes: tuple[str, ...], alone: bool = False) -> list[dict[str, Any]]:
+    """The first form with each configuration, the others with the first; `alone`: of the kernel for one row of x."""
+    made, plane = [], "high_i32" if alone else "high_u8"
+    table = tuple(config for config in table if (config.blocks[0] == 1) == alone)
+    for given, form in FORMS:
+        has = given.replace("high", plane).split()
+        absent = {f"{name}_ptr": None for name in (*OPTIONAL, plane) if name not in has}
+        codes = {f"{name}_ptr": "*i8" for name in ("s", "least") if "factor" in has}
+        names = ("ROWS", "TILE", "WORDS" if alone else "DEPTH")
+        for each in configured(table if made == [] else table[:1], names, dtypes, **absent, **form, types=codes):
+            made.append(each if alone else {**each, "RUN": min(form["GROUP"] or 128, each["DEPTH"])})
+    return made
+
+
 FEW = ("TILE", "DEPTH")
 ROUTED = {
     "HAS_CORRECTION": True,
@@ -174,6 +202,12 @@ KERNELS = {
     ],
     quant_linear.product_kernel: [each for form in (0, 1, 2) for each in quantised(form)]
     + [{**quantised(1)[0], "EACH": True}],
+    grouped_linear.row_kernel: in_groups(grouped_linear.ONE, HALF, True)
+    + in_groups(grouped_linear.FP32_ONE, SINGLE, True),
+    grouped_linear.rows_kernel: in_groups(grouped_linear.FEW, HALF)
+    + in_groups(grouped_linear.MANY, HALF)
+    + in_groups(grouped_linear.FP32, SINGLE),
+    grouped_linear.join_kernel: [{"b_ptr": None, "BLOCK": grouped_linear.JOINED}],
     fused_norm.add_kernel: [{"BEFORE_WEIGHT": True, "BLOCK": 4096, "num_warps": 16}],
     fused_norm.heads_kernel: [
         {"HAS_NORM": True, "BEFORE_WEIGHT": True, "INTERLEAVED": pairs, "HALF": half, "D": 128, "BLOCK": 128}
@@ -184,7 +218,9 @@ KERNELS = {
 }  # fmt: skip
 
 
-def kind(name: str, dtype: str) -> str:
+def kind(name: str, dtype: str, types: dict[str, str]) -> str:
+    if name in types:
+        return types[name]
     if name in ("r_ptr", "dw_ptr"):
         return "*fp32"
     if name.endswith("_ptr"):
@@ -195,7 +231,7 @@ def kind(name: str, dtype: str) -> str:
 # What a launch does not find to be a multiple of 16, at the shapes of real models: all else it does, and reads 16 bytes
 # at a time then, and keeps fewer addresses.
 ODD = set("top_k groups share rows_each kv_heads past first_key queries keys start ring tokens times ignore picks "
-          "rows blocks count rows_each".split())  # fmt: skip
+          "rows blocks count rows_each groups spans steps".split())  # fmt: skip
 CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
 
 
@@ -213,7 +249,7 @@ def spilled(made: Any) -> tuple[int, int]:
 def compile_one(kernel: Any, given: dict[str, Any], dtype: str, name: str) -> str:
     """What it took. Raises AssertionError where it does not fit the target, or spills on sm_90."""
     names, target = kernel.arg_names, TARGETS[name]
-    signature = {n: "constexpr" if n in given else kind(n, dtype) for n in names}
+    signature = {n: "constexpr" if n in given else kind(n, dtype, given.get("types", {})) for n in names}
     constants = {n: value for n, value in given.items() if n in signature}
     options = {n: given[n] for n in ("num_warps", "num_stages") if n in given}
     attrs = {
