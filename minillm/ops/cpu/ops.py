@@ -23,7 +23,7 @@ from minillm.ops.cpu.matrices import activation_number, here, plain
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 
-TILE = 16  # rows that one vector has a place for each of
+TILE = tiles.TILE
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h; the last is 32 MiB at most
 
 

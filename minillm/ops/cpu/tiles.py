@@ -69,10 +69,11 @@ def _table(values: tuple[float, ...]) -> Tensor:
 def laid(made: Grouped) -> tuple[int, ...] | None:
     """A form as the loops take it; None for one that they do not."""
     kinds = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.int8: 3}
-    known = made.tile == TILE and made.scale in kinds and made.factor in (None, *kinds)
+    known = made.tile == TILE and made.scale in kinds and {made.factor, made.rounded} <= {None, *kinds}
     fits = made.group in (0, TILE) or made.group % 32 == 0
     spans = made.span % made.group == 0 if made.span and made.group else made.span == 0
     if not (known and fits and spans) or (made.minimum and made.zero is None):
         return None
-    kind, factor_kind = kinds[made.scale], kinds.get(made.factor, 0)  # type: ignore[call-overload]
-    return (made.bits, made.group, made.span, made.zero or 0, kind, factor_kind, *BYTES[made.bits])
+    types = kinds[made.scale], -1 if made.factor is None else kinds[made.factor]
+    rounded = -1 if made.rounded is None else kinds[made.rounded]
+    return (made.bits, made.group, made.span, made.zero or 0, *types, *BYTES[made.bits], rounded)

@@ -16,7 +16,7 @@ from numba.core.cgutils import get_or_insert_function
 
 from minillm.ops.cpu.loops.jit import aligned, array, function, inline, kernel, parallel
 from minillm.ops.cpu.loops.products import dot
-from minillm.ops.cpu.loops.scales import CHUNK, NATURAL, fill, grouping, room
+from minillm.ops.cpu.loops.scales import BFLOAT, CHUNK, HALF, NATURAL, fill, grouping, room
 from minillm.ops.cpu.loops.vector import (
     BYTE,
     FLOAT,
@@ -28,9 +28,11 @@ from minillm.ops.cpu.loops.vector import (
     intrinsic,
     number,
     rounded,
+    rounded_bits,
     same,
     splat,
     store,
+    widened,
 )
 
 LINE, STEPS = 64, 8  # bytes of four inputs of each row; steps of four inputs of a chunk
@@ -125,11 +127,36 @@ def _value(q: Any, at: Any, zero: Any, made: Any, place: int) -> Any:
     return (q - splat(less[place] if at[4] else zero)) * splat(scales[place])
 
 
+def _rounding(dtype: Any) -> Any:
+    @intrinsic
+    def to(typing: Any, x: Any) -> Any:
+        """Floats as a type has them."""
+
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            return widened(builder, rounded_bits(builder, given[0], dtype), dtype)
+
+        return floats(x), generate
+
+    return to
+
+
+_to_half, _to_bfloat = _rounding(types.int16), _rounding(types.uint16)
+
+
+@inline
+def _to(x: Any, kind: int) -> Any:
+    if kind == HALF:
+        return _to_half(x)
+    if kind == BFLOAT:
+        return _to_bfloat(x)
+    return x
+
+
 @function
 def write(tile: int, some: Any, form: Any, at: Any, made: Any, y: Any, to: Any) -> None:
     """y[to[0] + to[1] (r - low) + i :] = the numbers of row r of a tile, for rows from `low` to `high`, and chunks from
     `first` to `last`: some."""
-    (low, high, first, last), (bits, group, zero, chunks, steps, high_steps) = some, form
+    (low, high, first, last), (bits, group, zero, chunks, steps, high_steps, rounded) = some, form
     halves, of_zero = group // LANES, np.float32(zero)
     for r in range(low, high):
         w, place = at[0] + (tile * chunks + first) * steps + 4 * r, to[0] + (r - low) * to[1]
@@ -138,8 +165,9 @@ def write(tile: int, some: Any, form: Any, at: Any, made: Any, y: Any, to: Any) 
         for _ in range(first, last):
             a, b = _numbers(bits, w, high_w)
             h = g + 1 if halves == 1 else g
-            store(y, place, _value(a, at, of_zero, made, g * LANES + r))
-            store(y, place + LANES, _value(b, at, of_zero, made, h * LANES + r))
+            a, b = _value(a, at, of_zero, made, g * LANES + r), _value(b, at, of_zero, made, h * LANES + r)
+            store(y, place, _to(a, rounded))
+            store(y, place + LANES, _to(b, rounded))
             w, high_w, place, used = w + steps, high_w + high_steps, place + CHUNK, used + 2
             while used >= halves:
                 g, used = g + 1, used - halves
@@ -192,24 +220,30 @@ def _multiply(at: Any, form: Any, counts: Any, kinds: Any, wanted: Any, x: Any, 
                     y[r * outputs + o] = rounded(value + number(bias[o]) if len(bias) else value, y)
 
 
+@inline
+def _laid(inputs: int, given: Any) -> Any:
+    """The form of a matrix as `write` takes it; G, S and the groups of a span; types of scales, factors and zeros."""
+    bits, group, span, zero, kind, factor_kind, steps, high_steps, rounded = given
+    group, counts = grouping(group, span, inputs)
+    form = bits, group, zero, -(-inputs // CHUNK), steps, high_steps, rounded
+    return form, counts, (kind, factor_kind, NATURAL)
+
+
 @kernel
-def dequantise(at: Any, y_at: int, sizes: Any, form: Any, like: Any) -> None:
+def dequantise(at: Any, y_at: int, sizes: Any, given: Any, like: Any) -> None:
     """y `[O, I]` = the matrix at `at`; sizes are O and I, the rest as in `tiles.linear`."""
-    (outputs, inputs), (bits, group, span, zero, kind, factor_kind, steps, high_steps) = sizes, form
-    chunks, (group, counts) = -(-inputs // CHUNK), grouping(group, span, inputs)
-    runs, parts = min(numba.get_num_threads(), -(-outputs // LANES)), (bits, group, zero, chunks, steps, high_steps)
-    kinds, y = (kind, factor_kind, NATURAL), array(y_at, outputs * inputs, like)
-    _write_tiles(at, parts, counts, kinds, (outputs, inputs, runs), y)
+    (outputs, inputs), runs = sizes, min(numba.get_num_threads(), -(-sizes[0] // LANES))
+    form, counts, kinds = _laid(inputs, given)
+    _write_tiles(at, form, counts, kinds, (outputs, inputs, runs), array(y_at, outputs * inputs, like))
 
 
 @kernel
-def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, form: Any, like: Any) -> None:
+def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, given: Any, like: Any) -> None:
     """As `tiles.linear`, of any x, in fp32."""
-    (rows, inputs, outputs), (bits, group, span, zero, kind, factor_kind, steps, high_steps) = sizes, form
-    chunks, (group, counts) = -(-inputs // CHUNK), grouping(group, span, inputs)
-    runs, parts = min(numba.get_num_threads(), -(-outputs // LANES)), (bits, group, zero, chunks, steps, high_steps)
-    given, x = array(x_at, rows * inputs, like), aligned(rows * inputs, np.float32)
+    (rows, inputs, outputs), runs = sizes, min(numba.get_num_threads(), -(-sizes[2] // LANES))
+    form, counts, kinds = _laid(inputs, given)
+    narrow, x = array(x_at, rows * inputs, like), aligned(rows * inputs, np.float32)
     for i in range(rows * inputs):
-        x[i] = number(given[i])
+        x[i] = number(narrow[i])
     y, bias = array(y_at, rows * outputs, like), array(bias_at, outputs if bias_at else 0, like)
-    _multiply(at, parts, counts, (kind, factor_kind, NATURAL), (rows, outputs, inputs, runs), x, bias, y)
+    _multiply(at, form, counts, kinds, (rows, outputs, inputs, runs), x, bias, y)

@@ -223,7 +223,7 @@ def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, form: Any, x
     """y `[R, O]` of x `[R, I]` and the matrix `[O, I]` at `at`: addresses of its plane, of high bits, scales, factors,
     zeros, minima, their factors and a table, 0 for none. sizes are R, I and O; form is bits, the size of groups and of
     spans, the zero, the types of scales and of factors, and the bytes of a chunk of a tile in both planes."""
-    (rows, inputs, outputs), (bits, group, span, zero, kind, factor_kind, steps, high_steps) = sizes, form
+    (rows, inputs, outputs), (bits, group, span, zero, kind, factor_kind, steps, high_steps, _) = sizes, form
     chunks = -(-inputs // CHUNK)
     group, counts = grouping(group, span, inputs)
     x, y = split(array(x_at, rows * inputs, x_like), rows), array(y_at, rows * outputs, x_like)

@@ -84,13 +84,17 @@ def ask_at(typing: Any, address: Any) -> Any:
 def floats_at(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
     """16 elements of an array as floats, by the array's type."""
     elements = {types.float32: FLOAT, types.uint16: SHORT, types.int16: SHORT, types.int8: BYTE}
-    raw = read(context, builder, kind, array, start, elements[kind.dtype])
-    if kind.dtype == types.uint16:
+    return widened(builder, read(context, builder, kind, array, start, elements[kind.dtype]), kind.dtype)
+
+
+def widened(builder: Any, raw: Any, dtype: Any) -> Any:
+    """16 elements of a type that arrays have as floats."""
+    if dtype == types.uint16:
         wide = builder.zext(raw, ir.VectorType(INT, LANES))
         return builder.bitcast(builder.shl(wide, same(INT, 16)), FLOATS)
-    if kind.dtype == types.int16:
+    if dtype == types.int16:
         return builder.fpext(builder.bitcast(raw, ir.VectorType(HALF, LANES)), FLOATS)
-    return builder.sitofp(raw, FLOATS) if kind.dtype == types.int8 else raw
+    return builder.sitofp(raw, FLOATS) if dtype == types.int8 else raw
 
 
 def fused(builder: Any, x: Any, y: Any, z: Any) -> Any:
