@@ -32,7 +32,9 @@ def grouped_linear(
     if not few(x):
         return F.linear(x, written(at, form, outputs, inputs, x.dtype), bias)
     y = x.new_empty(*x.shape[:-1], outputs)
-    multiply = loops.tiles.linear if in_bytes(x, made) else loops.tile_rows.linear
+    multiply = loops.tile_rows.linear
+    if in_bytes(x):
+        multiply, form = loops.tiles.linear, laid_in_bytes(made)
     multiply(address(x), at, address(bias), address(y), (x.numel() // inputs, inputs, outputs), form, LIKE[x.dtype])
     return y
 
@@ -49,20 +51,37 @@ def whole(parts: Mapping[str, Tensor]) -> bool:
     return all(part.is_contiguous() and here(part) for part in parts.values())
 
 
-def in_bytes(x: Tensor, made: Grouped) -> bool:
+def in_bytes(x: Tensor) -> bool:
     """Whether x goes through bytes: where the processor multiplies them, and 16 bits can say what x is."""
-    return loops.whole.VNNI and x.dtype != torch.float32 and made.table is None
+    return loops.whole.VNNI and x.dtype != torch.float32
 
 
 def located(parts: Mapping[str, Tensor], made: Grouped) -> tuple[int, ...]:
     """Where parts begin, and the table."""
-    table = None if made.table is None else _table(made.table)
+    table = None if made.table is None else _table(made.table)[0]
     return (*(address(parts.get(name)) for name in PARTS), address(table))
 
 
 @functools.cache
-def _table(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device="cpu")
+def _table(values: tuple[float, ...]) -> tuple[Tensor, int]:
+    """A table as fp32, and in whole numbers with a zero of 128 or 128 * 256: their low bytes, their high bytes, and the
+    fp32 that they are in units of; and how many bytes they need. 16 bits are used up to 127 * 256, as of x."""
+    table = torch.tensor(values, dtype=torch.float64)
+    fits = (n for n in (1, 2, 4, 8) if bool((table * n == (table * n).round()).all() & ((table * n).abs() < 128).all()))
+    most = float(table.abs().max())
+    times, width = next(((n, 1) for n in fits), (32512 / most if most else 1, 2))
+    whole = (table * times).round().to(torch.int32) + (128 if width == 1 else 128 * 256)
+    parts = table.float(), (whole & 255).to(torch.uint8), (whole >> 8).to(torch.uint8), torch.tensor([1 / times])
+    return torch.cat([part.view(torch.uint8) for part in parts]), width
+
+
+@functools.cache
+def laid_in_bytes(made: Grouped) -> tuple[int, ...] | None:
+    """`laid` for x in bytes: a table's width in place of bits, and its zero."""
+    form = laid(made)
+    if form is None or made.table is None:
+        return form
+    return (_table(made.table)[1], *form[1:3], 128, *form[4:])
 
 
 @functools.cache
