@@ -12,6 +12,7 @@ import minillm
 from minillm import perplexity, quantize
 from minillm.model.held import held_in
 from minillm.weights.gguf import reader
+from minillm.weights.gguf.mixtures import MIXTURES
 from minillm.weights.ints import Int4, Int8
 from tests.conftest import exit_code, shared
 
@@ -89,9 +90,6 @@ def test_what_it_costs(name: str, most: float, capsys: pytest.CaptureFixture[str
     )
 
 
-KINDS = "'int8', 'int4', 'f32', 'f16', 'bf16', 'q8_0', 'q4_0', 'q4_1', 'q5_0', 'q5_1', 'q4_k', 'q5_k', 'q6_k', 'q4_k_m'"
-
-
 def test_a_file(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its line, its JSON, and that it is not written a second time or over its own source."""
     file, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
@@ -115,7 +113,7 @@ def test_a_file(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--quantize q3 --output a.gguf", f"invalid choice: 'q3' (choose from {KINDS}"),
+        ("--quantize q3 --output a.gguf", "invalid choice: 'q3'"),
         ("--quantize q8_0", "--output"),
         ("--output a.gguf", "--quantize"),
         ("--quantize q8_0 --output a", "--quantize q8_0 is for a GGUF file: let --output end in .gguf"),
@@ -136,6 +134,7 @@ def test_a_file_that_cannot_be(
     monkeypatch.chdir(tmp_path)
     assert exit_code(quantize.main, ["--weights", str(saved), *arguments.split()]) == 2
     error = capsys.readouterr().err
-    assert words in error.replace("choose from int8, int4", f"choose from {KINDS}")
+    assert words in error
+    assert "invalid" not in words or all(kind in error for kind in ("int8", "int4", *MIXTURES))
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())

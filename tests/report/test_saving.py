@@ -16,7 +16,7 @@ import torch
 from minillm import config, hub, quantize
 from minillm.families.shared import gguf_described
 from minillm.loading import load
-from minillm.saving import write_gguf
+from minillm.report.saving import write_gguf
 from minillm.weights.gguf import reader, tensors
 from minillm.weights.gguf.mixtures import MIXTURES
 from tests.conftest import shared
