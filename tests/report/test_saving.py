@@ -16,7 +16,7 @@ import torch
 from minillm import config, hub, quantize
 from minillm.families.shared import gguf_described
 from minillm.loading import load
-from minillm.saving import write_gguf
+from minillm.report.saving import write_gguf
 from minillm.weights.gguf import reader, tensors
 from minillm.weights.gguf.mixtures import MIXTURES
 from tests.conftest import shared
@@ -217,8 +217,9 @@ def llama_cpp(file: Path, prompt: str) -> tuple[list[int], list[int], list[float
     "name", ["quant/base/story-qwen-256", "checkpoints/stories260K", "checkpoints/stories-mixtral"]
 )
 def test_llama_cpp_goes_on_with_the_same_text(name: str, mixture: str, tmp_path: Path) -> None:
-    """From a file's own words; where activations are rounded there, up to the first near tie."""
-    folder = shared(f"quant/{name}").resolve()
+    """From a file's own words. Of blocks, where llama.cpp rounds activations, the same tokens behind its own, but for
+    near ties."""
+    folder = shared(name)
     written(folder, tmp_path / "a.gguf", mixture)
     prompt = "Once upon a time, there was a little girl named Ümi."
     ids, made, gaps, text, said = llama_cpp(tmp_path / "a.gguf", prompt)
