@@ -90,13 +90,14 @@ def _checked(folder: Path, given: str, tensors: bool) -> Path:
         return _mounted(folder)
     if not folder.is_dir():
         raise ValueError(f"{given}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name")
+    mount(folder, {})  # in place of what an earlier look at it has put there
     reason = foreign.damaged(folder)
     if reason is None and (file := foreign.only_gguf(folder)):
         return _mounted(file)
     if reason is None and consolidated.is_one(entry(folder)):
         return _makers(folder)
-    if reason is None and not any(is_there(folder / name) for name in (*TOKENIZERS, consolidated.PARAMS)):
-        mount(folder, _vocabulary(folder))
+    if reason is None and not any(is_there(folder / name) for name in TOKENIZERS) and (made := _vocabulary(folder)):
+        mount(folder, made)
     if reason is None and not is_there(folder / "config.json"):
         reason = (other := foreign.instead_of_config(folder)) and f"no config.json: this is {other}"
     elif reason is None and tensors:
@@ -140,12 +141,13 @@ def _makers(folder: Path) -> Path:
         raise ValueError(f"{folder}: {error}") from None
     small, ends, special = _vocabulary(folder), list[int](), (ranks.BOS, ranks.EOS)
     model, said = None if small else _model(folder), makers.tokens(params)
+    if model and model.parent != folder:
+        note(f"{folder}: no tokenizer.model here; the one of the folder above is taken")
     if said and model and ranks.is_tiktoken(data := read_bytes(model, ranks.MAX_BYTES)):
         pattern, tokens, places = said
         special, ends = (tokens[0], tokens[places[0]]), [values["vocab_size"] - len(tokens) + i for i in places]
         small["tokenizer.json"] = lambda: ranks.written(ranks.from_tiktoken(data, pattern, tokens))
     elif model and model.parent != folder:
-        note(f"{folder}: no tokenizer.model here; the one of the folder above is taken")
         small["tokenizer.model"] = lambda: read_bytes(model, ranks.MAX_BYTES)
     settings = dict(zip(("bos_token", "eos_token"), special, strict=True))
     made = {"generation_config.json": {"eos_token_id": ends} if ends else {}, "tokenizer_config.json": settings}

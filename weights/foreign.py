@@ -44,8 +44,6 @@ def _stand_ins(files: list[Path]) -> str | None:
 
 
 def _is_pointer(path: Path) -> bool:
-    if not path.is_file():  # but mounted
-        return False
     if not len(POINTER) <= path.stat().st_size <= MAX_POINTER_BYTES:
         return False
     return read_bytes(path, MAX_POINTER_BYTES).startswith(POINTER)

@@ -104,6 +104,7 @@ def test_tekken_beside_a_usual_checkpoint(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     special = [{"rank": i, "token_str": f"<{i}>" if i != 1 else "<s>", "is_control": True} for i in range(5)]
     (folder / "tekken.json").write_text(json.dumps(tekken(special_tokens=special)))
+    (folder / "params.json").write_text(json.dumps(PARAMS))  # as Mistral's repositories have both
     made = Tokenizer(hub.resolve(folder))
     assert [made.backend.name_of(i) for i in (0, 1, 4, 5)] == ["<0>", "<s>", "<4>", "<SPECIAL_5>"]
 
@@ -135,6 +136,7 @@ def test_llama_3_1_has_names_and_ends_of_its_own(tmp_path: Path) -> None:
     names = [made.backend.name_of(128000 + i) for i in range(256)]
     assert [names.index(f"<|{each}|>") for each in ("finetune_right_pad_id", "eom_id", "python_tag")] == [4, 8, 10]
     assert names[-1] == "<|reserved_special_token_247|>"
+    hub.resolve(folder)  # once more changes nothing
     ends = read_json(folder / "generation_config.json")["eos_token_id"]
     assert [names[i - 128000] for i in ends] == ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
 
@@ -153,7 +155,9 @@ def test_sentencepiece_of_makers(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(expected) > 3
     assert Tokenizer(hub.resolve(numbered)).encode("abc dé") == expected
     assert capsys.readouterr().err == ""
-    made = Tokenizer(hub.resolve(made_folder(tmp_path / "inner", params_json=PARAMS)))
+    inner = made_folder(tmp_path / "inner", params_json=PARAMS)
+    assert Tokenizer(hub.resolve(inner)).encode("abc dé") == expected
+    made = Tokenizer(hub.resolve(inner))
     assert (made.encode("abc dé"), made.bos_id, made.eos_id) == (expected, 1, 2)
     assert "the one of the folder above is taken" in capsys.readouterr().err
 
