@@ -62,18 +62,13 @@ JOINED = 1024  # outputs per program of the second launch
 class Form(Protocol):
     """What is asked of a `Grouped` of `weights/grouped.py`, which says what each means."""
 
-    @property
-    def bits(self) -> int: ...
-    @property
-    def group(self) -> int: ...
-    @property
-    def span(self) -> int: ...
-    @property
-    def zero(self) -> int | None: ...
-    @property
-    def table(self) -> tuple[float, ...] | None: ...
-    @property
-    def tile(self) -> int: ...
+    bits: int
+    group: int
+    span: int
+    zero: int | None
+    table: tuple[float, ...] | None
+    tile: int
+
     def parts(self, shape: tuple[int, ...], /) -> dict[str, tuple[tuple[int, ...], torch.dtype]]: ...
 
 
@@ -122,7 +117,7 @@ def row_kernel(
         inside = (out < outputs) & (place < chunks * (CHUNK // EACH))
         word = tl.load(w_i32_ptr + out * chunks * (CHUNK // EACH) + place, mask=inside, other=0)
         if HIGH:
-            rest = tl.load(high_i32_ptr + out * chunks * HIGH + place * HIGH // 4, mask=inside, other=0)
+            rest = tl.load(high_i32_ptr + out * chunks * HIGH + place // (4 // HIGH), mask=inside, other=0)
             rest = rest >> (place % (4 // HIGH) * 2 * HIGH)
         zero, inside = None, inside & (column < inputs)
         if zero_u8_ptr is not None:
@@ -175,7 +170,7 @@ def rows_kernel(
         inside = in_w & (place < chunks * (CHUNK // HALVES))
         byte = tl.load(w_u8_ptr + out * chunks * (CHUNK // HALVES) + place, mask=inside, other=0).to(tl.int32)
         if HIGH:
-            at = high_u8_ptr + out * chunks * (4 * HIGH) + place * HIGH // 16 * 4 + place % 4
+            at = high_u8_ptr + out * chunks * (4 * HIGH) + place // (16 // HIGH) * 4 + place % 4
             rest = tl.load(at, mask=inside, other=0).to(tl.int32)
             rest = rest >> (place // 4 % (4 // HIGH) * 2 * HIGH)
         first = (step * DEPTH + RUN * tl.arange(0, RUNS))[None, :]
@@ -267,11 +262,17 @@ def cut(inputs: int, depth: int, programs: int) -> tuple[int, int]:
     return triton.cdiv(steps, times), triton.cdiv(steps, triton.cdiv(steps, times))
 
 
-@cache
 def table_on(table: tuple[float, ...], device: torch.device) -> Tensor:
     """The values of a table where they are looked up: copied once, for nothing may be copied while a graph is
-    recorded."""
+    recorded. What is traced keeps its own."""
+    return _copied(table, device) if torch.compiler.is_compiling() else _kept(table, device)
+
+
+def _copied(table: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(table, dtype=torch.float32, device=device)
+
+
+_kept = cache(_copied)
 
 
 def _plane(plane: Tensor | None, block: int) -> Tensor | None:
