@@ -27,7 +27,7 @@ COMMANDS = {
     "generate": "run a checkpoint: text in, text out; --chat for a conversation",
     "explain": "describe a checkpoint: spec, equations, sizes, tensors",
     "plan": "what a checkpoint needs, before downloading it: bytes, cache, speed, fit, licence",
-    "quantize": "write a copy of a checkpoint with int8 or int4 matrices",
+    "quantize": "write a copy of a checkpoint with int8 or int4 matrices, or as a GGUF file",
     "perplexity": "how well a checkpoint predicts a text, and what quantising costs",
     "diff": "where a model first differs from transformers or another checkpoint, and why",
     "lens": "look inside one forward pass: next tokens, attention, logit lens, norms",
@@ -73,10 +73,14 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))
-    made.add_argument(
-        "--keep-quantized", action="store_true", help="FP8 weights stay FP8 in memory, dequantised at each use"
-    )
+    add_dequantize(made)
     add_quantize_arguments(made)
+
+
+def add_dequantize(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--dequantize", dest="keep_quantized", action="store_false", help="make plain numbers of quantised matrices"
+    )
 
 
 def add_revision(made: argparse.ArgumentParser) -> None:
@@ -106,8 +110,10 @@ def config_file(path: Path) -> Path:
     return path
 
 
-def add_quantize_arguments(made: argparse.ArgumentParser, required: bool = False) -> None:
-    made.add_argument("--quantize", choices=("int8", "int4"), required=required, help="hold matrices as integers")
+def add_quantize_arguments(made: argparse.ArgumentParser, required: bool = False, files: Sequence[str] = ()) -> None:
+    """`files` are the kinds that are written to a file only."""
+    what = "hold matrices as integers" + ("; the other kinds are those of a GGUF file" if files else "")
+    made.add_argument("--quantize", choices=("int8", "int4", *files), required=required, help=what)
     made.add_argument("--group-size", metavar="N", type=int, help="values of an int4 row that share a factor (16)")
     made.add_argument("--asymmetric", action="store_true", help="int4 groups have zero points of their own")
 

@@ -109,6 +109,8 @@ def _mounted(path: Path) -> Path:
     files = {name: json.dumps(each).encode() for name, each in made.items()}
     if reason := gguf_vocabulary.refusal(contents.metadata):
         note(f"{path}: {reason}; texts are not read, token ids are")
+    if card := gguf_config.card(contents.metadata):
+        files["README.md"] = card
     small = {name: (lambda data=data: data) for name, data in files.items()}
     mount(path, {**small, **gguf_vocabulary.files(contents.metadata)})
     return path

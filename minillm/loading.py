@@ -12,11 +12,13 @@ from minillm import config, families, hub, ops
 from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.model import held
-from minillm.model.decoder import skeleton
-from minillm.model.held import Fp8, Scheme
-from minillm.weights import foreign
+from minillm.model.decoder import Decoder, skeleton
+from minillm.model.held import Scheme
+from minillm.weights import foreign, holding
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
+from minillm.weights.forms import Segment
+from minillm.weights.fp8 import Fp8
 from minillm.weights.load import check, fully_fp8
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import Plan, plan
@@ -38,7 +40,7 @@ def load(
     device: str | torch.device = "auto",
     kernels: ops.Kernels = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
-    keep_quantized: bool = False,
+    keep_quantized: bool = True,
     quantize: str | None = None,
     group_size: int | None = None,
     symmetric: bool = True,
@@ -48,8 +50,9 @@ def load(
 
     Of an id, `revision` (or "org/name@revision") is the branch, tag or commit to take; "main" where none is given.
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
-    `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. FP8 and MXFP4 weights are
-    dequantised while they are read, FP8 with `keep_quantized` at each use. `quantize` "int8" or "int4" makes integers
+    `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. Quantised matrices stay as they
+    are stored and are multiplied so; without `keep_quantized` they are dequantised while they are read. `quantize`
+    "int8" or "int4" makes integers
     of matrices (`held.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
     `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
@@ -57,7 +60,8 @@ def load(
     values = config.read(folder)
     written = integers(folder, values)
     scheme = asked_scheme(quantize, group_size, symmetric)
-    _refuse_both(folder, scheme, written, keep_quantized)
+    if scheme and written:
+        raise ValueError(f"{folder}: --quantize (quantize), but its weights are integers already; leave that out")
     values, checkpoint = opened(folder, values)
     spec, rules, read = families.resolve(values)
     target = resolve_device(device)
@@ -70,17 +74,22 @@ def load(
     said = fits(planned, checkpoint, values)
     formats = scheme.formats(model) if scheme else {}
     held.hold(model, formats)
-    stay = fully_fp8(planned) if keep_quantized else []
-    if keep_quantized and not stay:
-        raise ValueError(f"{folder}: --keep-quantized (keep_quantized), but no tensor of this checkpoint is FP8")
-    held.hold(model, {name: Fp8() for name in stay if held.holdable(model, name)})
-    parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats)
+    stay = _staying(checkpoint, planned, model) if keep_quantized and not scheme else {}
+    held.hold(model, stay)
+    parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats, stay)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
     del parameters
     llm = LLM(folder, values, model, target)
     _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
     return llm
+
+
+def _staying(checkpoint: Checkpoint, planned: Plan, model: Decoder) -> dict[str, tuple[Segment, ...]]:
+    """The parameters that stay quantised."""
+    shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if held.holdable(model, name)}
+    fp8 = {name: (Segment(0, shapes[name][-2], Fp8()),) for name in fully_fp8(planned) if name in shapes}
+    return {**fp8, **holding.segments(checkpoint, planned, shapes, model.dtype, model.ops.tile)}
 
 
 def opened(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], Checkpoint]:
@@ -122,7 +131,7 @@ def _quantised_as_said(values: dict[str, Any], planned: Plan, checkpoint: Checkp
     notes = []
     if found and method is None:
         notes.append(f"config.json has no quantization_config: tensors with factors are read as {', '.join(found)}")
-    if method not in (None, held.METHOD) and not found:
+    if method not in (None, held.METHOD, "gguf") and not found:
         notes.append(f"quantization_config says {method}, but no tensor is: the weights are read as they are stored")
     unread = sorted(set(section) - QUANTISED[method]) if method in QUANTISED else []
     if section.get("activation_scheme", "dynamic") != "dynamic" and not gathered:  # else their factors are spoken of
@@ -156,12 +165,6 @@ def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) 
     if group_size is not None or not symmetric:
         raise ValueError("--group-size and --asymmetric (group_size, symmetric) go with --quantize int4 (quantize)")
     return None
-
-
-def _refuse_both(folder: Path, asked: Scheme | None, written: Scheme | None, keep_quantized: bool) -> None:
-    if asked and (written or keep_quantized):
-        reason = "its weights are integers already" if written else "--keep-quantized leaves them as they are"
-        raise ValueError(f"{folder}: --quantize (quantize), but {reason}; leave one of the two out")
 
 
 def is_fast(dtype: torch.dtype, device: torch.device) -> bool:

@@ -1,9 +1,11 @@
-"""A checkpoint with integers for matrices, written so that it loads as it is:
+"""A checkpoint with integers for matrices, written so that it loads as it is, or as the file that llama.cpp runs:
 
     python -m minillm.quantize --weights PATH --output FOLDER --quantize int8 | int4 [--group-size N] [--asymmetric]
+    python -m minillm.quantize --weights PATH --output FILE.gguf --quantize q4_k_m | q8_0 | f16 | …
 
-The tensors keep their published names, and a matrix gets companions beside it (`weights/ints.py`). Loading the folder
-gives, bit for bit, what `--quantize` gives while it loads the original; neither ever has a whole plain model in memory.
+In a folder the tensors keep their published names, and a matrix gets companions beside it (`weights/ints.py`). Loading
+it gives, bit for bit, what `--quantize` gives while it loads the original. Files are written in `saving.py`. Neither
+way ever has a whole plain model in memory.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ import torch
 from minillm import cli, config, families, hub
 from minillm.guard.files import is_there, read_bytes
 from minillm.guard.screen import note, printable
-from minillm.guard.writing import complete, new_folder
+from minillm.guard.writing import complete, new_folder, terminable
 from minillm.loading import asked_scheme, fits, integers, opened, stored_dtype
 from minillm.model.decoder import skeleton
 from minillm.model.held import Scheme
+from minillm.saving import write_gguf
 from minillm.weights.checkpoint import brief
+from minillm.weights.gguf.mixtures import MIXTURES
+from minillm.weights.gguf.reader import SUFFIX
 from minillm.weights.rules import plan
 from minillm.weights.save import save_quantised
 
@@ -67,8 +72,28 @@ def quantize(
     return {"output": str(output), "bytes_before": checkpoint.nbytes, **written}
 
 
+def to_file(
+    weights: str | Path | None,
+    output: Path,
+    mixture: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """Write a checkpoint as a GGUF file that must not exist yet, of a mixture of kinds (`mixtures.MIXTURES`).
+
+    Returns what `quantize` does, and how many tensors there are of each kind. Raises ValueError for a checkpoint that
+    cannot be loaded or that llama.cpp would compute otherwise, and for an output that is there.
+    """
+    folder, output = hub.resolve(weights, revision=revision), _output(output)
+    if not output.parent.is_dir():
+        raise ValueError(f"{output.parent}: no such folder; make it, or choose another --output")
+    with terminable():
+        return {"output": str(output), **write_gguf(output, folder, config.read(folder), mixture, progress)}
+
+
 def _output(path: Path) -> Path:
-    """Where the folder shall be. Raises ValueError where something is; what a killed run has left is only said."""
+    """Where the folder or file shall be. Raises ValueError where something is; what a killed run has
+    left is only said."""
     try:
         path = path.expanduser()
     except RuntimeError as error:
@@ -95,22 +120,28 @@ def _own(path: Path) -> Path:
 
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.parser("quantize", "Write a checkpoint with int8 or int4 matrices, which loads as it is.")
+    description = "Write a checkpoint with int8 or int4 matrices, which loads as it is, or as a GGUF file."
+    parser = cli.parser("quantize", description)
     parser.add_argument("--weights", metavar="PATH", help=cli.WEIGHTS)
     cli.add_revision(parser)
-    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="a folder that is not there yet")
-    cli.add_quantize_arguments(parser, required=True)
+    output = "a folder, or a file that ends in .gguf, that is not there yet"
+    parser.add_argument("--output", metavar="PATH", type=Path, required=True, help=output)
+    cli.add_quantize_arguments(parser, required=True, files=tuple(MIXTURES))
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     arguments = parser.parse_args(argv)
-    scheme = asked_scheme(arguments.quantize, arguments.group_size, not arguments.asymmetric)
-    assert scheme is not None
-    given, bar = (arguments.weights, arguments.output, scheme), cli.progress_bar("quantising")
-    report = quantize(*given, bar, cli.revision(arguments))
+    kind, is_file = arguments.quantize, arguments.output.suffix == SUFFIX
+    if is_file != (kind in MIXTURES):
+        remedy = f"is for a GGUF file: let --output end in {SUFFIX}" if kind in MIXTURES else "is for a folder"
+        raise ValueError(f"--output {arguments.output}, but --quantize {kind} {remedy}, or take another kind")
+    scheme = asked_scheme(None if is_file else kind, arguments.group_size, not arguments.asymmetric)
+    given, bar = (arguments.weights, arguments.output), cli.progress_bar("quantising")
+    revision = cli.revision(arguments)
+    report = quantize(*given, scheme, bar, revision) if scheme else to_file(*given, kind, bar, revision)
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False))
     else:
         before, after = (report[key] / 1e6 for key in ("bytes_before", "bytes"))
-        each = f"{report['bits_per_value']:.2f} bits for each value of the matrices"
+        each = f"{report['bits_per_value']:.2f} bits for each value{' of the matrices' if scheme else ''}"
         print(printable(f"{report['output']}: {after:,.1f} MB, before {before:,.1f} MB; {each}"))
     return 0
 

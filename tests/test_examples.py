@@ -28,6 +28,7 @@ EXAMPLES = {
     "rope_scalings.py": (["64    29        6       29", "wrote"], ["--plot", "{tmp}/rope.png"]),
     "norm_roundings.py": (["all weights 1 or 2: 0.0 %", "wrote"], ["--plot", "{tmp}/norm.png"]),
     "activations.py": (["silu falls to -0.2785 at -1.278", "wrote"], ["--plot", "{tmp}/activations.png"]),
+    "real_model.py": ([], ["--help"]),  # see test_real_model.py
     "quantisation_error.py": (["int4, groups of 16", "4.71 bits", "wrote"], ["--plot", "{tmp}/error.png"]),
     "kv_cache.py": (["its slots hold 10 11 7 8 9", "537 MB", "wrote"], ["--plot", "{tmp}/cache.png"]),
     "mla_costs.py": (["formula [1862400, 990976], counted by PyTorch [1862400, 990976]"], ["--plot", "{tmp}/mla.png"]),

@@ -7,11 +7,13 @@ of shape [ceil(M / 128), ceil(N / 128)]; they multiply, whatever their name says
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from minillm.weights.forms import ByRows, Shapes
+from minillm.weights.grouped import Fields, grouped
 
 TITLE = "FP8"
 NAME = "F8_E4M3"  # in the words of safetensors
@@ -73,14 +75,17 @@ def dequantise_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor
 
 
 @dataclass(frozen=True)
-class Fp8:
-    """What of a held matrix lies in memory: the values, and as its companion "_scale" the factors of each row."""
+class Fp8(ByRows):
+    """The form of e4m3 values with factors of each row, one for `width` values, or for all where that is 0."""
 
-    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    width: int = BLOCK
+
+    def parts(self, shape: tuple[int, ...]) -> Shapes:
         """Shape and type of each part of matrices `[..., O, I]`."""
-        return {"": (shape, DTYPE), "_scale": ((*shape[:-1], -(-shape[-1] // BLOCK)), torch.float32)}
+        count = -(-shape[-1] // self.width) if self.width else 1
+        return {"": (shape, DTYPE), "_scale": ((*shape[:-1], count), torch.float32)}
 
-    def dequantise(self, parts: Mapping[str, Tensor], columns: int, dtype: torch.dtype) -> Tensor:
-        """`[..., I]` of values `[..., I]` and factors `[..., I / 128]`, computed in fp32."""
-        weight, scale = parts[""], parts["_scale"]
-        return dequantise_rows(weight.flatten(0, -2), scale.flatten(0, -2), dtype).view(weight.shape)
+    def values(self, fields: Fields) -> Tensor:
+        """fp32 `[O, I]`."""
+        assert fields.scale is not None
+        return torch.mul(*grouped(fields.q.float(), fields.scale, self.width)).view(fields.q.shape)

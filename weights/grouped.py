@@ -36,11 +36,11 @@ HIGH = {5: (32, 1), 6: (16, 2)}  # the same for the plane of high bits, and how 
 
 @dataclass(frozen=True)
 class Fields:
-    """What rows of a matrix are made of, row by row: numbers q uint8 `[O, I]`; scales, zeros (uint8) and minima
-    `[O, G]`; factors of scales and of minima `[O, S]`."""
+    """What rows of a matrix are made of, row by row: numbers q `[O, I]`; scales, zeros (uint8) and minima `[O, G]`;
+    factors of scales and of minima `[O, S]`."""
 
     q: Tensor
-    scale: Tensor
+    scale: Tensor | None = None
     factor: Tensor | None = None
     zero: Tensor | None = None
     least: Tensor | None = None
@@ -60,7 +60,7 @@ class Fields:
 class Grouped:
     """How a matrix lies. `scale` is the type of scales and minima (int8: codes, whose factors are `factor`, one for
     `span` inputs, or for a row where that is 0); `zero` is z where all have the same, None with zeros of groups;
-    `group` 0 is one group for a row."""
+    `group` 0 is one group for a row. Values are `rounded` to a type where that is what the matrix was made in."""
 
     bits: int
     group: int
@@ -70,6 +70,7 @@ class Grouped:
     zero: int | None = 0
     minimum: bool = False
     table: tuple[float, ...] | None = None
+    rounded: torch.dtype | None = None
     tile: int = 1
 
     def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -119,20 +120,26 @@ class Grouped:
 
     def values(self, fields: Fields) -> Tensor:
         """fp32 `[O, I]`."""
+        made = self._values(fields)
+        return made if self.rounded is None else made.to(self.rounded).float()
+
+    def _values(self, fields: Fields) -> Tensor:
+        assert fields.scale is not None
         inputs = fields.q.shape[1]
         scale = self._in_units(fields.scale, fields.factor, inputs)
         if self.table is not None:
             table = torch.tensor(self.table, dtype=torch.float32, device=scale.device)
-            return table[fields.q.int()] * spread(scale, self.group, inputs)
+            return torch.mul(*grouped(table[fields.q.int()], scale, self.group)).view(fields.q.shape)
         numbers = fields.q.float()
         if fields.zero is not None:
-            numbers -= spread(fields.zero.float(), self.group, inputs)
+            numbers = torch.sub(*grouped(numbers, fields.zero.float(), self.group)).view(fields.q.shape)
         elif self.zero:
             numbers -= self.zero
-        made = numbers.mul_(spread(scale, self.group, inputs))
-        if fields.least is not None:
-            made -= spread(self._in_units(fields.least, fields.floor, inputs), self.group, inputs)
-        return made
+        made = torch.mul(*grouped(numbers, scale, self.group)).view(fields.q.shape)
+        if fields.least is None:
+            return made
+        least = self._in_units(fields.least, fields.floor, inputs)
+        return torch.sub(*grouped(made, least, self.group)).view(fields.q.shape)
 
     def _in_units(self, scale: Tensor, factor: Tensor | None, inputs: int) -> Tensor:
         if factor is None:
@@ -166,23 +173,28 @@ def count(inputs: int, size: int) -> int:
     return -(-inputs // size) if size else 1
 
 
-def spread(values: Tensor, group: int, inputs: int) -> Tensor:
-    """Values of groups `[O, G]` for each input: `[O, I]`."""
-    return values.repeat_interleave(group or inputs, dim=-1)[:, :inputs]
+def grouped(numbers: Tensor, values: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Numbers `[O, I]` and values of groups `[O, G]`, of shapes in which each number meets the value of its group."""
+    inputs = numbers.shape[1]
+    if inputs % (group or inputs) == 0:
+        return numbers.view(*values.shape, -1), values.unsqueeze(-1)
+    return numbers, values.repeat_interleave(group, dim=-1)[:, :inputs]
 
 
 def _plane(q: Tensor, per: int, bits: int) -> Tensor:
-    """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart."""
-    tiles, tile, columns = q.shape
-    numbers = q.view(tiles, tile, columns // per, per // 4, 4).permute(0, 2, 3, 1, 4)
-    made = numbers[:, :, 0].clone(memory_format=torch.contiguous_format)
+    """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart. Four
+    bytes are moved, and shifted, as one word: numbers have no more bits than there is room for."""
+    words = q.reshape(-1).view(torch.int32).view(*q.shape[:2], -1).transpose(1, 2).contiguous()
+    words = words.view(len(q), -1, per // 4, q.shape[1])
+    made = words[:, :, 0]
     for n in range(1, per // 4):
-        made |= numbers[:, :, n] << (bits * n)
-    return made
+        made = made | words[:, :, n] << (bits * n)
+    return made.reshape(-1).view(torch.uint8).view(*made.shape, 4)
 
 
 def _numbers(plane: Tensor, per: int, bits: int) -> Tensor:
     """What `_plane` packed: `[T, t, C]`."""
-    mask = 2**bits - 1 if bits < 8 else 255
-    numbers = torch.stack([plane >> (bits * n) & mask for n in range(per // 4)], dim=2)
-    return numbers.permute(0, 3, 1, 2, 4).flatten(2)
+    words, mask = plane.reshape(-1).view(torch.int32).view(plane.shape[:3]), (2**bits - 1) * 0x01010101
+    numbers = torch.stack([words >> (bits * n) & mask if bits < 8 else words for n in range(per // 4)], dim=2)
+    rows = numbers.flatten(1, 2).transpose(1, 2)
+    return rows.reshape(-1).view(torch.uint8).view(*rows.shape[:2], -1)

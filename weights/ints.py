@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minillm.weights.forms import Looked
+
 Parts = Mapping[str, Tensor]  # what a part adds to the name of the matrix -> its values
 COMPANIONS = ("_scale", "_factor", "_zero")
 DTYPES = (torch.int8, torch.uint8)  # of q
@@ -31,7 +33,7 @@ CLIPPED = (0.8, 0.9, 1.0)  # shares of a group's largest value that its range ma
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Looked):
     """One byte for a value and 32 bits for a row. The error of a value is half of its row's factor at most."""
 
     def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -49,7 +51,7 @@ class Int8:
 
 
 @dataclass(frozen=True)
-class Int4:
+class Int4(Looked):
     """Half a byte for a value, one byte (two, if not symmetric) for a group and 32 bits for a row."""
 
     group: int = GROUP

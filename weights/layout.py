@@ -9,6 +9,7 @@ is a fused matrix that has q, k and v of one head after the other, for a paramet
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,11 @@ class Layout:
         stored, rows = pattern.split(" -> ")
         named = (size.split("=") for size in sizes.split())
         return cls(stored, rows, tuple((name, int(size)) for name, size in named))
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether rows stay what they are and only change places."""
+        return all(re.fullmatch(r"\([^()]*\) \.\.\.", side) for side in (self.stored, self.rows))
 
     def restore(self, rows: Tensor) -> Tensor:
         """The tensor that these rows would be stored as."""

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from minillm.weights import fp8, ints, schemes
+from minillm.weights import fp8, holding, ints, schemes
 from minillm.weights.checkpoint import DTYPES, Checkpoint, Stored, TensorInfo, brief
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.memory import allocator
@@ -83,12 +83,13 @@ def load(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
     formats: Mapping[str, Int8 | Int4] | None = None,
+    held: holding.Held | None = None,
 ) -> dict[str, Tensor]:
     """Fill parameters like those of `skeleton`, name -> tensor whose shape and dtype count, on `device`.
 
     Those that `formats` names are quantised as they are read, so that no more of them is ever plain than one block of
-    rows (one tensor, where it is quantised already or lies otherwise). Quantised tensors are dequantised, unless the
-    parameter itself is fp8: then its factors fill the one called "…_scale".
+    rows (one tensor, where it is quantised already or lies otherwise). Quantised tensors are dequantised, unless their
+    parameter is in `held`, or fp8 itself: then its factors fill the one called "…_scale".
     `progress(done, total)` is called with bytes of the files. `check` the plan first.
     """
     parameters: dict[str, Tensor] = {}
@@ -101,29 +102,34 @@ def load(
 
     allocate = allocator(skeleton.values(), device)
 
-    def place(name: str, to: Destination) -> Tensor:
+    def allocated(name: str) -> Tensor:
         if name not in parameters:
             parameters[name] = allocate(skeleton[name].shape, skeleton[name].dtype)
-        return rows(parameters[name], to)
+        return parameters[name]
+
+    def place(name: str, to: Destination) -> Tensor:
+        return rows(allocated(name), to)
 
     scales = read_factors(checkpoint, planned, done)
     for name, stored in checkpoint.read(planned.assignments.__contains__, done):
         to = planned.assignments[name]
         factors = planned.scales.get(name)
-        scale, like = scales.pop(factors) if factors else None, skeleton[to.parameter]
-        if formats and to.parameter in formats:
+        scale = scales.pop(factors) if factors else None
+        if held and to.parameter in held and factors is None:
+            holding.fill(held[to.parameter], stored, to, lambda ending: allocated(f"{to.parameter}{ending}"))  # noqa: B023
+        elif formats and to.parameter in formats:
             for start, parts in quantised_rows(formats[to.parameter], stored, to, factors, scale):
                 for ending, part in parts.items():
                     place(f"{to.parameter}{ending}", to)[start : start + len(part)] = part
         elif factors is None or scale is None:
             fill(place(to.parameter, to), stored, to)
-        elif like.dtype == fp8.DTYPE:
+        elif skeleton[to.parameter].dtype == fp8.DTYPE:
             place(f"{to.parameter}_scale", to).copy_(fp8.row_scales(scale, to.shape[0]))
             fill(place(to.parameter, to), stored, to)
         else:
-            plain = schemes.scheme_of(factors).dequantise(whole(stored), scale, like.dtype)
+            plain = schemes.scheme_of(factors).dequantise(whole(stored), scale, skeleton[to.parameter].dtype)
             lay(plain, to, place(to.parameter, to))
-    _check_values(parameters, skeleton)
+    _check_values(parameters, skeleton, held or {})
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
 
@@ -138,11 +144,12 @@ def read_factors(checkpoint: Checkpoint, planned: Plan, done: Callable[[int], No
     return found
 
 
-def _check_values(parameters: Mapping[str, Tensor], skeleton: Mapping[str, Tensor]) -> None:
+def _check_values(parameters: Mapping[str, Tensor], skeleton: Mapping[str, Tensor], held: holding.Held) -> None:
     """Raise ValueError for values that are no numbers: attention on a CPU may answer as if they were none. A look at
     all would take an eighth of the time of a load, so of large matrices only a share is looked at."""
     for name, values in parameters.items():
-        matrix = skeleton.get(ints.matrix_of(name) or "")
+        owner = ints.matrix_of(name) or ""
+        matrix = None if owner.partition("@")[0] in held else skeleton.get(owner)
         if matrix is not None and matrix.dtype in ints.DTYPES:
             if not ints.sound(name, values):
                 raise ValueError(f"{name} has values that no factor has; write the folder again")
@@ -193,11 +200,11 @@ def quantised_rows(
     A thread takes whole blocks: were each of the many small ops cut up among all, they would wait for one another most
     of the time.
     """
-    columns, laid, threads = to.shape[-1], _laid(stored, to, factors, scale), torch.get_num_threads()
+    columns, whole_rows, threads = to.shape[-1], laid(stored, to, factors, scale), torch.get_num_threads()
 
     def quantise(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
         place = block[0] * columns, block[1] * columns
-        values = (stored.values(*place) if laid is None else laid.flatten()[slice(*place)]).float()
+        values = (stored.values(*place) if whole_rows is None else whole_rows.flatten()[slice(*place)]).float()
         check_finite(to.parameter, values)
         return block[0], made.quantise(values.view(-1, columns))
 
@@ -211,7 +218,7 @@ def quantised_rows(
         torch.set_num_threads(threads)
 
 
-def _laid(stored: Stored, to: Destination, factors: str | None, scale: Tensor | None) -> Tensor | None:
+def laid(stored: Stored, to: Destination, factors: str | None, scale: Tensor | None) -> Tensor | None:
     """All rows that a tensor fills, in fp32, if it is quantised itself or lies otherwise; None if its own are those."""
     if factors is None and to.layout is None:
         return None
@@ -220,6 +227,6 @@ def _laid(stored: Stored, to: Destination, factors: str | None, scale: Tensor | 
         made = schemes.scheme_of(factors).dequantise(made, scale, torch.float32)
     if to.layout is None:
         return made
-    laid = torch.empty(to.shape, dtype=torch.float32, device="cpu")
-    to.layout.copy(made, laid)
-    return laid
+    into = torch.empty(to.shape, dtype=torch.float32, device="cpu")
+    to.layout.copy(made, into)
+    return into

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minillm.guard.writing import complete
-from minillm.weights.checkpoint import Checkpoint, Stored
+from minillm.weights.checkpoint import Checkpoint, Stored, brief
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.load import BLOCK_VALUES, check_finite, quantised_rows, read_factors, whole
 from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, units
@@ -27,7 +27,8 @@ Entries = dict[str, tuple[str, tuple[int, ...]]]  # tensors by name, as a `Write
 
 
 def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str, Destination]:
-    """The names of a checkpoint's tensors and the rows that each is made of; of several names the first rule's."""
+    """The names of a checkpoint's tensors and the rows that each is made of; of several names the first rule's. Raises
+    ValueError for parameters that no rule is for."""
     found, left, known = dict[str, Destination](), set(destinations), units(destinations)
     for pattern, target in rules.items():
         if target.startswith(DROP):
@@ -41,7 +42,8 @@ def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str
                 left.difference_update(parts)
                 named = target.format(**match.groupdict())
                 found[pattern.format(**match.groupdict())] = joined(named, known, destinations)
-    assert not left, left
+    if left:
+        raise ValueError(f"no name of a tensor is known for {brief(sorted(left))}")
     return found
 
 

@@ -11,9 +11,10 @@ so that what else the machine does falls on all alike: quote the ratios. A round
 and some greedy decode steps, which start behind `--context` positions where those are more than the prompt
 (`bench/engines.py` says how they come there). Figures are medians over all rounds but a first, which warms up. All
 engines have the same weights and as many threads; llama.cpp's are written as GGUF, q8_0 beside int8 and q4_0 beside
-int4; transformers, which quantises with other packages only, has rows for unquantised weights alone. Load times are of
-files in the page cache, without imports; the peak is that of the process while it loaded and while it ran. The last
-line of stdout is JSON.
+int4, but a GGUF file given as --weights is read by both as it is: minillm makes of its blocks what --dtypes and
+--quantize say, llama.cpp computes with the blocks. transformers, which quantises with other packages only, has rows for
+unquantised weights alone. Load times are of files in the page cache, without imports; the peak is that of the process
+while it loaded and while it ran. The last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from minillm import cli, config, families
 from minillm.bench import kernels, plot, profile, throughput
 from minillm.bench.engines import PEERS, Worker, check
 from minillm.bench.report import Limits, Point, ratios, speeds, table
-from minillm.bench.weights import checkpoint, gguf_bytes_per_step, scratch_folder, write_gguf
+from minillm.bench.weights import checkpoint, gguf_bytes_per_step, scratch_folder, stored_bytes_per_step, write_gguf
 from minillm.families.shared.shapes import SHAPES
-from minillm.loading import DTYPES, load, resolve_device
+from minillm.loading import DTYPES, resolve_device
 from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import Decoder, skeleton
 from minillm.report import picture
 from minillm.report.measure import copy_bandwidth, matrix_peak
+from minillm.weights.gguf import reader as gguf
 
 QUANTIZATIONS = ("none", "int8", "int4")
 
@@ -74,6 +76,8 @@ def points(arguments: argparse.Namespace) -> list[Point]:
 def sweep(arguments: argparse.Namespace, folder: Path, scratch: Path) -> dict[str, Any]:
     """Everything that was asked for, of the checkpoint in `folder`; files are written to `scratch`."""
     spec, _, _ = families.resolve(config.read(folder))
+    if gguf.is_one(folder) and "transformers" in arguments.against:
+        raise ValueError(f"{folder}: transformers does not read this GGUF file as it is; leave it out of --against")
     most = max(point.context for point in points(arguments)) + arguments.new_tokens
     if most > spec.context:
         raise ValueError(
@@ -111,19 +115,24 @@ def running(
     settings: dict[str, Any] = {"weights": str(folder), "dtype": dtype, "quantize": quantize}
     settings |= {name: getattr(arguments, name) for name in ("device", "kernels", "keep_quantized")}
     workers: list[Worker] = []
-    file = scratch / "model.gguf"
+    file, kind = scratch / "model.gguf", dtype if quantize == "none" else quantize
+    given = gguf.is_one(folder)
     try:
-        if "llama.cpp" in peers:
-            kind = dtype if quantize == "none" else quantize
-            write_gguf(file, load(folder, dtype, "cpu", "reference").model, kind)
+        if "llama.cpp" in peers and not given:
+            write_gguf(file, folder, kind)
         for name in ["minillm", *peers]:
             if name == "llama.cpp":
                 device = str(resolve_device(arguments.device))
-                settings = {"weights": str(file), "threads": workers[0].facts["threads"], "device": device}
+                settings = {
+                    "weights": str(folder if given else file),
+                    "threads": workers[0].facts["threads"],
+                    "device": device,
+                }
             workers.append(Worker(name, settings, arguments.llama_python or sys.executable))
         for worker in workers[1:]:
-            is_gguf = worker.name == "llama.cpp"
-            worker.facts["bytes_per_step"] = gguf_bytes_per_step(model, kind) if is_gguf else bytes_per_step(model)
+            is_llama, values = worker.name == "llama.cpp", config.read(folder)
+            of_file = stored_bytes_per_step(folder, model) if given else gguf_bytes_per_step(model, values, kind)
+            worker.facts["bytes_per_step"] = of_file if is_llama else bytes_per_step(model)
         yield workers
     finally:
         for worker in workers:
@@ -163,7 +172,7 @@ def measure(
 
 def parser() -> argparse.ArgumentParser:
     made = cli.parser("bench", "Measure speed against the machine's limits and against peers.")
-    made.add_argument("--weights", metavar="PATH", help="checkpoint folder or org/name (default: the built-in demo)")
+    made.add_argument("--weights", metavar="PATH", help=cli.WEIGHTS)
     made.add_argument("--random", metavar="SHAPE", choices=sorted(SHAPES), help=f"one of {', '.join(sorted(SHAPES))}")
     made.add_argument("--prompt-tokens", type=numbers, default=[128], metavar="N,…")
     made.add_argument("--context", type=numbers, default=[1], metavar="N,…", help="positions in the cache at first")
@@ -174,7 +183,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--llama-python", metavar="PATH", help="an interpreter with llama-cpp-python (default: this one)")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))
-    made.add_argument("--keep-quantized", action="store_true", help="minillm keeps FP8 weights FP8 in memory")
+    cli.add_dequantize(made)
     made.add_argument("--new-tokens", type=int, default=16, metavar="N")
     made.add_argument("--rounds", type=int, default=5, metavar="N")
     made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw decode and prefill; needs minillm[plot]")

@@ -32,6 +32,7 @@ from minillm.loading import DTYPES, load, resolve_device
 from minillm.model.cache import Cache
 from minillm.report import reference
 from minillm.report.measure import forget_peak_rss, peak_rss, synchronize
+from minillm.weights.gguf import reader as gguf
 
 PEERS = ("transformers", "llama.cpp")
 FILL_CHUNK = 2048  # positions of a long context that transformers reads at a time
@@ -154,7 +155,7 @@ class Worker:
     def __init__(self, name: str, settings: dict[str, Any], llama_python: str):
         self.name = name
         weights = Path(settings["weights"])
-        _into_page_cache([weights] if weights.is_file() else sorted(weights.glob("*.safetensors")))
+        _into_page_cache(gguf.parts(weights) if weights.is_file() else sorted(weights.glob("*.safetensors")))
         program = [sys.executable, "-m", "minillm.bench.engines", name]
         if name == "llama.cpp":
             program = [llama_python, worker.__file__]

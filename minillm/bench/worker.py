@@ -95,9 +95,7 @@ class LlamaCpp:
         self.model = api.llama_model_load_from_file(settings["weights"].encode(), params)
         seconds = time.perf_counter() - started
         if not self.model:
-            raise ValueError(
-                f"llama.cpp does not load the file written for it: {' '.join(''.join(said).split())[-300:]}"
-            )
+            raise ValueError(f"llama.cpp does not load {settings['weights']}: {' '.join(''.join(said).split())[-300:]}")
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.threads = settings["threads"]
         self.short = self.deep = self.current = None

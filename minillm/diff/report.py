@@ -20,6 +20,7 @@ from minillm.report.picture import COLOURS, MARKERS, plain, quiet, save
 
 COARSE = 0.01  # of a row's size: a tolerance that lets other meanings pass
 LAYER = re.compile(r"layers\.(\d+)$")
+MOST = 3  # layers that are named as losing most
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def as_json(
         "agrees": first is None,
         "first_divergence": first.site.ours if first else None,
         "first_divergence_part": (first.site.part or None) if first else None,
+        "lose_most": _lose_most(found.rows, arguments.tolerance),
         "causes": found.causes,
         "signs": found.signs,
         "ops": [
@@ -60,6 +62,22 @@ def as_json(
         "modules": [_row(row, arguments.tolerance) for row in found.rows],
         "not_compared": [site.ours for site in all_sites if site.ours not in compared],
     }
+
+
+def _lose_most(rows: Sequence[Row], tolerance: float) -> list[dict[str, Any]]:
+    """The layers with the largest own error of all their values, each with the innermost module of the largest; none
+    where less than two layers diverge."""
+    own = {
+        row.site.ours: row.forced.relative for row in rows if not row.site.part and math.isfinite(row.forced.relative)
+    }
+    layers = [row.site.ours for row in rows if LAYER.match(row.site.ours) and row.diverges(tolerance)]
+    worst = sorted((name for name in layers if name in own), key=lambda name: -own[name])[:MOST]
+    found = []
+    for layer in worst if len(worst) > 1 else ():
+        inside = [name for name in own if name.startswith(f"{layer}.")]
+        inside = [name for name in inside if not any(other.startswith(f"{name}.") for other in inside)]
+        found.append({"layer": layer, "relative": own[layer], "module": max(inside, key=own.__getitem__, default=None)})
+    return found
 
 
 def _error(error: Error | None) -> dict[str, float | None] | None:
@@ -107,6 +125,9 @@ def lines(report: dict[str, Any], every: bool, colour: bool) -> Iterator[str]:
         return
     part = f" ({report['first_divergence_part']})" if report["first_divergence_part"] else ""
     yield printable(f"first divergence: {report['first_divergence']}{part}")
+    if report["lose_most"]:
+        said = (f"{each['layer']} {each['relative']:.1e}, {each['module']}" for each in report["lose_most"])
+        yield printable(f"layers that lose most, of all, and where: {'; '.join(said)}")
     for op in report["ops"]:
         off = {None: "", "both": "  <- both are off the formula"}.get(op["off"], f"  <- {op['off']} is off the formula")
         yield f"  {op['op']:30} ours {_pair(op['ours'])} theirs {_pair(op['theirs'])}{off}"

@@ -61,6 +61,14 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES, pipe: bool = False) -> b
         return file.read(found.st_size)  # and no more: a file of a kernel can say 0 and go on forever
 
 
+def read_head(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a file, or all that it has."""
+    if make := _mounted.get(path.parent, {}).get(path.name):
+        return make()[:count]
+    with open(path, "rb") as file:
+        return file.read(count)
+
+
 def read_stream(stream: BinaryIO, source: str, limit: int = MAX_TEXT_BYTES) -> bytes:
     """What a pipe gives until it ends. Raises ValueError when it does not within `limit` bytes."""
     data = stream.read(limit + 1)

@@ -1,8 +1,9 @@
 """Parameters that stay quantised in memory and are multiplied as they are, or dequantised each time they are used.
 
-A held parameter `name` of a module lies in the parts of its format, `weights/fp8.py` or `weights/ints.py`: its values
-under its own name, and companions called the same with an ending. What is saved is memory, and with it the time to read
-it; what it costs is arithmetic at every use.
+A held parameter `name` of a module lies in the parts of its form (`weights/forms.py`): its values under its own name,
+and companions called the same with an ending. Where its rows are in several forms each has a segment of them, whose
+parts are called name@row. What is saved is memory, and with it the time to read it; what it costs is arithmetic at
+every use.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minillm.ops.stacked import HeldMatrices, Int4Matrices, Int8Matrices
+from minillm.ops.stacked import GroupedMatrices, HeldMatrices, Int4Matrices, Int8Matrices
+from minillm.weights.forms import ORDER, Form, Parts, Plain, Segment
 from minillm.weights.fp8 import Fp8
-from minillm.weights.ints import COMPANIONS, GROUP, Int4, Int8
+from minillm.weights.grouped import Grouped
+from minillm.weights.ints import GROUP, Int4, Int8
 
-Format = Fp8 | Int8 | Int4
 METHOD = "minillm"  # what config.json calls the scheme of a folder that `minillm.quantize` wrote
 
 
 @dataclass(frozen=True)
 class Held:
-    """How a parameter is held, and what else is known of the plain one: values of a row, and the type to compute in."""
+    """How a parameter is held, and what else is known of the plain one: its shape, and the type to compute in."""
 
-    format: Format
-    columns: int
+    segments: tuple[Segment, ...]
+    shape: tuple[int, ...]
     dtype: torch.dtype
 
 
@@ -86,22 +88,24 @@ class Scheme:
         return found
 
 
-def hold(model: nn.Module, formats: Mapping[str, Format]) -> None:
-    """Lay the named parameters of a model on the meta device out in their formats."""
+def hold(model: nn.Module, formats: Mapping[str, Form | tuple[Segment, ...]]) -> None:
+    """Lay the named parameters of a model on the meta device out in their forms."""
     for name, made in formats.items():
         owner, _, leaf = name.rpartition(".")
         module, plain = model.get_submodule(owner), model.get_parameter(name)
-        for ending, (shape, dtype) in made.parts(tuple(plain.shape)).items():
-            part = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
-            module.register_parameter(f"{leaf}{ending}", part)
-        module.held = {**held_in(module), leaf: Held(made, plain.shape[-1], plain.dtype)}  # type: ignore[assignment]
+        shape = tuple(plain.shape)
+        segments = made if isinstance(made, tuple) else (Segment(0, shape[-2], made),)
+        for segment in segments:
+            for ending, (size, dtype) in segment.parts(shape).items():
+                part = nn.Parameter(torch.empty(size, dtype=dtype, device="meta"), requires_grad=False)
+                module.register_parameter(f"{leaf}{ending}", part)
+        module.held = {**held_in(module), leaf: Held(segments, shape, plain.dtype)}  # type: ignore[assignment]
 
 
 def holdable(model: nn.Module, name: str) -> bool:
-    """Whether a parameter's module can use it from fp8: by a product, or dequantised each time."""
+    """Whether a parameter's module multiplies it as it lies."""
     owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    return leaf in (*getattr(module, "MULTIPLIED", ()), *getattr(module, "DEQUANTISED", ()))
+    return leaf in getattr(model.get_submodule(owner), "MULTIPLIED", ())
 
 
 def plain_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -109,10 +113,10 @@ def plain_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for owner, module in model.named_modules():
         for leaf, held in held_in(module).items():
-            name = f"{owner}.{leaf}"
-            found[name] = (*found[name][:-1], held.columns)
-            for ending in COMPANIONS:
-                found.pop(f"{name}{ending}", None)
+            for segment in held.segments:
+                for ending in segment.parts(held.shape):
+                    found.pop(f"{owner}.{leaf}{ending}")
+            found[f"{owner}.{leaf}"] = held.shape
     return found
 
 
@@ -121,45 +125,78 @@ def held_in(module: nn.Module) -> Mapping[str, Held]:
     return module.__dict__.get("held", {})
 
 
-def parts(module: nn.Module, leaf: str) -> dict[str, Tensor]:
-    """The parts of a held parameter by their endings; what a row has one of as `[..., O]` again."""
-    rows = getattr(module, leaf).shape[:-1]
-    found = {ending: getattr(module, f"{leaf}{ending}") for ending in held_in(module)[leaf].format.parts((1, 1))}
-    return {ending: part.view(rows) if part.dim() == 1 else part for ending, part in found.items()}
+def _parts(module: nn.Module, leaf: str, segment: Segment) -> Parts:
+    """The parts of a segment by their endings; what a row has one of in one dimension as `[..., O]` again."""
+    held = held_in(module)[leaf]
+    shapes = segment.form.parts((*held.shape[:-2], segment.rows, held.shape[-1]))
+    found = {ending: getattr(module, f"{leaf}{segment.mark}{ending}") for ending in shapes}
+    by_row = (*held.shape[:-2], segment.rows)
+    return {ending: part.view(by_row) if part.dim() == 1 else part for ending, part in found.items()}
 
 
 def product(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x `[..., I]` times a parameter `[O, I]` of a module, as it lies in memory, plus bias: `[..., O]`."""
-    weight, held = getattr(module, leaf), held_in(module).get(leaf)
+    held = held_in(module).get(leaf)
     if held is None:
-        return ops.linear(x, weight, bias)
-    scale, made = getattr(module, f"{leaf}_scale"), held.format
-    if isinstance(made, Int4):
-        zero = None if made.symmetric else getattr(module, f"{leaf}_zero")
-        return ops.int4_linear(x, weight, scale, zero, made.group, bias, getattr(module, f"{leaf}_factor"))
-    return (ops.int8_linear if isinstance(made, Int8) else ops.fp8_linear)(x, weight, scale, bias)
+        return ops.linear(x, getattr(module, leaf), bias)
+    if len(held.segments) == 1:
+        return _product(module, leaf, ops, x, held.segments[0], bias)
+    biases = [None if bias is None else bias[each.start : each.start + each.rows] for each in held.segments]
+    made = [_product(module, leaf, ops, x, *given) for given in zip(held.segments, biases, strict=True)]
+    return torch.cat(made, dim=-1)
+
+
+def _product(module: nn.Module, leaf: str, ops: Any, x: Tensor, segment: Segment, bias: Tensor | None) -> Tensor:
+    found, form = _parts(module, leaf, segment), segment.form
+    if segment.ordered:
+        x = x.index_select(-1, getattr(module, f"{leaf}{segment.mark}{ORDER}"))
+    if isinstance(form, Grouped):
+        return ops.grouped_linear(x, found, form, segment.rows, bias)
+    if isinstance(form, Int4):
+        given = found["_scale"], found.get("_zero"), form.group, bias, found["_factor"]
+        return ops.int4_linear(x, found[""], *given)
+    if isinstance(form, Int8):
+        return ops.int8_linear(x, found[""], found["_scale"], bias)
+    if isinstance(form, Fp8):
+        return ops.fp8_linear(x, found[""], found["_scale"], bias, form.width)
+    return ops.linear(x, found[""] if isinstance(form, Plain) else form.dequantise(found, x.shape[-1], x.dtype), bias)
 
 
 def matrix(module: nn.Module, leaf: str, dtype: torch.dtype) -> Tensor:
-    """A module's parameter `[O, I]` as numbers to compute with."""
+    """A module's parameter `[..., O, I]` as numbers to compute with."""
     held = held_in(module).get(leaf)
-    return getattr(module, leaf) if held is None else held.format.dequantise(parts(module, leaf), held.columns, dtype)
+    if held is None:
+        return getattr(module, leaf)
+    return torch.cat([_dequantised(module, leaf, each, dtype) for each in held.segments], dim=-2)
+
+
+def _dequantised(module: nn.Module, leaf: str, segment: Segment, dtype: torch.dtype) -> Tensor:
+    columns = held_in(module)[leaf].shape[-1]
+    made = segment.form.dequantise(_parts(module, leaf, segment), columns, dtype)[..., : segment.rows, :]
+    if not segment.ordered:
+        return made
+    return made[..., getattr(module, f"{leaf}{segment.mark}{ORDER}").argsort()]
 
 
 def lookup(module: nn.Module, leaf: str, rows: Tensor) -> Tensor:
-    """Some rows of a held parameter `[O, I]`, int64 `[...]` -> `[..., I]`; no other is dequantised."""
+    """Some rows of a held parameter `[O, I]` of one segment, int64 `[...]` -> `[..., I]`; no other is dequantised."""
     held = held_in(module)[leaf]
-    chosen = {ending: part[rows] for ending, part in parts(module, leaf).items()}
-    return held.format.dequantise(chosen, held.columns, held.dtype)
+    (segment,) = held.segments
+    return segment.form.lookup(_parts(module, leaf, segment), rows, held.shape[-1], held.dtype)
 
 
-def matrices(module: nn.Module, leaf: str, dtype: torch.dtype) -> Tensor | HeldMatrices | Int8Matrices | Int4Matrices:
+def matrices(module: nn.Module, leaf: str, dtype: torch.dtype) -> Any:
     """A module's parameter `[E, O, I]`, to be asked for one matrix at a time."""
     held = held_in(module).get(leaf)
     if held is None:
         return getattr(module, leaf)
-    found = parts(module, leaf)
-    if isinstance(held.format, Int4):
+    (segment,), columns = held.segments, held.shape[-1]
+    found, form = _parts(module, leaf, segment), segment.form
+    if isinstance(form, Grouped):
+        return GroupedMatrices(found, form, segment.rows, columns, dtype)
+    if isinstance(form, Int4):
         given = found[""], found["_scale"], found["_factor"], found.get("_zero")
-        return Int4Matrices(*given, held.format.group, held.columns, dtype)
-    return (Int8Matrices if isinstance(held.format, Int8) else HeldMatrices)(found[""], found["_scale"], dtype)
+        return Int4Matrices(*given, form.group, columns, dtype)
+    if isinstance(form, Int8):
+        return Int8Matrices(found[""], found["_scale"], dtype)
+    return HeldMatrices(found, form, columns, dtype)

@@ -16,7 +16,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minillm.model import held
 from minillm.model.attention import Step
 from minillm.model.cache import LatentCache
 from minillm.model.linear import Linear
@@ -28,8 +27,6 @@ from minillm.spec import MLA
 
 class LatentAttention(nn.Module):
     """x `[B, T, hidden]` -> `[B, T, hidden]`."""
-
-    DEQUANTISED = ("kv_up",)  # by every step anew, which pays for memory only
 
     def __init__(self, spec: MLA, hidden_size: int, ops: Ops):
         super().__init__()
@@ -77,7 +74,7 @@ class LatentAttention(nn.Module):
         """Attention over the keys and values of each head, made from the cached `[B, S, R + P]`; `[B, H, T, V]`."""
         spec = self.spec
         c, k_rope = latent.split((spec.kv_rank, spec.rope.dim), dim=-1)
-        kv = self.ops.linear(c, held.matrix(self, "kv_up", c.dtype))
+        kv = self.ops.linear(c, self.kv_up)
         kv = rearrange(kv, "B S (H D) -> B H S D", H=spec.num_heads)
         k_nope, v = kv.split((spec.nope_dim, spec.v_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, spec.num_heads, -1, -1)), dim=-1)
@@ -86,7 +83,7 @@ class LatentAttention(nn.Module):
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility) -> Tensor:
         """The same with W_uk moved to the query and W_uv behind the sum: one kv head, of R + P and R values."""
         spec = self.spec
-        up = rearrange(held.matrix(self, "kv_up", q_nope.dtype), "(H D) R -> H D R", H=spec.num_heads)
+        up = rearrange(self.kv_up, "(H D) R -> H D R", H=spec.num_heads)
         w_uk, w_uv = up.split((spec.nope_dim, spec.v_dim), dim=1)
         q = torch.cat((q_nope @ w_uk, q_rope), dim=-1)  # [B, H, T, R + P]
         y = self.ops.latent_attention(q, latent, spec.kv_rank, visible, self.scale)  # [B, H, T, R]

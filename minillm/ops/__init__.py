@@ -25,8 +25,9 @@ Kernels = Literal["auto", "reference", "triton"]
 @dataclass(frozen=True)
 class Ops:
     """Every op that has more than one implementation; `reference.py`, `routing.py` and `draw.py` say what each
-    computes."""
+    computes. Matrices in groups (`weights/grouped.py`) lie in tiles of `tile` rows."""
 
+    tile: int = 1
     linear: Callable[..., Tensor] = reference.linear
     rms_norm: Callable[..., Tensor] = reference.rms_norm
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = reference.add_rms_norm
@@ -82,7 +83,7 @@ def _cpu_ops() -> Ops:
     from minillm.ops.cpu import ops as cpu_ops
 
     cpu_ops.keep_memory()
-    return Ops(**cpu_ops.OPS)
+    return Ops(**cpu_ops.OPS, tile=cpu_ops.TILE)
 
 
 def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:

@@ -16,6 +16,7 @@ from torch import Tensor
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.weights import fp8
+from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
 
 
@@ -265,11 +266,10 @@ def grouped_linear(
     return F.linear(x, made.dequantise(parts, x.shape[-1], x.dtype, outputs), bias)
 
 
-def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x Wᵀ + b with W of `weights/fp8.py`: e4m3 `[O, I]` and factors fp32 `[O / 128, I / 128]` (rounded up), or one
-    row of factors for each row, `[O, I / 128]`. x `[..., I]`, bias `[O]` of x's dtype -> `[..., O]`."""
-    dequantise = fp8.dequantise_rows if len(scale) == len(weight) else fp8.dequantise
-    return F.linear(x, dequantise(weight, scale, x.dtype), bias)
+def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, width: int = fp8.BLOCK) -> Tensor:
+    """y = x Wᵀ + b with W of `weights/fp8.py`: e4m3 `[O, I]` and factors fp32 of each row, `[O, I / width]` (rounded
+    up), `[O, 1]` where width is 0. x `[..., I]`, bias `[O]` of x's dtype -> `[..., O]`."""
+    return F.linear(x, Fp8(width).dequantise({"": weight, "_scale": scale}, x.shape[-1], x.dtype), bias)
 
 
 def linear_cross_entropy(

@@ -9,22 +9,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.weights.fp8 import Fp8
+from minillm.weights.forms import Form
 from minillm.weights.grouped import Grouped
 from minillm.weights.ints import Int4, Int8
 
 
 @dataclass(frozen=True)
 class HeldMatrices:
-    """fp8 `[E, O, I]` with row factors `[E, O, I / 128]`; only the matrix asked for is dequantised."""
+    """`parts` `[E, …]` of matrices in a form with one row for each of theirs; only the matrix asked for is
+    dequantised."""
 
-    weight: Tensor
-    scale: Tensor
+    parts: Mapping[str, Tensor]
+    form: Form
+    columns: int
     dtype: torch.dtype
 
     def __getitem__(self, expert: int, /) -> Tensor:
-        found = {"": self.weight[expert], "_scale": self.scale[expert]}
-        return Fp8().dequantise(found, self.weight.shape[-1], self.dtype)
+        found = {name: part[expert] for name, part in self.parts.items()}
+        return self.form.dequantise(found, self.columns, self.dtype)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from minillm import config
+from minillm.guard.files import is_there
 from minillm.model.costs import active_values, attention_flops, cached_values, flops, multiplied
 from minillm.model.held import Scheme
 from minillm.model.outline import Outline, outline
-from minillm.plan.card import licence
+from minillm.plan.card import CARD, licence
 from minillm.plan.devices import Device
 from minillm.plan.fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
 from minillm.plan.storage import (
@@ -91,7 +92,7 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
         "format": chosen,
         "dtype": dtype,
         **_asked(need, question, sketch, weights),
-        "licence": licence(path if path.is_dir() else path.parent),
+        "licence": licence(path if path.is_dir() or is_there(path / CARD) else path.parent),
     }
 
 

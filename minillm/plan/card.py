@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from minillm.families.shared.licences import terms
-from minillm.guard.files import is_there
+from minillm.guard.files import is_there, read_head
 from minillm.guard.parsing import reading
 
 MAX_BYTES = 1_000_000  # of a front matter: long ones list languages and results
 MAX_LINES = 1000  # characters about the licence
 MAX_LENGTH = 200  # of a name or a link
+CARD = "README.md"
 TEXT = "tag:yaml.org,2002:str"
 LINES = re.compile(r"^license(?:_name|_link)?[ ]*:.*(?:\n[ \t-].*)*", re.MULTILINE)  # with what is indented below
 
@@ -22,7 +23,7 @@ def licence(folder: Path) -> dict[str, Any]:
     known of that licence; and `problem`, why nothing is known, or None. Never raises for what a card says; ValueError
     where README.md is a folder or a pipe."""
     unknown: dict[str, Any] = {"id": None, "name": None, "link": None, "title": None, "asks": []}
-    values = front_matter(folder / "README.md")
+    values = front_matter(folder / CARD)
     if isinstance(values, str):
         return {**unknown, "problem": values}
     found = {
@@ -43,8 +44,7 @@ def front_matter(path: Path) -> dict[str, Any] | str:
 
     if not is_there(path):
         return "there is no model card (README.md) beside config.json"
-    with open(path, "rb") as file:
-        head = file.read(MAX_BYTES).decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
+    head = read_head(path, MAX_BYTES).decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
     if not head.startswith("---\n"):
         return "the model card has no front matter"
     text, end, _ = head[3:].partition("\n---")

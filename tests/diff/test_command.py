@@ -21,7 +21,7 @@ from tests.helpers import tiny
 
 KEYS = {
     "weights", "against", "quantize", "dtype", "tokens", "tolerance_ulps", "ulp", "agrees", "first_divergence",
-    "first_divergence_part", "causes", "signs", "ops", "modules", "not_compared",
+    "first_divergence_part", "causes", "signs", "ops", "modules", "not_compared", "lose_most",
 }  # fmt: skip
 ROW_KEYS = {
     "module", "part", "reference", "own_ulps", "running_ulps", "route_flips", "unexplained_flips",
@@ -43,6 +43,20 @@ def reported(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
     assert set(found) == KEYS
     assert all(set(row) == ROW_KEYS for row in found["modules"])
     return found
+
+
+def test_the_layers_of_a_gguf_file_that_lose_most(capsys: pytest.CaptureFixture[str]) -> None:
+    """Matrices of one or two bits are where most is lost: each of the zoo's is of another kind of blocks."""
+    file, base = shared("quant/gguf/zoo-llama-256"), shared("quant/base/story-llama-256")
+    found = reported(capsys, "--weights", str(file), "--against", str(base))
+    own = {row["module"]: row["own_ulps"]["relative"] for row in found["modules"] if row["part"] is None}
+    layers = sorted((f"layers.{i}" for i in range(4)), key=lambda name: -own[name])
+    assert [each["layer"] for each in found["lose_most"]] == layers[:3]
+    for each in found["lose_most"]:
+        inner = [name for name in own if name.startswith(each["layer"] + ".") and name.count(".") == 3]
+        assert each["module"] == max(inner, key=own.__getitem__)
+    assert diff.main(["--weights", str(file), "--against", str(base)]) == 0
+    assert f"layers that lose most, of all, and where: {layers[0]} " in capsys.readouterr().out
 
 
 def test_against_transformers(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from minillm.weights.formats.packed import (
     Infos,
     Packed,
     Section,
+    Stays,
     check_said,
     expect,
     groups,
@@ -27,6 +28,8 @@ from minillm.weights.formats.packed import (
     part,
     unpacked,
 )
+from minillm.weights.grouped import Fields, Grouped
+from minillm.weights.source import DTYPES
 
 TITLE = "AWQ"
 SPELLINGS, OPTIONAL = (("qweight", "qzeros", "scales"),), tuple[str, ...]()
@@ -54,7 +57,10 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
             check_said(section, f"{module}{PLAIN}", BITS, count, inputs)
         names = {each: f"{module}{each}" for each in ("qweight", "qzeros", "scales")}
         make = partial(dequantise, name=f"{module}{PLAIN}")
-        found[f"{module}{PLAIN}"] = Packed(TITLE, (outputs, inputs), names, make)
+        size = -(-inputs // count)
+        form = Grouped(BITS, size if count > 1 else 0, DTYPES[scales.dtype], zero=None)
+        stays = Stays(form, fields) if -(-inputs // size) == count else None
+        found[f"{module}{PLAIN}"] = Packed(TITLE, (outputs, inputs), names, make, stays=stays)
     return found
 
 
@@ -72,6 +78,12 @@ def dequantise(parts: Mapping[str, Tensor], name: str) -> Tensor:
     group_I = groups(len(parts["qweight"]), len(scales_GO), name)
     q_IO, z_GO = (_numbers(parts[each]) for each in ("qweight", "qzeros"))
     return ((q_IO - z_GO[group_I]) * scales_GO[group_I]).t().contiguous()
+
+
+def fields(parts: Mapping[str, Tensor]) -> Fields:
+    """The same as numbers, zeros and scales."""
+    q_OI, z_OG = (_numbers(parts[each]).to(torch.uint8).t().contiguous() for each in ("qweight", "qzeros"))
+    return Fields(q_OI, parts["scales"].t().contiguous(), zero=z_OG)
 
 
 def _numbers(words: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minillm.weights.formats.packed import FLOATS, PLAIN, Infos, Packed, Section, expect, matrix, spelled
+from minillm.weights.formats.packed import FLOATS, PLAIN, Infos, Packed, Section, Stays, expect, matrix, spelled
 from minillm.weights.formats.stated import CHANNEL, even, piece, scaled
+from minillm.weights.grouped import Fields, Grouped
+from minillm.weights.source import DTYPES
 
 TITLE = "W4A16_AWQ"
 SPELLINGS = (("weight", "weight_scale"),)
@@ -39,12 +41,23 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
         size = piece(names["weight_scale"], scale.shape, shape, known)
         if "pre_quant_scale" in names:
             expect(names["pre_quant_scale"], infos[names["pre_quant_scale"]], (columns,), FLOATS, TITLE)
-        found[f"{module}{PLAIN}"] = Packed(TITLE, shape, names, partial(dequantise, size=size))
+        stays = Stays(Grouped(4, size[1] if size[1] < columns else 0, DTYPES[scale.dtype], zero=8), fields)
+        stays = None if "pre_quant_scale" in names or size[0] != 1 else stays
+        found[f"{module}{PLAIN}"] = Packed(TITLE, shape, names, partial(dequantise, size=size), stays=stays)
     return found
 
 
 def dequantise(parts: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
     """fp32 `[O, I]`."""
-    pairs = torch.stack((parts["weight"] & 15, parts["weight"] >> 4), 1).flatten(0, 1)
-    made = scaled((pairs.int() ^ 8).sub_(8).float(), parts["weight_scale"], size)
+    made = scaled((_numbers(parts).int()).sub_(8).float(), parts["weight_scale"], size)
     return made.mul_(parts["pre_quant_scale"].float()) if "pre_quant_scale" in parts else made
+
+
+def fields(parts: Mapping[str, Tensor]) -> Fields:
+    """The same as numbers, 8 above what they stand for, and scales."""
+    return Fields(_numbers(parts), parts["weight_scale"])
+
+
+def _numbers(parts: Mapping[str, Tensor]) -> Tensor:
+    """uint8 `[O, I]`, 8 above what they stand for."""
+    return torch.stack((parts["weight"] & 15, parts["weight"] >> 4), 1).flatten(0, 1) ^ 8

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from minillm.guard.jsonfile import parsed
-from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, expect, look, modules, part
+from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, Stays, expect, look, modules, part
+from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.source import DTYPES
 
 TITLE = "bitsandbytes"
@@ -78,7 +79,17 @@ def _of_four_bits(infos: Infos, name: str, kind: str) -> Packed:
     elif "nested_offset" in state:
         raise ValueError(f"{name}.absmax is {absmax.dtype}, but its quant_state says that it is quantised, as U8")
     make = partial(dequantise, shape=shape, state=state)
-    return Packed(title, shape, names | {"state": f"{name}.{STATE}{kind}"}, make)
+    stays = _stays(look(table), shape, block, state)
+    return Packed(title, shape, names | {"state": f"{name}.{STATE}{kind}"}, make, stays=stays)
+
+
+def _stays(table: Tensor | None, shape: tuple[int, ...], block: int, state: Mapping[str, Any]) -> Stays | None:
+    """How a matrix lies whose blocks are of one row each."""
+    if table is None or shape[1] % block:
+        return None
+    values, rounded = tuple(table.float().tolist()), TYPES[state["dtype"]]
+    form = Grouped(4, block, torch.float32, table=values, rounded=None if rounded == torch.float32 else rounded)
+    return Stays(form, partial(fields, shape=shape, state=state))
 
 
 def _state(infos: Infos, name: str, kind: str) -> dict[str, Any]:
@@ -120,17 +131,31 @@ def _is_size(value: object) -> bool:
 def dequantise(parts: Mapping[str, Tensor], shape: tuple[int, ...], state: Mapping[str, Any]) -> Tensor:
     """fp32 of `shape`."""
     count, block = math.prod(shape), state["blocksize"]
-    packed = parts[""].contiguous().flatten().view(torch.uint8)
-    numbers = torch.stack((packed >> 4, packed & 15), -1).flatten()[:count]
-    values = parts["quant_map"].float().index_select(0, numbers.int())
-    absmax = parts["absmax"]
-    if absmax.dtype == torch.uint8:
-        nested = parts["nested_absmax"].float().repeat_interleave(state["nested_blocksize"])[: len(absmax)]
-        absmax = parts["nested_quant_map"].float().index_select(0, absmax.int()) * nested + state["nested_offset"]
+    values = parts["quant_map"].float().index_select(0, _numbers(parts, count).int())
+    absmax = _absmax(parts, state)
     whole = count // block * block
     values[:whole].view(-1, block).mul_(absmax[: count // block, None])
     values[whole:] *= absmax[-1]
     return values.to(TYPES[state["dtype"]]).float().view(shape)
+
+
+def fields(parts: Mapping[str, Tensor], shape: tuple[int, ...], state: Mapping[str, Any]) -> Fields:
+    """The same as numbers and scales of rows."""
+    return Fields(_numbers(parts, math.prod(shape)).view(shape), _absmax(parts, state).view(shape[0], -1))
+
+
+def _numbers(parts: Mapping[str, Tensor], count: int) -> Tensor:
+    packed = parts[""].contiguous().flatten().view(torch.uint8)
+    return torch.stack((packed >> 4, packed & 15), -1).flatten()[:count]
+
+
+def _absmax(parts: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tensor:
+    """fp32 `[blocks]`."""
+    absmax = parts["absmax"]
+    if absmax.dtype != torch.uint8:
+        return absmax
+    nested = parts["nested_absmax"].float().repeat_interleave(state["nested_blocksize"])[: len(absmax)]
+    return parts["nested_quant_map"].float().index_select(0, absmax.int()) * nested + state["nested_offset"]
 
 
 def _of_int8(infos: Infos, module: str) -> Packed:
@@ -145,9 +170,15 @@ def _of_int8(infos: Infos, module: str) -> Packed:
         if (value := look(layout)) is not None and int(value):
             raise ValueError(f"{module}weight_format is {int(value)}: a layout for GPUs, only 0 (rows) is read")
         names["weight_format"] = f"{module}weight_format"
-    return Packed(title, (rows, columns), names, dequantise_int8)
+    stays = Stays(Grouped(8, 0, torch.float32, zero=128), fields_of_int8)
+    return Packed(title, (rows, columns), names, dequantise_int8, stays=stays)
 
 
 def dequantise_int8(parts: Mapping[str, Tensor]) -> Tensor:
     """fp32 `[O, I]`."""
     return parts[PLAIN].float().mul_(parts["SCB"].float()[:, None]).div_(127)
+
+
+def fields_of_int8(parts: Mapping[str, Tensor]) -> Fields:
+    """The same as numbers, 128 above what they stand for, and scales of rows."""
+    return Fields(parts[PLAIN].view(torch.uint8) ^ 128, parts["SCB"].float()[:, None] / 127)

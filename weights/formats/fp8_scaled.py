@@ -16,8 +16,10 @@ from functools import partial
 
 from torch import Tensor
 
-from minillm.weights.formats.packed import FLOATS, PLAIN, Infos, Packed, Section, matrix, spelled
-from minillm.weights.formats.stated import BLOCK, CHANNEL, TENSOR, piece, pieces, scaled
+from minillm.weights.formats.packed import FLOATS, PLAIN, Infos, Packed, Section, Stays, matrix, spelled
+from minillm.weights.formats.stated import BLOCK, CHANNEL, TENSOR, piece, pieces, scaled, spread
+from minillm.weights.fp8 import Fp8
+from minillm.weights.grouped import Fields
 
 TITLE = "FP8"
 SPELLINGS = (("weight", "weight_scale"),)
@@ -33,10 +35,18 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
             continue
         shape = matrix(names["weight"], weight, TITLE)
         size = piece(names["weight_scale"], scale.shape, shape, pieces(section, (TENSOR, CHANNEL, BLOCK)))
-        found[f"{module}{PLAIN}"] = Packed(TITLE, shape, names, partial(dequantise, size=size))
+        stays = Stays(Fp8(size[1] if size[1] < shape[1] else 0), partial(fields, size=size))
+        found[f"{module}{PLAIN}"] = Packed(TITLE, shape, names, partial(dequantise, size=size), stays=stays)
     return found
 
 
 def dequantise(parts: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
     """fp32 `[O, I]`."""
     return scaled(parts["weight"].float(), parts["weight_scale"], size)
+
+
+def fields(parts: Mapping[str, Tensor], size: tuple[int, int]) -> Fields:
+    """The same as values and the factors of each row."""
+    weight = parts["weight"]
+    shape = len(weight), -(-weight.shape[1] // size[1])
+    return Fields(weight, spread(parts["weight_scale"], shape, (size[0], 1)).expand(shape).contiguous())

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from minillm.weights.formats.packed import (
@@ -25,14 +26,18 @@ from minillm.weights.formats.packed import (
     Infos,
     Packed,
     Section,
+    Stays,
     by_group,
     check_said,
     expect,
     groups,
     modules,
+    ordered,
     part,
     unpacked,
 )
+from minillm.weights.grouped import Fields, Grouped
+from minillm.weights.source import DTYPES
 
 TITLE = "GPTQ"
 SPELLINGS, OPTIONAL = (("qweight", "qzeros", "scales"),), ("g_idx",)
@@ -66,7 +71,12 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
         elif section.get("desc_act") and count > 1:
             raise ValueError(f"{module}g_idx is missing, and desc_act is on: which inputs go together is not known")
         make = partial(dequantise, bits=bits, section=section, name=f"{module}{PLAIN}")
-        found[f"{module}{PLAIN}"] = Packed(TITLE, (outputs, inputs), names, make)
+        size = -(-inputs // count)
+        regular, order = ordered(infos.get(names.get("g_idx", "")), size, inputs)
+        form = Grouped(max(bits, 4), size if count > 1 else 0, DTYPES[scales.dtype], zero=None)
+        read = partial(fields, bits=bits, section=section, order=order)
+        stays = Stays(form, read, order) if regular and -(-inputs // size) == count else None
+        found[f"{module}{PLAIN}"] = Packed(TITLE, (outputs, inputs), names, make, stays=stays)
     return found
 
 
@@ -95,6 +105,14 @@ def dequantise(parts: Mapping[str, Tensor], bits: int, section: Section, name: s
     z_OG = zeros(parts["qzeros"], bits, outputs, section).t()
     q_OI -= z_OG.index_select(1, group_I)
     return by_group(scales.t(), group_I).mul_(q_OI)
+
+
+def fields(parts: Mapping[str, Tensor], bits: int, section: Section, order: Tensor | None) -> Fields:
+    """The same as numbers, zeros and scales, with the inputs in order."""
+    qweight, outputs = parts["qweight"], parts["qweight"].shape[1]
+    q_OI = unpacked(qweight.t().contiguous(), bits, len(qweight) * 32 // bits).to(torch.uint8)
+    z_OG = zeros(parts["qzeros"], bits, outputs, section).t().to(torch.uint8)
+    return Fields(q_OI if order is None else q_OI[:, order], parts["scales"].t().contiguous(), zero=z_OG.contiguous())
 
 
 def zeros(qzeros: Tensor, bits: int, outputs: int, section: Section) -> Tensor:

@@ -10,12 +10,16 @@ quantises too, stay as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from minillm.weights.formats.packed import FLOATS, PLAIN, Infos, Packed, Section, expect, matrix, spelled
+from minillm.weights.formats.packed import FLOATS, PLAIN, Infos, Packed, Section, Stays, expect, matrix, spelled
 from minillm.weights.formats.stated import CHANNEL, TENSOR, piece, pieces, scaled, spread
+from minillm.weights.grouped import Fields, Grouped
+from minillm.weights.source import DTYPES
 
 TITLE = "scaled int8"
 SPELLINGS = (("weight", "weight_scale"),)
@@ -34,7 +38,10 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
         size = piece(names["weight_scale"], scale.shape, shape, pieces(section, (TENSOR, CHANNEL)))
         if "weight_zero_point" in names:
             expect(names["weight_zero_point"], infos[names["weight_zero_point"]], scale.shape, ("I8",), TITLE)
-        found[f"{module}{PLAIN}"] = Packed(TITLE, shape, names, partial(dequantise, size=size))
+        form = Grouped(8, size[1] if size[1] < shape[1] else 0, DTYPES[scale.dtype], zero=128)
+        form = form if "weight_zero_point" not in names else replace(form, zero=None)
+        stays = Stays(form, partial(fields, size=size))
+        found[f"{module}{PLAIN}"] = Packed(TITLE, shape, names, partial(dequantise, size=size), stays=stays)
     return found
 
 
@@ -44,3 +51,13 @@ def dequantise(parts: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
     if "weight_zero_point" in parts:
         made -= spread(parts["weight_zero_point"], (*made.shape,), size)
     return scaled(made, parts["weight_scale"], size)
+
+
+def fields(parts: Mapping[str, Tensor], size: tuple[int, int]) -> Fields:
+    """The same as numbers, zeros and scales, 128 above what they stand for."""
+    weight, scale = parts["weight"], parts["weight_scale"]
+    shape, each = (len(weight), -(-weight.shape[1] // size[1])), (size[0], 1)
+    zero = parts.get("weight_zero_point")
+    made = None if zero is None else (spread(zero, shape, each) + 128).to(torch.uint8).expand(shape).contiguous()
+    scale_OG = spread(scale, shape, each).to(scale.dtype).expand(shape).contiguous()
+    return Fields(weight.view(torch.uint8) ^ 128, scale_OG, zero=made)

@@ -15,6 +15,7 @@ but for rows of a few values, which are read as one stream.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -27,13 +28,17 @@ from minillm.weights.formats.packed import (
     Infos,
     Packed,
     Section,
+    Stays,
     expect,
     look,
     matrix,
+    ordered,
     spelled,
     unpacked,
 )
 from minillm.weights.formats.stated import CHANNEL, TENSOR, even, piece, pieces, spread, weights
+from minillm.weights.grouped import Fields, Grouped
+from minillm.weights.source import DTYPES
 
 TITLE = "packed integers"
 SPELLINGS = (("weight_packed", "weight_scale", "weight_shape"),)
@@ -59,7 +64,12 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
             expect(names["weight_g_idx"], g_idx, (columns,), ("I32", "I64"), TITLE)
         name = f"{module}{PLAIN}"
         make = partial(dequantise, shape=(rows, columns), bits=bits, dense=dense, size=size, name=name)
-        found[name] = Packed(TITLE, (rows, columns), names, make)
+        regular, order = ordered(g_idx, size[1], columns)
+        form = Grouped(_plane(bits), size[1] if size[1] < columns else 0, DTYPES[scale.dtype], zero=2 ** (bits - 1))
+        form = form if zero is None else replace(form, zero=None)
+        read = partial(fields, shape=(rows, columns), bits=bits, dense=dense, size=size, order=order)
+        stays = Stays(form, read, order) if regular else None
+        found[name] = Packed(TITLE, (rows, columns), names, make, stays=stays)
     return found
 
 
@@ -72,14 +82,33 @@ def dequantise(
     groups = -(-columns // size[1])
     group_I = _groups(parts.get("weight_g_idx"), groups, columns, size[1], name)
     scale_OG = spread(parts["weight_scale"], (rows, groups), (size[0], 1))
-    zero = parts.get("weight_zero_point")
-    if zero is None:
-        z_OG = torch.full((1, groups), 2 ** (bits - 1))
-    elif zero.dtype == torch.int8:
-        z_OG = zero.int() + 2 ** (bits - 1)
-    else:
-        z_OG = _numbers(zero.t().contiguous(), bits, rows, dense).t()
+    z_OG = _zeros(parts.get("weight_zero_point"), bits, rows, dense)
+    z_OG = torch.full((1, groups), 2 ** (bits - 1)) if z_OG is None else z_OG
     return (q_OI - z_OG.index_select(1, group_I)).float().mul_(scale_OG.index_select(1, group_I))
+
+
+def fields(
+    parts: Mapping[str, Tensor], shape: tuple[int, int], bits: int, dense: bool, size: tuple[int, int],
+    order: Tensor | None,
+) -> Fields:  # fmt: skip
+    """The same as numbers, zeros and scales, with the inputs in order."""
+    (rows, columns), scale = shape, parts["weight_scale"]
+    q_OI = _numbers(parts["weight_packed"], bits, columns, dense).to(torch.uint8)
+    z_OG = _zeros(parts.get("weight_zero_point"), bits, rows, dense)
+    scale_OG = spread(scale, (rows, -(-columns // size[1])), (size[0], 1)).to(scale.dtype).expand(rows, -1)
+    z_OG = None if z_OG is None else z_OG.to(torch.uint8).expand(rows, -1).contiguous()
+    return Fields(q_OI if order is None else q_OI[:, order], scale_OG.contiguous(), zero=z_OG)
+
+
+def _plane(bits: int) -> int:
+    """The bits of the numbers in memory, where there are no planes of 2, 3 and 7."""
+    return max(bits, 4) if bits < 7 else 8
+
+
+def _zeros(zero: Tensor | None, bits: int, rows: int, dense: bool) -> Tensor | None:
+    if zero is None or zero.dtype == torch.int8:
+        return zero if zero is None else zero.int() + 2 ** (bits - 1)
+    return _numbers(zero.t().contiguous(), bits, rows, dense).t()
 
 
 def _groups(g_idx: Tensor | None, groups: int, columns: int, size: int, name: str) -> Tensor:

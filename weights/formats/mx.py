@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from minillm.weights import mxfp4
-from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, expect, matrix, spelled
+from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, Stays, expect, halves, matrix, spelled
 from minillm.weights.formats.stated import scaled
+from minillm.weights.fp8 import Fp8
+from minillm.weights.grouped import Fields, Grouped
 
 BLOCK = mxfp4.BLOCK
 SCALES = ("U8", "F8_E8M0")
@@ -39,7 +41,8 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
             if columns % BLOCK:
                 raise ValueError(f"{names[spelling[0]]} has rows of {columns} values: no whole blocks of {BLOCK}")
             expect(names["weight_scale"], scale, (rows, columns // BLOCK), SCALES, title)
-            found[f"{module}{PLAIN}"] = Packed(title, (rows, columns), names, dequantise)
+            form = Grouped(4, BLOCK, torch.bfloat16, table=mxfp4.VALUES) if word == "U8" else Fp8(BLOCK)
+            found[f"{module}{PLAIN}"] = Packed(title, (rows, columns), names, dequantise, stays=Stays(form, fields))
     return found
 
 
@@ -48,3 +51,11 @@ def dequantise(parts: Mapping[str, Tensor]) -> Tensor:
     values = mxfp4.values(parts["weight_packed"]) if "weight_packed" in parts else parts["weight"].float()
     factors = parts["weight_scale"].view(torch.float8_e8m0fnu).float()
     return scaled(values, factors, (1, BLOCK))
+
+
+def fields(parts: Mapping[str, Tensor]) -> Fields:
+    """The same as numbers, or e4m3 values, and factors."""
+    factors = parts["weight_scale"].view(torch.float8_e8m0fnu).float()
+    if "weight_packed" not in parts:
+        return Fields(parts["weight"], factors)
+    return Fields(halves(parts["weight_packed"]), factors.bfloat16())

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from minillm.weights import mxfp4
-from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, expect, matrix, spelled
+from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, Stays, expect, halves, matrix, spelled
 from minillm.weights.formats.stated import scaled
+from minillm.weights.grouped import Fields, Grouped
 
 TITLE = "NVFP4"
 GROUP = 16
@@ -38,15 +40,28 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
             if 2 * half % GROUP:
                 raise ValueError(f"{names[spelling[0]]} has rows of {2 * half} values: no whole groups of {GROUP}")
             name = f"{module}{PLAIN}"
-            found[name] = Packed(TITLE, (rows, 2 * half), names, partial(dequantise, spelling=spelling, name=name))
+            form = Grouped(4, GROUP, torch.float16, torch.float32, table=mxfp4.VALUES)
+            make, read = (partial(each, spelling=spelling, name=name) for each in (dequantise, fields))
+            found[name] = Packed(TITLE, (rows, 2 * half), names, make, stays=Stays(form, read))
     return found
 
 
 def dequantise(parts: Mapping[str, Tensor], spelling: tuple[str, ...], name: str) -> Tensor:
     """fp32 `[O, I]`."""
-    values, scale, whole = (parts[each] for each in spelling)
+    factors = parts["weight_scale"].float() * _whole(parts, spelling, name)
+    return scaled(mxfp4.values(parts[spelling[0]]), factors, (1, GROUP))
+
+
+def fields(parts: Mapping[str, Tensor], spelling: tuple[str, ...], name: str) -> Fields:
+    """The same as numbers, scales, and the factor of each row."""
+    numbers = halves(parts[spelling[0]])
+    return Fields(numbers, parts["weight_scale"].half(), _whole(parts, spelling, name).expand(len(numbers), 1))
+
+
+def _whole(parts: Mapping[str, Tensor], spelling: tuple[str, ...], name: str) -> Tensor:
+    """What multiplies the whole matrix, fp32 `[]`."""
+    whole = parts[spelling[2]]
     if not 0 < float(whole) < float("inf"):
         raise ValueError(f"{name}: {spelling[2]} is {float(whole)}, which is no factor; download it again")
     whole = whole.reshape(())
-    factors = scale.float() / whole if spelling[2] == "weight_global_scale" else scale.float() * whole
-    return scaled(mxfp4.values(values), factors, (1, GROUP))
+    return 1 / whole if spelling[2] == "weight_global_scale" else whole

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from minillm.weights.forms import Packing
+from minillm.weights.grouped import Fields
 from minillm.weights.source import Kept
 
 Section = Mapping[str, Any]  # what config.json says of the quantisation, and as METADATA what headers of files say
@@ -31,15 +33,27 @@ Infos = Mapping[str, Info]
 
 
 @dataclass(frozen=True)
+class Stays:
+    """The form that a matrix can stay in, and what makes of the parts what goes into it; where the inputs of a group do
+    not follow each other, the order in which they do, int64 `[I]`."""
+
+    form: Packing
+    fields: Callable[[Mapping[str, Tensor]], Fields]
+    order: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Packed:
     """A matrix as a format stores it: `parts` are the tensors that it takes, by what the format calls them, `idle` the
-    names of others that go with it and change nothing here; `dequantise` makes fp32 of `shape` of the parts' values."""
+    names of others that go with it and change nothing here; `dequantise` makes fp32 of `shape` of the parts' values;
+    `stays` is how it can lie in memory, None where it has to be dequantised."""
 
     title: str
     shape: tuple[int, ...]
     parts: Mapping[str, str]
     dequantise: Callable[[Mapping[str, Tensor]], Tensor]
     idle: tuple[str, ...] = ()
+    stays: Stays | None = None
 
 
 class Format(Protocol):
@@ -95,7 +109,29 @@ class Made(Kept):
     def __init__(self, packed: Packed, parts: Mapping[str, Stored]):
         self.packed, self.parts, self.shape, self.title = packed, parts, packed.shape, packed.title
         self.nbytes = sum(part.nbytes for part in parts.values())
+        self.unpacked: Fields | None = None
         super().__init__()
+
+    @property
+    def form(self) -> Packing | None:
+        """What the rows of the matrix can stay in."""
+        return self.packed.stays and self.packed.stays.form
+
+    @property
+    def order(self) -> Tensor | None:
+        """The order of inputs in that form; None where it is that of the matrix."""
+        return self.packed.stays and self.packed.stays.order
+
+    def fields(self, start: int, stop: int) -> Fields:
+        """Rows start … stop - 1 as they go into the form."""
+        assert self.packed.stays is not None
+        with self.lock:
+            if self.unpacked is None:
+                self.unpacked = self.packed.stays.fields(self._parts())
+        return self.unpacked.rows(slice(start, stop))
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {name: part.values().view(part.shape) for name, part in self.parts.items()}
 
     def fresh(self) -> Made:
         """The same matrix, nothing of which has been read."""
@@ -105,8 +141,7 @@ class Made(Kept):
         into.copy_(self.values(start, start + into.numel()).view(into.shape))
 
     def _read(self) -> Tensor:
-        read = {name: part.values().view(part.shape) for name, part in self.parts.items()}
-        made = self.packed.dequantise(read)
+        made = self.packed.dequantise(self._parts())
         assert (made.dtype, tuple(made.shape)) == (torch.float32, self.shape), self.packed
         return made.reshape(-1)
 
@@ -170,6 +205,11 @@ def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     return made
 
 
+def halves(stored: Tensor) -> Tensor:
+    """The numbers in the low and high halves of bytes, uint8 `[N, I / 2]` -> `[N, I]`."""
+    return torch.stack((stored & 15, stored >> 4), -1).flatten(-2)
+
+
 def _unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     size = 8 * words.element_size()
     words = words.view(torch.int32 if size == 32 else torch.uint8).to(torch.int64) & (2**size - 1)
@@ -184,6 +224,20 @@ def _unpacked(words: Tensor, bits: int, count: int) -> Tensor:
 def by_group(values: Tensor, group_I: Tensor) -> Tensor:
     """Values of groups `[..., groups]` for each input: `[..., I]`."""
     return values.float().index_select(-1, group_I)
+
+
+def ordered(g_idx: Info | None, size: int, inputs: int) -> tuple[bool, Tensor | None]:
+    """Whether the inputs of each group can lie side by side in groups of `size`, and in which order they do then; None
+    where they do already."""
+    if g_idx is None:
+        return True, None
+    if (group_I := look(g_idx)) is None or bool((group_I == -1).all()):
+        return group_I is not None, None
+    by_size = torch.arange(inputs) // size
+    order = group_I.long().argsort(stable=True)
+    if not torch.equal(group_I.long()[order], by_size):
+        return False, None
+    return True, None if torch.equal(group_I.long(), by_size) else order
 
 
 def groups(inputs: int, count: int, what: str) -> Tensor:

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from minillm.guard.jsonfile import parsed
-from minillm.weights.formats.packed import METADATA, PLAIN, Infos, Packed, Section, expect, modules, part
+from minillm.weights.formats.packed import METADATA, PLAIN, Infos, Packed, Section, Stays, expect, modules, part
+from minillm.weights.grouped import Fields, Grouped
+from minillm.weights.source import DTYPES
 
 TITLE = "torchao"
 CLASSES = {"Int8Tensor": "I8", "IntxUnpackedToInt8Tensor": "I8", "Float8Tensor": "F8_E4M3"}
@@ -53,7 +55,11 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
             names["zero_point"] = zero
         elif kind != "Float8Tensor":
             raise ValueError(f"{zero} is missing, without which {module}{PLAIN} is no {title}; download it again")
-        found[f"{module}{PLAIN}"] = Packed(title, shape, names, partial(dequantise, block=block, dtype=dtype))
+        make, stays = partial(dequantise, block=block, dtype=dtype), None
+        if kind != "Float8Tensor" and len(block) == 2 and block[0] == 1:
+            size = block[1] if block[1] < shape[1] else 0
+            stays = Stays(Grouped(8, size, DTYPES[scale.dtype], zero=None, rounded=dtype), fields)
+        found[f"{module}{PLAIN}"] = Packed(title, shape, names, make, stays=stays)
     return found
 
 
@@ -90,3 +96,9 @@ def dequantise(parts: Mapping[str, Tensor], block: tuple[int, ...], dtype: torch
     if "zero_point" in parts:
         made -= spread(parts["zero_point"].float())
     return made.mul_(spread(parts["scale"].float())).to(dtype).float()
+
+
+def fields(parts: Mapping[str, Tensor]) -> Fields:
+    """The same as numbers and zeros, 128 above what they stand for, and scales."""
+    numbers, zeros = (parts[each].view(torch.uint8) ^ 128 for each in ("qdata", "zero_point"))
+    return Fields(numbers, parts["scale"], zero=zeros)

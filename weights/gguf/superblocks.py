@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minillm.weights.gguf.bits import chosen, fields, grouped, half, planes
-from minillm.weights.gguf.simple import NONLINEAR
+from minillm.weights.gguf.bits import fields, grouped, half, numbers, planes, words
+from minillm.weights.grouped import Fields
 
 
 def q2_k(blocks: Tensor) -> Tensor:
@@ -30,35 +30,37 @@ def q3_k(blocks: Tensor) -> Tensor:
     return grouped(half(d) * ((low | high << 4) - 32), values)
 
 
-def q4_k(blocks: Tensor) -> Tensor:
+def q4_k(blocks: Tensor) -> Fields:
     """8 runs of 32: d 2, m 2, scales 12 (`_scales`), codes 128 in runs of 32 by four bits. x = d s q - m z."""
     d, m, scales, codes = fields(blocks, 2, 2, 12, 128)
     s, z = _scales(scales)
-    return _with_minimum(half(d) * s, half(m) * z, planes(codes, 32, 4))
+    d, m = words(d, torch.float16), words(m, torch.float16)
+    return Fields(numbers(codes, 32, 4), s, factor=d, least=z, floor=m)
 
 
-def q5_k(blocks: Tensor) -> Tensor:
+def q5_k(blocks: Tensor) -> Fields:
     """8 runs of 32: d 2, m 2, scales 12 (`_scales`), fifth bits 32 by one bit, codes 128 as in Q4_K.
     x = d s q - m z."""
     d, m, scales, fifth, codes = fields(blocks, 2, 2, 12, 32, 128)
     s, z = _scales(scales)
-    return _with_minimum(half(d) * s, half(m) * z, planes(codes, 32, 4) | planes(fifth, 32, 1) << 4)
+    d, m = words(d, torch.float16), words(m, torch.float16)
+    return Fields(numbers(codes, 32, 4) | numbers(fifth, 32, 1) << 4, s, factor=d, least=z, floor=m)
 
 
-def q6_k(blocks: Tensor) -> Tensor:
+def q6_k(blocks: Tensor) -> Fields:
     """16 runs of 16: low four bits 128 in runs of 64, high two bits 64 in runs of 32, int8 scales 16, d 2.
     x = d s (q - 32)."""
     low, high, scales, d = fields(blocks, 128, 64, 16, 2)
-    values = (planes(low, 64, 4) | planes(high, 32, 2) << 4) - 32
-    return grouped(half(d) * scales.view(torch.int8), values)
+    q = numbers(low, 64, 4) | numbers(high, 32, 2) << 4
+    return Fields(q, scales.view(torch.int8), factor=words(d, torch.float16))
 
 
-def iq4_xs(blocks: Tensor) -> Tensor:
+def iq4_xs(blocks: Tensor) -> Fields:
     """8 runs of 32: d 2, high two bits of the scales 2, their low four bits 4, codes 128 in runs of 16 by four bits.
     x = d (s - 32) NONLINEAR[q]."""
     d, high, low, codes = fields(blocks, 2, 2, 4, 128)
-    scales = planes(low, 1, 4) | planes(high, 1, 2) << 4
-    return grouped(half(d) * (scales - 32), chosen(torch.tensor(NONLINEAR), planes(codes, 16, 4)))
+    scales = (planes(low, 1, 4) | planes(high, 1, 2) << 4) - 32
+    return Fields(numbers(codes, 16, 4), scales, factor=words(d, torch.float16))
 
 
 def tq1_0(blocks: Tensor) -> Tensor:
@@ -82,9 +84,9 @@ def _with_minimum(scale: Tensor, minimum: Tensor, values: Tensor) -> Tensor:
 def _scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     """8 scales and 8 minima of 6 bits in 12 bytes a, b, c of four each: the first four are the low six bits of a and
     b; of the others c has the low four bits, minima in its high half, and the top of a and b the high two."""
-    a, b, c = (part.int() for part in fields(packed, 4, 4, 4))
+    a, b, c = fields(packed, 4, 4, 4)
     scales = torch.cat((a & 63, c & 15 | a >> 6 << 4), dim=1)
-    return scales, torch.cat((b & 63, c >> 4 | b >> 6 << 4), dim=1)
+    return scales.view(torch.int8), torch.cat((b & 63, c >> 4 | b >> 6 << 4), dim=1).view(torch.int8)
 
 
 def _ternary(part: Tensor, count: int) -> Tensor:

@@ -14,15 +14,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from minillm.weights.formats.packed import Made, Packed, Section
+from minillm.weights.forms import ByRows, Packing, Shapes
 from minillm.weights.gguf.kinds import Kind
 from minillm.weights.gguf.reader import Contents, Entry
+from minillm.weights.grouped import Fields
 from minillm.weights.source import InFile, Source
 
 PIECE = 2**18  # values dequantised at a time: a multiple of every block
@@ -73,12 +75,52 @@ class InBlocks:
     def _piece(self, start: int, stop: int) -> Tensor:
         kind = self.kind
         first, last = start // kind.block, -(-stop // kind.block)
-        raw = torch.empty(last - first, kind.nbytes, dtype=torch.uint8, device="cpu")
-        self.source.fill(raw, self.start + first * kind.nbytes)
-        assert kind.dequantise is not None
-        values = kind.dequantise(raw).view(-1)[start - first * kind.block : stop - first * kind.block]
+        values = kind.dequantise(self._blocks(first, last)).view(-1)
+        values = values[start - first * kind.block : stop - first * kind.block]
         values = values if self.factor == 1.0 else values * self.factor
         return values if self.offset == 0.0 else values - self.offset
+
+    def _blocks(self, first: int, last: int) -> Tensor:
+        """Blocks first … last - 1 as they lie, uint8 `[N, bytes]`."""
+        raw = torch.empty(last - first, self.kind.nbytes, dtype=torch.uint8, device="cpu")
+        self.source.fill(raw, self.start + first * self.kind.nbytes)
+        return raw
+
+    @property
+    def form(self) -> Packing | None:
+        """What the rows of a matrix can stay in; None for what is no matrix, or has blocks across rows."""
+        kind = self.kind
+        if len(self.shape) != 2 or self.shape[1] % kind.block or self.offset or kind.plain:
+            return None
+        if kind.form is None:
+            return None if self.factor != 1.0 else Blocks(kind)
+        if self.factor == 1.0:
+            return kind.form
+        return None if kind.form.factor else replace(kind.form, factor=torch.float32, span=0)
+
+    def fields(self, start: int, stop: int) -> Fields:
+        """Rows start … stop - 1 as they go into the form."""
+        kind, per_row = self.kind, self.shape[1] // self.kind.block
+        raw = self._blocks(start * per_row, stop * per_row)
+        if kind.read is None:
+            return Fields(raw.view(stop - start, -1))
+        made = kind.read(raw).map(lambda values: values.reshape(stop - start, -1))
+        return made if self.factor == 1.0 else replace(made, factor=torch.full((stop - start, 1), self.factor))
+
+
+@dataclass(frozen=True)
+class Blocks(ByRows):
+    """The form of blocks that stay as they lie in the file, and are dequantised each time."""
+
+    kind: Kind
+
+    def parts(self, shape: tuple[int, ...]) -> Shapes:
+        """Shape and type of each part of matrices `[..., O, I]`."""
+        return {"": ((*shape[:-1], shape[-1] // self.kind.block * self.kind.nbytes), torch.uint8)}
+
+    def values(self, fields: Fields) -> Tensor:
+        """fp32 `[O, I]`."""
+        return self.kind.dequantise(fields.q.reshape(-1, self.kind.nbytes)).view(len(fields.q), -1)
 
 
 Stored = InFile | InBlocks | Made

@@ -168,7 +168,7 @@ def _deepseek2(file: File) -> dict[str, Any]:
         "model_type": "deepseek_v3" if corrected else "deepseek_v2",
         "num_key_value_heads": file.need("attention.head_count"),
         "head_dim": None,
-        "q_lora_rank": file.get("attention.q_lora_rank"),
+        "q_lora_rank": file.get("attention.q_lora_rank") or None,
         "kv_lora_rank": file.need("attention.kv_lora_rank"),
         "qk_rope_head_dim": turned,
         "qk_nope_head_dim": head - turned,

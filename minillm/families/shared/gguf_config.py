@@ -7,6 +7,7 @@ are told.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,15 @@ from minillm.families.shared.gguf_metadata import File, Tensors, scaling
 METHOD, NAMES = "gguf", "gguf_names"  # the key that says whose names the tensors have
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 PLAIN = {"F32": "float32", "F16": "float16"}  # what most of a file is in; blocks are made bfloat16
+# What states the licence -> the words of a model card for it.
+LICENCE = {"general.license": "license", "general.license.name": "license_name", "general.license.link": "license_link"}
+
+
+def card(metadata: Mapping[str, Any]) -> bytes:
+    """The front matter of a model card that says what a file says of its licence; empty where it says nothing."""
+    lines = [f"{to}: {json.dumps(metadata[key], ensure_ascii=False)}" for key, to in LICENCE.items()
+             if isinstance(metadata.get(key), str)]  # fmt: skip
+    return "\n".join(["---", *lines, "---", ""]).encode() if lines else b""
 
 
 def config(metadata: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:

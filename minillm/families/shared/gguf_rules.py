@@ -1,16 +1,37 @@
-"""Which tensor of a GGUF file fills which parameter: the names that `gguf_names.py` writes, and what else there is."""
+"""Which tensor of a GGUF file fills which parameter. Where a parameter has several names, files are written with the
+first."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minillm.config import Config
-from minillm.families.shared import gguf_names
 from minillm.families.shared.gguf_architectures import ARCHITECTURES
 from minillm.families.shared.gguf_config import NAMES
 from minillm.families.shared.gguf_metadata import FACTORS, LONG, SHORT
 from minillm.weights.rules import DROP, Rules
 
 LAYER, OURS = "blk.{i}.", "layers.{i}."
-DENSE = {tensor: target for target, tensor in gguf_names.TENSORS.items() if "experts" not in target}
+DENSE = {
+    "token_embd.weight": "embedding.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "head.weight",
+    f"{LAYER}attn_norm.weight": f"{OURS}attention_norm.weight",
+    f"{LAYER}attn_q.weight": f"{OURS}attention.qkv.weight[q]",
+    f"{LAYER}attn_k.weight": f"{OURS}attention.qkv.weight[k]",
+    f"{LAYER}attn_v.weight": f"{OURS}attention.qkv.weight[v]",
+    f"{LAYER}attn_q.bias": f"{OURS}attention.qkv.bias[q]",
+    f"{LAYER}attn_k.bias": f"{OURS}attention.qkv.bias[k]",
+    f"{LAYER}attn_v.bias": f"{OURS}attention.qkv.bias[v]",
+    f"{LAYER}attn_q_norm.weight": f"{OURS}attention.q_norm.weight",
+    f"{LAYER}attn_k_norm.weight": f"{OURS}attention.k_norm.weight",
+    f"{LAYER}attn_output.weight": f"{OURS}attention.out.weight",
+    f"{LAYER}ffn_norm.weight": f"{OURS}ffn_norm.weight",
+    f"{LAYER}ffn_gate.weight": f"{OURS}ffn.gate_up.weight[gate]",
+    f"{LAYER}ffn_up.weight": f"{OURS}ffn.gate_up.weight[up]",
+    f"{LAYER}ffn_down.weight": f"{OURS}ffn.down.weight",
+    f"{LAYER}ffn_gate_inp.weight": f"{OURS}ffn.router.weight",
+}
 EXPERTS = {  # one by one, as `weights/gguf/tensors.py` gives them
     f"{LAYER}ffn_gate.{{e}}.weight": f"{OURS}ffn.experts.gate_up[{{e}}.gate]",
     f"{LAYER}ffn_up.{{e}}.weight": f"{OURS}ffn.experts.gate_up[{{e}}.up]",
@@ -32,25 +53,23 @@ BEHIND = {  # norms behind attention and feed-forward
     f"{LAYER}post_ffw_norm.weight": f"{OURS}post_ffn_norm.weight",
 }
 LATENT = {
-    f"{LAYER}attn_q.weight": f"{OURS}attention.q.weight",
     f"{LAYER}attn_q_a.weight": f"{OURS}attention.q_down.weight",
     f"{LAYER}attn_q_a_norm.weight": f"{OURS}attention.q_norm.weight",
-    f"{LAYER}attn_q_b.weight": f"{OURS}attention.q.weight",
+    f"{LAYER}attn_q_b.weight": f"{OURS}attention.q.weight",  # attn_q without a latent of queries
     f"{LAYER}attn_kv_a_mqa.weight": f"{OURS}attention.kv_down.weight",
     f"{LAYER}attn_kv_a_norm.weight": f"{OURS}attention.kv_norm.weight",
     f"{LAYER}attn_kv_b.weight": f"{OURS}attention.kv_up",
 }
-FUSED = {
+FUSED_QKV = {
     f"{LAYER}attn_qkv.weight": f"{OURS}attention.qkv.weight",
-    f"{LAYER}ffn_up.weight": f"{OURS}ffn.gate_up.weight",
+    f"{LAYER}attn_qkv.bias": f"{OURS}attention.qkv.bias",
 }
+FUSED = {**FUSED_QKV, f"{LAYER}ffn_up.weight": f"{OURS}ffn.gate_up.weight"}
 PLAIN = {  # an MLP without a gate, and biases of norms and head
     f"{LAYER}attn_norm.bias": f"{OURS}attention_norm.bias",
     f"{LAYER}ffn_norm.bias": f"{OURS}ffn_norm.bias",
     "output_norm.bias": "norm.bias",
     "output.bias": "head.bias",
-    f"{LAYER}attn_qkv.weight": f"{OURS}attention.qkv.weight",
-    f"{LAYER}attn_qkv.bias": f"{OURS}attention.qkv.bias",
     f"{LAYER}ffn_up.weight": f"{OURS}ffn.up.weight",
     f"{LAYER}ffn_up.bias": f"{OURS}ffn.up.bias",
 }
@@ -65,18 +84,20 @@ SINKS = {
 READ = dict.fromkeys((FACTORS, SHORT, LONG), DROP)  # as values of the config
 AHEAD = f"{DROP}: layers of multi-token prediction, which generation does without"
 
-OWN = {  # beside or in place of the names that most have
+OWN = {  # before or in place of the names that most have
     "gemma2": BEHIND,
     "gemma3": BEHIND,
     "olmo2": BEHIND,
     "phi3": FUSED,
     "phi2": PLAIN,
-    "gptneox": PLAIN,
+    "gptneox": {**FUSED_QKV, **PLAIN},
     "gpt-oss": SINKS,
     "deepseek2": LATENT,
 }
-# The architectures whose q and k lie as llama.cpp turns pairs (`gguf_names.TURNED`).
+ALSO = {"phi2": FUSED_QKV}  # behind them: what older converters wrote
+# The architectures in which llama.cpp pairs neighbours when it rotates: rows of each head of q and k are stored so.
 TURNED = ("llama", "olmo", "deepseek")
+TURN = "(head half pair) ... -> (head pair half) ..., head={heads} pair=2"
 
 
 def rules(config: Config) -> Rules | None:
@@ -84,12 +105,22 @@ def rules(config: Config) -> Rules | None:
     if config.values.get(NAMES) is None:
         return None
     architecture: str = config.choice(NAMES, {name: name for name in ARCHITECTURES})
-    made = {**DENSE, **EXPERTS, **BIASES, **OWN.get(architecture, {}), **READ}
+    counts = (config.size("num_attention_heads"), config.size("num_key_value_heads")) if architecture in TURNED else ()
+    made = {**table(architecture, config.values.get("q_lora_rank") is not None, counts), **READ}
     layers, ahead = config.size("num_hidden_layers"), config.values.get("num_nextn_predict_layers") or 0
-    made |= {f"blk.{layers + i}.*": AHEAD for i in range(ahead)}
+    return made | {f"blk.{layers + i}.*": AHEAD for i in range(ahead)}
+
+
+def table(architecture: str, latent_queries: bool, heads: Sequence[int]) -> dict[str, str]:
+    """The tensors that are parameters; `heads` are those of q and of k."""
+    own = OWN.get(architecture, {})
+    made = {**own, **{name: to for name, to in {**DENSE, **EXPERTS, **BIASES}.items() if name not in own}}
+    made |= ALSO.get(architecture, {})
     if architecture in TURNED:
-        counts = {"q": config.size("num_attention_heads"), "k": config.size("num_key_value_heads")}
-        for part, count in counts.items():
+        for part, count in zip("qk", heads, strict=True):
             for kind in ("weight", "bias"):
-                made[f"{LAYER}attn_{part}.{kind}"] += f": {gguf_names.TURNED.format(heads=count)}"
+                made[f"{LAYER}attn_{part}.{kind}"] += f": {TURN.format(heads=count)}"
+    if architecture == "deepseek2":
+        queries = made.pop(f"{LAYER}attn_q_b.weight")
+        made[f"{LAYER}attn_q_b.weight" if latent_queries else f"{LAYER}attn_q.weight"] = queries
     return made

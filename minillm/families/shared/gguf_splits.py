@@ -23,7 +23,7 @@ DEEPSEEK3 = [
 ]
 # Expressions whose matches are pieces of their own, one after the other; and the names of each such rule.
 RULES: list[tuple[str, list[str]]] = [
-    ("llama3 llama-v3 llama-bpe falcon3 pixtral dbrx smaug-bpe chatglm-bpe glm4", [LLAMA3]),
+    ("llama-bpe llama3 llama-v3 falcon3 pixtral dbrx smaug-bpe chatglm-bpe glm4", [LLAMA3]),
     ("qwen2 deepseek-r1-qwen stablelm2 megrez", [QWEN2]),
     ("gpt-2 phi-2 mpt olmo jais", [WORDS]),
     ("starcoder refact command-r smollm codeshell exaone minerva-7b", [r"\p{N}", WORDS]),

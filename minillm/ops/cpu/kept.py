@@ -30,9 +30,7 @@ IDLE = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_
 
 
 def folder() -> Path | None:
-    """`minillm/cpu/` and a name by all that decides what the loops compile to, but for the processor: below
-    NUMBA_CACHE_DIR, XDG_CACHE_HOME or ~/.cache, else in a folder of the user's own among the temporary files. None
-    where none of them can be written, or others may."""
+    """`minillm/cpu/` of the cache and a name by all that decides what the loops compile to, but for the processor."""
     try:
         sources = [(path.name, path.read_bytes()) for path in sorted((Path(__file__).parent / "loops").glob("*.py"))]
     except OSError:
@@ -40,8 +38,14 @@ def folder() -> Path | None:
     settings = sorted(each for each in os.environ.items() if each[0].startswith("NUMBA_") and each[0] not in IDLE)
     made_by = sys.version, numba.__version__, llvmlite.__version__, np.__version__, settings
     named = hashlib.sha256(repr((made_by, sources)).encode()).hexdigest()[:16]
-    roots = (root for root in _roots() if sources and root.is_absolute())  # another is for nobody to say (XDG)
-    return next((made for root in roots if (made := _ours(root, "minillm", "cpu", named))), None)
+    return cache("cpu", named) if sources else None
+
+
+def cache(*inner: str) -> Path | None:
+    """`minillm/` and folders in it: below NUMBA_CACHE_DIR, XDG_CACHE_HOME or ~/.cache, else in a folder of the user's
+    own among the temporary files. None where none of them can be written, or others may."""
+    roots = (root for root in _roots() if root.is_absolute())  # another is for nobody to say (XDG)
+    return next((made for root in roots if (made := _ours(root, "minillm", *inner))), None)
 
 
 def read(path: Path) -> bytes | None:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from minillm.ops import draw, grouped, reference
-from minillm.ops.cpu import loops, usable
+from minillm.ops.cpu import loops, tiles, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import activation_number, here, plain
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 
+TILE = tiles.TILE
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h; the last is 32 MiB at most
 
 
@@ -243,5 +244,6 @@ OPS: dict[str, Callable[..., Any]] = {
     "experts": Choice(products.experts, grouped.experts),
     "int8_linear": Choice(products.int8_linear, reference.int8_linear),
     "int4_linear": Choice(products.int4_linear, reference.int4_linear),
+    "grouped_linear": Choice(tiles.grouped_linear, reference.grouped_linear),
     "sample": Choice(sample, draw.sample),
 }

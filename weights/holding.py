@@ -1,0 +1,136 @@
+"""Which parameters stay quantised: in segments of rows, each in the form that the tensors of its rows are stored in.
+
+A fused parameter takes several tensors. Those of one form lie together, so that one product computes them; others have
+a segment of their own. Scales are never merged. What a layout turns otherwise than row by row, and what lies between
+the rows of experts in other forms, becomes plain.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from minillm.weights.checkpoint import Checkpoint, Stored
+from minillm.weights.forms import ORDER, Packing, Plain, Segment
+from minillm.weights.grouped import Fields, Grouped
+from minillm.weights.rules import Destination, Plan
+from minillm.weights.tensorfile import blocks
+
+PIECE = 2**18  # values packed at a time
+Held = Mapping[str, tuple[Segment, ...]]  # parameter -> its segments
+
+
+def segments(
+    checkpoint: Checkpoint, planned: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tile: int
+) -> Held:
+    """The segments of each parameter of `shapes`, `[O, I]` or `[E, O, I]`, that quantised tensors fill; others have
+    none. Forms that lie in tiles do so in those of `tile` rows."""
+    filling: dict[str, list[tuple[Destination, Stored]]] = {}
+    for tensor, to in planned.assignments.items():
+        if to.parameter in shapes:
+            filling.setdefault(to.parameter, []).append((to, checkpoint.stored[tensor]))
+    found: dict[str, tuple[Segment, ...]] = {}
+    for name, given in filling.items():
+        pieces = [_piece(to, stored, dtype, tile) for to, stored in sorted(given, key=lambda each: each[0].start)]
+        known = [piece for piece in pieces if piece is not None]
+        if len(known) < len(pieces) or all(isinstance(piece.form, Plain) for piece in known):
+            continue
+        if len(shapes[name]) == 2:
+            found[name] = tuple(_merged(known))
+        elif len({piece.form for piece in known}) == 1 and not any(piece.ordered or _ragged(piece) for piece in known):
+            found[name] = (Segment(0, shapes[name][1], known[0].form),)
+    return found
+
+
+def _piece(to: Destination, stored: Stored, dtype: torch.dtype, tile: int) -> Segment | None:
+    """The rows of one tensor; None where they cannot stay as they are."""
+    form: Packing | None = getattr(stored, "form", None)
+    if form is None:
+        plain = len(to.shape) == 2 and getattr(stored, "title", None) is None
+        return Segment(to.start, to.shape[0], Plain(dtype)) if plain else None
+    if to.layout is not None and not to.layout.by_rows:
+        return None
+    made = replace(form, tile=tile) if isinstance(form, Grouped) else form
+    return Segment(to.start, to.shape[0], made, getattr(stored, "order", None) is not None)
+
+
+def _ragged(piece: Segment) -> bool:
+    return piece.rows % piece.form.tile != 0 or piece.start % piece.form.tile != 0
+
+
+def _merged(pieces: list[Segment]) -> Iterator[Segment]:
+    """Neighbours of one form as one segment."""
+    last: Segment | None = None
+    for piece in pieces:
+        if last is not None:
+            alike = piece.form == last.form and not (piece.ordered or last.ordered)
+            if alike and last.rows % last.form.tile == 0:
+                last = replace(last, rows=last.rows + piece.rows)
+                continue
+            yield last
+        last = piece
+    if last is not None:
+        yield last
+
+
+def fill(held: Sequence[Segment], stored: Stored, to: Destination, place: Callable[[str], Tensor]) -> None:
+    """Pack the rows of a tensor into the parts of their segment, which `place` gives by what is added to their names.
+    Of a parameter with experts there is one segment."""
+    segment = next(each for each in reversed(held) if each.start <= to.start)
+    form, first = segment.form, (to.start - segment.start) // segment.form.tile
+    if segment.ordered:
+        place(f"{segment.mark}{ORDER}").copy_(stored.order)  # type: ignore[union-attr]
+    for start, parts in packed(form, stored, to):
+        for name, part in parts.items():
+            into = place(f"{segment.mark}{name}")
+            shape = form.parts(to.shape)[name][0]
+            flat = into.view(-1, *shape[1:])
+            at = first + start // form.tile
+            flat[at : at + len(part)] = part
+
+
+def packed(form: Packing, stored: Stored, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The rows that a tensor fills as the parts of a form, some at a time: (number of the first row, parts), in order.
+
+    A thread takes whole pieces: were each of the many small ops cut up among all, they would wait for one another most
+    of the time.
+    """
+    count, threads = to.shape[0], torch.get_num_threads()
+    laid = None if to.layout is None else _fields(stored, 0, count).map(_turned(to))
+    step = max(PIECE // to.shape[-1] // form.tile, 1) * form.tile
+
+    def pack(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
+        return block[0], form.pack(_fields(stored, *block) if laid is None else laid.rows(slice(*block)))
+
+    left = blocks(count, step)
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            while some := list(itertools.islice(left, 2 * threads)):
+                yield from pool.map(pack, some)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fields(stored: Stored, start: int, stop: int) -> Fields:
+    if (read := getattr(stored, "fields", None)) is not None:
+        return read(start, stop)
+    columns = stored.shape[-1]
+    return Fields(stored.values(start * columns, stop * columns).view(-1, columns))
+
+
+def _turned(to: Destination) -> Callable[[Tensor], Tensor]:
+    """How rows that lie otherwise come to where a parameter has them."""
+
+    def turn(values: Tensor) -> Tensor:
+        made = torch.empty_like(values)
+        assert to.layout is not None
+        to.layout.copy(values, made)
+        return made
+
+    return turn
