@@ -29,6 +29,8 @@ FORMS = {
     "GPTQ of 8 bits": Grouped(8, 64, zero=None),
     "MLX": Grouped(6, 64, torch.bfloat16, minimum=True),
     "NF4": Grouped(4, 64, torch.float32, table=NF4),
+    "NF4 in bf16": Grouped(4, 64, torch.float32, table=NF4, rounded=torch.bfloat16),
+    "minima in fp16": Grouped(8, 32, torch.float32, minimum=True, rounded=torch.float16),
     "NVFP4": Grouped(4, 16, torch.float32, table=E2M1),
     "int8": Grouped(8, 0, torch.float32, zero=128),
     "int4": Grouped(4, 16, torch.int8, torch.float32, zero=8),
@@ -102,7 +104,9 @@ def drawn(case: Case, made: Grouped, outputs: int, inputs: int) -> Fields:
 
 
 def meant(made: Grouped, fields: Fields) -> Tensor:
-    """W in fp64."""
+    """W in fp64. Rounded, it comes from its fp32 values: others could fall on the other side of a tie."""
+    if made.rounded:
+        return made.values(fields).double()
     inputs = fields.q.shape[1]
     group, span = (torch.arange(inputs) // (size or inputs) for size in (made.group, made.span))
 
