@@ -292,7 +292,9 @@ BAD = {
         lambda t: t.update({f"model.norm.weight{SCALE}": torch.ones(1, 1)}), "model.norm.weight is [", "is of matrices"
     ),
     "factors alone": (lambda t: t.update({f"model.x.weight{SCALE}": torch.ones(1, 1)}), "no rule claims: model.x.we"),
-    "other factors too": (lambda t: t.update({f"{ODD}_scale": torch.ones(64, 1)}), f"{ODD} is there twice, as FP8 and"),
+    "other factors too": (
+        lambda t: t.update({f"{ODD}_scale": t[ODD + SCALE].clone()}), f"{ODD} is there twice, as FP8 and as FP8"
+    ),
 }  # fmt: skip
 
 
