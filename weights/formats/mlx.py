@@ -110,12 +110,12 @@ def dequantise(parts: Mapping[str, Tensor], bits: int, size: int, mode: str) -> 
 def _stays(bits: int, size: int, mode: str, scales: str) -> Stays:
     """How a matrix lies in memory."""
     if mode == "mxfp8":
-        return Stays(Fp8(size), partial(fields, bits=bits, mode=mode))
+        return Stays(Fp8(size), partial(fields, bits=bits, mode=mode), by_rows=True)
     if mode == "affine":
         form = Grouped(max(bits, 4), size, DTYPES[scales], minimum=True)
     else:
         form = Grouped(4, size, torch.float16 if mode == "nvfp4" else torch.bfloat16, table=VALUES)
-    return Stays(form, partial(fields, bits=bits, mode=mode))
+    return Stays(form, partial(fields, bits=bits, mode=mode), by_rows=True)
 
 
 def fields(parts: Mapping[str, Tensor], bits: int, mode: str) -> Fields:

@@ -55,7 +55,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
             *rows, columns = _shape(names[first], values, title)
             expect(names[second], scale, (*rows, columns // BLOCK), SCALES, title)
             make, read = (partial(each, name=names[second]) for each in (dequantise, fields))
-            name, stays = matrix_name(module, (first, second)), Stays(FORMS[title], read)
+            name, stays = matrix_name(module, (first, second)), Stays(FORMS[title], read, by_rows=True)
             found[name] = Packed(title, (*rows, columns), names, make, stays=stays)
     for name, each in infos.items():
         if name.endswith("_blocks") and each.dtype == "U8" and len(each.shape) == 4 and name not in found:

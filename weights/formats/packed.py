@@ -37,11 +37,13 @@ Infos = Mapping[str, Info]
 @dataclass(frozen=True)
 class Stays:
     """The form that a matrix can stay in, and what makes of the parts what goes into it; where the inputs of a group do
-    not follow each other, the order in which they do, int64 `[I]`."""
+    not follow each other, the order in which they do, int64 `[I]`. `by_rows` says that it takes any rows of the parts,
+    all of which have those of the matrix."""
 
     form: Packing
     fields: Callable[[Mapping[str, Tensor]], Fields]
     order: Tensor | None = None
+    by_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ class Made(Kept):
     def fields(self, start: int, stop: int) -> Fields:
         """Rows start … stop - 1 of a matrix as they go into the form."""
         assert self.packed.stays is not None
+        if self.packed.stays.by_rows:
+            return self.packed.stays.fields({name: _rows(part, start, stop) for name, part in self.parts.items()})
         with self.lock:
             if self.unpacked is None:
                 self.unpacked = self.packed.stays.fields(self._parts())
@@ -181,6 +185,12 @@ class Made(Kept):
         made = self.packed.dequantise(self._parts())
         assert (made.dtype, tuple(made.shape)) == (torch.float32, self.shape), self.packed
         return made.reshape(-1)
+
+
+def _rows(part: Stored, start: int, stop: int) -> Tensor:
+    """Rows start … stop - 1 of a tensor."""
+    size = math.prod(part.shape[1:])
+    return part.values(start * size, stop * size).view(stop - start, *part.shape[1:])
 
 
 def modules(infos: Iterable[str], ending: str) -> list[str]:
@@ -244,9 +254,16 @@ def unpacked(words: Tensor, bits: int, count: int, dtype: torch.dtype = torch.in
     a row, the lowest of a word first, across words where `bits` does not divide their size."""
     made = torch.empty(len(words), count, dtype=dtype)
     rows = max(UNPACKED_VALUES // max(count, 1), 1)  # at a time, as they are wider meanwhile
+    take = _unpacked if 8 % bits else _of_bytes
     for start in range(0, len(words), rows):
-        made[start : start + rows] = _unpacked(words[start : start + rows], bits, count)
+        made[start : start + rows] = take(words[start : start + rows], bits, count)
     return made
+
+
+def _of_bytes(words: Tensor, bits: int, count: int) -> Tensor:
+    """The same where no number lies across bytes."""
+    stored = words.contiguous().view(torch.uint8)
+    return torch.stack([stored >> at & 2**bits - 1 for at in range(0, 8, bits)], -1).flatten(1)[:, :count]
 
 
 def halves(stored: Tensor) -> Tensor:
