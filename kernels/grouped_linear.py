@@ -150,8 +150,8 @@ def spread(values, TILE: tl.constexpr, RUNS: tl.constexpr, WIDE: tl.constexpr):
 def rows_kernel(
     x_ptr, w_u8_ptr, high_u8_ptr, s_ptr, factor_ptr, zero_u8_ptr, least_ptr, floor_ptr, table_f32_ptr, b_ptr, y_ptr,
     x_t, count, outputs, inputs, chunks, groups, spans, steps,
-    BITS: tl.constexpr, ZERO: tl.constexpr, ROUNDED: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, RUN: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    BITS: tl.constexpr, ZERO: tl.constexpr, ROUNDED: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
+    RUN: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """A block of rows of x: some outputs, in so many `steps` of inputs, of which each RUN have one scale."""
     HALVES: tl.constexpr = 1 if BITS == 8 else 2

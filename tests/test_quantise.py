@@ -58,7 +58,8 @@ def test_a_folder_is_what_a_load_makes(
     for key, parameter in loaded.named_parameters():
         assert torch.equal(again.get_parameter(key), parameter), key
     down = loaded.layers[0].ffn.down
-    held = held_in(down)["weight"].format
+    (segment,) = held_in(down)["weight"].segments
+    held = segment.form
     expected = held.quantise(plain["layers.0.ffn.down.weight"].float())
     assert torch.equal(down.weight, expected[""])
     assert torch.equal(down.weight_scale, expected["_scale"])
