@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minillm.config import Config
-from minillm.families.shared import gguf_names, meta_layout, mistral_layout
+from minillm.families.shared import meta_layout, mistral_layout
+from minillm.families.shared.gguf_rules import TURN
 from minillm.families.shared.params import NAMES
 from minillm.weights.rules import DROP, Rules
 
@@ -67,5 +68,5 @@ def rules(config: Config) -> Rules | None:
         return None
     config.choice(NAMES, {"meta": None, "mistral": None})
     counts = {"wq": config.size("num_attention_heads"), "wk": config.size("num_key_value_heads")}
-    turned = {f"{LAYER}attention.{part}.weight": gguf_names.TURNED.format(heads=n) for part, n in counts.items()}
+    turned = {f"{LAYER}attention.{part}.weight": TURN.format(heads=n) for part, n in counts.items()}
     return {name: f"{to}: {turned[name]}" if name in turned else to for name, to in RULES.items()}
