@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from minillm import config, hub, quantize
+from minillm import config, families, hub, quantize
 from minillm.families.shared import gguf_described
 from minillm.loading import load
-from minillm.report.saving import write_gguf
+from minillm.model.decoder import skeleton
+from minillm.report.saving import described, write_gguf
 from minillm.weights.gguf import reader, tensors
 from minillm.weights.gguf.mixtures import MIXTURES
 from tests.conftest import shared
 from tests.families.test_gguf import VARIANTS, joined, metadata
 from tests.helpers import tiny
-from tests.helpers.rows import ROWS
+from tests.helpers.rows import BASE, ROWS
 from tests.weights.gguf.test_fixtures import only
 from tests.weights.gguf.test_writer import llama_python
 
@@ -63,6 +64,16 @@ def test_every_architecture(variant: str, tmp_path: Path) -> None:
     assert gguf_described.difference(model.spec, again.spec, None) is None
     for name, parameter in model.state_dict().items():
         assert (parameter - again.state_dict()[name]).abs().max() <= 2**-23, name  # 1 is added to norms and taken away
+
+
+def test_positions_of_layers_with_a_window(tmp_path: Path) -> None:
+    """Those of Gemma 3 have a base of their own, and their order may be another than every sixth without one."""
+    changes = {"rope_local_base_freq": 700.0, "rope_theta": 5000.0, "sliding_window": 5, "sliding_window_pattern": 3}
+    values = {"model_type": "gemma3_text", **BASE, "head_dim": 12, "query_pre_attn_scalar": 12, **changes}
+    spec, _, _ = families.resolve(values)
+    said = described(skeleton(spec, torch.float32), values, "f32").metadata
+    names = ("rope.freq_base_swa", "rope.freq_base", "attention.sliding_window", "attention.sliding_window_pattern")
+    assert [said[f"gemma3.{name}"] for name in names] == [700.0, 5000.0, 5, 3]
 
 
 # Files of the real converter and tools, what they are made of, and by which name.
