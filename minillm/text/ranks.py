@@ -43,7 +43,7 @@ def from_tiktoken(data: bytes, pattern: str, special: Sequence[str]) -> dict[str
     lines = [line.split() for line in data.splitlines() if line]
     if len(lines) > MAX_TOKENS or any(len(line) != 2 or line[1] != b"%d" % i for i, line in enumerate(lines)):
         raise ValueError("tokenizer.model: not a list of tokens and their ranks in order; download it again")
-    ranks = [_bytes(line[0].decode("ascii"), i) for i, line in enumerate(lines)]
+    ranks = [_bytes(line[0].decode("latin-1"), i) for i, line in enumerate(lines)]
     places = {token: len(ranks) + i for i, token in enumerate(special)}
     return _tokenizer(ranks, 0, pattern, places, special[0])
 
