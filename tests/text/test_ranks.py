@@ -171,6 +171,8 @@ def test_sentencepiece_of_makers(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ({"vocab": [{"rank": i, "token_bytes": "AA=="} for i in range(400)]}, "a token stands there twice"),
         ({"special_tokens": "<s>"}, "special_tokens is no list"),
         ({"special_tokens": [{"rank": 40, "token_str": "<s>"}]}, "texts with ranks from 0 to 29"),
+        ({"special_tokens": [{"rank": {}, "token_str": "<s>"}]}, "texts with ranks from 0 to 29"),
+        ({"special_tokens": [{"rank": 1, "token_str": each} for each in ("<s>", "</s>")]}, "a rank or a text twice"),
         ({"special_tokens": [{"rank": 0, "token_str": "<unk>"}]}, "lacks <s>"),
         ({"special_tokens": [{"rank": 0, "token_str": "<s>"}, {"rank": 1, "token_str": "a"}]}, "token 'a' is also"),
     ],
