@@ -3,9 +3,10 @@ file is a folder too (`guard.files.mount`): its small files are made of its meta
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +116,19 @@ def _mounted(path: Path) -> Path:
         ends = gguf_vocabulary.end_ids(contents.metadata)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    made: dict[str, Any] = {"config.json": values, "generation_config.json": {"eos_token_id": ends} if ends else {}}
-    files = {name: json.dumps(each).encode() for name, each in made.items()}
+    made = {"config.json": values, "generation_config.json": {"eos_token_id": ends} if ends else {}}
+    small = {**_written(made), **gguf_vocabulary.files(contents.metadata)}
     if reason := gguf_vocabulary.refusal(contents.metadata):
         note(f"{path}: {reason}; texts are not read, token ids are")
     if card := gguf_config.card(contents.metadata):
-        files["README.md"] = card
-    small = {name: (lambda data=data: data) for name, data in files.items()}
-    mount(path, {**small, **gguf_vocabulary.files(contents.metadata)})
+        small["README.md"] = lambda: card
+    mount(path, small)
     return path
+
+
+def _written(made: Mapping[str, Any]) -> dict[str, Callable[[], bytes]]:
+    """Objects by the names of the JSON files that they are in."""
+    return {name: functools.partial(str.encode, json.dumps(each)) for name, each in made.items()}
 
 
 def _makers(folder: Path) -> Path:
@@ -133,7 +138,7 @@ def _makers(folder: Path) -> Path:
 
     def head() -> tuple[int, ...] | None:
         found = Checkpoint(folder).info.get("output.weight")
-        return found and found.shape
+        return None if found is None else found.shape
 
     try:
         values = makers.config(params, head)
@@ -151,9 +156,8 @@ def _makers(folder: Path) -> Path:
         small["tokenizer.model"] = lambda: read_bytes(model, ranks.MAX_BYTES)
     settings = dict(zip(("bos_token", "eos_token"), special, strict=True))
     made = {"generation_config.json": {"eos_token_id": ends} if ends else {}, "tokenizer_config.json": settings}
-    files = {name: json.dumps(each).encode() for name, each in made.items() if not is_there(folder / name)}
-    files["config.json"] = json.dumps(values).encode()
-    mount(folder, {**{name: (lambda data=data: data) for name, data in files.items()}, **small})
+    made = {name: each for name, each in made.items() if not is_there(folder / name)}
+    mount(folder, {**_written({**made, "config.json": values}), **small})
     return folder
 
 

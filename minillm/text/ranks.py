@@ -43,7 +43,7 @@ def from_tiktoken(data: bytes, pattern: str, special: Sequence[str]) -> dict[str
     lines = [line.split() for line in data.splitlines() if line]
     if len(lines) > MAX_TOKENS or any(len(line) != 2 or line[1] != b"%d" % i for i, line in enumerate(lines)):
         raise ValueError("tokenizer.model: not a list of tokens and their ranks in order; download it again")
-    ranks = [_bytes(line[0].decode("ascii"), i) for i, line in enumerate(lines)]
+    ranks = [_bytes(line[0].decode("latin-1"), i) for i, line in enumerate(lines)]
     places = {token: len(ranks) + i for i, token in enumerate(special)}
     return _tokenizer(ranks, 0, pattern, places, special[0])
 
@@ -67,16 +67,17 @@ SPECIALS = "default_num_special_tokens"
 
 def _special(listed: Any, count: int) -> dict[str, int]:
     """All special tokens; those without a name are called by their id, as in mistral-common."""
-    named: Any = dict(enumerate(TEKKEN_SPECIAL))
+    pairs: list[tuple[Any, Any]] = list(enumerate(TEKKEN_SPECIAL))
     if listed is not None:
         if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
             raise ValueError("tekken.json: special_tokens is no list of objects; download it again")
-        named = {each.get("rank"): each.get("token_str") for each in listed}
-    if any(type(i) is not int or not 0 <= i < count or not isinstance(text, str) for i, text in named.items()):
+        pairs = [(each.get("rank"), each.get("token_str")) for each in listed]
+    if any(type(i) is not int or not 0 <= i < count or not isinstance(text, str) for i, text in pairs):
         raise ValueError(f"tekken.json: special_tokens are not texts with ranks from 0 to {count - 1}")
+    named = dict(pairs)
     made = {named.get(i, f"<SPECIAL_{i}>"): i for i in range(count)}
-    if len(made) != count or BOS not in made:
-        raise ValueError(f"tekken.json: special_tokens has a text twice, or lacks {BOS}")
+    if len(named) != len(pairs) or len(made) != count or BOS not in made:
+        raise ValueError(f"tekken.json: special_tokens has a rank or a text twice, or lacks {BOS}")
     return made
 
 

@@ -19,9 +19,7 @@ import sentencepiece
 import torch
 
 from minillm import hub
-from minillm.families.shared import makers
 from minillm.guard.jsonfile import read_json
-from minillm.text import ranks
 from minillm.text.pieces import BYTE_LEVEL
 from minillm.text.tokenizer import Tokenizer
 from minillm.weights.gguf import reader
@@ -173,6 +171,8 @@ def test_sentencepiece_of_makers(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ({"vocab": [{"rank": i, "token_bytes": "AA=="} for i in range(400)]}, "a token stands there twice"),
         ({"special_tokens": "<s>"}, "special_tokens is no list"),
         ({"special_tokens": [{"rank": 40, "token_str": "<s>"}]}, "texts with ranks from 0 to 29"),
+        ({"special_tokens": [{"rank": {}, "token_str": "<s>"}]}, "texts with ranks from 0 to 29"),
+        ({"special_tokens": [{"rank": 1, "token_str": each} for each in ("<s>", "</s>")]}, "a rank or a text twice"),
         ({"special_tokens": [{"rank": 0, "token_str": "<unk>"}]}, "lacks <s>"),
         ({"special_tokens": [{"rank": 0, "token_str": "<s>"}, {"rank": 1, "token_str": "a"}]}, "token 'a' is also"),
     ],
@@ -184,11 +184,14 @@ def test_files_that_are_none(changes: dict[str, Any], message: str, folder: Path
     refused(folder, message)
 
 
-@pytest.mark.parametrize("data", [b"AA== 0\nAQ== 2\n", b"AA== 0\nAQ==\n"], ids=["gap", "no rank"])
-def test_lists_that_are_none(data: bytes, tmp_path: Path) -> None:
-    assert ranks.is_tiktoken(data)
-    assert makers.tokens(PARAMS) is not None
-    with pytest.raises(ValueError, match="not a list of tokens and their ranks in order"):
-        ranks.from_tiktoken(data, PATTERN, ["<s>"])
-    with pytest.raises(ValueError, match="not a list of tokens"):
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"AA== 0\nAQ== 2\n", "not a list of tokens and their ranks in order"),
+        (b"AA== 0\nAQ==\n", "not a list of tokens and their ranks in order"),
+        (b"AA== 0\n\xff 1\n", "token 1 is 'ÿ', expected 1 to 512 bytes in base64"),
+    ],
+)
+def test_lists_that_are_none(data: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
         Tokenizer(hub.resolve(made_folder(tmp_path, params_json=PARAMS, tokenizer_model=data)))
