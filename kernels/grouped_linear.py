@@ -6,7 +6,6 @@
 
 Rows lie by themselves (tiles of one row): byte 4c + k of a row has inputs 8c + k in its low and 8c + 4 + k in its high
 half (of 8 bits: input 4c + k); a plane of its own has the bits above the fourth.
-
 Decoding reads every weight once, in 4 to 8 bits instead of 16, and each is a number in registers only.
 
 One row of x: a program goes over some rows of W. Four bytes are read as a word, which is 8 inputs (4 of 8 bits) of one
