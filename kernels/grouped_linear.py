@@ -6,11 +6,10 @@
 
 Rows lie by themselves (tiles of one row): byte 4c + k of a row has inputs 8c + k in its low and 8c + 4 + k in its high
 half (of 8 bits: input 4c + k); a plane of its own has the bits above the fourth.
-
 Decoding reads every weight once, in 4 to 8 bits instead of 16, and each is a number in registers only.
 
 One row of x: a program goes over some rows of W. Four bytes are read as a word, which is 8 inputs (4 of 8 bits) of one
-group: their products are added up first and meet the scale once. Sums over threads are made at the end.
+group: their products are added up first and meet the scale once, where W is not rounded.
 
 More rows: tiles of W become numbers of the type of x for a tensor core. The halves of bytes are two products, so that
 no number changes places: the columns of x are loaded in the order of either half.
@@ -73,8 +72,13 @@ def numbers(q, zero, table_f32_ptr, ZERO: tl.constexpr):
 
 @triton.jit
 def rounded(w, ROUNDED: tl.constexpr):
-    """W as the type has it that the matrix was made in."""
-    return w.to(tl.float16 if ROUNDED == HALF else tl.bfloat16).to(tl.float32)
+    """W as the type has it that the matrix was made in; bf16 by its bits, which Triton's interpreter cuts off."""
+    if ROUNDED == HALF:
+        value = w.to(tl.float16).to(tl.float32)
+    else:
+        bits = w.to(tl.int32, bitcast=True)
+        value = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    return value
 
 
 @triton.jit
@@ -247,15 +251,9 @@ def grouped_linear(
 
     single = x.dtype == torch.float32
     table = (FP32_ONE if single else ONE) if len(rows) == 1 else FP32 if single else FEW if len(rows) <= 16 else MANY
-    kind = (
-        made.bits,
-        made.table is not None,
-        made.rounded,
-        *(name for name in sorted(parts) if name),
-        parts["_scale"].dtype,
-    )
+    kind = (made.bits, made.group, made.table is not None, made.rounded, parts["_scale"].dtype, *sorted(parts)[1:])
     with on_device_of(x):
-        run("grouped_linear", (x.dtype, *kind, made.group, outputs, inputs, bucket(len(rows))), table, x.device, launch)
+        run("grouped_linear", (x.dtype, *kind, outputs, inputs, bucket(len(rows))), table, x.device, launch)
     return y
 
 
@@ -267,8 +265,7 @@ def cut(inputs: int, depth: int, programs: int) -> tuple[int, int]:
 
 
 def table_on(table: tuple[float, ...], device: torch.device) -> Tensor:
-    """The values of a table where they are looked up: copied once, for nothing may be copied while a graph is
-    recorded. What is traced keeps its own."""
+    """A table where it is looked up: copied once, as nothing may be while a graph is recorded; a trace has its own."""
     return _copied(table, device) if torch.compiler.is_compiling() else _kept(table, device)
 
 
