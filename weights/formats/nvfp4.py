@@ -48,20 +48,21 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
 
 def dequantise(parts: Mapping[str, Tensor], spelling: tuple[str, ...], name: str) -> Tensor:
     """fp32 `[O, I]`."""
-    factors = parts["weight_scale"].float() * _whole(parts, spelling, name)
+    whole, divides = _whole(parts, spelling, name)
+    factors = parts["weight_scale"].float() / whole if divides else parts["weight_scale"].float() * whole
     return scaled(e2m1.values(parts[spelling[0]]), factors, (1, GROUP))
 
 
 def fields(parts: Mapping[str, Tensor], spelling: tuple[str, ...], name: str) -> Fields:
-    """The same as numbers, scales, and the factor of each row."""
-    numbers = halves(parts[spelling[0]])
-    return Fields(numbers, parts["weight_scale"].half(), _whole(parts, spelling, name).expand(len(numbers), 1))
+    """The same as numbers, scales, and the factor of each row: 1 / s rounds once more than a division by s."""
+    numbers, (whole, divides) = halves(parts[spelling[0]]), _whole(parts, spelling, name)
+    factor = 1 / whole if divides else whole
+    return Fields(numbers, parts["weight_scale"].half(), factor.expand(len(numbers), 1))
 
 
-def _whole(parts: Mapping[str, Tensor], spelling: tuple[str, ...], name: str) -> Tensor:
-    """What multiplies the whole matrix, fp32 `[]`."""
+def _whole(parts: Mapping[str, Tensor], spelling: tuple[str, ...], name: str) -> tuple[Tensor, bool]:
+    """What the whole matrix has, fp32 `[]`, and whether that divides it."""
     whole = parts[spelling[2]]
     if not 0 < float(whole) < float("inf"):
         raise ValueError(f"{name}: {spelling[2]} is {float(whole)}, which is no factor; download it again")
-    whole = whole.reshape(())
-    return 1 / whole if spelling[2] == "weight_global_scale" else whole
+    return whole.reshape(()), spelling[2] == "weight_global_scale"
