@@ -117,7 +117,7 @@ def allowed(made: Made, x: Tensor, exact: Tensor) -> Tensor:
     return error if made.form.table is None else error + of_table
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(problems())
 @torch.no_grad()
 def test_products_are_the_formula(given: tuple[Made, Tensor, Tensor | None]) -> None:
@@ -126,7 +126,7 @@ def test_products_are_the_formula(given: tuple[Made, Tensor, Tensor | None]) -> 
     assert ((made.times(x, bias).double() - exact).abs() <= allowed(made, x, exact)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems())
 @torch.no_grad()
 def test_a_batch_gives_each_row_what_it_gives_alone(given: tuple[Made, Tensor, Tensor | None]) -> None:
@@ -136,7 +136,7 @@ def test_a_batch_gives_each_row_what_it_gives_alone(given: tuple[Made, Tensor, T
         assert torch.equal(made.times(x[row : row + 1], bias)[0], together[row])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(FORMS, st.integers(1, 40), st.integers(1, 400), st.sampled_from(DTYPES), st.integers(0, 999))
 @torch.no_grad()
 def test_matrices_are_written_out_to_the_bit(
