@@ -45,7 +45,8 @@ def _product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: int, bias: 
     return y
 
 
-def _located(x: Tensor | None) -> tuple[int, int]:
+def located(x: Tensor | None) -> tuple[int, int]:
+    """Where a tensor begins, and how many values it has; zeros for None."""
     return (0, 0) if x is None else (x.data_ptr(), x.numel())
 
 
@@ -57,7 +58,7 @@ def _laid(
     group: int = 1,
 ) -> tuple[Any, ...]:
     """A matrix as the loops take it."""
-    return (*_located(weight), *_located(scale), *_located(zero), *_located(factor), group)
+    return (*located(weight), *located(scale), *located(zero), *located(factor), group)
 
 
 def few(x: Tensor) -> bool:
@@ -139,7 +140,7 @@ def experts(
     hidden, inner = x.shape[1], _stored(gate_up).shape[1] // 2
     y = torch.empty_like(x)
     at = [address(each) for each in (x, chosen, weights, y)]
-    bias_at = tuple(number for each in biases or (None, None) for number in _located(each))
+    bias_at = tuple(number for each in biases or (None, None) for number in located(each))
     sizes = (len(x), chosen.shape[1], hidden, inner)
     loops.experts.experts(*at, into[0], out_of[0], bias_at, sizes, numbers, LIKE[x.dtype], into[1])
     return y

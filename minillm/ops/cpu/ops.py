@@ -241,7 +241,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "gated_act": Choice(gated_act, reference.gated_act),
     "attention": Choice(attention, reference.attention),
     "latent_attention": Choice(latent_attention, reference.latent_attention),
-    "experts": Choice(products.experts, grouped.experts),
+    "experts": Choice(tiles.experts, grouped.experts),
     "int8_linear": Choice(products.int8_linear, reference.int8_linear),
     "int4_linear": Choice(products.int4_linear, reference.int4_linear),
     "grouped_linear": Choice(tiles.grouped_linear, reference.grouped_linear),

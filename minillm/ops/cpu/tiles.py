@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops import reference
-from minillm.ops.cpu import loops
+from minillm.ops import grouped, reference
+from minillm.ops.cpu import loops, matrices
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import few, here, plain
+from minillm.ops.stacked import GroupedMatrices
+from minillm.spec import Activation, ClampedSwiGLU
 from minillm.weights.grouped import Grouped
 
 TILE = 16  # rows, which are the places of a vector
@@ -37,6 +41,55 @@ def grouped_linear(
         multiply, form = loops.tiles.linear, laid_in_bytes(made)
     multiply(address(x), at, address(bias), address(y), (x.numel() // inputs, inputs, outputs), form, LIKE[x.dtype])
     return y
+
+
+def experts(
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    gate_up: Any,
+    down: Any,
+    activation: Activation | ClampedSwiGLU,
+    biases: tuple[Tensor, Tensor] | None = None,
+    places: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """`reference.experts`: for few tokens with the matrices as they lie, for many with each one written out."""
+    given, numbers = (gate_up, down), matrices.activation_number(activation)
+    if not any(isinstance(each, GroupedMatrices) for each in given):
+        return matrices.experts(x, chosen, weights, gate_up, down, activation, biases, places)
+    known = all(isinstance(each, GroupedMatrices) and laid(each.made) and whole(each.parts) for each in given)
+    fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous() and here(chosen)
+    if not (known and fits and numbers and in_bytes(x)):
+        gate_up, down = (_Written.of(each, x) for each in given)
+        return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
+    y, sizes = torch.empty_like(x), (len(x), chosen.shape[1], x.shape[1], gate_up.outputs // 2)
+    at = [address(each) for each in (x, chosen, weights, y)]
+    into, out_of = ((located(each.parts, each.made), laid_in_bytes(each.made)) for each in (gate_up, down))
+    bias_at = tuple(number for each in biases or (None, None) for number in matrices.located(each))
+    loops.tile_experts.experts(*at, into, out_of, bias_at, sizes, numbers, LIKE[x.dtype])
+    return y
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Matrices `[E, O, I]` in tiles; the one that is asked for is written out."""
+
+    held: GroupedMatrices
+    form: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, given: Any, x: Tensor) -> Any:
+        """What the loops know, so; anything else as it is."""
+        if not (isinstance(given, GroupedMatrices) and x.dtype in LIKE and here(x) and whole(given.parts)):
+            return given
+        form = laid(given.made)
+        return given if form is None else cls(given, form, x.dtype)
+
+    def __getitem__(self, expert: int, /) -> Tensor:
+        held = self.held
+        at = located({name: part[expert] for name, part in held.parts.items()}, held.made)
+        return written(at, self.form, held.outputs, held.columns, self.dtype)
 
 
 def written(at: tuple[int, ...], form: tuple[int, ...], outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
