@@ -12,17 +12,15 @@ from minillm import config, families, hub, ops
 from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.model import held
-from minillm.model.decoder import Decoder, skeleton
+from minillm.model.decoder import skeleton
 from minillm.model.held import Scheme
 from minillm.weights import foreign, holding
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
 from minillm.weights.forms import Segment
-from minillm.weights.fp8 import Fp8
-from minillm.weights.load import check, fully_fp8
+from minillm.weights.load import check
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import Plan, plan
-from minillm.weights.schemes import scheme_of
 
 # What may stand in quantization_config and changes nothing here: which modules are plain, the tensors tell themselves,
 # and activations are never quantised.
@@ -74,7 +72,10 @@ def load(
     said = fits(planned, checkpoint, values)
     formats = scheme.formats(model) if scheme else {}
     held.hold(model, formats)
-    stay = _staying(checkpoint, planned, model) if keep_quantized and not scheme else {}
+    shapes, stay = held.holdable(model), dict[str, tuple[Segment, ...]]()
+    if keep_quantized and not scheme:
+        stay = dict(holding.segments(checkpoint, planned, shapes, model.dtype, model.ops.tile))
+        said += holding.told(checkpoint, planned, shapes, stay)
     held.hold(model, stay)
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats, stay)
     model.load_state_dict(parameters, assign=True)
@@ -83,13 +84,6 @@ def load(
     llm = LLM(folder, values, model, target)
     _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
     return llm
-
-
-def _staying(checkpoint: Checkpoint, planned: Plan, model: Decoder) -> dict[str, tuple[Segment, ...]]:
-    """The parameters that stay quantised."""
-    shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if held.holdable(model, name)}
-    fp8 = {name: (Segment(0, shapes[name][-2], Fp8()),) for name in fully_fp8(planned) if name in shapes}
-    return {**fp8, **holding.segments(checkpoint, planned, shapes, model.dtype, model.ops.tile)}
 
 
 def opened(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], Checkpoint]:
@@ -113,15 +107,14 @@ def fits(planned: Plan, checkpoint: Checkpoint, values: dict[str, Any]) -> list[
             "true in config.json if its head is the embedding"
         )
     check(planned, checkpoint)
-    return _quantised_as_said(values, planned, checkpoint)
+    return _quantised_as_said(values, checkpoint)
 
 
-def _quantised_as_said(values: dict[str, Any], planned: Plan, checkpoint: Checkpoint) -> list[str]:
+def _quantised_as_said(values: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
     """What users are told where quantization_config says other things than the tensors, or some that are not followed.
     Raises ValueError where the two contradict each other."""
     section, method = values.get("quantization_config") or {}, config.quantization(values)
-    gathered = {each.format for each in checkpoint.info.values() if each.format}
-    found = {scheme_of(scale).TITLE for scale in planned.scales.values()} | gathered
+    found = {each.format for each in checkpoint.info.values() if each.format}
     said = {"fp8": "FP8", "mxfp4": "MXFP4"}.get(str(method))
     if said and found - {said}:
         raise ValueError(
@@ -134,7 +127,7 @@ def _quantised_as_said(values: dict[str, Any], planned: Plan, checkpoint: Checkp
     if method not in (None, held.METHOD, "gguf") and not found:
         notes.append(f"quantization_config says {method}, but no tensor is: the weights are read as they are stored")
     unread = sorted(set(section) - QUANTISED[method]) if method in QUANTISED else []
-    if section.get("activation_scheme", "dynamic") != "dynamic" and not gathered:  # else their factors are spoken of
+    if section.get("activation_scheme", "dynamic") != "dynamic" and not checkpoint.idle:  # else these are spoken of
         unread.append(f"activation_scheme {section['activation_scheme']!r}")
     if method in QUANTISED and unread:
         notes.append(f"config.json keys of quantization_config not understood and ignored: {', '.join(unread)}")

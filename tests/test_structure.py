@@ -35,7 +35,7 @@ ROOMS = [
     ["engine"],
     ["llm", "hub"],
     ["loading", "cli"],
-    ["report", "saving"],
+    ["report"],
     ["generate", "quantize", "perplexity", "explain", "plan", "diff", "lens", "routes", "bench", "harness"],
 ]
 COMMANDS = ROOMS[-1]

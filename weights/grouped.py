@@ -182,8 +182,8 @@ def grouped(numbers: Tensor, values: Tensor, group: int) -> tuple[Tensor, Tensor
 
 
 def _plane(q: Tensor, per: int, bits: int) -> Tensor:
-    """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart. Four
-    bytes are moved, and shifted, as one word: numbers have no more bits than there is room for."""
+    """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart.
+    Four bytes are moved, and shifted, as one word: numbers have no more bits than there is room for."""
     words = q.reshape(-1).view(torch.int32).view(*q.shape[:2], -1).transpose(1, 2).contiguous()
     words = words.view(len(q), -1, per // 4, q.shape[1])
     made = words[:, :, 0]

@@ -40,6 +40,7 @@ FILES = {
     "experts": "moe",
     "int8_linear": "quant_linear",
     "int4_linear": "quant_linear",
+    "grouped_linear": "grouped_linear",
     "fp8_linear": "quant_linear",
     "linear_cross_entropy": "cross_entropy",
     "sample": "sampling",

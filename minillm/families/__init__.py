@@ -38,7 +38,7 @@ from minillm.families import (
     qwen3_moe,
     tanuki,
 )
-from minillm.families.shared import gguf_rules
+from minillm.families.shared import gguf_rules, makers
 from minillm.spec import Decoder
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import SPARE, Rules, sources
@@ -113,8 +113,9 @@ def untied(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rules(family: ModuleType, config: Config) -> Rules:
-    if (made := gguf_rules.rules(config)) is not None:
-        return made
+    for made in (gguf_rules.rules(config), makers.rules(config)):
+        if made is not None:
+            return made
     return dict(family.rules(config) if hasattr(family, "rules") else family.RULES)
 
 

@@ -3,7 +3,7 @@ softmax over them; experts and attention have biases; SwiGLU is clamped; each he
 layer has a window of 128; norms are rounded after their weight; YaRN does not round where its ramp begins and ends.
 
 gpt-oss-20b, gpt-oss-120b (OpenAI, arXiv:2508.10925). All experts of a layer lie in one tensor, `gate_up_proj` with a
-value of gate and one of up in turn: published as MXFP4 (see `weights/mxfp4.py`), `[E, 2F, H]`, or by transformers as
+value of gate and one of up in turn: published as MXFP4 (`weights/formats/mx.py`), `[E, 2F, H]`, or by transformers as
 plain numbers the other way around, `[E, H, 2F]`.
 """
 

@@ -203,8 +203,8 @@ def _matrices(model: Decoder) -> set[str]:
     """The parameters that published schemes quantise: all that a product takes, but embedding, head and routers."""
     return {
         name
-        for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and not name.startswith(("embedding.", "head.")) and held.holdable(model, name)
+        for name, shape in held.holdable(model).items()
+        if len(shape) > 1 and not name.startswith(("embedding.", "head."))
     }
 
 

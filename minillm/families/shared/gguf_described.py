@@ -49,13 +49,14 @@ def architecture(values: Mapping[str, Any]) -> str:
 
 
 def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of an architecture says of a decoder; `values` are its config's, of which widths without effect are
-    taken."""
+    """What a file of an architecture says of a decoder; of its config's `values` come the positions before any scaling,
+    and a width that mixtures leave unused."""
     attention, norm = decoder.layers[0].attention, decoder.final_norm
+    positions = values.get("max_position_embeddings")
     epsilon = "attention.layer_norm_epsilon" if isinstance(norm, LayerNorm) else "attention.layer_norm_rms_epsilon"
     said = {
         "vocab_size": decoder.vocab_size,
-        "context_length": decoder.context,
+        "context_length": positions if type(positions) is int else decoder.context,
         "embedding_length": decoder.hidden_size,
         "block_count": len(decoder.layers),
         epsilon: float(norm.eps),
@@ -179,7 +180,8 @@ def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
 
 def _positions(decoder: Decoder) -> dict[str, Any]:
     rope, attention = _everywhere(decoder), decoder.layers[0].attention
-    said, scaling = {"rope.freq_base": float(rope.theta)}, rope.scaling
+    said: dict[str, Any] = {"rope.freq_base": float(rope.theta)}
+    scaling = rope.scaling
     if isinstance(scaling, LinearScaling):
         return {**said, "rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
     if isinstance(scaling, YarnScaling):

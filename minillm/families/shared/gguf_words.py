@@ -28,6 +28,7 @@ from minillm.families.shared.gguf_vocabulary import (
     USER,
 )
 
+PHI3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 BYTES = {f"<0x{i:02X}>" for i in range(256)}
 ADVICE = "the file can be written without texts: take tokenizer.json out of the folder"
 
@@ -70,6 +71,12 @@ def roles(
     said = {f"{PREFIX}{name}_token_id": each for name, each in named.items()}
     flags = {"add_bos_token": bool(front), "add_eos_token": bool(behind)}
     return {**said, **{f"{PREFIX}{key}": flag for key, flag in flags.items()}}
+
+
+def title(name: str, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What a file calls its model. llama.cpp looks for some tokens where that tells of Phi-3, and ends without them."""
+    tells = any(each in name.lower() for each in ("phi-3", "phi3"))
+    return {} if tells and not PHI3.issubset(metadata[f"{PREFIX}tokens"]) else {"general.name": name}
 
 
 def ends_by_text(metadata: Mapping[str, Any]) -> list[int]:

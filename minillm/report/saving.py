@@ -18,6 +18,7 @@ from torch import Tensor
 from minillm import families
 from minillm.families.shared import gguf_config, gguf_described, gguf_limits, gguf_words
 from minillm.families.shared.gguf_made import Named, named
+from minillm.guard.files import is_there, read_bytes
 from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.loading import fits, integers, opened
@@ -26,8 +27,11 @@ from minillm.model.decoder import Decoder, skeleton
 from minillm.model.rope import frequencies
 from minillm.spec import MLA, Llama3Scaling, MoE, Rope
 from minillm.text import chat
-from minillm.text.jsonbackend import JsonBackend
+from minillm.text.added import listed
+from minillm.text.jsonbackend import MAX_BYTES
+from minillm.text.tokenizer import Tokenizer
 from minillm.weights.gguf import mixtures, writer
+from minillm.weights.gguf.reader import SUFFIX
 from minillm.weights.rows import Rows
 from minillm.weights.rules import plan
 
@@ -58,8 +62,8 @@ def write_gguf(
     progress: Callable[[int, int], None] = lambda done, total: None,
     bare: bool = False,
 ) -> dict[str, Any]:
-    """Write the checkpoint in `folder`, whose config.json has `values`, as a GGUF file; complete or not at all. One that
-    is `bare` has no words, and all its matrices in one kind of blocks: for measuring.
+    """Write the checkpoint in `folder`, whose config.json has `values`, as a GGUF file; complete or not at all. One
+    that is `bare` has no words, and all its matrices in one kind of blocks: for measuring.
 
     No more than a few blocks of a tensor are in memory, or one tensor where that is quantised already or lies
     otherwise. Returns the bytes before and after, the bits that a value takes, and how many tensors there are of each
@@ -75,6 +79,8 @@ def write_gguf(
     for each in fits(planned, checkpoint, values):
         note(each)
     file = described(plain, values, mixture, bare)
+    for remark in gguf_limits.remarks(spec, file.metadata["general.architecture"]):
+        note(remark)
     if not bare:
         file.metadata.update(_words(LLM(folder, values, plain, torch.device("cpu"))))
     rows = Rows(checkpoint, planned, {n: (form, plain.get_parameter(n).shape[-1]) for n, form in formats.items()})
@@ -89,15 +95,13 @@ def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: boo
     """The file of a plain model, as yet without words. Raises ValueError for what llama.cpp would compute otherwise."""
     spec, architecture = model.spec, gguf_described.architecture(values)
     of_scaling = _of_scaling(spec.layers[0].attention.rope)
-    metadata = gguf_described.metadata(spec, architecture, values)
+    metadata = gguf_described.metadata(spec, architecture, families.resolve(values)[2].values)
     factors = {name: torch.tensor(each) for name, each in gguf_described.factors(spec, of_scaling).items()}
     tensors = named(spec, architecture, model.destinations())
     read = families.resolve(gguf_config.config(metadata, _Shapes(tensors, factors)))[0]
     found = gguf_described.difference(spec, read, of_scaling) or gguf_limits.refusal(spec, architecture)
     if found:
         raise ValueError(f"llama.cpp's {architecture} is another model than this one: {found}; {ELSE}")
-    for remark in gguf_limits.remarks(spec, architecture):
-        note(remark)
     attention, ffns = spec.layers[0].attention, [layer.ffn for layer in spec.layers]
     share = 1 if isinstance(attention, MLA) else attention.num_heads // attention.num_kv_heads
     experts = next((each.router.num_experts for each in ffns if isinstance(each, MoE)), 0)
@@ -137,29 +141,48 @@ class _Shapes:
 
 def _words(llm: LLM) -> dict[str, Any]:
     """The metadata of a checkpoint's tokenizer and chat templates. Raises ValueError for what no file can hold."""
-    if (tokenizer := llm.tokenizer) is None:
+    folder, tokenizer = llm.folder, llm.tokenizer
+    if tokenizer is None:
         note("no tokenizer in the checkpoint: the file takes token ids only")
         return {}
-    backend = tokenizer.backend
-    if not isinstance(backend, JsonBackend) or backend.unusual is not None:
-        why = backend.unusual if isinstance(backend, JsonBackend) else "there is only a tokenizer.model"
-        raise ValueError(f"{llm.folder}: a GGUF file is written of a usual tokenizer.json, but {why}; "
+    if not is_there(folder / "tokenizer.json"):
+        raise ValueError(f"{folder}: a GGUF file is written of a tokenizer.json, and there is only a tokenizer.model; "
                          "save it with transformers' fast tokenizer first")  # fmt: skip
-    said, lost = gguf_words.vocabulary(json.loads(backend.encoding.tokenizer.to_str()), llm.spec.vocab_size)
+    said, lost = gguf_words.vocabulary(_tokenizer(folder, tokenizer), llm.spec.vocab_size)
     for remark in lost:
         note(f"the tokenizer says what no GGUF file can: {remark}")
-    ids = {name.removesuffix("_token"): i for name, text in tokenizer.special.items()
-           if (i := backend.id_of(text)) is not None}  # fmt: skip
-    front, behind = _around(tokenizer.backend)
+    known = {name.removesuffix("_token"): tokenizer.backend.id_of(text) for name, text in tokenizer.special.items()}
+    ids = {role: i for role, i in known.items() if i is not None}
+    front, behind = _around(tokenizer)
     said |= gguf_words.roles(ids, front, behind, sorted(llm.turn_ids), gguf_words.ends_by_text(said))
-    template, tools = (chat.find(llm.folder, tokenizer.config, each) for each in (False, True))
+    template, tools = (chat.find(folder, tokenizer.config, each) for each in (False, True))
     said |= {"tokenizer.chat_template": template} if template else {}
-    return said | ({"tokenizer.chat_template.tool_use": tools} if tools and tools != template else {})
+    said |= {"tokenizer.chat_template.tool_use": tools} if tools and tools != template else {}
+    return said | gguf_words.title(_name(folder), said)
 
 
-def _around(backend: JsonBackend) -> tuple[list[int], list[int]]:
+def _tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer.json, which the tokenizers library has read by now, with the tokens that files beside it add."""
+    words = json.loads(read_bytes(folder / "tokenizer.json", MAX_BYTES))
+    own = words.get("added_tokens") or []
+    known = {each["content"] for each in own}
+    more = [
+        {**flags, "content": text, "id": i}
+        for text, _, flags in listed(folder, tokenizer.config)
+        if text not in known and (i := tokenizer.backend.id_of(text)) is not None
+    ]
+    return {**words, "added_tokens": [*own, *more]}
+
+
+def _name(folder: Path) -> str:
+    """What a checkpoint is called: a file, a folder, or a repository in the hub's cache."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name.removesuffix(SUFFIX)
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that are put in front of a text, and behind it."""
-    text = "a"
-    plain, whole = (backend.encode(text, special) for special in (False, True))
+    plain, whole = (tokenizer.backend.encode("a", special) for special in (False, True))
     at = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
     return whole[:at], whole[at + len(plain) :]
