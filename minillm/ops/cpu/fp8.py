@@ -17,8 +17,16 @@ VECTOR = 16  # columns: groups of which end where one does
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, width: int = fp8.BLOCK) -> Tensor:
     """`reference.fp8_linear`."""
+    groups = -(-x.shape[-1] // width) if width else 1
     fits = weight.is_contiguous() and here(weight) and scale.dtype == torch.float32 and plain(scale)
-    if not (fits and plain(x, bias) and x.numel() and len(weight) and width % VECTOR == 0):
+    if not (
+        fits
+        and scale.shape == (len(weight), groups)
+        and plain(x, bias)
+        and x.numel()
+        and len(weight)
+        and width % VECTOR == 0
+    ):
         return reference.fp8_linear(x, weight, scale, bias, width)
     at, sizes = (address(weight), address(scale)), (*weight.shape, width)
     if not few(x):
