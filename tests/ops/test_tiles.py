@@ -100,13 +100,13 @@ def problems(draw: Any) -> tuple[Made, Tensor, Tensor | None]:
 def allowed(made: Made, x: Tensor, exact: Tensor) -> Tensor:
     """What a result may be wrong by.
 
-    In fp32 the sums. Else the result's rounding and, of few rows, that of x to 16 bits: 2^-14.98 of the largest of a
+    The sums and the result's rounding; in 16 bits, of few rows, that of x to 16 bits: 2^-14.98 of the largest of a
     chunk of 32, and that of a table to 16 bits, 2^-15.98 of its largest; of many rows, that of W to x's type, which is
     also what a rounded form is spared.
     """
     sums = x.double().abs() @ made.weight.abs().t()
     if x.dtype == torch.float32:
-        return sums * 2.0**-21 + SMALLEST[x.dtype]
+        return sums * 2.0**-21 + exact.abs() * 2.0**-24 + SMALLEST[x.dtype]
     eps = torch.finfo(x.dtype).eps
     error = exact.abs() * eps / 2 + sums * 2.0**-20 + SMALLEST[x.dtype] * (1 + x.double().abs().sum(-1, keepdim=True))
     if len(x) > 16 or not whole.VNNI or made.form.rounded:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minillm.ops import draw, grouped, reference
-from minillm.ops.cpu import loops, tiles, usable
+from minillm.ops.cpu import fp8, loops, tiles, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import activation_number, here, plain
@@ -244,6 +244,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "experts": Choice(tiles.experts, grouped.experts),
     "int8_linear": Choice(products.int8_linear, reference.int8_linear),
     "int4_linear": Choice(products.int4_linear, reference.int4_linear),
+    "fp8_linear": Choice(fp8.fp8_linear, reference.fp8_linear),
     "grouped_linear": Choice(tiles.grouped_linear, reference.grouped_linear),
     "sample": Choice(sample, draw.sample),
 }
