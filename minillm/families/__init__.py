@@ -20,8 +20,10 @@ from minillm.families import (
     gemma3,
     gpt_neox,
     gpt_oss,
+    kimi_k25,
     llama,
     mistral,
+    mistral3,
     mixtral,
     olmo,
     olmo2,
@@ -34,8 +36,11 @@ from minillm.families import (
     plamo3,
     qwen2,
     qwen2_moe,
+    qwen2_vl,
     qwen3,
     qwen3_moe,
+    qwen3_vl,
+    qwen3_vl_moe,
     tanuki,
 )
 from minillm.families.shared import gguf_rules
@@ -71,6 +76,16 @@ FAMILIES = {  # by the config's model_type
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
     "kimi_k2": deepseek_v3,
+    "qwen2_vl": qwen2_vl,
+    "qwen2_vl_text": qwen2_vl,
+    "qwen2_5_vl": qwen2_vl,
+    "qwen2_5_vl_text": qwen2_vl,
+    "qwen3_vl": qwen3_vl,
+    "qwen3_vl_text": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
+    "qwen3_vl_moe_text": qwen3_vl_moe,
+    "kimi_k25": kimi_k25,
+    "mistral3": mistral3,
 }
 
 HEAD, HEAD_BIAS = "head.weight", "head.bias"

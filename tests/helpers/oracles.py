@@ -22,7 +22,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
 from minillm.model.moe import Router
 from minillm.ops.routing import Routing
-from tests.helpers import oracles_plamo
+from tests.helpers import oracles_plamo, oracles_wrapped
 
 # A model_type that transformers has under another name.
 SAME_AS = {"kimi_k2": "deepseek_v3", "tanuki": "mixtral"}
@@ -36,6 +36,8 @@ def build(family: str, values: dict[str, Any]) -> Any:
         return with_experts(transformers.LlamaConfig(**values))
     if family in oracles_plamo.BUILD:
         return oracles_plamo.BUILD[family](values)
+    if family in oracles_wrapped.VISION:
+        return oracles_wrapped.build(family, values)
     config = transformers.AutoConfig.for_model(SAME_AS.get(family, family), **values)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return standardised(model) if family == "tanuki" else model
@@ -49,6 +51,8 @@ def save(model: Any, folder: Path, family: str) -> None:
         oracles_plamo.WRITE[family](model, folder)
     else:
         model.save_pretrained(folder)
+    if family in oracles_wrapped.VISION:
+        oracles_wrapped.publish(folder)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": family}))
 
@@ -63,6 +67,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         return model.to(dtype).eval()
     if family in oracles_plamo.BUILD:
         return oracles_plamo.load(folder, family).to(dtype).eval()
+    if family in oracles_wrapped.VISION:
+        return oracles_wrapped.load(folder, dtype=dtype, **EAGER)
     if family in SAME_AS:
         values["model_type"] = SAME_AS[family]
         config = transformers.AutoConfig.for_model(**values)
