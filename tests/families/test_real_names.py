@@ -36,6 +36,10 @@ COUNTS = {
     "moonshotai__Kimi-K2.5": 1_026_408_232_448,
     "nvidia__Kimi-K2.5-NVFP4": 1_026_408_232_448,
     "nvidia__Kimi-K2.7-Code-NVFP4": 1_026_408_232_448,
+    "zai-org__GLM-4.7-Flash": 29_943_393_920,
+    "zai-org__GLM-4.7-FP8": 352_796_486_560,  # of a copy that does not say that q and k are normalised
+    "MiniMaxAI__MiniMax-M2.5": 228_689_764_864,
+    "nvidia__MiniMax-M2.5-NVFP4": 228_689_764_864,
     "Qwen__Qwen3-0.6B": 596_049_920,
     "Qwen__Qwen3-1.7B": 1_720_574_976,
     "TinyLlama__TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
@@ -88,11 +92,15 @@ ACTIVE = {
     "deepseek-ai__DeepSeek-V2": "21",
     "deepseek-ai__DeepSeek-V3": "37",
     "moonshotai__Kimi-K2-Thinking": "32",
+    "Qwen__Qwen3-VL-235B-A22B-Instruct": "22",
+    "Qwen__Qwen3-VL-30B-A3B-Instruct": "3.3",
 }
+# Of families that are here in part: what the refusal says.
+REFUSED = {"tiiuae__falcon-180B-chat": "new_decoder_architecture is True; of this family False works"}
 FOLDERS = sorted(path.parent for path in SHARED.glob("real-configs/*/config.json"))
 KNOWN = [folder for folder in FOLDERS if read(folder).get("model_type") in FAMILIES]
 # But not what a class of transformers says where nothing is stated (`test_parity.py` has that).
-SUPPORTED = [folder for folder in KNOWN if not folder.name.startswith("transformers-")]
+SUPPORTED = [each for each in KNOWN if not each.name.startswith("transformers-") and each.name not in REFUSED]
 
 
 def test_every_supported_folder_has_a_count() -> None:
@@ -167,3 +175,9 @@ def test_other_models_are_refused_by_name(folder: Path) -> None:
     words = f"model_type '{stated}' is not supported; supported are" if stated else "model_type"
     with pytest.raises(ValueError, match=words):
         resolve(values)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_size_that_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=REFUSED[name]):
+        resolve(read(shared(f"real-configs/{name}")))
