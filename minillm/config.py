@@ -42,7 +42,7 @@ HARMLESS = {
         FLAG,
     ),
     **dict.fromkeys(  # training, and generation, which is read elsewhere
-        """attention_dropout attn_pdrop embd_pdrop embedding_dropout hidden_dropout residual_dropout
+        """attention_dropout attn_pdrop embd_pdrop embed_dropout embedding_dropout hidden_dropout residual_dropout
         initializer_range embedding_initializer_range aux_loss_alpha ep_size expert_dropout input_jitter_noise
         router_aux_loss_coef resid_pdrop chunk_size_feed_forward pretraining_tp max_length min_length
         temperature top_k top_p typical_p diversity_penalty length_penalty repetition_penalty no_repeat_ngram_size

@@ -12,6 +12,8 @@ from typing import Any
 
 from minillm.config import Config, same
 from minillm.families import (
+    baichuan,
+    chatglm,
     cwm,
     deepseek,
     deepseek_v2,
@@ -19,6 +21,7 @@ from minillm.families import (
     dots1,
     ernie4_5,
     ernie4_5_moe,
+    exaone,
     exaone4,
     falcon,
     gemma,
@@ -37,6 +40,7 @@ from minillm.families import (
     kimi_k25,
     llama,
     mellum,
+    mimo,
     minimax_m2,
     mistral,
     mistral3,
@@ -50,6 +54,7 @@ from minillm.families import (
     phimoe,
     plamo,
     plamo3,
+    qwen,
     qwen2,
     qwen2_moe,
     qwen2_vl,
@@ -128,6 +133,11 @@ FAMILIES = {  # by the config's model_type
     "cwm": cwm,
     "helium": helium,
     "youtu": youtu,
+    "exaone": exaone,
+    "qwen": qwen,
+    "chatglm": chatglm,
+    "mimo": mimo,
+    "baichuan": baichuan,
 }
 
 HEAD, HEAD_BIAS = "head.weight", "head.bias"

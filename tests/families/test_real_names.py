@@ -36,6 +36,9 @@ COUNTS = {
     "moonshotai__Kimi-K2.5": 1_026_408_232_448,
     "nvidia__Kimi-K2.5-NVFP4": 1_026_408_232_448,
     "nvidia__Kimi-K2.7-Code-NVFP4": 1_026_408_232_448,
+    "Qwen__Qwen-7B-Chat": 7_721_324_544,
+    "THUDM__glm-4-9b-chat": 9_399_951_360,
+    "XiaomiMiMo__MiMo-7B-Base": 7_622_619_136,
     "zai-org__GLM-4.7-Flash": 29_943_393_920,
     "zai-org__GLM-4.7-FP8": 352_796_486_560,  # of a copy that does not say that q and k are normalised
     "MiniMaxAI__MiniMax-M2.5": 228_689_764_864,
@@ -96,7 +99,10 @@ ACTIVE = {
     "Qwen__Qwen3-VL-30B-A3B-Instruct": "3.3",
 }
 # Of families that are here in part: what the refusal says.
-REFUSED = {"tiiuae__falcon-180B-chat": "new_decoder_architecture is True; of this family False works"}
+REFUSED = {
+    "tiiuae__falcon-180B-chat": "new_decoder_architecture is True; of this family False works",
+    "baichuan-inc__Baichuan2-7B": "vocab_size is 125696, that of Baichuan 2, whose head is not supported",
+}
 FOLDERS = sorted(path.parent for path in SHARED.glob("real-configs/*/config.json"))
 KNOWN = [folder for folder in FOLDERS if read(folder).get("model_type") in FAMILIES]
 # But not what a class of transformers says where nothing is stated (`test_parity.py` has that).

@@ -127,4 +127,18 @@ LATER: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "exaone": ("exaone", {"rope_parameters": {**ROPES["llama3"], "rope_theta": 500.0}}),
+    "exaone-tied": ("exaone", {"head_dim": 12, "tie_word_embeddings": True}),
+    "qwen": ("qwen", {"num_key_value_heads": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "chatglm": ("chatglm", {"head_dim": 12}),
+    "chatglm-ratio": (
+        "chatglm",
+        {
+            "head_dim": 8,
+            "attention_bias": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "mimo": ("mimo", {"rope_parameters": {"rope_type": "default", "rope_theta": 640000.0}}),
+    "baichuan": ("baichuan", {"num_key_value_heads": 6, "head_dim": 8}),
 }
