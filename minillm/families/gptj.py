@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from minillm.config import Config
 from minillm.families import llama
-from minillm.families.shared import common, rotary
-from minillm.spec import GQA, MLP, Decoder, LayerNorm
+from minillm.families.shared import common
+from minillm.spec import GQA, MLP, Decoder, LayerNorm, Rope
 
+THETA = 10000.0
 DEFAULTS = {
     **llama.DEFAULTS,
     "vocab_size": 50400,
@@ -46,10 +47,9 @@ def spec(config: Config) -> Decoder:
     num_heads, head_dim = config.size("num_attention_heads"), common.heads(config)[2]
     config.derived("num_key_value_heads", {num_heads})
     turned = config.optional_size("rotary_dim") or head_dim
-    if turned > head_dim:
-        raise ValueError(f"config.json: rotary_dim {turned} is more than the {head_dim} values of a head")
-    rope = replace(rotary.rope(config, turned), layout="interleaved")
-    attention = GQA(num_heads, num_heads, head_dim, rope)
+    if turned > head_dim or turned % 2:
+        raise ValueError(f"config.json: rotary_dim is {turned}, expected an even number of a head's {head_dim} values")
+    attention = GQA(num_heads, num_heads, head_dim, Rope(turned, THETA, "interleaved"))
     width = config.optional_size("intermediate_size") or 4 * config.size("hidden_size")
     mlp = MLP(width, config.choice("hidden_act", common.ACTIVATIONS), bias=True)
     layers, norm = common.num_layers(config), LayerNorm(config.number("layer_norm_epsilon"))

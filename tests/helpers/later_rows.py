@@ -12,7 +12,6 @@ MIXED = ["sparse", "dense", "sparse"]
 WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 NEVER = {"bos_token_id": 1000}  # a class that must have one
 FALCON = {"ffn_hidden_size": 80, "intermediate_size": None}
-GPTJ = {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 128, "n_inner": 80}
 ERNIE = {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 20, "head_dim": 8}
 
 LATER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,7 +75,7 @@ LATER: dict[str, tuple[str, dict[str, Any]]] = {
         "stablelm",
         {"use_qkv_bias": True, "use_parallel_residual": True, "rope_parameters": PARTIAL},
     ),
-    "gptj": ("gptj", {**GPTJ, "rotary_dim": 6, "num_key_value_heads": None}),
+    "gptj": ("gptj", {"n_inner": 80, "rotary_dim": 6, "num_key_value_heads": None}),
     "falcon": ("falcon", {**FALCON, "num_key_value_heads": None}),
     "falcon-untied": (
         "falcon",
