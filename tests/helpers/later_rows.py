@@ -11,6 +11,7 @@ PARTIAL = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor":
 MIXED = ["sparse", "dense", "sparse"]
 WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 NEVER = {"bos_token_id": 1000}  # a class that must have one
+OTHER_SCALE = {"routed_scaling_factor": 2.5, "norm_topk_prob": False, "n_group": 2, "topk_group": 1}
 FALCON = {"ffn_hidden_size": 80, "intermediate_size": None}
 ERNIE = {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 20, "head_dim": 8}
 
@@ -46,22 +47,51 @@ LATER: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "glm4_moe_lite": ("glm4_moe_lite", {**LATENT, "n_group": 1, "topk_group": 1}),
-    "glm4_moe_lite-mixed": ("glm4_moe_lite", {**LATENT, "n_group": 2, "topk_group": 1, "mlp_layer_types": MIXED}),
+    "glm4_moe_lite-mixed": (
+        "glm4_moe_lite",
+        {
+            **LATENT,
+            "n_group": 4,
+            "topk_group": 2,
+            "mlp_layer_types": MIXED,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": False,
+            "rope_interleave": False,
+            "attention_bias": True,
+        },
+    ),
     "dots1": ("dots1", {**FINE, "first_k_dense_replace": 1, "norm_topk_prob": True, "head_dim": 12}),
-    "dots1-window": ("dots1", {**FINE, "sliding_window": 5, "max_window_layers": 1, "attention_bias": True}),
-    "solar_open": ("solar_open", {**FINE, "head_dim": 16, "n_shared_experts": 1, "attention_bias": True}),
+    "dots1-window": (
+        "dots1",
+        {**FINE, **OTHER_SCALE, "sliding_window": 5, "max_window_layers": 1, "attention_bias": True},
+    ),
+    "solar_open": ("solar_open", {**FINE, **OTHER_SCALE, "head_dim": 16, "attention_bias": True}),
     "hy_v3": ("hy_v3", {**EXPERTS, "head_dim": 16}),
     "hy_v3-mixed": (
         "hy_v3",
-        {**EXPERTS, "num_shared_experts": 2, "attention_bias": True, "head_dim": 8, "mlp_layer_types": MIXED},
+        {
+            **EXPERTS,
+            "num_shared_experts": 2,
+            "router_scaling_factor": 1.5,
+            "attention_bias": True,
+            "head_dim": 8,
+            "mlp_layer_types": MIXED,
+        },
     ),
     "minimax_m2": ("minimax_m2", {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 16, "rotary_dim": 12}),
     "ernie4_5": ("ernie4_5", {"head_dim": 12, "use_bias": True}),
     "ernie4_5-scaled": ("ernie4_5", {"tie_word_embeddings": False, "rope_parameters": ROPES["linear"]}),
-    "ernie4_5_moe": ("ernie4_5_moe", {**ERNIE, "tie_word_embeddings": False}),
+    "ernie4_5_moe": ("ernie4_5_moe", {**ERNIE, "moe_layer_start_index": 2, "tie_word_embeddings": False}),
     "ernie4_5_moe-mixed": (
         "ernie4_5_moe",
-        {**ERNIE, "moe_num_shared_experts": 1, "moe_layer_start_index": 0, "moe_layer_interval": 2},
+        {
+            **ERNIE,
+            "num_hidden_layers": 5,
+            "moe_num_shared_experts": 1,
+            "moe_layer_start_index": 0,
+            "moe_layer_end_index": 2,
+            "moe_layer_interval": 2,
+        },
     ),
     "seed_oss": ("seed_oss", {"head_dim": 12}),
     "seed_oss-biases": (
@@ -69,14 +99,14 @@ LATER: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 8, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
     ),
     "starcoder2": ("starcoder2", {"sliding_window": 6}),
-    "starcoder2-plain": ("starcoder2", {"use_bias": False, "tie_word_embeddings": False}),
+    "starcoder2-plain": ("starcoder2", {"use_bias": False, "tie_word_embeddings": False, "norm_epsilon": 1e-2}),
     "stablelm": ("stablelm", {"num_attention_heads": 3, "num_key_value_heads": 3}),
     "stablelm-parallel": (
         "stablelm",
-        {"use_qkv_bias": True, "use_parallel_residual": True, "rope_parameters": PARTIAL},
+        {"use_qkv_bias": True, "use_parallel_residual": True, "layer_norm_eps": 1e-2, "rope_parameters": PARTIAL},
     ),
-    "gptj": ("gptj", {"n_inner": 80, "rotary_dim": 6, "num_key_value_heads": None}),
-    "falcon": ("falcon", {**FALCON, "num_key_value_heads": None}),
+    "gptj": ("gptj", {"n_inner": 80, "rotary_dim": 6, "num_key_value_heads": None, "layer_norm_epsilon": 1e-2}),
+    "falcon": ("falcon", {**FALCON, "num_key_value_heads": None, "layer_norm_epsilon": 1e-2}),
     "falcon-untied": (
         "falcon",
         {
@@ -128,7 +158,14 @@ LATER: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "exaone": ("exaone", {"rope_parameters": {**ROPES["llama3"], "rope_theta": 500.0}}),
     "exaone-tied": ("exaone", {"head_dim": 12, "tie_word_embeddings": True}),
-    "qwen": ("qwen", {"num_key_value_heads": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "qwen": (
+        "qwen",
+        {
+            "num_key_value_heads": 6,
+            "rms_norm_eps": 1e-2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
     "chatglm": ("chatglm", {"head_dim": 12}),
     "chatglm-ratio": (
         "chatglm",

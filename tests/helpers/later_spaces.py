@@ -23,6 +23,10 @@ from tests.helpers.space_parts import (
 Draws = st.SearchStrategy[dict[str, Any]]
 
 
+def own(config: dict[str, Any]) -> st.SearchStrategy[int]:
+    return st.just(config["hidden_size"] // config["num_attention_heads"])
+
+
 def mixed(config: dict[str, Any]) -> st.SearchStrategy[list[str]]:
     layers = config["num_hidden_layers"]
     return st.lists(st.sampled_from(("dense", "sparse")), min_size=layers, max_size=layers)
@@ -63,8 +67,8 @@ def grouped(config: dict[str, Any], groups: int = 2, **more: st.SearchStrategy[A
 
 
 LATER: dict[str, Callable[[dict[str, Any]], Draws]] = {
-    "glm": lambda c: mappings(attention_bias=FLAG, head_dim=st.none(), rope_parameters=partial_ropes(c)),
-    "glm4": lambda c: mappings(attention_bias=FLAG, head_dim=st.none(), rope_parameters=partial_ropes(c)),
+    "glm": lambda c: mappings(attention_bias=FLAG, head_dim=own(c), rope_parameters=partial_ropes(c)),
+    "glm4": lambda c: mappings(attention_bias=FLAG, head_dim=own(c), rope_parameters=partial_ropes(c)),
     "glm4_moe": lambda c: grouped(c, attention_bias=FLAG, use_qk_norm=FLAG, rope_parameters=partial_ropes(c)),
     "glm4_moe_lite": lambda c: latent(
         c["num_hidden_layers"], c["num_attention_heads"], norm_topk_prob=FLAG, mlp_layer_types=mixed(c)
@@ -114,8 +118,6 @@ LATER: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "cwm": lambda c: mappings(
         head_dim=HEAD_DIM, mlp_bias=FLAG, sliding_window=WINDOW, layer_types=layer_types(c), bos_token_id=st.just(1000)
     ),
-    "helium": lambda c: mappings(
-        head_dim=st.just(c["hidden_size"] // c["num_attention_heads"]), attention_bias=FLAG, mlp_bias=FLAG
-    ),
+    "helium": lambda c: mappings(head_dim=own(c), attention_bias=FLAG, mlp_bias=FLAG),
     "youtu": lambda c: latent(c["num_hidden_layers"], c["num_attention_heads"], rope_interleave=FLAG),
 }
