@@ -73,6 +73,7 @@ OWN = {  # beside or in place of the names that most have
     "phi2": PLAIN,
     "gptneox": PLAIN,
     "gpt-oss": SINKS,
+    "seed_oss": {f"{LAYER}post_attention_norm.weight": f"{OURS}ffn_norm.weight"},
     "deepseek2": LATENT,
 }
 # The architectures whose q and k lie as llama.cpp turns pairs (`gguf_names.TURNED`).
