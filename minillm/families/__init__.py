@@ -223,5 +223,8 @@ def _spelled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     published files of some families call `num_experts`, and the first files had short names."""
     for key, other in ALIASES.items():
         same({key: values.get(key), other: values.get(other)})
-    named = {ALIASES[key]: value for key, value in values.items() if key in ALIASES and key not in defaults}
-    return {**named, **{key: value for key, value in values.items() if key not in ALIASES or key in defaults}}
+    made = {key: value for key, value in values.items() if key not in ALIASES or key in defaults}
+    for key in set(values) - set(made):
+        if made.get(ALIASES[key]) is None:
+            made[ALIASES[key]] = values[key]
+    return made

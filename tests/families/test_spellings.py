@@ -9,7 +9,7 @@ import pytest
 from minillm.families import resolve
 from minillm.spec import Decoder
 from tests.helpers.rows import BASE, ROWS
-from tests.helpers.sizes import LATENT
+from tests.helpers.sizes import EXPERTS, FINE, LATENT
 
 TEXT = {key: BASE[key] for key in BASE if not key.endswith("_token_id")}
 MROPE = {"type": "mrope", "mrope_section": [2, 1, 1]}
@@ -47,6 +47,25 @@ def test_names_that_mean_the_same() -> None:
     assert spec("glm4_moe_lite", **sizes) == spec("glm4_moe_lite", **kinds)
     mixed = {**ROWS["ernie4_5_moe"][1], "moe_layer_start_index": 0}
     assert spec("ernie4_5_moe", **mixed, moe_layer_end_index=-1) == spec("ernie4_5_moe", **mixed, moe_layer_end_index=2)
+
+
+def test_sizes_by_their_short_names() -> None:
+    """Whichever of two names has a value counts."""
+    names = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+    names |= {"n_positions": "max_position_embeddings", "n_inner": "intermediate_size"}
+    sizes = {key: value for key, value in TEXT.items() if key != "num_key_value_heads"}
+    short = {**sizes, **dict.fromkeys(names.values()), **{key: TEXT[name] for key, name in names.items()}}
+    long, given = resolve({**sizes, "model_type": "gptj", "rotary_dim": 6}), {"model_type": "gptj", "rotary_dim": 6}
+    assert resolve({**short, **given})[0] == long[0]
+
+
+def test_windows_that_are_not_listed() -> None:
+    """What transformers' classes fill in: dots.llm1's from max_window_layers on, Mellum's with a base of their own."""
+    windows = [layer.attention.window for layer in spec("dots1", **FINE, sliding_window=5, max_window_layers=1).layers]
+    assert windows == [None, 5, 5]
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    layers = spec("mellum", **EXPERTS, layer_types=kinds).layers
+    assert [each.attention.rope.theta for each in layers] == [10000.0, 500000.0, 500000.0]
 
 
 def test_a_context_that_ends_early() -> None:

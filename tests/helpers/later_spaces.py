@@ -55,10 +55,14 @@ def short(config: dict[str, Any]) -> Draws:
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     names = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
     names |= {"n_positions": "max_position_embeddings", "n_inner": "intermediate_size"}
+    config = {**config, "max_position_embeddings": 64}  # beyond which the class has no positions
     own = {key: st.just(config[value]) for key, value in names.items()}
     turned = st.integers(1, head_dim // 2).map(lambda pairs: 2 * pairs)
     absent = dict.fromkeys(("num_key_value_heads", "rope_parameters", "intermediate_size"), st.none())
-    return mappings(**own, **absent, rotary_dim=turned, tie_word_embeddings=st.just(False))
+    positions = st.just(config["max_position_embeddings"])
+    return mappings(
+        **own, **absent, max_position_embeddings=positions, rotary_dim=turned, tie_word_embeddings=st.just(False)
+    )
 
 
 def grouped(config: dict[str, Any], groups: int = 2, **more: st.SearchStrategy[Any]) -> Draws:
