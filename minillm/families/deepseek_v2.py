@@ -8,6 +8,8 @@ config says.
 
 from __future__ import annotations
 
+from typing import Any
+
 from minillm.config import Config
 from minillm.families import llama
 from minillm.families.shared import common, rotary
@@ -69,6 +71,7 @@ def rules(config: Config) -> dict[str, str]:
 
 
 def spec(config: Config) -> Decoder:
+    groups: dict[str, Any]
     if config.choice("topk_method", {"greedy": False, "group_limited_greedy": True}):
         groups = {"num_groups": config.size("n_group"), "top_groups": config.size("topk_group")}
     else:

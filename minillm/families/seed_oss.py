@@ -29,6 +29,6 @@ RULES = common.DENSE_RULES
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
     rope = rotary.rope(config, head_dim)
-    biases = {"qkv_bias": config.flag("attention_bias"), "out_bias": config.flag("attention_out_bias")}
-    attention = GQA(num_heads, num_kv_heads, head_dim, rope, **biases)
+    of_qkv, of_out = config.flag("attention_bias"), config.flag("attention_out_bias")
+    attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=of_qkv, out_bias=of_out)
     return common.dense(config, [attention] * common.num_layers(config), mlp_bias=config.flag("mlp_bias"))
