@@ -221,7 +221,7 @@ def renamed(values: Mapping[str, Any]) -> dict[str, str]:
 def _spelled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values under the names that the family knows them by: transformers 5 writes `num_local_experts` for what
     published files of some families call `num_experts`, and the first files had short names."""
-    for key, other in ALIASES.items():
+    for key, other in sorted(ALIASES.items()):
         same({key: values.get(key), other: values.get(other)})
     made = {key: value for key, value in values.items() if key not in ALIASES or key in defaults}
     for key in set(values) - set(made):
