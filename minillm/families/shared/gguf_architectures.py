@@ -42,6 +42,29 @@ def _qwen3_moe(file: File) -> dict[str, Any]:
     return {"model_type": "qwen3_moe", **_experts(file), "norm_topk_prob": True}
 
 
+def _reads_images(kind: str) -> Callable[[File], dict[str, Any]]:
+    """The text model of one; its file says how positions of images are split, and what is added for them."""
+
+    def values(file: File) -> dict[str, Any]:
+        file.asked.update(("rope.dimension_sections", "n_deepstack_layers"))
+        return {"model_type": kind, **(_experts(file) if file.get("expert_count", 0) else {})}
+
+    return values
+
+
+def _seed_oss(file: File) -> dict[str, Any]:
+    biases = {"attention_bias": "attn_q", "attention_out_bias": "attn_output", "mlp_bias": "ffn_gate"}
+    return {"model_type": "seed_oss", **{key: file.has(f"blk.0.{name}.bias") for key, name in biases.items()}}
+
+
+def _minimax_m2(file: File) -> dict[str, Any]:
+    if (gate := file.get("expert_gating_func", 2)) != 2:
+        raise ValueError(f"{file.architecture}.expert_gating_func is {gate}; this family's is 2")
+    values = _experts(file, "num_local_experts")
+    width, turned = values.pop("moe_intermediate_size"), file.get("rope.dimension_count")
+    return {"model_type": "minimax_m2", **values, "intermediate_size": width, "rotary_dim": turned}
+
+
 def _gemma(file: File) -> dict[str, Any]:
     return {"model_type": "gemma"}
 
@@ -190,6 +213,11 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     "qwen3": _qwen("qwen3"),
     "qwen2moe": _qwen2_moe,
     "qwen3moe": _qwen3_moe,
+    "qwen2vl": _reads_images("qwen2_vl"),
+    "qwen3vl": _reads_images("qwen3_vl"),
+    "qwen3vlmoe": _reads_images("qwen3_vl_moe"),
+    "seed_oss": _seed_oss,
+    "minimax-m2": _minimax_m2,
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,

@@ -92,6 +92,7 @@ OWN = {  # before or in place of the names that most have
     "phi2": PLAIN,
     "gptneox": {**FUSED_QKV, **PLAIN},
     "gpt-oss": SINKS,
+    "seed_oss": {f"{LAYER}post_attention_norm.weight": f"{OURS}ffn_norm.weight"},
     "deepseek2": LATENT,
 }
 ALSO = {"phi2": FUSED_QKV}  # behind them: what older converters wrote
