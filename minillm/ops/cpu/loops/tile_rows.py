@@ -74,8 +74,8 @@ def _numbers_of(bits: int) -> Any:
             if bits in (5, 6):
                 words = builder.or_(words, _high(builder, given[1], bits - 4))
             found = builder.bitcast(words, ir.VectorType(BYTE, 2 * LANES))
-            halves = (constant(INT, range(start, start + LANES)) for start in (0, LANES))
-            halves = [builder.uitofp(builder.shuffle_vector(found, found, half), FLOATS) for half in halves]
+            places = (constant(INT, range(start, start + LANES)) for start in (0, LANES))
+            halves = [builder.uitofp(builder.shuffle_vector(found, found, half), FLOATS) for half in places]
             return context.make_tuple(builder, signature.return_type, halves)
 
         return types.UniTuple(floats, 2)(types.intp, types.intp), generate
