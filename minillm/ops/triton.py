@@ -136,7 +136,7 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
     return _fp8_linear(x, weight, scale, bias)
 
 
-OPS: dict[str, Callable[..., Any]] = {
+OPS: dict[str, Any] = {
     "rms_norm": rms_norm.rms_norm,
     "add_rms_norm": add_rms_norm,
     "rope": rope.rope,

@@ -1,5 +1,5 @@
 """Products with matrices of few bits in tiles (`weights/grouped.py`) on a CPU: as they lie for few rows, written out
-for many, through the loops of `loops/tiles.py` and `loops/tile_rows.py`."""
+for many, through the loops of `loops/tiles/`."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def grouped_linear(
     at, inputs = located(parts, made), x.shape[-1]
     if not (few(x) or (in_bytes(x) and not loops.dots.NATIVE_BF16)):
         return F.linear(x, written(at, form, outputs, inputs, x.dtype), bias)
-    y, multiply = x.new_empty(*x.shape[:-1], outputs), loops.tile_rows.linear
+    y, multiply = x.new_empty(*x.shape[:-1], outputs), loops.tiles.rows.linear
     if in_bytes(x):
-        multiply, form = loops.tiles.linear, laid_in_bytes(made)
+        multiply, form = loops.tiles.products.linear, laid_in_bytes(made)
     for some, into in zip(x.view(-1, inputs).split(ROWS), y.view(-1, outputs).split(ROWS), strict=True):
         sizes = len(some), inputs, outputs
         multiply(address(some), at, address(bias), address(into), sizes, form, LIKE[x.dtype])
@@ -70,7 +70,7 @@ def experts(
     at = [address(each) for each in (x, chosen, weights, y)]
     into, out_of = ((located(each.parts, each.made), laid_in_bytes(each.made)) for each in (gate_up, down))
     bias_at = tuple(number for each in biases or (None, None) for number in matrices.located(each))
-    loops.tile_experts.experts(*at, into, out_of, bias_at, sizes, numbers, LIKE[x.dtype])
+    loops.tiles.experts.experts(*at, into, out_of, bias_at, sizes, numbers, LIKE[x.dtype])
     return y
 
 
@@ -99,7 +99,7 @@ class _Written:
 def written(at: tuple[int, ...], form: tuple[int, ...], outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
     """The matrix `[O, I]` as numbers."""
     weight = torch.empty(outputs, inputs, dtype=dtype, device="cpu")
-    loops.tile_rows.dequantise(at, address(weight), (outputs, inputs), form, LIKE[dtype])
+    loops.tiles.rows.dequantise(at, address(weight), (outputs, inputs), form, LIKE[dtype])
     return weight
 
 
@@ -110,7 +110,7 @@ def whole(parts: Mapping[str, Tensor]) -> bool:
 
 def in_bytes(x: Tensor) -> bool:
     """Whether x goes through bytes: where the processor multiplies them, and 16 bits can say what x is."""
-    return loops.whole.VNNI and x.dtype != torch.float32
+    return loops.tiles.whole.VNNI and x.dtype != torch.float32
 
 
 def located(parts: Mapping[str, Tensor], made: Grouped) -> tuple[int, ...]:

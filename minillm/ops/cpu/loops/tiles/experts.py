@@ -14,11 +14,11 @@ from numba import prange
 
 from minillm.ops.cpu.loops.jit import aligned, array, function, kernel, parallel
 from minillm.ops.cpu.loops.pointwise import activated
-from minillm.ops.cpu.loops.scales import NATURAL, grouping, room
-from minillm.ops.cpu.loops.tile_dots import multiply_rows
-from minillm.ops.cpu.loops.tiles import less_sums, of_row, of_tile, prepared, put, scaled
+from minillm.ops.cpu.loops.tiles.dots import multiply_rows
+from minillm.ops.cpu.loops.tiles.products import less_sums, of_row, of_tile, prepared, put, scaled
+from minillm.ops.cpu.loops.tiles.scales import NATURAL, grouping, room
+from minillm.ops.cpu.loops.tiles.whole import CHUNK
 from minillm.ops.cpu.loops.vector import LANES, number, rounded
-from minillm.ops.cpu.loops.whole import CHUNK
 
 
 @parallel

@@ -16,6 +16,7 @@ from numba.core.cgutils import get_or_insert_function
 
 from minillm.ops.cpu.loops.integers import _dot, _in_all
 from minillm.ops.cpu.loops.jit import function, inline
+from minillm.ops.cpu.loops.tiles.whole import CHUNK, INTS
 from minillm.ops.cpu.loops.vector import (
     BYTE,
     FLOAT,
@@ -31,7 +32,6 @@ from minillm.ops.cpu.loops.vector import (
     same,
     zeros,
 )
-from minillm.ops.cpu.loops.whole import CHUNK, INTS
 
 AHEAD = 6144  # bytes before a chunk is read that it is asked for
 STEPS = 8  # of a chunk: each takes four inputs of each row

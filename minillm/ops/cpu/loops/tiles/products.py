@@ -2,7 +2,7 @@
 vector: as fast as the numbers can be read.
 
 A thread takes tiles one after the other, so that it reads one long stretch of memory. x goes through bytes (`whole.py`,
-`tile_dots.py`). Zeros of groups, like minima, are taken off with the sums of x over their groups; a zero that all have
+`dots.py`). Zeros of groups, like minima, are taken off with the sums of x over their groups; a zero that all have
 the same, in whole numbers.
 
 Shapes: R rows of x, T tiles, C chunks of 32 columns, G groups, S spans of a factor.
@@ -17,10 +17,10 @@ import numpy as np
 from numba import prange
 
 from minillm.ops.cpu.loops.jit import aligned, array, function, inline, kernel, parallel
-from minillm.ops.cpu.loops.scales import NATURAL, fill, grouping, room
-from minillm.ops.cpu.loops.tile_dots import multiply_rows
+from minillm.ops.cpu.loops.tiles.dots import multiply_rows
+from minillm.ops.cpu.loops.tiles.scales import NATURAL, fill, grouping, room
+from minillm.ops.cpu.loops.tiles.whole import CHUNK, split, sum_of
 from minillm.ops.cpu.loops.vector import LANES, load, madd, number, rounded, splat, store, zeros
-from minillm.ops.cpu.loops.whole import CHUNK, split, sum_of
 
 TOGETHER = 4  # rows of x for which numbers are unpacked once
 UNIT = 24  # where the unit of a table in whole numbers lies, behind that of fp32 and its bytes

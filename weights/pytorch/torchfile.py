@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from minillm.guard.parsing import reading
-from minillm.weights import archive, pickled
-from minillm.weights.archive import Record
-from minillm.weights.pickled import Storage, Strided
+from minillm.weights.pytorch import archive, pickled
+from minillm.weights.pytorch.archive import Record
+from minillm.weights.pytorch.pickled import Storage, Strided
 from minillm.weights.source import CHUNK_BYTES, NAMES, Kept, Source
 
 MAX_PICKLE_BYTES = 32_000_000

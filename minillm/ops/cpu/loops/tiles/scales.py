@@ -23,7 +23,7 @@ def _naturals(typing: Any, array: Any, start: Any) -> Any:
     """array[start : start + 16], uint8, as floats."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.uitofp(read(context, builder, signature.args[0], *given, BYTE), FLOATS)
+        return builder.uitofp(read(context, builder, signature.args[0], given[0], given[1], BYTE), FLOATS)
 
     return floats(array, types.intp), generate
 

@@ -16,7 +16,7 @@ from numba.core.cgutils import get_or_insert_function
 
 from minillm.ops.cpu.loops.jit import aligned, array, function, inline, kernel, parallel
 from minillm.ops.cpu.loops.products import dot
-from minillm.ops.cpu.loops.scales import BFLOAT, CHUNK, HALF, NATURAL, fill, grouping, room
+from minillm.ops.cpu.loops.tiles.scales import BFLOAT, CHUNK, HALF, NATURAL, fill, grouping, room
 from minillm.ops.cpu.loops.vector import (
     BYTE,
     FLOAT,
