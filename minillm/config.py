@@ -132,6 +132,10 @@ class Config:
             words = " or ".join(map(str, sorted(meanings)))
             raise ValueError(f"config.json: {key} is {shown(value)}, but its other values make that {words}")
 
+    def without_effect(self, keys: Iterable[str]) -> None:
+        """Keys that are understood and that nothing here depends on."""
+        self._asked.update(keys)
+
     def rope(self) -> dict[str, Any]:
         """The rotary parameters in one flat dictionary: `rope_type`, `rope_theta`, and the scaling's own keys."""
         section = "rope_scaling" if self.get("rope_scaling") else "rope_parameters"

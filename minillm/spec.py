@@ -123,12 +123,14 @@ class GQA:
     `qk_norm`: q and k are normalised before the rotation. `clip`: q, k and v are then clamped to [-clip, clip].
     Scores are q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c). With
     `sinks` each head has one learned score more, that takes its share of the softmax and gives nothing to the sum.
+    `rope` None: nothing says where a key lies. `gate`: what the heads give is multiplied by sigmoid(W x), value by
+    value (Qiu et al., arXiv:2505.06708).
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rope: Rope
+    rope: Rope | None
     window: int | None = None
     qkv_bias: bool = False
     out_bias: bool = False
@@ -137,6 +139,7 @@ class GQA:
     scale: float | None = None
     softcap: float | None = None
     sinks: bool = False
+    gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,29 @@ class MLA:
     bias: bool = False
 
     window: ClassVar[None] = None  # latent attention sees all of the past
+
+
+@dataclass(frozen=True)
+class GatedDeltaNet:
+    """Linear attention whose state, a k_dim x v_dim matrix for each v head, forgets and is corrected (Yang et al.,
+    arXiv:2412.06464): S <- e^g S;  S <- S + k (beta (v - Sᵀ k))ᵀ;  o = Sᵀ q, k and q of length 1.
+
+    Each k head serves num_v_heads / num_k_heads v heads side by side. q, k and v come through a causal convolution over
+    `conv_kernel` positions and SiLU. `beta_factor`: beta = beta_factor * sigmoid(w x); above 1 a state may change its
+    sign. Each head's o goes through `norm`, times silu(W x).
+    """
+
+    num_k_heads: int
+    num_v_heads: int
+    k_dim: int
+    v_dim: int
+    conv_kernel: int
+    norm: Norm
+    beta_factor: float = 1.0
+
+
+Attention = GQA | MLA
+Mixer = Attention | GatedDeltaNet  # what lets positions of a sequence see each other
 
 
 @dataclass(frozen=True)
@@ -239,7 +265,7 @@ class Layer:
     """
 
     attention_norm: Norm | LayerNorm | None
-    attention: GQA | MLA
+    attention: Mixer
     ffn_norm: Norm | LayerNorm | None
     ffn: GatedMLP | MLP | MoE
     post_attention_norm: Norm | LayerNorm | None = None
@@ -265,3 +291,8 @@ class Decoder:
     head_bias: bool = False
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """Those of the layers that have one."""
+        return [layer.attention for layer in self.layers if isinstance(layer.attention, Attention)]

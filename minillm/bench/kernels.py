@@ -45,7 +45,10 @@ FILES = {
     "linear_cross_entropy": "cross_entropy",
     "sample": "sampling",
 }
-WITHOUT = ("linear", "add", "cos_sin")  # PyTorch's own are as good
+WITHOUT = (
+    *("linear", "add", "cos_sin"),  # PyTorch's own are as good
+    *("short_conv", "delta_rule", "gated_rms_norm"),  # of recurrent layers, which have none yet
+)
 BESIDE = {
     "ragged_attention": "attention",
     "paged_decode_attention": "decode_attention",

@@ -70,6 +70,14 @@ COUNTS = {
     "Qwen__Qwen3-30B-A3B": 30_532_122_624,
     "Qwen__Qwen3-30B-A3B-FP8": 30_532_122_624,
     "Qwen__Qwen3-235B-A22B": 235_093_634_560,
+    "Qwen__Qwen3-Next-80B-A3B-Thinking": 79_674_391_296,  # here and below without layers that predict several tokens
+    "Qwen__Qwen3.5-0.8B": 752_393_024,  # and without the part that reads images
+    "Qwen__Qwen3.5-35B-A3B": 34_660_610_688,
+    "Qwen__Qwen3.5-397B-A17B": 396_346_350_336,
+    "Qwen__Qwen3.8-2.4T-A95B": 2_419_804_697_984,
+    "Qwen__Qwen3.8-2.4T-A95B-FP8": 2_419_804_697_984,
+    "nvidia__Qwen3.5-397B-A17B-NVFP4": 396_346_350_336,
+    "nvidia__Qwen3.6-35B-A3B-NVFP4": 34_660_610_688,
     "deepseek-ai__DeepSeek-V2-Lite": 15_706_484_224,
     "deepseek-ai__DeepSeek-V2": 235_741_434_880,
     "deepseek-ai__DeepSeek-V3": 671_026_419_200,
@@ -98,6 +106,9 @@ ACTIVE = {
     "moonshotai__Kimi-K2-Thinking": "32",
     "Qwen__Qwen3-VL-235B-A22B-Instruct": "22",
     "Qwen__Qwen3-VL-30B-A3B-Instruct": "3.3",
+    "Qwen__Qwen3-Next-80B-A3B-Thinking": "3",
+    "Qwen__Qwen3.5-397B-A17B": "17",
+    "Qwen__Qwen3.8-2.4T-A95B": "95",
 }
 # Of families that are here in part: what the refusal says.
 REFUSED = {

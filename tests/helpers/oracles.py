@@ -22,7 +22,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
 from minillm.model.moe import Router
 from minillm.ops.routing import Routing
-from tests.helpers import oracles_plamo, oracles_renamed, oracles_wrapped
+from tests.helpers import oracles_hybrid, oracles_plamo, oracles_renamed, oracles_wrapped
 
 # A model_type that transformers has under another name.
 SAME_AS = {"kimi_k2": "deepseek_v3", "tanuki": "mixtral"}
@@ -56,6 +56,8 @@ def save(model: Any, folder: Path, family: str) -> None:
         model.save_pretrained(folder)
     if family in oracles_wrapped.VISION:
         oracles_wrapped.publish(folder)
+    if family in oracles_hybrid.PUBLISH:
+        oracles_hybrid.PUBLISH[family](model, folder)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": family}))
 

@@ -11,12 +11,13 @@ from minillm.families.shared import rotary
 from minillm.guard.screen import shown
 from minillm.spec import (
     GQA,
-    MLA,
     MLP,
+    Attention,
     Decoder,
     GatedMLP,
     Layer,
     LayerNorm,
+    Mixer,
     MoE,
     Norm,
     Rope,
@@ -100,7 +101,7 @@ def gated_mlp(config: Config, size: str, bias: bool = False) -> GatedMLP:
 
 def decoder(
     config: Config,
-    attention: Sequence[GQA | MLA],
+    mixers: Sequence[Mixer],
     ffn: Sequence[GatedMLP | MLP | MoE],
     norm: Norm | LayerNorm | None = None,
 ) -> Decoder:
@@ -109,10 +110,10 @@ def decoder(
     return Decoder(
         vocab_size=config.size("vocab_size"),
         hidden_size=config.size("hidden_size"),
-        layers=tuple(Layer(norm, a, norm, f) for a, f in zip(attention, ffn, strict=True)),
+        layers=tuple(Layer(norm, a, norm, f) for a, f in zip(mixers, ffn, strict=True)),
         final_norm=norm,
         tied=config.flag("tie_word_embeddings"),
-        context=rotary.context(config, attention[0].rope),
+        context=rotary.context(config, next((a.rope for a in mixers if isinstance(a, Attention)), None)),
     )
 
 

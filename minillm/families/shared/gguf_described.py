@@ -51,7 +51,7 @@ def architecture(values: Mapping[str, Any]) -> str:
 def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """What a file of an architecture says of a decoder; of its config's `values` come the positions before any scaling,
     and a width that mixtures leave unused."""
-    attention, norm = decoder.layers[0].attention, decoder.final_norm
+    attention, norm = decoder.attentions[0], decoder.final_norm
     positions = values.get("max_position_embeddings")
     epsilon = "attention.layer_norm_epsilon" if isinstance(norm, LayerNorm) else "attention.layer_norm_rms_epsilon"
     said = {
@@ -89,15 +89,20 @@ def difference(decoder: Decoder, read: Decoder, of_scaling: Sequence[float] | No
     if isinstance(_everywhere(decoder).scaling, Llama3Scaling) and of_scaling:
         same = _constant(tuple(of_scaling), decoder.context)
         layers = tuple(
-            dataclasses.replace(each, attention=dataclasses.replace(each.attention, rope=_scaled(each.attention, same)))
-            for each in decoder.layers
+            dataclasses.replace(layer, attention=dataclasses.replace(each, rope=_scaled(each, same)))
+            for layer, each in zip(decoder.layers, decoder.attentions, strict=True)
         )
         wanted = dataclasses.replace(decoder, layers=layers)
     return _unlike(wanted, read, "")
 
 
 def _scaled(attention: GQA | MLA, scaling: LongRopeScaling) -> Rope:
-    return dataclasses.replace(attention.rope, scaling=scaling)
+    return dataclasses.replace(_rope(attention), scaling=scaling)
+
+
+def _rope(attention: GQA | MLA) -> Rope:
+    assert attention.rope is not None, "every architecture written here turns its keys"
+    return attention.rope
 
 
 def _constant(of_all: tuple[float, ...], context: int) -> LongRopeScaling:
@@ -107,8 +112,8 @@ def _constant(of_all: tuple[float, ...], context: int) -> LongRopeScaling:
 
 def _everywhere(decoder: Decoder) -> Rope:
     """The positions of layers that see everything."""
-    layers = [layer.attention for layer in decoder.layers]
-    return next((each.rope for each in layers if each.window is None), layers[0].rope)
+    layers = decoder.attentions
+    return _rope(next((each for each in layers if each.window is None), layers[0]))
 
 
 def _widths(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +148,7 @@ def _grouped(attention: GQA) -> dict[str, Any]:
         "attention.head_count_kv": attention.num_kv_heads,
         "attention.key_length": attention.head_dim,
         "attention.value_length": attention.head_dim,
-        "rope.dimension_count": attention.rope.dim,
+        "rope.dimension_count": _rope(attention).dim,
         "attn_logit_softcapping": attention.softcap,
         "attention.clamp_kqv": attention.clip,
     }
@@ -166,20 +171,20 @@ def _latent(attention: MLA) -> dict[str, Any]:
 
 
 def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
-    windows = [layer.attention.window for layer in decoder.layers]
+    windows = [each.window for each in decoder.attentions]
     if not any(windows):
         return {}
     said: dict[str, Any] = {"attention.sliding_window": next(filter(None, windows))}
     if name == "gemma3":
-        local = next(layer.attention.rope for layer in decoder.layers if layer.attention.window)
-        said["rope.freq_base_swa"] = float(local.theta)
+        local = next(each for each in decoder.attentions if each.window)
+        said["rope.freq_base_swa"] = float(_rope(local).theta)
         if None in windows:
             said["attention.sliding_window_pattern"] = windows.index(None) + 1
     return said
 
 
 def _positions(decoder: Decoder) -> dict[str, Any]:
-    rope, attention = _everywhere(decoder), decoder.layers[0].attention
+    rope, attention = _everywhere(decoder), decoder.attentions[0]
     said: dict[str, Any] = {"rope.freq_base": float(rope.theta)}
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):

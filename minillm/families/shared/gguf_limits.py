@@ -16,10 +16,11 @@ def refusal(decoder: Decoder, architecture: str) -> str | None:
 
 def remarks(decoder: Decoder, architecture: str) -> list[str]:
     """What users are told of texts that llama.cpp continues otherwise only from some length on."""
-    attention, told = decoder.layers[0].attention, list[str]()
+    attention, told = decoder.attentions[0], list[str]()
     if architecture == "phi3" and attention.window is not None and attention.window < decoder.context:
         told.append(f"llama.cpp leaves out the window of {attention.window} positions: longer texts go on otherwise")
-    if isinstance(scaling := attention.rope.scaling, LongRopeScaling) and scaling.short_factors != scaling.long_factors:
+    scaling = attention.rope.scaling if attention.rope else None
+    if isinstance(scaling, LongRopeScaling) and scaling.short_factors != scaling.long_factors:
         told.append(f"llama.cpp takes the factors of long texts wherever its context is over "
                     f"{scaling.original_positions} positions, however short the text is")  # fmt: skip
     return told
@@ -38,7 +39,7 @@ def _groups_by_one(decoder: Decoder) -> bool:
 
 
 def _shared_keys(decoder: Decoder) -> bool:
-    attention = decoder.layers[0].attention
+    attention = decoder.attentions[0]
     return isinstance(attention, GQA) and attention.num_kv_heads != attention.num_heads
 
 

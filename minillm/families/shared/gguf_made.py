@@ -41,7 +41,7 @@ class Named:
 
 def named(decoder: Decoder, architecture: str, destinations: Mapping[str, Destination]) -> list[Named]:
     """All tensors of a decoder's parameters, layer by layer."""
-    attention = decoder.layers[0].attention
+    attention = decoder.attentions[0]
     heads = (attention.num_heads, attention.num_kv_heads) if isinstance(attention, GQA) else ()
     latent_queries = isinstance(attention, MLA) and attention.q_rank is not None
     table, offset = gguf_rules.table(architecture, latent_queries, heads), NORM_OFFSETS.get(architecture, 0.0)
