@@ -73,7 +73,8 @@ from minillm.families import (
     tanuki,
     youtu,
 )
-from minillm.families.shared import gguf_rules, makers
+from minillm.families.gguf import rules as gguf_rules
+from minillm.families.shared import makers
 from minillm.spec import Decoder
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import SPARE, Rules, sources

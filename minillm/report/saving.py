@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from minillm import families
-from minillm.families.shared import gguf_config, gguf_described, gguf_limits, gguf_words
-from minillm.families.shared.gguf_made import Named, named
+from minillm.families.gguf import config as gguf_config
+from minillm.families.gguf import described as gguf_described
+from minillm.families.gguf import limits as gguf_limits
+from minillm.families.gguf import words as gguf_words
+from minillm.families.gguf.made import Named, named
 from minillm.guard.files import is_there, read_bytes
 from minillm.guard.screen import note
 from minillm.llm import LLM

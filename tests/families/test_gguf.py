@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minillm import config, families, hub
-from minillm.families.shared import gguf_architectures
+from minillm.families.gguf import architectures as gguf_architectures
 from minillm.loading import load
 from minillm.model.decoder import Decoder
 from minillm.weights.rules import rows

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from minillm import config, families, hub, quantize
-from minillm.families.shared import gguf_described
+from minillm.families.gguf import described as gguf_described
 from minillm.loading import load
 from minillm.model.decoder import skeleton
 from minillm.report.saving import described, write_gguf

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.families.shared import gguf_rules
-from minillm.families.shared.gguf_architectures import NORM_OFFSETS
+from minillm.families.gguf import rules as gguf_rules
+from minillm.families.gguf.architectures import NORM_OFFSETS
 from minillm.spec import GQA, MLA, Decoder
 from minillm.weights.gguf.tensors import K_UP, KV_UP, NORM, V_UP
 from minillm.weights.rows import Rows

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from minillm.families.shared.gguf_architectures import ARCHITECTURES, NORM_OFFSETS
-from minillm.families.shared.gguf_metadata import File, Tensors, scaling
+from minillm.families.gguf.architectures import ARCHITECTURES, NORM_OFFSETS
+from minillm.families.gguf.metadata import File, Tensors, scaling
 
 METHOD, NAMES = "gguf", "gguf_names"  # the key that says whose names the tensors have
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from minillm.families.shared.gguf_splits import SPLITS, WHOLE, WORDS
-from minillm.families.shared.gguf_vocabulary import (
+from minillm.families.gguf.splits import SPLITS, WHOLE, WORDS
+from minillm.families.gguf.vocabulary import (
     BYTE,
     CONTROL,
     ENDS,

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minillm.config import Config
-from minillm.families.shared.gguf_architectures import ARCHITECTURES
-from minillm.families.shared.gguf_config import NAMES
-from minillm.families.shared.gguf_metadata import FACTORS, LONG, SHORT
+from minillm.families.gguf.architectures import ARCHITECTURES
+from minillm.families.gguf.config import NAMES
+from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
 from minillm.weights.rules import DROP, Rules
 
 LAYER, OURS = "blk.{i}.", "layers.{i}."

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.families.shared.gguf_splits import SPLITS, WHOLE
+from minillm.families.gguf.splits import SPLITS, WHOLE
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 PREFIX = "tokenizer.ggml."

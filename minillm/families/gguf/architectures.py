@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minillm.families.shared.gguf_metadata import LONG, SHORT, File, factors, scaling
+from minillm.families.gguf.metadata import LONG, SHORT, File, factors, scaling
 
 
 def _experts(file: File, name: str = "num_experts") -> dict[str, Any]:

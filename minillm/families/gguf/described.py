@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.families.shared.gguf_metadata import FACTORS, LONG, SHORT
+from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
 from minillm.spec import (
     GQA,
     MLA,
