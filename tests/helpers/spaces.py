@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from tests.helpers.hybrid_spaces import gated, hybrid
 from tests.helpers.later_spaces import LATER
 from tests.helpers.space_parts import (
     FLAG,
@@ -123,6 +124,18 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     "deepseek_v3": lambda c: latent(
         c["num_hidden_layers"], c["num_attention_heads"], norm_topk_prob=FLAG, rope_interleave=FLAG
     ),
+    "qwen3_next": lambda c: st.builds(
+        lambda a, b: {**b, **a, "mlp_only_layers": None},
+        gated(c, shared_expert_intermediate_size=st.integers(1, 40)),
+        sparse(c["num_hidden_layers"]),
+    ),
+    "qwen3_5_text": lambda c: gated(c),
+    "qwen3_5_moe_text": lambda c: st.builds(
+        lambda a, b: {**a, **b},
+        gated(c, shared_expert_intermediate_size=st.integers(1, 40)),
+        experts(moe_intermediate_size=st.integers(1, 40)),
+    ),
+    "olmo_hybrid": lambda c: hybrid(c, attention_bias=FLAG, linear_allow_neg_eigval=FLAG),
     "kimi_k2": lambda c: latent(c["num_hidden_layers"], c["num_attention_heads"]),
     **LATER,
 }

@@ -54,7 +54,7 @@ def mixers(draw: st.DrawFn, rope: Rope, norm: Norm) -> Mixer:
     if draw(st.integers(0, 2)):
         return draw(attentions(rope, norm))
     k_heads = draw(st.integers(1, 2))
-    sizes = k_heads * draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    sizes = k_heads * draw(st.integers(1, 3)), draw(st.integers(4, 8)), draw(st.integers(4, 8))
     return GatedDeltaNet(k_heads, *sizes, draw(st.integers(1, 4)), Norm(0.1), draw(st.sampled_from((1.0, 2.0))))
 
 
