@@ -95,8 +95,8 @@ def measure(_: argparse.Namespace) -> study.Draw:
         o, state = delta_rule(*(each[:, t : t + 1] for each in (q, k, v, g, beta)), state)
         singly.append(o)
     far = (torch.cat(singly, dim=1) - together).abs().max()
-    other = (state - last).abs().max()
-    print(f"200 positions in chunks and one by one: outputs differ by {far:.0e}, states by {other:.0e}")
+    apart = (state - last).abs().max()
+    print(f"200 positions in chunks and one by one: outputs differ by {far:.0e}, states by {apart:.0e}")
     for positions in (1024, 32768, 262144):
         sizes = [cache_bytes(spec, positions) / 1e6 for spec in (FULL, HYBRID)]
         print(f"{positions:7,} positions: {sizes[0]:8.1f} MB with attention in 24 layers, {sizes[1]:7.1f} MB in 6")

@@ -18,6 +18,7 @@ from torch import Tensor
 import minillm
 from minillm.report import picture
 from minillm.weights import fp8
+from minillm.weights.formats import fp8_blocks
 from minillm.weights.ints import Int4, Int8
 
 GROUPS = (8, 16, 32, 64, 128)
@@ -38,7 +39,7 @@ def by_fp8(matrix: Tensor, block: int = fp8.BLOCK) -> tuple[Tensor, int]:
     scale = (blocks.abs().amax((1, 3)) / torch.finfo(fp8.DTYPE).max).clamp(min=1e-30)
     stored = (blocks / scale[:, None, :, None]).to(fp8.DTYPE).view(rows, columns)
     stored = stored[: matrix.shape[0], : matrix.shape[1]]
-    return fp8.dequantise(stored, scale, torch.float32), stored.nbytes + scale.nbytes
+    return fp8_blocks.dequantise({"": stored, fp8_blocks.SCALE: scale}, "scale"), stored.nbytes + scale.nbytes
 
 
 def errors(matrices: list[Tensor]) -> list[tuple[str, float, float]]:

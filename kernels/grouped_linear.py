@@ -6,11 +6,10 @@
 
 Rows lie by themselves (tiles of one row): byte 4c + k of a row has inputs 8c + k in its low and 8c + 4 + k in its high
 half (of 8 bits: input 4c + k); a plane of its own has the bits above the fourth.
-
 Decoding reads every weight once, in 4 to 8 bits instead of 16, and each is a number in registers only.
 
 One row of x: a program goes over some rows of W. Four bytes are read as a word, which is 8 inputs (4 of 8 bits) of one
-group: their products are added up first and meet the scale once. Sums over threads are made at the end.
+group: their products are added up first and meet the scale once, where W is not rounded.
 
 More rows: tiles of W become numbers of the type of x for a tensor core. The halves of bytes are two products, so that
 no number changes places: the columns of x are loaded in the order of either half.
@@ -21,7 +20,7 @@ their order.
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Protocol
+from typing import Any
 
 import torch
 import triton
@@ -55,26 +54,10 @@ FP32 = (Config("16x32x32", (16, 32, 32), 4, 1),)
 PROGRAMS = 528  # enough to fill a GPU of 132 multiprocessors four times
 LEAST = 1024  # inputs that are worth a program
 GROUP = 8  # inputs of a word: groups are a multiple of it
+HALF, BFLOAT = tl.constexpr(1), tl.constexpr(2)
+ROUNDINGS = {None: 0, torch.float32: 0, torch.float16: HALF.value, torch.bfloat16: BFLOAT.value}
 CHUNK = tl.constexpr(32)  # inputs that rows are filled up to a multiple of
 JOINED = 1024  # outputs per program of the second launch
-
-
-class Form(Protocol):
-    """What is asked of a `Grouped` of `weights/grouped.py`, which says what each means."""
-
-    @property
-    def bits(self) -> int: ...
-    @property
-    def group(self) -> int: ...
-    @property
-    def span(self) -> int: ...
-    @property
-    def zero(self) -> int | None: ...
-    @property
-    def table(self) -> tuple[float, ...] | None: ...
-    @property
-    def tile(self) -> int: ...
-    def parts(self, shape: tuple[int, ...], /) -> dict[str, tuple[tuple[int, ...], torch.dtype]]: ...
 
 
 @triton.jit
@@ -85,6 +68,17 @@ def numbers(q, zero, table_f32_ptr, ZERO: tl.constexpr):
         return tl.load(table_f32_ptr + q)
     value = (q | 0x4B000000).to(tl.float32, bitcast=True)
     return value - (8388608.0 + (ZERO if zero is None else zero))
+
+
+@triton.jit
+def rounded(w, ROUNDED: tl.constexpr):
+    """W as the type has it that the matrix was made in; bf16 by its bits, which Triton's interpreter cuts off."""
+    if ROUNDED == HALF:
+        value = w.to(tl.float16).to(tl.float32)
+    else:
+        bits = w.to(tl.int32, bitcast=True)
+        value = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    return value
 
 
 @triton.jit
@@ -107,7 +101,7 @@ def in_units(code_ptr, factor_ptr, column, out, inside, groups, spans, GROUP: tl
 def row_kernel(
     x_ptr, w_i32_ptr, high_i32_ptr, s_ptr, factor_ptr, zero_u8_ptr, least_ptr, floor_ptr, table_f32_ptr, b_ptr, y_ptr,
     x_t, count, outputs, inputs, chunks, groups, spans, steps,
-    BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
+    BITS: tl.constexpr, ZERO: tl.constexpr, ROUNDED: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
     TILE: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Row by row of x: some outputs, in so many `steps` of inputs."""
@@ -122,11 +116,14 @@ def row_kernel(
         inside = (out < outputs) & (place < chunks * (CHUNK // EACH))
         word = tl.load(w_i32_ptr + out * chunks * (CHUNK // EACH) + place, mask=inside, other=0)
         if HIGH:
-            rest = tl.load(high_i32_ptr + out * chunks * HIGH + place * HIGH // 4, mask=inside, other=0)
+            rest = tl.load(high_i32_ptr + out * chunks * HIGH + place // (4 // HIGH), mask=inside, other=0)
             rest = rest >> (place % (4 // HIGH) * 2 * HIGH)
         zero, inside = None, inside & (column < inputs)
         if zero_u8_ptr is not None:
             zero = of_groups(zero_u8_ptr, column, out, inside, groups, GROUP)
+        scale, least = in_units(s_ptr, factor_ptr, column, out, inside, groups, spans, GROUP, SPAN), 0.0
+        if least_ptr is not None:
+            least = in_units(least_ptr, floor_ptr, column, out, inside, groups, spans, GROUP, SPAN)
         added, all_x = tl.zeros_like(y), tl.zeros((1, WORDS), tl.float32)
         for n in tl.static_range(EACH):
             if BITS == 8:
@@ -136,11 +133,10 @@ def row_kernel(
                 if HIGH:
                     q |= (rest >> (8 * (n % 4) + HIGH * (n // 4)) & (1 << HIGH) - 1) << 4
             x = tl.load(x_ptr + row * x_t + column + n, mask=column + n < inputs, other=0.0).to(tl.float32)
-            added += numbers(q, zero, table_f32_ptr, ZERO) * x
+            w = numbers(q, zero, table_f32_ptr, ZERO)
+            added += (rounded(w * scale - least, ROUNDED) if ROUNDED else w) * x
             all_x += x
-        y += added * in_units(s_ptr, factor_ptr, column, out, inside, groups, spans, GROUP, SPAN)
-        if least_ptr is not None:
-            y -= all_x * in_units(least_ptr, floor_ptr, column, out, inside, groups, spans, GROUP, SPAN)
+        y += added if ROUNDED else added * scale - all_x * least
     total, out = tl.sum(y, axis=1), tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     if b_ptr is not None:
         total += tl.load(b_ptr + out, mask=out < outputs, other=0.0).to(tl.float32)
@@ -158,8 +154,8 @@ def spread(values, TILE: tl.constexpr, RUNS: tl.constexpr, WIDE: tl.constexpr):
 def rows_kernel(
     x_ptr, w_u8_ptr, high_u8_ptr, s_ptr, factor_ptr, zero_u8_ptr, least_ptr, floor_ptr, table_f32_ptr, b_ptr, y_ptr,
     x_t, count, outputs, inputs, chunks, groups, spans, steps,
-    BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, RUN: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    BITS: tl.constexpr, ZERO: tl.constexpr, ROUNDED: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
+    RUN: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """A block of rows of x: some outputs, in so many `steps` of inputs, of which each RUN have one scale."""
     HALVES: tl.constexpr = 1 if BITS == 8 else 2
@@ -175,13 +171,13 @@ def rows_kernel(
         inside = in_w & (place < chunks * (CHUNK // HALVES))
         byte = tl.load(w_u8_ptr + out * chunks * (CHUNK // HALVES) + place, mask=inside, other=0).to(tl.int32)
         if HIGH:
-            at = high_u8_ptr + out * chunks * (4 * HIGH) + place * HIGH // 16 * 4 + place % 4
+            at = high_u8_ptr + out * chunks * (4 * HIGH) + place // (16 // HIGH) * 4 + place % 4
             rest = tl.load(at, mask=inside, other=0).to(tl.int32)
             rest = rest >> (place // 4 % (4 // HIGH) * 2 * HIGH)
         first = (step * DEPTH + RUN * tl.arange(0, RUNS))[None, :]
         inside = in_w & (first < inputs)
         scale = in_units(s_ptr, factor_ptr, first, out, inside, groups, spans, GROUP, SPAN)
-        scale, zero = spread(scale, TILE, RUNS, WIDE), None
+        scale, zero, least = spread(scale, TILE, RUNS, WIDE), None, 0.0
         if zero_u8_ptr is not None:
             zero = spread(of_groups(zero_u8_ptr, first, out, inside, groups, GROUP), TILE, RUNS, WIDE)
         if least_ptr is not None:
@@ -191,9 +187,9 @@ def rows_kernel(
             q = byte if BITS == 8 else byte >> 4 * half & 15
             if HIGH:
                 q |= (rest >> HIGH * half & (1 << HIGH) - 1) << 4
-            w = numbers(q, zero, table_f32_ptr, ZERO) * scale
-            if least_ptr is not None:
-                w -= least
+            w = numbers(q, zero, table_f32_ptr, ZERO) * scale - least
+            if ROUNDED:
+                w = rounded(w, ROUNDED)
             column = place if BITS == 8 else place // 4 * 8 + 4 * half + place % 4
             x = tl.load(x_ptr + rows[:, None] * x_t + column, mask=in_x & (column < inputs), other=0.0)
             y += tl.dot(x, tl.trans(w.to(x.dtype)), input_precision="ieee")
@@ -217,11 +213,11 @@ def join_kernel(parts_f32_ptr, b_ptr, y_ptr, count, outputs, times, BLOCK: tl.co
 
 
 def grouped_linear(
-    x: Tensor, parts: Mapping[str, Tensor], made: Form, outputs: int, bias: Tensor | None = None
+    x: Tensor, parts: Mapping[str, Tensor], made: Any, outputs: int, bias: Tensor | None = None
 ) -> Tensor:
-    """x `[..., I]`, bias `[O]` of x's type -> `[..., O]`; `parts` of a matrix `[O, I]` as `made.parts((O, I))` says, in
-    tiles of one row and groups of a multiple of 8 (or whole rows), O being `outputs`. Inference only. Raises ValueError
-    for what does not fit."""
+    """x `[..., I]`, bias `[O]` of x's type -> `[..., O]`; `parts` of a matrix `[O, I]` in the form `made`, a `Grouped`
+    with tiles of one row and groups of a multiple of 8 (or whole rows), O being `outputs`. Inference only. Raises
+    ValueError for what does not fit."""
     _check(x, parts, made, outputs, bias)
     inputs, rows = x.shape[-1], x.reshape(-1, x.shape[-1])
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
@@ -240,7 +236,8 @@ def grouped_linear(
         planes = [_plane(parts.get(name), block) for name in ("", "_high")]
         given = (rows, *planes, *rest, bias if times == 1 else None, into, rows.stride(0), len(rows), outputs, inputs,
                  triton.cdiv(inputs, CHUNK.value), groups, spans, steps)  # fmt: skip
-        shape = {"BITS": made.bits, "ZERO": made.zero or 0, "GROUP": made.group, "SPAN": made.span, "TILE": tile}
+        shape = {"BITS": made.bits, "ZERO": made.zero or 0, "ROUNDED": ROUNDINGS[made.rounded], "GROUP": made.group,
+                 "SPAN": made.span, "TILE": tile}  # fmt: skip
         if block == 1:
             row_kernel[tiles, blocks, times](*given, WORDS=depth, **shape, **config.options)
         else:
@@ -254,9 +251,9 @@ def grouped_linear(
 
     single = x.dtype == torch.float32
     table = (FP32_ONE if single else ONE) if len(rows) == 1 else FP32 if single else FEW if len(rows) <= 16 else MANY
-    kind = (made.bits, made.table is not None, *(name for name in sorted(parts) if name), parts["_scale"].dtype)
+    kind = (made.bits, made.group, made.table is not None, made.rounded, parts["_scale"].dtype, *sorted(parts)[1:])
     with on_device_of(x):
-        run("grouped_linear", (x.dtype, *kind, made.group, outputs, inputs, bucket(len(rows))), table, x.device, launch)
+        run("grouped_linear", (x.dtype, *kind, outputs, inputs, bucket(len(rows))), table, x.device, launch)
     return y
 
 
@@ -267,11 +264,16 @@ def cut(inputs: int, depth: int, programs: int) -> tuple[int, int]:
     return triton.cdiv(steps, times), triton.cdiv(steps, triton.cdiv(steps, times))
 
 
-@cache
 def table_on(table: tuple[float, ...], device: torch.device) -> Tensor:
-    """The values of a table where they are looked up: copied once, for nothing may be copied while a graph is
-    recorded."""
+    """A table where it is looked up: copied once, as nothing may be while a graph is recorded; a trace has its own."""
+    return _copied(table, device) if torch.compiler.is_compiling() else _kept(table, device)
+
+
+def _copied(table: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(table, dtype=torch.float32, device=device)
+
+
+_kept = cache(_copied)
 
 
 def _plane(plane: Tensor | None, block: int) -> Tensor | None:

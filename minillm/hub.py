@@ -3,21 +3,29 @@ file is a folder too (`guard.files.mount`): its small files are made of its meta
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from minillm.config import SIDECARS
-from minillm.families.shared import gguf_config, gguf_vocabulary
-from minillm.guard.files import is_there, mount
+from minillm.families.gguf import config as gguf_config
+from minillm.families.gguf import vocabulary as gguf_vocabulary
+from minillm.families.shared import makers
+from minillm.guard.files import is_there, mount, read_bytes
+from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note
-from minillm.weights import foreign
-from minillm.weights.checkpoint import brief, find, read_index
+from minillm.text import ranks
+from minillm.weights import consolidated, foreign
+from minillm.weights.checkpoint import Checkpoint, brief, entry, find, read_index
 from minillm.weights.gguf import reader, tensors
 
 DEMO = Path(__file__).parent / "demo"  # the checkpoint that ships with the package
 REPO_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@(.*))?")
+VERSION = re.compile(r"tokenizer\.model\.v\d+(m\d+)?")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 REVISION = re.compile(r"[\w./+-]+")
 
 # What a checkpoint may have besides its config and weights.
@@ -85,9 +93,14 @@ def _checked(folder: Path, given: str, tensors: bool) -> Path:
         return _mounted(folder)
     if not folder.is_dir():
         raise ValueError(f"{given}: no such folder; give a checkpoint folder or a Hugging Face id such as org/name")
+    mount(folder, {})  # in place of what an earlier look at it has put there
     reason = foreign.damaged(folder)
     if reason is None and (file := foreign.only_gguf(folder)):
         return _mounted(file)
+    if reason is None and consolidated.is_one(entry(folder)):
+        return _makers(folder)
+    if reason is None and not any(is_there(folder / name) for name in TOKENIZERS) and (made := _vocabulary(folder)):
+        mount(folder, made)
     if reason is None and not is_there(folder / "config.json"):
         reason = (other := foreign.instead_of_config(folder)) and f"no config.json: this is {other}"
     elif reason is None and tensors:
@@ -105,15 +118,62 @@ def _mounted(path: Path) -> Path:
         ends = gguf_vocabulary.end_ids(contents.metadata)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    made: dict[str, Any] = {"config.json": values, "generation_config.json": {"eos_token_id": ends} if ends else {}}
-    files = {name: json.dumps(each).encode() for name, each in made.items()}
+    made = {"config.json": values, "generation_config.json": {"eos_token_id": ends} if ends else {}}
+    small = {**_written(made), **gguf_vocabulary.files(contents.metadata)}
     if reason := gguf_vocabulary.refusal(contents.metadata):
         note(f"{path}: {reason}; texts are not read, token ids are")
     if card := gguf_config.card(contents.metadata):
-        files["README.md"] = card
-    small = {name: (lambda data=data: data) for name, data in files.items()}
-    mount(path, {**small, **gguf_vocabulary.files(contents.metadata)})
+        small["README.md"] = lambda: card
+    mount(path, small)
     return path
+
+
+def _written(made: Mapping[str, Any]) -> dict[str, Callable[[], bytes]]:
+    """Objects by the names of the JSON files that they are in."""
+    return {name: functools.partial(str.encode, json.dumps(each)) for name, each in made.items()}
+
+
+def _makers(folder: Path) -> Path:
+    """A folder in its maker's own layout, with the files that it lacks. Raises ValueError for a model that no family
+    here has."""
+    params = read_json(folder / consolidated.PARAMS)
+
+    def head() -> tuple[int, ...] | None:
+        found = Checkpoint(folder).info.get("output.weight")
+        return None if found is None else found.shape
+
+    try:
+        values = makers.config(params, head)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    small, ends, special = _vocabulary(folder), list[int](), (ranks.BOS, ranks.EOS)
+    model, said = None if small else _model(folder), makers.tokens(params)
+    if model and model.parent != folder:
+        note(f"{folder}: no tokenizer.model here; the one of the folder above is taken")
+    if said and model and ranks.is_tiktoken(data := read_bytes(model, ranks.MAX_BYTES)):
+        pattern, tokens, places = said
+        special, ends = (tokens[0], tokens[places[0]]), [values["vocab_size"] - len(tokens) + i for i in places]
+        small["tokenizer.json"] = lambda: ranks.written(ranks.from_tiktoken(data, pattern, tokens))
+    elif model and model.parent != folder:
+        small["tokenizer.model"] = lambda: read_bytes(model, ranks.MAX_BYTES)
+    settings = dict(zip(("bos_token", "eos_token"), special, strict=True))
+    made = {"generation_config.json": {"eos_token_id": ends} if ends else {}, "tokenizer_config.json": settings}
+    made = {name: each for name, each in made.items() if not is_there(folder / name)}
+    mount(folder, {**_written({**made, "config.json": values}), **small})
+    return folder
+
+
+def _model(folder: Path) -> Path | None:
+    """The tokenizer.model of a folder in a maker's layout, which may lie beside the folders of several sizes."""
+    return next((path for each in (folder, folder.parent) if is_there(path := each / TOKENIZERS[1])), None)
+
+
+def _vocabulary(folder: Path) -> dict[str, Callable[[], bytes]]:
+    """What stands for a tokenizer under another name, as a file that is read here."""
+    if is_there(path := folder / "tekken.json"):
+        return {"tokenizer.json": lambda: ranks.written(ranks.from_tekken(read_json(path)))}
+    numbered = sorted(each.name for each in folder.iterdir() if VERSION.fullmatch(each.name))
+    return {"tokenizer.model": lambda: read_bytes(folder / numbered[-1], ranks.MAX_BYTES)} if numbered else {}
 
 
 class _Tensors:
@@ -131,8 +191,8 @@ class _Tensors:
     def kinds(self) -> dict[str, int]:
         """Bytes by the kind of blocks."""
         found: dict[str, int] = {}
-        for entry in self.entries.values():
-            found[entry.kind.name] = found.get(entry.kind.name, 0) + entry.nbytes
+        for each in self.entries.values():
+            found[each.kind.name] = found.get(each.kind.name, 0) + each.nbytes
         return found
 
 

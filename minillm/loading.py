@@ -18,11 +18,9 @@ from minillm.weights import foreign, holding
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
 from minillm.weights.forms import Segment
-from minillm.weights.fp8 import Fp8
-from minillm.weights.load import check, fully_fp8
+from minillm.weights.load import check
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import Plan, plan
-from minillm.weights.schemes import scheme_of
 
 # What may stand in quantization_config and changes nothing here: which modules are plain, the tensors tell themselves,
 # and activations are never quantised.
@@ -52,9 +50,8 @@ def load(
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. Quantised matrices stay as they
     are stored and are multiplied so; without `keep_quantized` they are dequantised while they are read. `quantize`
-    "int8" or "int4" makes integers
-    of matrices (`held.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
-    `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
+    "int8" or "int4" makes integers of matrices (`held.Scheme`), int4 in groups of `group_size`, with zero points unless
+    `symmetric`; folders that `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
     folder = hub.resolve(path, revision=revision)
     values = config.read(folder)
@@ -74,8 +71,7 @@ def load(
     said = fits(planned, checkpoint, values)
     formats = scheme.formats(model) if scheme else {}
     held.hold(model, formats)
-    stay = _staying(checkpoint, planned, model) if keep_quantized and not scheme else {}
-    held.hold(model, stay)
+    stay = _hold(model, checkpoint, planned, said) if keep_quantized and not scheme else {}
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats, stay)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
@@ -85,11 +81,13 @@ def load(
     return llm
 
 
-def _staying(checkpoint: Checkpoint, planned: Plan, model: Decoder) -> dict[str, tuple[Segment, ...]]:
-    """The parameters that stay quantised."""
-    shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if held.holdable(model, name)}
-    fp8 = {name: (Segment(0, shapes[name][-2], Fp8()),) for name in fully_fp8(planned) if name in shapes}
-    return {**fp8, **holding.segments(checkpoint, planned, shapes, model.dtype, model.ops.tile)}
+def _hold(model: Decoder, checkpoint: Checkpoint, planned: Plan, said: list[str]) -> dict[str, tuple[Segment, ...]]:
+    """Lay the parameters that stay quantised out so; returns which they are, and adds to what users are told."""
+    shapes = held.holdable(model)
+    stay = dict(holding.segments(checkpoint, planned, shapes, model.dtype, model.ops.tile))
+    said += holding.told(checkpoint, planned, shapes, stay)
+    held.hold(model, stay)
+    return stay
 
 
 def opened(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], Checkpoint]:
@@ -113,15 +111,14 @@ def fits(planned: Plan, checkpoint: Checkpoint, values: dict[str, Any]) -> list[
             "true in config.json if its head is the embedding"
         )
     check(planned, checkpoint)
-    return _quantised_as_said(values, planned, checkpoint)
+    return _quantised_as_said(values, checkpoint)
 
 
-def _quantised_as_said(values: dict[str, Any], planned: Plan, checkpoint: Checkpoint) -> list[str]:
+def _quantised_as_said(values: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
     """What users are told where quantization_config says other things than the tensors, or some that are not followed.
     Raises ValueError where the two contradict each other."""
     section, method = values.get("quantization_config") or {}, config.quantization(values)
-    gathered = {each.format for each in checkpoint.info.values() if each.format}
-    found = {scheme_of(scale).TITLE for scale in planned.scales.values()} | gathered
+    found = {each.format for each in checkpoint.info.values() if each.format}
     said = {"fp8": "FP8", "mxfp4": "MXFP4"}.get(str(method))
     if said and found - {said}:
         raise ValueError(
@@ -134,7 +131,7 @@ def _quantised_as_said(values: dict[str, Any], planned: Plan, checkpoint: Checkp
     if method not in (None, held.METHOD, "gguf") and not found:
         notes.append(f"quantization_config says {method}, but no tensor is: the weights are read as they are stored")
     unread = sorted(set(section) - QUANTISED[method]) if method in QUANTISED else []
-    if section.get("activation_scheme", "dynamic") != "dynamic" and not gathered:  # else their factors are spoken of
+    if section.get("activation_scheme", "dynamic") != "dynamic" and not checkpoint.idle:  # else these are spoken of
         unread.append(f"activation_scheme {section['activation_scheme']!r}")
     if method in QUANTISED and unread:
         notes.append(f"config.json keys of quantization_config not understood and ignored: {', '.join(unread)}")

@@ -4,8 +4,8 @@
     python -m minillm.quantize --weights PATH --output FILE.gguf --quantize q4_k_m | q8_0 | f16 | …
 
 In a folder the tensors keep their published names, and a matrix gets companions beside it (`weights/ints.py`). Loading
-it gives, bit for bit, what `--quantize` gives while it loads the original. Files are written in `saving.py`. Neither
-way ever has a whole plain model in memory.
+it gives, bit for bit, what `--quantize` gives while it loads the original. Files are written in `report/saving.py`.
+Neither way ever has a whole plain model in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minillm.guard.writing import complete, new_folder, terminable
 from minillm.loading import asked_scheme, fits, integers, opened, stored_dtype
 from minillm.model.decoder import skeleton
 from minillm.model.held import Scheme
-from minillm.saving import write_gguf
+from minillm.report.saving import write_gguf
 from minillm.weights.checkpoint import brief
 from minillm.weights.gguf.mixtures import MIXTURES
 from minillm.weights.gguf.reader import SUFFIX

@@ -121,10 +121,10 @@ class GQA:
 
     `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
     `qk_norm`: q and k are normalised before the rotation. `clip`: q, k and v are then clamped to [-clip, clip].
-    Scores are q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c). With
-    `sinks` each head has one learned score more, that takes its share of the softmax and gives nothing to the sum.
-    `rope` None: nothing says where a key lies. `gate`: what the heads give is multiplied by sigmoid(W x), value by
-    value (Qiu et al., arXiv:2505.06708).
+    Scores are q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c).
+    `rope` None: nothing says where a key lies. `weakened` by "sinks", each head has one learned score more, that takes
+    its share of the softmax and gives nothing to the sum; by a "gate", what the heads give is multiplied by
+    sigmoid(W x), value by value (Qiu et al., arXiv:2505.06708).
     """
 
     num_heads: int
@@ -138,8 +138,15 @@ class GQA:
     clip: float | None = None
     scale: float | None = None
     softcap: float | None = None
-    sinks: bool = False
-    gate: bool = False
+    weakened: Literal["sinks", "gate"] | None = None
+
+    @property
+    def sinks(self) -> bool:
+        return self.weakened == "sinks"
+
+    @property
+    def gate(self) -> bool:
+        return self.weakened == "gate"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ EXAMPLES = {
     "norm_roundings.py": (["all weights 1 or 2: 0.0 %", "wrote"], ["--plot", "{tmp}/norm.png"]),
     "activations.py": (["silu falls to -0.2785 at -1.278", "wrote"], ["--plot", "{tmp}/activations.png"]),
     "real_model.py": ([], ["--help"]),  # see test_real_model.py
+    "compare_formats.py": (["the model itself", "KL 0.00000  same 100.0 %"], [str(DEMO)]),
+    "stored_bits.py": (["GPTQ, 4 bits                 4.156", "wrote"], ["--plot", "{tmp}/bits.png"]),
     "quantisation_error.py": (["int4, groups of 16", "4.71 bits", "wrote"], ["--plot", "{tmp}/error.png"]),
     "kv_cache.py": (["its slots hold 10 11 7 8 9", "537 MB", "wrote"], ["--plot", "{tmp}/cache.png"]),
     "mla_costs.py": (["formula [1862400, 990976], counted by PyTorch [1862400, 990976]"], ["--plot", "{tmp}/mla.png"]),

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minillm import families
 from minillm.model.decoder import Decoder
 from minillm.weights.checkpoint import Checkpoint
-from minillm.weights.save import save
+from minillm.weights.save import published, save
 from tests.conftest import ROOT
 
 ALLOWANCE = 300e6
@@ -125,6 +126,54 @@ def test_peak_of_quantising(big: Path, scheme: str) -> None:
     """That of the integers: the plain matrices, half a gigabyte, are never there."""
     loaded, _, sizes, _ = peaks(big, "auto", scheme)
     assert sizes <= (big / "model.safetensors").stat().st_size * (0.51 if scheme == "int8" else 0.39)
+    assert loaded <= sizes + ALLOWANCE
+
+
+GPT_OSS = {
+    **DENSE,
+    "model_type": "gpt_oss",
+    "vocab_size": 20_000,
+    "num_hidden_layers": 3,
+    "head_dim": 128,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "intermediate_size": 1024,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(("config", "section"), [
+    ({**DENSE, "tie_word_embeddings": False}, {"bits": 4, "group_size": 64}), (GPT_OSS, {"quant_method": "mxfp4"}),
+], ids=["mlx", "mxfp4"])  # fmt: skip
+def test_peak_of_what_stays_quantised(config: dict, section: dict, tmp_path: Path) -> None:
+    """That of the parts: half a gigabyte and more of plain numbers are never there, nor are all experts that lie in one
+    tensor unpacked at once."""
+    config = {**config, "quantization_config": section}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec, rules, _ = families.resolve(config)
+    with torch.device("meta"):
+        model = Decoder(spec)
+    tensors, plain = dict[str, torch.Tensor](), 0
+    rules = {name: to for name, to in rules.items() if f"{name}_blocks" not in rules}
+    for name, to in published(rules, model.destinations()).items():
+        *high, wide = shape = to.stored_shape
+        plain += 2 * math.prod(shape)
+        if name.endswith("_blocks"):
+            tensors[name] = torch.randint(256, (*high, wide // 32, 16), dtype=torch.uint8)
+            tensors[f"{name.removesuffix('blocks')}scales"] = torch.full((*high, wide // 32), 120, dtype=torch.uint8)
+        elif len(shape) == 2 and "bits" in section:
+            tensors[name] = torch.randint(-(2**31), 2**31, (*high, wide // 8), dtype=torch.int32).view(torch.uint32)
+            for each in ("scales", "biases"):
+                tensors[f"{name.removesuffix('weight')}{each}"] = torch.full((*high, wide // 64), 2**-9).bfloat16()
+        else:
+            tensors[name] = torch.ones(shape, dtype=torch.bfloat16)
+    save_file(tensors, tmp_path / "model.safetensors")
+    stored = (tmp_path / "model.safetensors").stat().st_size
+    del tensors
+    loaded, _, sizes, dtype = peaks(tmp_path, "auto")
+    assert dtype == "torch.bfloat16" or stored < sizes  # without fast bf16 the rest is in fp32
+    assert sizes <= 1.05 * stored if dtype == "torch.bfloat16" else sizes <= 1.6 * stored
+    assert plain > 2 * stored
     assert loaded <= sizes + ALLOWANCE
 
 

@@ -11,8 +11,10 @@ import torch
 import minillm
 from minillm import perplexity, quantize
 from minillm.model.held import held_in
+from minillm.weights.gguf import reader
+from minillm.weights.gguf.mixtures import MIXTURES
 from minillm.weights.ints import Int4, Int8
-from tests.conftest import shared
+from tests.conftest import exit_code, shared
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (3, 100), (2, 7)])
@@ -56,7 +58,8 @@ def test_a_folder_is_what_a_load_makes(
     for key, parameter in loaded.named_parameters():
         assert torch.equal(again.get_parameter(key), parameter), key
     down = loaded.layers[0].ffn.down
-    held = held_in(down)["weight"].format
+    (segment,) = held_in(down)["weight"].segments
+    held = segment.form
     expected = held.quantise(plain["layers.0.ffn.down.weight"].float())
     assert torch.equal(down.weight, expected[""])
     assert torch.equal(down.weight_scale, expected["_scale"])
@@ -86,3 +89,53 @@ def test_what_it_costs(name: str, most: float, capsys: pytest.CaptureFixture[str
     assert report["change_percent"] == pytest.approx(
         100 * (report["after"]["perplexity"] / report["before"]["perplexity"] - 1)
     )
+
+
+def test_a_file(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its line, its JSON, and that it is not written a second time or over its own source."""
+    file, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    assert quantize.main(["--weights", str(saved), "--output", str(file), "--quantize", "q8_0"]) == 0
+    size = f"{file.stat().st_size / 1e6:.1f} MB, before {(saved / 'model.safetensors').stat().st_size / 1e6:.1f} MB"
+    assert f"a.gguf: {size}; " in (said := capsys.readouterr().out)
+    assert said.endswith(" bits for each value\n")
+    assert quantize.main(["--weights", str(file), "--output", str(other), "--quantize", "f16", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["bytes"] == other.stat().st_size
+    assert report["bytes_before"] == file.stat().st_size
+    assert sum(report["kinds"].values()) == len(reader.read(other).entries)
+    before = file.read_bytes()
+    for source in (saved, file):
+        assert quantize.main(["--weights", str(source), "--output", str(file), "--quantize", "q8_0"]) == 2
+        assert "a.gguf: is there already; remove it or choose another --output" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--quantize q3 --output a.gguf", "invalid choice: 'q3'"),
+        ("--quantize q8_0", "--output"),
+        ("--output a.gguf", "--quantize"),
+        ("--quantize q8_0 --output a", "--quantize q8_0 is for a GGUF file: let --output end in .gguf"),
+        ("--quantize int4 --output a.gguf", "--output a.gguf, but --quantize int4 is for a folder"),
+        ("--quantize q8_0 --output a.gguf --group-size 32", "go with --quantize int4"),
+        ("--quantize q8_0 --output a.gguf --asymmetric", "go with --quantize int4"),
+        ("--quantize q8_0 --output nowhere/a.gguf", "nowhere: no such folder; make it, or choose another --output"),
+    ],
+)
+def test_a_file_that_cannot_be(
+    arguments: str,
+    words: str,
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(quantize.main, ["--weights", str(saved), *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "invalid" not in words or all(kind in error for kind in ("int8", "int4", *MIXTURES))
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,8 @@
     model.safetensors  or  model.safetensors.index.json with its shards
     pytorch_model.bin  or  pytorch_model.bin.index.json with its shards
 
-or a GGUF file, or the first part of one, in the place of a folder (`gguf/`).
+or a makers' own layout (`consolidated.py`), or a GGUF file, or the first part of one, in the place of a folder
+(`gguf/`).
 
 Only these names count: a folder may hold other safetensors (adapters, another layout) that are not part of the model.
 Each file is opened once and its header is read once. Safetensors (`tensorfile.py`) are read piece by piece into the
@@ -26,12 +27,14 @@ import torch
 
 from minillm.guard.files import is_there, read_bytes, utf8
 from minillm.guard.jsonfile import MAX_BYTES, parsed
-from minillm.weights import formats, tensorfile, torchfile
+from minillm.weights import consolidated, formats, tensorfile
+from minillm.weights.consolidated import Joined
 from minillm.weights.formats.packed import METADATA, Made, Section, Seen
 from minillm.weights.gguf import reader as gguf
 from minillm.weights.gguf.tensors import InBlocks, tensors
+from minillm.weights.pytorch import torchfile
+from minillm.weights.pytorch.torchfile import InStorage
 from minillm.weights.source import InFile, Source
-from minillm.weights.torchfile import InStorage
 
 EQUAL_VALUES = 2**20  # compared at a time
 MAX_OPEN = 64  # files: of more, each is opened when it is read, as a process may have only a few hundred
@@ -51,7 +54,7 @@ class TensorInfo:
     nbytes: int | None = None  # in the file, of such a matrix
 
 
-Stored = InFile | InStorage | InBlocks | Made
+Stored = InFile | InStorage | InBlocks | Made | Joined
 
 
 def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
@@ -64,6 +67,8 @@ def find(folder: Path) -> tuple[list[str], dict[str, str] | None] | None:
     path = entry(folder)
     if path is None:
         return None
+    if path.name == consolidated.FIRST:
+        return consolidated.shards(folder), None
     if path.suffix != ".json":
         return [path.name], None
     located = read_index(path)
@@ -75,7 +80,7 @@ def entry(folder: Path) -> Path | None:
     ValueError where something that is no file has that name."""
     stems = ("model.safetensors", "pytorch_model.bin")
     places = (folder / f"{stem}{ending}" for stem in stems for ending in ("", ".index.json"))
-    return next((path for path in places if is_there(path)), None)
+    return next((path for path in places if is_there(path)), None) or consolidated.entry(folder)
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -131,6 +136,8 @@ class Checkpoint:
         missing = [file for file in self.files if not is_there(folder / file)]
         if missing:
             raise ValueError(f"{folder}: the index names files that are not there: {brief(missing)}; download them")
+        if self.files[0] == consolidated.FIRST:
+            return self._of_parts()
         metadata: dict[str, str] = {}
         for file in self.files:
             source = Source(folder / file, keep=len(self.files) <= MAX_OPEN)
@@ -145,6 +152,22 @@ class Checkpoint:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
         self.files_hold = self.info  # before matrices are gathered
         return self._gather({**section, METADATA: metadata})
+
+    def _of_parts(self) -> list[str]:
+        """Read the headers of files that hold a part of every matrix each; returns the names of idle tensors: none."""
+        headers = []
+        for file in self.files:
+            source = Source(self.folder / file, keep=len(self.files) <= MAX_OPEN)
+            headers.append(_headers(source))
+            self.nbytes += source.size
+        try:
+            found = consolidated.joined(headers)
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
+        for name, stored in found.items():
+            self.info[name], self.stored[name] = TensorInfo(self.files[0], stored.shape, stored.word), stored
+        self.files_hold = self.info
+        return []
 
     def _gather(self, section: Section) -> list[str]:
         """Put matrices where the first of their parts stands; returns the names of those that are of no use."""
@@ -213,4 +236,4 @@ def brief(names: list[str], limit: int = 6) -> str:
 
 
 def _headers(source: Source) -> dict[str, InFile] | dict[str, InStorage]:
-    return (torchfile if source.path.suffix == ".bin" else tensorfile).read_header(source)
+    return (tensorfile if source.path.suffix == ".safetensors" else torchfile).read_header(source)

@@ -76,7 +76,7 @@ def instead_of_weights(folder: Path) -> str | None:
     if "qmodel.pt" in names:
         return "HQQ (qmodel.pt), which is not read; give a GPTQ, AWQ or unquantised checkpoint of the model"
     if found := [name for name in names if name == "params.json" or name.startswith("consolidated.")]:
-        return f"the authors' own layout ({brief(found)}), which is not read; {LAYOUT}, often a repository beside it"
+        return f"a part of the makers' own layout ({brief(found)}), which is params.json with consolidated.*; {LAYOUT}"
     if found := [name for name in names if SHARDS.fullmatch(name)]:
         join = "run zero_to_fp32.py (DeepSpeed)" if any("zero" in name or "global" in name for name in found) else ""
         join = join or "join them (FSDP: accelerate merge-weights)"
@@ -102,11 +102,9 @@ def instead_of_tokenizer(folder: Path) -> str | None:
     """What a folder has in place of a tokenizer.json or tokenizer.model."""
     if not folder.is_dir():
         return None
-    names = _names(folder)
-    if {"tokenizer.json", "tokenizer.model"} & set(names):
+    if any(is_there(folder / name) for name in ("tokenizer.json", "tokenizer.model")):
         return None
-    if "tekken.json" in names:
-        return "tekken.json is not read, so texts are not: put a tokenizer.json beside it, or give token ids"
+    names = _names(folder)
     if {"vocab.json", "merges.txt"} <= set(names):
         return (
             "vocab.json and merges.txt are not read, so texts are not: make a tokenizer.json of them "

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +53,9 @@ class Fields:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Fields:
         """The same with each tensor changed."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Fields(**{name: None if values is None else change(values) for name, values in given.items()})
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given: dict[str, Any] = {name: each if each is None else change(each) for name, each in found.items()}
+        return Fields(**given)
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ def grouped(numbers: Tensor, values: Tensor, group: int) -> tuple[Tensor, Tensor
 
 
 def _plane(q: Tensor, per: int, bits: int) -> Tensor:
-    """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart. Four
-    bytes are moved, and shifted, as one word: numbers have no more bits than there is room for."""
+    """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart.
+    Four bytes are moved, and shifted, as one word: numbers have no more bits than there is room for."""
     words = q.reshape(-1).view(torch.int32).view(*q.shape[:2], -1).transpose(1, 2).contiguous()
     words = words.view(len(q), -1, per // 4, q.shape[1])
     made = words[:, :, 0]

@@ -7,16 +7,20 @@ the rows of experts in other forms, becomes plain.
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from minillm.weights.checkpoint import Checkpoint, Stored
+from minillm.weights.formats.packed import Made
 from minillm.weights.forms import ORDER, Packing, Plain, Segment
+from minillm.weights.gguf.tensors import Blocks, InBlocks
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.rules import Destination, Plan
 from minillm.weights.tensorfile import blocks
@@ -42,8 +46,10 @@ def segments(
             continue
         if len(shapes[name]) == 2:
             found[name] = tuple(_merged(known))
-        elif len({piece.form for piece in known}) == 1 and not any(piece.ordered or _ragged(piece) for piece in known):
-            found[name] = (Segment(0, shapes[name][1], known[0].form),)
+        elif len({piece.form for piece in known}) == 1 and not any(piece.ordered for piece in known):
+            ends = [shapes[name][1], *(each for piece in known for each in (piece.start, piece.rows))]
+            if all(each % known[0].form.tile == 0 for each in ends):
+                found[name] = (Segment(0, shapes[name][1], known[0].form),)
     return found
 
 
@@ -53,14 +59,10 @@ def _piece(to: Destination, stored: Stored, dtype: torch.dtype, tile: int) -> Se
     if form is None:
         plain = len(to.shape) == 2 and getattr(stored, "title", None) is None
         return Segment(to.start, to.shape[0], Plain(dtype)) if plain else None
-    if to.layout is not None and not to.layout.by_rows:
+    if to.layout is not None and not (to.layout.by_rows and (len(stored.shape) == 2 or to.layout.stacked)):
         return None
     made = replace(form, tile=tile) if isinstance(form, Grouped) else form
     return Segment(to.start, to.shape[0], made, getattr(stored, "order", None) is not None)
-
-
-def _ragged(piece: Segment) -> bool:
-    return piece.rows % piece.form.tile != 0 or piece.start % piece.form.tile != 0
 
 
 def _merged(pieces: list[Segment]) -> Iterator[Segment]:
@@ -78,14 +80,49 @@ def _merged(pieces: list[Segment]) -> Iterator[Segment]:
         yield last
 
 
+def told(checkpoint: Checkpoint, planned: Plan, shapes: Mapping[str, tuple[int, ...]], held: Held) -> list[str]:
+    """What users are told of quantised tensors that fill the parameters of `shapes` and cannot be multiplied as they
+    lie."""
+    each_time, at_once = collections.Counter[str](), collections.Counter[str]()
+    for tensor, to in planned.assignments.items():
+        stored = checkpoint.stored[tensor]
+        if (title := getattr(stored, "title", None)) is None or to.parameter not in shapes:
+            continue
+        if to.parameter not in held:
+            at_once[title] += stored.shape[0] if len(stored.shape) == 3 else 1
+        elif isinstance(stored, InBlocks) and isinstance(stored.form, Blocks):
+            each_time[title] += 1
+    notes = {
+        "stay as they are stored, and are dequantised each time they are used": each_time,
+        "were dequantised, as their parameters cannot stay quantised": at_once,
+    }
+    return [
+        f"{counts.total()} matrices {what}: {', '.join(f'{counts[each]} in {each}' for each in sorted(counts))}"
+        for what, counts in notes.items()
+        if counts
+    ]
+
+
+def apart(stored: Stored, to: Destination) -> Iterator[tuple[Stored, Destination]]:
+    """Where a tensor has the quantised matrices of all experts, each of them and the rows that it fills, one at a time;
+    any other as it is."""
+    if not isinstance(stored, Made) or not stored.stacked or (to.layout is not None and not to.layout.stacked):
+        yield stored, to
+        return
+    rows, layout = to.shape[0] // stored.shape[0], to.layout and to.layout.of_one
+    for e in range(stored.shape[0]):
+        shape = (rows, *to.shape[1:])
+        yield stored.one(e), replace(to, start=to.start + e * rows, shape=shape, layout=layout, whole=None)
+
+
 def fill(held: Sequence[Segment], stored: Stored, to: Destination, place: Callable[[str], Tensor]) -> None:
     """Pack the rows of a tensor into the parts of their segment, which `place` gives by what is added to their names.
     Of a parameter with experts there is one segment."""
     segment = next(each for each in reversed(held) if each.start <= to.start)
     form, first = segment.form, (to.start - segment.start) // segment.form.tile
     if segment.ordered:
-        place(f"{segment.mark}{ORDER}").copy_(stored.order)  # type: ignore[union-attr]
-    for start, parts in packed(form, stored, to):
+        place(f"{segment.mark}{ORDER}").copy_(stored.order)  # type: ignore[union-attr, arg-type]
+    for start, parts in packed(cast(Packing, form), stored, to):  # as all that `segments` has are
         for name, part in parts.items():
             into = place(f"{segment.mark}{name}")
             shape = form.parts(to.shape)[name][0]

@@ -37,8 +37,23 @@ class Layout:
 
     @property
     def by_rows(self) -> bool:
-        """Whether rows stay what they are and only change places."""
-        return all(re.fullmatch(r"\([^()]*\) \.\.\.", side) for side in (self.stored, self.rows))
+        """Whether rows stay what they are and only change places: the last axis is the same one."""
+        last = {side.rpartition(" ")[2] for side in (self.stored, self.rows)}
+        return len(last) == 1 and re.fullmatch(r"\w+|\.\.\.", last.pop()) is not None
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is one of a stack of matrices that stay in their order: `e (f two) h -> (e two f) h`."""
+        axis = self.stored.partition(" ")[0]
+        return re.fullmatch(r"\w+", axis) is not None and self.rows.startswith(f"({axis} ")
+
+    @property
+    def of_one(self) -> Layout | None:
+        """The same for each of these matrices, `(f two) h -> (two f) h`; None where that is as it is."""
+        axis, _, stored = self.stored.partition(" ")
+        rows = re.sub(r"\((\w+)\)", r"\1", f"({self.rows.removeprefix(f'({axis} ')}")
+        sizes = tuple(each for each in self.sizes if each[0] != axis)
+        return None if rows == stored else Layout(stored, rows, sizes)
 
     def restore(self, rows: Tensor) -> Tensor:
         """The tensor that these rows would be stored as."""
@@ -62,6 +77,8 @@ class Alternating:
     times: int
     sizes: tuple[int, ...]
     by_rows: ClassVar[bool] = True
+    stacked: ClassVar[bool] = False
+    of_one: ClassVar[None] = None
 
     @property
     def stored(self) -> str:

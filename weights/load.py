@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from minillm.weights import fp8, holding, ints, schemes
+from minillm.weights import fp8, holding, ints
 from minillm.weights.checkpoint import DTYPES, Checkpoint, Stored, TensorInfo, brief
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.memory import allocator
@@ -47,33 +47,20 @@ def faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]
     wanted = planned.assignments
     return {
         MISSHAPEN: [
-            f"{tensor} is {list(info[tensor].shape)}, the config needs {list(_stored_shape(planned, tensor))}"
+            f"{tensor} is {list(info[tensor].shape)}, the config needs {list(wanted[tensor].stored_shape)}"
             for tensor in misshapen(planned, info)
         ],
-        **schemes.faults(planned.scales, {tensor: to.stored_shape for tensor, to in wanted.items()}, info),
         "tensors of a type that no plain checkpoint has (is it quantised?)": [
             f"{tensor} is {info[tensor].dtype}"
             for tensor, to in wanted.items()
-            if info[tensor].dtype not in ([NAMES[to.dtype]] if to.integer else DTYPES) and tensor not in planned.scales
+            if info[tensor].dtype not in ([NAMES[to.dtype]] if to.integer else DTYPES)
         ],
     }
 
 
 def misshapen(planned: Plan, info: Mapping[str, TensorInfo]) -> list[str]:
     """The tensors whose shape is not that of the rows they would fill."""
-    return [tensor for tensor in planned.assignments if info[tensor].shape != _stored_shape(planned, tensor)]
-
-
-def _stored_shape(planned: Plan, tensor: str) -> tuple[int, ...]:
-    plain, scale = planned.assignments[tensor].stored_shape, planned.scales.get(tensor)
-    return plain if scale is None else schemes.scheme_of(scale).stored_shape(plain)
-
-
-def fully_fp8(planned: Plan) -> list[str]:
-    """The parameters that only fp8 tensors fill, row by row: a factor of 128 columns cannot follow them elsewhere."""
-    stored = {tensor for tensor, scale in planned.scales.items() if schemes.scheme_of(scale) is fp8}
-    mixed = {to.parameter for tensor, to in planned.assignments.items() if tensor not in stored or to.layout}
-    return [name for name in dict.fromkeys(to.parameter for to in planned.assignments.values()) if name not in mixed]
+    return [tensor for tensor, to in planned.assignments.items() if info[tensor].shape != to.stored_shape]
 
 
 def load(
@@ -89,7 +76,7 @@ def load(
 
     Those that `formats` names are quantised as they are read, so that no more of them is ever plain than one block of
     rows (one tensor, where it is quantised already or lies otherwise). Quantised tensors are dequantised, unless their
-    parameter is in `held`, or fp8 itself: then its factors fill the one called "…_scale".
+    parameter is in `held`.
     `progress(done, total)` is called with bytes of the files. `check` the plan first.
     """
     parameters: dict[str, Tensor] = {}
@@ -110,38 +97,22 @@ def load(
     def place(name: str, to: Destination) -> Tensor:
         return rows(allocated(name), to)
 
-    scales = read_factors(checkpoint, planned, done)
-    for name, stored in checkpoint.read(planned.assignments.__contains__, done):
-        to = planned.assignments[name]
-        factors = planned.scales.get(name)
-        scale = scales.pop(factors) if factors else None
-        if held and to.parameter in held and factors is None:
-            holding.fill(held[to.parameter], stored, to, lambda ending: allocated(f"{to.parameter}{ending}"))  # noqa: B023
+    def put(stored: Stored, to: Destination) -> None:
+        if held and to.parameter in held:
+            holding.fill(held[to.parameter], stored, to, lambda ending: allocated(f"{to.parameter}{ending}"))
         elif formats and to.parameter in formats:
-            for start, parts in quantised_rows(formats[to.parameter], stored, to, factors, scale):
+            for start, parts in quantised_rows(formats[to.parameter], stored, to):
                 for ending, part in parts.items():
                     place(f"{to.parameter}{ending}", to)[start : start + len(part)] = part
-        elif factors is None or scale is None:
-            fill(place(to.parameter, to), stored, to)
-        elif skeleton[to.parameter].dtype == fp8.DTYPE:
-            place(f"{to.parameter}_scale", to).copy_(fp8.row_scales(scale, to.shape[0]))
-            fill(place(to.parameter, to), stored, to)
         else:
-            plain = schemes.scheme_of(factors).dequantise(whole(stored), scale, skeleton[to.parameter].dtype)
-            lay(plain, to, place(to.parameter, to))
+            fill(place(to.parameter, to), stored, to)
+
+    for name, stored in checkpoint.read(planned.assignments.__contains__, done):
+        for one, to in holding.apart(stored, planned.assignments[name]):
+            put(one, to)
     _check_values(parameters, skeleton, held or {})
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
-
-
-def read_factors(checkpoint: Checkpoint, planned: Plan, done: Callable[[int], None]) -> dict[str, Tensor]:
-    """The factors of quantised tensors by name. Raises ValueError for what cannot be some."""
-    wanted, found = set(planned.scales.values()), dict[str, Tensor]()
-    for name, stored in checkpoint.read(wanted.__contains__, done):
-        found[name] = whole(stored)
-        if not schemes.scheme_of(name).sound(found[name]):
-            raise ValueError(f"{checkpoint.folder}: {name} has values that no factor has; download it again")
-    return found
 
 
 def _check_values(parameters: Mapping[str, Tensor], skeleton: Mapping[str, Tensor], held: holding.Held) -> None:
@@ -176,15 +147,10 @@ def whole(stored: Stored) -> Tensor:
     return stored.values().view(stored.shape)
 
 
-def lay(tensor: Tensor, to: Destination, into: Tensor) -> None:
-    """Copy a tensor into the rows that it fills."""
-    into.copy_(tensor) if to.layout is None else to.layout.copy(tensor, into)
-
-
 def fill(into: Tensor, stored: Stored, to: Destination) -> None:
     """Read a tensor into the rows that it fills: straight where type and layout agree, else in pieces."""
     if to.layout is not None:
-        return lay(whole(stored), to, into)
+        return to.layout.copy(whole(stored), into)
     if into.dtype == stored.dtype and into.device.type == "cpu" and into.is_contiguous():
         return stored.fill(into)
     flat = into.view(-1)
@@ -192,15 +158,13 @@ def fill(into: Tensor, stored: Stored, to: Destination) -> None:
         flat[start:stop] = stored.values(start, stop)
 
 
-def quantised_rows(
-    made: Int8 | Int4, stored: Stored, to: Destination, factors: str | None = None, scale: Tensor | None = None
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def quantised_rows(made: Int8 | Int4, stored: Stored, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """The rows that a tensor fills as their parts, a block at a time: (number of the first row, parts), in order.
 
     A thread takes whole blocks: were each of the many small ops cut up among all, they would wait for one another most
     of the time.
     """
-    columns, whole_rows, threads = to.shape[-1], laid(stored, to, factors, scale), torch.get_num_threads()
+    columns, whole_rows, threads = to.shape[-1], laid(stored, to), torch.get_num_threads()
 
     def quantise(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
         place = block[0] * columns, block[1] * columns
@@ -218,15 +182,10 @@ def quantised_rows(
         torch.set_num_threads(threads)
 
 
-def laid(stored: Stored, to: Destination, factors: str | None, scale: Tensor | None) -> Tensor | None:
-    """All rows that a tensor fills, in fp32, if it is quantised itself or lies otherwise; None if its own are those."""
-    if factors is None and to.layout is None:
-        return None
-    made = whole(stored)
-    if factors is not None and scale is not None:
-        made = schemes.scheme_of(factors).dequantise(made, scale, torch.float32)
+def laid(stored: Stored, to: Destination) -> Tensor | None:
+    """All rows that a tensor fills, in fp32, where they lie otherwise in it; else None."""
     if to.layout is None:
-        return made
+        return None
     into = torch.empty(to.shape, dtype=torch.float32, device="cpu")
-    to.layout.copy(made, into)
+    to.layout.copy(whole(stored), into)
     return into

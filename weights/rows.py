@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.ints import Int4, Int8
-from minillm.weights.load import BLOCK_VALUES, check_finite, laid, read_factors
+from minillm.weights.load import BLOCK_VALUES, check_finite, laid
 from minillm.weights.rules import Destination, Plan
 from minillm.weights.tensorfile import blocks
 
@@ -22,7 +22,6 @@ class Rows:
 
     def __init__(self, checkpoint: Checkpoint, planned: Plan, held: Mapping[str, tuple[Int8 | Int4, int]]):
         self.checkpoint, self.planned, self.held = checkpoint, planned, held
-        self.scales = read_factors(checkpoint, planned, lambda nbytes: None)
         self.parts: dict[str, list[tuple[Destination, str]]] = {}
         for name, to in planned.assignments.items():
             self.parts.setdefault(to.parameter, []).append((to, name))
@@ -63,9 +62,7 @@ class Rows:
     def _laid(self, name: str, to: Destination) -> Tensor | None:
         """All rows that a tensor fills, where they are not its own."""
         if self._kept is None or self._kept[0] != name:
-            factors = self.planned.scales.get(name)
-            scale = self.scales[factors] if factors else None
-            made = laid(self.checkpoint.stored[name].fresh(), to, factors, scale)
+            made = laid(self.checkpoint.stored[name].fresh(), to)
             if made is None:
                 return None
             self._kept = name, made

@@ -6,8 +6,8 @@ layout" says that the tensor's values lie otherwise (see `layout.py`). DROP says
 "DROP: reason" that users are told, and "DROP or destination" that it fills what no other tensor does. A pattern may
 end in `*`, for any rest. Where several patterns match, the one with the fewest placeholders wins, of equals the first.
 Every tensor must match one rule and every parameter must be filled exactly once: `plan` says where that fails. The
-factors of a quantised tensor go wherever that goes; the companions of integers (`ints.py`) to those of the parameter
-that these fill, all of them row by row whatever the layout.
+companions of integers (`ints.py`) go to those of the parameter that these fill, all of them row by row whatever the
+layout.
 
 A name that no pattern matches is tried once more with another beginning: without what a wrapper put in front of it, and
 with or without the beginning that most patterns have. Saving the inner model leaves that one out ("layers.0…" for
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from minillm.weights import ints, schemes
+from minillm.weights import ints
 from minillm.weights.layout import Alternating, Layout, parse
 
 DROP = "DROP"
@@ -66,7 +66,6 @@ class Plan:
     """What a checkpoint's tensors would fill; complete when nothing is unclaimed, unfilled or twice filled."""
 
     assignments: dict[str, Destination] = field(default_factory=dict)  # tensor -> where it goes
-    scales: dict[str, str] = field(default_factory=dict)  # quantised tensor -> the tensor of its factors
     dropped: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)  # what users are told -> how many tensors
     spelled: dict[str, str] = field(default_factory=dict)  # tensor -> what its name would be by the rules, if it is not
@@ -81,7 +80,6 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
     result, filled, known = Plan(), set[str](), units(destinations)
     targets = _targets(tensors, rules, result)
     for tensor, target in sorted(targets.items(), key=lambda each: (each[1] or "").startswith(SPARE)):
-        matrix = schemes.matrix_of(tensor)
         if target is not None and target.startswith(SPARE):
             instead = target.removeprefix(SPARE)
             target = DROP if filled.intersection(known.get(instead, [])) else instead
@@ -89,10 +87,6 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
             result.dropped.append(tensor)
             if reason := target.removeprefix(DROP).removeprefix(": "):
                 result.reasons[reason] = result.reasons.get(reason, 0) + 1
-        elif matrix in targets and matrix in result.scales:
-            result.twice_filled.append(tensor)
-        elif matrix is not None and matrix in targets:
-            result.scales[matrix] = tensor
         elif target is None or (place := target.partition(": ")[0]) not in known:
             result.unclaimed.append(tensor)
         elif filled.intersection(known[place]):
@@ -100,7 +94,6 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
         else:
             filled.update(known[place])
             result.assignments[tensor] = joined(target, known, destinations)
-    result.scales = {matrix: scale for matrix, scale in result.scales.items() if matrix in result.assignments}
     result.unfilled = [name for name in destinations if name not in filled]
     return result
 
@@ -109,10 +102,10 @@ def _targets(tensors: Collection[str], rules: Rules, result: Plan) -> dict[str, 
     """Where each tensor goes; the result is told what names were read otherwise than they are."""
     table, names, found = _Table(rules), set(tensors), dict[str, str | None]()
     for tensor in tensors:
-        matrix, whole = schemes.matrix_of(tensor), ints.matrix_of(tensor)
-        owner = next((each for each in (whole, matrix) if each in names), tensor)
+        matrix = ints.matrix_of(tensor)
+        owner = matrix if matrix in names else tensor
         target, name, wrapper = table.find(owner)
-        found[tensor] = _of_companion(target, tensor.removeprefix(owner)) if owner == whole else target
+        found[tensor] = target if owner == tensor else _of_companion(target, tensor.removeprefix(owner))
         if name != owner:
             result.spelled[tensor] = name
         if wrapper:

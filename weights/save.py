@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from minillm.guard.writing import complete
 from minillm.weights.checkpoint import Checkpoint, Stored, brief
+from minillm.weights.holding import apart
 from minillm.weights.ints import Int4, Int8
-from minillm.weights.load import BLOCK_VALUES, check_finite, quantised_rows, read_factors, whole
+from minillm.weights.load import BLOCK_VALUES, check_finite, quantised_rows
 from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, units
-from minillm.weights.schemes import scheme_of
 from minillm.weights.tensorfile import BITS, NAMES, Writer, blocks
 
 SHARD_BYTES = 4 * 10**9
@@ -78,7 +77,6 @@ def save_quantised(
         read += nbytes
         progress(read, checkpoint.nbytes)
 
-    scales = read_factors(checkpoint, planned, done)
     order = [name for name, _ in checkpoint.read(planned.assignments.__contains__, lambda nbytes: None)]
     entries = {name: _entries(name, checkpoint, planned, formats) for name in order}
     shards = _shards(entries, shard_bytes)
@@ -92,9 +90,8 @@ def save_quantised(
         located |= dict.fromkeys(held, file)
         with Writer(folder / file, held) as writer:
             for name, stored in itertools.islice(reading, len(names)):
-                factors = planned.scales.get(name)
-                made = formats.get(planned.assignments[name].parameter)
-                for ending, start, part in _pieces(stored, planned.assignments[name], factors, scales, made):
+                to = planned.assignments[name]
+                for ending, start, part in _pieces(stored, to, formats.get(to.parameter)):
                     writer.write(f"{name}{ending}", part, start)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     total = sum(_nbytes(each) for each in entries.values())
@@ -115,20 +112,17 @@ def _entries(name: str, checkpoint: Checkpoint, planned: Plan, formats: Mapping[
         parts = formats[to.parameter].parts(to.shape).items()
         return {f"{name}{ending}": (NAMES[dtype], shape) for ending, (shape, dtype) in parts}
     info = checkpoint.info[name]
-    return {name: (info.dtype, info.shape) if name not in planned.scales else ("F32", to.stored_shape)}
+    return {name: (info.dtype, info.shape)}
 
 
-def _pieces(
-    stored: Stored, to: Destination, factors: str | None, scales: dict[str, Tensor], made: Int8 | Int4 | None
-) -> Iterator[tuple[str, int, Tensor]]:
-    """What a tensor becomes, piece by piece: the ending of its name, the number of its first value, the values."""
-    scale = scales.pop(factors) if factors else None
+def _pieces(stored: Stored, to: Destination, made: Int8 | Int4 | None) -> Iterator[tuple[str, int, Tensor]]:
+    """What a tensor becomes, piece by piece: the ending of its name, the number of its first value, the values; of one
+    that is quantised already in fp32, so that any dtype is rounded to once."""
     if made is not None:
-        for start, parts in quantised_rows(made, stored, to, factors, scale):
-            for ending, part in parts.items():
-                yield ending, start * part[0].numel(), part
-    elif factors is not None and scale is not None:  # in fp32, so that any dtype is rounded to once
-        yield "", 0, scheme_of(factors).dequantise(whole(stored), scale, torch.float32)
+        for one, where in apart(stored, to):
+            for start, parts in quantised_rows(made, one, where):
+                for ending, part in parts.items():
+                    yield ending, (where.start - to.start + start) * part[0].numel(), part
     else:
         for start, stop in blocks(math.prod(stored.shape), BLOCK_VALUES):
             values = stored.values(start, stop)

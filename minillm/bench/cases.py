@@ -20,6 +20,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from minillm.ops import Ops
 from minillm.ops.visibility import Visibility
 from minillm.spec import Router
+from minillm.weights.grouped import Grouped
+
+# Forms of matrices in groups: those of GGUF's Q4_K and Q6_K, and of NF4 with any table.
+FORMS = {
+    "4 bits of 32": Grouped(4, 32, torch.int8, torch.float16, 256, minimum=True),
+    "6 bits of 16": Grouped(6, 16, torch.int8, torch.float16, 256, zero=32),
+    "table of 64": Grouped(4, 64, torch.float32, table=tuple((n - 8) / 8 for n in range(16))),
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Cases:
     def all(self) -> Iterator[Case]:
         """One after the other, so that what one takes is free for the next."""
         families = (self.norms, self.heads, self.prefill, self.decode, self.latent, self.mixture, self.quantised)
-        yield from itertools.chain.from_iterable(family() for family in (*families, self.vocabulary))
+        yield from itertools.chain.from_iterable(family() for family in (*families, self.vocabulary, self.in_groups))
 
     def made(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(shape, device=self.device, dtype=dtype or self.dtype)
@@ -237,3 +245,23 @@ class Cases:
             lambda ops: ops.sample(logits, reals[0], top_k, *reals[1:], seeds, seeds),
             logits.nbytes, 4 * logits.numel(),
         )  # fmt: skip
+
+    def in_groups(self) -> Iterator[Case]:
+        s = self.sizes
+        for (name, form), rows in itertools.product(FORMS.items(), s.rows):
+            x, parts = self.made(rows, s.hidden), self.parts(form)
+
+            def run(ops: Ops, x: Tensor = x, parts: dict[str, Tensor] = parts, form: Grouped = form) -> Tensor:
+                return ops.grouped_linear(x, parts, form, s.inner)
+
+            moved = sum(part.nbytes for part in parts.values()) + x.nbytes + rows * s.inner * x.element_size()
+            flops = 2 * rows * s.hidden * s.inner
+            yield Case("grouped_linear", f"{rows} x {s.hidden} -> {s.inner}, {name}", run, moved, flops)
+
+    def parts(self, form: Grouped) -> dict[str, Tensor]:
+        """A matrix of random numbers in a form."""
+        return {
+            name: torch.rand(shape, device=self.device).to(dtype) if dtype.is_floating_point
+            else torch.randint(127, shape, device=self.device, dtype=dtype)
+            for name, (shape, dtype) in form.parts((self.sizes.inner, self.sizes.hidden)).items()
+        }  # fmt: skip

@@ -40,6 +40,7 @@ FILES = {
     "experts": "moe",
     "int8_linear": "quant_linear",
     "int4_linear": "quant_linear",
+    "grouped_linear": "grouped_linear",
     "fp8_linear": "quant_linear",
     "linear_cross_entropy": "cross_entropy",
     "sample": "sampling",
@@ -59,7 +60,7 @@ def listing() -> list[dict[str, Any]]:
     """Every op and whether it has a Triton version. Looks at files, so that it works where Triton does not."""
     kernels = {path.stem for path in (Path(__file__).parents[2] / "kernels").glob("*.py")}
     kernels |= {path.stem for path in (Path(__file__).parents[1] / "kernels").glob("*.py")}
-    seam = [field.name for field in dataclasses.fields(Ops)]
+    seam = [field.name for field in dataclasses.fields(Ops) if field.name != "tile"]
     named = {**{name: FILES.get(name) for name in seam if name not in WITHOUT}, **BESIDE}
     return [{"op": op, "triton": file in kernels, "file": file, "in_ops": op in seam} for op, file in named.items()]
 

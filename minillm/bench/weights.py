@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from minillm import config, families, hub, saving
+from minillm import config, families, hub
 from minillm.families.shared.shapes import SHAPES
 from minillm.model.costs import active_values
 from minillm.model.decoder import Decoder, skeleton
+from minillm.report import saving
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.gguf import writer
 from minillm.weights.rules import plan

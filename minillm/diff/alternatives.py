@@ -40,7 +40,7 @@ TRY: dict[tuple[type, str], Any] = {
     (GQA, "scale"): _scales,
     (GQA, "softcap"): (None, 20.0, 30.0, 50.0),
     (GQA, "qk_norm"): (None,),
-    (GQA, "sinks"): None,
+    (GQA, "weakened"): None,
     (vocabulary.GatedDeltaNet, "beta_factor"): (1.0, 2.0),
     (MLA, "score_factor"): lambda each: (1.0, each.score_factor**0.5, each.score_factor**2),
     (vocabulary.GatedMLP, "activation"): None,

@@ -3,7 +3,7 @@ softmax over them; experts and attention have biases; SwiGLU is clamped; each he
 layer has a window of 128; norms are rounded after their weight; YaRN does not round where its ramp begins and ends.
 
 gpt-oss-20b, gpt-oss-120b (OpenAI, arXiv:2508.10925). All experts of a layer lie in one tensor, `gate_up_proj` with a
-value of gate and one of up in turn: published as MXFP4 (see `weights/mxfp4.py`), `[E, 2F, H]`, or by transformers as
+value of gate and one of up in turn: published as MXFP4 (`weights/formats/mx.py`), `[E, 2F, H]`, or by transformers as
 plain numbers the other way around, `[E, H, 2F]`.
 """
 
@@ -77,7 +77,7 @@ def spec(config: Config) -> Decoder:
     _agrees(config, "experts_per_token", "num_experts_per_tok", config.get("num_experts_per_tok"))
     original = getattr(rope.scaling, "original_positions", None)
     _agrees(config, "initial_context_length", "original_max_position_embeddings of its scaling", original)
-    attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, out_bias=bias, sinks=True)
+    attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, out_bias=bias, weakened="sinks")
     sliding = [i % 2 == 0 for i in range(common.num_layers(config))]
     windows = common.typed_windows(config, common.window(config), sliding)
     config.choice("hidden_act", {"silu": "silu"})  # of the gate, before it was clamped; no other is known

@@ -102,10 +102,14 @@ def hold(model: nn.Module, formats: Mapping[str, Form | tuple[Segment, ...]]) ->
         module.held = {**held_in(module), leaf: Held(segments, shape, plain.dtype)}  # type: ignore[assignment]
 
 
-def holdable(model: nn.Module, name: str) -> bool:
-    """Whether a parameter's module multiplies it as it lies."""
-    owner, _, leaf = name.rpartition(".")
-    return leaf in getattr(model.get_submodule(owner), "MULTIPLIED", ())
+def holdable(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The parameters that their modules multiply as they lie, and their shapes."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        if leaf in getattr(model.get_submodule(owner), "MULTIPLIED", ()):
+            found[name] = tuple(parameter.shape)
+    return found
 
 
 def plain_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ from minillm.model.outline import Outline, outline
 from minillm.plan.card import CARD, licence
 from minillm.plan.devices import Device
 from minillm.plan.fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
+from minillm.plan.memory import held_bytes
 from minillm.plan.storage import (
     WORDS,
     Section,
@@ -67,8 +68,13 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
     kept, checkpoint = _checkpoint(found, named, sketch, path)
     dtype = question.dtype or checkpoint["dtype"]
     offered = _formats(named, sketch, question, dtype)
-    chosen = question.quantize or question.dtype or (STORED if kept else "bfloat16")
-    weights = kept.decoder if kept and chosen == STORED else offered[chosen]
+    # On a GPU matrices lie in rows, on this CPU as its loops take them.
+    target = torch.device("cpu" if question.device is None else "cuda")
+    held = held_bytes(found, getattr(torch, dtype), target) if checkpoint["readable"] else None
+    chosen = question.quantize or question.dtype or (STORED if kept or held else "bfloat16")
+    weights = kept.decoder if kept and chosen == STORED else offered[chosen if chosen in offered else "bfloat16"]
+    if held and chosen == STORED:
+        weights = Sizes(held, sum(held.values()), weights.file)
     need = Need(
         spec=spec,
         weights=weights.total,
@@ -86,6 +92,7 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
         "quantization": report["quantization"],
         "checkpoint_bytes": checkpoint["bytes"],
         "checkpoint": checkpoint,
+        "held_bytes": sum(held.values()) if held else None,
         "formats": {n: {"tensor_bytes": each.total, "file_bytes": each.file} for n, each in offered.items()},
         "kv_bytes_per_token": need.width * cached_values(spec),
         "state_bytes": state_bytes(spec, need.width),
@@ -135,7 +142,7 @@ def _checkpoint(
     found: Examined, named: Mapping[str, Destination], sketch: Outline, path: Path
 ) -> tuple[Stored | None, dict[str, Any]]:
     """What the files hold by the config, and how that agrees with the index or with the files themselves."""
-    headers = found.headers
+    headers = found.checkpoint.files_hold if found.checkpoint else None
     source = "config" if found.names is None else "index" if headers is None else "files"
     stated = stated_bytes(path) if source == "index" else None if headers is None else _of_headers(headers, headers)
     dtype, notes = found.report["dtype"], list[str]()

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minillm.weights import fp8, mxfp4
+from minillm.weights import fp8
+from minillm.weights.formats import fp8_blocks, mx
 
 Shape = tuple[int, ...]
 Entries = dict[str, tuple[str, Shape]]  # type in the words of safetensors, and shape
@@ -23,8 +24,7 @@ def _fp8(name: str, shape: Shape, section: Section) -> Entries:
     if block is not None:
         if block != [fp8.BLOCK, fp8.BLOCK]:
             raise ValueError(f"how fp8 in blocks of {str(block)[:40]} lays tensors out is not known")
-        factors = (*shape[:-2], *fp8.scale_shape(shape[-2:]))
-        return {name: (fp8.NAME, shape), fp8.scale_of(name): ("F32", factors)}
+        return {name: (fp8.NAME, shape), f"{name}{fp8_blocks.SCALE}": ("F32", fp8_blocks.factors(shape))}
     found: Entries = {name: (fp8.NAME, shape), f"{name}_scale": ("F32", (1,))}
     if section.get("activation_scheme") == "static":
         found[f"{name.removesuffix('weight')}input_scale"] = ("F32", (1,))
@@ -32,12 +32,11 @@ def _fp8(name: str, shape: Shape, section: Section) -> Entries:
 
 
 def _mxfp4(name: str, shape: Shape, section: Section) -> Entries:
-    if why := mxfp4.unfit(shape):
-        raise ValueError(f"how mxfp4 lays {name} out is not known: {why}")
-    return {
-        f"{name}_blocks": (mxfp4.NAME, mxfp4.stored_shape(shape)),
-        f"{name}_scales": (mxfp4.NAME, mxfp4.scale_shape(shape)),
-    }
+    *rows, columns = shape
+    if columns % mx.BLOCK:
+        raise ValueError(f"how mxfp4 lays {name} out is not known: rows of {columns} values are no whole blocks")
+    factors = (*rows, columns // mx.BLOCK)
+    return {f"{name}_blocks": ("U8", (*factors, mx.BLOCK // 2)), f"{name}_scales": ("U8", factors)}
 
 
 def _int8(name: str, shape: Shape, section: Section) -> Entries:
@@ -117,7 +116,7 @@ def _factors(rows: int, columns: int, weights: Section) -> Shape:
     if strategy in ("group", "tensor_group") and type(size) is int and (size > 0 or size == -1):
         return rows, 1 if size == -1 else -(-columns // size)
     if strategy == "block" and block == [fp8.BLOCK, fp8.BLOCK]:
-        return fp8.scale_shape((rows, columns))
+        return fp8_blocks.factors((rows, columns))
     raise ValueError(f"factors by {str(strategy)[:20]} of {str(size)[:20]} are not known")
 
 

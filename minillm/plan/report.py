@@ -160,8 +160,8 @@ def _held(report: Report) -> list[str]:
     if not report["checkpoint"]["readable"]:
         return [f"for an engine that reads {scheme}: minillm does not"]
     plain = size(report["formats"]["bfloat16"]["tensor_bytes"])
-    how = "with --keep-quantized" if scheme == "fp8" else "for an engine that computes with it"
-    return [f"{how}: else minillm makes {plain} of it while it loads, which --dtype {report['dtype']} asks about"]
+    how = "as minillm holds it" if report["held_bytes"] else "if all matrices can stay as they are, which files tell"
+    return [f"{how}: with --dequantize it makes {plain} of it, which --dtype {report['dtype']} asks about"]
 
 
 def _licence(found: Report) -> list[str]:

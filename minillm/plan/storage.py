@@ -201,12 +201,11 @@ def _method(section: Section | None) -> str:
 
 
 def _matrices(model: Decoder) -> set[str]:
-    """The parameters that published schemes quantise: all that a product takes, but embedding, head and routers."""
-    return {
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and not name.startswith(("embedding.", "head.")) and held.holdable(model, name)
-    }
+    """The parameters that published schemes quantise: all that a product takes, but embedding, head and routers; and
+    the one of latent attention that is dequantised here, as the absorbed form takes it apart."""
+    found = {name for name, shape in held.holdable(model).items() if len(shape) > 1}
+    found |= {name for name, _ in model.named_parameters() if name.endswith(".attention.kv_up")}
+    return {name for name in found if not name.startswith(("embedding.", "head."))}
 
 
 def _pattern(listed: str) -> str:

@@ -18,7 +18,7 @@ from minillm.model.costs import active_values, cached_values, state_bytes
 from minillm.model.held import Scheme
 from minillm.model.outline import outline
 from minillm.weights import formats
-from minillm.weights.checkpoint import Checkpoint, TensorInfo, find
+from minillm.weights.checkpoint import Checkpoint, find
 from minillm.weights.load import MISSHAPEN, faults, misshapen
 from minillm.weights.rules import Plan, Rules, plan
 
@@ -32,7 +32,7 @@ class Examined(NamedTuple):
     values: dict[str, Any]  # of config.json
     rules: Rules
     names: list[str] | None  # of the folder's tensors, as they are stored
-    headers: dict[str, TensorInfo] | None  # what the files say of them, where they are there
+    checkpoint: Checkpoint | None  # the files, where they are there
 
 
 def explain(path: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def examine(path: Path) -> Examined:
             found = faults(planned, checkpoint.info)
             report["other_faults"] = [each for key, names in found.items() if key != MISSHAPEN for each in names]
     report["spec"] = describe(spec)
-    return Examined(report, spec, planned, values, rules, names, checkpoint.files_hold if checkpoint else None)
+    return Examined(report, spec, planned, values, rules, names, checkpoint)
 
 
 def _tensors(folder: Path, values: dict[str, Any]) -> tuple[list[str] | None, Checkpoint | None]:

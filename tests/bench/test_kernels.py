@@ -98,6 +98,8 @@ def test_bytes_and_operations_by_hand(rows: list[dict]) -> None:
     assert found["attention", "prefill 20"] == (4 * 20 * 8 * (4 + 2 + 2 + 4), 2 * 2 * 4 * 8 * (20 * 21 // 2))
     assert found["attention", "2 x 1 behind 32"] == (4 * 2 * 2 * 32 * 2 * 8, 2 * 4 * 32 * 8 * 2 * 2)
     assert found["experts", "1 x 2 of 5"] == (4 * (2 * 3 * 16 * 8 + 2 * 16), 2 * 2 * 3 * 16 * 8)
+    parts = 40 * (128 // 2 + 2 * (128 // 32 + 2))  # numbers; scales and minima: a byte each, and a factor in fp16
+    assert found["grouped_linear", "1 x 128 -> 40, 4 bits of 32"] == (parts + 4 * (128 + 40), 2 * 128 * 40)
     assert found["int4_linear", "1 x 128 -> 40"] == (40 * 64 + 40 * 4 + 4 * (128 + 40), 2 * 128 * 40)
 
 

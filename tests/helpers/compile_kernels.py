@@ -127,13 +127,13 @@ def quantised(form: int) -> list[dict[str, Any]]:
 
 # Parts that a form of matrices has, the type of its scales, and what else of it a launch is bound to.
 FORMS: tuple[tuple[str, dict[str, int]], ...] = (
-    ("high factor least floor", {"BITS": 5, "ZERO": 0, "GROUP": 32, "SPAN": 256}),
-    ("", {"BITS": 4, "ZERO": 8, "GROUP": 32, "SPAN": 0}),
-    ("", {"BITS": 8, "ZERO": 128, "GROUP": 0, "SPAN": 0}),
-    ("zero_u8", {"BITS": 4, "ZERO": 0, "GROUP": 128, "SPAN": 0}),
-    ("table_f32", {"BITS": 4, "ZERO": 0, "GROUP": 64, "SPAN": 0}),
-    ("high factor", {"BITS": 6, "ZERO": 32, "GROUP": 16, "SPAN": 0}),
-    ("factor least floor", {"BITS": 4, "ZERO": 0, "GROUP": 32, "SPAN": 256}),
+    ("high factor least floor", {"BITS": 5, "ZERO": 0, "GROUP": 32, "SPAN": 256, "ROUNDED": 0}),
+    ("", {"BITS": 4, "ZERO": 8, "GROUP": 32, "SPAN": 0, "ROUNDED": 0}),
+    ("", {"BITS": 8, "ZERO": 128, "GROUP": 0, "SPAN": 0, "ROUNDED": 0}),
+    ("zero_u8", {"BITS": 4, "ZERO": 0, "GROUP": 128, "SPAN": 0, "ROUNDED": 0}),
+    ("table_f32", {"BITS": 4, "ZERO": 0, "GROUP": 64, "SPAN": 0, "ROUNDED": 2}),
+    ("high factor", {"BITS": 6, "ZERO": 32, "GROUP": 16, "SPAN": 0, "ROUNDED": 0}),
+    ("factor least floor", {"BITS": 4, "ZERO": 0, "GROUP": 32, "SPAN": 256, "ROUNDED": 0}),
 )
 OPTIONAL = ("factor", "zero_u8", "least", "floor", "table_f32", "b")
 

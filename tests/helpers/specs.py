@@ -77,8 +77,7 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         clip=draw(st.none() | st.floats(0.5, 2.0)),
         scale=draw(st.none() | st.floats(0.1, 1.0)),
         softcap=draw(st.none() | st.floats(0.5, 5.0)),
-        sinks=draw(st.booleans()),
-        gate=draw(st.booleans()),
+        weakened=draw(st.sampled_from((None, "sinks", "gate"))),
     )
 
 

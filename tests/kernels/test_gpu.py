@@ -20,7 +20,7 @@ from torch import Tensor
 
 import minillm
 from minillm.kernels import attention as prefill
-from minillm.kernels import attention_backward, decode_attention, mla_decode, moe, quant_linear, tuning
+from minillm.kernels import attention_backward, decode_attention, grouped_linear, mla_decode, moe, quant_linear, tuning
 from minillm.kernels.tuning import Config
 from minillm.model.cache import Cache
 from minillm.ops import REFERENCE, select
@@ -93,6 +93,9 @@ TABLES: dict[str, tuple[str, float, Any, Any]] = {
     "int8, one row": ("int8_linear", 2, quant_linear, "FEW"),
     "int4, one row": ("int4_linear", 2, quant_linear, "FEW"),
     "fp8, one row": ("fp8_linear", 2, quant_linear, "FEW"),
+    "groups, one row": ("grouped_linear", 2, grouped_linear, "ONE"),
+    "groups, few rows": ("grouped_linear", 2, grouped_linear, "FEW"),
+    "groups": ("grouped_linear", 2, grouped_linear, "MANY"),
     "int8": ("int8_linear", 2, quant_linear, "MANY"),
     "int4": ("int4_linear", 2, quant_linear, "MANY"),
     "fp8": ("fp8_linear", 2, quant_linear, "MANY"),
@@ -116,10 +119,10 @@ def test_every_configuration(table: str, config: Config, monkeypatch: pytest.Mon
     (monkeypatch.setitem if isinstance(where, dict) else monkeypatch.setattr)(where, key, (config,))
     if key == "FEW_CONFIGS":
         monkeypatch.setattr(moe, "FEW", 10**6)
-    if table.endswith("one row"):
-        monkeypatch.setattr(quant_linear, "MANY", (config,))
+    if table.endswith(("one row", "few rows")):
+        monkeypatch.setattr(where, "MANY", (config,))
     used = list[str]()
-    for module in (prefill, attention_backward, decode_attention, mla_decode, moe, quant_linear):
+    for module in (prefill, attention_backward, decode_attention, grouped_linear, mla_decode, moe, quant_linear):
         spied = partial(spy, used, module.run)
         monkeypatch.setattr(module, "run", spied)
     for seed in range(3):

@@ -88,8 +88,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (GQA, "clip"): ("olmoe-clip", 0.9),
     (GQA, "scale"): ("gemma2", None),
     (GQA, "softcap"): ("gemma2", 3.0),
-    (GQA, "sinks"): ("gpt_oss", False),
-    (GQA, "gate"): ("qwen3_next", False),
+    (GQA, "weakened"): ("gpt_oss", None),
     (GatedDeltaNet, "num_k_heads"): ("qwen3_next", 3),
     (GatedDeltaNet, "num_v_heads"): ("qwen3_next", 4),
     (GatedDeltaNet, "k_dim"): ("qwen3_next", 8),
@@ -160,9 +159,9 @@ MISFITS = {
     (MoE, "intermediate_size"), (MoE, "shared"), (MoE, "shared_gate"), (Spec, "head_bias"),
     (MoE, "bias"), (Router, "logit_bias"),
     (GatedMLP, "intermediate_size"), (GatedMLP, "bias"), (MLP, "intermediate_size"), (MLP, "bias"),
-    (GQA, "gate"), (GatedDeltaNet, "num_k_heads"), (GatedDeltaNet, "num_v_heads"),
+    (GQA, "weakened"), (GatedDeltaNet, "num_k_heads"), (GatedDeltaNet, "num_v_heads"),
     (GatedDeltaNet, "k_dim"), (GatedDeltaNet, "v_dim"), (GatedDeltaNet, "conv_kernel"),
-    (GQA, "sinks"), (LayerNorm, "affine"), (Layer, "post_attention_norm"), (Layer, "post_ffn_norm"),
+    (LayerNorm, "affine"), (Layer, "post_attention_norm"), (Layer, "post_ffn_norm"),
     (Spec, "vocab_size"), (Spec, "hidden_size"), (Spec, "layers"), (Spec, "tied"),
 }  # fmt: skip
 

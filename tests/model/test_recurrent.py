@@ -29,7 +29,7 @@ def model_of(*mixers: GQA | GatedDeltaNet) -> Decoder:
     return Decoder(31, 16, layers, NORM, tied=False, context=4096)
 
 
-HYBRID = model_of(DELTA, GQA(2, 1, 8, Rope(8, 100.0), gate=True), dataclasses.replace(DELTA, beta_factor=2.0))
+HYBRID = model_of(DELTA, GQA(2, 1, 8, Rope(8, 100.0), weakened="gate"), dataclasses.replace(DELTA, beta_factor=2.0))
 
 
 def problem(batch: int, count: int, group: int, keys: int, values: int, decay: float) -> tuple[Tensor, ...]:

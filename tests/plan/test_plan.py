@@ -132,9 +132,9 @@ def test_sentences() -> None:
     assert max(map(len, long[1:])) <= 100
     assert "window" not in text
     assert "as long as every window sees it" in "\n".join(lines(asked("real-configs/google__gemma-3-4b-it")))
-    held = {"deepseek-ai__DeepSeek-V3": "--keep-quantized: else minillm makes 1.34 TB",
-            "openai__gpt-oss-20b": "computes with it: else minillm makes 41.83 GB",
-            "bnb__Llama-3.1-8B-Instruct": "computes with it: else minillm makes 16.06 GB"}  # fmt: skip
+    held = {"deepseek-ai__DeepSeek-V3": "which files tell: with --dequantize it makes 1.34 TB",
+            "openai__gpt-oss-20b": "which files tell: with --dequantize it makes 41.83 GB",
+            "bnb__Llama-3.1-8B-Instruct": "which files tell: with --dequantize it makes 16.06 GB"}  # fmt: skip
     for name, said in held.items():
         assert said in " ".join(" ".join(lines(asked(f"real-configs/{name}", device=device("h200")))).split())
     assert [size(each) for each in (999, 1000, 16060522496, 1.5e12)] == ["999 bytes", "1.00 kB", "16.06 GB", "1.50 TB"]

@@ -36,8 +36,8 @@ def adapter(folder: Path) -> None:
 
 WITHOUT_CONFIG: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "adapter": (adapter, ("adapter", "some-org/base", "merge")),
-    "authors, pickled": (files("params.json", "consolidated.00.pth"), ("params.json", "consolidated.00.pth")),
-    "authors, safetensors": (files("params.json", "consolidated.safetensors", "tekken.json"), ("params.json",)),
+    "makers, cut off": (files("params.json"), ("params.json", "consolidated.*")),
+    "makers, pickled": (files("consolidated.00.pth"), ("params.json", "consolidated.00.pth")),
     "trainer": (
         files("checkpoint-500/config.json", "checkpoint-1000/config.json"),
         ("checkpoint-1000", "training run"),
@@ -57,7 +57,7 @@ def test_folders_without_a_config(kind: str, tmp_path: Path, capsys: pytest.Capt
         hub.resolve(tmp_path, tensors=False)
 
 
-@pytest.mark.parametrize("kind", ["adapter", "authors, pickled", "deepspeed", "fsdp"])
+@pytest.mark.parametrize("kind", ["adapter", "makers, pickled", "deepspeed", "fsdp"])
 def test_folders_without_weights(kind: str, folder: Path) -> None:
     """A config.json was copied beside what they have."""
     (folder / "model.safetensors").unlink()
@@ -127,15 +127,12 @@ def test_folders_with_gguf_files(folder: Path, tmp_path: Path) -> None:
     refused(folder / "model-Q8_0.gguf", "general.architecture is 'none'")
 
 
-@pytest.mark.parametrize(
-    ("names", "word"), [(["tekken.json"], "tekken.json"), (["vocab.json", "merges.txt"], "merges")]
-)
-def test_other_tokenizers(names: list[str], word: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The model runs on ids, and one line says what the file is."""
+def test_another_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model runs on ids, and one line says what the files are."""
     for name in ("tokenizer.json", "tokenizer.model"):
         (folder / name).unlink(missing_ok=True)
-    files(*names)(folder)
+    files("vocab.json", "merges.txt")(folder)
     minillm.load(folder)
     err = capsys.readouterr().err
-    assert word in err
+    assert "merges" in err
     assert err.count("\n") == 1

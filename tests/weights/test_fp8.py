@@ -24,13 +24,18 @@ from minillm.model.cache import Cache
 from minillm.model.linear import Linear
 from minillm.weights import fp8
 from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.formats import fp8_blocks
+from minillm.weights.formats.packed import Made
+from minillm.weights.grouped import Fields
 from tests.helpers import tiny
 from tests.helpers.blocks import BLOCK, SCALE, SCHEME, formula, quantise, read, write
 from tests.helpers.oracles import Routes, played
 from tests.helpers.tiny import refused
+from tests.weights.formats import by_hand
 
 QUANTISED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\..*proj(_with_mqa)?\.weight")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ODD = "model.layers.1.self_attn.q_proj.weight"
 EXACT = 2e-5  # as in test_laws.py: fp32, the same sums in another order
 
 # Several blocks, the last ones ragged, and fused parts that begin inside a block.
@@ -82,12 +87,12 @@ def check_formula(rows: int, columns: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randint(256, (rows, columns), generator=generator, dtype=torch.uint8).view(fp8.DTYPE)
     shape = -(-rows // BLOCK), -(-columns // BLOCK)
-    scale = torch.randn(shape, generator=generator) * 2.0 ** torch.randint(-20, 20, shape, generator=generator)
-    assert fp8.scale_shape((rows, columns)) == shape
-    for dtype in DTYPES.values():
-        made = fp8.dequantise(weight, scale, dtype)
-        expected = formula(weight, scale).float().to(dtype)
-        torch.testing.assert_close(made, expected, rtol=0, atol=0, equal_nan=True)
+    scale = torch.rand(shape, generator=generator) + 0.01
+    parts = {"": weight, SCALE: scale * 2.0 ** torch.randint(-20, 20, shape, generator=generator)}
+    expected = formula(weight, parts[SCALE]).float()
+    for made in (fp8_blocks.dequantise(parts, "x"), fp8.Fp8().values(fp8_blocks.fields(parts, "x"))):
+        for dtype in DTYPES.values():
+            torch.testing.assert_close(made.to(dtype), expected.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (127, 129), (128, 128), (130, 257), (1025, 64), (2049, 3)])
@@ -106,7 +111,7 @@ def test_dequantised_is_the_formula_for_any_shape(rows: int, columns: int, seed:
 @torch.no_grad()
 def test_a_load_dequantises(pair: tuple[Path, Path], dtype: str, kernels: str) -> None:
     """The very parameters of the checkpoint dequantised beforehand, and so the very logits."""
-    ours, theirs = (minillm.load(folder, dtype, kernels=kernels).model for folder in pair)
+    ours, theirs = (minillm.load(folder, dtype, kernels=kernels, keep_quantized=False).model for folder in pair)
     expected = theirs.state_dict()
     assert ours.state_dict().keys() == expected.keys()
     assert all(torch.equal(parameter, expected[name]) for name, parameter in ours.state_dict().items())
@@ -168,12 +173,13 @@ def test_greedy_text(pair: tuple[Path, Path], dtype: str) -> None:
 
 
 def test_what_is_held_is_fp8_in_memory(pair: tuple[Path, Path]) -> None:
-    """All matrices but embedding, head and routers, in the bytes of fp8 and one fp32 factor per row and block."""
+    """All matrices but embedding, head, routers and what latent attention needs plain, in the bytes of fp8 and one fp32
+    factor per row and block."""
     kept, plain = (
         dict(minillm.load(folder, "bfloat16", kernels="reference", keep_quantized=keep).model.named_parameters())
         for folder, keep in zip(pair, (True, False), strict=True)
     )
-    others = ("embedding.weight", "head.weight", "router.weight")
+    others = ("embedding.weight", "head.weight", "router.weight", "kv_up")
     matrices = {name for name, parameter in plain.items() if parameter.dim() > 1 and not name.endswith(others)}
     assert kept.keys() == plain.keys() | {f"{name}_scale" for name in matrices}
     for name in plain:
@@ -203,26 +209,24 @@ def test_only_chosen_experts_are_dequantised(
             for parameter in (layer.ffn.experts.gate_up, layer.ffn.experts.down):
                 wanted += [parameter[0].numel()] * len(chosen)
                 parameter.view(torch.uint8)[[e for e in range(len(parameter)) if e not in chosen]] = 0x7F
-    made, dequantise = [], fp8.dequantise_rows
+    made, values = [], fp8.Fp8.values
 
-    def counted(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        made.append(weight.numel())
-        return dequantise(weight, scale, dtype)
+    def counted(form: fp8.Fp8, fields: Fields) -> Tensor:
+        made.append(fields.q.numel())
+        return values(form, fields)
 
-    monkeypatch.setattr(fp8, "dequantise_rows", counted)
+    monkeypatch.setattr(fp8.Fp8, "values", counted)
     assert torch.equal(model(given), expected)
     assert sorted(made) == sorted(wanted)
 
 
-def test_nothing_to_keep_is_an_error(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match=r"--keep-quantized.* no tensor of this checkpoint is FP8"):
-        minillm.load(pair[1], keep_quantized=True)
-
-
 @pytest.mark.parametrize("keep", [False, True])
 @torch.no_grad()
-def test_fused_parameters_of_both_kinds(pair: tuple[Path, Path], keep: bool, tmp_path: Path) -> None:
-    """Where one part of a parameter is fp8 and another is not, the whole is dequantised, the rest stays as it is."""
+def test_fused_parameters_of_both_kinds(
+    pair: tuple[Path, Path], keep: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where one part of a parameter is fp8 and another is not, each stays what it is; where that is an expert's, all of
+    the layer are dequantised, and a line says so."""
     (stored, config), (plain, plain_config) = map(read, pair)
     odd = {f"model.layers.1.{name}_proj.weight" for name in ("self_attn.k", "mlp.experts.3.up", "mlp.experts.0.down")}
     for name in odd & plain.keys():
@@ -234,9 +238,20 @@ def test_fused_parameters_of_both_kinds(pair: tuple[Path, Path], keep: bool, tmp
     expected = minillm.load(tmp_path / "plain", "float32", kernels="reference").model(tokens(1, 9))
     assert torch.equal(ours.model(tokens(1, 9)), expected)
     if keep:
-        mixed = {"layers.1.ffn.experts.gate_up", "layers.1.ffn.experts.down", "layers.1.attention.qkv.weight"}
+        mixed = {"layers.1.ffn.experts.gate_up", "layers.1.ffn.experts.down"}
         before = held(minillm.load(pair[0], "float32", kernels="reference", keep_quantized=True))
         assert before - held(ours) == mixed & before
+        count = sum(bool(re.match(r"model\.layers\.1\.mlp\.experts\.\d+\..*weight$", name)) for name in stored)
+        note = f"{count - 2} matrices were dequantised, as their parameters cannot stay quantised: {count - 2} in FP8"
+        assert note in capsys.readouterr().err
+        qkv = "layers.1.attention.qkv.weight"
+        parts = {name.removeprefix(qkv): each.dtype for name, each in ours.model.named_parameters() if qkv in name}
+        if qkv in before:
+            q, k = ours.spec.layers[1].attention.num_heads, ours.spec.layers[1].attention.num_kv_heads
+            size = ours.spec.layers[1].attention.head_dim
+            factors = {f"@{(q + k) * size}_scale": torch.float32, "_scale": torch.float32}
+            values = {"": fp8.DTYPE, f"@{q * size}": torch.float32, f"@{(q + k) * size}": fp8.DTYPE}
+            assert parts == values | factors
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -260,9 +275,52 @@ def test_the_layer_that_predicts_further_tokens_is_left_out(
     capsys.readouterr()
     assert torch.equal(minillm.load(tmp_path, "float32", keep_quantized=keep).model(tokens(1, 9)), expected)
     note = "layers of multi-token prediction, which generation does without"
-    assert capsys.readouterr().err == f"minillm: {len(further)} tensors left out: {note}\n"
+    count = len([name for name in further if not name.endswith(SCALE)])  # matrices with their factors as one
+    assert capsys.readouterr().err == f"minillm: {count} tensors left out: {note}\n"
     tiny.edit_config(tmp_path, num_nextn_predict_layers=0)
-    refused(tmp_path, f"{len([name for name in further if not name.endswith(SCALE)])} tensors no rule claims", extra)
+    refused(tmp_path, f"{count} tensors no rule claims", extra)
+
+
+BAD = {
+    "no factors": (lambda t: t.pop(ODD + SCALE), f"{ODD}{SCALE} is missing, without which {ODD} is no FP8"),
+    "fewer factors": (lambda t: t.update({ODD + SCALE: t[ODD + SCALE][:, :1]}), f"{ODD}{SCALE} is [1, ", "128 x 128"),
+    "factors of a plain matrix": (lambda t: t.update({ODD: t[ODD].float()}), f"{ODD} is F32, FP8 makes it F8_E4M3"),
+    "factors of another type": (
+        lambda t: t.update({ODD + SCALE: t[ODD + SCALE].to(torch.int32)}), f"{ODD}{SCALE} is I32, FP8 of"
+    ),
+    "factors of a norm": (
+        lambda t: t.update({f"model.norm.weight{SCALE}": torch.ones(1, 1)}), "model.norm.weight is [", "is of matrices"
+    ),
+    "factors alone": (lambda t: t.update({f"model.x.weight{SCALE}": torch.ones(1, 1)}), "no rule claims: model.x.we"),
+    "other factors too": (
+        lambda t: t.update({f"{ODD}_scale": t[ODD + SCALE].clone()}), f"{ODD} is there twice, as FP8 and as FP8"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("pair", ["qwen3_moe"], indirect=True)
+def test_bad_tensors(pair: tuple[Path, Path], case: str, tmp_path: Path) -> None:
+    (stored, config), (damage, *words) = read(pair[0]), BAD[case]
+    damage(stored)
+    write(tmp_path / "bad", {name: each.contiguous() for name, each in stored.items()}, config)
+    refused(tmp_path / "bad", *words)
+
+
+@pytest.mark.parametrize("rows", [130, 128])
+def test_stacked_experts(rows: int) -> None:
+    """All in one tensor with the factors of each, `[E, O, I]`: in the form and dequantised."""
+    matrices = [quantise(tiny_matrix, torch.float32) for tiny_matrix in torch.randn(3, rows, 200)]
+    tensors = {"m.experts.up": torch.stack([w.view(torch.uint8) for w, _ in matrices]).view(fp8.DTYPE)}
+    tensors[f"m.experts.up{SCALE}"] = torch.stack([scale for _, scale in matrices])
+    packed = by_hand.found(tensors)["m.experts.up"]
+    made = Made(packed, {part: by_hand.InMemory(tensors[name]) for part, name in packed.parts.items()})
+    assert (made.shape, made.stacked) == ((3, rows, 200), True)
+    for number, each in enumerate(matrices):
+        one, expected = made.one(number), formula(*each).float()
+        assert torch.equal(one.values().view(one.shape), expected)
+        assert torch.equal(fp8.Fp8().values(one.fields(0, rows)), expected)
+        assert torch.equal(made.values().view(made.shape)[number], expected)
 
 
 @pytest.mark.parametrize("keep", [False, True])

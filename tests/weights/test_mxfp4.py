@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import minillm
+from minillm import quantize
 from minillm.config import read
 from minillm.families import resolve
-from minillm.weights import mxfp4
+from minillm.model.held import Scheme, held_in, matrix
+from minillm.weights.formats import mx
 from tests.conftest import shared
 from tests.helpers import tiny
 from tests.helpers.oracles import EAGER, played, recorded
@@ -59,18 +62,18 @@ def drawn(*shape: int, low: int = 120, high: int = 128, seed: int = 0) -> tuple[
 
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(1, 3), st.integers(0, 99))
 def test_dequantised_is_the_formula(experts: int, rows: int, groups: int, seed: int) -> None:
-    blocks, scales = drawn(experts, rows, 32 * groups, low=0, high=256, seed=seed)
+    blocks, scales = drawn(experts, rows, 32 * groups, low=0, high=253, seed=seed)
     expected = formula(blocks, scales)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        found = mxfp4.dequantise(blocks, scales, dtype)
-        torch.testing.assert_close(found, expected.float().to(dtype), rtol=0, atol=0, equal_nan=True)
+        found = mx.dequantise({"_blocks": blocks, "_scales": scales}, "x").to(dtype)
+        assert torch.equal(found, expected.float().to(dtype))
 
 
-def test_every_byte_and_more_blocks_than_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = torch.arange(256, dtype=torch.uint8).view(1, 16, 1, 16)
-    scales = torch.full((1, 16, 1), 130, dtype=torch.uint8)
-    monkeypatch.setattr(mxfp4, "BLOCKS_AT_ONCE", 5)
-    assert torch.equal(mxfp4.dequantise(blocks, scales, torch.float32), formula(blocks, scales).float())
+def test_every_byte() -> None:
+    blocks = torch.arange(256, dtype=torch.uint8).view(16, 1, 16)
+    parts = {"_blocks": blocks, "_scales": torch.full((16, 1), 130, dtype=torch.uint8)}
+    for found in (mx.dequantise(parts, "x"), mx.FORMS[mx.FP4].values(mx.fields(parts, "x"))):
+        assert torch.equal(found, formula(*parts.values()).float())
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +99,43 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_load_dequantises(pair: tuple[Path, Path], dtype: str) -> None:
     """The very parameters: every product is exact in either type."""
-    stored, plain = (dict(minillm.load(each, dtype, kernels="reference").model.named_parameters()) for each in pair)
+    stored, plain = (
+        dict(minillm.load(each, dtype, kernels="reference", keep_quantized=False).model.named_parameters())
+        for each in pair
+    )
     assert stored.keys() == plain.keys()
     for name, parameter in stored.items():
         assert torch.equal(parameter, plain[name]), name
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@torch.no_grad()
+def test_experts_stay_so(pair: tuple[Path, Path], kernels: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In 4.5 bits for a value, in the parameter's order of rows, and the model computes the same."""
+    stored, plain = (minillm.load(each, "float32", kernels=kernels) for each in pair)
+    assert capsys.readouterr().err == ""
+    experts, expected = stored.model.layers[1].ffn.experts, plain.model.layers[1].ffn.experts
+    for leaf in ("gate_up", "down"):
+        (segment,) = held_in(experts)[leaf].segments
+        assert segment.form == replace(mx.FORMS[mx.FP4], tile=stored.model.ops.tile)
+        assert torch.equal(matrix(experts, leaf, torch.float32), getattr(expected, leaf))
+        assert getattr(experts, leaf).nbytes * 2 == getattr(expected, leaf).numel()
+    tokens = tiny.tokens(97, 2, 20)
+    assert (stored.model(tokens) - plain.model(tokens)).abs().max() <= 2e-5
+    assert (
+        stored.generate(prompt_ids=[3, 5], max_new_tokens=8, temperature=0).token_ids
+        == plain.generate(prompt_ids=[3, 5], max_new_tokens=8, temperature=0).token_ids
+    )
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_they_are_quantised_again(pair: tuple[Path, Path], name: str, tmp_path: Path) -> None:
+    """While loading and in a folder: one expert at a time, as all of them at once would be."""
+    ours, theirs = (minillm.load(each, "float32", quantize=name).model.state_dict() for each in pair)
+    quantize.quantize(pair[0], tmp_path / "made", Scheme.of(name))
+    again = minillm.load(tmp_path / "made", "float32").model.state_dict()
+    assert ours.keys() == theirs.keys() == again.keys()
+    assert all(torch.equal(ours[key], theirs[key]) and torch.equal(again[key], theirs[key]) for key in theirs)
 
 
 @torch.no_grad()
@@ -123,31 +159,47 @@ def changed(name: str, change: Callable[[Tensor], Tensor]) -> Callable:
     return lambda named: {**named, name: change(named[name]).contiguous()}
 
 
+def more(t: Tensor) -> Tensor:
+    return torch.cat((t, t[:1]))
+
+
 BAD: dict[str, tuple[Callable, str]] = {
     "no factors": (
         without(f"{UP}_scales"),
-        f"MXFP4 tensors without their factors: {UP}_blocks (expected {UP}_scales)",
+        f"{UP}_scales is missing, without which {UP}_blocks is no MXFP4",
     ),
     "no blocks": (without(f"{UP}_blocks"), f"tensors no rule claims: {UP}_scales"),
     "fewer factors": (
         changed(f"{UP}_scales", lambda t: t[..., :1]),
-        f"{UP}_scales is [3, 192, 1], blocks of 32 need [3, 192, 2]",
+        f"{UP}_scales is [3, 192, 1], MXFP4 makes it [3, 192, 2]",
     ),
     "fewer blocks": (
         changed(f"{UP}_blocks", lambda t: t[:, :, :1]),
-        f"{UP}_blocks is [3, 192, 1, 16], the config needs [3, 192, 2, 16]",
+        f"{UP}_scales is [3, 192, 2], MXFP4 makes it [3, 192, 1]",
     ),
     "one more expert": (
-        changed(f"{DOWN}_blocks", lambda t: torch.cat((t, t[:1]))),
-        f"{DOWN}_blocks is [4, 64, 3, 16], the config needs [3, 64, 3, 16]",
+        lambda named: changed(f"{DOWN}_blocks", more)(changed(f"{DOWN}_scales", more)(named)),
+        f"{DOWN}_blocks is [4, 64, 96], the config needs [3, 64, 96]",
+    ),
+    "halves of blocks": (
+        changed(f"{DOWN}_blocks", lambda t: t[..., :8]),
+        f"{DOWN}_blocks is [3, 64, 3, 8], MXFP4 makes it [3, 64, 3, 16]",
+    ),
+    "blocks without experts": (
+        changed(f"{DOWN}_blocks", lambda t: t[0]),
+        f"{DOWN}_blocks is [64, 3, 16], MXFP4 makes it [experts, outputs, blocks, 16]",
+    ),
+    "factors that no number has": (
+        changed(f"{UP}_scales", lambda t: t.index_fill(0, torch.tensor([2]), 255)),
+        f"{UP}_scales has values that no factor has",
     ),
     "factors that are no powers": (
         changed(f"{UP}_scales", lambda t: t.float()),
-        f"MXFP4 factors of a type that is none for factors: {UP}_scales is F32",
+        f"{UP}_scales is F32, MXFP4 makes it U8 or F8_E8M0",
     ),
     "blocks that are no bytes": (
         changed(f"{UP}_blocks", lambda t: t.float()),
-        f"factors of a tensor that is not MXFP4: {UP}_scales: {UP}_blocks is F32",
+        f"{UP}_blocks is F32, MXFP4 makes it U8",
     ),
     "bytes that are no blocks": (
         changed("model.layers.0.self_attn.q_proj.weight", lambda t: t.abs().byte()),
@@ -155,7 +207,7 @@ BAD: dict[str, tuple[Callable, str]] = {
     ),
     "factors of two schemes": (
         lambda named: {**named, f"{UP}_blocks_scale_inv": torch.ones(1, 1)},
-        f"tensors for a parameter filled already: {UP}_scales",
+        f"{UP}_blocks is [3, 192, 2, 16], FP8 is of matrices",
     ),
     "the same twice": (
         lambda named: {**named, UP: torch.zeros(3, 64, 192)},
@@ -176,12 +228,7 @@ def test_rows_that_are_no_whole_blocks(pair: tuple[Path, Path], tmp_path: Path) 
     """A width of 80: two blocks and a half."""
     folder = Path(shutil.copytree(pair[0], tmp_path / "bad"))
     tiny.edit_config(folder, intermediate_size=80)
-    tiny.refused(folder, f"{DOWN}_blocks is [3, 64, 3, 16]: rows of 80 values are no whole blocks of 32")
-
-
-def test_it_cannot_stay_quantised(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match="no tensor of this checkpoint is FP8"):
-        minillm.load(pair[0], keep_quantized=True)
+    tiny.refused(folder, f"{DOWN}_blocks is [3, 64, 96], the config needs [3, 64, 80]")
 
 
 CONTRADICTIONS = {"experts_per_token": 3, "initial_context_length": 17, "hidden_act": "gelu"}

@@ -17,6 +17,7 @@ from minillm.weights.formats import (
     awq,
     awq_bytes,
     bitsandbytes,
+    fp8_blocks,
     fp8_scaled,
     gptq,
     int8_scaled,
@@ -27,11 +28,12 @@ from minillm.weights.formats import (
     refused,
     torchao,
 )
-from minillm.weights.formats.packed import PLAIN, Format, Infos, Packed, Section, spelled
+from minillm.weights.formats.packed import PLAIN, Format, Infos, Packed, Section, matrix_name, spelled
 from minillm.weights.formats.stated import refuse
 
 FORMATS: tuple[Format, ...] = (
-    refused, gptq, awq, bitsandbytes, mlx, torchao, int_packed, int8_scaled, fp8_scaled, nvfp4, mx, awq_bytes,
+    refused, gptq, awq, bitsandbytes, mlx, torchao, int_packed, int8_scaled, fp8_blocks, fp8_scaled, nvfp4,
+    mx, awq_bytes,
 )  # fmt: skip
 # Factors and zeros of activations, which are not quantised here: of a module's input, and of what a cache holds.
 INPUTS = ("input_scale", "input_zero_point", "input_global_scale", "input_scale_ub")
@@ -67,6 +69,6 @@ def plain(names: Collection[str]) -> list[str]:
     for format in FORMATS:
         for needed in format.SPELLINGS:
             for module, held in spelled(left, needed, format.OPTIONAL).items():
-                found[f"{module}{PLAIN}"] = None
+                found[matrix_name(module, needed)] = None
                 parts.update(held.values())
     return [*found, *sorted(left - parts - set(found) - set(idle(left, found)))]

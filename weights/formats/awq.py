@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from minillm.weights.formats.bits import unpacked
 from minillm.weights.formats.packed import (
     PLAIN,
     Infos,
@@ -26,7 +27,6 @@ from minillm.weights.formats.packed import (
     groups,
     modules,
     part,
-    unpacked,
 )
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.source import DTYPES
@@ -82,11 +82,11 @@ def dequantise(parts: Mapping[str, Tensor], name: str) -> Tensor:
 
 def fields(parts: Mapping[str, Tensor]) -> Fields:
     """The same as numbers, zeros and scales."""
-    q_OI, z_OG = (_numbers(parts[each]).to(torch.uint8).t().contiguous() for each in ("qweight", "qzeros"))
+    q_OI, z_OG = (_numbers(parts[each], torch.uint8).t().contiguous() for each in ("qweight", "qzeros"))
     return Fields(q_OI, parts["scales"].t().contiguous(), zero=z_OG)
 
 
-def _numbers(words: Tensor) -> Tensor:
+def _numbers(words: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
     """int32 `[N, O / 8]` -> the numbers in the order of the outputs, `[N, O]`."""
-    numbers = unpacked(words, BITS, 8 * words.shape[1]).view(len(words), -1, 8)
+    numbers = unpacked(words, BITS, 8 * words.shape[1], dtype).view(len(words), -1, 8)
     return numbers[..., torch.tensor(ORDER)].flatten(1)

@@ -6,7 +6,7 @@
 any of these or `[ceil(O / 128), ceil(I / 128)]` (compressed-tensors, "float-quantized"). It multiplies. A fused matrix
 has to have one factor, or one for each row: as many as it has parts say nothing of where these begin, and are refused.
 Factors for activations are not used, nor is the bound that FBGEMM puts on them. The blocks of DeepSeek call their
-factors otherwise (`weights/fp8.py`).
+factors otherwise (`formats/fp8_blocks.py`).
 """
 
 from __future__ import annotations

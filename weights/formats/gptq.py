@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from minillm.weights.formats.bits import unpacked
 from minillm.weights.formats.packed import (
     PLAIN,
     Infos,
@@ -34,7 +35,6 @@ from minillm.weights.formats.packed import (
     modules,
     ordered,
     part,
-    unpacked,
 )
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.source import DTYPES
@@ -110,7 +110,7 @@ def dequantise(parts: Mapping[str, Tensor], bits: int, section: Section, name: s
 def fields(parts: Mapping[str, Tensor], bits: int, section: Section, order: Tensor | None) -> Fields:
     """The same as numbers, zeros and scales, with the inputs in order."""
     qweight, outputs = parts["qweight"], parts["qweight"].shape[1]
-    q_OI = unpacked(qweight.t().contiguous(), bits, len(qweight) * 32 // bits).to(torch.uint8)
+    q_OI = unpacked(qweight.t().contiguous(), bits, len(qweight) * 32 // bits, torch.uint8)
     z_OG = zeros(parts["qzeros"], bits, outputs, section).t().to(torch.uint8)
     return Fields(q_OI if order is None else q_OI[:, order], parts["scales"].t().contiguous(), zero=z_OG.contiguous())
 

@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from minillm.weights.formats.bits import unpacked
 from minillm.weights.formats.packed import (
     FLOATS,
     PLAIN,
@@ -34,7 +35,6 @@ from minillm.weights.formats.packed import (
     matrix,
     ordered,
     spelled,
-    unpacked,
 )
 from minillm.weights.formats.stated import CHANNEL, TENSOR, even, piece, pieces, spread, weights
 from minillm.weights.grouped import Fields, Grouped
@@ -93,7 +93,7 @@ def fields(
 ) -> Fields:  # fmt: skip
     """The same as numbers, zeros and scales, with the inputs in order."""
     (rows, columns), scale = shape, parts["weight_scale"]
-    q_OI = _numbers(parts["weight_packed"], bits, columns, dense).to(torch.uint8)
+    q_OI = _numbers(parts["weight_packed"], bits, columns, dense, torch.uint8)
     z_OG = _zeros(parts.get("weight_zero_point"), bits, rows, dense)
     scale_OG = spread(scale, (rows, -(-columns // size[1])), (size[0], 1)).to(scale.dtype).expand(rows, -1)
     z_OG = None if z_OG is None else z_OG.to(torch.uint8).expand(rows, -1).contiguous()
@@ -147,9 +147,9 @@ def _words(count: int, bits: int, dense: bool) -> int:
     return -(-count * bits // 32) if dense else -(-count // (32 // bits))
 
 
-def _numbers(words: Tensor, bits: int, count: int, dense: bool) -> Tensor:
-    """The numbers in rows of words `[N, W]`, int32 `[N, count]`."""
+def _numbers(words: Tensor, bits: int, count: int, dense: bool, dtype: torch.dtype = torch.int32) -> Tensor:
+    """The numbers in rows of words `[N, W]`, `[N, count]`."""
     if dense:
-        return unpacked(words, bits, count)
+        return unpacked(words, bits, count, dtype)
     shifts = torch.arange(32 // bits, dtype=torch.int32) * bits
-    return (words[:, :, None] >> shifts & 2**bits - 1).flatten(1)[:, :count]
+    return (words[:, :, None] >> shifts & 2**bits - 1).flatten(1)[:, :count].to(dtype)

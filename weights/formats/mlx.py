@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, Stays, expect, modules, part, unpacked
+from minillm.weights.e2m1 import VALUES
+from minillm.weights.formats.bits import unpacked
+from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, Stays, expect, modules, part
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Fields, Grouped
-from minillm.weights.mxfp4 import VALUES
 from minillm.weights.source import DTYPES
 
 TITLE = "MLX"
@@ -60,7 +61,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
             expect(f"{module}biases", part(infos, module, "biases", title), scales.shape, FLOATS, title)
             names["biases"] = f"{module}biases"
         make = partial(dequantise, bits=bits, size=size, mode=mode)
-        stays = _stays(bits, size, mode, scales.dtype) if len(rows) == 1 else None
+        stays = _stays(bits, size, mode, scales.dtype)
         found[name] = Packed(title, (*rows, columns), names, make, stays=stays)
     return found
 
@@ -110,18 +111,18 @@ def dequantise(parts: Mapping[str, Tensor], bits: int, size: int, mode: str) -> 
 def _stays(bits: int, size: int, mode: str, scales: str) -> Stays:
     """How a matrix lies in memory."""
     if mode == "mxfp8":
-        return Stays(Fp8(size), partial(fields, bits=bits, mode=mode))
+        return Stays(Fp8(size), partial(fields, bits=bits, mode=mode), by_rows=True)
     if mode == "affine":
         form = Grouped(max(bits, 4), size, DTYPES[scales], minimum=True)
     else:
         form = Grouped(4, size, torch.float16 if mode == "nvfp4" else torch.bfloat16, table=VALUES)
-    return Stays(form, partial(fields, bits=bits, mode=mode))
+    return Stays(form, partial(fields, bits=bits, mode=mode), by_rows=True)
 
 
 def fields(parts: Mapping[str, Tensor], bits: int, mode: str) -> Fields:
     """The same as numbers, scales and minima."""
     words, scales = parts[PLAIN], parts["scales"]
-    numbers = unpacked(words, bits, words.shape[-1] * 32 // bits).to(torch.uint8)
+    numbers = unpacked(words, bits, words.shape[-1] * 32 // bits, torch.uint8)
     if mode == "affine":
         return Fields(numbers, scales, least=-parts["biases"].to(scales.dtype))
     if mode == "nvfp4":

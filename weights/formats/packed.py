@@ -1,9 +1,11 @@
-"""What the formats of this folder share: a matrix as the tensors that hold it, checks of these, and streams of bits."""
+"""What the formats of this folder share: a matrix as the tensors that hold it, checks of these, and the order of
+inputs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,9 +17,9 @@ from minillm.weights.source import Kept
 
 Section = Mapping[str, Any]  # what config.json says of the quantisation, and as METADATA what headers of files say
 METADATA = "__metadata__"
-UNPACKED_VALUES = 2**20
 PLAIN = "weight"  # what the name of a plain matrix ends in
 FLOATS = ("F32", "F16", "BF16")  # the types of plain factors
+FACTORS = ("_scale_inv", "_scales")  # what the names of factors add to the tensor's own, whatever that is
 
 
 class Info(Protocol):
@@ -35,18 +37,20 @@ Infos = Mapping[str, Info]
 @dataclass(frozen=True)
 class Stays:
     """The form that a matrix can stay in, and what makes of the parts what goes into it; where the inputs of a group do
-    not follow each other, the order in which they do, int64 `[I]`."""
+    not follow each other, the order in which they do, int64 `[I]`. `by_rows` says that it takes any rows of the parts,
+    all of which have those of the matrix."""
 
     form: Packing
     fields: Callable[[Mapping[str, Tensor]], Fields]
     order: Tensor | None = None
+    by_rows: bool = False
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix as a format stores it: `parts` are the tensors that it takes, by what the format calls them, `idle` the
-    names of others that go with it and change nothing here; `dequantise` makes fp32 of `shape` of the parts' values;
-    `stays` is how it can lie in memory, None where it has to be dequantised."""
+    """A matrix, or a stack of them, as a format stores it: `parts` are the tensors that it takes, by what the format
+    calls them, `idle` the names of others that go with it and change nothing here; `dequantise` makes fp32 of `shape`,
+    or of one matrix, of the parts' values; `stays` is how it can lie in memory, None where it has to be dequantised."""
 
     title: str
     shape: tuple[int, ...]
@@ -101,6 +105,31 @@ def look(info: Info) -> Tensor | None:
     return info.stored.fresh().values().view(info.shape) if isinstance(info, Seen) else None
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of the tensors that lie behind each other in a stored one, along its first axis."""
+
+    stored: Stored
+    number: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes // self.stored.shape[0]
+
+    def fresh(self) -> Part:
+        return Part(self.stored.fresh(), self.number)
+
+    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Values start … stop - 1."""
+        size = math.prod(self.shape)
+        first = self.number * size
+        return self.stored.values(first + start, first + (size if stop is None else stop))
+
+
 class Made(Kept):
     """A quantised matrix with the methods of `source.InFile`: computed in fp32 when it is asked for, and then kept."""
 
@@ -115,16 +144,28 @@ class Made(Kept):
     @property
     def form(self) -> Packing | None:
         """What the rows of the matrix can stay in."""
-        return self.packed.stays and self.packed.stays.form
+        return self.packed.stays.form if self.packed.stays else None
 
     @property
     def order(self) -> Tensor | None:
         """The order of inputs in that form; None where it is that of the matrix."""
-        return self.packed.stays and self.packed.stays.order
+        return self.packed.stays.order if self.packed.stays else None
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is a stack of matrices, and so is each of its parts."""
+        return len(self.shape) == 3 and all(part.shape[:1] == self.shape[:1] for part in self.parts.values())
+
+    def one(self, number: int) -> Made:
+        """One matrix of a stack."""
+        parts = {name: Part(part, number) for name, part in self.parts.items()}
+        return Made(replace(self.packed, shape=self.shape[1:]), parts)
 
     def fields(self, start: int, stop: int) -> Fields:
-        """Rows start … stop - 1 as they go into the form."""
+        """Rows start … stop - 1 of a matrix as they go into the form."""
         assert self.packed.stays is not None
+        if self.packed.stays.by_rows:
+            return self.packed.stays.fields({name: _rows(part, start, stop) for name, part in self.parts.items()})
         with self.lock:
             if self.unpacked is None:
                 self.unpacked = self.packed.stays.fields(self._parts())
@@ -146,9 +187,22 @@ class Made(Kept):
         return made.reshape(-1)
 
 
+def _rows(part: Stored, start: int, stop: int) -> Tensor:
+    """Rows start … stop - 1 of a tensor."""
+    size = math.prod(part.shape[1:])
+    return part.values(start * size, stop * size).view(stop - start, *part.shape[1:])
+
+
 def modules(infos: Iterable[str], ending: str) -> list[str]:
-    """The names, up to and with the last point, of what has a tensor with this ending."""
-    return [name.removesuffix(ending) for name in infos if name.endswith("." + ending)]
+    """The names, up to and with the last point, of what has a tensor with this ending; up to the ending, where that is
+    of a tensor that is no module's weight ("_scale_inv")."""
+    end = ending if ending in FACTORS else "." + ending
+    return [name.removesuffix(ending) for name in infos if name.endswith(end)]
+
+
+def matrix_name(module: str, needed: tuple[str, ...]) -> str:
+    """What the matrix is called that tensors with these endings hold."""
+    return f"{module}{needed[0] if needed[-1] in FACTORS else PLAIN}"
 
 
 def spelled(names: Collection[str], needed: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -193,32 +247,6 @@ def check_said(section: Section, name: str, bits: int, count: int, inputs: int) 
         wrong = f"has {count} groups of {inputs} inputs, config.json says group_size {size}"
     if wrong:
         raise ValueError(f"{name} {wrong}; download both again from one place")
-
-
-def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
-    """The `count` numbers of `bits` bits each that rows of words `[N, W]` hold, int32 `[N, count]`: one stream of bits
-    along a row, the lowest of a word first, across words where `bits` does not divide their size."""
-    made = torch.empty(len(words), count, dtype=torch.int32)
-    rows = max(UNPACKED_VALUES // max(count, 1), 1)  # at a time, as they are wider meanwhile
-    for start in range(0, len(words), rows):
-        made[start : start + rows] = _unpacked(words[start : start + rows], bits, count)
-    return made
-
-
-def halves(stored: Tensor) -> Tensor:
-    """The numbers in the low and high halves of bytes, uint8 `[N, I / 2]` -> `[N, I]`."""
-    return torch.stack((stored & 15, stored >> 4), -1).flatten(-2)
-
-
-def _unpacked(words: Tensor, bits: int, count: int) -> Tensor:
-    size = 8 * words.element_size()
-    words = words.view(torch.int32 if size == 32 else torch.uint8).to(torch.int64) & (2**size - 1)
-    first = torch.arange(count) * bits
-    at, shift = first // size, first % size
-    low = words[:, at] >> shift
-    across = (shift + bits > size).nonzero().flatten()
-    low[:, across] |= words[:, (at[across] + 1).clamp(max=words.shape[1] - 1)] << (size - shift[across])
-    return low & (2**bits - 1)
 
 
 def by_group(values: Tensor, group_I: Tensor) -> Tensor:

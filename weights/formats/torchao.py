@@ -56,8 +56,8 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
         elif kind != "Float8Tensor":
             raise ValueError(f"{zero} is missing, without which {module}{PLAIN} is no {title}; download it again")
         make, stays = partial(dequantise, block=block, dtype=dtype), None
-        if kind != "Float8Tensor" and len(block) == 2 and block[0] == 1:
-            size = block[1] if block[1] < shape[1] else 0
+        if kind != "Float8Tensor" and len(block) > 1 and set(block[:-1]) == {1}:
+            size = block[-1] if block[-1] < shape[-1] else 0
             stays = Stays(Grouped(8, size, DTYPES[scale.dtype], zero=None, rounded=dtype), fields)
         found[f"{module}{PLAIN}"] = Packed(title, shape, names, make, stays=stays)
     return found
@@ -88,8 +88,8 @@ def dequantise(parts: Mapping[str, Tensor], block: tuple[int, ...], dtype: torch
     """fp32 `[O, I]`."""
 
     def spread(values: Tensor) -> Tensor:
-        for axis, size in enumerate(block):
-            values = values.repeat_interleave(size, axis)
+        for axis in range(values.dim()):  # from the last on, as one matrix of a stack has an axis less
+            values = values.repeat_interleave(block[-axis - 1], -axis - 1)
         return values
 
     made = parts["qdata"].float()

@@ -77,7 +77,7 @@ RULES: list[tuple[str, str, Callable[[int, Model], bool], str]] = [
     ("q4_k", DOWN, _first_eighth, "Q5_K"),
     ("iq4_nl", VALUES, lambda i, of: of.share >= 4, "Q5_K"),
     ("iq4_nl", DOWN, _first_eighth, "Q5_K"),
-    ("q4_k_m", VALUES, lambda i, of: of.layers == 80 and of.share > 1, "Q5_K"),  # those of 70 billion values
+    ("q4_k q4_k_m", VALUES, lambda i, of: of.layers == 80 and of.share > 1, "Q5_K"),  # those of 70 billion values
 ]
 
 

@@ -121,8 +121,8 @@ def _joined(*parts: Tensor) -> Tensor:
 
 
 def _inverse(x: Tensor) -> Tensor:
-    """1 / x, and 0 for 0."""
-    return torch.where(x != 0, 1 / x, 0.0)
+    """1 / x, and 0 where that is more than a number."""
+    return torch.where(x.abs() >= torch.finfo(torch.float32).tiny, 1 / x, 0.0)
 
 
 def _extreme(columns: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def _scale_and_minimum(x: Tensor, top: int, shifts: list[float]) -> tuple[Tensor
     low, high = x.amin(0).clamp(max=0), x.amax(0)
     product = weight * x
     sum_w, sum_x = weight.sum(0), product.sum(0)
-    scale, least = torch.zeros_like(low), -low
+    scale, least = (high - low) / top, -low  # of values that are all the same
     best = torch.full_like(low, -torch.inf)
     for shift in shifts:
         q = ((x + least) * ((top + shift) * _inverse(high + least))).round_().clamp_(0, top)

@@ -5,6 +5,7 @@ Little endian, version 3 of the format. A tensor's row is a run of blocks, each 
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -105,12 +106,15 @@ def _encoded(entry: Entry) -> Iterator[Tensor]:
             raise ValueError(f"{entry.name} has a value of magnitude {largest:.4g}; {advice}")
         return quantise(chunk.float().view(-1, block)).contiguous()
 
-    threads = torch.get_num_threads()
+    chunks, threads = (
+        (chunk for piece in entry.pieces for chunk in piece.flatten().split(CHUNK)),
+        torch.get_num_threads(),
+    )
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            for piece in entry.pieces:
-                yield from pool.map(encode, piece.flatten().split(CHUNK))
+            while some := list(itertools.islice(chunks, 2 * threads)):
+                yield from pool.map(encode, some)
     finally:
         torch.set_num_threads(threads)
 

@@ -54,7 +54,7 @@ def gated_attention(config: Config) -> GQA:
     num_heads, num_kv_heads, head_dim = common.heads(config)
     rope = rotary.rope(config, head_dim, partial=config.get("partial_rotary_factor"))
     bias, qk_norm = config.flag("attention_bias"), QKNorm(norm(config))
-    return GQA(num_heads, num_kv_heads, head_dim, rope, None, bias, bias, qk_norm, gate=True)
+    return GQA(num_heads, num_kv_heads, head_dim, rope, None, bias, bias, qk_norm, weakened="gate")
 
 
 def mixers(config: Config, attention: GQA, recurrent: GatedDeltaNet, full: Sequence[bool]) -> list[Mixer]:

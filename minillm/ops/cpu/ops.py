@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from minillm.ops import draw, grouped, reference
-from minillm.ops.cpu import loops, usable
+from minillm.ops.cpu import fp8, loops, tiles, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import activation_number, here, plain
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 
-TILE = 16  # rows that one vector has a place for each of
+TILE = tiles.TILE
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h; the last is 32 MiB at most
 
 
@@ -231,7 +231,7 @@ class Choice:
         return self.plainly(*given, **named)
 
 
-OPS: dict[str, Callable[..., Any]] = {
+OPS: dict[str, Any] = {
     "linear": Choice(products.linear, reference.linear),
     "rms_norm": Choice(rms_norm, reference.rms_norm),
     "add_rms_norm": Choice(add_rms_norm, reference.add_rms_norm),
@@ -241,8 +241,10 @@ OPS: dict[str, Callable[..., Any]] = {
     "gated_act": Choice(gated_act, reference.gated_act),
     "attention": Choice(attention, reference.attention),
     "latent_attention": Choice(latent_attention, reference.latent_attention),
-    "experts": Choice(products.experts, grouped.experts),
+    "experts": Choice(tiles.experts, grouped.experts),
     "int8_linear": Choice(products.int8_linear, reference.int8_linear),
     "int4_linear": Choice(products.int4_linear, reference.int4_linear),
+    "fp8_linear": Choice(fp8.fp8_linear, reference.fp8_linear),
+    "grouped_linear": Choice(tiles.grouped_linear, reference.grouped_linear),
     "sample": Choice(sample, draw.sample),
 }

@@ -14,11 +14,13 @@ from torch import Tensor
 
 import minillm
 from minillm import config
+from minillm.model.held import holdable
 from minillm.plan.budget import Question, budget
 from minillm.report.examine import explain
 from tests.conftest import shared
 from tests.helpers import tiny
 from tests.helpers.tiny import refused
+from tests.helpers.values import values
 from tests.weights.formats.by_hand import integers, rows
 
 SIZES = {"hidden_size": 96, "intermediate_size": 64, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
@@ -87,10 +89,27 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_parameters_are_those_of_the_plain_folder(
     folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours, plain = (minillm.load(folder, dtype="float32").model.state_dict() for folder in folders)
+    ours, plain = (minillm.load(folder, "float32", keep_quantized=False).model.state_dict() for folder in folders)
     assert ours.keys() == plain.keys()
     assert all(torch.equal(ours[name], plain[name]) for name in plain)
     assert capsys.readouterr().err.count("they quantise activations, which stay as they are") == 1
+
+
+@torch.no_grad()
+def test_matrices_stay_as_they_are(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each in its form, several in a fused parameter, with the numbers of the plain folder and its logits; only experts
+    of which others are in another form do not."""
+    ours, plain = (minillm.load(folder, "float32").model for folder in folders)
+    expected, found = dict(plain.named_parameters()), values(ours)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    lying = dict(ours.named_parameters())
+    plainly = {name for name in holdable(plain) if name in lying and lying[name].dtype == torch.float32}
+    mixed = {name for name in expected if ".experts." in name}
+    assert {name for name in plainly if name.startswith("layers.")} == mixed
+    assert ("matrices were dequantised" in capsys.readouterr().err) == bool(mixed)
+    tokens = tiny.tokens(97, 2, 11)
+    assert (ours(tokens) - plain(tokens)).abs().max() <= 2e-5
 
 
 def test_all_tensors_are_claimed(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -160,7 +179,7 @@ def test_wherever_it_is_said(
     if beside:
         (folder / "hf_quant_config.json").write_text(json.dumps(beside))
     assert config.quantization(config.read(folder)) == said
-    assert torch.equal(minillm.load(folder, dtype="float32").model.get_parameter("layers.1.ffn.down.weight"), expected)
+    assert torch.equal(values(minillm.load(folder, dtype="float32").model)["layers.1.ffn.down.weight"], expected)
     assert "not understood" not in capsys.readouterr().err
 
 

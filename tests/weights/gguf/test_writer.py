@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from minillm import families
+from minillm import config
 from minillm.bench import engines
 from minillm.bench.weights import gguf_bytes_per_step, write_gguf
-from minillm.families.shared import gguf_names
-from minillm.families.shared.shapes import SHAPES
 from minillm.loading import load
 from minillm.model.costs import bytes_per_step
-from minillm.model.decoder import skeleton
 from minillm.weights.gguf import writer as gguf
+from minillm.weights.gguf.quantise import QUANTISERS
 from tests.helpers import tiny
 
 SIZES = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 32}
@@ -63,7 +62,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, np.ndarray]]]
     def text() -> str:
         return take(f"{take('Q')}s").decode()
 
-    metadata = {text(): {4: lambda: take("I"), 6: lambda: take("f"), 8: text}[take("I")]() for _ in range(keys)}
+    kinds = {4: lambda: take("I"), 6: lambda: take("f"), 7: lambda: take("?"), 8: text}
+    metadata = {text(): kinds[take("I")]() for _ in range(keys)}
     infos = [(text(), [take("Q") for _ in range(take("I"))][::-1], TYPE[take("I")], take("Q")) for _ in range(tensors)]
     start, found, ends = -(-at // 32) * 32, {}, []
     for name, shape, kind, offset in infos:
@@ -113,7 +113,7 @@ def turned(matrix: np.ndarray, heads: int) -> np.ndarray:
 def test_every_tensor_is_there_under_its_name(variant: Path, tmp_path: Path) -> None:
     """In fp32, value by value as the checkpoint has it, but for the order of q and k; and the numbers of the config."""
     llm = load(variant, "float32", "cpu", "reference")
-    write_gguf(tmp_path / "model.gguf", llm.model, "float32")
+    write_gguf(tmp_path / "model.gguf", variant, "float32")
     metadata, found = read(tmp_path / "model.gguf")
     stored, spec, attention = load_file(variant / "model.safetensors"), llm.spec, llm.spec.layers[0].attention
     architecture = {"mixtral": "llama", "qwen3_moe": "qwen3moe"}.get(variant.name, variant.name.removesuffix("-tied"))
@@ -171,8 +171,8 @@ def test_every_tensor_is_there_under_its_name(variant: Path, tmp_path: Path) -> 
 def test_matrices_and_vectors_have_their_types(variant: Path, tmp_path: Path, kind: str) -> None:
     encoding = {"bfloat16": "BF16", "float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}[kind]
     llm = load(variant, "float32", "cpu", "reference")
-    write_gguf(tmp_path / "whole.gguf", llm.model, "float32")
-    write_gguf(tmp_path / "model.gguf", llm.model, kind)
+    write_gguf(tmp_path / "whole.gguf", variant, "float32")
+    write_gguf(tmp_path / "model.gguf", variant, kind)
     whole, found = read(tmp_path / "whole.gguf")[1], read(tmp_path / "model.gguf")[1]
     step = {"bfloat16": 2**-8, "float16": 2**-10, "int8": 1 / 127 / 2 + 2**-10, "int4": 1 / 8}[kind]
     total = 0
@@ -188,8 +188,9 @@ def test_matrices_and_vectors_have_their_types(variant: Path, tmp_path: Path, ki
         if name != "rope_freqs.weight" and (name != "token_embd.weight" or llm.spec.tied):
             per, nbytes = BLOCKS[stored]
             total += round(values.size * share) // per * nbytes
-    assert gguf_bytes_per_step(llm.model, kind) == total
-    assert gguf_bytes_per_step(llm.model, "float32") == bytes_per_step(llm.model)
+    values = config.read(variant)
+    assert gguf_bytes_per_step(llm.model, values, kind) == total
+    assert gguf_bytes_per_step(llm.model, values, "float32") == bytes_per_step(llm.model)
 
 
 def test_data_is_aligned(tmp_path: Path) -> None:
@@ -209,12 +210,6 @@ def test_data_is_aligned(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["odd.gguf"]
 
 
-def test_rows_that_are_no_whole_blocks_stay_fp16() -> None:
-    """As llama.cpp's own quantisation has it."""
-    assert [gguf.fitting("Q4_0", size) for size in (64, 80)] == ["Q4_0", "F16"]
-    assert gguf.fitting("BF16", 7) == "BF16"
-
-
 @pytest.mark.parametrize(("kind", "levels"), [("Q8_0", 127), ("Q4_0", 8)])
 def test_blocks_by_their_formula(kind: str, levels: int) -> None:
     """Each value within half a step of its block, the farthest from zero met but for the rounding of the scale; a block
@@ -222,7 +217,7 @@ def test_blocks_by_their_formula(kind: str, levels: int) -> None:
     values = torch.randn(300, 32, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 3, 300)[:, None]
     values[0], values[1], values[2, 1:] = 0, -3.25, 0
     exact = values.numpy()
-    encoded = gguf.ENCODINGS[kind].encode(values).numpy()
+    encoded = QUANTISERS[kind](values).numpy()
     found = VALUES[kind](encoded.tobytes(), values.numel()).reshape(exact.shape)
     farthest = np.abs(exact).max(1, keepdims=True)
     step, rounding = farthest / levels, farthest * 2**-11 + 2**-25
@@ -237,33 +232,24 @@ def test_blocks_by_their_formula(kind: str, levels: int) -> None:
     assert (found[0] == 0).all()
 
 
-def test_blocks_are_those_of_the_package() -> None:
-    """Bit by bit, where the package of llama.cpp's authors is at hand."""
-    package = pytest.importorskip("gguf", reason="the package gguf is not installed")
-    values = torch.randn(1000, 32, generator=torch.Generator().manual_seed(1))
-    for kind in ("Q8_0", "Q4_0", "BF16"):
-        theirs = package.quants.quantize(values.numpy(), package.GGMLQuantizationType[kind])
-        ours = gguf.ENCODINGS[kind].encode(values.view(-1, gguf.ENCODINGS[kind].block)).view(torch.uint8).numpy()
-        assert np.array_equal(theirs.reshape(-1), ours.reshape(-1)), kind
+def test_a_disk_without_room_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minillm.weights.gguf.writer.shutil.disk_usage", lambda path: SimpleNamespace(free=95))
+    with pytest.raises(ValueError, match=r"96 bytes are needed, the disk has 95 left"):
+        gguf.write(tmp_path / "a.gguf", {}, [gguf.Entry("a", (2,), "F32", [torch.zeros(2)])])
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("shape", "changes"),
-    [
-        ("mistral-7b", {}),  # a window
-        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
-        ("qwen2.5-0.5b", {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 32}}),
-        ("llama-3.2-1b", {"attention_bias": True}),
-        ("llama-3.2-1b", {"hidden_act": "gelu"}),
-        ("qwen3-moe-1.3b", {"norm_topk_prob": False}),
-        ("qwen3-moe-1.3b", {"mlp_only_layers": [1]}),
-    ],
-)
-def test_what_llama_cpp_would_compute_otherwise_is_refused(shape: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    gguf_names.metadata(families.resolve(SHAPES["llama-3.2-1b"])[0])
-    spec, _, _ = families.resolve({**SHAPES[shape], **changes})
-    with pytest.raises(ValueError, match=r"leave llama\.cpp out"):
-        write_gguf(tmp_path / "model.gguf", skeleton(spec, torch.float32), "float32")
+def test_values_beyond_fp16_are_refused(tmp_path: Path) -> None:
+    """What is half written by then goes."""
+    values = torch.zeros(64)
+    values[40] = -65600.0
+    for kind in ("F16", "Q8_0", "Q4_0"):
+        with pytest.raises(
+            ValueError, match=rf"b has a value of magnitude 6.56e\+04; {kind} holds 65504 at most; take bf"
+        ):
+            gguf.write(tmp_path / "a.gguf", {}, [gguf.Entry("b", (2, 32), kind, [values])])
+    assert not list(tmp_path.iterdir())
+    gguf.write(tmp_path / "a.gguf", {}, [gguf.Entry("b", (2, 32), "BF16", [values])])
 
 
 def llama_python() -> str:
@@ -278,7 +264,7 @@ def test_llama_cpp_says_the_same(variant: Path, tmp_path: Path) -> None:
     behind a longer context starts from the same state each time."""
     python = llama_python()
     llm = load(variant, "float32", "cpu", "reference")
-    write_gguf(tmp_path / "model.gguf", llm.model, "float32")
+    write_gguf(tmp_path / "model.gguf", variant, "float32")
     settings = {"weights": str(tmp_path / "model.gguf"), "threads": 1, "device": "cpu"}
     worker = engines.Worker("llama.cpp", settings, python)
     try:

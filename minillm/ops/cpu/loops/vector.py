@@ -60,22 +60,41 @@ def read(context: Any, builder: Any, kind: Any, array: Any, start: Any, element:
 def ask(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> None:
     """Have the line of an element of an array, which need not exist, brought into the second cache: lines that wait in
     the first drive out what it is there for."""
-    pointer = builder.gep(make_array(kind)(context, builder, array).data, [start])
+    ask_for(builder, builder.gep(make_array(kind)(context, builder, array).data, [start]))
+
+
+def ask_for(builder: Any, pointer: Any) -> None:
+    """`ask`, of a pointer."""
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT, INT, INT])
     call = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     builder.call(call, [pointer, INT(0), INT(2), INT(1)])
 
 
+@intrinsic
+def ask_at(typing: Any, address: Any) -> Any:
+    """`ask`, of an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        ask_for(builder, builder.inttoptr(given[0], BYTE.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.none(types.intp), generate
+
+
 def floats_at(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
     """16 elements of an array as floats, by the array's type."""
     elements = {types.float32: FLOAT, types.uint16: SHORT, types.int16: SHORT, types.int8: BYTE}
-    raw = read(context, builder, kind, array, start, elements[kind.dtype])
-    if kind.dtype == types.uint16:
+    return widened(builder, read(context, builder, kind, array, start, elements[kind.dtype]), kind.dtype)
+
+
+def widened(builder: Any, raw: Any, dtype: Any) -> Any:
+    """16 elements of a type that arrays have as floats."""
+    if dtype == types.uint16:
         wide = builder.zext(raw, ir.VectorType(INT, LANES))
         return builder.bitcast(builder.shl(wide, same(INT, 16)), FLOATS)
-    if kind.dtype == types.int16:
+    if dtype == types.int16:
         return builder.fpext(builder.bitcast(raw, ir.VectorType(HALF, LANES)), FLOATS)
-    return builder.sitofp(raw, FLOATS) if kind.dtype == types.int8 else raw
+    return builder.sitofp(raw, FLOATS) if dtype == types.int8 else raw
 
 
 def fused(builder: Any, x: Any, y: Any, z: Any) -> Any:

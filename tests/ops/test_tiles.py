@@ -1,0 +1,244 @@
+"""Matrices of few bits in tiles through the CPU's compiled loops: against the formula in fp64, row by row as packed, a
+row alone against a row among others, and what they leave to PyTorch."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minillm.ops import reference
+from minillm.ops.cpu import tiles
+from minillm.ops.cpu.loops.tiles import whole
+from minillm.weights.grouped import Fields, Grouped, count
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+NF4 = (-1, -0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0, 0.07958, 0.16093, 0.24611, 0.33792, 0.44071,
+       0.56262, 0.72296, 1)  # fmt: skip
+FP4 = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6)
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+SMALLEST = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A matrix `[O, I]`: its form, its parts, and what it stands for in fp64."""
+
+    form: Grouped
+    parts: Mapping[str, Tensor]
+    outputs: int
+    weight: Tensor
+
+    def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return tiles.grouped_linear(x, self.parts, self.form, self.outputs, bias)
+
+
+FORMS = st.builds(
+    lambda bits, group, scale, factor, times, rest, rounded: Grouped(
+        4 if isinstance(rest, tuple) else bits,
+        group,
+        scale,
+        factor if scale == torch.int8 else None,
+        group * times if scale == torch.int8 else 0,
+        None if rest == "zeros" else 2 ** (bits - 1) if rest == "zero" else 0,
+        rest == "minima",
+        rest if isinstance(rest, tuple) else None,
+        rounded,
+        tile=tiles.TILE,
+    ),
+    st.sampled_from((4, 5, 6, 8)),
+    st.sampled_from((0, 16, 32, 64, 96, 128)),
+    st.sampled_from((*DTYPES, torch.int8)),
+    st.sampled_from(DTYPES),
+    st.sampled_from((0, 1, 2, 16)),
+    st.sampled_from(("zero", "zeros", "minima", NF4, FP4, IQ4)),
+    st.sampled_from((None, None, torch.float16, torch.bfloat16)),
+)
+
+
+def matrix(form: Grouped, outputs: int, inputs: int, seed: int) -> Made:
+    made = torch.Generator().manual_seed(seed)
+    groups, spans = count(inputs, form.group), count(inputs, form.span)
+
+    def whole_numbers(most: int, *shape: int) -> Tensor:
+        return torch.randint(most, shape, generator=made)
+
+    def scales() -> Tensor:
+        if form.scale == torch.int8:
+            return (whole_numbers(255, outputs, groups) - 127).to(torch.int8)
+        return torch.randn(outputs, groups, generator=made).to(form.scale)
+
+    def factors() -> Tensor | None:
+        return torch.rand(outputs, spans, generator=made).to(form.factor) / 64 if form.factor else None
+
+    q = whole_numbers(2**form.bits, outputs, inputs).to(torch.uint8)
+    zeros = whole_numbers(2**form.bits, outputs, groups).to(torch.uint8) if form.zero is None else None
+    least, floor = (scales(), factors()) if form.minimum else (None, None)
+    fields = Fields(q, scales(), factors(), zeros, least, floor)
+    return Made(form, form.pack(fields), outputs, form.values(fields).double())
+
+
+@st.composite
+def problems(draw: Any) -> tuple[Made, Tensor, Tensor | None]:
+    """A matrix, rows of x, and a bias or none."""
+    form, seed, dtype = draw(FORMS), draw(st.integers(0, 999)), draw(st.sampled_from(DTYPES))
+    rows, outputs, inputs = draw(st.integers(1, 17)), draw(st.integers(1, 40)), draw(st.integers(1, 400))
+    random = torch.Generator().manual_seed(seed)
+    bias = draw(st.sampled_from((None, torch.randn(outputs, generator=random))))
+    x = torch.randn(rows, inputs, generator=random)
+    return matrix(form, outputs, inputs, seed), x.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def allowed(made: Made, x: Tensor, exact: Tensor) -> Tensor:
+    """What a result may be wrong by.
+
+    The sums and the result's rounding; in 16 bits, of few rows, that of x to 16 bits: 2^-14.98 of the largest of a
+    chunk of 32, and that of a table to 16 bits, 2^-15.98 of its largest; of many rows, that of W to x's type, which is
+    also what a rounded form is spared.
+    """
+    sums = x.double().abs() @ made.weight.abs().t()
+    if x.dtype == torch.float32:
+        return sums * 2.0**-21 + exact.abs() * 2.0**-24 + SMALLEST[x.dtype]
+    eps = torch.finfo(x.dtype).eps
+    error = exact.abs() * eps / 2 + sums * 2.0**-20 + SMALLEST[x.dtype] * (1 + x.double().abs().sum(-1, keepdim=True))
+    if len(x) > 16 or not whole.VNNI or made.form.rounded:
+        error = error + sums * max(eps, torch.finfo(made.form.rounded or x.dtype).eps)
+    most = torch.stack([part.amax(-1) for part in x.double().abs().split(32, -1)], -1)
+    error = error + most.repeat_interleave(32, -1)[:, : x.shape[1]] @ made.weight.abs().t() * 2.0**-14.98
+    of_table = x.double().abs().sum(-1, keepdim=True) * made.weight.abs().amax(-1) * 2.0**-15.98
+    return error if made.form.table is None else error + of_table
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems())
+@torch.no_grad()
+def test_products_are_the_formula(given: tuple[Made, Tensor, Tensor | None]) -> None:
+    made, x, bias = given
+    exact = x.double() @ made.weight.t() + (0 if bias is None else bias.double())
+    assert ((made.times(x, bias).double() - exact).abs() <= allowed(made, x, exact)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems())
+@torch.no_grad()
+def test_a_batch_gives_each_row_what_it_gives_alone(given: tuple[Made, Tensor, Tensor | None]) -> None:
+    made, x, bias = given
+    together = made.times(x[:16], bias)
+    for row in range(len(together)):
+        assert torch.equal(made.times(x[row : row + 1], bias)[0], together[row])
+
+
+@settings(max_examples=80, deadline=None)
+@given(FORMS, st.integers(1, 40), st.integers(1, 400), st.sampled_from(DTYPES), st.integers(0, 999))
+@torch.no_grad()
+def test_matrices_are_written_out_to_the_bit(
+    form: Grouped, outputs: int, inputs: int, dtype: torch.dtype, seed: int
+) -> None:
+    made = matrix(form, outputs, inputs, seed)
+    laid = tiles.laid(form)
+    assert laid is not None
+    found = tiles.written(tiles.located(made.parts, form), laid, outputs, inputs, dtype)
+    assert torch.equal(found, form.dequantise(made.parts, inputs, dtype, outputs))
+
+
+@pytest.fixture
+def without_bytes() -> Iterator[None]:
+    """A processor that does not multiply bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(whole, "VNNI", False)
+        yield
+
+
+@pytest.mark.usefixtures("without_bytes")
+def test_other_processors() -> None:
+    test_products_are_the_formula()
+    test_a_batch_gives_each_row_what_it_gives_alone()
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not whole.VNNI, reason="for processors that multiply bytes")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("rest", [{"zero": 8}, {"zero": None}, {"minimum": True}, {"table": NF4}, {"table": IQ4}])
+def test_what_is_no_number_stays_none(value: float, rest: dict[str, Any]) -> None:
+    made = matrix(Grouped(4, 32, torch.float32, tile=tiles.TILE, **rest), 20, 100, 0)
+    x = torch.randn(2, 100).bfloat16()
+    x[1, 70] = value
+    found = made.times(x)
+    assert found[0].isfinite().all()
+    assert not found[1].isfinite().any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_x_of_any_size(dtype: torch.dtype) -> None:
+    """Each chunk of x has a magnitude of its own, and one number far above the others."""
+    made = matrix(Grouped(4, 32, zero=8, tile=tiles.TILE), 20, 320, 0)
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        x = (
+            torch.randn(3, 320, generator=random)
+            * 2.0 ** torch.randint(-15, 3, (10,), generator=random)[torch.arange(320) // 32]
+        )
+        x[:, seed % 32 :: 32] *= 60
+        x = x.to(dtype)
+        exact = x.double() @ made.weight.t()
+        assert ((made.times(x).double() - exact).abs() <= allowed(made, x, exact)).all()
+
+
+def before_a_wall(tensor: Tensor) -> Tensor:
+    """A copy that ends where a page begins that must not be read."""
+    size = tensor.numel() * tensor.element_size()
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    kept = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(kept))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + pages), mmap.PAGESIZE, 0) == 0
+    copy = torch.frombuffer(kept, dtype=tensor.dtype, count=tensor.numel(), offset=pages - size).view(tensor.shape)
+    return copy.copy_(tensor)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems())
+@torch.no_grad()
+def test_nothing_is_read_behind_a_matrix(given: tuple[Made, Tensor, Tensor | None]) -> None:
+    """A process that did would end here."""
+    made, x, bias = given
+    walled = replace(made, parts={name: before_a_wall(part) for name, part in made.parts.items()})
+    assert torch.equal(walled.times(x, bias), made.times(x, bias))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Grouped(4, 32, zero=8, tile=1),
+        Grouped(4, 8, zero=8, tile=tiles.TILE),
+        Grouped(4, 48, zero=8, tile=tiles.TILE),
+        Grouped(4, 32, zero=None, minimum=True, tile=tiles.TILE),
+        Grouped(4, 32, torch.int8, torch.float32, 80, zero=8, tile=tiles.TILE),
+    ],
+)
+def test_other_forms_are_left_to_pytorch(form: Grouped) -> None:
+    assert tiles.laid(form) is None
+    made, x = matrix(form, 20, 100, 0), torch.randn(2, 100)
+    assert torch.equal(made.times(x), reference.grouped_linear(x, made.parts, made.form, 20))
+
+
+def test_gradients_are_left_to_pytorch() -> None:
+    made = matrix(Grouped(4, 32, zero=8, tile=tiles.TILE), 20, 100, 0)
+    x = torch.randn(2, 100, requires_grad=True)
+    made.times(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_parts_that_do_not_lie_in_one_piece_are_left_to_pytorch() -> None:
+    made = matrix(Grouped(4, 32, zero=8, tile=tiles.TILE), 20, 100, 0)
+    apart = {name: torch.stack((part, part), dim=1)[:, 0] for name, part in made.parts.items()}
+    x = torch.randn(2, 100)
+    assert torch.equal(replace(made, parts=apart).times(x), reference.grouped_linear(x, apart, made.form, 20))
