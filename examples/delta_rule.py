@@ -30,7 +30,7 @@ def decoder(*mixers: Mixer) -> Decoder:
     return Decoder(248320, 1024, layers, NORM, tied=True, context=CONTEXTS[-1])
 
 
-ATTENTION = GQA(8, 2, 256, Rope(64, 1e7), qk_norm=QKNorm(NORM), gate=True)
+ATTENTION = GQA(8, 2, 256, Rope(64, 1e7), qk_norm=QKNorm(NORM), weakened="gate")
 DELTA = GatedDeltaNet(16, 16, 128, 128, 4, NORM)
 HYBRID = decoder(*[DELTA, DELTA, DELTA, ATTENTION] * 6)  # Qwen3.5-0.8B
 FULL = decoder(*[ATTENTION] * 24)  # the same with attention everywhere

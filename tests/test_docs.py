@@ -92,8 +92,9 @@ def symbols(path: Path) -> set[str]:
 def misplaced(path: Path) -> list[str]:
     """The symbols next to a page's links to code that are not in the file."""
     pairs = [(target, symbol) for target, symbol in CODE_LINK.findall(prose(path)) if symbol]
-    pairs += [(f"{ROOT}/minillm/spec.py", name) for name in re.findall(r"`spec\.([A-Z][\w.]*)`", prose(path))]
-    return [symbol for target, symbol in pairs if symbol not in symbols((path.parent / target).resolve())]
+    vocabulary = {name for file in (ROOT / "minillm/spec").glob("*.py") for name in symbols(file)}
+    unknown = [name for name in re.findall(r"`spec\.([A-Z][\w.]*)`", prose(path)) if name not in vocabulary]
+    return unknown + [symbol for target, symbol in pairs if symbol not in symbols((path.parent / target).resolve())]
 
 
 def sections(path: Path) -> tuple[str, dict[str, str]]:
