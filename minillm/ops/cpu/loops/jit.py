@@ -155,6 +155,12 @@ def _pointer(typing: Any, address: Any) -> Any:
 
 
 @inline
+def array_of(address: int, count: int, dtype: Any) -> Any:
+    """`array`, by the type itself: an array to be like would be allocated each time."""
+    return carray(_pointer(address), (count,), dtype)
+
+
+@inline
 def array(address: int, count: int, like: Any) -> Any:
     """The `count` elements of the type of `like` that lie at an address."""
     return carray(_pointer(address), (count,), like.dtype)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 
 from minillm.ops.cpu.loops.integers import _dot, _in_all
-from minillm.ops.cpu.loops.jit import function, inline
+from minillm.ops.cpu.loops.jit import array_of, function
 from minillm.ops.cpu.loops.tiles.whole import CHUNK, INTS
 from minillm.ops.cpu.loops.vector import (
     BYTE,
@@ -188,10 +189,11 @@ def _rows(bits: int) -> Any:
     add, add_halves = _adding(bits, 1), _adding(bits, 2)
 
     @function
-    def rows(w: Any, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
+    def rows(w: Any, x: Any, sizes: Any, scales_at: int, y: Any) -> Any:
         """y + a tile times R rows of x, its scales given."""
         (at, high_at, table), (bytes_at, taken, powers) = w, x
         chunks, groups, group, steps, high_steps = sizes
+        scales = array_of(scales_at, max(2 * chunks, groups) * LANES, np.float32)
         halves, per, last = group == LANES, group // CHUNK, 0
         for c in range(chunks if halves else 0):
             s, t = load(scales, 2 * c * LANES), load(scales, (2 * c + 1) * LANES)
@@ -214,18 +216,18 @@ _rows_4, _rows_5, _rows_6, _rows_8 = (_rows(bits) for bits in (4, 5, 6, 8))
 _of_table, _of_wide_table = _rows(TABLE), _rows(WIDE_TABLE)
 
 
-@inline
-def multiply_rows(bits: int, w: Any, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
-    """y + a tile times R rows of x, each a vector: w and x are addresses, sizes C, G, the size of a group and the bytes
-    of a chunk in both planes."""
+@function
+def multiply_rows(bits: int, w: Any, x: Any, sizes: Any, scales_at: int, y: Any) -> Any:
+    """y + a tile times R rows of x, each a vector: w, x and scales are addresses, sizes C, G, the size of a group and
+    the bytes of a chunk in both planes."""
     if bits == 4:
-        return _rows_4(w, x, sizes, scales, y)
+        return _rows_4(w, x, sizes, scales_at, y)
     if bits == 5:
-        return _rows_5(w, x, sizes, scales, y)
+        return _rows_5(w, x, sizes, scales_at, y)
     if bits == 6:
-        return _rows_6(w, x, sizes, scales, y)
+        return _rows_6(w, x, sizes, scales_at, y)
     if bits == 8:
-        return _rows_8(w, x, sizes, scales, y)
+        return _rows_8(w, x, sizes, scales_at, y)
     if bits == TABLE:
-        return _of_table(w, x, sizes, scales, y)
-    return _of_wide_table(w, x, sizes, scales, y)
+        return _of_table(w, x, sizes, scales_at, y)
+    return _of_wide_table(w, x, sizes, scales_at, y)

@@ -12,36 +12,36 @@ import numba
 import numpy as np
 from numba import prange
 
-from minillm.ops.cpu.loops.jit import aligned, array, function, kernel, parallel
+from minillm.ops.cpu.loops.jit import aligned, array, array_of, function, kernel, parallel
 from minillm.ops.cpu.loops.pointwise import activated
 from minillm.ops.cpu.loops.tiles.dots import multiply_rows
 from minillm.ops.cpu.loops.tiles.products import less_sums, of_row, of_tile, prepared, put, scaled
-from minillm.ops.cpu.loops.tiles.scales import NATURAL, grouping, room
+from minillm.ops.cpu.loops.tiles.scales import NATURAL, grouping, places, room
 from minillm.ops.cpu.loops.tiles.whole import CHUNK
 from minillm.ops.cpu.loops.vector import LANES, number, rounded
 
 
 @parallel
 def _multiply(
-    x: Any, taken: Any, powers: Any, sums: Any, at: Any, form: Any, picks: Any, y: Any, wanted: Any
+    x: Any, taken: Any, powers: Any, sums: Any, at: Any, form: Any, picks: Any, memory: Any, y: Any, wanted: Any
 ) -> None:  # fmt: skip
     """y fp32 `[P, O]`: for pick p matrix picks[p] times row p // top_k of x."""
     (top_k, outputs, runs), (bits, counts, kinds, sizes) = wanted, form
-    x_at, taken_at, powers_at = x.ctypes.data, taken.ctypes.data, powers.ctypes.data
+    x_at, taken_at, powers_at, sums_at = x.ctypes.data, taken.ctypes.data, powers.ctypes.data, sums.ctypes.data
+    memory_at = memory.ctypes.data
     tiles, groups, chunks = -(-outputs // LANES), counts[0] if len(sums) else 0, sizes[0]
     count = len(picks) * tiles
     for each in prange(runs):
-        run, no_bias = np.int64(each), np.empty(0, np.float32)
-        made, near = room(counts, chunks), aligned(LANES, np.float32)
-        scales, less, _ = made
+        run, no_bias = np.int64(each), array_of(memory_at, 0, np.float32)
+        made = places(memory_at, run, counts, chunks)
         for item in range(run * count // runs, (run + 1) * count // runs):
             p, place = item // tiles, item % tiles
             tile, r = picks[p] * tiles + place, p // top_k
             scaled(at, kinds, tile, counts, made)
             of_x = of_row(x_at, taken_at, powers_at, r, chunks)
-            y_of_tile = (less_sums(less, sums, r, groups),)
-            (value,) = multiply_rows(bits, of_tile(at, tile, sizes), of_x, sizes, scales, y_of_tile)
-            put(value, y, p * outputs + place * LANES, no_bias, place * LANES, outputs, near)
+            y_of_tile = (less_sums(made, sums_at, r, groups),)
+            (value,) = multiply_rows(bits, of_tile(at, tile, sizes), of_x, sizes, made[0], y_of_tile)
+            put(value, y, p * outputs + place * LANES, no_bias, place * LANES, outputs, made)
 
 
 @function
@@ -51,7 +51,8 @@ def _products(x: Any, rows: int, inputs: int, at: Any, given: Any, picks: Any, t
     form = bits, counts, (kind, factor_kind, NATURAL), (chunks, counts[0], group, steps, high_steps)
     x, taken, powers, sums = prepared(x, rows, at, zero, group, counts[0])
     y = aligned(len(picks) * outputs, np.float32)
-    _multiply(x, taken, powers, sums, at, form, picks, y, (top_k, outputs, numba.get_num_threads()))
+    runs = numba.get_num_threads()
+    _multiply(x, taken, powers, sums, at, form, picks, room(counts, chunks, runs), y, (top_k, outputs, runs))
     return y
 
 

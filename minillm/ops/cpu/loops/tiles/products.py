@@ -16,9 +16,9 @@ import numba
 import numpy as np
 from numba import prange
 
-from minillm.ops.cpu.loops.jit import aligned, array, function, inline, kernel, parallel
+from minillm.ops.cpu.loops.jit import array, array_of, function, inline, kernel, parallel
 from minillm.ops.cpu.loops.tiles.dots import multiply_rows
-from minillm.ops.cpu.loops.tiles.scales import NATURAL, fill, grouping, room
+from minillm.ops.cpu.loops.tiles.scales import NATURAL, fill, grouping, places, room
 from minillm.ops.cpu.loops.tiles.whole import CHUNK, split, sum_of
 from minillm.ops.cpu.loops.vector import LANES, load, madd, number, rounded, splat, store, zeros
 
@@ -26,9 +26,10 @@ TOGETHER = 4  # rows of x for which numbers are unpacked once
 UNIT = 24  # where the unit of a table in whole numbers lies, behind that of fp32 and its bytes
 
 
-@inline
-def less_sums(least: Any, sums: Any, r: int, groups: int) -> Any:
-    """Minus the sum of minima times the sums of row r of x over their groups."""
+@function
+def less_sums(made: Any, sums_at: int, r: int, groups: int) -> Any:
+    """Minus the sum of minima times the sums of row r of x over their groups, of which there may be none."""
+    least, sums = array_of(made[1], groups * LANES, np.float32), array_of(sums_at, (r + 1) * groups, np.float32)
     even, odd, at = zeros(), zeros(), r * groups
     for g in range(0, groups - 1, 2):
         even = madd(load(least, g * LANES), splat(sums[at + g]), even)
@@ -39,11 +40,12 @@ def less_sums(least: Any, sums: Any, r: int, groups: int) -> Any:
 
 
 @inline
-def put(value: Any, y: Any, at: int, bias: Any, first: int, outputs: int, near: Any) -> None:
+def put(value: Any, y: Any, at: int, bias: Any, first: int, outputs: int, made: Any) -> None:
     """y[at:] = what a tile has for a row, less the rows that only fill the last tile up, plus bias."""
     if first + LANES <= outputs:
         store(y, at, value + load(bias, first) if len(bias) else value)
         return
+    near = array_of(made[3], LANES, np.float32)
     store(near, 0, value)
     for k in range(outputs - first):
         y[at + k] = rounded(near[k] + number(bias[first + k]) if len(bias) else near[k], y)
@@ -53,9 +55,10 @@ def put(value: Any, y: Any, at: int, bias: Any, first: int, outputs: int, near: 
 def scaled(at: Any, kinds: Any, tile: int, counts: Any, made: Any) -> None:
     """`fill`, and what zeros of groups take off, in place of them."""
     fill(at, kinds, tile, counts, made)
-    scales, less, _ = made
-    for g in range(counts[0] if at[4] else 0):
-        store(less, g * LANES, load(less, g * LANES) * load(scales, g * LANES))
+    size = counts[0] * LANES
+    scales, less = array_of(made[0], size, np.float32), array_of(made[1], size, np.float32)
+    for i in range(0, size if at[4] else 0, LANES):
+        store(less, i, load(less, i) * load(scales, i))
 
 
 @inline
@@ -72,29 +75,31 @@ def of_row(x: int, taken: int, powers: int, r: int, chunks: int) -> Any:
 
 
 @parallel
-def _multiply(x: Any, taken: Any, powers: Any, sums: Any, at: Any, form: Any, bias: Any, y: Any, wanted: Any) -> None:
+def _multiply(
+    x: Any, taken: Any, powers: Any, sums: Any, at: Any, form: Any, bias: Any, memory: Any, y: Any, wanted: Any
+) -> None:  # fmt: skip
     """y `[R, O]` by runs of tiles."""
     (rows, outputs, runs), (bits, counts, kinds, sizes) = wanted, form
-    x_at, taken_at, powers_at = x.ctypes.data, taken.ctypes.data, powers.ctypes.data
+    x_at, taken_at, powers_at, sums_at = x.ctypes.data, taken.ctypes.data, powers.ctypes.data, sums.ctypes.data
+    memory_at = memory.ctypes.data
     tiles, groups, chunks = -(-outputs // LANES), counts[0] if len(sums) else 0, sizes[0]
     for each in prange(runs):
         run = np.int64(each)
-        made, near = room(counts, chunks), aligned(LANES, np.float32)
-        scales, less, _ = made
+        made = places(memory_at, run, counts, chunks)
         for tile in range(run * tiles // runs, (run + 1) * tiles // runs):
             scaled(at, kinds, tile, counts, made)
             w, first, whole = of_tile(at, tile, sizes), tile * LANES, rows // TOGETHER * TOGETHER
             for r in range(0, whole, TOGETHER):
                 of_x = of_row(x_at, taken_at, powers_at, r, chunks)
-                a, b = less_sums(less, sums, r, groups), less_sums(less, sums, r + 1, groups)
-                c, d = less_sums(less, sums, r + 2, groups), less_sums(less, sums, r + 3, groups)
-                a, b, c, d = multiply_rows(bits, w, of_x, sizes, scales, (a, b, c, d))
+                a, b = less_sums(made, sums_at, r, groups), less_sums(made, sums_at, r + 1, groups)
+                c, d = less_sums(made, sums_at, r + 2, groups), less_sums(made, sums_at, r + 3, groups)
+                a, b, c, d = multiply_rows(bits, w, of_x, sizes, made[0], (a, b, c, d))
                 for k, value in enumerate((a, b, c, d)):
-                    put(value, y, (r + k) * outputs + first, bias, first, outputs, near)
+                    put(value, y, (r + k) * outputs + first, bias, first, outputs, made)
             for r in range(whole, rows):
                 of_x = of_row(x_at, taken_at, powers_at, r, chunks)
-                (value,) = multiply_rows(bits, w, of_x, sizes, scales, (less_sums(less, sums, r, groups),))
-                put(value, y, r * outputs + first, bias, first, outputs, near)
+                (value,) = multiply_rows(bits, w, of_x, sizes, made[0], (less_sums(made, sums_at, r, groups),))
+                put(value, y, r * outputs + first, bias, first, outputs, made)
 
 
 @function
@@ -142,4 +147,4 @@ def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, form: Any, l
     x, taken, powers, sums = prepared(array(x_at, rows * inputs, like), rows, at, zero, group, counts[0])
     y, bias = array(y_at, rows * outputs, like), array(bias_at, outputs if bias_at else 0, like)
     wanted = rows, outputs, min(numba.get_num_threads(), -(-outputs // LANES))
-    _multiply(x, taken, powers, sums, at, parts, bias, y, wanted)
+    _multiply(x, taken, powers, sums, at, parts, bias, room(counts, chunks, wanted[2]), y, wanted)

@@ -14,9 +14,9 @@ from llvmlite import ir
 from numba import prange, types
 from numba.core.cgutils import get_or_insert_function
 
-from minillm.ops.cpu.loops.jit import aligned, array, function, inline, kernel, parallel
+from minillm.ops.cpu.loops.jit import aligned, array, array_of, function, inline, kernel, parallel
 from minillm.ops.cpu.loops.products import dot
-from minillm.ops.cpu.loops.tiles.scales import BFLOAT, CHUNK, HALF, NATURAL, fill, grouping, room
+from minillm.ops.cpu.loops.tiles.scales import BFLOAT, CHUNK, HALF, NATURAL, fill, grouping, places, room
 from minillm.ops.cpu.loops.vector import (
     BYTE,
     FLOAT,
@@ -117,9 +117,8 @@ def _numbers(bits: int, at: int, high_at: int) -> Any:
 
 
 @inline
-def _value(q: Any, at: Any, zero: Any, made: Any, place: int) -> Any:
+def _value(q: Any, at: Any, zero: Any, scales: Any, less: Any, place: int) -> Any:
     """What 16 numbers of a row stand for; `place` is where its group's scale is."""
-    scales, less, _ = made
     if at[7]:
         return _looked_up(at[7], q) * splat(scales[place])
     if at[5]:
@@ -157,7 +156,8 @@ def write(tile: int, some: Any, form: Any, at: Any, made: Any, y: Any, to: Any) 
     """y[to[0] + to[1] (r - low) + i :] = the numbers of row r of a tile, for rows from `low` to `high`, and chunks from
     `first` to `last`: some."""
     (low, high, first, last), (bits, group, zero, chunks, steps, high_steps, rounded) = some, form
-    halves, of_zero = group // LANES, np.float32(zero)
+    halves, of_zero, chunks_of = group // LANES, np.float32(zero), 2 * chunks * LANES
+    scales, less = array_of(made[0], chunks_of, np.float32), array_of(made[1], chunks_of, np.float32)
     for r in range(low, high):
         w, place = at[0] + (tile * chunks + first) * steps + 4 * r, to[0] + (r - low) * to[1]
         high_w = at[1] + (tile * chunks + first) * high_steps + 4 * r
@@ -165,9 +165,8 @@ def write(tile: int, some: Any, form: Any, at: Any, made: Any, y: Any, to: Any) 
         for _ in range(first, last):
             a, b = _numbers(bits, w, high_w)
             h = g + 1 if halves == 1 else g
-            a, b = _value(a, at, of_zero, made, g * LANES + r), _value(b, at, of_zero, made, h * LANES + r)
-            store(y, place, _to(a, rounded))
-            store(y, place + LANES, _to(b, rounded))
+            store(y, place, _to(_value(a, at, of_zero, scales, less, g * LANES + r), rounded))
+            store(y, place + LANES, _to(_value(b, at, of_zero, scales, less, h * LANES + r), rounded))
             w, high_w, place, used = w + steps, high_w + high_steps, place + CHUNK, used + 2
             while used >= halves:
                 g, used = g + 1, used - halves
@@ -190,12 +189,12 @@ def write_tile(tile: int, rows: int, inputs: int, form: Any, at: Any, made: Any,
 
 
 @parallel
-def _write_tiles(at: Any, form: Any, counts: Any, kinds: Any, wanted: Any, y: Any) -> None:
+def _write_tiles(at: Any, form: Any, counts: Any, kinds: Any, wanted: Any, memory: Any, y: Any) -> None:
     outputs, inputs, runs = wanted
-    tiles = -(-outputs // LANES)
+    tiles, memory_at = -(-outputs // LANES), memory.ctypes.data
     for each in prange(runs):
         run = np.int64(each)
-        made, near = room(counts, form[3]), aligned(LANES * NEAR * CHUNK, np.float32)
+        made, near = places(memory_at, run, counts, form[3]), aligned(LANES * NEAR * CHUNK, np.float32)
         for tile in range(run * tiles // runs, (run + 1) * tiles // runs):
             fill(at, kinds, tile, counts, made)
             first = tile * LANES
@@ -203,13 +202,15 @@ def _write_tiles(at: Any, form: Any, counts: Any, kinds: Any, wanted: Any, y: An
 
 
 @parallel
-def _multiply(at: Any, form: Any, counts: Any, kinds: Any, wanted: Any, x: Any, bias: Any, y: Any) -> None:
+def _multiply(
+    at: Any, form: Any, counts: Any, kinds: Any, wanted: Any, x: Any, bias: Any, memory: Any, y: Any
+) -> None:  # fmt: skip
     """y `[R, O]`; a row of W is written out once for all rows of x."""
     rows, outputs, inputs, runs = wanted
-    tiles, chunks = -(-outputs // LANES), form[3]
+    tiles, chunks, memory_at = -(-outputs // LANES), form[3], memory.ctypes.data
     for each in prange(runs):
         run = np.int64(each)
-        made, values = room(counts, chunks), aligned(chunks * CHUNK, np.float32)
+        made, values = places(memory_at, run, counts, chunks), aligned(chunks * CHUNK, np.float32)
         for tile in range(run * tiles // runs, (run + 1) * tiles // runs):
             fill(at, kinds, tile, counts, made)
             for o in range(tile * LANES, min(tile * LANES + LANES, outputs)):
@@ -234,7 +235,8 @@ def dequantise(at: Any, y_at: int, sizes: Any, given: Any, like: Any) -> None:
     """y `[O, I]` = the matrix at `at`; sizes are O and I, the rest as in `tiles.linear`."""
     (outputs, inputs), runs = sizes, min(numba.get_num_threads(), -(-sizes[0] // LANES))
     form, counts, kinds = _laid(inputs, given)
-    _write_tiles(at, form, counts, kinds, (outputs, inputs, runs), array(y_at, outputs * inputs, like))
+    memory, y = room(counts, form[3], runs), array(y_at, outputs * inputs, like)
+    _write_tiles(at, form, counts, kinds, (outputs, inputs, runs), memory, y)
 
 
 @kernel
@@ -246,4 +248,5 @@ def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, given: Any, 
     for i in range(rows * inputs):
         x[i] = number(narrow[i])
     y, bias = array(y_at, rows * outputs, like), array(bias_at, outputs if bias_at else 0, like)
-    _multiply(at, form, counts, kinds, (rows, outputs, inputs, runs), x, bias, y)
+    memory = room(counts, form[3], runs)
+    _multiply(at, form, counts, kinds, (rows, outputs, inputs, runs), x, bias, memory, y)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from minillm.ops.cpu.loops.jit import aligned, array, function, inline
+from minillm.ops.cpu.loops.jit import aligned, array_of, function, inline
 from minillm.ops.cpu.loops.vector import BYTE, FLOATS, LANES, ask_at, floats, intrinsic, load, read, store, zeros
 
 CHUNK = 32  # columns are a multiple of it
@@ -29,13 +29,12 @@ def _naturals(typing: Any, array: Any, start: Any) -> Any:
 
 
 @function
-def _numbers(at: int, kind: int, tile: int, count: int, made: Any) -> None:
+def _numbers(at: int, kind: int, tile: int, count: int, made_at: int) -> None:
     """made `[count, 16]` = what a tile has of numbers at an address; those of the next tile are asked for."""
     start, size = tile * count * LANES, count * LANES
-    end = start + size
-    halves, bfloats = array(at, end, np.empty(0, np.int16)), array(at, end, np.empty(0, np.uint16))
-    whole, codes = array(at, end, np.empty(0, np.float32)), array(at, end, np.empty(0, np.int8))
-    naturals = array(at, end, np.empty(0, np.uint8))
+    end, made = start + size, array_of(made_at, size, np.float32)
+    halves, bfloats = array_of(at, end, np.int16), array_of(at, end, np.uint16)
+    whole, codes, naturals = array_of(at, end, np.float32), array_of(at, end, np.int8), array_of(at, end, np.uint8)
     if kind == HALF:
         for i in range(0, size, LANES):
             store(made, i, load(halves, start + i))
@@ -58,15 +57,16 @@ def _numbers(at: int, kind: int, tile: int, count: int, made: Any) -> None:
             ask_at(at + end + i)
 
 
-@inline
-def _in_units(at: int, kind: int, factor_at: int, factor_kind: int, tile: int, counts: Any, made: Any, of: Any) -> None:
+@function
+def _in_units(at: int, factor_at: int, kinds: Any, tile: int, counts: Any, made_at: int, factors_at: int) -> None:
     """made `[G, 16]`: scales or minima, times their factors."""
     groups, spans, per = counts
-    _numbers(at, kind, tile, groups, made)
+    _numbers(at, kinds[0], tile, groups, made_at)
     if factor_at:
-        _numbers(factor_at, factor_kind, tile, spans, of)
+        _numbers(factor_at, kinds[1], tile, spans, factors_at)
+        made, factors = array_of(made_at, groups * LANES, np.float32), array_of(factors_at, spans * LANES, np.float32)
         for span in range(spans):
-            factor = load(of, span * LANES)
+            factor = load(factors, span * LANES)
             for g in range(span * per, min((span + 1) * per, groups)):
                 store(made, g * LANES, load(made, g * LANES) * factor)
 
@@ -80,23 +80,44 @@ def grouping(group: int, span: int, inputs: int) -> Any:
 
 
 @inline
-def room(counts: Any, chunks: int) -> Any:
-    """Memory for `fill`. There are scales of groups that a row's last chunk of 32 columns has none of: zeros."""
+def room(counts: Any, chunks: int, runs: int) -> Any:
+    """Memory for the scales of one tile in each run, made before and outside the loop over runs: what is made in there
+    is counted up and down, by all threads, whenever it is handed on. There are scales of groups that a row's last chunk
+    of 32 columns has none of: zeros."""
+    return _zeros(runs * _room(counts, chunks))
+
+
+@function
+def _zeros(count: int) -> Any:
+    made = aligned(count, np.float32)
+    for i in range(0, count, LANES):
+        store(made, i, zeros())
+    return made
+
+
+@inline
+def _room(counts: Any, chunks: int) -> int:
     groups, spans, _ = counts
-    made = aligned(2 * chunks * LANES, np.float32)
-    for g in range(groups, 2 * chunks):
-        store(made, g * LANES, zeros())
-    return made, aligned(groups * LANES, np.float32), aligned(spans * LANES, np.float32)
+    return (2 * chunks + groups + spans + 1) * LANES
+
+
+@inline
+def places(at: int, run: int, counts: Any, chunks: int) -> Any:
+    """Where a run has its scales, what is taken off, factors, and room for a vector: addresses."""
+    groups, spans, _ = counts
+    scales = at + 4 * run * _room(counts, chunks)
+    less = scales + 4 * LANES * 2 * chunks
+    return scales, less, less + 4 * LANES * groups, less + 4 * LANES * (groups + spans)
 
 
 @function
 def fill(at: Any, kinds: Any, tile: int, counts: Any, made: Any) -> None:
-    """Scales of a tile, and zeros or minima if there are, `[G, 16]`. counts are G, S and how many groups a span has."""
+    """Scales of a tile, and zeros or minima if there are, `[G, 16]`, to where `places` says. counts are G, S and how
+    many groups a span has."""
     _, _, scale_at, factor_at, zero_at, least_at, floor_at, _ = at
-    kind, factor_kind, natural = kinds
-    scales, less, factors = made
-    _in_units(scale_at, kind, factor_at, factor_kind, tile, counts, scales, factors)
+    scales, less, factors, _ = made
+    _in_units(scale_at, factor_at, kinds, tile, counts, scales, factors)
     if least_at:
-        _in_units(least_at, kind, floor_at, factor_kind, tile, counts, less, factors)
+        _in_units(least_at, floor_at, kinds, tile, counts, less, factors)
     elif zero_at:
-        _numbers(zero_at, natural, tile, counts[0], less)
+        _numbers(zero_at, kinds[2], tile, counts[0], less)
