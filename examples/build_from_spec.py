@@ -1,6 +1,6 @@
 """A decoder from a spec written by hand: layers that look back over a window, and every third one over everything.
 
-No checkpoint, no config: `spec.py` is the vocabulary, a model is a tuple of layers. One training step shows that it
+No checkpoint, no config: `spec/` is the vocabulary, a model is a tuple of layers. One training step shows that it
 learns, a greedy continuation that the cache, with its rings of 16 slots, agrees with the model.
 """
 

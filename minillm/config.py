@@ -42,9 +42,11 @@ HARMLESS = {
         FLAG,
     ),
     **dict.fromkeys(  # training, and generation, which is read elsewhere
-        """attention_dropout embd_pdrop hidden_dropout initializer_range aux_loss_alpha ep_size expert_dropout
-        input_jitter_noise router_aux_loss_coef resid_pdrop chunk_size_feed_forward pretraining_tp max_length
-        temperature top_k top_p""".split(),
+        """attention_dropout attn_pdrop embd_pdrop embed_dropout embedding_dropout hidden_dropout residual_dropout
+        initializer_range embedding_initializer_range aux_loss_alpha ep_size expert_dropout input_jitter_noise
+        router_aux_loss_coef resid_pdrop chunk_size_feed_forward pretraining_tp max_length min_length
+        temperature top_k top_p typical_p diversity_penalty length_penalty repetition_penalty no_repeat_ngram_size
+        encoder_no_repeat_ngram_size num_beams num_beam_groups num_return_sequences""".split(),
         NUMBER,
     ),
     **dict.fromkeys("architectures keys_to_ignore_at_inference".split(), LIST),
@@ -129,6 +131,10 @@ class Config:
         if value is not None and (type(value) is not int or value not in meanings):
             words = " or ".join(map(str, sorted(meanings)))
             raise ValueError(f"config.json: {key} is {shown(value)}, but its other values make that {words}")
+
+    def without_effect(self, keys: Iterable[str]) -> None:
+        """Keys that are understood and that nothing here depends on."""
+        self._asked.update(keys)
 
     def rope(self) -> dict[str, Any]:
         """The rotary parameters in one flat dictionary: `rope_type`, `rope_theta`, and the scaling's own keys."""

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import SIDECARS
-from minillm.families.shared import gguf_config, gguf_vocabulary, makers
+from minillm.families.gguf import config as gguf_config
+from minillm.families.gguf import vocabulary as gguf_vocabulary
+from minillm.families.shared import makers
 from minillm.guard.files import is_there, mount, read_bytes
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note

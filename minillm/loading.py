@@ -12,7 +12,7 @@ from minillm import config, families, hub, ops
 from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.model import held
-from minillm.model.decoder import skeleton
+from minillm.model.decoder import Decoder, skeleton
 from minillm.model.held import Scheme
 from minillm.weights import foreign, holding
 from minillm.weights.checkpoint import Checkpoint
@@ -50,9 +50,8 @@ def load(
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. Quantised matrices stay as they
     are stored and are multiplied so; without `keep_quantized` they are dequantised while they are read. `quantize`
-    "int8" or "int4" makes integers
-    of matrices (`held.Scheme`), int4 in groups of `group_size`, with zero points unless `symmetric`; folders that
-    `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
+    "int8" or "int4" makes integers of matrices (`held.Scheme`), int4 in groups of `group_size`, with zero points unless
+    `symmetric`; folders that `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
     """
     folder = hub.resolve(path, revision=revision)
     values = config.read(folder)
@@ -72,11 +71,7 @@ def load(
     said = fits(planned, checkpoint, values)
     formats = scheme.formats(model) if scheme else {}
     held.hold(model, formats)
-    shapes, stay = held.holdable(model), dict[str, tuple[Segment, ...]]()
-    if keep_quantized and not scheme:
-        stay = dict(holding.segments(checkpoint, planned, shapes, model.dtype, model.ops.tile))
-        said += holding.told(checkpoint, planned, shapes, stay)
-    held.hold(model, stay)
+    stay = _hold(model, checkpoint, planned, said) if keep_quantized and not scheme else {}
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats, stay)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
@@ -84,6 +79,15 @@ def load(
     llm = LLM(folder, values, model, target)
     _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
     return llm
+
+
+def _hold(model: Decoder, checkpoint: Checkpoint, planned: Plan, said: list[str]) -> dict[str, tuple[Segment, ...]]:
+    """Lay the parameters that stay quantised out so; returns which they are, and adds to what users are told."""
+    shapes = held.holdable(model)
+    stay = dict(holding.segments(checkpoint, planned, shapes, model.dtype, model.ops.tile))
+    said += holding.told(checkpoint, planned, shapes, stay)
+    held.hold(model, stay)
+    return stay
 
 
 def opened(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Any], Checkpoint]:

@@ -82,7 +82,8 @@ def test_published_configs_contradict_nothing() -> None:
     known, refused = 0, []
     for path in sorted(shared("real-configs").glob("*/config.json")):
         values = json.loads(path.read_text())
-        if values.get("model_type") not in families.FAMILIES:
+        defaults = path.parent.name.startswith("transformers-")  # of a class, where nothing is stated
+        if defaults or values.get("model_type") not in families.FAMILIES:
             continue
         try:
             families.resolve(values)

@@ -27,13 +27,14 @@ import torch
 
 from minillm.guard.files import is_there, read_bytes, utf8
 from minillm.guard.jsonfile import MAX_BYTES, parsed
-from minillm.weights import consolidated, formats, tensorfile, torchfile
+from minillm.weights import consolidated, formats, tensorfile
 from minillm.weights.consolidated import Joined
 from minillm.weights.formats.packed import METADATA, Made, Section, Seen
 from minillm.weights.gguf import reader as gguf
 from minillm.weights.gguf.tensors import InBlocks, tensors
+from minillm.weights.pytorch import torchfile
+from minillm.weights.pytorch.torchfile import InStorage
 from minillm.weights.source import InFile, Source
-from minillm.weights.torchfile import InStorage
 
 EQUAL_VALUES = 2**20  # compared at a time
 MAX_OPEN = 64  # files: of more, each is opened when it is read, as a process may have only a few hundred

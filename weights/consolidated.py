@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from minillm.guard.files import is_there
+from minillm.weights.pytorch.torchfile import InStorage
 from minillm.weights.source import InFile
-from minillm.weights.torchfile import InStorage
 
 PARAMS = "params.json"
 SHARD = re.compile(r"consolidated\.(\d\d)\.pth")

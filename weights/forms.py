@@ -22,7 +22,10 @@ ORDER = "_order"  # what the name of the order of inputs adds to that of the mat
 
 
 class Form(Protocol):
-    """How a matrix lies in memory."""
+    """How a matrix lies in memory, its rows in tiles of `tile`."""
+
+    @property
+    def tile(self) -> int: ...
 
     def parts(self, shape: tuple[int, ...], /) -> Shapes:
         """Shape and type of each part of matrices `[..., O, I]`, by what its name adds to the matrix's."""
@@ -38,10 +41,7 @@ class Form(Protocol):
 
 
 class Packing(Form, Protocol):
-    """A form that rows of a checkpoint can be packed into, `tile` at a time."""
-
-    @property
-    def tile(self) -> int: ...
+    """A form that rows of a checkpoint can be packed into, a tile at a time."""
 
     def pack(self, fields: Fields, /) -> dict[str, Tensor]:
         """The parts of rows."""

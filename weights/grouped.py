@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +53,9 @@ class Fields:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Fields:
         """The same with each tensor changed."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Fields(**{name: None if values is None else change(values) for name, values in given.items()})
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given: dict[str, Any] = {name: each if each is None else change(each) for name, each in found.items()}
+        return Fields(**given)
 
 
 @dataclass(frozen=True)

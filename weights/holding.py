@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -120,8 +121,8 @@ def fill(held: Sequence[Segment], stored: Stored, to: Destination, place: Callab
     segment = next(each for each in reversed(held) if each.start <= to.start)
     form, first = segment.form, (to.start - segment.start) // segment.form.tile
     if segment.ordered:
-        place(f"{segment.mark}{ORDER}").copy_(stored.order)  # type: ignore[union-attr]
-    for start, parts in packed(form, stored, to):
+        place(f"{segment.mark}{ORDER}").copy_(stored.order)  # type: ignore[union-attr, arg-type]
+    for start, parts in packed(cast(Packing, form), stored, to):  # as all that `segments` has are
         for name, part in parts.items():
             into = place(f"{segment.mark}{name}")
             shape = form.parts(to.shape)[name][0]

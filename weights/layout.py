@@ -5,16 +5,26 @@ Written as an einops pattern from the tensor to the parameter's rows, with the s
     (head part d) ... -> (part head d) ..., head=16 part=3
 
 is a fused matrix that has q, k and v of one head after the other, for a parameter that has all of q first.
+
+Or, where parts of several sizes alternate,
+
+    16 x 128 128 256 -> parts
+
+has 16 times 128 rows of the first part, 128 of the second and 256 of the third, for a parameter that has all of the
+first part first.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -24,13 +34,6 @@ class Layout:
     stored: str
     rows: str
     sizes: tuple[tuple[str, int], ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Layout:
-        pattern, _, sizes = text.partition(", ")
-        stored, rows = pattern.split(" -> ")
-        named = (size.split("=") for size in sizes.split())
-        return cls(stored, rows, tuple((name, int(size)) for name, size in named))
 
     @property
     def by_rows(self) -> bool:
@@ -65,3 +68,53 @@ class Layout:
         axes = self.rows.replace("(", "").replace(")", "")
         sizes = dict(self.sizes)
         rearrange(rows, f"{self.rows} -> {axes}", **sizes).copy_(rearrange(tensor, f"{self.stored} -> {axes}", **sizes))
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """Rows that have `times` times one piece of each of the parts, whose sizes in rows are those of one piece."""
+
+    times: int
+    sizes: tuple[int, ...]
+    by_rows: ClassVar[bool] = True
+    stacked: ClassVar[bool] = False
+    of_one: ClassVar[None] = None
+
+    @property
+    def stored(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.times} x {' '.join(map(str, self.sizes))}"
+
+    @property
+    def rows(self) -> str:
+        return PARTS
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """The tensor that these rows would be stored as."""
+        return torch.cat(self._pieces(rows), dim=1).flatten(0, 1)
+
+    def shape(self, rows: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor that fills rows of this shape."""
+        return rows
+
+    def copy(self, tensor: Tensor, rows: Tensor) -> None:
+        """Fill rows from a tensor."""
+        stored = tensor.unflatten(0, (self.times, -1)).split(self.sizes, dim=1)
+        for piece, into in zip(stored, self._pieces(rows), strict=True):
+            into.copy_(piece)
+
+    def _pieces(self, rows: Tensor) -> list[Tensor]:
+        """Of each part a view `[times, size, ...]`."""
+        parts = rows.split([self.times * size for size in self.sizes])
+        return [part.unflatten(0, (self.times, -1)) for part in parts]
+
+
+def parse(text: str) -> Layout | Alternating:
+    """A layout as it is written."""
+    pattern, _, sizes = text.partition(", ")
+    stored, rows = pattern.split(" -> ")
+    if rows == PARTS:
+        times, _, each = stored.partition(" x ")
+        return Alternating(int(times), tuple(map(int, each.split())))
+    named = (size.split("=") for size in sizes.split())
+    return Layout(stored, rows, tuple((name, int(size)) for name, size in named))

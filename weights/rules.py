@@ -1,12 +1,13 @@
 """Which tensor of a checkpoint fills which parameter, as a table.
 
 A rule is "pattern": "destination". `{i}` in a pattern stands for a number and is carried over to the destination,
-which is a parameter or a named row block of a fused one, "name[part]"; "name: layout" says that the tensor's values lie
-otherwise (see `layout.py`). DROP says that a tensor is left out knowingly, "DROP: reason" that users are told, and
-"DROP or destination" that it fills what no other tensor does. A pattern may end in `*`, for any rest. Where several
-patterns match, the one with the fewest placeholders wins, of equals the first. Every tensor must match one rule and
-every parameter must be filled exactly once: `plan` says where that fails. The companions of integers (`ints.py`) go to
-those of the parameter that these fill, all of them row by row whatever the layout.
+which is a parameter, a named row block of a fused one, "name[part]", or neighbouring ones, "name[one+two]"; "name:
+layout" says that the tensor's values lie otherwise (see `layout.py`). DROP says that a tensor is left out knowingly,
+"DROP: reason" that users are told, and "DROP or destination" that it fills what no other tensor does. A pattern may
+end in `*`, for any rest. Where several patterns match, the one with the fewest placeholders wins, of equals the first.
+Every tensor must match one rule and every parameter must be filled exactly once: `plan` says where that fails. The
+companions of integers (`ints.py`) go to those of the parameter that these fill, all of them row by row whatever the
+layout.
 
 A name that no pattern matches is tried once more with another beginning: without what a wrapper put in front of it, and
 with or without the beginning that most patterns have. Saving the inner model leaves that one out ("layers.0…" for
@@ -16,6 +17,7 @@ with or without the beginning that most patterns have. Saving the inner model le
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,11 +26,12 @@ import torch
 from torch import Tensor
 
 from minillm.weights import ints
-from minillm.weights.layout import Layout
+from minillm.weights.layout import Alternating, Layout, parse
 
 DROP = "DROP"
 SPARE = f"{DROP} or "
 Rules = Mapping[str, str]
+FEW = 6  # parts of a parameter: what has experts has hundreds
 # What torch.compile, FSDP and gradient checkpointing put in front of a module's name, DataParallel and PEFT in front of
 # all names.
 WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -43,7 +46,7 @@ class Destination:
     parameter: str
     start: int
     shape: tuple[int, ...]
-    layout: Layout | None = None
+    layout: Layout | Alternating | None = None
     dtype: torch.dtype = torch.float32
     whole: tuple[int, ...] | None = None
 
@@ -117,11 +120,17 @@ def sources(tensors: Collection[str], rules: Rules, target: str) -> list[str]:
 
 
 def units(destinations: Mapping[str, Destination]) -> dict[str, list[str]]:
-    """All that a rule can fill, and the destinations it consists of: each by itself, and all of a parameter."""
+    """All that a rule can fill, and the destinations it consists of: each by itself, all of a parameter, and where that
+    has few also neighbours, "name[one+two]"."""
     found: dict[str, list[str]] = {}
     for name, to in destinations.items():
         found.setdefault(to.parameter, []).append(name)
-    return found | {name: [name] for name in destinations}
+    runs: dict[str, list[str]] = {}
+    for parameter, names in found.items():
+        for first, last in itertools.combinations(range(len(names) if len(names) <= FEW else 0), 2):
+            parts = (name.removeprefix(parameter)[1:-1] for name in names[first : last + 1])
+            runs[f"{parameter}[{'+'.join(parts)}]"] = names[first : last + 1]
+    return found | runs | {name: [name] for name in destinations}
 
 
 def joined(target: str, known: Mapping[str, list[str]], destinations: Mapping[str, Destination]) -> Destination:
@@ -130,7 +139,7 @@ def joined(target: str, known: Mapping[str, list[str]], destinations: Mapping[st
     found = [destinations[name] for name in known[unit]]
     shape = (sum(each.shape[0] for each in found), *found[0].shape[1:])
     first = found[0]
-    lies = Layout.parse(layout) if layout and not first.integer else None
+    lies = parse(layout) if layout and not first.integer else None
     whole = first.whole if unit == first.parameter and not first.integer else None
     return replace(first, shape=shape, layout=lies, whole=whole)
 

@@ -35,7 +35,7 @@ from minillm.families.shared.shapes import SHAPES
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.model.cache import Cache
-from minillm.model.costs import active_values, attention_flops, cached_values_seen
+from minillm.model.costs import active_values, attention_flops, cached_values_seen, state_bytes
 from minillm.model.decoder import skeleton
 from minillm.report import picture, roofline
 from minillm.report.measure import copy_bandwidth, matrix_peak, synchronize
@@ -65,6 +65,7 @@ def costs(llm: LLM, tokens: int, past: int) -> dict[str, tuple[float, float]]:
     once = 2 * llm.spec.vocab_size * llm.spec.hidden_size  # for the last token alone
     found["head"] = [table if llm.spec.tied else found["head"][0], once]
     found["attention"][0] += cached_values_seen(llm.spec, past + tokens) * dtype.itemsize
+    found["attention"][0] += state_bytes(llm.spec, dtype.itemsize)
     found["attention"][1] += attention_flops(llm.spec, tokens, past)
     return {part: (cost[0], cost[1]) for part, cost in found.items()}
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from minillm.model.costs import bytes_per_step, cached_values_seen, prefill_flops
+from minillm.model.costs import bytes_per_step, cached_values_seen, prefill_flops, state_bytes
 from minillm.model.decoder import Decoder
 
 Rounds = Sequence[Mapping[str, Any]]  # what `worker.timed` gives
@@ -48,7 +48,8 @@ def speeds(model: Decoder, point: Point, rounds: Rounds, facts: Mapping[str, Any
     # With experts several rows read more weights than one, in whatever form an engine holds them.
     weights = facts["bytes_per_step"] * bytes_per_step(model, point.batch) / bytes_per_step(model)
     behind = point.context + len(rounds[0]["decode"]) // 2  # on average
-    cache = cached_values_seen(model.spec, behind) * facts["cache_bytes_per_value"] * point.batch
+    width = facts["cache_bytes_per_value"]
+    cache = (cached_values_seen(model.spec, behind) * width + state_bytes(model.spec, width)) * point.batch
     flops = prefill_flops(model, point.prompt) * point.batch
     return {
         "prefill_tok_s": point.batch * point.prompt / prefill,

@@ -40,7 +40,8 @@ TRY: dict[tuple[type, str], Any] = {
     (GQA, "scale"): _scales,
     (GQA, "softcap"): (None, 20.0, 30.0, 50.0),
     (GQA, "qk_norm"): (None,),
-    (GQA, "sinks"): None,
+    (GQA, "weakened"): None,
+    (vocabulary.GatedDeltaNet, "beta_factor"): (1.0, 2.0),
     (MLA, "score_factor"): lambda each: (1.0, each.score_factor**0.5, each.score_factor**2),
     (vocabulary.GatedMLP, "activation"): None,
     (vocabulary.MLP, "activation"): None,
@@ -82,7 +83,7 @@ def possible(part: Any) -> bool:
     """Whether a router has enough to choose from, and an attention as many values as it turns."""
     if isinstance(part, vocabulary.Router):
         return part.top_k <= part.num_experts // part.num_groups * part.top_groups
-    if not isinstance(part, GQA):
+    if not isinstance(part, GQA) or part.rope is None:
         return True
     scaling, dim = part.rope.scaling, part.rope.dim
     fits = not isinstance(scaling, vocabulary.LongRopeScaling) or 2 * len(scaling.long_factors) == dim
@@ -103,6 +104,7 @@ MEANING: dict[type, str] = {
     Rope: "rotary position embedding",
     YarnScaling: "YaRN's factor on cos and sin",
     GQA: "attention",
+    vocabulary.GatedDeltaNet: "the recurrence",
     MLA: "the factor on the scores (mscale²)",
     vocabulary.GatedMLP: "the activation",
     vocabulary.MLP: "the activation",

@@ -193,7 +193,8 @@ def reached(step: Step, changed: Any, model: Decoder, trace: Trace) -> Step:
         return step
     count, device = trace.tokens.shape[1], trace.tokens.device
     positions = torch.arange(count, device=device)[None]
-    turned = {changed.rope: Rotary(changed.rope)(positions, (count,), model.dtype)}
+    rope = changed.rope
+    turned = {} if rope is None else {rope: Rotary(rope)(positions, (count,), model.dtype)}
     seen = {changed.window: Visibility(0, count, changed.window, None, device)}
     return dataclasses.replace(
         step, rotary=step.rotary | turned, visible=step.visible | seen, slots=step.slots | {changed.window: None}
@@ -207,8 +208,12 @@ def rewired(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         fused = other.gate_up.weight if isinstance(other, GatedMLP) else other.gate_up
         fused.copy_(torch.cat(fused.chunk(2, dim=-2)[::-1], dim=-2))
         yield "both agree where gate and up change places", other
-    if isinstance(module, GroupedQueryAttention) and 1 < module.spec.num_kv_heads < module.spec.num_heads:
+    if isinstance(module, GroupedQueryAttention) and _tileable(module.spec):
         yield "both agree where query head i reads kv head i mod K, not i // G", _tiled(module)
+
+
+def _tileable(made: GQA) -> bool:
+    return 1 < made.num_kv_heads < made.num_heads and not made.gate
 
 
 def _tiled(attention: GroupedQueryAttention) -> GroupedQueryAttention:

@@ -20,6 +20,7 @@ from minillm.model.attention import GroupedQueryAttention, Step
 from minillm.model.decoder import Block, Decoder
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, Router
+from minillm.model.recurrent import GatedDeltaNet
 from minillm.ops.routing import Routing
 
 TRIES = 64  # of a rounding that would send a token elsewhere
@@ -107,7 +108,7 @@ def run(model: Decoder, site: Site, trace: Trace, step: Step, module: torch.nn.M
         routes = trace.routes[f"{site.ours.removesuffix('experts')}router"]
         return module(x.flatten(0, -2), routes).view_as(x)
     with played(module, within):
-        if isinstance(module, (Block, GroupedQueryAttention, LatentAttention)):
+        if isinstance(module, (Block, GroupedQueryAttention, LatentAttention, GatedDeltaNet)):
             return module(x, step, None)
         return _rows(module(x), site)
 

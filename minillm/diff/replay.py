@@ -71,6 +71,8 @@ def replay(model: Decoder, site: Site, trace: Trace, step: Step) -> list[Op]:
         if isinstance(module, kind):
             function(made, module)
             return made.found
+    if module is not None:
+        return []
     exact = _embedding(made) if site.ours == "embedding" else _head(made)
     made.op("product", exact, run(model, site, trace, step), trace.gave[site.name])
     return made.found
@@ -212,6 +214,8 @@ def _attention(made: Replay, attention: GroupedQueryAttention | LatentAttention)
     own_sums = _merged(attention.ops.attention(*given, *rest, **call.options))
     each = [(own_sums, weights), (theirs.sums, before)]  # each side's sum with its own weights: a score is no sum
     made.found.append(Op("weighted sum of values", *(error(y, _merged(w @ values), made.eps) for y, w in each)))
+    if isinstance(attention, GroupedQueryAttention) and attention.spec.gate:
+        return  # the product is with what the gate leaves, which nobody has seen
     out = attention.out(theirs.sums.to(made.model.dtype))
     made.op("product out", _product(theirs.sums, attention.out), out, trace.gave[name])
 
@@ -228,9 +232,9 @@ def _aligned(theirs: Tensor, exact: Tensor, attention: GroupedQueryAttention | L
     """The reference's values in our order: it may keep the pairs of an interleaved rotation apart, as halves."""
     if theirs.shape != exact.shape:
         return None
-    rotated = attention.spec.rope.dim
-    if attention.spec.rope.layout == "half" or theirs.shape[-1] < rotated:
+    if (rope := attention.spec.rope) is None or rope.layout == "half" or theirs.shape[-1] < rope.dim:
         return theirs
+    rotated = rope.dim
     first = theirs.shape[-1] - rotated if isinstance(attention, LatentAttention) else 0
     middle = theirs[..., first : first + rotated]
     paired = torch.cat(
@@ -247,10 +251,12 @@ def _aligned(theirs: Tensor, exact: Tensor, attention: GroupedQueryAttention | L
 def _exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v in fp64 as they go into the scores, `[B, heads, T, D]`."""
     spec, count = attention.spec, x.shape[1]
-    cos, sin = Rotary(spec.rope)(torch.arange(count, device=x.device)[None], (count,), torch.float64)
-    turn = lambda each: reference.rope(each, cos, sin, spec.rope.layout)  # noqa: E731
+    turn = lambda each: each  # noqa: E731
+    if spec.rope is not None:
+        cos, sin = Rotary(spec.rope)(torch.arange(count, device=x.device)[None], (count,), torch.float64)
+        turn = lambda each: reference.rope(each, cos, sin, spec.rope.layout)  # noqa: E731
     if isinstance(attention, GroupedQueryAttention):
-        qkv = rearrange(_product(x, attention.qkv), "B T (heads D) -> B T heads D", D=spec.head_dim)
+        qkv = rearrange(attention.gated(_product(x, attention.qkv))[0], "B T (heads D) -> B T heads D", D=spec.head_dim)
         q, k, v = qkv.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=2)
         for_norm = (lambda each: each.flatten(2)) if attention.normed_together else (lambda each: each)
         q = normed(for_norm(q), attention.q_norm).view_as(q)

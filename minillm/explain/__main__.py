@@ -50,6 +50,10 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     print(f"vocabulary {spec['vocab_size']}, hidden size {spec['hidden_size']}, context {spec['context']}, {head}")
     cached = report["cached_values_per_token"]
     print(f"a token takes {cached:,} values in the cache, {cached * 2 / 1000:,.1f} kB in bfloat16")
+    if state := report["state_bytes"]:
+        print(
+            f"a sequence takes {state / 1e6:,.1f} MB besides, whatever its length, for the states of recurrent layers"
+        )
     for layer, indices in _alike(spec["layers"]):
         print(f"layer{'s' if len(indices) > 1 else ''} {_runs(indices)}:")
         for part, value in layer.items():
@@ -134,6 +138,7 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
         + (f", window {a['window']}" if a["window"] else "")
     ),
     "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
+    "GatedDeltaNet": lambda a: f"{a['num_v_heads']} states of {a['k_dim']} x {a['v_dim']}",
     "GatedMLP": lambda f: f"gated {f['activation']} {f['intermediate_size']}",
     "MLP": lambda f: f"{f['activation']} {f['intermediate_size']}",
     "MoE": lambda f: f"{f['router']['top_k']} of {f['router']['num_experts']} experts of {f['intermediate_size']}",

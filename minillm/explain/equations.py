@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minillm.spec import GQA, MLA, MLP, ClampedSwiGLU, GatedMLP, Layer, LayerNorm, MoE, Norm, Router
+from minillm.spec import GQA, MLA, MLP, ClampedSwiGLU, GatedDeltaNet, GatedMLP, Layer, LayerNorm, MoE, Norm, Router
 
 
 def equations(layer: Layer, hidden_size: int) -> list[str]:
@@ -47,7 +47,6 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     q, kv, bias = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, " + b" if a.qkv_bias else ""
     norm = {"head": "norm of each head, ", "all": "norm over all heads, "}[a.qk_norm.width] if a.qk_norm else ""
     clip = f"clamped to ±{a.clip:g} (v too), " if a.clip is not None else ""
-    part = "" if a.rope.dim == a.head_dim else f"the first {a.rope.dim} values of "
     scale = a.scale or a.head_dim**-0.5
     scores = f"{scale:.4g} q_i k_j" if a.softcap is None else f"{a.softcap:g} tanh({scale:.4g} q_i k_j / {a.softcap:g})"
     seen = "j <= i" if a.window is None else f"i - {a.window} < j <= i"
@@ -56,8 +55,32 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     return [
         f"q = {w(q, hidden)} u{bias}, k, v = {w(kv, hidden)} u{bias}: "
         f"{a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
-        f"q, k: {norm}{clip}{part}each head turned by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling),
-        f"a_i = {w(hidden, q)} sum over {seen} of softmax_j({scores}) v_j{' + b' if a.out_bias else ''}{sink}",
+        f"q, k: {norm}{clip}{_turned(a)}",
+        *([f"s = sigmoid({w(q, hidden)} u{bias})"] if a.gate else []),
+        f"a_i = {w(hidden, q)} {'(s_i * ' if a.gate else ''}sum over {seen} of softmax_j({scores}) v_j"
+        f"{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
+    ]
+
+
+def _turned(a: GQA) -> str:
+    if a.rope is None:
+        return "as they are, whatever their position"
+    part = "" if a.rope.dim == a.head_dim else f"the first {a.rope.dim} values of "
+    return f"{part}each head turned by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling)
+
+
+def _delta(a: GatedDeltaNet, hidden: int) -> list[str]:
+    keys, values, heads = a.num_k_heads * a.k_dim, a.num_v_heads * a.v_dim, f"{w(a.num_v_heads, hidden)} u"
+    shared = f", each k head for {a.num_v_heads // a.num_k_heads} of v" if a.num_k_heads != a.num_v_heads else ""
+    factor = "" if a.beta_factor == 1 else f"{a.beta_factor:g} "
+    return [
+        f"q, k = {w(keys, hidden)} u, v, z = {w(values, hidden)} u: {a.num_k_heads} heads of {a.k_dim} and "
+        f"{a.num_v_heads} of {a.v_dim}{shared}",
+        f"q, k, v: silu of a weighted sum of the last {a.conv_kernel} positions; q = q / (|q| {a.k_dim**0.5:.4g}), "
+        "k = k / |k|",
+        f"b = {factor}sigmoid({heads}), g = -e^A softplus({heads} + t): one each for a head of v",
+        f"S = e^g S, then S = S + k (b (v - Sᵀ k))ᵀ: a state of {a.k_dim} x {a.v_dim} for each head of v",
+        f"a = {w(hidden, values)} (w Sᵀ q / sqrt(mean (Sᵀ q)² + {a.norm.eps:g}) * silu(z))",
     ]
 
 
@@ -120,4 +143,11 @@ def _router(r: Router, hidden: int) -> list[str]:
     ]
 
 
-PARTS: dict[type, Callable[[Any, int], list[str]]] = {GQA: _gqa, MLA: _mla, GatedMLP: _gated, MLP: _mlp, MoE: _moe}
+PARTS: dict[type, Callable[[Any, int], list[str]]] = {
+    GQA: _gqa,
+    MLA: _mla,
+    GatedDeltaNet: _delta,
+    GatedMLP: _gated,
+    MLP: _mlp,
+    MoE: _moe,
+}

@@ -12,33 +12,69 @@ from typing import Any
 
 from minillm.config import Config, same
 from minillm.families import (
+    baichuan,
+    chatglm,
+    cwm,
     deepseek,
     deepseek_v2,
     deepseek_v3,
+    dots1,
+    ernie4_5,
+    ernie4_5_moe,
+    exaone,
+    exaone4,
+    falcon,
     gemma,
     gemma2,
     gemma3,
+    glm,
+    glm4,
+    glm4_moe,
+    glm4_moe_lite,
     gpt_neox,
     gpt_oss,
+    gptj,
+    helium,
+    hy_v3,
+    internlm3,
+    kimi_k25,
     llama,
+    mellum,
+    mimo,
+    minimax_m2,
     mistral,
+    mistral3,
     mixtral,
     olmo,
     olmo2,
     olmo3,
+    olmo_hybrid,
     olmoe,
     phi,
     phi3,
     phimoe,
     plamo,
     plamo3,
+    qwen,
     qwen2,
     qwen2_moe,
+    qwen2_vl,
     qwen3,
+    qwen3_5,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
+    qwen3_vl,
+    qwen3_vl_moe,
+    seed_oss,
+    solar_open,
+    stablelm,
+    starcoder2,
     tanuki,
+    youtu,
 )
-from minillm.families.shared import gguf_rules, makers
+from minillm.families.gguf import rules as gguf_rules
+from minillm.families.shared import makers
 from minillm.spec import Decoder
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import SPARE, Rules, sources
@@ -65,19 +101,71 @@ FAMILIES = {  # by the config's model_type
     "tanuki": tanuki,
     "qwen2_moe": qwen2_moe,
     "qwen3_moe": qwen3_moe,
+    "qwen3_next": qwen3_next,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_text": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_5_moe_text": qwen3_5_moe,
+    "olmo_hybrid": olmo_hybrid,
     "olmoe": olmoe,
     "phimoe": phimoe,
     "deepseek": deepseek,
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
     "kimi_k2": deepseek_v3,
+    "qwen2_vl": qwen2_vl,
+    "qwen2_vl_text": qwen2_vl,
+    "qwen2_5_vl": qwen2_vl,
+    "qwen2_5_vl_text": qwen2_vl,
+    "qwen3_vl": qwen3_vl,
+    "qwen3_vl_text": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
+    "qwen3_vl_moe_text": qwen3_vl_moe,
+    "kimi_k25": kimi_k25,
+    "mistral3": mistral3,
+    "glm": glm,
+    "glm4": glm4,
+    "glm4_moe": glm4_moe,
+    "glm4_moe_lite": glm4_moe_lite,
+    "dots1": dots1,
+    "solar_open": solar_open,
+    "hy_v3": hy_v3,
+    "minimax_m2": minimax_m2,
+    "ernie4_5": ernie4_5,
+    "ernie4_5_moe": ernie4_5_moe,
+    "seed_oss": seed_oss,
+    "starcoder2": starcoder2,
+    "stablelm": stablelm,
+    "gptj": gptj,
+    "falcon": falcon,
+    "mellum": mellum,
+    "exaone4": exaone4,
+    "internlm3": internlm3,
+    "cwm": cwm,
+    "helium": helium,
+    "youtu": youtu,
+    "exaone": exaone,
+    "qwen": qwen,
+    "chatglm": chatglm,
+    "mimo": mimo,
+    "baichuan": baichuan,
 }
 
 HEAD, HEAD_BIAS = "head.weight", "head.bias"
 TIED = f"{SPARE}embedding.weight"  # where a tied head goes
 
 # Keys that mean the same: what one spelling of a config says and another leaves out.
-ALIASES = {"num_local_experts": "num_experts", "num_experts": "num_local_experts"}
+ALIASES = {
+    "num_local_experts": "num_experts",
+    "num_experts": "num_local_experts",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+    "activation_function": "hidden_act",
+}
 
 
 def resolve(values: Mapping[str, Any]) -> tuple[Decoder, Rules, Config]:
@@ -143,7 +231,12 @@ def renamed(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _spelled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with the number of experts under the name that the family knows it by: transformers 5 writes
-    `num_local_experts` for what published files of some families call `num_experts`."""
-    same({key: values.get(key) for key in sorted(ALIASES)})
-    return {ALIASES[key] if key in ALIASES and key not in defaults else key: value for key, value in values.items()}
+    """The values under the names that the family knows them by: transformers 5 writes `num_local_experts` for what
+    published files of some families call `num_experts`, and the first files had short names."""
+    for key, other in sorted(ALIASES.items()):
+        same({key: values.get(key), other: values.get(other)})
+    made = {key: value for key, value in values.items() if key not in ALIASES or key in defaults}
+    for key in set(values) - set(made):
+        if made.get(ALIASES[key]) is None:
+            made[ALIASES[key]] = values[key]
+    return made

@@ -8,6 +8,8 @@ config says.
 
 from __future__ import annotations
 
+from typing import Any
+
 from minillm.config import Config
 from minillm.families import llama
 from minillm.families.shared import common, rotary
@@ -69,6 +71,7 @@ def rules(config: Config) -> dict[str, str]:
 
 
 def spec(config: Config) -> Decoder:
+    groups: dict[str, Any]
     if config.choice("topk_method", {"greedy": False, "group_limited_greedy": True}):
         groups = {"num_groups": config.size("n_group"), "top_groups": config.size("topk_group")}
     else:
@@ -116,16 +119,25 @@ def _score_factor(config: Config, scaling: YarnScaling) -> float:
     return rotary.yarn_mscale(scaling.factor, all_dim) ** 2 if all_dim else 1.0
 
 
-def mixtures(config: Config, router: Router, dense: GatedMLP) -> list[GatedMLP | MoE]:
-    """`first_k_dense_replace` dense layers, then mixtures with shared experts in one MLP of their joint width."""
+def mixture(config: Config, router: Router, dense: GatedMLP) -> MoE:
+    """A mixture with shared experts in one MLP of their joint width."""
     if (every := config.get("moe_layer_freq")) != 1:
         raise ValueError(f"config.json: moe_layer_freq is {every!r}; only 1 has ever been published and works")
     width, shared = config.size("moe_intermediate_size"), config.get("n_shared_experts") or 0
     if type(shared) is not int or shared < 0 or width * shared > 2**20:
         raise ValueError(f"config.json: n_shared_experts is {shared!r}, expected a small number")
     joint = GatedMLP(width * shared, dense.activation, dense.bias) if shared else None
-    moe = MoE(router, width, dense.activation, joint)
+    return MoE(router, width, dense.activation, joint)
+
+
+def mixtures(config: Config, router: Router, dense: GatedMLP) -> list[GatedMLP | MoE]:
+    """`first_k_dense_replace` dense layers, then mixtures."""
+    moe, first = mixture(config, router, dense), first_dense(config)
+    return [dense if i < first else moe for i in range(common.num_layers(config))]
+
+
+def first_dense(config: Config) -> int:
     first = config.get("first_k_dense_replace")
     if type(first) is not int or first < 0:
         raise ValueError(f"config.json: first_k_dense_replace is {first!r}, expected a number of layers")
-    return [dense if i < first else moe for i in range(common.num_layers(config))]
+    return first

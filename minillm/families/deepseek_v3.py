@@ -7,10 +7,12 @@ block-scaled FP8. The extra layers after the last, which predict further tokens,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from minillm.config import Config
 from minillm.families import deepseek_v2
 from minillm.families.shared import common
-from minillm.spec import Decoder
+from minillm.spec import Decoder, Router
 
 DEFAULTS = {
     **deepseek_v2.DEFAULTS,
@@ -40,11 +42,17 @@ MAX_PREDICTED = 64  # far more tokens ahead than anyone predicts
 
 
 def rules(config: Config) -> dict[str, str]:
-    """The multi-token-prediction layers come after the last one and are no part of the decoder."""
-    reason = "DROP: layers of multi-token prediction, which generation does without"
+    return with_mixtures(config, deepseek_v2.rules(config))
+
+
+def with_mixtures(config: Config, rules: Mapping[str, str]) -> dict[str, str]:
+    """A family's rules and those of these mixtures. The multi-token-prediction layers come after the last one and are
+    no part of the decoder."""
     return {
-        **{f"{layer}*": reason for layer in prediction_layers(config)},
-        **deepseek_v2.rules(config),
+        **{f"{layer}*": common.AHEAD for layer in prediction_layers(config)},
+        **rules,
+        **common.MOE_RULES,
+        **deepseek_v2.SHARED_RULES,
         "model.layers.{i}.mlp.gate.e_score_correction_bias": "layers.{i}.ffn.router.bias",
     }
 
@@ -66,10 +74,10 @@ def prediction_layers(config: Config) -> dict[str, dict[str, tuple[int, ...]]]:
     return {f"model.layers.{first + i}.": own for i in range(extra)}
 
 
-def spec(config: Config) -> Decoder:
+def router(config: Config) -> Router:
     config.choice("topk_method", {"noaux_tc": None})
     config.choice("scoring_func", {"sigmoid": None})
-    router = common.router(
+    return common.router(
         config,
         "n_routed_experts",
         score="sigmoid",
@@ -80,5 +88,11 @@ def spec(config: Config) -> Decoder:
         top_groups=config.optional_size("topk_group") or 1,
         group_score="top2_sum",
     )
-    layout = "interleaved" if config.flag("rope_interleave") else "half"
-    return deepseek_v2.latent(config, router, layout)
+
+
+def layout(config: Config) -> str:
+    return "interleaved" if config.flag("rope_interleave") else "half"
+
+
+def spec(config: Config) -> Decoder:
+    return deepseek_v2.latent(config, router(config), layout(config))

@@ -6,12 +6,9 @@ Gemma 3 270M, 1B, 4B, 12B, 27B (arXiv:2503.19786), the text model: images are no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from minillm.config import HARMLESS, Config, same
+from minillm.config import Config
 from minillm.families import gemma, gemma2
-from minillm.families.shared import common, rotary
+from minillm.families.shared import common, rotary, wrapped
 from minillm.spec import Decoder, QKNorm
 
 DEFAULTS = {
@@ -26,30 +23,9 @@ DEFAULTS = {
     "final_logit_softcapping": None,
 }
 TEXT_RULES = {**gemma2.RULES, **common.QK_NORM_RULES}
-IMAGES = "DROP: the part that reads images, which is not supported"
-RULES = {
-    **TEXT_RULES,
-    **{f"language_model.{pattern}": target for pattern, target in TEXT_RULES.items()},  # as published
-    **{pattern.replace("model.", "model.language_model.", 1): target for pattern, target in TEXT_RULES.items()},
-    **dict.fromkeys(("vision_tower.*", "multi_modal_projector.*"), IMAGES),
-    **dict.fromkeys(("model.vision_tower.*", "model.multi_modal_projector.*"), IMAGES),
-}
-# What transformers calls a module in place of the checkpoint.
-TRANSFORMERS = {"language_model.model.": "model.language_model.", "language_model.lm_head": "lm_head"}
-OUTER = ("vision_config", "boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image")
-
-
-def inner(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The text model's own values where a config has them in a section."""
-    section = values.get("text_config")
-    if section is None:
-        return dict(values)
-    if not isinstance(section, dict):
-        raise ValueError(f"config.json: text_config is {str(section)[:40]!r}, expected an object")
-    outer = {key: value for key, value in values.items() if key not in ("text_config", *OUTER)}
-    for key in sorted(set(outer) & set(section) - set(HARMLESS) - {"torch_dtype"}):
-        same({key: outer[key], f"text_config.{key}": section[key]})
-    return {**outer, **section, "model_type": values["model_type"]}
+RULES = wrapped.rules(TEXT_RULES)
+TRANSFORMERS = wrapped.TRANSFORMERS
+inner = wrapped.inner
 
 
 def spec(config: Config) -> Decoder:

@@ -77,7 +77,7 @@ def spec(config: Config) -> Decoder:
     _agrees(config, "experts_per_token", "num_experts_per_tok", config.get("num_experts_per_tok"))
     original = getattr(rope.scaling, "original_positions", None)
     _agrees(config, "initial_context_length", "original_max_position_embeddings of its scaling", original)
-    attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, out_bias=bias, sinks=True)
+    attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, out_bias=bias, weakened="sinks")
     sliding = [i % 2 == 0 for i in range(common.num_layers(config))]
     windows = common.typed_windows(config, common.window(config), sliding)
     config.choice("hidden_act", {"silu": "silu"})  # of the gate, before it was clamped; no other is known

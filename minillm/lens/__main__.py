@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm import cli, hub
+from minillm import cli, hub, spec
 from minillm.engine.sampling import Sampling
 from minillm.guard import files
 from minillm.lens import forward, plot, sampling
@@ -150,7 +150,11 @@ def _check_head(llm: LLM, layer: int | None, head: int | None) -> None:
         return
     if not 0 <= layer < len(llm.spec.layers):
         raise ValueError(f"--layer is {layer}, there are {len(llm.spec.layers)}, counted from 0")
-    count = llm.spec.layers[layer].attention.num_heads
+    mixers = [each.attention for each in llm.spec.layers]
+    if not isinstance(mixer := mixers[layer], spec.Attention):
+        attends = ", ".join(str(i) for i, each in enumerate(mixers) if isinstance(each, spec.Attention))
+        raise ValueError(f"--layer is {layer}, which is recurrent and looks at no positions; {attends or 'none'} do")
+    count = mixer.num_heads
     if head is not None and not 0 <= head < count:
         raise ValueError(f"--head is {head}, there are {count}, counted from 0")
 

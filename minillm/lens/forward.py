@@ -29,7 +29,7 @@ class Pass:
     residual: Tensor  # [L + 1, T, E]: behind the embedding, and behind each layer
     attended: Tensor  # [L, T, E]: what attention adds, its own post-norm included
     fed: Tensor  # [L, T, E]: what the feed-forward adds
-    attention: list[Tensor]  # for each layer fp32 [H, T, T]
+    attention: list[Tensor]  # for each layer fp32 [H, T, T]; H is 0 where a layer is recurrent
 
 
 def check(decoder: spec.Decoder, ids: Sequence[int]) -> None:
@@ -39,8 +39,8 @@ def check(decoder: spec.Decoder, ids: Sequence[int]) -> None:
     if not 0 <= min(ids) <= max(ids) < decoder.vocab_size:
         worst = min(ids) if min(ids) < 0 else max(ids)
         raise ValueError(f"token id {worst} is outside the vocabulary of {decoder.vocab_size}")
-    heads = sum(layer.attention.num_heads for layer in decoder.layers)
-    most = min(decoder.context, int((MAX_ATTENTION / heads) ** 0.5))
+    heads = sum(each.num_heads for each in decoder.attentions)
+    most = min(decoder.context, int((MAX_ATTENTION / max(heads, 1)) ** 0.5))
     if len(ids) > most:
         raise ValueError(
             f"the prompt has {len(ids)} tokens and at most {most} can be looked at: {heads} heads hold a weight for "
@@ -58,14 +58,16 @@ def look(model: Decoder, ids: Sequence[int]) -> Pass:
     with observe.modules(model, names) as seen, observe.ops(model, "attention") as calls:
         model.hidden(tokens[None])
     layers = [seen[f"layers.{i}"] for i in range(count)]
-    assert len(calls) == count, f"{len(calls)} attentions in {count} layers"
+    attends = [isinstance(layer.attention, spec.Attention) for layer in model.spec.layers]
+    assert len(calls) == sum(attends), f"{len(calls)} attentions in {sum(attends)} layers"
+    maps = (observe.attention_weights(*call.given, **call.options)[0] for call in calls)
     attended, fed = (torch.cat([seen[f"layers.{i}{part}"].result for i in range(count)]) for part in parts[1:])
     return Pass(
         tokens,
         torch.cat([layers[0].given[0], *(each.result for each in layers)]),
         attended,
         fed,
-        [observe.attention_weights(*call.given, **call.options)[0] for call in calls],
+        [next(maps) if each else torch.zeros(0, len(tokens), len(tokens)) for each in attends],
     )
 
 

@@ -111,7 +111,7 @@ def _attention(figure: Any, report: Report, maps: Sequence[Tensor], layer: int |
         axes.set(xlabel="looks at", ylabel="token")
         figure.colorbar(image, ax=axes, label="weight")
         return
-    columns = len(maps[0]) if layer is None else math.ceil(math.sqrt(len(chosen)))
+    columns = max(map(len, maps)) if layer is None else math.ceil(math.sqrt(len(chosen)))
     rows = math.ceil(len(chosen) / columns)
     figure.set_size_inches(max(1.5 * columns + 1, 6), 1.65 * rows + 0.6)  # no narrower than its title
     panels = figure.subplots(rows, columns, squeeze=False).flatten()

@@ -21,6 +21,7 @@ SCRIPT = r"""
 const $ = id => document.getElementById(id), T = DATA.tokens.length, levels = DATA.lens.ids.length;
 const heads = layer => DATA.heads.entropy[layer].length, text = id => DATA.texts[id];
 const maps = DATA.attention.map(each => Uint8Array.from(atob(each), c => c.charCodeAt(0)));
+const attends = [...maps.keys()].filter(heads);  // the others are recurrent
 const weight = (layer, head, query, key) => maps[layer][(head * T + query) * T + key] / 255;
 const levelName = level => level ? `layer ${level - 1}` : "embedding";
 const clamp = (value, most) => Math.max(0, Math.min(most, value));
@@ -37,7 +38,8 @@ function make(parent, tag, content = "", attributes = {}) {
 function choose(change, focus) {
   Object.assign(state, { key: null }, change);
   state.at = clamp(state.at, T - 1); state.level = clamp(state.level, levels - 1);
-  state.layer = clamp(state.layer, maps.length - 1); state.head = clamp(state.head, heads(state.layer) - 1);
+  state.layer = attends.find(layer => layer >= state.layer) ?? attends.at(-1);
+  state.head = clamp(state.head, heads(state.layer) - 1);
   draw();
   try {
     history.replaceState(null, "", `#at=${state.at}&level=${state.level}&layer=${state.layer}&head=${state.head}`);
@@ -228,7 +230,7 @@ $("about").textContent = `${T} tokens, ${maps.length} layers, ${DATA.dtype}`;
 DATA.tokens.forEach((id, at) => {
   make($("prompt"), "button", text(id), { type: "button" }).onclick = () => choose({ at });
 });
-maps.forEach((_, layer) => make($("layer"), "option", layer));
+attends.forEach(layer => make($("layer"), "option", layer));
 buildLens();
 arrows($("prompt"), (x, y) => choose({ at: state.at + x - y }, () => $("prompt").children[state.at]));
 arrows($("lens"), (x, y) => choose({ at: state.at + x, level: state.level + y }, lensCell));

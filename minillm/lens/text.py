@@ -149,6 +149,8 @@ def layers_of_heads(report: Report) -> Iterator[str]:
     yield "heads: the least and the most of a layer, and in brackets whose; --show attention has a line for each head"
     yield f"{'layer':>5}  " + "".join(f"{kind:24}" for kind in kinds).rstrip()
     for layer in range(len(found["entropy"])):
+        if not found["entropy"][layer]:
+            continue
         cells = []
         for values in (found[kind][layer] for kind in kinds):
             least, most = (pick(range(len(values)), key=values.__getitem__) for pick in (min, max))

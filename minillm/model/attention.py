@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al., arXiv:2305.13245), with rotary positions and an optional window.
+"""Grouped-query attention (Ainslie et al., arXiv:2305.13245), with rotary positions, an optional window and gate.
 
     q, k, v = split(W_qkv x);  q, k = rope(norm(q)), rope(norm(k));  y = W_out softmax(q kᵀ / sqrt(D)) v
 
@@ -29,6 +29,8 @@ class Step:
     rotary: dict[Rope, tuple[Tensor, Tensor]]  # cos and sin `[B or 1, T, dim/2]`
     visible: dict[int | None, Visibility]  # by window
     slots: dict[int | None, Tensor | None]  # by window, as `Visibility.slots` gives them
+    first: int | Tensor = 0  # the position of the first token, int64 `[B]` where only the device knows it
+    real: Tensor | None = None  # bool `[B, T, 1]`, false where a row is padded; None where none is
 
 
 class GroupedQueryAttention(nn.Module):
@@ -39,19 +41,21 @@ class GroupedQueryAttention(nn.Module):
         self.spec = spec
         self.ops = ops
         q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        self.qkv = Linear(hidden_size, {"q": q, "k": kv, "v": kv}, ops, bias=spec.qkv_bias)
+        rows = 2 * q if spec.gate else q  # of each head q, then its gate
+        self.qkv = Linear(hidden_size, {"q": rows, "k": kv, "v": kv}, ops, bias=spec.qkv_bias)
         self.out = Linear(q, hidden_size, ops, bias=spec.out_bias)
         self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
         made = spec.qk_norm.norm if spec.qk_norm else None
         self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops)
         self.k_norm = norm(made, kv if self.normed_together else spec.head_dim, ops)
         each_head = made is None or (isinstance(self.q_norm, Norm) and not self.normed_together)
-        self.fusible = each_head and spec.clip is None  # norm, rotation and cache can be one op
+        # norm, rotation and cache can be one op
+        self.fusible = each_head and spec.clip is None and spec.rope is not None
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         spec, visible = self.spec, step.visible[self.spec.window]
-        qkv = self.qkv(x)
+        qkv, gate = self.gated(self.qkv(x))
         slots = step.slots[spec.window]
         if cache is not None and self.fusible and slots is not None:
             q = self._into_cache(qkv, slots, step, cache)
@@ -64,10 +68,21 @@ class GroupedQueryAttention(nn.Module):
             elif cache is not None:
                 k, v = cache.update(k, v, step.start)
         y = self.ops.attention(q, k, v, visible, spec.scale, spec.softcap, self.sinks)
-        return self.out(rearrange(y, "B H T D -> B T (H D)"))
+        y = rearrange(y, "B H T D -> B T (H D)")
+        return self.out(y if gate is None else y * gate.sigmoid())
+
+    def gated(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
+        """q, k and v side by side, and what the sum of the values is gated by, `[B, T, H D]`."""
+        if not self.spec.gate:
+            return qkv, None
+        width = self.spec.num_heads * self.spec.head_dim
+        q, kv = qkv[..., : 2 * width], qkv[..., 2 * width :]
+        q, gate = rearrange(q, "B T (H both D) -> both B T (H D)", both=2, D=self.spec.head_dim)
+        return torch.cat((q, kv), dim=-1), gate
 
     def _into_cache(self, qkv: Tensor, slots: Tensor, step: Step, cache: LayerCache) -> Tensor:
         """q `[B, H, T, D]`; k and v go where the cache keeps them."""
+        assert self.spec.rope is not None
         given = (cache.k, cache.v, slots, *step.rotary[self.spec.rope], self.spec.rope.layout)
         if not isinstance(self.q_norm, Norm):
             return self.ops.qk_norm_rope_cache(qkv, self.spec.num_heads, *given)
@@ -76,10 +91,10 @@ class GroupedQueryAttention(nn.Module):
 
     def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v `[B, T, their heads, D]`, q and k normalised, all clamped, q and k rotated."""
-        spec, (cos, sin) = self.spec, step.rotary[self.spec.rope]
-        if spec.qk_norm is None and spec.clip is None:  # q and k lie side by side: one rotation turns both
+        spec = self.spec
+        if spec.qk_norm is None and spec.clip is None and spec.rope is not None:  # side by side: one rotation for both
             q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
-            turned = self.ops.rope(q_and_k, cos, sin, spec.rope.layout)
+            turned = self.ops.rope(q_and_k, *step.rotary[spec.rope], spec.rope.layout)
             return *turned.split((spec.num_heads, spec.num_kv_heads), dim=2), v
         q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=2)
         if self.normed_together:
@@ -88,4 +103,7 @@ class GroupedQueryAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if spec.clip is not None:
             q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))
-        return self.ops.rope(q, cos, sin, spec.rope.layout), self.ops.rope(k, cos, sin, spec.rope.layout), v
+        if spec.rope is None:
+            return q, k, v
+        q, k = (self.ops.rope(each, *step.rotary[spec.rope], spec.rope.layout) for each in (q, k))
+        return q, k, v

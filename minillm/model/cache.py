@@ -1,4 +1,4 @@
-"""What attention keeps of the past, preallocated, one cache per layer; owned by the caller of the model.
+"""What layers keep of the past, preallocated, one cache per layer; owned by the caller of the model.
 
 A layer with a sliding window keeps a ring of `window` slots: position p lives in slot p mod window, so that decoding
 overwrites the one position that has just left the window. Rows of a batch are aligned at their end: row b starts with
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from minillm.guard import memory
-from minillm.spec import GQA, MLA, Decoder
+from minillm.model.states import StateCache
+from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet
 
 ROOM = 4096  # positions that are made room for at least: more than most answers have
 LARGE = 2**26  # bytes that are compared with the memory that is left
@@ -31,9 +32,9 @@ class LayerCache:
         self.v = torch.zeros(shape, dtype=dtype, device=device)
 
     @staticmethod
-    def values(spec: GQA, capacity: int) -> int:
-        """How many a row has."""
-        return 2 * spec.num_kv_heads * min(spec.window or capacity, capacity) * spec.head_dim
+    def nbytes(spec: GQA, capacity: int, width: int) -> int:
+        """Of one row, with values of `width` bytes."""
+        return width * 2 * spec.num_kv_heads * min(spec.window or capacity, capacity) * spec.head_dim
 
     def filled(self, end: int) -> tuple[Tensor, Tensor]:
         """The keys and values of the positions before `end`, as far as they are kept: views `[B, K, S, D]`."""
@@ -89,9 +90,9 @@ class LatentCache:
         self.latent = torch.zeros((batch, capacity, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
 
     @staticmethod
-    def values(spec: MLA, capacity: int) -> int:
-        """How many a row has."""
-        return capacity * (spec.kv_rank + spec.rope.dim)
+    def nbytes(spec: MLA, capacity: int, width: int) -> int:
+        """Of one row, with values of `width` bytes."""
+        return width * capacity * (spec.kv_rank + spec.rope.dim)
 
     def put(self, latent: Tensor, slots: Tensor) -> Tensor:
         """Store `[B, 1, R + P]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, capacity, R + P]`."""
@@ -108,7 +109,8 @@ class LatentCache:
         self.latent[row, end - count : end] = source.latent[source_row, source_end - count : source_end]
 
 
-KINDS: dict[type, type[LayerCache] | type[LatentCache]] = {GQA: LayerCache, MLA: LatentCache}
+AnyCache = LayerCache | LatentCache | StateCache
+KINDS: dict[type, type[AnyCache]] = {GQA: LayerCache, MLA: LatentCache, GatedDeltaNet: StateCache}
 
 
 def ahead(length: int, remaining: int) -> int:
@@ -143,12 +145,12 @@ class Cache:
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=self.device) if self.padding else None
         kinds: Any = [(KINDS[type(layer.attention)], layer.attention) for layer in self.spec.layers]
-        needed = batch * self.dtype.itemsize * sum(kind.values(attention, capacity) for kind, attention in kinds)
+        needed = batch * sum(kind.nbytes(mixer, capacity, self.dtype.itemsize) for kind, mixer in kinds)
         if self.device.type == "cpu" and needed > LARGE:
             remedy = "ask for fewer new tokens, a shorter prompt or a smaller batch"
             memory.refuse(needed, f"a cache of {batch} x {capacity:,} positions", remedy)
 
-    def _layer(self, index: int) -> LayerCache | LatentCache:
+    def _layer(self, index: int) -> AnyCache:
         attention = self.spec.layers[index].attention
         made: Any = KINDS[type(attention)]
         return made(attention, self.batch, self.capacity, self.dtype, self.device)
@@ -182,10 +184,13 @@ class Cache:
         return min((layer.ring for layer in self.layers if layer.ring is not None), default=self.capacity)
 
     def mark(self, count: int) -> None:
-        """Note what the next `count` positions, at most `undoable`, will overwrite in rings, for `rewind`."""
+        """Note what the next `count` positions, at most `undoable`, will overwrite in rings, for `rewind`; recurrent
+        layers keep the state behind each of them."""
         assert count <= self.undoable, f"{count} positions to take back of {self.undoable}"
         self._marked, self._overwritten = self.length, []
         for layer in self.layers:
+            if isinstance(layer, StateCache) and layer.widen(self.length, count + 1):
+                self.graph = None  # it was recorded over the memory that was left
             if isinstance(layer, LayerCache) and layer.ring is not None:
                 slots = torch.arange(self.length, self.length + count, device=self.device) % layer.ring
                 self._overwritten.append((layer, slots, layer.k[:, :, slots], layer.v[:, :, slots]))

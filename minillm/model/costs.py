@@ -8,7 +8,8 @@ import math
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
-from minillm.spec import GQA, MLA
+from minillm.model.states import StateCache
+from minillm.spec import GQA, MLA, GatedDeltaNet
 from minillm.spec import Decoder as DecoderSpec
 
 
@@ -26,7 +27,7 @@ def active_values(model: Decoder, tokens: int = 1) -> dict[str, int]:
 
 def cached_values(spec: DecoderSpec) -> int:
     """Values that one token takes in the caches of all layers, as long as their windows see it."""
-    return sum(_per_token(layer.attention) for layer in spec.layers)
+    return sum(map(_per_token, spec.attentions))
 
 
 def bytes_per_step(model: Decoder, rows: int = 1) -> int:
@@ -39,9 +40,13 @@ def bytes_per_step(model: Decoder, rows: int = 1) -> int:
 
 def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
     """Values of one row's cache that a decode step reads behind so many positions."""
-    return sum(
-        _per_token(layer.attention) * min(positions, layer.attention.window or positions) for layer in spec.layers
-    )
+    return sum(_per_token(each) * min(positions, each.window or positions) for each in spec.attentions)
+
+
+def state_bytes(spec: DecoderSpec, width: int) -> int:
+    """Bytes that recurrent layers keep of one row, whatever its length, and that a decode step reads and writes; with
+    a cache of values of `width` bytes."""
+    return sum(StateCache.nbytes(each, 0, width) for each in _recurrent(spec))
 
 
 def prefill_flops(model: Decoder, tokens: int) -> int:
@@ -67,14 +72,19 @@ def multiplied(model: Decoder) -> dict[str, int]:
 
 
 def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
-    """Operations of the scores and sums of all layers, for queries behind `past` positions, which they see too."""
-    total = 0
-    for attention in (layer.attention for layer in spec.layers):
+    """Operations of the scores and sums of all layers, for queries behind `past` positions, which they see too; and of
+    states: each position reads its own twice and writes it once."""
+    total = sum(6 * each.num_v_heads * each.k_dim * each.v_dim * tokens for each in _recurrent(spec))
+    for attention in spec.attentions:
         window = attention.window or past + tokens
         inner = min(max(window - past, 0), tokens)  # how many queries the window does not cut yet
         pairs = inner * past + inner * (inner + 1) // 2 + (tokens - inner) * window
         total += 2 * attention.num_heads * pairs * _key_and_value(attention)
     return total
+
+
+def _recurrent(spec: DecoderSpec) -> list[GatedDeltaNet]:
+    return [layer.attention for layer in spec.layers if isinstance(layer.attention, GatedDeltaNet)]
 
 
 def _per_token(attention: GQA | MLA) -> int:

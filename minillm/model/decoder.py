@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from minillm import spec
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.cache import Cache, LatentCache, LayerCache
+from minillm.model.cache import AnyCache, Cache
 from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.held import held_in, lookup, product
 from minillm.model.linear import Linear
 from minillm.model.mla import LatentAttention
-from minillm.model.moe import Experts, MoE, Router
+from minillm.model.moe import Experts, MoE
 from minillm.model.norm import norm
+from minillm.model.recurrent import GatedDeltaNet, ShortConv
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.routing import Routing
@@ -33,6 +34,7 @@ from minillm.weights.rules import Destination
 BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
     spec.GQA: GroupedQueryAttention,
     spec.MLA: LatentAttention,
+    spec.GatedDeltaNet: GatedDeltaNet,
     spec.GatedMLP: GatedMLP,
     spec.MLP: MLP,
     spec.MoE: MoE,
@@ -40,7 +42,7 @@ BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
 
 
 def build(part: Any, hidden_size: int, ops: Ops) -> nn.Module:
-    """The module of an attention or a feed-forward."""
+    """The module of an attention, of what stands in its place, or of a feed-forward."""
     return BUILD[type(part)](part, hidden_size, ops)
 
 
@@ -58,7 +60,7 @@ class Block(nn.Module):
         self.ffn = build(layer.ffn, hidden_size, ops)
         self.post_ffn_norm = norm(layer.post_ffn_norm, hidden_size, ops)
 
-    def forward(self, x: Tensor, step: Step, cache: LayerCache | LatentCache | None) -> Tensor:
+    def forward(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
         normed = self.attention_norm(x)
         attended = self.post_attention_norm(self.attention(normed, step, cache))
         if self.parallel:
@@ -107,8 +109,9 @@ class Decoder(nn.Module):
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         bias = decoder.head_bias
         self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)
-        self._rotary = {layer.attention.rope: Rotary(layer.attention.rope, ops.cos_sin) for layer in decoder.layers}
-        self._windows = {layer.attention.window for layer in decoder.layers}
+        ropes = {attention.rope for attention in decoder.attentions if attention.rope is not None}
+        self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in ropes}
+        self._windows = {attention.window for attention in decoder.attentions}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -198,8 +201,11 @@ class Decoder(nn.Module):
             positions_BT = torch.arange(start, start + count, device=device)[None]
         else:
             positions_BT, start = position_B[:, None], capacity - 1
+        first, real = start if position_B is None else position_B, None
         if padding_B is not None:  # a padded position counts as 0: it is never looked at
-            positions_BT = (positions_BT - padding_B[:, None]).clamp(min=0)
+            positions_BT = positions_BT - padding_B[:, None]
+            real = (positions_BT >= 0).unsqueeze(-1) if cache and start < max(cache.padding or [0]) else None
+            positions_BT = positions_BT.clamp(min=0)
         dtype, lengths = self.dtype, self._lengths(cache, count)
         rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
         visible = {
@@ -209,7 +215,7 @@ class Decoder(nn.Module):
             for window in self._windows
         }
         slots = {window: each.slots() for window, each in visible.items()}
-        return Step(start, rotary, visible, slots)
+        return Step(start, rotary, visible, slots, first, real)
 
     def _lengths(self, cache: Cache | None, count: int) -> tuple[int, ...]:
         """How long each row is with `count` more positions, or all rows are: some rotary scalings go by it."""
@@ -246,7 +252,7 @@ class Decoder(nn.Module):
         for name, parameter in self.named_parameters():
             owner, _, leaf = name.rpartition(".")
             module, width, start = self.get_submodule(owner), parameter.shape[1:][-1:], 0
-            parts = module.blocks(leaf) if isinstance(module, (Linear, Experts)) else None
+            parts = module.blocks(leaf) if isinstance(module, (Linear, Experts, ShortConv)) else None
             for part, rows in (parts or {"": parameter.shape[0]}).items():
                 key = f"{name}[{part}]" if part else name
                 found[key] = Destination(name, start, (rows, *width), None, parameter.dtype, tuple(parameter.shape))
@@ -262,8 +268,9 @@ def skeleton(decoder: spec.Decoder, dtype: torch.dtype, ops: Ops = REFERENCE) ->
     with torch.device("meta"):
         model = Decoder(decoder, ops)
     for module in model.modules():
-        for parameter in () if isinstance(module, Router) else module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
+        for name, parameter in module.named_parameters(recurse=False):
+            if name not in getattr(module, "FP32", ()):
+                parameter.data = parameter.data.to(dtype)
     return model
 
 

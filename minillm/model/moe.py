@@ -22,6 +22,8 @@ from minillm.ops.routing import Routing
 class Router(nn.Module):
     """x `[N, H]` -> `Routing`. Weights, correction and arithmetic are fp32 whatever the model's dtype."""
 
+    FP32 = ("weight", "bias", "logit_bias")
+
     def __init__(self, router: spec.Router, hidden_size: int, ops: Ops = REFERENCE):
         super().__init__()
         self.spec = router

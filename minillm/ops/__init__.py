@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minillm.ops import draw, grouped, reference, routing
+from minillm.ops import draw, grouped, recurrent, reference, routing
 from minillm.ops.routing import Routing
 
 Kernels = Literal["auto", "reference", "triton"]
@@ -24,8 +24,8 @@ Kernels = Literal["auto", "reference", "triton"]
 
 @dataclass(frozen=True)
 class Ops:
-    """Every op that has more than one implementation; `reference.py`, `routing.py` and `draw.py` say what each
-    computes. Matrices in groups (`weights/grouped.py`) lie in tiles of `tile` rows."""
+    """Every op that has more than one implementation; `reference.py`, `recurrent.py`, `routing.py` and `draw.py` say
+    what each computes. Matrices in groups (`weights/grouped.py`) lie in tiles of `tile` rows."""
 
     tile: int = 1
     linear: Callable[..., Tensor] = reference.linear
@@ -38,6 +38,9 @@ class Ops:
     gated_act: Callable[..., Tensor] = reference.gated_act
     attention: Callable[..., Tensor] = reference.attention
     latent_attention: Callable[..., Tensor] = reference.latent_attention
+    short_conv: Callable[..., Tensor] = recurrent.short_conv
+    delta_rule: Callable[..., tuple[Tensor, Tensor]] = recurrent.delta_rule
+    gated_rms_norm: Callable[..., Tensor] = recurrent.gated_rms_norm
     route: Callable[..., Routing] = routing.route
     experts: Callable[..., Tensor] = reference.experts
     int8_linear: Callable[..., Tensor] = reference.int8_linear

@@ -28,6 +28,7 @@ from minillm.kernels import (
 from minillm.ops import reference
 from minillm.ops import routing as plain_routing
 from minillm.ops.visibility import Visibility
+from minillm.weights import fp8
 from minillm.weights.grouped import Grouped, Parts
 
 
@@ -115,7 +116,27 @@ def grouped_product(x: Tensor, parts: Parts, made: Grouped, outputs: int, bias: 
     return (_grouped if fits else reference.grouped_linear)(x, parts, made, outputs, bias)
 
 
-OPS: dict[str, Callable[..., Any]] = {
+_int4_linear = for_inference(quant_linear.int4_linear, reference.int4_linear)
+_fp8_linear = for_inference(quant_linear.fp8_linear, reference.fp8_linear)
+
+
+def int4_linear(
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`reference.int4_linear`; the kernel takes scales and zeros in fp32."""
+    scale = scale.float() if factor is None else scale.float() * factor[:, None]
+    return _int4_linear(x, packed, scale, None if zero is None else zero.float(), group, bias)
+
+
+def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, width: int = fp8.BLOCK) -> Tensor:
+    """`reference.fp8_linear`, and that itself where a factor is for other than 128 columns."""
+    if width != fp8.BLOCK:
+        return reference.fp8_linear(x, weight, scale, bias, width)
+    return _fp8_linear(x, weight, scale, bias)
+
+
+OPS: dict[str, Any] = {
     "rms_norm": rms_norm.rms_norm,
     "add_rms_norm": add_rms_norm,
     "rope": rope.rope,
@@ -126,9 +147,9 @@ OPS: dict[str, Callable[..., Any]] = {
     "route": route,
     "experts": experts,
     "int8_linear": for_inference(quant_linear.int8_linear, reference.int8_linear),
-    "int4_linear": for_inference(quant_linear.int4_linear, reference.int4_linear),
+    "int4_linear": int4_linear,
     "grouped_linear": grouped_product,
-    "fp8_linear": for_inference(quant_linear.fp8_linear, reference.fp8_linear),
+    "fp8_linear": fp8_linear,
     "linear_cross_entropy": cross_entropy.linear_cross_entropy,
     "sample": sampling.sample,
 }

@@ -11,7 +11,7 @@ import torch
 
 from minillm import config
 from minillm.guard.files import is_there
-from minillm.model.costs import active_values, attention_flops, cached_values, flops, multiplied
+from minillm.model.costs import active_values, attention_flops, cached_values, flops, multiplied, state_bytes
 from minillm.model.held import Scheme
 from minillm.model.outline import Outline, outline
 from minillm.plan.card import CARD, licence
@@ -95,6 +95,7 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
         "held_bytes": sum(held.values()) if held else None,
         "formats": {n: {"tensor_bytes": each.total, "file_bytes": each.file} for n, each in offered.items()},
         "kv_bytes_per_token": need.width * cached_values(spec),
+        "state_bytes": state_bytes(spec, need.width),
         "kv_bytes_by_context": {str(each): need.cache(each, need.batch) for each in contexts(spec.context)},
         "format": chosen,
         "dtype": dtype,

@@ -93,9 +93,11 @@ def _cache(report: Report) -> list[str]:
     by_context = report["kv_bytes_by_context"]
     shown = [each for each in by_context if int(each) in (*SHOWN, report["max_context"])]
     last, each = report["max_context"], report["kv_bytes_per_token"]
-    cut = by_context[str(last)] < each * last * report["batch"]
+    state = report["state_bytes"]
+    cut = by_context[str(last)] < (each * last + state) * report["batch"]
     return [
         f"{each:,} bytes per token in {report['dtype']}" + (", as long as every window sees it" if cut else ""),
+        *([f"{size(state)} of states for a sequence, whatever its length, counted in below"] if state else []),
         ", ".join(f"{size(by_context[each])} at {int(each):,}" for each in shown) + rows,
         f"{size(report['kv_bytes'])} for a context of {report['context']:,} and a batch of {report['batch']:,}",
     ]

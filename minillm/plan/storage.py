@@ -154,7 +154,8 @@ def stored(
     if present is not None:
         known = {key for entries in lay_out(named, sketch.model, dtype, section).values() for key in entries}
     frequencies = {name for name in given if name.endswith(FREQUENCIES)}
-    of_one = nbytes({"": ("F32", (spec.layers[0].attention.rope.dim // 2,))})
+    turned = next((each.rope.dim for each in spec.attentions if each.rope is not None), 0)
+    of_one = nbytes({"": ("F32", (turned // 2,))})
     size, extra = _prediction(values, decoder, known, sketch.last, dtype)
     left = {
         TIED: (
@@ -200,12 +201,11 @@ def _method(section: Section | None) -> str:
 
 
 def _matrices(model: Decoder) -> set[str]:
-    """The parameters that published schemes quantise: all that a product takes, but embedding, head and routers."""
-    return {
-        name
-        for name, shape in held.holdable(model).items()
-        if len(shape) > 1 and not name.startswith(("embedding.", "head."))
-    }
+    """The parameters that published schemes quantise: all that a product takes, but embedding, head and routers; and
+    the one of latent attention that is dequantised here, as the absorbed form takes it apart."""
+    found = {name for name, shape in held.holdable(model).items() if len(shape) > 1}
+    found |= {name for name, _ in model.named_parameters() if name.endswith(".attention.kv_up")}
+    return {name for name in found if not name.startswith(("embedding.", "head."))}
 
 
 def _pattern(listed: str) -> str:

@@ -14,7 +14,7 @@ from minillm import spec as vocabulary
 from minillm.guard.files import is_folder
 from minillm.guard.jsonfile import read_json
 from minillm.model import held
-from minillm.model.costs import active_values, cached_values
+from minillm.model.costs import active_values, cached_values, state_bytes
 from minillm.model.held import Scheme
 from minillm.model.outline import outline
 from minillm.weights import formats
@@ -57,6 +57,7 @@ def examine(path: Path) -> Examined:
         "parameter_count": sketch.total({name: each.numel() for name, each in model.named_parameters()}),
         "active_parameter_count": sketch.total(active_values(model)),
         "cached_values_per_token": cached_values(spec),
+        "state_bytes": state_bytes(spec, width=2),
         "unknown_config_keys": read.unread,
         "unclaimed_tensors": None,
         "unfilled_parameters": None,

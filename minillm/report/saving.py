@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from minillm import families
-from minillm.families.shared import gguf_config, gguf_described, gguf_limits, gguf_words
-from minillm.families.shared.gguf_made import Named, named
+from minillm.families.gguf import config as gguf_config
+from minillm.families.gguf import described as gguf_described
+from minillm.families.gguf import limits as gguf_limits
+from minillm.families.gguf import words as gguf_words
+from minillm.families.gguf.made import Named, named
 from minillm.guard.files import is_there, read_bytes
 from minillm.guard.screen import note
 from minillm.llm import LLM
@@ -94,7 +97,7 @@ def write_gguf(
 def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: bool = False) -> File:
     """The file of a plain model, as yet without words. Raises ValueError for what llama.cpp would compute otherwise."""
     spec, architecture = model.spec, gguf_described.architecture(values)
-    of_scaling = _of_scaling(spec.layers[0].attention.rope)
+    of_scaling = _of_scaling(spec.attentions[0].rope)
     metadata = gguf_described.metadata(spec, architecture, families.resolve(values)[2].values)
     factors = {name: torch.tensor(each) for name, each in gguf_described.factors(spec, of_scaling).items()}
     tensors = named(spec, architecture, model.destinations())
@@ -102,7 +105,7 @@ def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: boo
     found = gguf_described.difference(spec, read, of_scaling) or gguf_limits.refusal(spec, architecture)
     if found:
         raise ValueError(f"llama.cpp's {architecture} is another model than this one: {found}; {ELSE}")
-    attention, ffns = spec.layers[0].attention, [layer.ffn for layer in spec.layers]
+    attention, ffns = spec.attentions[0], [layer.ffn for layer in spec.layers]
     share = 1 if isinstance(attention, MLA) else attention.num_heads // attention.num_kv_heads
     experts = next((each.router.num_experts for each in ffns if isinstance(each, MoE)), 0)
     facts = mixtures.Model(len(spec.layers), experts, share, spec.tied)
@@ -115,9 +118,9 @@ def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: boo
     return File({**metadata, **said, "tokenizer.ggml.model": "none"}, kinds, factors)
 
 
-def _of_scaling(rope: Rope) -> list[float] | None:
+def _of_scaling(rope: Rope | None) -> list[float] | None:
     """The divisor of each frequency, where a rule of scaling that llama.cpp has not amounts to one."""
-    if not isinstance(rope.scaling, Llama3Scaling):
+    if rope is None or not isinstance(rope.scaling, Llama3Scaling):
         return None
     return (frequencies(Rope(rope.dim, rope.theta), 0) / frequencies(rope, 0)).tolist()
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minillm import config, families, hub
-from minillm.families.shared import gguf_architectures
+from minillm.families.gguf import architectures as gguf_architectures
 from minillm.loading import load
 from minillm.model.decoder import Decoder
 from minillm.weights.rules import rows
@@ -27,6 +27,7 @@ from tests.helpers.rows import EXPERTS, GROUPS, LATENT, LATENT_YARN, YARN
 from tests.weights.gguf import made
 
 FULL = {"rope_theta": 500.0}
+MROPE = tiny.ROWS["qwen3_vl"][1]["rope_parameters"]
 PHI3_LONG = tiny.ROWS["phi3-long"][1]
 SHARED = {"shared_expert_intermediate_size": 36}
 V3 = {**LATENT, **GROUPS, "n_shared_experts": 1, "norm_topk_prob": True}
@@ -54,6 +55,12 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
                                                "use_parallel_residual": False}),
     "gpt-oss": ("gpt-oss", "gpt_oss", {"num_local_experts": 5, "num_experts_per_tok": 3, "head_dim": 12,
                                        "sliding_window": 6}),
+    "qwen2vl": ("qwen2vl", "qwen2_vl", tiny.ROWS["qwen2_vl"][1]),
+    "qwen3vl": ("qwen3vl", "qwen3_vl", {**tiny.ROWS["qwen3_vl"][1], "tie_word_embeddings": True}),
+    "qwen3vlmoe": ("qwen3vlmoe", "qwen3_vl_moe", {**EXPERTS, "head_dim": 16, "rope_parameters": MROPE}),
+    "seed_oss": ("seed_oss", "seed_oss", {"head_dim": 12}),
+    "seed_oss biases": ("seed_oss", "seed_oss", tiny.ROWS["seed_oss-biases"][1]),
+    "minimax-m2": ("minimax-m2", "minimax_m2", tiny.ROWS["minimax_m2"][1]),
     "olmo": ("olmo", "olmo", {"clip_qkv": 1.5}),
     "olmo2": ("olmo2", "olmo2", {}),
     "olmoe": ("olmoe", "olmoe", {"num_experts": 6, "num_experts_per_tok": 3}),
@@ -94,7 +101,7 @@ def called(names: dict[str, str], row: str) -> str:
 def tensors(model: Decoder, architecture: str) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a file, but with experts one by one, under "stack/expert"."""
     names = {**LAYER, **(LATENT_LAYER if architecture == "deepseek2" else {})}
-    if architecture == "gpt-oss":
+    if architecture in ("gpt-oss", "seed_oss"):
         names["ffn_norm."] = "post_attention_norm."
     attention = model.spec.layers[0].attention
     heads, kv_heads = attention.num_heads, getattr(attention, "num_kv_heads", 1)
@@ -177,7 +184,7 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         said["leading_dense_block_count"] = values["first_k_dense_replace"]
         said["expert_shared_count"] = values["n_shared_experts"]
         said["expert_weights_norm"] = values["norm_topk_prob"]
-    if architecture == "gpt-oss":
+    if architecture in ("gpt-oss", "minimax-m2"):
         said["expert_feed_forward_length"] = values["intermediate_size"]
     if rope.get("rope_type") in ("linear", "yarn"):
         said["rope.scaling.type"], said["rope.scaling.factor"] = rope["rope_type"], rope["factor"]
@@ -196,6 +203,8 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
             "rope.dimension_count": turned, "expert_weights_scale": values["routed_scaling_factor"],
             "expert_group_count": values.get("n_group"), "expert_group_used_count": values.get("topk_group"),
         }  # fmt: skip
+    if "mrope_section" in rope:
+        said["rope.dimension_sections"] = [*rope["mrope_section"], 0]
     named = {f"{architecture}.{key}": value for key, value in said.items() if value is not None}
     return {"general.architecture": architecture, "tokenizer.ggml.model": "none", **named}
 
@@ -211,6 +220,7 @@ def written(path: Path, pairs: dict[str, Any], named: dict[str, Tensor]) -> None
 def converted(folder: Path, architecture: str, file: Path) -> Decoder:
     model = load(folder, "float32", "cpu", "reference").model
     values = json.loads((folder / "config.json").read_text())
+    values |= values.get("text_config", {})
     named = joined(model, architecture)
     rope = values.get("rope_parameters") or {}
     for kind in ("short", "long") if rope.get("rope_type") == "longrope" else ():

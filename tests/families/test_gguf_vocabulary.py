@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minillm.families.shared import gguf_vocabulary
+from minillm.families.gguf import vocabulary as gguf_vocabulary
 from minillm.guard import files
 from minillm.text.tokenizer import Tokenizer
 from minillm.weights.gguf import reader

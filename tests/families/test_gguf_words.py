@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minillm.families.shared import gguf_vocabulary, gguf_words
-from minillm.families.shared.gguf_splits import LLAMA3, QWEN2, SPLITS
+from minillm.families.gguf import vocabulary as gguf_vocabulary
+from minillm.families.gguf import words as gguf_words
+from minillm.families.gguf.splits import LLAMA3, QWEN2, SPLITS
 from minillm.guard import files
 from minillm.text.tokenizer import Tokenizer
 from minillm.weights.gguf import reader

@@ -1,4 +1,4 @@
-"""The other side of parity: transformers' models, what they route, and the two families that transformers lacks.
+"""The other side of parity: transformers' models, what they route, and the families that transformers lacks.
 
 A router's choice is a step: two correct implementations that differ in the last bit may send a token to different
 experts. `recorded` notes what transformers chose, `played` makes the other side choose the same and counts where it
@@ -22,11 +22,11 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
 from minillm.model.moe import Router
 from minillm.ops.routing import Routing
-from tests.helpers import oracles_plamo
+from tests.helpers import oracles_hybrid, oracles_plamo, oracles_renamed, oracles_wrapped
 
 # A model_type that transformers has under another name.
 SAME_AS = {"kimi_k2": "deepseek_v3", "tanuki": "mixtral"}
-OWN = {"deepseek", *oracles_plamo.BUILD}  # it has none
+OWN = {"deepseek", *oracles_plamo.BUILD, *oracles_renamed.CLASS}  # it has none
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 
@@ -36,6 +36,9 @@ def build(family: str, values: dict[str, Any]) -> Any:
         return with_experts(transformers.LlamaConfig(**values))
     if family in oracles_plamo.BUILD:
         return oracles_plamo.BUILD[family](values)
+    for others, families in ((oracles_wrapped, oracles_wrapped.VISION), (oracles_renamed, oracles_renamed.CLASS)):
+        if family in families:
+            return others.build(family, values)
     config = transformers.AutoConfig.for_model(SAME_AS.get(family, family), **values)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return standardised(model) if family == "tanuki" else model
@@ -47,8 +50,14 @@ def save(model: Any, folder: Path, family: str) -> None:
         write_with_experts(model, folder)
     elif family in oracles_plamo.WRITE:
         oracles_plamo.WRITE[family](model, folder)
+    elif family in oracles_renamed.CLASS:
+        oracles_renamed.save(model, folder, family)
     else:
         model.save_pretrained(folder)
+    if family in oracles_wrapped.VISION:
+        oracles_wrapped.publish(folder)
+    if family in oracles_hybrid.PUBLISH:
+        oracles_hybrid.PUBLISH[family](model, folder)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": family}))
 
@@ -63,6 +72,10 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         return model.to(dtype).eval()
     if family in oracles_plamo.BUILD:
         return oracles_plamo.load(folder, family).to(dtype).eval()
+    if family in oracles_wrapped.VISION:
+        return oracles_wrapped.load(folder, dtype=dtype, **EAGER)
+    if family in oracles_renamed.CLASS:
+        return oracles_renamed.load(folder, dtype=dtype, **EAGER)
     if family in SAME_AS:
         values["model_type"] = SAME_AS[family]
         config = transformers.AutoConfig.for_model(**values)

@@ -200,7 +200,7 @@ BUGS: dict[str, Bug] = {
     "the next token seen": Bug("llama", op(attention=seen(1)), ATTENTION, "plain PyTorch"),
     "kv heads tiled": Bug("llama", op(attention=tiled), ATTENTION, "plain PyTorch"),
     "softmax in bf16": Bug("llama", op(attention=coarse), ATTENTION, "plain PyTorch"),
-    "sinks left out": Bug("gpt_oss", field(GQA, "sinks", False), ATTENTION),
+    "sinks left out": Bug("gpt_oss", field(GQA, "weakened", None), ATTENTION),
     "q, k, v not clamped": Bug("olmoe-clip", field(GQA, "clip", None), ATTENTION),
     "bias of q, k, v left out": Bug("qwen2", field(GQA, "qkv_bias", False), f"{ATTENTION}.qkv"),
     "bias of the output left out": Bug("llama-biases", field(GQA, "out_bias", False), f"{ATTENTION}.out"),

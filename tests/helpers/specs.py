@@ -14,7 +14,22 @@ from hypothesis import strategies as st
 
 from minillm.model.decoder import Decoder
 from minillm.ops import CPU, Ops
-from minillm.spec import GQA, MLA, MLP, GatedMLP, Layer, LayerNorm, LinearScaling, MoE, Norm, QKNorm, Rope, Router
+from minillm.spec import (
+    GQA,
+    MLA,
+    MLP,
+    GatedDeltaNet,
+    GatedMLP,
+    Layer,
+    LayerNorm,
+    LinearScaling,
+    Mixer,
+    MoE,
+    Norm,
+    QKNorm,
+    Rope,
+    Router,
+)
 from minillm.spec import Decoder as Spec
 
 EXACT = 3e-5  # fp32, sums of under 100 terms of size one in another order; the largest ever seen was 2.06e-5
@@ -35,6 +50,15 @@ class Drawn:
 
 
 @st.composite
+def mixers(draw: st.DrawFn, rope: Rope, norm: Norm) -> Mixer:
+    if draw(st.integers(0, 2)):
+        return draw(attentions(rope, norm))
+    k_heads = draw(st.integers(1, 2))
+    sizes = k_heads * draw(st.integers(1, 3)), draw(st.integers(4, 8)), draw(st.integers(4, 8))
+    return GatedDeltaNet(k_heads, *sizes, draw(st.integers(1, 4)), Norm(0.1), draw(st.sampled_from((1.0, 2.0))))
+
+
+@st.composite
 def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
     kv_heads = draw(st.integers(1, 3))
     heads = kv_heads * draw(st.integers(1, 3))
@@ -46,14 +70,14 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=8,
-        rope=rope,
+        rope=draw(st.sampled_from((rope, None))),
         window=draw(st.none() | st.integers(1, 12)),
         qkv_bias=draw(st.booleans()),
         qk_norm=draw(st.sampled_from((None, QKNorm(norm), QKNorm(norm, "all")))),
         clip=draw(st.none() | st.floats(0.5, 2.0)),
         scale=draw(st.none() | st.floats(0.1, 1.0)),
         softcap=draw(st.none() | st.floats(0.5, 5.0)),
-        sinks=draw(st.booleans()),
+        weakened=draw(st.sampled_from((None, "sinks", "gate"))),
     )
 
 
@@ -80,8 +104,10 @@ def specs(draw: st.DrawFn) -> Spec:
     norms = st.sampled_from((None, norm, Norm(1e-5, offset=1.0, cast="after_weight"), LayerNorm(1e-5, affine=False)))
     layers = []
     for _ in range(draw(st.integers(1, 3))):
-        attention, ffn = draw(attentions(rope, norm)), draw(ffns())
-        layers.append(Layer(norm, attention, draw(norms), ffn, draw(norms), draw(norms), parallel=draw(st.booleans())))
+        mixer, ffn = draw(mixers(rope, norm)), draw(ffns())
+        # What a recurrent layer gives may be close to zero, and a norm behind it would multiply its rounding.
+        behind = None if isinstance(mixer, GatedDeltaNet) else draw(norms)
+        layers.append(Layer(norm, mixer, draw(norms), ffn, behind, draw(norms), parallel=draw(st.booleans())))
     scale, cap = draw(st.sampled_from((1.0, 4.0))), draw(st.none() | st.floats(1.0, 9.0))
     tied = draw(st.booleans())
     return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap)

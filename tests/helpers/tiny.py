@@ -27,6 +27,9 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3
         is_norm = parameter.dim() == 1 and bool((parameter == 1).all())
         parameter.data.copy_(noise * scale + (1.0 if is_norm else 0.0))
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):  # a state that lasts: transformers sums the decays of 64 positions in fp32
+            parameter.data.sub_(2.0)
 
 
 def save(folder: Path, family: str, overrides: dict[str, Any], seed: int = 0) -> Any:

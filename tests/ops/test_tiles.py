@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minillm.ops import reference
 from minillm.ops.cpu import tiles
-from minillm.ops.cpu.loops import whole
+from minillm.ops.cpu.loops.tiles import whole
 from minillm.weights.grouped import Fields, Grouped, count
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

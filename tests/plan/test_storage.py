@@ -26,11 +26,13 @@ from minillm.report.examine import examine
 from minillm.weights.source import Source
 from minillm.weights.tensorfile import read_header
 from tests.conftest import SHARED, shared
-from tests.helpers import tiny
+from tests.helpers import oracles_wrapped, tiny
 
 INDEX = "model.safetensors.index.json"
 FOLDERS = sorted(path.parent for path in SHARED.glob("real-configs/*/config.json"))
-INDEXED = [each.name for each in FOLDERS if (each / INDEX).is_file() and read(each).get("model_type") in FAMILIES]
+REFUSED = ("tiiuae__falcon-180B-chat",)  # of a family that is here in part
+KNOWN = [each for each in FOLDERS if read(each).get("model_type") in FAMILIES and each.name not in REFUSED]
+INDEXED = [each.name for each in KNOWN if (each / INDEX).is_file()]
 STORIES = sorted(path.parent.name for path in SHARED.glob("checkpoints/*/config.json"))
 # What some published files hold besides the decoder.
 LEFT_OUT = {
@@ -142,9 +144,12 @@ def test_every_family(row: str, tmp_path: Path) -> None:
     tiny.save(folder, *tiny.ROWS[row])
     report = budget(folder, Question())
     made = report["checkpoint"]
-    assert (made["difference_bytes"], made["outside"], made["absent_tensors"]) == (0, None, 0)
+    assert (made["difference_bytes"], made["absent_tensors"]) == (0, 0)
+    assert bool(made["outside"]) == (tiny.ROWS[row][0] in oracles_wrapped.VISION)
     alone = budget(folder / "config.json", Question())["checkpoint"]
-    wider = 2 if alone["notes"] else 1  # where no dtype is stated it is taken as bfloat16, and the files have fp32
+    wider = (
+        2 if "no dtype" in " ".join(alone["notes"]) else 1
+    )  # where no dtype is stated it is taken as bfloat16, and the files have fp32
     assert alone["decoder_bytes"] * wider == made["decoder_bytes"]
     quantize(folder, tmp_path / "made", Scheme.of("int4"))
     header = read_header(Source(tmp_path / "made/model.safetensors"))

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.weights import pickled
+from minillm.weights.pytorch import pickled
+from minillm.weights.pytorch.torchfile import read_header
 from minillm.weights.source import Source
-from minillm.weights.torchfile import read_header
 from tests.weights.test_tensorfile import drawn
 from tests.weights.test_torchfile import Module, again, records, same_or_refused, views
 

@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minillm.weights import archive, source, torchfile
-from minillm.weights.pickled import NAMED
+from minillm.weights import source
+from minillm.weights.pytorch import archive, torchfile
+from minillm.weights.pytorch.pickled import NAMED
+from minillm.weights.pytorch.torchfile import read_header
 from minillm.weights.source import Source
-from minillm.weights.torchfile import read_header
 from tests.weights.test_tensorfile import drawn, same
 
 OLD = {"_use_new_zipfile_serialization": False}

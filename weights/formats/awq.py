@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from minillm.weights.formats.bits import unpacked
 from minillm.weights.formats.packed import (
     PLAIN,
     Infos,
@@ -26,7 +27,6 @@ from minillm.weights.formats.packed import (
     groups,
     modules,
     part,
-    unpacked,
 )
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.source import DTYPES

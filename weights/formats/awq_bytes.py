@@ -41,8 +41,8 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
         size = piece(names["weight_scale"], scale.shape, shape, known)
         if "pre_quant_scale" in names:
             expect(names["pre_quant_scale"], infos[names["pre_quant_scale"]], (columns,), FLOATS, TITLE)
-        stays = Stays(Grouped(4, size[1] if size[1] < columns else 0, DTYPES[scale.dtype], zero=8), fields)
-        stays = None if "pre_quant_scale" in names or size[0] != 1 else stays
+        form = Grouped(4, size[1] if size[1] < columns else 0, DTYPES[scale.dtype], zero=8)
+        stays = None if "pre_quant_scale" in names or size[0] != 1 else Stays(form, fields)
         found[f"{module}{PLAIN}"] = Packed(TITLE, shape, names, partial(dequantise, size=size), stays=stays)
     return found
 

@@ -37,7 +37,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
         expect(name, weight, weight.shape, (NAME,), TITLE)
         blocks = "in blocks of 128 x 128"
         expect(names[SCALE], scale, factors(weight.shape), FLOATS, f"{TITLE} of {list(weight.shape)} {blocks}")
-        make, read = (partial(each, name=names[SCALE]) for each in (dequantise, fields))
+        make, read = partial(dequantise, name=names[SCALE]), partial(fields, name=names[SCALE])
         found[name] = Packed(TITLE, weight.shape, names, make, stays=Stays(Fp8(BLOCK), read))
     bare = (name for name, each in infos.items() if each.dtype == NAME and name.endswith(".weight"))
     alone = next((name for name in bare if name not in found and f"{name}_scale" not in infos), None)

@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from minillm.weights.formats.bits import unpacked
 from minillm.weights.formats.packed import (
     PLAIN,
     Infos,
@@ -34,7 +35,6 @@ from minillm.weights.formats.packed import (
     modules,
     ordered,
     part,
-    unpacked,
 )
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.source import DTYPES

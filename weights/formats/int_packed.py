@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from minillm.weights.formats.bits import unpacked
 from minillm.weights.formats.packed import (
     FLOATS,
     PLAIN,
@@ -34,7 +35,6 @@ from minillm.weights.formats.packed import (
     matrix,
     ordered,
     spelled,
-    unpacked,
 )
 from minillm.weights.formats.stated import CHANNEL, TENSOR, even, piece, pieces, spread, weights
 from minillm.weights.grouped import Fields, Grouped

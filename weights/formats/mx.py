@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from minillm.weights import e2m1
+from minillm.weights.formats.bits import halves
 from minillm.weights.formats.packed import (
     Info,
     Infos,
@@ -25,11 +26,11 @@ from minillm.weights.formats.packed import (
     Section,
     Stays,
     expect,
-    halves,
     matrix,
     matrix_name,
     spelled,
 )
+from minillm.weights.forms import Packing
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Fields, Grouped
 
@@ -41,7 +42,7 @@ FP4, FP8 = "MXFP4", "MXFP8"
 SPELLINGS = (("weight_packed", "weight_scale"), ("weight", "weight_scale"), ("_blocks", "_scales"))
 OPTIONAL = tuple[str, ...]()
 TYPES = {"weight_packed": "U8", "weight": "F8_E4M3"}
-FORMS = {FP4: Grouped(4, BLOCK, torch.bfloat16, table=e2m1.VALUES), FP8: Fp8(BLOCK)}
+FORMS: dict[str, Packing] = {FP4: Grouped(4, BLOCK, torch.bfloat16, table=e2m1.VALUES), FP8: Fp8(BLOCK)}
 
 
 def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
@@ -54,7 +55,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
                 continue
             *rows, columns = _shape(names[first], values, title)
             expect(names[second], scale, (*rows, columns // BLOCK), SCALES, title)
-            make, read = (partial(each, name=names[second]) for each in (dequantise, fields))
+            make, read = partial(dequantise, name=names[second]), partial(fields, name=names[second])
             name, stays = matrix_name(module, (first, second)), Stays(FORMS[title], read, by_rows=True)
             found[name] = Packed(title, (*rows, columns), names, make, stays=stays)
     for name, each in infos.items():

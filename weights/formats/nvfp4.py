@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from minillm.weights import e2m1
-from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, Stays, expect, halves, matrix, spelled
+from minillm.weights.formats.bits import halves
+from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, Stays, expect, matrix, spelled
 from minillm.weights.formats.stated import scaled
 from minillm.weights.grouped import Fields, Grouped
 
@@ -41,7 +42,10 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
                 raise ValueError(f"{names[spelling[0]]} has rows of {2 * half} values: no whole groups of {GROUP}")
             name = f"{module}{PLAIN}"
             form = Grouped(4, GROUP, torch.float16, torch.float32, table=e2m1.VALUES)
-            make, read = (partial(each, spelling=spelling, name=name) for each in (dequantise, fields))
+            make, read = (
+                partial(dequantise, spelling=spelling, name=name),
+                partial(fields, spelling=spelling, name=name),
+            )
             found[name] = Packed(TITLE, (rows, 2 * half), names, make, stays=Stays(form, read))
     return found
 

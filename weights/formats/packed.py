@@ -1,4 +1,5 @@
-"""What the formats of this folder share: a matrix as the tensors that hold it, checks of these, and streams of bits."""
+"""What the formats of this folder share: a matrix as the tensors that hold it, checks of these, and the order of
+inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +17,6 @@ from minillm.weights.source import Kept
 
 Section = Mapping[str, Any]  # what config.json says of the quantisation, and as METADATA what headers of files say
 METADATA = "__metadata__"
-UNPACKED_VALUES = 2**20
 PLAIN = "weight"  # what the name of a plain matrix ends in
 FLOATS = ("F32", "F16", "BF16")  # the types of plain factors
 FACTORS = ("_scale_inv", "_scales")  # what the names of factors add to the tensor's own, whatever that is
@@ -144,12 +144,12 @@ class Made(Kept):
     @property
     def form(self) -> Packing | None:
         """What the rows of the matrix can stay in."""
-        return self.packed.stays and self.packed.stays.form
+        return self.packed.stays.form if self.packed.stays else None
 
     @property
     def order(self) -> Tensor | None:
         """The order of inputs in that form; None where it is that of the matrix."""
-        return self.packed.stays and self.packed.stays.order
+        return self.packed.stays.order if self.packed.stays else None
 
     @property
     def stacked(self) -> bool:
@@ -247,39 +247,6 @@ def check_said(section: Section, name: str, bits: int, count: int, inputs: int) 
         wrong = f"has {count} groups of {inputs} inputs, config.json says group_size {size}"
     if wrong:
         raise ValueError(f"{name} {wrong}; download both again from one place")
-
-
-def unpacked(words: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int32) -> Tensor:
-    """The `count` numbers of `bits` bits each that rows of words `[N, W]` hold, `[N, count]`: one stream of bits along
-    a row, the lowest of a word first, across words where `bits` does not divide their size."""
-    made = torch.empty(len(words), count, dtype=dtype)
-    rows = max(UNPACKED_VALUES // max(count, 1), 1)  # at a time, as they are wider meanwhile
-    take = _unpacked if 8 % bits else _of_bytes
-    for start in range(0, len(words), rows):
-        made[start : start + rows] = take(words[start : start + rows], bits, count)
-    return made
-
-
-def _of_bytes(words: Tensor, bits: int, count: int) -> Tensor:
-    """The same where no number lies across bytes."""
-    stored = words.contiguous().view(torch.uint8)
-    return torch.stack([stored >> at & 2**bits - 1 for at in range(0, 8, bits)], -1).flatten(1)[:, :count]
-
-
-def halves(stored: Tensor) -> Tensor:
-    """The numbers in the low and high halves of bytes, uint8 `[N, I / 2]` -> `[N, I]`."""
-    return torch.stack((stored & 15, stored >> 4), -1).flatten(-2)
-
-
-def _unpacked(words: Tensor, bits: int, count: int) -> Tensor:
-    size = 8 * words.element_size()
-    words = words.view(torch.int32 if size == 32 else torch.uint8).to(torch.int64) & (2**size - 1)
-    first = torch.arange(count) * bits
-    at, shift = first // size, first % size
-    low = words[:, at] >> shift
-    across = (shift + bits > size).nonzero().flatten()
-    low[:, across] |= words[:, (at[across] + 1).clamp(max=words.shape[1] - 1)] << (size - shift[across])
-    return low & (2**bits - 1)
 
 
 def by_group(values: Tensor, group_I: Tensor) -> Tensor:

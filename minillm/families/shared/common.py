@@ -11,12 +11,13 @@ from minillm.families.shared import rotary
 from minillm.guard.screen import shown
 from minillm.spec import (
     GQA,
-    MLA,
     MLP,
+    Attention,
     Decoder,
     GatedMLP,
     Layer,
     LayerNorm,
+    Mixer,
     MoE,
     Norm,
     Rope,
@@ -60,6 +61,9 @@ DENSE_RULES = {
     "model.layers.{i}.mlp.down_proj.bias": "layers.{i}.ffn.down.bias",
 }
 
+# What predicts more than the next token, beside the decoder or behind it.
+AHEAD = "DROP: layers of multi-token prediction, which generation does without"
+
 # All experts of a layer in one tensor, as transformers 5 has them in memory and can write them.
 STACKED_EXPERTS = {
     "model.layers.{i}.mlp.experts.gate_up_proj": "layers.{i}.ffn.experts.gate_up",
@@ -97,7 +101,7 @@ def gated_mlp(config: Config, size: str, bias: bool = False) -> GatedMLP:
 
 def decoder(
     config: Config,
-    attention: Sequence[GQA | MLA],
+    mixers: Sequence[Mixer],
     ffn: Sequence[GatedMLP | MLP | MoE],
     norm: Norm | LayerNorm | None = None,
 ) -> Decoder:
@@ -106,10 +110,10 @@ def decoder(
     return Decoder(
         vocab_size=config.size("vocab_size"),
         hidden_size=config.size("hidden_size"),
-        layers=tuple(Layer(norm, a, norm, f) for a, f in zip(attention, ffn, strict=True)),
+        layers=tuple(Layer(norm, a, norm, f) for a, f in zip(mixers, ffn, strict=True)),
         final_norm=norm,
         tied=config.flag("tie_word_embeddings"),
-        context=rotary.context(config, attention[0].rope),
+        context=rotary.context(config, next((a.rope for a in mixers if isinstance(a, Attention)), None)),
     )
 
 
@@ -133,9 +137,9 @@ def weights_and_biases(named: Mapping[str, str]) -> dict[str, str]:
     return {f"{name}.{kind}": f"{target}.{kind}" for name, target in named.items() for kind in ("weight", "bias")}
 
 
-def router(config: Config, experts: str = "num_experts", **values: Any) -> Router:
-    """The config's `num_experts_per_tok` of `experts`; every other field as given."""
-    num_experts, top_k = config.size(experts, MAX_EXPERTS), config.size("num_experts_per_tok", MAX_EXPERTS)
+def router(config: Config, experts: str = "num_experts", chosen: str = "num_experts_per_tok", **values: Any) -> Router:
+    """The config's `chosen` of `experts`; every other field as given."""
+    num_experts, top_k = config.size(experts, MAX_EXPERTS), config.size(chosen, MAX_EXPERTS)
     if num_experts * (layers := num_layers(config)) > MAX_EXPERTS_IN_ALL:
         raise ValueError(
             f"config.json: {layers} layers of {num_experts} experts; the limit is {MAX_EXPERTS_IN_ALL} in all"
@@ -149,9 +153,7 @@ def router(config: Config, experts: str = "num_experts", **values: Any) -> Route
     if made.num_groups > 1 and made.group_score == "top2_sum" and group < 2:
         raise ValueError(f"config.json: {made.num_groups} groups of one expert each; the group score needs two")
     if top_k > (available := group * made.top_groups):
-        raise ValueError(
-            f"config.json: num_experts_per_tok {top_k} is more than the {available} experts to choose from"
-        )
+        raise ValueError(f"config.json: {chosen} {top_k} is more than the {available} experts to choose from")
     return made
 
 
@@ -163,6 +165,16 @@ def sparse_layers(config: Config, moe: MoE, dense: GatedMLP) -> list[GatedMLP | 
     if odd := [i for i in listed if not 0 <= i < num_layers(config)]:
         raise ValueError(f"config.json: mlp_only_layers has {odd[0]}; the layers are 0 to {num_layers(config) - 1}")
     return [dense if i in listed or (i + 1) % step else moe for i in range(num_layers(config))]
+
+
+def typed_layers(config: Config, moe: MoE, dense: GatedMLP, default: Sequence[bool]) -> list[GatedMLP | MoE]:
+    """Each layer's ffn: an MoE where `mlp_layer_types` says so, or where the family's `default` does."""
+    kinds, layers = config.get("mlp_layer_types"), num_layers(config)
+    if kinds is None:
+        return [moe if each else dense for each in default]
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in ("dense", "sparse") for kind in kinds):
+        raise ValueError(f"config.json: mlp_layer_types must list dense or sparse for each of the {layers} layers")
+    return [moe if kind == "sparse" else dense for kind in kinds]
 
 
 def num_layers(config: Config) -> int:

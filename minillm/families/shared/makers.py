@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minillm.config import Config
+from minillm.families.gguf.rules import TURN
 from minillm.families.shared import meta_layout, mistral_layout
-from minillm.families.shared.gguf_rules import TURN
 from minillm.families.shared.params import NAMES
 from minillm.weights.rules import DROP, Rules
 

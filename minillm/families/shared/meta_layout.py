@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minillm.families.shared.gguf_splits import LLAMA3
+from minillm.families.gguf.splits import LLAMA3
 from minillm.families.shared.params import NAMES, Params
 
 SPECIAL_TOKENS = 256

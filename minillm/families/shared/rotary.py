@@ -76,10 +76,10 @@ def by_window(config: Config, head_dim: int, windows: Sequence[int | None], slid
     return [everywhere if window is None else local for window in windows]
 
 
-def context(config: Config, rotary: Rope) -> int:
+def context(config: Config, rotary: Rope | None) -> int:
     """Positions the model is meant for: what the config says, or what its scaling stretches the original to."""
     positions = config.positions("max_position_embeddings")
-    if isinstance(rotary.scaling, (DynamicScaling, YarnScaling)):
+    if rotary is not None and isinstance(rotary.scaling, (DynamicScaling, YarnScaling)):
         return max(positions, int(rotary.scaling.factor * rotary.scaling.original_positions))
     return positions
 

@@ -32,7 +32,8 @@ IDLE = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_
 def folder() -> Path | None:
     """`minillm/cpu/` of the cache and a name by all that decides what the loops compile to, but for the processor."""
     try:
-        sources = [(path.name, path.read_bytes()) for path in sorted((Path(__file__).parent / "loops").glob("*.py"))]
+        loops = sorted((Path(__file__).parent / "loops").rglob("*.py"))
+        sources = [(path.name, path.read_bytes()) for path in loops]
     except OSError:
         return None
     settings = sorted(each for each in os.environ.items() if each[0].startswith("NUMBA_") and each[0] not in IDLE)

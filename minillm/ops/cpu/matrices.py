@@ -18,6 +18,7 @@ from minillm.ops.stacked import Int4Matrices, Int8Matrices
 from minillm.spec import Activation, ClampedSwiGLU
 
 FEW_ROWS = 16  # more are oneDNN's
+WIDENED = 2**23  # values of a matrix that are fp32 at a time
 OWN_MEMORY = (Tensor, nn.Parameter)  # a subclass may have none, or other values in it
 
 
@@ -69,7 +70,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.linear`."""
     if few(x) and plain(x, weight, bias):
         return _product(x, _laid(weight), LIKE[x.dtype], len(weight), bias)
-    return F.linear(x, weight, bias)
+    return many(x, weight, bias) if plain(x, weight, bias) else F.linear(x, weight, bias)
+
+
+def fast(x: Tensor) -> Tensor:
+    """x in a type that this processor multiplies."""
+    return x if loops.dots.NATIVE_BF16 else x.float()
+
+
+def many(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`reference.linear` for many rows of x. Where the processor multiplies no bf16, oneDNN takes four times as long
+    with that as with fp32: rows of W become that, some at a time."""
+    wide = fast(x)
+    if wide.dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    y = x.new_empty(*x.shape[:-1], len(weight))
+    step = max(WIDENED // weight.shape[1], 1)
+    for start in range(0, len(weight), step):
+        some = slice(start, start + step)
+        y[..., some] = F.linear(wide, weight[some].float(), None if bias is None else bias[some].float())
+    return y
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -93,7 +113,9 @@ def _quantised_product(x: Tensor, matrix: tuple[Any, ...], like: Any, outputs: i
     """As it lies for few rows; for many rows the matrix is written out, which they pay for together."""
     if few(x):
         return _product(x, matrix, like, outputs, bias)
-    return F.linear(x, _written(matrix, like, outputs, x.shape[-1], x.dtype), bias)
+    wide = fast(x)
+    made = _written(matrix, like, outputs, x.shape[-1], wide.dtype)
+    return F.linear(wide, made, None if bias is None else bias.to(wide.dtype)).to(x.dtype)
 
 
 def _written(matrix: tuple[Any, ...], like: Any, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
@@ -134,8 +156,11 @@ def experts(
     if not (numbers and into and out_of and fits):
         if numbers and biases is None and _in_tiles(x, chosen, weights, gate_up, down):
             return _many_tokens(x, chosen, weights, gate_up, down, numbers)
+        wide = fast(x)
         if into and out_of and x.dtype in LIKE and here(x):
-            gate_up, down = _WrittenOut.of(gate_up, x.dtype), _WrittenOut.of(down, x.dtype)
+            gate_up, down = _WrittenOut.of(gate_up, wide.dtype), _WrittenOut.of(down, wide.dtype)
+            biases = biases and (biases[0].to(wide.dtype), biases[1].to(wide.dtype))
+            return grouped.experts(wide, chosen, weights, gate_up, down, activation, biases, places).to(x.dtype)
         return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
     hidden, inner = x.shape[1], _stored(gate_up).shape[1] // 2
     y = torch.empty_like(x)
@@ -148,17 +173,19 @@ def experts(
 
 @dataclass(frozen=True)
 class _WrittenOut:
-    """Quantised matrices `[E, O, I]` that the loops know; the one that is asked for is written out by them."""
+    """Matrices `[E, O, I]` that the loops know; the one that is asked for is written out in a type."""
 
-    held: Int8Matrices | Int4Matrices
+    held: Tensor | Int8Matrices | Int4Matrices
     dtype: torch.dtype
 
     @classmethod
     def of(cls, matrices: Any, dtype: torch.dtype) -> Any:
-        return matrices if isinstance(matrices, Tensor) else cls(matrices, dtype)
+        return matrices if isinstance(matrices, Tensor) and matrices.dtype == dtype else cls(matrices, dtype)
 
     def __getitem__(self, expert: int, /) -> Tensor:
         held = self.held
+        if isinstance(held, Tensor):
+            return held[expert].to(self.dtype)
         if isinstance(held, Int8Matrices):
             laid = _laid(held.weight[expert], factor=held.scale[expert])
             return _written(laid, INT8, held.weight.shape[1], held.weight.shape[2], self.dtype)

@@ -231,7 +231,7 @@ class Choice:
         return self.plainly(*given, **named)
 
 
-OPS: dict[str, Callable[..., Any]] = {
+OPS: dict[str, Any] = {
     "linear": Choice(products.linear, reference.linear),
     "rms_norm": Choice(rms_norm, reference.rms_norm),
     "add_rms_norm": Choice(add_rms_norm, reference.add_rms_norm),

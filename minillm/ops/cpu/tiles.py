@@ -1,5 +1,5 @@
 """Products with matrices of few bits in tiles (`weights/grouped.py`) on a CPU: as they lie for few rows, written out
-for many, through the loops of `loops/tiles.py` and `loops/tile_rows.py`."""
+for many, through the loops of `loops/tiles/`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from minillm.weights.grouped import Grouped
 
 TILE = 16  # rows, which are the places of a vector
 PARTS = ("", "_high", "_scale", "_factor", "_zero", "_least", "_floor")  # in the order in which loops take them
+ROWS = 64  # of x that stay near meanwhile
 BYTES = {4: (256, 0), 5: (256, 64), 6: (256, 128), 8: (512, 0)}  # of 32 columns of a tile, in both planes
 
 
@@ -33,13 +34,14 @@ def grouped_linear(
     if not (form and plain(x, bias) and whole(parts) and x.numel() and outputs):
         return reference.grouped_linear(x, parts, made, outputs, bias)
     at, inputs = located(parts, made), x.shape[-1]
-    if not few(x):
+    if not (few(x) or (in_bytes(x) and not loops.dots.NATIVE_BF16)):
         return F.linear(x, written(at, form, outputs, inputs, x.dtype), bias)
-    y = x.new_empty(*x.shape[:-1], outputs)
-    multiply = loops.tile_rows.linear
+    y, multiply = x.new_empty(*x.shape[:-1], outputs), loops.tiles.rows.linear
     if in_bytes(x):
-        multiply, form = loops.tiles.linear, laid_in_bytes(made)
-    multiply(address(x), at, address(bias), address(y), (x.numel() // inputs, inputs, outputs), form, LIKE[x.dtype])
+        multiply, form = loops.tiles.products.linear, laid_in_bytes(made)
+    for some, into in zip(x.view(-1, inputs).split(ROWS), y.view(-1, outputs).split(ROWS), strict=True):
+        sizes = len(some), inputs, outputs
+        multiply(address(some), at, address(bias), address(into), sizes, form, LIKE[x.dtype])
     return y
 
 
@@ -60,13 +62,15 @@ def experts(
     known = all(isinstance(each, GroupedMatrices) and laid(each.made) and whole(each.parts) for each in given)
     fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous() and here(chosen)
     if not (known and fits and numbers and in_bytes(x)):
-        gate_up, down = (_Written.of(each, x) for each in given)
-        return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
+        fast = matrices.fast(x)  # what the processor multiplies
+        gate_up, down = (_Written.of(each, fast) for each in given)
+        biases = biases and (biases[0].to(fast.dtype), biases[1].to(fast.dtype))
+        return grouped.experts(fast, chosen, weights, gate_up, down, activation, biases, places).to(x.dtype)
     y, sizes = torch.empty_like(x), (len(x), chosen.shape[1], x.shape[1], gate_up.outputs // 2)
     at = [address(each) for each in (x, chosen, weights, y)]
     into, out_of = ((located(each.parts, each.made), laid_in_bytes(each.made)) for each in (gate_up, down))
     bias_at = tuple(number for each in biases or (None, None) for number in matrices.located(each))
-    loops.tile_experts.experts(*at, into, out_of, bias_at, sizes, numbers, LIKE[x.dtype])
+    loops.tiles.experts.experts(*at, into, out_of, bias_at, sizes, numbers, LIKE[x.dtype])
     return y
 
 
@@ -95,7 +99,7 @@ class _Written:
 def written(at: tuple[int, ...], form: tuple[int, ...], outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
     """The matrix `[O, I]` as numbers."""
     weight = torch.empty(outputs, inputs, dtype=dtype, device="cpu")
-    loops.tile_rows.dequantise(at, address(weight), (outputs, inputs), form, LIKE[dtype])
+    loops.tiles.rows.dequantise(at, address(weight), (outputs, inputs), form, LIKE[dtype])
     return weight
 
 
@@ -106,7 +110,7 @@ def whole(parts: Mapping[str, Tensor]) -> bool:
 
 def in_bytes(x: Tensor) -> bool:
     """Whether x goes through bytes: where the processor multiplies them, and 16 bits can say what x is."""
-    return loops.whole.VNNI and x.dtype != torch.float32
+    return loops.tiles.whole.VNNI and x.dtype != torch.float32
 
 
 def located(parts: Mapping[str, Tensor], made: Grouped) -> tuple[int, ...]:

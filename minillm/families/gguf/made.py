@@ -1,0 +1,92 @@
+"""The tensors of a GGUF file, made of a model's parameters: what `weights/gguf/tensors.py` and `gguf_rules.py` undo."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minillm.families.gguf import rules as gguf_rules
+from minillm.families.gguf.architectures import NORM_OFFSETS
+from minillm.spec import GQA, MLA, Decoder
+from minillm.weights.gguf.tensors import K_UP, KV_UP, NORM, V_UP
+from minillm.weights.rows import Rows
+from minillm.weights.rules import Destination
+from minillm.weights.save import published
+
+EXPERT = re.compile(r"(.*\.ffn_(?:gate|up|down))\.(\d+)\.(weight|bias)")
+FIRST = ("output.weight", "token_embd.weight", "output_norm.weight")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tensor of a file: the rows of parameters that it is made of, in order, and what becomes of all of them."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: Sequence[Destination]
+    change: Callable[[Tensor], Tensor] | None = None
+
+    def pieces(self, rows: Rows) -> Iterator[Tensor]:
+        """Its values in order, fp32."""
+        if self.change is not None:
+            yield self.change(torch.cat([piece for part in self.parts for piece in rows.pieces(part)]))
+            return
+        for part in self.parts:
+            yield from rows.pieces(part)
+
+
+def named(decoder: Decoder, architecture: str, destinations: Mapping[str, Destination]) -> list[Named]:
+    """All tensors of a decoder's parameters, layer by layer."""
+    attention = decoder.attentions[0]
+    heads = (attention.num_heads, attention.num_kv_heads) if isinstance(attention, GQA) else ()
+    latent_queries = isinstance(attention, MLA) and attention.q_rank is not None
+    table, offset = gguf_rules.table(architecture, latent_queries, heads), NORM_OFFSETS.get(architecture, 0.0)
+    joined: dict[str, list[Destination]] = {}
+    try:
+        found = published(table, destinations)
+    except ValueError as error:
+        raise ValueError(f"llama.cpp's {architecture} is another model than this one: {error}") from None
+    for name, to in found.items():
+        expert = EXPERT.fullmatch(name)
+        joined.setdefault(f"{expert[1]}_exps.{expert[3]}" if expert else name, []).append(to)
+    made = list[Named]()
+    for name, parts in sorted(joined.items(), key=lambda each: _place(each[0])):
+        if name.endswith(KV_UP) and isinstance(attention, MLA):
+            made += _apart(name.removesuffix(KV_UP), parts, attention)
+        else:
+            made.append(_plain(name, parts, offset if name.endswith(NORM) else 0.0))
+    return made
+
+
+def _plain(name: str, parts: list[Destination], offset: float) -> Named:
+    first = parts[0]
+    shape = first.shape if first.layout is None else first.layout.shape(first.shape)
+    shape = (len(parts), *shape) if "_exps." in name else shape
+    if offset:
+        return Named(name, shape, parts, lambda values: values + offset)
+    return Named(name, shape, parts, first.layout.restore if first.layout else None)
+
+
+def _apart(layer: str, parts: list[Destination], attention: MLA) -> Iterator[Named]:
+    """Of each head the rows of keys, as columns, and those of values."""
+    heads, rank, nope, inner = attention.num_heads, attention.kv_rank, attention.nope_dim, attention.v_dim
+
+    def keys(rows: Tensor) -> Tensor:
+        return rows.view(heads, nope + inner, rank)[:, :nope].transpose(1, 2)
+
+    def values(rows: Tensor) -> Tensor:
+        return rows.view(heads, nope + inner, rank)[:, nope:]
+
+    yield Named(layer + K_UP, (heads, rank, nope), parts, keys)
+    yield Named(layer + V_UP, (heads, inner, rank), parts, values)
+
+
+def _place(name: str) -> tuple[int, str]:
+    if name in FIRST:
+        return -1, str(FIRST.index(name))
+    number = name.split(".")[1]
+    return (int(number), name) if number.isdigit() else (-1, name)

@@ -1,0 +1,109 @@
+"""Gated DeltaNet (Yang et al., arXiv:2412.06464): a layer that keeps one matrix per head of all that came before.
+
+    q, k, v = conv(W_qkv x);  z = W_z x;  beta = factor sigmoid(W_b x);  g = -exp(decay) softplus(W_a x + step)
+    S <- e^g S;  S <- S + k (beta (v - Sᵀ k))ᵀ;  o = Sᵀ q;  y = W_out [norm(o_h) silu(z_h) for each v head h]
+
+The matrix S is as large behind a million positions as behind one. `ops/recurrent.py` has the arithmetic, for one
+position and for many at once; `examples/delta_rule.py` derives it step by step.
+
+Shapes: B batch, T new tokens, E hidden size, H v heads, K k_dim, V v_dim, C channels of q, k and v together.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minillm.model.attention import Step
+from minillm.model.linear import Linear
+from minillm.model.states import StateCache
+from minillm.ops import Ops
+from minillm.spec import GatedDeltaNet as Spec
+
+
+class ShortConv(nn.Module):
+    """A causal convolution of each channel with a filter of its own, weight `[C, J]`, and SiLU; `parts` as in
+    `Linear`."""
+
+    def __init__(self, parts: dict[str, int], kernel: int, ops: Ops):
+        super().__init__()
+        self.ops = ops
+        self.parts = parts
+        self.weight = nn.Parameter(torch.empty(sum(parts.values()), kernel))
+        if self.weight.device.type != "meta":
+            nn.init.normal_(self.weight, std=kernel**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, J - 1 + T, C]`, the first J - 1 positions being those before -> `[B, T, C]`."""
+        return self.ops.short_conv(x, self.weight)
+
+    def blocks(self, name: str) -> dict[str, int]:
+        """The named row blocks of the weight, in order."""
+        return self.parts
+
+
+class GatedDeltaNet(nn.Module):
+    """x `[B, T, E]` -> `[B, T, E]`."""
+
+    FP32 = ("decay", "step")  # whatever the model's dtype: their exponentials span orders of magnitude
+
+    def __init__(self, spec: Spec, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = spec
+        self.ops = ops
+        keys, values = spec.num_k_heads * spec.k_dim, spec.num_v_heads * spec.v_dim
+        qkv = {"q": keys, "k": keys, "v": values}
+        self.qkvz = Linear(hidden_size, {**qkv, "z": values}, ops)
+        self.ba = Linear(hidden_size, {"b": spec.num_v_heads, "a": spec.num_v_heads}, ops)
+        self.conv = ShortConv(qkv, spec.conv_kernel, ops)
+        self.decay = nn.Parameter(torch.zeros(spec.num_v_heads, dtype=torch.float32))
+        self.step = nn.Parameter(torch.zeros(spec.num_v_heads, dtype=torch.float32))
+        self.norm = nn.Parameter(torch.ones(spec.v_dim))
+        self.out = Linear(values, hidden_size, ops)
+
+    def forward(self, x: Tensor, step: Step, cache: StateCache | None) -> Tensor:
+        spec = self.spec
+        if step.real is not None:  # what is not there leaves no trace: q, k and v of it are zero
+            x = x * step.real
+        qkv, z = self.qkvz(x).split((self.conv.weight.shape[0], spec.num_v_heads * spec.v_dim), dim=-1)
+        b, a = self.ba(x).chunk(2, dim=-1)
+        beta = b.sigmoid() if spec.beta_factor == 1 else spec.beta_factor * b.sigmoid()
+        g = -self.decay.exp() * F.softplus(a.float() + self.step)
+        if cache is None:
+            past = qkv.new_zeros(len(x), spec.conv_kernel - 1, qkv.shape[-1])
+            state = torch.zeros(StateCache.shape(spec, len(x)), device=x.device)
+        else:
+            past, state = cache.before(step.first)
+            cache.put_inputs(qkv, step.first)
+        keys = spec.num_k_heads * spec.k_dim
+        mixed = self.conv(torch.cat((past, qkv), dim=1)).split((keys, keys, z.shape[-1]), dim=-1)
+        heads = zip(mixed, (spec.k_dim, spec.k_dim, spec.v_dim), strict=True)
+        q, k, v = (rearrange(each, "B T (H D) -> B T H D", D=size) for each, size in heads)
+        o = self._read(q, k, v, g, beta, state, step, cache)
+        y = self.ops.gated_rms_norm(o, z.reshape(o.shape), self.norm, spec.norm.eps)
+        return self.out(y.flatten(2))
+
+    def _read(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor,
+        beta: Tensor,
+        state: Tensor,
+        step: Step,
+        cache: StateCache | None,
+    ) -> Tensor:
+        """o `[B, T, H, V]`; the cache is given the state behind the last position, or behind each as far as it keeps
+        that many."""
+        if cache is None:
+            return self.ops.delta_rule(q, k, v, g, beta, state)[0]
+        count = q.shape[1]
+        size, parts = 1 if count < cache.states else count, []
+        for at in range(0, count, size):
+            o, state = self.ops.delta_rule(*(each[:, at : at + size] for each in (q, k, v, g, beta)), state)
+            cache.put_state(state, step.first + at + size - 1)
+            parts.append(o)
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,115 @@
+"""What a recurrent layer keeps of the past: its state, and the last inputs of its convolution; as much behind a million
+positions as behind one.
+
+The state behind position p lies in slot p mod `states`, so that it never overwrites the one that it was made from: a
+step may be made twice, as a recording does, and gives the same. With more slots, states further back are there to
+return to (`Cache.mark`). The convolution's inputs lie in a ring too, as far back as any of these states needs them.
+Nothing here depends on where a row begins: what is padded has left no trace.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minillm.spec import GatedDeltaNet
+
+STATES = 2
+
+
+class StateCache:
+    """fp32 states `[B, states, H, K, V]`, and inputs `[B, slots, C]` of the convolution."""
+
+    ring = None
+
+    def __init__(
+        self,
+        spec: GatedDeltaNet,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        states: int = STATES,
+    ):
+        self.spec = spec
+        heads = self.shape(spec, batch)[1:]
+        self.state = torch.zeros((batch, states, *heads), dtype=torch.float32, device=device)
+        self.inputs = torch.zeros((batch, *self.of_inputs(spec, states)), dtype=dtype, device=device)
+
+    @staticmethod
+    def shape(spec: GatedDeltaNet, batch: int) -> tuple[int, int, int, int]:
+        """Of the state behind one position, `[B, H, K, V]`."""
+        return batch, spec.num_v_heads, spec.k_dim, spec.v_dim
+
+    @staticmethod
+    def of_inputs(spec: GatedDeltaNet, states: int) -> tuple[int, int]:
+        """Of what is kept of the inputs: the conv_kernel - 1 before each position that can be returned to."""
+        channels = 2 * spec.num_k_heads * spec.k_dim + spec.num_v_heads * spec.v_dim
+        return states + spec.conv_kernel - 2, channels
+
+    @classmethod
+    def nbytes(cls, spec: GatedDeltaNet, capacity: int, width: int) -> int:
+        """Of one row, with inputs of `width` bytes, whatever the capacity: what is held, and what a step reads and
+        writes."""
+        _, heads, keys, values = cls.shape(spec, 1)
+        slots, channels = cls.of_inputs(spec, STATES)
+        return 4 * STATES * heads * keys * values + width * slots * channels
+
+    @property
+    def states(self) -> int:
+        return self.state.shape[1]
+
+    def before(self, first: int | Tensor) -> tuple[Tensor, Tensor]:
+        """What the positions from `first` on, or from int64 `[B]` on, follow: the inputs before them, in order,
+        `[B, conv_kernel - 1, C]`, and the state behind them, `[B, H, K, V]`."""
+        width = self.spec.conv_kernel - 1
+        if isinstance(first, int):
+            if first == 0:
+                self.state.zero_()
+                self.inputs.zero_()
+            return self.inputs[:, self._slots(first, width)], self.state[:, (first - 1) % self.states]
+        rows = torch.arange(len(first), device=first.device)
+        back = torch.arange(-width, 0, device=first.device)
+        at = (first[:, None] + back) % self.inputs.shape[1]
+        return self.inputs[rows[:, None], at], self.state[rows, (first - 1) % self.states]
+
+    def put_inputs(self, inputs: Tensor, first: int | Tensor) -> None:
+        """Store `[B, T, C]` of the positions from `first` on, as many of the last as are kept."""
+        if isinstance(first, int):
+            kept = min(inputs.shape[1], self.inputs.shape[1])
+            self.inputs[:, self._slots(first + inputs.shape[1], kept)] = inputs[:, -kept:]
+        else:
+            rows = torch.arange(len(first), device=first.device)
+            self.inputs[rows, first % self.inputs.shape[1]] = inputs[:, 0]
+
+    def put_state(self, state: Tensor, position: int | Tensor) -> None:
+        """Store `[B, H, K, V]` behind a position, or behind one of each row."""
+        if isinstance(position, int):
+            self.state[:, position % self.states] = state
+        else:
+            self.state[torch.arange(len(position), device=position.device), position % self.states] = state
+
+    def _slots(self, end: int, count: int) -> Tensor:
+        """Where the inputs of the `count` positions before `end` lie."""
+        return torch.arange(end - count, end, device=self.inputs.device) % self.inputs.shape[1]
+
+    def take(self, row: int, end: int, source: StateCache, source_row: int, source_end: int, count: int) -> None:
+        """The last state of a row elsewhere, behind `count` positions that end at `source_end`, becomes that behind
+        those that end at `end` here; with the inputs that come before the next."""
+        if not count:
+            return
+        self.state[row, (end - 1) % self.states] = source.state[source_row, (source_end - 1) % source.states]
+        kept = min(count, self.inputs.shape[1], source.inputs.shape[1])
+        self.inputs[row, self._slots(end, kept)] = source.inputs[source_row, source._slots(source_end, kept)]
+
+    def widen(self, end: int, states: int) -> bool:
+        """Have room for the states of so many positions, the one before `end` being the first; whether that moved
+        anything."""
+        if states <= self.states:
+            return False
+        batch, kind, device = len(self.state), self.inputs.dtype, self.inputs.device
+        made = StateCache(self.spec, batch, 0, kind, device, states)
+        for row in range(batch):
+            made.take(row, end, self, row, end, end)
+        self.state, self.inputs = made.state, made.inputs
+        return True

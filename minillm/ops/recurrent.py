@@ -1,0 +1,93 @@
+"""The ops of recurrent layers in plain PyTorch: the gated delta rule, the short convolution, the gated norm.
+
+The rule (Yang et al., arXiv:2412.06464), for each v head, from a state S `[K, V]` in fp32 and one position to the next:
+
+    S <- e^g S,    d = beta (v - Sᵀ k),    S <- S + k dᵀ,    o = Sᵀ q
+
+`delta_rule` does that to a single position, and to more of them in chunks of C. Inside a chunk let G_ij = e^(g_j+1 + …
++ g_i) be what position i has kept of position j, and G_i what it has kept of the state S that the chunk begins with.
+All corrections d, the rows of D, follow from each other, d_i = beta_i (v_i - G_i Sᵀ k_i - Σ_j<i G_ij (k_j·k_i) d_j),
+which is one triangular system (the WY representation, Yang et al., arXiv:2406.06484):
+
+    (I + tril(beta (K Kᵀ) G, -1)) D = beta (V - G K S)
+    O = G Q S + tril((Q Kᵀ) G) D,    S <- G_C S + Σ_j G_Cj k_j d_jᵀ
+
+The right side is linear in S, so the system is solved for all chunks at once and only the last two lines go in order.
+
+Shapes: B batch, T positions, H v heads, N chunks of C positions, K and V values of a head's k and v.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 64
+EPS = 1e-6  # under the root of the sum of squares that q and k are divided by
+
+
+def short_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """silu(y), y_t = sum over j of w_j x_(t + j) for each channel: x `[B, J - 1 + T, C]` begins with the J - 1
+    positions before the first, weight `[C, J]` -> `[B, T, C]` of x's dtype."""
+    return F.silu(F.conv1d(x.transpose(1, 2), weight.unsqueeze(1), groups=len(weight))).transpose(1, 2)
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """w * x / rms(x) * silu(gate) over the last dimension, in fp32 but for the product with the weight; x and gate
+    `[..., N]`, weight `[N]` -> x's shape and dtype."""
+    x32 = x.float()
+    normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    return (weight * normed.to(x.dtype) * F.silu(gate.float())).to(x.dtype)
+
+
+def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The gated delta rule over T positions, with q / (|q| sqrt(K)) and k / |k| for q and k, in fp32.
+
+    q and k `[B, T, H', K]`, H' dividing H, v `[B, T, H, V]`, g fp32 and beta `[B, T, H]`, state fp32 `[B, H, K, V]` ->
+    o `[B, T, H, V]` in v's dtype, and the state behind the last position, a tensor of its own.
+    """
+    group = v.shape[2] // k.shape[2]
+    q, k = (_unit(each).repeat_interleave(group, dim=1) for each in (q, k))
+    v32, beta, g = (each.float().transpose(1, 2) for each in (v, beta, g))
+    form = _chunks if v.shape[1] > 1 else _one
+    o, state = form(q * q.shape[-1] ** -0.5, k, v32, g, beta, state)
+    return o.transpose(1, 2).to(v.dtype), state
+
+
+def _unit(x: Tensor) -> Tensor:
+    """`[B, T, H', K]` -> `[B, H', T, K]` of length 1, in fp32."""
+    x = x.transpose(1, 2).float()
+    return x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + EPS)
+
+
+def _one(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One position: q and k `[B, H, 1, K]`, v `[B, H, 1, V]`, g and beta `[B, H, 1]`."""
+    state = state * g.exp().unsqueeze(-1)
+    d = (v - (state * k.transpose(-1, -2)).sum(-2, keepdim=True)) * beta.unsqueeze(-1)
+    state = state + k.transpose(-1, -2) * d
+    return (state * q.transpose(-1, -2)).sum(-2, keepdim=True), state
+
+
+def _chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Several: q and k `[B, H, T, K]`, v `[B, H, T, V]`, g and beta `[B, H, T]`."""
+    count = v.shape[2]
+    missing = -count % CHUNK  # positions that write nothing and are thrown away
+    q, k, v = (F.pad(each, (0, 0, 0, missing)).unflatten(2, (-1, CHUNK)) for each in (q, k, v))
+    g, beta = (F.pad(each, (0, missing)).unflatten(2, (-1, CHUNK)) for each in (g, beta))
+    so_far = g.double().cumsum(-1)  # a difference of two sums is exact to what it is itself, not to what they are
+    future = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=v.device).triu(1)
+    kept = (so_far.unsqueeze(-1) - so_far.unsqueeze(-2)).float().masked_fill(future, float("-inf")).exp()  # G
+    from_start, to_end = (each.float().exp().unsqueeze(-1) for each in (so_far, so_far[..., -1:] - so_far))
+    k_beta = k * beta.unsqueeze(-1)
+    right = torch.cat((v * beta.unsqueeze(-1), k_beta * from_start), dim=-1)
+    system = k_beta @ k.transpose(-1, -2) * kept
+    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    own, of_state = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
+    seen, asked, written = q @ k.transpose(-1, -2) * kept, q * from_start, (k * to_end).transpose(-1, -2)
+    total, parts = from_start[..., -1:, :], []
+    for n in range(v.shape[2]):
+        d = own[:, :, n] - of_state[:, :, n] @ state
+        parts.append(asked[:, :, n] @ state + seen[:, :, n] @ d)
+        state = state * total[:, :, n] + written[:, :, n] @ d
+    return torch.cat(parts, dim=2)[:, :, :count], state

@@ -1,0 +1,100 @@
+"""The vocabulary: what a decoder is made of, as small frozen dataclasses without a line of torch.
+
+A model is a tuple of `Layer`s, each with its own attention and feed-forward, so that a model whose layers alternate
+is a list comprehension in its family file and never a condition in the model. A family file turns a config into a
+`Decoder`; `model/decoder.py` turns a `Decoder` into modules. Read this file first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minillm.spec.attention import GQA, MLA, Attention, QKNorm, QKNormWidth
+from minillm.spec.ffn import MLP, Activation, ClampedSwiGLU, GatedMLP, GroupScore, MoE, Router, RouterScore
+from minillm.spec.norm import LayerNorm, Norm, NormCast
+from minillm.spec.recurrent import GatedDeltaNet
+from minillm.spec.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    RopeLayout,
+    RopeScaling,
+    YarnScaling,
+)
+
+__all__ = [
+    "GQA",
+    "MLA",
+    "MLP",
+    "Activation",
+    "Attention",
+    "ClampedSwiGLU",
+    "Decoder",
+    "DynamicScaling",
+    "GatedDeltaNet",
+    "GatedMLP",
+    "GroupScore",
+    "Layer",
+    "LayerNorm",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
+    "Mixer",
+    "MoE",
+    "Norm",
+    "NormCast",
+    "QKNorm",
+    "QKNormWidth",
+    "Rope",
+    "RopeLayout",
+    "RopeScaling",
+    "Router",
+    "RouterScore",
+    "YarnScaling",
+]
+
+Mixer = Attention | GatedDeltaNet  # what lets positions of a sequence see each other
+
+
+@dataclass(frozen=True)
+class Layer:
+    """h = x + post_attention_norm(attention(attention_norm(x))), then h + post_ffn_norm(ffn(ffn_norm(h))).
+
+    A norm that is None is left out. `parallel`: both see the same x, x + attention(attention_norm(x)) +
+    ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm.
+    """
+
+    attention_norm: Norm | LayerNorm | None
+    attention: Mixer
+    ffn_norm: Norm | LayerNorm | None
+    ffn: GatedMLP | MLP | MoE
+    post_attention_norm: Norm | LayerNorm | None = None
+    post_ffn_norm: Norm | LayerNorm | None = None
+    parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Embedding, layers, final norm, and a head that is the embedding itself when `tied`, or has a bias.
+
+    Embeddings are multiplied by `embedding_scale`, rounded to their dtype. With a `logit_softcap` c, logits become
+    c tanh(logits / c).
+    `context` is the number of positions that the published model is meant for; generation refuses to go beyond it.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[Layer, ...]
+    final_norm: Norm | LayerNorm
+    tied: bool
+    context: int
+    head_bias: bool = False
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """Those of the layers that have one."""
+        return [layer.attention for layer in self.layers if isinstance(layer.attention, Attention)]

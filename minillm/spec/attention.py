@@ -1,0 +1,80 @@
+"""Attention: what lets a position see others through scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from minillm.spec.norm import LayerNorm, Norm
+from minillm.spec.rope import Rope
+
+QKNormWidth = Literal["head", "all"]
+
+
+@dataclass(frozen=True)
+class QKNorm:
+    """The norms of q and k: `width` "head" normalises each head over head_dim, all heads with one weight; "all" the
+    heads together over their full width."""
+
+    norm: Norm | LayerNorm
+    width: QKNormWidth = "head"
+
+
+@dataclass(frozen=True)
+class GQA:
+    """Grouped-query attention (Ainslie et al., arXiv:2305.13245): num_heads / num_kv_heads query heads share a kv head.
+
+    `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
+    `qk_norm`: q and k are normalised before the rotation. `clip`: q, k and v are then clamped to [-clip, clip].
+    Scores are q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c).
+    `rope` None: nothing says where a key lies. `weakened` by "sinks", each head has one learned score more, that takes
+    its share of the softmax and gives nothing to the sum; by a "gate", what the heads give is multiplied by
+    sigmoid(W x), value by value (Qiu et al., arXiv:2505.06708).
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: Rope | None
+    window: int | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: QKNorm | None = None
+    clip: float | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    weakened: Literal["sinks", "gate"] | None = None
+
+    @property
+    def sinks(self) -> bool:
+        return self.weakened == "sinks"
+
+    @property
+    def gate(self) -> bool:
+        return self.weakened == "gate"
+
+
+@dataclass(frozen=True)
+class MLA:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): k and v of all heads come from one latent vector of
+    `kv_rank` values per position, and one rotary key of rope.dim values is shared by all heads.
+
+    A head's q and k have nope_dim + rope.dim values, its v has v_dim. `q_rank`: q too goes through a latent; None: one
+    plain projection. `latent_norm` is that of both latents. Scores are scaled by
+    score_factor / sqrt(nope_dim + rope.dim). `bias` is on the projections into the latents and on the output.
+    """
+
+    num_heads: int
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    v_dim: int
+    rope: Rope
+    latent_norm: Norm
+    score_factor: float = 1.0
+    bias: bool = False
+
+    window: ClassVar[None] = None  # latent attention sees all of the past
+
+
+Attention = GQA | MLA

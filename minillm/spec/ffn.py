@@ -1,0 +1,78 @@
+"""Feed-forwards, and mixtures of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+RouterScore = Literal["softmax", "softmax_chosen", "sigmoid", "sparsemixer"]
+GroupScore = Literal["max", "top2_sum"]
+
+
+@dataclass(frozen=True)
+class ClampedSwiGLU:
+    """What gpt-oss has for act(gate) * up: g sigmoid(alpha g) * (u + 1) with g = min(gate, limit) and u = up clamped to
+    [-limit, limit] (gpt-oss model card, arXiv:2508.10925)."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """down(act(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202); SwiGLU when the activation is silu."""
+
+    intermediate_size: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class MLP:
+    """down(act(up(x))): no gate."""
+
+    intermediate_size: int
+    activation: Activation
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Router:
+    """Which `top_k` of `num_experts` a token goes to and with what weights; everything in fp32.
+
+    `score`: "softmax" over all experts, "softmax_chosen" over the chosen ones, "sigmoid" of each, or "sparsemixer"
+    (Phi-3.5-MoE, arXiv:2409.12136: each pick has a softmax of its own over the experts within `jitter` of the best).
+    `renormalize`: the chosen weights are divided by their sum; then all are multiplied by `scale`.
+    `bias`: a correction is added to the scores for the choice, never to the weights (arXiv:2408.15664).
+    Of `num_groups` equal groups only the `top_groups` with the best `group_score` may be chosen from.
+    `standardize`: a token's logits are first brought to mean 0 and deviation 1 over the experts. `logit_bias`: they
+    have a bias.
+    """
+
+    num_experts: int
+    top_k: int
+    score: RouterScore = "softmax"
+    renormalize: bool = False
+    scale: float = 1.0
+    bias: bool = False
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: GroupScore = "max"
+    standardize: bool = False
+    jitter: float = 0.0
+    logit_bias: bool = False
+
+
+@dataclass(frozen=True)
+class MoE:
+    """Mixture of experts (Shazeer et al., arXiv:1701.06538): the weighted sum of the chosen experts, each a gated MLP
+    of `intermediate_size`, plus a `shared` one that every token goes through, times sigmoid(w x) with `shared_gate`.
+    `bias`: each of an expert's three products has one."""
+
+    router: Router
+    intermediate_size: int
+    activation: Activation | ClampedSwiGLU = "silu"
+    shared: GatedMLP | None = None
+    shared_gate: bool = False
+    bias: bool = False

@@ -1,0 +1,106 @@
+"""Families that transformers has no class for, and whose mathematics it has under another name: that model, written
+with the keys and the tensors' names that the family publishes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+# The model_type whose class computes the same.
+CLASS = {"exaone": "llama", "qwen": "qwen2", "chatglm": "glm", "mimo": "qwen2", "baichuan": "llama"}
+LAYER = r"model\.layers\.(\d+)\."
+GPT = {r"^model\.embed_tokens": "transformer.wte", r"^model\.norm": "transformer.ln_f", LAYER: r"transformer.h.\1."}
+NORMS = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
+# What to put in place of a pattern in the class's names; "q+k+v" are the three under each other.
+NAMES: dict[str, dict[str, str]] = {
+    "exaone": {
+        **GPT, **NORMS, r"self_attn\.o_proj": "attn.attention.out_proj", r"self_attn\.": "attn.attention.",
+        "gate_proj": "c_fc_0", "up_proj": "c_fc_1", "down_proj": "c_proj",
+    },
+    "qwen": {
+        **GPT, **NORMS, r"self_attn\.q\+k\+v": "attn.c_attn", r"self_attn\.o_proj": "attn.c_proj", "up_proj": "w1",
+        "gate_proj": "w2", r"down_proj": "c_proj",
+    },
+    "chatglm": {
+        r"^model\.embed_tokens": "transformer.embedding.word_embeddings", "^lm_head": "transformer.output_layer",
+        r"^model\.norm": "transformer.encoder.final_layernorm", LAYER: r"transformer.encoder.layers.\1.",
+        r"self_attn\.q\+k\+v": "self_attention.query_key_value", r"self_attn\.o_proj": "self_attention.dense",
+        "gate_up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h",
+    },
+    "mimo": {},
+    "baichuan": {r"q\+k\+v": "W_pack"},
+}  # fmt: skip
+
+
+def build(family: str, values: dict[str, Any]) -> Any:
+    config = transformers.AutoConfig.for_model(CLASS[family], **values)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder / "oracle", **options).eval()
+
+
+def save(model: Any, folder: Path, family: str) -> None:
+    model.save_pretrained(folder / "oracle")
+    tensors = load_file(folder / "oracle/model.safetensors")
+    if "q+k+v" in " ".join(NAMES[family]).replace("\\", ""):
+        tensors = joined(tensors)
+    published = {renamed(name, NAMES[family]): tensor for name, tensor in tensors.items()}
+    published |= {"model.mtp_layers.0.input_layernorm.weight": torch.ones(2)} if family == "mimo" else {}
+    save_file(published, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(keys(model.config, family)))
+
+
+def joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    made = {}
+    for name, tensor in tensors.items():
+        if ".q_proj." in name:
+            parts = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            made[name.replace("q_proj", "q+k+v")] = torch.cat(parts)
+        elif not any(f".{part}_proj." in name for part in "kv"):
+            made[name] = tensor
+    return made
+
+
+def renamed(name: str, patterns: dict[str, str]) -> str:
+    for pattern, to in patterns.items():
+        name = re.sub(pattern, to, name)
+    return name
+
+
+def keys(config: Any, family: str) -> dict[str, Any]:
+    """The same sizes in the words of the family's config.json."""
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    head_dim, theta = getattr(config, "head_dim", None) or hidden // heads, config.rope_parameters["rope_theta"]
+    every = "hidden_size num_attention_heads tie_word_embeddings bos_token_id eos_token_id pad_token_id dtype".split()
+    common = {key: config.to_dict()[key] for key in every}
+    eps, width, positions = config.rms_norm_eps, config.intermediate_size, config.max_position_embeddings
+    sizes = {"vocab_size": config.vocab_size, "max_position_embeddings": positions}
+    if family == "exaone":
+        words = "num_key_value_heads head_dim intermediate_size rope_parameters".split()
+        scaled = {key: getattr(config, key) for key in words}
+        own = {"num_layers": config.num_hidden_layers, "activation_function": config.hidden_act}
+        return {**common, **sizes, **scaled, **own, "layer_norm_epsilon": eps}
+    if family == "qwen":
+        own = {"num_hidden_layers": config.num_hidden_layers, "intermediate_size": 2 * width, "kv_channels": head_dim}
+        return {**common, **sizes, **own, "layer_norm_epsilon": eps, "rotary_emb_base": theta, "seq_length": positions}
+    if family == "chatglm":
+        return {
+            **common, "num_layers": config.num_hidden_layers, "ffn_hidden_size": width, "kv_channels": head_dim,
+            "padded_vocab_size": config.vocab_size, "multi_query_group_num": config.num_key_value_heads,
+            "seq_length": positions, "layernorm_epsilon": eps, "rope_ratio": theta / 10000,
+            "add_qkv_bias": config.attention_bias,
+        }  # fmt: skip
+    values = config.to_dict()
+    if family == "baichuan":
+        return {**values, "model_max_length": positions}
+    return {**values, "head_dim": head_dim, "attention_bias": True}

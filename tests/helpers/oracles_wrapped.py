@@ -1,0 +1,52 @@
+"""transformers' models that read images too, given text alone; their checkpoints in the published layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "patch_size": 4}
+MERGED = {**SIZES, "depth": 1, "num_heads": 2, "out_hidden_size": 48}
+DEEPER = {**MERGED, "depth": 2, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+LAYERS = {**SIZES, "num_hidden_layers": 1, "num_attention_heads": 2}
+# A tower as small as can be, which stays unused.
+VISION: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 48, "mlp_ratio": 2, "patch_size": 4},
+    "qwen2_5_vl": MERGED,
+    "qwen3_vl": DEEPER,
+    "qwen3_vl_moe": DEEPER,
+    "mistral3": {**LAYERS, "head_dim": 8, "image_size": 16},
+    "kimi_k25": LAYERS,
+}
+TEXT = {"mistral3": "mistral", "kimi_k25": "deepseek_v3"}
+
+
+def build(family: str, values: dict[str, Any]) -> Any:
+    text = {**values, **({"model_type": TEXT[family]} if family in TEXT else {})}
+    tied = values.get("tie_word_embeddings", False)
+    whole = {"text_config": text, "vision_config": VISION[family], "tie_word_embeddings": tied}
+    config = transformers.AutoConfig.for_model(family, **whole)
+    return transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return transformers.AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
+
+
+def publish(folder: Path) -> None:
+    """What transformers 5.23 writes otherwise than it was published, and reads: stacked experts lie the other way
+    around, and layers of text are called as the tower's."""
+
+    def published(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+        stacked = name.startswith("model.language_model.") and ".mlp.experts." in name
+        name = name.replace("language_model.model.blocks.", "language_model.model.layers.")
+        return name, tensor.transpose(1, 2).contiguous() if stacked else tensor
+
+    path = folder / "model.safetensors"
+    tensors: dict[str, torch.Tensor] = load_file(path)
+    save_file(dict(published(*each) for each in tensors.items()), path, metadata={"format": "pt"})

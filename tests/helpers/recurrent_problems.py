@@ -1,0 +1,57 @@
+"""Problems for the ops of recurrent layers, as `kernel_problems.py` has them for others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minillm.ops import Ops, recurrent
+from tests.helpers.kernel_cases import Case, Errors, exact, ulps
+
+
+def silu(x: Tensor) -> Tensor:
+    return x * x.sigmoid()
+
+
+@torch.no_grad()
+def short_conv(case: Case, ops: Ops) -> Errors:
+    channels, steps, width = case.size(200), case.size(20), case.size(4)
+    x, weight = case.part(2, width - 1 + steps, channels), case.values(channels, width)
+    x64, weight64 = exact(x, weight)
+    y = sum(weight64[:, j] * x64[:, j : j + steps] for j in range(width))
+    return {"result": ulps(ops.short_conv(x, weight), silu(y))}
+
+
+@torch.no_grad()
+def gated_rms_norm(case: Case, ops: Ops) -> Errors:
+    rows, n = case.size(6), case.size(512)
+    x, gate, weight = case.part(2, rows, n), case.part(2, rows, n), case.values(n)
+    x64, gate64, weight64 = exact(x, gate, weight)
+    normed = x64 * torch.rsqrt(x64.square().mean(-1, keepdim=True) + 1e-2)
+    return {"result": ulps(ops.gated_rms_norm(x, gate, weight, 1e-2), weight64 * normed * silu(gate64))}
+
+
+@torch.no_grad()
+def delta_rule(case: Case, ops: Ops) -> Errors:
+    batch, steps, heads, group = case.size(2), case.of((1, 2, 65, 130)), case.size(2), case.size(3)
+    keys, values = case.size(64, 8), case.size(64)  # of few values all keys are alike, and corrections cancel
+    q, k = (case.values(batch, steps, heads, keys) for _ in range(2))
+    v, beta = case.values(batch, steps, heads * group, values), case.values(batch, steps, heads * group).sigmoid()
+    g = -case.values(batch, steps, heads * group, dtype=torch.float32).abs()
+    state = case.values(batch, heads * group, keys, values, dtype=torch.float32)
+    o, last = ops.delta_rule(q, k, v, g, beta, state)
+    expected, expected_last = in_order(*exact(q, k, v, g, beta, state))
+    return {"result": ulps(o, expected), "result of the state": ulps(last, expected_last, dtype=torch.float32)}
+
+
+def in_order(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The rule, position by position."""
+    source = [h // (v.shape[2] // k.shape[2]) for h in range(v.shape[2])]
+    q, k = ((each / (each.square().sum(-1, keepdim=True) + recurrent.EPS).sqrt())[:, :, source] for each in (q, k))
+    parts = []
+    for t in range(v.shape[1]):
+        state = torch.einsum("bh,bhkv->bhkv", g[:, t].exp(), state)
+        error = v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])
+        state = state + torch.einsum("bh,bhk,bhv->bhkv", beta[:, t], k[:, t], error)
+        parts.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]) / q.shape[-1] ** 0.5)
+    return torch.stack(parts, dim=1), state

@@ -1,0 +1,1 @@
+"""PyTorch's own files (.bin, .pth), read without its unpickler."""
