@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import shutil
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from minillm import ops
-from minillm.ops.cpu import beside, kept, usable
+from minillm.ops.cpu import beside, kept, loops, usable
 from minillm.ops.cpu.beside import Beside
 from minillm.ops.cpu.loops import jit
 
@@ -191,6 +192,18 @@ def test_numba_is_told_not_to_compile(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_a_description_has_the_types() -> None:
     given = (1, True, (np.float32(2), (0, 7)), np.empty(0, np.uint16), -5)
     assert numba.typeof(beside._alike(beside._described(given))) == numba.typeof(given)
+
+
+def test_loops_of_folders_in_folders_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two loops may have one name, and their files too: each is asked for by all of where it is."""
+    asked: list[tuple[str, str]] = []
+    made = Beside()
+    monkeypatch.setattr(made, "_ask", lambda what: asked.append((what[0], what[1])))
+    for module in (loops.experts, loops.tiles.experts):
+        monkeypatch.setattr(module.experts, "is_kept", lambda types: False)
+        assert not made._has(module.experts, (module.__name__,))
+    found = [getattr(importlib.import_module(module), name) for module, name in asked]
+    assert found == [loops.experts.experts, loops.tiles.experts.experts]
 
 
 def test_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ that the next run finds it. A thread would not do: numba holds Python's lock whi
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -58,7 +59,7 @@ class Beside:
             if call.is_kept(types):
                 return True
             number = self.asked[call, types] = len(self.asked)
-            self._ask([call.__module__.rpartition(".")[2], call.__name__, _described(given)])
+            self._ask([call.__module__, call.__name__, _described(given)])
         return number < self.ready or self.gone
 
     def _ask(self, what: list[Any]) -> None:
@@ -114,13 +115,11 @@ def _alike(described: Any) -> Any:
 
 
 def main() -> None:
-    from minillm.ops.cpu import loops
-
     if hasattr(os, "nice"):
         os.nice(PATIENCE)
     for line in sys.stdin.buffer:
         module, name, given = json.loads(line)
-        compiled = getattr(getattr(loops, module), name).compiled
+        compiled = getattr(importlib.import_module(module), name).compiled
         compiled.compile(tuple(compiled.typeof_pyval(each) for each in _alike(given)))
         with contextlib.suppress(OSError):  # nobody waits any more
             os.write(1, b"\n")

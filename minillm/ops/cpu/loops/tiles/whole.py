@@ -32,6 +32,7 @@ from minillm.ops.cpu.loops.vector import (
     number,
     same,
     splat,
+    store,
     total,
     two_to,
     zeros,
@@ -81,10 +82,15 @@ def split(x: Any, rows: int) -> Any:
     """R rows of x as bytes, powers and sums; columns that are missing from the last chunk are zeros."""
     count = len(x) // rows
     chunks = -(-count // CHUNK)
-    parts, row = aligned(rows * chunks * 2 * CHUNK, np.int8), np.zeros(chunks * CHUNK, np.float32)
+    parts, row = aligned(rows * chunks * 2 * CHUNK, np.int8), aligned(chunks * CHUNK, np.float32)
     powers, sums = np.empty(rows * chunks, np.float32), np.empty(rows * chunks * 2, np.int32)
+    for i in range(0, chunks * CHUNK, LANES):
+        store(row, i, zeros())
     for r in range(rows):
-        for i in range(count):
+        whole = count // LANES * LANES
+        for i in range(0, whole, LANES):
+            store(row, i, load(x, r * count + i))
+        for i in range(whole, count):
             row[i] = number(x[r * count + i])
         for c in range(chunks):
             of_chunk = r * chunks + c
