@@ -17,8 +17,10 @@ def hybrid(draw: st.DrawFn, config: dict[str, Any], **more: st.SearchStrategy[An
         "layer_types": kinds,
         "linear_num_key_heads": heads,
         "linear_num_value_heads": heads * draw(st.integers(1, 3)),
-        "linear_key_head_dim": draw(st.integers(2, 12)),
-        "linear_value_head_dim": draw(st.integers(2, 12)),
+        # What a head gives is normalised: where it is all but zero, that multiplies its rounding.
+        "rms_norm_eps": draw(st.sampled_from((1e-3, 1e-2))),
+        "linear_key_head_dim": draw(st.integers(4, 12)),
+        "linear_value_head_dim": draw(st.integers(4, 12)),
         "linear_conv_kernel_dim": draw(st.integers(2, 5)),
         **draw(st.fixed_dictionaries(more)),
     }
