@@ -77,13 +77,25 @@ TENSORS: dict[str, tuple[Any, ...]] = {
         lambda named: {**named, DOWN: torch.zeros(48, 19)},
         f"{DOWN} is [48, 19], the config needs [48, 20]",
     ),
-    "more blocks": ("deepseek_v3", in_fp8(1, 2), f"{DOWN}_scale_inv is [1, 2], blocks of 128 x 128 need [1, 1]"),
-    "one factor": ("deepseek_v3", in_fp8(), f"{DOWN}_scale_inv is [], blocks of 128 x 128 need [1, 1]"),
-    "factors of rows": ("deepseek_v3", in_fp8(48, 1), f"{DOWN}_scale_inv is [48, 1], blocks of 128 x 128 need [1, 1]"),
+    "more blocks": (
+        "deepseek_v3",
+        in_fp8(1, 2),
+        f"{DOWN}_scale_inv is [1, 2], FP8 of [48, 20] in blocks of 128 x 128 makes it [1, 1]",
+    ),
+    "one factor": (
+        "deepseek_v3",
+        in_fp8(),
+        f"{DOWN}_scale_inv is [], FP8 of [48, 20] in blocks of 128 x 128 makes it [1, 1]",
+    ),
+    "factors of rows": (
+        "deepseek_v3",
+        in_fp8(48, 1),
+        f"{DOWN}_scale_inv is [48, 1], FP8 of [48, 20] in blocks of 128 x 128 makes it [1, 1]",
+    ),
     "factors missing": (
         "deepseek_v3",
         lambda named: {**in_fp8(1, 1)(named), UP: named[UP].to(torch.float8_e4m3fn)},
-        f"1 FP8 tensors without their factors: {UP} (expected {UP}_scale_inv)",
+        f"{UP}_scale_inv is missing, without which {UP} is no FP8",
     ),
     "all factors missing": (
         "deepseek_v3",
@@ -94,27 +106,27 @@ TENSORS: dict[str, tuple[Any, ...]] = {
     "factors of a plain matrix": (
         "deepseek_v3",
         in_fp8(1, 1, dtype=torch.float32),
-        f"factors of a tensor that is not FP8: {DOWN}_scale_inv: {DOWN} is F32",
+        f"{DOWN} is F32, FP8 makes it F8_E4M3",
     ),
     "factors of another FP8": (
         "deepseek_v3",
         in_fp8(1, 1, dtype=torch.float8_e5m2),
-        f"factors of a tensor that is not FP8: {DOWN}_scale_inv: {DOWN} is F8_E5M2",
+        f"{DOWN} is F8_E5M2, FP8 makes it F8_E4M3",
     ),
     "FP8 that is no matrix": (
         "deepseek_v3",
         lambda named: named | {NORM: named[NORM].to(torch.float8_e4m3fn), f"{NORM}_scale_inv": torch.ones(1)},
-        f"1 FP8 tensors of shapes that it has none for: {NORM} is [48]: it is no matrix",
+        f"{NORM} is [48], FP8 is of matrices",
     ),
     "factors that are no numbers": (
         "deepseek_v3",
         lambda named: in_fp8(1, 1)(named) | {f"{DOWN}_scale_inv": torch.ones(1, 1, dtype=torch.int32)},
-        f"FP8 factors of a type that is none for factors: {DOWN}_scale_inv is I32",
+        f"{DOWN}_scale_inv is I32, FP8 of [48, 20] in blocks of 128 x 128 makes it F64 or F32",
     ),
     "factors of factors": (
         "deepseek_v3",
         lambda named: in_fp8(1, 1)(named) | {f"{DOWN}_scale_inv_scale_inv": torch.ones(1, 1)},
-        f"1 tensors no rule claims: {DOWN}_scale_inv_scale_inv",
+        f"{DOWN}_scale_inv is F32, FP8 makes it F8_E4M3",
     ),
     "factors of nothing": (
         "deepseek_v3",

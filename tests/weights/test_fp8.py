@@ -202,7 +202,8 @@ def test_only_chosen_experts_are_dequantised(
     model = minillm.load(pair[0], "float32", kernels=kernels, keep_quantized=True).model
     given = tokens(1, 2, seed=5)
     expected, routing = model(given, collect_routing=True)
-    wanted = [each.numel() for each in model.parameters() if each.dtype == fp8.DTYPE and each.dim() == 2]
+    plain = kernels == "reference"  # products with other matrices have a loop of their own
+    wanted = [each.numel() for each in model.parameters() if plain and each.dtype == fp8.DTYPE and each.dim() == 2]
     for layer, routed in zip(model.layers, routing, strict=True):
         if routed is not None:
             chosen = routed.experts.unique().tolist()
