@@ -62,7 +62,7 @@ def experts(
     known = all(isinstance(each, GroupedMatrices) and laid(each.made) and whole(each.parts) for each in given)
     fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous() and here(chosen)
     if not (known and fits and numbers and in_bytes(x)):
-        fast = matrices.fast(x) if known else x  # what the processor multiplies, where all matrices become that
+        fast = matrices.fast(x)  # what the processor multiplies
         gate_up, down = (_Written.of(each, fast) for each in given)
         biases = biases and (biases[0].to(fast.dtype), biases[1].to(fast.dtype))
         return grouped.experts(fast, chosen, weights, gate_up, down, activation, biases, places).to(x.dtype)
