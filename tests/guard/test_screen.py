@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from minillm import cli, generate, plan
+from minillm import cli, generate
 from minillm.guard import screen
 from minillm.hub import DEMO
+from minillm.plan import __main__ as plan_command
 from tests.conftest import ROOT, exit_code
 
 ESCAPES = "\x1b]0;owned\x07 \x9b2J \u202edetrever\u202c \x7f\r"
@@ -127,7 +128,7 @@ def test_colours_of_our_own_stay() -> None:
 
 def test_the_streams_are_given_back(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout, sys.stderr
-    assert plan.__main__.main(["--weights", str(DEMO)]) == 0
+    assert plan_command.main(["--weights", str(DEMO)]) == 0
     assert (sys.stdout, sys.stderr) == before
 
 
