@@ -8,9 +8,7 @@ the rows of experts in other forms, becomes plain.
 from __future__ import annotations
 
 import collections
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import cast
 
@@ -24,6 +22,7 @@ from minillm.weights.gguf.tensors import Blocks, InBlocks
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.rules import Destination, Plan
 from minillm.weights.tensorfile import blocks
+from minillm.weights.threads import in_threads
 
 PIECE = 2**18  # values packed at a time
 Held = Mapping[str, tuple[Segment, ...]]  # parameter -> its segments
@@ -132,26 +131,15 @@ def fill(held: Sequence[Segment], stored: Stored, to: Destination, place: Callab
 
 
 def packed(form: Packing, stored: Stored, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The rows that a tensor fills as the parts of a form, some at a time: (number of the first row, parts), in order.
-
-    A thread takes whole pieces: were each of the many small ops cut up among all, they would wait for one another most
-    of the time.
-    """
-    count, threads = to.shape[0], torch.get_num_threads()
+    """The rows that a tensor fills as the parts of a form, in order: (number of the first row, parts), some at a time."""
+    count = to.shape[0]
     laid = None if to.layout is None else _fields(stored, 0, count).map(_turned(to))
     step = max(PIECE // to.shape[-1] // form.tile, 1) * form.tile
 
     def pack(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
         return block[0], form.pack(_fields(stored, *block) if laid is None else laid.rows(slice(*block)))
 
-    left = blocks(count, step)
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            while some := list(itertools.islice(left, 2 * threads)):
-                yield from pool.map(pack, some)
-    finally:
-        torch.set_num_threads(threads)
+    return in_threads(pack, blocks(count, step))
 
 
 def _fields(stored: Stored, start: int, stop: int) -> Fields:

@@ -6,9 +6,7 @@ converted or quantised one block more; one tensor, where it must be dequantised 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from minillm.weights.ints import Int4, Int8
 from minillm.weights.memory import allocator
 from minillm.weights.rules import Destination, Plan, rows
 from minillm.weights.tensorfile import NAMES, blocks
+from minillm.weights.threads import in_threads
 
 MISSHAPEN = "tensors of another shape"
 # Parameters of no more values than SMALL are looked at whole, of others LOOKED_AT in each STRETCH: few enough that one
@@ -159,12 +158,8 @@ def fill(into: Tensor, stored: Stored, to: Destination) -> None:
 
 
 def quantised_rows(made: Int8 | Int4, stored: Stored, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The rows that a tensor fills as their parts, a block at a time: (number of the first row, parts), in order.
-
-    A thread takes whole blocks: were each of the many small ops cut up among all, they would wait for one another most
-    of the time.
-    """
-    columns, whole_rows, threads = to.shape[-1], laid(stored, to), torch.get_num_threads()
+    """The rows that a tensor fills as their parts, a block at a time: (number of the first row, parts), in order."""
+    columns, whole_rows = to.shape[-1], laid(stored, to)
 
     def quantise(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
         place = block[0] * columns, block[1] * columns
@@ -172,14 +167,7 @@ def quantised_rows(made: Int8 | Int4, stored: Stored, to: Destination) -> Iterat
         check_finite(to.parameter, values)
         return block[0], made.quantise(values.view(-1, columns))
 
-    left = blocks(to.shape[0], max(BLOCK_VALUES // columns, 1))
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            while some := list(itertools.islice(left, 2 * threads)):
-                yield from pool.map(quantise, some)
-    finally:
-        torch.set_num_threads(threads)
+    return in_threads(quantise, blocks(to.shape[0], max(BLOCK_VALUES // columns, 1)))
 
 
 def laid(stored: Stored, to: Destination) -> Tensor | None:

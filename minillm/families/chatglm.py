@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from minillm.config import Config
 from minillm.families.shared import common
-from minillm.guard.screen import shown
 from minillm.spec import GQA, Decoder, GatedMLP, Layer, Norm, Rope
 
 FIXED = {  # no other value is published
@@ -62,9 +61,7 @@ RULES = {
 
 
 def spec(config: Config) -> Decoder:
-    for key, value in FIXED.items():
-        if config.get(key) != value:
-            raise ValueError(f"config.json: {key} is {shown(config.get(key))}; this family's code knows {value!r} only")
+    common.only(config, FIXED)
     for key in IDLE:
         config.get(key)
     heads, kv_heads = config.size("num_attention_heads"), config.size("multi_query_group_num")

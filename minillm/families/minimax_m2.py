@@ -10,7 +10,6 @@ from __future__ import annotations
 from minillm.config import Config, same
 from minillm.families import mixtral
 from minillm.families.shared import common, rotary
-from minillm.guard.screen import shown
 from minillm.spec import GQA, Decoder, MoE, Norm, QKNorm
 
 # Published, and of no effect in the family's code where they are as here; attn_type_list has a 1 for each layer.
@@ -52,9 +51,7 @@ TRANSFORMERS = mixtral.TRANSFORMERS
 
 def spec(config: Config) -> Decoder:
     layers, kinds = common.num_layers(config), config.get("attn_type_list")
-    for key, value in FIXED.items():
-        if config.get(key) != value:
-            raise ValueError(f"config.json: {key} is {shown(config.get(key))}; this family's code knows {value!r} only")
+    common.only(config, FIXED)
     if kinds not in (None, [1] * layers):
         raise ValueError("config.json: attn_type_list has another number than 1; this family's code knows no other")
     for key in (*AHEAD, "router_jitter_noise"):

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from minillm.config import Config
 from minillm.families.shared import common
-from minillm.guard.screen import shown
 from minillm.spec import GQA, Decoder, GatedMLP, Norm, Rope
 
 FIXED = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}  # no other value is published
@@ -56,9 +55,7 @@ RULES = {
 
 
 def spec(config: Config) -> Decoder:
-    for key, value in FIXED.items():
-        if config.get(key) != value:
-            raise ValueError(f"config.json: {key} is {shown(config.get(key))}; this family's code knows {value!r} only")
+    common.only(config, FIXED)
     for key in IDLE:
         config.get(key)
     heads, head_dim, width = (config.size(key) for key in ("num_attention_heads", "kv_channels", "intermediate_size"))

@@ -5,11 +5,9 @@ Little endian, version 3 of the format. A tensor's row is a run of blocks, each 
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +20,7 @@ from minillm.guard.writing import complete
 from minillm.weights.gguf.kinds import KINDS
 from minillm.weights.gguf.quantise import LARGEST, QUANTISERS
 from minillm.weights.gguf.reader import ALIGNMENT, LIST, MAGIC, TEXT
+from minillm.weights.threads import in_threads
 
 CHUNK = 2**18  # values encoded at a time by a thread: a multiple of every block
 CODES = {kind.name: code for code, kind in KINDS.items()}
@@ -96,8 +95,7 @@ def _data(file: BinaryIO, entry: Entry) -> None:
 
 
 def _encoded(entry: Entry) -> Iterator[Tensor]:
-    """The bytes of a tensor, in order. A thread takes whole chunks: were each of the many small operations cut up among
-    all, they would wait for one another most of the time."""
+    """The bytes of a tensor, in order."""
     block, quantise = BLOCKS[entry.kind].block, QUANTISERS[entry.kind]
 
     def encode(chunk: Tensor) -> Tensor:
@@ -106,17 +104,7 @@ def _encoded(entry: Entry) -> Iterator[Tensor]:
             raise ValueError(f"{entry.name} has a value of magnitude {largest:.4g}; {advice}")
         return quantise(chunk.float().view(-1, block)).contiguous()
 
-    chunks, threads = (
-        (chunk for piece in entry.pieces for chunk in piece.flatten().split(CHUNK)),
-        torch.get_num_threads(),
-    )
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            while some := list(itertools.islice(chunks, 2 * threads)):
-                yield from pool.map(encode, some)
-    finally:
-        torch.set_num_threads(threads)
+    return in_threads(encode, (chunk for piece in entry.pieces for chunk in piece.flatten().split(CHUNK)))
 
 
 def _text(text: str) -> bytes:

@@ -127,6 +127,13 @@ def causal_only(config: Config) -> None:
         raise ValueError("config.json: use_bidirectional_attention is on; a model that looks ahead cannot generate")
 
 
+def only(config: Config, fixed: Mapping[str, Any]) -> None:
+    """Raise ValueError where a key has another value than the one that a family's own code knows."""
+    for key, value in fixed.items():
+        if config.get(key) != value:
+            raise ValueError(f"config.json: {key} is {shown(config.get(key))}; this family's code knows {value!r} only")
+
+
 def in_layers(attention: GQA, windows: Sequence[int | None], ropes: Sequence[Rope]) -> list[GQA]:
     """The same attention in every layer but for its window and its rotary embedding."""
     return [replace(attention, window=window, rope=rope) for window, rope in zip(windows, ropes, strict=True)]
