@@ -131,7 +131,7 @@ def fill(held: Sequence[Segment], stored: Stored, to: Destination, place: Callab
 
 
 def packed(form: Packing, stored: Stored, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The rows that a tensor fills as the parts of a form, in order: (number of the first row, parts), some at a time."""
+    """The rows that a tensor fills as the parts of a form, in order: (number of the first row, parts)."""
     count = to.shape[0]
     laid = None if to.layout is None else _fields(stored, 0, count).map(_turned(to))
     step = max(PIECE // to.shape[-1] // form.tile, 1) * form.tile
