@@ -179,7 +179,7 @@ def test_a_decode_step_is_one_graph() -> None:
 
 def test_select() -> None:
     cpu = torch.device("cpu")
-    assert select("auto", cpu, torch.bfloat16) == Ops(**cpu_ops.OPS)
+    assert select("auto", cpu, torch.bfloat16) == Ops(**cpu_ops.OPS, tile=cpu_ops.TILE)
     assert select("reference", torch.device("cuda"), torch.bfloat16) is REFERENCE
     with pytest.raises(ValueError, match="wrong values in bfloat16"):
         select("triton", cpu, torch.bfloat16)

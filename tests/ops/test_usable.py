@@ -20,6 +20,7 @@ from minillm.ops.cpu import matrices
 from minillm.ops.cpu import ops as cpu_ops
 from minillm.ops.cpu.loops import jit
 from minillm.ops.stacked import Int8Matrices
+from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.ints import Int4
 from tests.helpers.kernel_cases import Aligned, Awkward, Case
 from tests.helpers.kernel_problems import PROBLEMS
@@ -44,6 +45,8 @@ def elsewhere(value: Any) -> Iterator[Any]:
         yield value.as_subclass(Other)
     elif isinstance(value, tuple) and not hasattr(value, "_fields"):
         yield from ((*value[:i], moved, *value[i + 1 :]) for i, each in enumerate(value) for moved in elsewhere(each))
+    elif isinstance(value, dict):
+        yield from ({**value, name: moved} for name, part in value.items() for moved in elsewhere(part))
     elif dataclasses.is_dataclass(value) and type(value).__name__.endswith("Matrices"):
         for field in dataclasses.fields(value):
             for moved in elsewhere(getattr(value, field.name)):
@@ -90,6 +93,10 @@ def test_a_loop_is_given_this_machines_memory(op: str, monkeypatch: pytest.Monke
         made = Int4(32, symmetric=False).quantise(torch.randn(6, 64))
         packed, scale, zero, factor = (made[part].contiguous() for part in ("", "_scale", "_zero", "_factor"))
         spied(torch.randn(2, 64), packed, scale, zero, 32, torch.randn(6), factor)
+    if op == "grouped_linear":  # whose problem draws forms that the loops do not know
+        form = Grouped(4, 32, zero=8.0, tile=cpu_ops.TILE)
+        fields = Fields(torch.randint(0, 16, (20, 64), dtype=torch.uint8), torch.randn(20, 2).half())
+        spied(torch.randn(2, 64), form.pack(fields), form, 20, torch.randn(20))
     if op == "experts":
         held = [Int8Matrices(torch.ones(2, *size, dtype=torch.int8), torch.ones(2, size[0]), torch.float32)
                 for size in ((8, 6), (6, 4))]  # fmt: skip
