@@ -8,6 +8,7 @@ Shapes: B batch, T new tokens, S keys, E hidden size, H query heads, K kv heads,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from minillm.model.cache import LayerCache
 from minillm.model.linear import Linear
 from minillm.model.norm import Norm, norm
+from minillm.model.pools import KeyPool
+from minillm.model.ragged import Ragged
 from minillm.ops import Ops
 from minillm.ops.visibility import Visibility
 from minillm.spec import GQA, Rope
@@ -31,6 +34,7 @@ class Step:
     slots: dict[int | None, Tensor | None]  # by window, as `Visibility.slots` gives them
     first: int | Tensor = 0  # the position of the first token, int64 `[B]` where only the device knows it
     real: Tensor | None = None  # bool `[B, T, 1]`, false where a row is padded; None where none is
+    ragged: Ragged | None = None  # where the tokens are of many sequences
 
 
 class GroupedQueryAttention(nn.Module):
@@ -53,10 +57,15 @@ class GroupedQueryAttention(nn.Module):
         self.fusible = each_head and spec.clip is None and spec.rope is not None
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
 
-    def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
-        spec, visible = self.spec, step.visible[self.spec.window]
+    def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         qkv, gate = self.gated(self.qkv(x))
-        slots = step.slots[spec.window]
+        y = self._over(qkv, step, cache) if step.ragged is None else self._over_blocks(qkv, step, cache, step.ragged)
+        y = rearrange(y, "B H T D -> B T (H D)")
+        return self.out(y if gate is None else y * gate.sigmoid())
+
+    def _over(self, qkv: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
+        """y `[B, H, T, D]` of rows that are aligned."""
+        spec, visible, slots = self.spec, step.visible[self.spec.window], step.slots[self.spec.window]
         if cache is not None and self.fusible and slots is not None:
             q = self._into_cache(qkv, slots, step, cache)
             k, v = cache.filled(visible.start + visible.count)
@@ -67,9 +76,24 @@ class GroupedQueryAttention(nn.Module):
                 k, v = cache.put(k, v, slots)
             elif cache is not None:
                 k, v = cache.update(k, v, step.start)
-        y = self.ops.attention(q, k, v, visible, spec.scale, spec.softcap, self.sinks)
-        y = rearrange(y, "B H T D -> B T (H D)")
-        return self.out(y if gate is None else y * gate.sigmoid())
+        return self.ops.attention(q, k, v, visible, spec.scale, spec.softcap, self.sinks)
+
+    def _over_blocks(self, qkv: Tensor, step: Step, pool: KeyPool, ragged: Ragged) -> Tensor:
+        """y `[1, H, N, D]` of tokens of many sequences."""
+        group, how = self.spec.window, (self.spec.scale, self.spec.softcap, self.sinks)
+        if self.fusible:
+            q = self._into_cache(qkv, ragged.slots[group], step, pool)
+        else:
+            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=self.spec.head_dim)
+            q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))
+            pool.put(k, v, ragged.slots[group])
+        parts = []
+        if ragged.singles:
+            parts.append(self.ops.paged_attention(q[:, :, : ragged.singles], pool.k, pool.v, ragged.paged[group], *how))
+        for piece in ragged.pieces:
+            k, v = pool.read(piece.keys[group])
+            parts.append(self.ops.attention(q[:, :, piece.tokens], k, v, piece.visible[group], *how))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def gated(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
         """q, k and v side by side, and what the sum of the values is gated by, `[B, T, H D]`."""
@@ -80,7 +104,7 @@ class GroupedQueryAttention(nn.Module):
         q, gate = rearrange(q, "B T (H both D) -> both B T (H D)", both=2, D=self.spec.head_dim)
         return torch.cat((q, kv), dim=-1), gate
 
-    def _into_cache(self, qkv: Tensor, slots: Tensor, step: Step, cache: LayerCache) -> Tensor:
+    def _into_cache(self, qkv: Tensor, slots: Tensor, step: Step, cache: LayerCache | KeyPool) -> Tensor:
         """q `[B, H, T, D]`; k and v go where the cache keeps them."""
         assert self.spec.rope is not None
         given = (cache.k, cache.v, slots, *step.rotary[self.spec.rope], self.spec.rope.layout)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from minillm.model.linear import Linear
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, MoE
 from minillm.model.norm import norm
+from minillm.model.ragged import Ragged
 from minillm.model.recurrent import GatedDeltaNet, ShortConv
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
@@ -139,12 +140,18 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None) -> Tensor:
         """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`."""
-        step = self.step(tokens_BT, cache, position_B)
-        x_BTE = self.embed(tokens_BT)
-        for index, layer in enumerate(self.layers):
-            x_BTE = layer(x_BTE, step, cache.layers[index] if cache is not None else None)
+        caches = None if cache is None else cache.layers
+        x_BTE = self.through(tokens_BT, self.step(tokens_BT, cache, position_B), caches)
         if cache is not None and position_B is None:
             cache.length += tokens_BT.shape[1]
+        return x_BTE
+
+    def through(self, tokens_BT: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
+        """The hidden states `[B, T, E]` behind the last layer, in a step that is known; `caches` are those of the
+        layers."""
+        x_BTE = self.embed(tokens_BT)
+        for index, layer in enumerate(self.layers):
+            x_BTE = layer(x_BTE, step, caches[index] if caches is not None else None)
         return x_BTE
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
@@ -217,6 +224,12 @@ class Decoder(nn.Module):
         slots = {window: each.slots() for window, each in visible.items()}
         return Step(start, rotary, visible, slots, first, real)
 
+    def ragged_step(self, position_N: Tensor, lengths: tuple[int, ...], ragged: Ragged) -> Step:
+        """As `step`, of tokens of many sequences at int64 positions `[N]`, each turned as in a sequence of its length."""
+        tables = {rope: table(position_N[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
+        rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}
+        return Step(0, rotary, {}, {}, ragged=ragged)
+
     def _lengths(self, cache: Cache | None, count: int) -> tuple[int, ...]:
         """How long each row is with `count` more positions, or all rows are: some rotary scalings go by it."""
         if cache is None:
@@ -226,7 +239,11 @@ class Decoder(nn.Module):
 
     def turning(self, cache: Cache) -> list[Tensor]:
         """The rotary frequencies that one more position takes, the same tensors while they are the same."""
-        lengths, device = self._lengths(cache, 1), self.embedding.weight.device
+        return self.turned(self._lengths(cache, 1))
+
+    def turned(self, lengths: tuple[int, ...]) -> list[Tensor]:
+        """The rotary frequencies of sequences of these lengths, the same tensors while they are the same."""
+        device = self.embedding.weight.device
         return [each for table in self._rotary.values() for each in table.kept(lengths, device)]
 
     def outgrown(self, cache: Cache) -> list[int]:

@@ -12,6 +12,8 @@ Shapes: B batch, T new tokens, S keys, H heads, N nope_dim, P rotary values, R k
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -20,7 +22,9 @@ from minillm.model.attention import Step
 from minillm.model.cache import LatentCache
 from minillm.model.linear import Linear
 from minillm.model.norm import Norm
+from minillm.model.pools import LatentPool
 from minillm.ops import Ops
+from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
 from minillm.spec import MLA
 
@@ -46,16 +50,34 @@ class LatentAttention(nn.Module):
             nn.init.normal_(self.kv_up, std=0.02)
         self.out = Linear(spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.bias)
 
-    def forward(self, x: Tensor, step: Step, cache: LatentCache | None) -> Tensor:
-        q_nope, q_rope, latent = self.project(x, step)
+    def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
+        over = self._over if step.ragged is None else self._over_blocks
+        return self.out(rearrange(over(*self.project(x, step), step, cache), "B H T V -> B T (H V)"))
+
+    def _over(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step, cache: LatentCache | None
+    ) -> Tensor:
+        """y `[B, H, T, V]` of rows that are aligned."""
         visible, slots = step.visible[None], step.slots[None]
         if cache is not None and slots is not None and visible.position_B is not None:
             latent = cache.put(latent, slots)
         elif cache is not None:
             latent = cache.update(latent, step.start)
-        attend = self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded
-        y = attend(q_nope, q_rope, latent, visible)
-        return self.out(rearrange(y, "B H T V -> B T (H V)"))
+        attend = self.absorbed if cache is not None and q_nope.shape[2] == 1 else self.expanded
+        return attend(q_nope, q_rope, latent, visible)
+
+    def _over_blocks(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step, pool: LatentPool) -> Tensor:
+        """y `[1, H, N, V]` of tokens of many sequences."""
+        ragged, parts = step.ragged, []
+        assert ragged is not None
+        pool.put(latent, ragged.slots[None])
+        if ragged.singles:
+            alone = slice(ragged.singles)
+            parts.append(self.absorbed(q_nope[:, :, alone], q_rope[:, :, alone], pool.latent, ragged.paged[None]))
+        for piece in ragged.pieces:
+            q = q_nope[:, :, piece.tokens], q_rope[:, :, piece.tokens]
+            parts.append(self.expanded(*q, pool.read(piece.keys[None]), piece.visible[None]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q without position `[B, H, T, N]`, rotated q `[B, H, T, P]`, and what is cached: `[B, T, R + P]`."""
@@ -80,11 +102,12 @@ class LatentAttention(nn.Module):
         k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, spec.num_heads, -1, -1)), dim=-1)
         return self.ops.attention(torch.cat((q_nope, q_rope), dim=-1), k, v, visible, self.scale)
 
-    def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility) -> Tensor:
+    def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility | Paged) -> Tensor:
         """The same with W_uk moved to the query and W_uv behind the sum: one kv head, of R + P and R values."""
         spec = self.spec
         up = rearrange(self.kv_up, "(H D) R -> H D R", H=spec.num_heads)
         w_uk, w_uv = up.split((spec.nope_dim, spec.v_dim), dim=1)
         q = torch.cat((q_nope @ w_uk, q_rope), dim=-1)  # [B, H, T, R + P]
-        y = self.ops.latent_attention(q, latent, spec.kv_rank, visible, self.scale)  # [B, H, T, R]
+        attend = self.ops.paged_latent_attention if isinstance(visible, Paged) else self.ops.latent_attention
+        y = attend(q, latent, spec.kv_rank, visible, self.scale)  # [B, H, T, R]
         return y @ w_uv.transpose(1, 2)

@@ -11,6 +11,8 @@ Shapes: B batch, T new tokens, E hidden size, H v heads, K k_dim, V v_dim, C cha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from minillm.model.attention import Step
 from minillm.model.linear import Linear
+from minillm.model.ragged import Ragged
 from minillm.model.states import StateCache
 from minillm.ops import Ops
 from minillm.spec import GatedDeltaNet as Spec
@@ -63,7 +66,7 @@ class GatedDeltaNet(nn.Module):
         self.norm = nn.Parameter(torch.ones(spec.v_dim))
         self.out = Linear(values, hidden_size, ops)
 
-    def forward(self, x: Tensor, step: Step, cache: StateCache | None) -> Tensor:
+    def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         spec = self.spec
         if step.real is not None:  # what is not there leaves no trace: q, k and v of it are zero
             x = x * step.real
@@ -71,39 +74,62 @@ class GatedDeltaNet(nn.Module):
         b, a = self.ba(x).chunk(2, dim=-1)
         beta = b.sigmoid() if spec.beta_factor == 1 else spec.beta_factor * b.sigmoid()
         g = -self.decay.exp() * F.softplus(a.float() + self.step)
-        if cache is None:
-            past = qkv.new_zeros(len(x), spec.conv_kernel - 1, qkv.shape[-1])
-            state = torch.zeros(StateCache.shape(spec, len(x)), device=x.device)
+        if step.ragged is None:
+            o = self._along(qkv, g, beta, step.first, cache)
         else:
-            past, state = cache.before(step.first)
-            cache.put_inputs(qkv, step.first)
-        keys = spec.num_k_heads * spec.k_dim
-        mixed = self.conv(torch.cat((past, qkv), dim=1)).split((keys, keys, z.shape[-1]), dim=-1)
-        heads = zip(mixed, (spec.k_dim, spec.k_dim, spec.v_dim), strict=True)
-        q, k, v = (rearrange(each, "B T (H D) -> B T H D", D=size) for each, size in heads)
-        o = self._read(q, k, v, g, beta, state, step, cache)
+            o = self._over_blocks(qkv, g, beta, cache, step.ragged)
         y = self.ops.gated_rms_norm(o, z.reshape(o.shape), self.norm, spec.norm.eps)
         return self.out(y.flatten(2))
 
-    def _read(
+    def _along(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        qkv: Tensor,
         g: Tensor,
         beta: Tensor,
-        state: Tensor,
-        step: Step,
+        first: int | Tensor,
         cache: StateCache | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """o `[B, T, H, V]` of positions from `first` on; `rows`, int64 `[B]`, are those of the cache, else all are."""
+        spec = self.spec
+        if cache is None:
+            past = qkv.new_zeros(len(qkv), spec.conv_kernel - 1, qkv.shape[-1])
+            state = torch.zeros(StateCache.shape(spec, len(qkv)), device=qkv.device)
+        else:
+            past, state = cache.before(first, rows)
+            cache.put_inputs(qkv, first, rows)
+        keys = spec.num_k_heads * spec.k_dim
+        mixed = self.conv(torch.cat((past, qkv), dim=1)).split((keys, keys, spec.num_v_heads * spec.v_dim), dim=-1)
+        heads = zip(mixed, (spec.k_dim, spec.k_dim, spec.v_dim), strict=True)
+        q, k, v = (rearrange(each, "B T (H D) -> B T H D", D=size) for each, size in heads)
+        return self._read((q, k, v, g, beta), state, first, cache, rows)
+
+    def _read(
+        self,
+        given: tuple[Tensor, ...],
+        state: Tensor,
+        first: int | Tensor,
+        cache: StateCache | None,
+        rows: Tensor | None,
     ) -> Tensor:
         """o `[B, T, H, V]`; the cache is given the state behind the last position, or behind each as far as it keeps
         that many."""
         if cache is None:
-            return self.ops.delta_rule(q, k, v, g, beta, state)[0]
-        count = q.shape[1]
+            return self.ops.delta_rule(*given, state)[0]
+        count = given[0].shape[1]
         size, parts = 1 if count < cache.states else count, []
         for at in range(0, count, size):
-            o, state = self.ops.delta_rule(*(each[:, at : at + size] for each in (q, k, v, g, beta)), state)
-            cache.put_state(state, step.first + at + size - 1)
+            o, state = self.ops.delta_rule(*(each[:, at : at + size] for each in given), state)
+            cache.put_state(state, first + at + size - 1, rows)
             parts.append(o)
+        return torch.cat(parts, dim=1)
+
+    def _over_blocks(self, qkv: Tensor, g: Tensor, beta: Tensor, pool: StateCache, ragged: Ragged) -> Tensor:
+        """o `[1, N, H, V]` of tokens of many sequences."""
+        parts, given = [], (qkv, g, beta)
+        if ragged.singles:
+            alone = (each[0, : ragged.singles, None] for each in given)
+            parts.append(self._along(*alone, ragged.position_N, pool, ragged.states).transpose(0, 1))
+        for piece in ragged.pieces:
+            parts.append(self._along(*(each[:, piece.tokens] for each in given), piece.start, pool, piece.state))
         return torch.cat(parts, dim=1)

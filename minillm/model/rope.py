@@ -111,6 +111,7 @@ class Rotary:
             lengths = tuple(scaling.original_positions + (length > scaling.original_positions) for length in lengths)
         else:
             lengths = (0,)
+        lengths = lengths[:1] if len({*lengths}) == 1 else lengths
         if self._kept is None or self._kept[0] != (lengths, device):
             rows = [frequencies(self.rope, length) for length in lengths]
             factors = torch.tensor([[[attention_factor(self.rope, length)]] for length in lengths], device="cpu")

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minillm.ops import draw, grouped, recurrent, reference, routing
+from minillm.ops import draw, grouped, paged, recurrent, reference, routing
 from minillm.ops.routing import Routing
 
 Kernels = Literal["auto", "reference", "triton"]
@@ -38,6 +38,8 @@ class Ops:
     gated_act: Callable[..., Tensor] = reference.gated_act
     attention: Callable[..., Tensor] = reference.attention
     latent_attention: Callable[..., Tensor] = reference.latent_attention
+    paged_attention: Callable[..., Tensor] = paged.paged_attention
+    paged_latent_attention: Callable[..., Tensor] = paged.paged_latent_attention
     short_conv: Callable[..., Tensor] = recurrent.short_conv
     delta_rule: Callable[..., tuple[Tensor, Tensor]] = recurrent.delta_rule
     gated_rms_norm: Callable[..., Tensor] = recurrent.gated_rms_norm

@@ -27,6 +27,7 @@ from minillm.kernels import (
 )
 from minillm.ops import reference
 from minillm.ops import routing as plain_routing
+from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
 from minillm.weights import fp8
 from minillm.weights.grouped import Grouped, Parts
@@ -84,6 +85,28 @@ def latent_attention(
         return reference.latent_attention(q, latent, value_dim, visible, scale)
     y = mla_decode.mla_decode(q.squeeze(2), latent, value_dim, visible.lengths_B, visible.padding_B, None, scale)
     return y.unsqueeze(2)
+
+
+def paged_attention(
+    q: Tensor, k: Tensor, v: Tensor, pages: Paged, scale: float | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`paged.paged_attention`."""
+    blocks = (each[0].unflatten(1, (-1, pages.size)).permute(1, 2, 0, 3) for each in (k, v))  # [blocks, size, K, D]
+    y = decode_attention.decode_attention(
+        q[0].transpose(0, 1), *blocks, pages.lengths, pages.first, block_table=pages.tables, scale=scale,
+        softcap=softcap, sinks=sinks,
+    )  # fmt: skip
+    return y.transpose(0, 1)[None]
+
+
+def paged_latent_attention(
+    q: Tensor, latent: Tensor, value_dim: int, pages: Paged, scale: float | None = None
+) -> Tensor:
+    """`paged.paged_latent_attention`."""
+    blocks, given = latent[0].unflatten(0, (-1, pages.size)), q[0].transpose(0, 1)
+    y = mla_decode.mla_decode(given, blocks, value_dim, pages.lengths, pages.first, pages.tables, scale)
+    return y.transpose(0, 1)[None]
 
 
 def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> plain_routing.Routing:
@@ -144,6 +167,8 @@ OPS: dict[str, Any] = {
     "gated_act": gated_act.gated_act,
     "attention": attention,
     "latent_attention": latent_attention,
+    "paged_attention": paged_attention,
+    "paged_latent_attention": paged_latent_attention,
     "route": route,
     "experts": experts,
     "int8_linear": for_inference(quant_linear.int8_linear, reference.int8_linear),

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.ops import draw, grouped, reference
+from minillm.ops import draw, grouped, paged, reference
 from minillm.ops.cpu import fp8, loops, tiles, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import activation_number, here, plain
+from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 
@@ -160,6 +161,38 @@ def latent_attention(
     return attention(q, keys, keys[..., :value_dim], visible, scale)
 
 
+def paged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Paged,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """`paged.paged_attention`."""
+    rows = q.transpose(1, 2).contiguous()
+    alike = q.dtype == k.dtype == v.dtype and here(k, v, pages.tables) and pages.tables.is_contiguous()
+    if not (q.shape[2] and alike and _slots(k) and _slots(v) and plain(rows, sinks)):
+        return paged.paged_attention(q, k, v, pages, scale, softcap, sinks)
+    _, count, heads, k_size = rows.shape
+    y = rows.new_empty(1, count, heads, v.shape[-1])
+    at = [address(each) for each in (rows, k, v, sinks, y, pages.first, pages.last, pages.tables)]
+    sizes = (count, heads, k.shape[1], k_size, v.shape[-1], _slots(k), _slots(v), k.stride(2), v.stride(2))
+    places = (0, 0, pages.size, pages.tables.shape[1], -(-pages.most // loops.attention.CHUNK))
+    numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
+    loops.attention.attention(*at, 1, sizes, places, *numbers, LIKE[q.dtype])
+    return y.transpose(1, 2)
+
+
+def paged_latent_attention(
+    q: Tensor, latent: Tensor, value_dim: int, pages: Paged, scale: float | None = None
+) -> Tensor:
+    """`paged.paged_latent_attention`."""
+    keys = latent.unsqueeze(1)
+    return paged_attention(q, keys, keys[..., :value_dim], pages, scale)
+
+
 def few_queries(q: Tensor) -> bool:
     return 0 < q.shape[2] <= products.FEW_ROWS and q.shape[0] > 0
 
@@ -179,11 +212,11 @@ def _attend(
     batch, steps, heads, k_size = q.shape
     y = q.new_empty(batch, steps, heads, v.shape[-1])
     first, last = (each.expand(batch, steps).contiguous() for each in visible.spans)
-    at = [address(each) for each in (q, k, v, sinks, y, first, last)]
+    at = [address(each) for each in (q, k, v, sinks, y, first, last, None)]
     sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], _slots(k), _slots(v), k.stride(2), v.stride(2))
     ring = visible.window if visible.ring else None
     longest = min(visible.start + visible.count, visible.window or visible.start + visible.count)
-    places = (ring or 0, visible.first_key, -(-longest // loops.attention.CHUNK))
+    places = (ring or 0, visible.first_key, 0, 0, -(-longest // loops.attention.CHUNK))
     numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
     loops.attention.attention(*at, batch, sizes, places, *numbers, LIKE[q.dtype])
     return y.transpose(1, 2)
@@ -241,6 +274,8 @@ OPS: dict[str, Any] = {
     "gated_act": Choice(gated_act, reference.gated_act),
     "attention": Choice(attention, reference.attention),
     "latent_attention": Choice(latent_attention, reference.latent_attention),
+    "paged_attention": Choice(paged_attention, paged.paged_attention),
+    "paged_latent_attention": Choice(paged_latent_attention, paged.paged_latent_attention),
     "experts": Choice(tiles.experts, grouped.experts),
     "int8_linear": Choice(products.int8_linear, reference.int8_linear),
     "int4_linear": Choice(products.int4_linear, reference.int4_linear),

@@ -104,12 +104,13 @@ def softmax(scores: Any, at: int, end: int) -> Any:
 
 @parallel
 def _chunks(
-    q: Any, k: Any, v: Any, first: Any, last: Any, ring: int, offset: int, sizes: Any, scale: Any, softcap: Any,
-    parts: int, highest: Any, weights: Any, sums: Any,
+    q: Any, k: Any, v: Any, first: Any, last: Any, table: Any, places: Any, sizes: Any, scale: Any, softcap: Any,
+    highest: Any, weights: Any, sums: Any,
 ) -> None:  # fmt: skip
     """For chunk c of what query t of row b sees through kv head h: of each of its G heads the highest score, the sum of
     the weights and that of the weighted values."""
     steps, heads, kv_heads, k_size, v_size, k_slots, v_slots, k_stride, v_stride = sizes
+    ring, offset, page, width, parts = places
     group = heads // kv_heads
     for each in prange(len(first) * kv_heads * parts):
         task = np.int64(each)
@@ -124,6 +125,9 @@ def _chunks(
             rows[i] = start + i - offset
         for i in range(count if ring else 0):
             rows[i] = (start + i) % ring
+        for i in range(count if page else 0):
+            at = start + i
+            rows[i] = np.int64(table[query * width + at // page]) * page + at % page
         for i in range(count):
             value_rows[i] = (lane * v_slots + rows[i]) * v_stride
             rows[i] = (lane * k_slots + rows[i]) * k_stride
@@ -168,16 +172,18 @@ def _join(
 
 @kernel
 def attention(
-    q_at: int, k_at: int, v_at: int, sinks_at: int, y_at: int, first_at: int, last_at: int, batch: int,
+    q_at: int, k_at: int, v_at: int, sinks_at: int, y_at: int, first_at: int, last_at: int, table_at: int, batch: int,
     sizes: Any, places: Any, scale: Any, softcap: Any, like: Any,
 ) -> None:  # fmt: skip
     """y `[B, T, H, V]` of q `[B, T, H, D]` over the keys `[B, K, S, D]` and values `[B, K, S, V]` of positions
     first[b, t] to last[b, t]. sizes are T, H, K, D, V, S of both and the distances of two keys and of two values;
-    places is the size of a ring, or 0 and the position of slot 0, and the most chunks that a query has."""
+    places are the size of a ring, or 0 and the position of slot 0; the size of a block and how many a sequence may
+    have, whose numbers are at table_at, or 0; and the most chunks that a query has."""
     steps, heads, kv_heads, k_size, v_size, k_slots, v_slots, k_stride, v_stride = sizes
-    ring, offset, parts = places
+    page, width, parts = places[2:]
     count, lanes, whole = batch * steps, batch * kv_heads, np.empty(0, np.int64)
     first, last = array(first_at, count, whole), array(last_at, count, whole)
+    table = array(table_at, count * width if page else 0, np.empty(0, np.int32))
     k, v = array(k_at, lanes * k_slots * k_stride, like), array(v_at, lanes * v_slots * v_stride, like)
     sinks, y = array(sinks_at, heads if sinks_at else 0, like), array(y_at, count * heads * v_size, like)
     nothing = np.empty(0, np.int8)
@@ -188,5 +194,5 @@ def attention(
         np.empty(found, np.float32),
         np.zeros(found * v_size, np.float32),
     )
-    _chunks(q, k, v, first, last, ring, offset, sizes, scale, softcap, parts, highest, weights, sums)
+    _chunks(q, k, v, first, last, table, places, sizes, scale, softcap, highest, weights, sums)
     _join(highest, weights, sums, first, last, sinks, (heads, kv_heads, v_size), parts, y)

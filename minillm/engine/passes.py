@@ -1,0 +1,116 @@
+"""From what is planned to one pass of the model: tokens, positions, tables and slots as tensors.
+
+Shapes: N tokens, n of them single, M blocks of a sequence, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minillm.engine.request import Request
+from minillm.engine.scheduler import Work
+from minillm.engine.store import Store
+from minillm.model.decoder import Decoder
+from minillm.model.pools import Group
+from minillm.model.ragged import Piece, Ragged
+from minillm.ops.paged import Paged
+from minillm.ops.visibility import Visibility
+
+
+@dataclass(frozen=True)
+class Single:
+    """One token each of n sequences, where all that changes from step to step lies in memory."""
+
+    tokens: Tensor  # int64 [n]
+    positions: Tensor  # int64 [n]
+    tables: Mapping[Group, Tensor]  # int32 [n, M]; of states [n, 1]
+    lengths: tuple[int, ...]  # of the sequences, for rotary scalings that go by them
+
+    @classmethod
+    def of(cls, requests: Sequence[Request], store: Store, device: torch.device) -> Single:
+        tables = {group: tabled([each.tables[group] for each in requests], device) for group in store.groups}
+        positions = [each.computed for each in requests]
+        tokens = [each.ids(at, at + 1)[0] for each, at in zip(requests, positions, strict=True)]
+        lengths = sum((turned_as(each, store, each.computed, each.computed + 1) for each in requests), ())
+        whole = (torch.tensor(each, dtype=torch.int64, device=device) for each in (tokens, positions))
+        return cls(*whole, tables, lengths)
+
+    def ragged(self, size: int) -> Ragged:
+        """Where their keys lie; computed from the tensors alone, so that it can be recorded."""
+        tables = {group: table for group, table in self.tables.items() if group != "state"}
+        paged = {
+            group: Paged.at(self.positions, table, size, group if isinstance(group, int) else None)
+            for group, table in tables.items()
+        }
+        slots = {group: each.slots(self.positions[:, None])[:, 0][None] for group, each in paged.items()}
+        states = self.tables["state"][:, 0].long() if "state" in self.tables else None
+        return Ragged(len(self.tokens), paged, self.positions, states, slots)
+
+
+def hidden(model: Decoder, single: Single, store: Store) -> Tensor:
+    """`[1, n, E]` behind the last layer."""
+    step = model.ragged_step(single.positions, single.lengths or (0,), single.ragged(store.size))
+    return model.through(single.tokens[None], step, store.pools.layers)
+
+
+def mixed(model: Decoder, work: Work, store: Store) -> Tensor:
+    """`[1, N, E]` behind the last layer, of tokens in the order of the work: single ones first."""
+    device = model.embedding.weight.device
+    single = Single.of([request for request, count in work if count == 1], store, device)
+    base = single.ragged(store.size)
+    pieces = [(request, count) for request, count in work if count > 1]
+    tokens, positions, lengths = [single.tokens], [single.positions], [*single.lengths]
+    slots = {group: [each[0]] for group, each in base.slots.items()}
+    made, at = [], len(single.tokens)
+    for request, count in pieces:
+        first, last = request.computed, request.computed + count
+        tokens.append(torch.tensor(request.ids(first, last), device=device))
+        positions.append(torch.arange(first, last, device=device))
+        lengths += turned_as(request, store, first, last)
+        visible = {group: seen(group, first, count, device) for group in slots}
+        keys = {group: located(request.tables[group], each, store.size) for group, each in visible.items()}
+        for group, found in keys.items():
+            slots[group].append(found[-count:])
+        state = torch.tensor(request.tables["state"], device=device) if "state" in store.groups else None
+        made.append(Piece(slice(at, at + count), positions[-1][:1], visible, keys, state))
+        at += count
+    whole = {group: torch.cat(each)[None] for group, each in slots.items()}
+    ragged = Ragged(base.singles, base.paged, base.position_N, base.states, whole, tuple(made))
+    step = model.ragged_step(torch.cat(positions), tuple(lengths) or (0,), ragged)
+    return model.through(torch.cat(tokens)[None], step, store.pools.layers)
+
+
+def turned_as(request: Request, store: Store, first: int, last: int) -> tuple[int, ...]:
+    """How long the sequence counts as where positions first … last - 1 are turned, for rotary scalings that go by it:
+    LongRoPE's by what is known now; dynamic ones know a prompt as a whole, and what follows as it comes."""
+    if store.long:
+        return (request.length,) * (last - first)
+    if store.dynamic:
+        return tuple(max(position + 1, len(request.row.prompt)) for position in range(first, last))
+    return ()
+
+
+def seen(group: Group, start: int, count: int, device: torch.device) -> Visibility:
+    """What a piece sees in layers of a group."""
+    window = group if isinstance(group, int) and group < start + count else None
+    return Visibility(start, count, window, None, device)
+
+
+def located(table: list[int], visible: Visibility, size: int) -> Tensor:
+    """The slots of the keys that a piece may see, int64 `[S]`."""
+    position = visible.key_positions
+    return torch.tensor(table, device=position.device)[position // size] * size + position % size
+
+
+def tabled(tables: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Tables side by side, int32 `[n, M]`, M being a power of two: few sizes, so that recordings last."""
+    longest = max(map(len, tables), default=1)
+    made = np.zeros((len(tables), 1 << (longest - 1).bit_length()), np.int32)
+    for row, table in zip(made, tables, strict=True):
+        row[: len(table)] = table
+    return torch.from_numpy(made).to(device)

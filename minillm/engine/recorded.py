@@ -1,0 +1,77 @@
+"""Passes of single tokens recorded once per shape and repeated, as `graphs.py` says; for requests that come and go.
+
+What changes from step to step lies in memory: tokens, positions, tables of blocks. What does not is the shape: how many
+sequences there are, how long their tables, what rotary frequencies go by. The second pass in a row of a shape is
+recorded, and recordings of shapes that come back are kept, the last ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.engine import graphs
+from minillm.engine.passes import Single, hidden
+from minillm.engine.store import Store
+from minillm.model.decoder import Decoder
+from minillm.ops.cpu import usable
+
+MOST = 8  # recordings that are kept: each holds the activations of a pass
+
+
+@dataclass
+class Recorded:
+    """Logits `[n, V]` behind single tokens; those of a recording are overwritten by the next call."""
+
+    model: Decoder
+    store: Store
+
+    def __post_init__(self) -> None:
+        self.record = graphs.recorder(self.model)
+        self.watched = graphs.Watched(self.model)
+        self.last: Any = None
+        self.made: dict[Any, tuple[graphs.Recording, Single, Tensor]] = {}
+
+    def __call__(self, single: Single) -> Tensor:
+        plain = self.record is None or self.watched
+        if plain or (self.record is graphs.on_tape and not usable.to_record()):
+            return self._run(single)
+        shapes = tuple((group, each.shape) for group, each in single.tables.items())
+        turning = [id(each) for each in self.model.turned(single.lengths or (0,))]
+        key = (len(single.tokens), shapes, *turning)
+        again, self.last = key == self.last, key
+        if key not in self.made:
+            if not again or not self._recorded(key, single):
+                return self._run(single)
+        recording, kept, logits_NV = self.made[key] = self.made.pop(key)  # the latest is the last
+        for of, to in ((single.tokens, kept.tokens), (single.positions, kept.positions)):
+            to.copy_(of)
+        for group, table in single.tables.items():
+            kept.tables[group].copy_(table)
+        recording.replay()
+        return logits_NV
+
+    def _run(self, single: Single) -> Tensor:
+        return self.model.logits(hidden(self.model, single, self.store))[0]
+
+    def _recorded(self, key: Any, single: Single) -> bool:
+        """Record a pass, or say in one line why not; it writes what it will write again when it is repeated."""
+        assert self.record is not None
+        tables = {group: table.clone() for group, table in single.tables.items()}
+        kept = Single(single.tokens.clone(), single.positions.clone(), tables, single.lengths)
+        try:
+            recording, logits_NV = self.record(partial(self._run, kept), single.tokens.device)
+        except RuntimeError as reason:
+            self.record = None
+            why = str(reason).partition("\n")[0]
+            print(f"minillm: decode steps go call by call, none is recorded: {why}", file=sys.stderr)
+            return False
+        if len(self.made) == MOST:
+            del self.made[next(iter(self.made))]
+        self.made[key] = recording, kept, logits_NV
+        return True

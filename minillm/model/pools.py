@@ -1,0 +1,142 @@
+"""What layers keep of many sequences, in blocks that any of them may be given (Kwon et al., arXiv:2309.06180).
+
+Layers with the same window share block numbers: block i of such a group is the same `size` slots in each of its layers,
+so one table per sequence and group says where all their keys lie. Recurrent layers keep a state per sequence in place
+of keys; theirs is a group too, whose blocks hold one sequence's state. Who has which block is for the engine to know
+(`engine/blocks.py`).
+
+A kind of layer is a class here. It takes in new positions (`put`), gives back old ones (`read`, or the memory itself for
+`ops.paged_attention`), and copies a block (`copy`), which is what a fork of a sequence needs; nothing needs to be done
+when a block is given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from minillm.model.states import StateCache
+from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet
+
+Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
+
+
+class KeyPool:
+    """k and v `[1, K, slots, D]` of one layer."""
+
+    def __init__(self, spec: GQA, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
+        self.size, shape = size, (1, spec.num_kv_heads, blocks * size, spec.head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+
+    @staticmethod
+    def nbytes(spec: GQA, size: int, width: int) -> int:
+        """Of one block, with values of `width` bytes."""
+        return width * 2 * spec.num_kv_heads * size * spec.head_dim
+
+    def put(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Store k and v `[1, K, N, D]` in slots, int64 `[1, N]`."""
+        self.k.index_copy_(2, slots[0], k)
+        self.v.index_copy_(2, slots[0], v)
+
+    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[1, K, S, D]` of slots, int64 `[S]`."""
+        return self.k.index_select(2, slots), self.v.index_select(2, slots)
+
+    def copy(self, source: int, target: int) -> None:
+        """One block into another."""
+        for each in (self.k, self.v):
+            of, to = (each[:, :, block * self.size : (block + 1) * self.size] for block in (source, target))
+            to.copy_(of)
+
+
+class LatentPool:
+    """What latent attention keeps of each position, `[1, slots, R + P]`."""
+
+    def __init__(self, spec: MLA, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
+        self.size = size
+        self.latent = torch.zeros((1, blocks * size, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
+
+    @staticmethod
+    def nbytes(spec: MLA, size: int, width: int) -> int:
+        """Of one block, with values of `width` bytes."""
+        return width * size * (spec.kv_rank + spec.rope.dim)
+
+    def put(self, latent: Tensor, slots: Tensor) -> None:
+        """Store `[1, N, R + P]` in slots, int64 `[1, N]`."""
+        self.latent.index_copy_(1, slots[0], latent)
+
+    def read(self, slots: Tensor) -> Tensor:
+        """`[1, S, R + P]` of slots, int64 `[S]`."""
+        return self.latent.index_select(1, slots)
+
+    def copy(self, source: int, target: int) -> None:
+        """One block into another."""
+        of, to = (self.latent[:, block * self.size : (block + 1) * self.size] for block in (source, target))
+        to.copy_(of)
+
+
+class StatePool(StateCache):
+    """The states of a recurrent layer, a block each."""
+
+    def __init__(self, spec: GatedDeltaNet, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
+        super().__init__(spec, blocks, 0, dtype, device)
+
+    @staticmethod
+    def nbytes(spec: GatedDeltaNet, size: int, width: int) -> int:
+        """Of one block, with inputs of `width` bytes."""
+        return StateCache.nbytes(spec, 0, width)
+
+    def copy(self, source: int, target: int) -> None:
+        """One sequence's state into another's place."""
+        self.state[target], self.inputs[target] = self.state[source], self.inputs[source]
+
+    def clear(self, block: int) -> None:
+        """What comes before the first position: nothing."""
+        self.state[block].zero_()
+        self.inputs[block].zero_()
+
+
+AnyPool = KeyPool | LatentPool | StatePool
+POOLS: dict[type, type[AnyPool]] = {GQA: KeyPool, MLA: LatentPool, GatedDeltaNet: StatePool}
+
+
+def group_of(mixer: GQA | MLA | GatedDeltaNet) -> Group:
+    """The group that a layer belongs to."""
+    return "state" if isinstance(mixer, GatedDeltaNet) else mixer.window
+
+
+def bytes_of(decoder: Decoder, size: int, dtype: torch.dtype) -> dict[Group, int]:
+    """Of one block of each group, in all its layers together."""
+    found: dict[Group, int] = {}
+    for mixer in (layer.attention for layer in decoder.layers):
+        made: Any = POOLS[type(mixer)]
+        group = group_of(mixer)
+        found[group] = found.get(group, 0) + made.nbytes(mixer, size, dtype.itemsize)
+    return found
+
+
+class Pools:
+    """The memory of all layers, with `blocks` of each group."""
+
+    def __init__(
+        self, decoder: Decoder, blocks: Mapping[Group, int], size: int, dtype: torch.dtype, device: torch.device
+    ):
+        self.size, self.groups = size, [group_of(layer.attention) for layer in decoder.layers]
+        mixers: Any = [layer.attention for layer in decoder.layers]
+        self.layers: list[Any] = [
+            POOLS[type(mixer)](mixer, blocks[group], size, dtype, device)
+            for mixer, group in zip(mixers, self.groups, strict=True)
+        ]
+
+    def of(self, group: Group) -> list[Any]:
+        """The layers of a group."""
+        return [layer for layer, each in zip(self.layers, self.groups, strict=True) if each == group]
+
+    def copy(self, group: Group, source: int, target: int) -> None:
+        """One block of a group into another, in all its layers."""
+        for layer in self.of(group):
+            layer.copy(source, target)

@@ -1,0 +1,41 @@
+"""A pass over tokens of many sequences, whatever their lengths: one token of each that is being decoded, and pieces of
+those that are being read.
+
+All tokens lie one behind the other, as if they were one sequence: `[1, N, E]`. Norms, products and experts take each
+token by itself and need not know. Only attention and recurrent layers look at other tokens: they take the single ones
+together, through their tables of blocks, and each piece by itself, with what its sequence has before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from minillm.model.pools import Group
+from minillm.ops.paged import Paged
+from minillm.ops.visibility import Visibility
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Several tokens of one sequence."""
+
+    tokens: slice  # which of the pass they are
+    start: Tensor  # int64 [1]: the position of the first
+    visible: Mapping[Group, Visibility]
+    keys: Mapping[Group, Tensor]  # int64 [S]: the slots of the keys that they may see, in the order of `visible`
+    state: Tensor | None  # int64 [1]: the block of its state
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """`singles` tokens of a sequence each, then the pieces; `slots` are where the keys of all tokens go."""
+
+    singles: int
+    paged: Mapping[Group, Paged]  # of the single ones
+    position_N: Tensor  # int64: of the single ones
+    states: Tensor | None  # int64 [singles]: the blocks of their states
+    slots: Mapping[Group, Tensor]  # int64 [1, N]
+    pieces: tuple[Piece, ...] = ()
