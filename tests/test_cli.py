@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minillm import cli, generate
-from minillm.engine import batch
+from minillm.engine import engine
 from minillm.hub import DEMO
 from minillm.loading import load
 from tests.conftest import ROOT, exit_code
@@ -201,7 +201,7 @@ def test_interrupt_before_there_is_text(capsys: pytest.CaptureFixture[str]) -> N
 def test_interrupt_with_json_gives_the_part(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = batch.generate
+    run = engine.generate
 
     def interrupted(*arguments):
         for count, event in enumerate(run(*arguments)):
@@ -209,7 +209,7 @@ def test_interrupt_with_json_gives_the_part(
                 raise KeyboardInterrupt
             yield event
 
-    monkeypatch.setattr(batch, "generate", interrupted)
+    monkeypatch.setattr(engine, "generate", interrupted)
     assert generate.main(["--prompt", "Once upon a time", "--json"]) == 130
     answer = json.loads(capsys.readouterr().out)
     assert answer["finish_reason"] == "interrupted"

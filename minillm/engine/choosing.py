@@ -15,6 +15,10 @@ from minillm.engine.completion import Completion
 from minillm.engine.sampling import History, as_tensors, penalise
 from minillm.model.decoder import Decoder
 
+NOT_FINITE = (
+    "the model's logits are not finite: its values overflow in this dtype or its weights are damaged; try dtype float32"
+)
+
 
 class Chooser:
     """The next token of each row, step after step, from where the rows are now."""
@@ -62,8 +66,5 @@ def foresee(model: Decoder, row: Completion, logits_TV: Tensor, assumed: Sequenc
 def finite(tokens: list[int]) -> list[int]:
     """The tokens, where all are some. Raises ValueError where the logits were not numbers to choose by."""
     if min(tokens) < 0:
-        raise ValueError(
-            "the model's logits are not finite: its values overflow in this dtype or its weights are damaged; "
-            "try dtype float32"
-        )
+        raise ValueError(NOT_FINITE)
     return tokens

@@ -7,7 +7,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
-from minillm.engine import batch, speculative
+from minillm.engine import engine, speculative
 from minillm.engine.completion import Completion, Timings
 from minillm.model.decoder import Decoder
 from minillm.text.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ def run(
     if draft is None and prompt_lookup is None:
         if draft_tokens is not None:
             raise ValueError("draft_tokens says how many tokens are guessed at a time; give draft or prompt_lookup too")
-        return batch.generate(llm.model, rows, timings, max_batch or batch.MAX_BATCH, deterministic)
+        return engine.generate(llm.model, rows, timings, max_batch or engine.MAX_ROWS, deterministic)
     if draft is not None and prompt_lookup is not None:
         raise ValueError("draft and prompt_lookup both guess tokens; give one of them")
     if max_batch is not None:

@@ -1,4 +1,4 @@
-"""Requests in, tokens out: continuous batching (Yu et al., OSDI 2022, Orca) over a cache in blocks.
+"""Requests in, tokens out: continuous batching (Yu et al., OSDI 2022) over a cache in blocks.
 
 Each step is one pass of the model over a token of each request that is being decoded and pieces of those that are being
 read (`scheduler.py`), with what each has in blocks that others may share (`store.py`). A request gets what it would get
@@ -9,26 +9,27 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from minillm.engine.choosing import Chooser
+from minillm.engine.choosing import NOT_FINITE, Chooser
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.passes import Single, mixed
 from minillm.engine.recorded import Recorded
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler, Work
-from minillm.engine.store import SIZE, Store, counts, nbytes
+from minillm.engine.store import SIZE, Store, counts, nbytes, positions_in
 from minillm.guard import memory
 from minillm.model.decoder import Decoder
 
-MAX_ROWS, LARGE = 32, 2**26
+MAX_ROWS = 32
 BUDGET = 2048  # tokens of a pass: bounds masks and activations
-NOT_FINITE = (
-    "the model's logits are not finite: its values overflow in this dtype or its weights are damaged; try dtype float32"
-)
+LAG = 4  # steps that a GPU is ahead of what the host has read, so that it never waits to be asked
+
+Found = list[tuple[Request, str]]  # requests that have a new token, each with the text that it adds
 
 
 class Engine:
@@ -36,7 +37,8 @@ class Engine:
 
     With `deterministic` each request goes through the model by itself, in pieces of a fixed length, and its logits are
     bit for bit those that it has alone; else products of several rows may round otherwise. `share` lets requests use
-    what others have computed of the same prefix.
+    what others have computed of the same prefix. Tokens are read `lag` steps late (default: 0 on a CPU) while requests
+    are only being decoded, and what came behind a stop is thrown away.
     """
 
     def __init__(
@@ -47,19 +49,24 @@ class Engine:
         budget: int = BUDGET,
         deterministic: bool = False,
         share: bool = True,
+        lag: int | None = None,
         timings: Timings | None = None,
     ):
         self.model, self.deterministic, self.timings = model, deterministic, timings or Timings()
+        self.device = model.embedding.weight.device
+        self.lag = (LAG if self.device.type == "cuda" else 0) if lag is None else lag
         self.store = Store(model, counts(model, positions, max_rows, budget), budget, share and not deterministic)
-        self.scheduler = Scheduler(self.store, max_rows, budget)
+        self.scheduler = Scheduler(self.store, max_rows, budget, fixed=deterministic)
         self.recorded = Recorded(model, self.store)
         self.numbers = itertools.count()
         self.chooser: tuple[list[Request], Chooser] | None = None
+        self.flying: deque[tuple[list[Request], Fetched]] = deque()
+        self.drawn: Tensor | None = None  # the last of them, int64 [n]
 
     def add(self, row: Completion, **how: object) -> Request:
-        """Take in a request; `how` are fields of `Request`. Raises ValueError for one that has no room."""
+        """Take in a request; `how` are fields of `Request`."""
         request = Request(row, number=next(self.numbers), **how)  # type: ignore[arg-type]
-        self.scheduler.add(request)
+        self.scheduler.waiting.append(request)
         return request
 
     def cancel(self, request: Request) -> None:
@@ -70,56 +77,79 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any request is under way or waits."""
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        return bool(self.scheduler.running or self.scheduler.waiting or self.flying)
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[Request, str]]:
-        """One pass; the requests that have a new token, each with the text that it adds."""
+    def step(self) -> Found:
+        """One pass, or one that was made before and is read now."""
         started = time.perf_counter()
-        work = self.scheduler.plan()
-        if not work:
-            return []
-        parts = [[each] for each in work] if self.deterministic else [work]
-        found = [pair for part in parts for pair in self._pass(part)]
-        seconds, read = time.perf_counter() - started, sum(count for _, count in work if count > 1)
-        self._count(seconds, read, len(found))
+        if self.flying and (len(self.flying) > self.lag or not self._steady()):
+            work, found = Work(), self._landed()
+        else:
+            work = self.scheduler.plan()
+            parts = [[each] for each in work] if self.deterministic else [work] if work else []
+            found = [pair for part in parts for pair in self._pass(part)]
+            found += [(each, "") for each in self.scheduler.failed]
+        self._count(time.perf_counter() - started, work, found)
         return found
 
-    def _pass(self, work: Work) -> list[tuple[Request, str]]:
+    def _pass(self, work: Work) -> Found:
+        requests = [request for request, _ in work]
         known = [request for request, count in work if count == request.unread]
         if all(count == 1 for _, count in work):
-            single = Single.of([request for request, _ in work], self.store, self.model.embedding.weight.device)
-            logits_NV = self.recorded(single)
+            drawn = self.drawn.clamp(min=0) if self.flying and self.drawn is not None else None
+            logits_NV = self.recorded(Single.of(requests, self.store, self.device, drawn))
         else:
-            x_1NE = mixed(self.model, work, self.store)
             last = [end - 1 for end in itertools.accumulate(count for _, count in work)]
             wanted = [at for at, (request, count) in zip(last, work, strict=True) if count == request.unread]
+            x_1NE = mixed(self.model, work, self.store)
             logits_NV = self.model.logits(x_1NE[:, wanted])[0] if wanted else x_1NE[0, :0]
         for request, count in work:
             self.store.advance(request, count)
-        return self._pushed(known, logits_NV) if known else []
+        if not known:
+            return []
+        if self.chooser is None or self.chooser[0] != known:
+            self.chooser = known, Chooser(self.model, [each.row for each in known])
+        self.drawn = self.chooser[1](logits_NV)
+        self.flying.append((known, Fetched(self.drawn)))
+        for request in known:
+            request.flying += 1
+        return [] if self._steady() and len(self.flying) <= self.lag else self._landed()
 
-    def _pushed(self, requests: list[Request], logits_NV: Tensor) -> list[tuple[Request, str]]:
-        if self.chooser is None or self.chooser[0] != requests:
-            self.chooser = requests, Chooser(self.model, [each.row for each in requests])
+    def _steady(self) -> bool:
+        """Whether the next pass is known before the tokens of the last: all that is under way is decoded and goes on,
+        nothing can join, and there are blocks for all."""
+        running = self.scheduler.running
+        if not self.lag or self.deterministic or self.store.long or self.chooser is None or self.chooser[0] != running:
+            return False
+        joins = self.scheduler.waiting and len(running) < self.scheduler.max_rows
+        goes_on = all(not each.finished and each.row.remaining > each.flying for each in running)
+        return goes_on and not joins and all(each.free >= len(running) for each in self.store.groups.values())
+
+    def _landed(self) -> Found:
+        requests, fetched = self.flying.popleft()
         found = []
-        for request, token in zip(requests, self.chooser[1](logits_NV).tolist(), strict=True):
+        for request, token in zip(requests, fetched.read(), strict=True):
+            request.flying -= 1
+            if request.finished:
+                continue
             if token < 0:
                 request.error = NOT_FINITE
-                found.append((request, ""))
-            else:
-                found.append((request, request.row.push(token)))
+            found.append((request, "" if request.error else request.row.push(token)))
         return found
 
-    def _count(self, seconds: float, read: int, chosen: int) -> None:
-        """A pass that reads counts for prompts, as does the first token behind each."""
-        if read:
-            self.timings.prompt_seconds += seconds
-            self.timings.prompt_tokens += read
-        else:
-            self.timings.decode_seconds += seconds
-            self.timings.decode_tokens += chosen
-            self.timings.decode_steps += 1
+    def _count(self, seconds: float, work: Work, found: Found) -> None:
+        """A pass over prompts counts for them, with the first token behind each; what is read again for the text."""
+        new = [(request, count) for request, count in work if not request.row.token_ids[1:]]
+        read = sum(count for request, count in new if request.computed <= len(request.row.prompt))
+        total = sum(count for _, count in work)
+        share = read / total if total else 0.0
+        self.timings.prompt_seconds += share * seconds
+        self.timings.prompt_tokens += read
+        self.timings.decode_seconds += (1 - share) * seconds
+        later = sum(len(request.row.token_ids) > 1 for request, _ in found)
+        self.timings.decode_tokens += later
+        self.timings.decode_steps += later > 0
 
 
 @torch.inference_mode()
@@ -129,10 +159,13 @@ def generate(
     timings: Timings,
     max_rows: int = MAX_ROWS,
     deterministic: bool = False,
+    lag: int | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Run completions until each has finished; yields (row, new text) as it comes. Raises ValueError where the logits
-    of a row are not numbers to choose by."""
-    engine = Engine(model, _positions(model, rows, max_rows), min(max_rows, len(rows)), deterministic=deterministic, timings=timings)
+    """Run completions, at most `max_rows` at a time, until each has finished; yields (row, new text) as it comes.
+    Raises ValueError where a row cannot go on: its logits are not numbers to choose by, or the cache has no room."""
+    max_rows = min(max_rows, len(rows))
+    positions, share = room_for(model, rows, max_rows), len(rows) > 1
+    engine = Engine(model, positions, max_rows, deterministic=deterministic, share=share, lag=lag, timings=timings)
     numbers = {engine.add(row): index for index, row in enumerate(rows)}
     while engine.busy:
         for request, text in engine.step():
@@ -142,13 +175,33 @@ def generate(
                 yield numbers[request], text
 
 
-def _positions(model: Decoder, rows: Sequence[Completion], max_rows: int) -> int:
-    """Room for the largest requests that can be under way together, or as many as fit into the memory that is left."""
+def room_for(model: Decoder, rows: Sequence[Completion], max_rows: int) -> int:
+    """Positions for the largest requests that can be under way together, or as many as fit into what memory is left.
+    Raises ValueError where a prompt alone does not."""
     sizes = sorted((-(-(len(row.prompt) + row.max_new_tokens) // SIZE) * SIZE for row in rows), reverse=True)
-    wanted, left = sum(sizes[:max_rows]), memory.available()
-    def needed(positions: int) -> int:
-        return nbytes(model, counts(model, positions, min(max_rows, len(rows)), BUDGET))
-    if model.embedding.weight.device.type == "cpu" and left is not None and needed(wanted) > left:
-        wanted = sizes[0]
-        if needed(wanted) > LARGE: memory.refuse(needed(wanted), f"a cache of {wanted:,} positions", "ask for fewer new tokens or a shorter prompt")
-    return wanted
+    wanted, least = sum(sizes[:max_rows]), max(len(row.prompt) for row in rows) + SIZE
+    device = model.embedding.weight.device
+    left = torch.cuda.mem_get_info(device)[0] * 9 // 10 if device.type == "cuda" else memory.available()
+    if left is None:
+        return wanted
+    fits = positions_in(model, left, max_rows, BUDGET)
+    if fits < least:
+        needed = nbytes(model, counts(model, least, max_rows, BUDGET))
+        memory.refuse(needed, f"a cache of {least:,} positions", "take a shorter prompt")
+    return min(wanted, max(fits, least))
+
+
+class Fetched:
+    """Tokens `[n]` on their way to the host; on a CPU they are there."""
+
+    def __init__(self, tokens_N: Tensor):
+        self.tokens_N, self.arrived = tokens_N, None
+        if tokens_N.device.type == "cuda":
+            self.tokens_N = torch.empty(tokens_N.shape, dtype=tokens_N.dtype, pin_memory=True)
+            self.tokens_N.copy_(tokens_N, non_blocking=True)
+            self.arrived = torch.cuda.current_stream(tokens_N.device).record_event()
+
+    def read(self) -> list[int]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tokens_N.tolist()

@@ -32,13 +32,15 @@ class Single:
     lengths: tuple[int, ...]  # of the sequences, for rotary scalings that go by them
 
     @classmethod
-    def of(cls, requests: Sequence[Request], store: Store, device: torch.device) -> Single:
+    def of(cls, requests: Sequence[Request], store: Store, device: torch.device, drawn: Tensor | None = None) -> Single:
+        """The next token of each; int64 `[n]` where they were `drawn` and only the device knows them."""
         tables = {group: tabled([each.tables[group] for each in requests], device) for group in store.groups}
         positions = [each.computed for each in requests]
-        tokens = [each.ids(at, at + 1)[0] for each, at in zip(requests, positions, strict=True)]
         lengths = sum((turned_as(each, store, each.computed, each.computed + 1) for each in requests), ())
-        whole = (torch.tensor(each, dtype=torch.int64, device=device) for each in (tokens, positions))
-        return cls(*whole, tables, lengths)
+        if drawn is None:
+            known = [each.ids(at, at + 1)[0] for each, at in zip(requests, positions, strict=True)]
+            drawn = torch.tensor(known, dtype=torch.int64, device=device)
+        return cls(drawn, torch.tensor(positions, dtype=torch.int64, device=device), tables, lengths)
 
     def ragged(self, size: int) -> Ragged:
         """Where their keys lie; computed from the tensors alone, so that it can be recorded."""

@@ -1,8 +1,8 @@
 """Passes of single tokens recorded once per shape and repeated, as `graphs.py` says; for requests that come and go.
 
 What changes from step to step lies in memory: tokens, positions, tables of blocks. What does not is the shape: how many
-sequences there are, how long their tables, what rotary frequencies go by. The second pass in a row of a shape is
-recorded, and recordings of shapes that come back are kept, the last ones.
+sequences there are, how long their tables, what rotary frequencies go by. A shape is recorded once it has lasted for
+some passes, as a recording costs several of them, and the last recordings are kept, for shapes come back.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from minillm.engine import graphs
@@ -21,6 +20,7 @@ from minillm.engine.store import Store
 from minillm.model.decoder import Decoder
 from minillm.ops.cpu import usable
 
+PATIENCE = 8  # passes of a shape before it is recorded
 MOST = 8  # recordings that are kept: each holds the activations of a pass
 
 
@@ -35,6 +35,7 @@ class Recorded:
         self.record = graphs.recorder(self.model)
         self.watched = graphs.Watched(self.model)
         self.last: Any = None
+        self.seen = 0  # passes in a row of the last shape
         self.made: dict[Any, tuple[graphs.Recording, Single, Tensor]] = {}
 
     def __call__(self, single: Single) -> Tensor:
@@ -44,10 +45,9 @@ class Recorded:
         shapes = tuple((group, each.shape) for group, each in single.tables.items())
         turning = [id(each) for each in self.model.turned(single.lengths or (0,))]
         key = (len(single.tokens), shapes, *turning)
-        again, self.last = key == self.last, key
-        if key not in self.made:
-            if not again or not self._recorded(key, single):
-                return self._run(single)
+        self.seen, self.last = self.seen + 1 if key == self.last else 1, key
+        if key not in self.made and (self.seen <= PATIENCE or not self._recorded(key, single)):
+            return self._run(single)
         recording, kept, logits_NV = self.made[key] = self.made.pop(key)  # the latest is the last
         for of, to in ((single.tokens, kept.tokens), (single.positions, kept.positions)):
             to.copy_(of)

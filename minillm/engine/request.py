@@ -23,10 +23,12 @@ class Request:
     deadline: float | None = None
     number: int = 0  # in the order of arrival
     computed: int = 0  # positions whose keys lie in blocks
+    flying: int = 0  # tokens that were drawn and are not known yet
     cached: int = 0  # of these, those that were there already
     preempted: int = 0  # how often all was given up to be computed anew
     tables: dict[Group, list[int]] = field(default_factory=dict)  # the blocks of each group, in order
     names: list[bytes] = field(default_factory=list)  # of its full blocks
+    named: int = 0  # how many of them were given their names
     salted: bytes | None = None  # what the keys that are computed depend on
     snapshot: tuple[int, bytes] | None = None  # where the last state behind new tokens is kept, and its name
     snapshot: int | None = None  # the last block that this request's state was copied to
@@ -39,8 +41,8 @@ class Request:
 
     @property
     def unread(self) -> int:
-        """Tokens that are known and not computed; one where it is being decoded."""
-        return self.length - self.computed
+        """Tokens that are there and not computed; one where it is being decoded."""
+        return self.length + self.flying - self.computed
 
     @property
     def finished(self) -> bool:

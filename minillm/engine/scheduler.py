@@ -15,34 +15,28 @@ from minillm.engine.request import Request
 from minillm.engine.store import Store
 
 Work = list[tuple[Request, int]]  # requests, each with how many of its tokens go through
+NO_ROOM = "{0:,} tokens fill the cache, which has room for {1:,}; give it more memory, or ask for fewer new tokens"
 
 
 @dataclass
 class Scheduler:
     """Requests under way, oldest first, and those that wait. At most `max_rows` are under way at a time; a pass has at
-    most `budget` tokens, and no piece more."""
+    most `budget` tokens. Where pieces are `fixed`, none depends on what else is under way: a prompt comes in pieces of
+    `budget`, and what followed it token by token, as it was written."""
 
     store: Store
     max_rows: int
     budget: int
+    fixed: bool = False
     running: list[Request] = field(default_factory=list)
     waiting: list[Request] = field(default_factory=list)
+    failed: list[Request] = field(default_factory=list)  # in this plan
 
-    def add(self, request: Request) -> None:
-        """Let a request wait. Raises ValueError for one that can never come to its end."""
-        needed, room = len(request.row.prompt) + request.row.max_new_tokens - 1, self.store.most()
-        if needed > room:
-            raise ValueError(
-                f"the prompt has {len(request.row.prompt):,} tokens and {request.row.max_new_tokens:,} new ones are "
-                f"asked for, the cache has room for {room:,}; ask for fewer, or give the cache more memory"
-            )
-        self.waiting.append(request)
-
-    def plan(self, budget: int | None = None) -> Work:
+    def plan(self) -> Work:
         """The next pass, with a place for every token: single tokens first."""
         self._sweep()
-        left = self.budget if budget is None else budget
-        work: Work = []
+        self.failed = []
+        left, work = self.budget, Work()
         for request in [each for each in self.running if each.unread == 1]:
             if self._placed(request, 1):
                 work.append((request, 1))
@@ -51,11 +45,14 @@ class Scheduler:
             left -= self._read(request, left, work)
         while left > 0 and len(self.running) < self.max_rows and (request := self._next()) is not None:
             left -= self._read(request, left, work)
-        return [pair for pair in work if pair[0].tables]  # those that were not given up meanwhile
+        kept = [pair for pair in work if pair[0].tables]  # those that were not given up meanwhile
+        return sorted(kept, key=lambda pair: pair[1] > 1)
 
     def _read(self, request: Request, left: int, work: Work) -> int:
         """Put a piece of a request into the pass, as long as something is left; returns how long it is."""
         count = min(left, self.store.ahead(request))
+        if self.fixed:
+            count = min(self.budget, max(len(request.row.prompt) - request.computed, 1))
         if count < 1 or not self._placed(request, count):
             return 0
         work.append((request, count))
@@ -67,8 +64,10 @@ class Scheduler:
             return False
         while not self.store.grow(request, request.computed + count):
             newest = self.running[-1]
-            if newest is request and request.unread > 1 and len(self.running) > 1:
-                return False  # it waits for what the older ones will give back
+            if newest is request and len(self.running) == 1:
+                request.error = NO_ROOM.format(request.computed, self.store.most())
+                self.failed.append(request)
+                return False
             self._preempt(newest)
             if newest is request:
                 return False

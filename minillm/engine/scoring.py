@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from minillm.engine.batch import grouped
 from minillm.engine.inference import PREFILL_CHUNK
 from minillm.model.cache import Cache
 from minillm.model.decoder import Decoder
 
+PASS = 24  # tokens of a sequence: what reading all weights once costs, by measurement on a CPU (20 to 25)
 LOGITS_AT_ONCE = 2**25  # values: bounds the fp32 logits
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -87,3 +87,17 @@ def _scores(model: Decoder, hidden_NE: Tensor, continuations: Sequence[Sequence[
     lengths = [len(each) for each in continuations]
     both = zip(torch.cat(logprobs).split(lengths), torch.cat(likeliest).split(lengths), strict=True)
     return [(logprob_N.sum().item(), bool(likely_N.all())) for logprob_N, likely_N in both]
+
+
+def grouped(lengths: Sequence[int]) -> list[list[int]]:
+    """Which prompts are read in one pass, longest first: a shorter one joins as long as the padding that it needs costs
+    less than the pass that it saves, and all fit into one piece."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        latest = groups[-1] if groups else []
+        width = lengths[latest[0]] if latest else 0
+        if latest and width - lengths[index] < PASS and (len(latest) + 1) * width <= PREFILL_CHUNK:
+            latest.append(index)
+        else:
+            groups.append([index])
+    return groups

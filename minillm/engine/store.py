@@ -46,6 +46,17 @@ def nbytes(decoder: Decoder, blocks: Mapping[Group, int]) -> int:
     return sum(count * blocks[group] for group, count in bytes_of(decoder.spec, SIZE, decoder.dtype).items())
 
 
+def positions_in(decoder: Decoder, room: int, rows: int, piece: int) -> int:
+    """For how many positions so many bytes are enough; see `counts`."""
+    low, high = 0, 2**40
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (
+            (middle, high) if nbytes(decoder, counts(decoder, middle, rows, piece)) <= room else (low, middle - 1)
+        )
+    return low // SIZE * SIZE
+
+
 class Store:
     """Blocks for requests. What a method takes and gives back is counted; nothing is ever lost."""
 
@@ -93,13 +104,13 @@ class Store:
             for block in reversed(table):
                 if block != GONE:
                     self.groups[group].drop(block)
-        request.tables, request.computed, request.names, request.salted = {}, 0, [], None
+        request.tables, request.computed, request.names, request.named, request.salted = {}, 0, [], 0, None
 
     def advance(self, request: Request, count: int) -> None:
         """So many more positions are computed: name the blocks that are full, give up what no window reaches."""
-        before, request.computed = request.computed, request.computed + count
+        request.computed += count
         if self.share and self._lasting(request):
-            self._name(request, before // self.size)
+            self._name(request)
         for group, window in self.windows.items():
             table = request.tables[group]
             for index in range(min(max(request.computed - window + 1, 0) // self.size, len(table)) - 1, -1, -1):
@@ -133,7 +144,8 @@ class Store:
             first = self._reached(group, count)
             found = [blocks.find(name) for name in names[first:count]]
             request.tables[group] = [GONE] * first + [blocks.share(block) for block in found if block is not None]
-        request.names, request.computed, request.cached = names[:count], count * self.size, count * self.size
+        request.names, request.named = names[:count], count
+        request.computed = request.cached = count * self.size
 
     def ahead(self, request: Request) -> int:
         """How many of its tokens may be read in one piece: where there is a state to keep, up to the last end of a
@@ -174,17 +186,18 @@ class Store:
             return count - 1
         return max(count * self.size - self.windows[group] + 1, 0) // self.size if group in self.windows else 0
 
-    def _name(self, request: Request, first: int) -> None:
-        """Name the blocks from the first one on that are full."""
+    def _name(self, request: Request) -> None:
+        """Name the blocks that are full of known tokens."""
         assert request.salted is not None
         names = extended(request.names, request.ids(0, request.computed), self.size, request.salted)
         for group, blocks in self.groups.items():
             table = request.tables[group]
             if group != "state":
-                for index in range(first, len(names)):
+                for index in range(request.named, len(names)):
                     blocks.name(table[index], names[index])
-            elif request.computed % self.size == 0 and blocks.find(names[-1]) is None and blocks.free:
+            elif request.computed == len(names) * self.size and blocks.find(names[-1]) is None and blocks.free:
                 self._keep_state(request, blocks, names[-1])
+        request.named = len(names)
 
     def _keep_state(self, request: Request, blocks: Blocks, name: bytes) -> None:
         copy = blocks.take()

@@ -54,9 +54,7 @@ class LatentAttention(nn.Module):
         over = self._over if step.ragged is None else self._over_blocks
         return self.out(rearrange(over(*self.project(x, step), step, cache), "B H T V -> B T (H V)"))
 
-    def _over(
-        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step, cache: LatentCache | None
-    ) -> Tensor:
+    def _over(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step, cache: LatentCache | None) -> Tensor:
         """y `[B, H, T, V]` of rows that are aligned."""
         visible, slots = step.visible[None], step.slots[None]
         if cache is not None and slots is not None and visible.position_B is not None:

@@ -3,7 +3,8 @@
 Layers with the same window share block numbers: block i of such a group is the same `size` slots in each of its layers,
 so one table per sequence and group says where all their keys lie. Recurrent layers keep a state per sequence in place
 of keys; theirs is a group too, whose blocks hold one sequence's state. Who has which block is for the engine to know
-(`engine/blocks.py`).
+(`engine/blocks.py`). The memory is not filled when it is taken, so that a system which gives pages as they are written
+gives none for blocks that are never used.
 
 A kind of layer is a class here. It takes in new positions (`put`), gives back old ones (`read`, or the memory itself for
 `ops.paged_attention`), and copies a block (`copy`), which is what a fork of a sequence needs; nothing needs to be done
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minillm.model.states import StateCache
+from minillm.model.states import STATES, StateCache
 from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
@@ -29,8 +30,8 @@ class KeyPool:
 
     def __init__(self, spec: GQA, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
         self.size, shape = size, (1, spec.num_kv_heads, blocks * size, spec.head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.k = torch.empty(shape, dtype=dtype, device=device)
+        self.v = torch.empty(shape, dtype=dtype, device=device)
 
     @staticmethod
     def nbytes(spec: GQA, size: int, width: int) -> int:
@@ -58,7 +59,7 @@ class LatentPool:
 
     def __init__(self, spec: MLA, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
         self.size = size
-        self.latent = torch.zeros((1, blocks * size, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
+        self.latent = torch.empty((1, blocks * size, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
 
     @staticmethod
     def nbytes(spec: MLA, size: int, width: int) -> int:
@@ -83,7 +84,9 @@ class StatePool(StateCache):
     """The states of a recurrent layer, a block each."""
 
     def __init__(self, spec: GatedDeltaNet, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
-        super().__init__(spec, blocks, 0, dtype, device)
+        self.spec = spec
+        self.state = torch.empty((blocks, STATES, *self.shape(spec, 1)[1:]), dtype=torch.float32, device=device)
+        self.inputs = torch.empty((blocks, *self.of_inputs(spec, STATES)), dtype=dtype, device=device)
 
     @staticmethod
     def nbytes(spec: GatedDeltaNet, size: int, width: int) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minillm
 from minillm.engine import scoring
@@ -97,3 +100,16 @@ def test_the_longest_pair_that_fits(saved: Path) -> None:
     model = minillm.load(saved, dtype="float32", kernels="reference").model
     pair = pairs_of(model, [(121, 8)])[0]
     assert score(model, [pair])[0] == (pytest.approx(alone(model, pair)[0], abs=PER_TOKEN * 8), True)
+
+
+@given(st.lists(st.integers(1, 3000), max_size=40))
+def test_sequences_are_read_together_where_padding_is_cheap(lengths: list[int]) -> None:
+    groups = scoring.grouped(lengths)
+    assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
+    for group in groups:
+        widths = [lengths[i] for i in group]
+        assert max(widths) - min(widths) < scoring.PASS
+        assert len(group) == 1 or max(widths) * len(group) <= scoring.PREFILL_CHUNK
+    firsts = [[lengths[i] for i in group] for group in groups]
+    for one, other in itertools.pairwise(firsts):  # no two of them would have gone together
+        assert one[0] - other[0] >= scoring.PASS or one[0] * (len(one) + 1) > scoring.PREFILL_CHUNK

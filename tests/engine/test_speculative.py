@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import generate
-from minillm.engine import batch, speculative
+from minillm.engine import engine, speculative
 from minillm.engine.choosing import foresee
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling, probabilities
@@ -84,7 +84,7 @@ def test_with_guesses_the_text_is_the_same(
     model, plain = listening(spec, dtype, compiled=compiled)
     expected, rows = requests(prompts, 14, stops, **choice), requests(prompts, 14, stops, **choice)
     for row in expected:
-        list(batch.generate(model, [row], Timings()))
+        list(engine.generate(model, [row], Timings()))
     model, guessed = listening(spec, dtype, compiled=compiled)
     guessing(model, rows, build(drawn, seed=1) if drawn else None, count, deterministic=True)
     assert texts(rows) == texts(expected)
@@ -113,7 +113,7 @@ def test_every_kind_of_model(row: str, sampled: dict, tmp_path: Path) -> None:
     draft.layers[1].attention.out.weight.mul_(0.9)
     prompts = [tiny.tokens(97, length, seed=length).tolist() for length in (3, 20)]
     expected, rows = requests(prompts, 60, **sampled), requests(prompts, 60, **sampled)
-    list(batch.generate(model, expected, Timings()))
+    list(engine.generate(model, expected, Timings()))
     timings = guessing(model, rows, draft, 4, deterministic=False)
     assert texts(rows) == texts(expected)
     assert timings.accepted_tokens > timings.drafted_tokens // 4
@@ -232,7 +232,7 @@ def test_a_draft_with_less_context_and_another_vocabulary(llm: minillm.LLM, tmp_
             build(THREE.__class__(**{**vars(THREE), "vocab_size": size}), seed=2),
         )
         plain, rows = requests([[1, 2]] * 9, 9, temperature=1.5), requests([[1, 2]] * 9, 9, temperature=1.5)
-        list(batch.generate(model, plain, Timings()))
+        list(engine.generate(model, plain, Timings()))
         timings = guessing(model, rows, draft, 3, deterministic=True)
         assert texts(rows) == texts(plain)
         assert timings.drafted_tokens > 20

@@ -1,8 +1,7 @@
-"""The loop over many prompts: who shares a batch, who leaves it and when it is read changes nothing of what comes."""
+"""Many requests at once: who shares a pass, who leaves it and when it is read changes nothing of what comes."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +12,13 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import ops
-from minillm.engine import batch
+from minillm.engine import engine
 from minillm.engine.completion import Timings
-from minillm.model.cache import Cache
 from minillm.ops import draw
 from minillm.spec import Decoder as Spec
 from tests.helpers import tiny
 from tests.helpers.loops import listening, requests, texts
-from tests.helpers.specs import EXACT, build, random_tokens, specs, uncut
+from tests.helpers.specs import random_tokens, specs
 
 lengths = st.lists(st.integers(1, 14), min_size=2, max_size=5)
 stops = st.sets(st.integers(0, 30), max_size=6)
@@ -32,7 +30,7 @@ def prompts_of(lengths: list[int]) -> list[list[int]]:
 
 def run(model, rows, **options) -> tuple[list[tuple[int, str]], Timings]:
     timings = Timings()
-    return list(batch.generate(model, rows, timings, **options)), timings
+    return list(engine.generate(model, rows, timings, **options)), timings
 
 
 @settings(max_examples=25)
@@ -45,7 +43,7 @@ def test_a_deterministic_batch_is_its_prompts_alone(
     lengths: list[int],
     stops: set[int],
     dtype: torch.dtype,
-    max_batch: int,
+    max_rows: int,
     lag: int,
     choice: dict,
     compiled: bool,
@@ -53,7 +51,7 @@ def test_a_deterministic_batch_is_its_prompts_alone(
     """Token for token and bit for bit, whatever shares the batch, leaves it or waits; alone without the flag, too."""
     model, together = listening(spec, dtype, compiled=compiled)
     rows = requests(prompts_of(lengths), 12, stops, **choice)
-    run(model, rows, max_batch=max_batch, deterministic=True, lag=lag)
+    run(model, rows, max_rows=max_rows, deterministic=True, lag=lag)
     model, alone = listening(spec, dtype, compiled=compiled)
     for number, row in enumerate(requests(prompts_of(lengths), 12, stops, **choice)):
         run(model, [row], deterministic=number % 2 == 0)
@@ -62,46 +60,17 @@ def test_a_deterministic_batch_is_its_prompts_alone(
         assert torch.equal(together.logits[key], logits_V), key
 
 
-@settings(max_examples=40)
-@given(specs(), lengths, st.integers(1, 12), st.integers(0, 6), st.data())
-@torch.no_grad()
-def test_rows_come_and_go(spec: Spec, lengths: list[int], steps: int, room: int, data: st.DataObject) -> None:
-    """Some rows of a batch, in any order, and one of another cache are regrouped and go on as if nothing had been."""
-    model = build(spec)
-    texts = [random_tokens(length + steps + room + 1, seed=i) for i, length in enumerate(lengths)]
-    kept = data.draw(st.lists(st.sampled_from(range(len(lengths))), unique=True, min_size=1))
-    width = max(lengths)
-    cache = Cache(spec, len(lengths), width + steps, torch.float32, padding=[width - length for length in lengths])
-    padded = [torch.cat((torch.zeros(width - length, dtype=torch.long), text[: length + steps]))
-              for length, text in zip(lengths, texts, strict=True)]  # fmt: skip
-    for piece in torch.stack(padded).split([width] + [1] * steps, dim=1):
-        model(piece, cache)
-    newcomer = random_tokens(9 + room + 1, seed=99)
-    other = Cache(spec, 1, 9, torch.float32)
-    model(newcomer[None, :9], other)
-    place = data.draw(st.integers(0, len(kept)))
-    sources, followed = [(cache, row) for row in kept], [(texts[row], lengths[row] + steps) for row in kept]
-    sources.insert(place, (other, 0))
-    followed.insert(place, (newcomer, 9))
-    cache.regroup(sources, room + 1)
-    assert cache.capacity == max(at for _, at in followed) + room + 1
-    for step in range(room + 1):
-        logits_BV = model(torch.stack([text[at + step] for text, at in followed])[:, None], cache)[:, -1]
-    for found, (text, at) in zip(logits_BV, followed, strict=True):
-        assert (found - uncut(model, text[None, : at + room + 1])[0, -1]).abs().max() <= EXACT
-
-
 @pytest.mark.parametrize("row", ["llama", "mistral-window", "deepseek_v3", "gemma2", "phi3-long"])
-@pytest.mark.parametrize("max_batch", [1, 3, 8])
-def test_prompts_wait_for_a_place(row: str, max_batch: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_rows", [1, 3, 8])
+def test_prompts_wait_for_a_place(row: str, max_rows: int, tmp_path: Path) -> None:
     """Nine prompts of mixed lengths, of which some end early, through a batch of any size."""
     tiny.save(tmp_path, *tiny.ROWS[row])
     model, sizes = minillm.load(tmp_path).model, []
     prompts = [tiny.tokens(97, 1 + 5 * i % 41, seed=i).tolist() for i in range(9)]
     model.ops = replace(model.ops, sample=lambda *given: sizes.append(len(given[0])) or draw.sample(*given))
     rows, alone = requests(prompts, 22, set(range(8))), requests(prompts, 22, set(range(8)))
-    _, timings = run(model, rows, max_batch=max_batch)
-    assert max(sizes) <= max_batch
+    _, timings = run(model, rows, max_rows=max_rows)
+    assert max(sizes) <= max_rows
     for single in alone:
         run(model, [single])
     assert texts(rows) == texts(alone)
@@ -147,37 +116,12 @@ def test_logits_that_are_no_numbers_are_noticed_late_too(lag: int) -> None:
             assert len(rows[1].token_ids) == 4
 
 
-@pytest.mark.parametrize(
-    ("limits", "sizes"),
-    [
-        ([1, 40], [1] * 39),
-        ([2, 2, 2, 40], [4] + [1] * 38),
-        # The first ends at step 4, and one row runs in vain for 5 steps, then two: that makes 7, and 6 are left.
-        ([5, 10, 15, 20, 25, 30, 35, 40], [8] * 9 + [6] * 9 + [5] * 4 + [4] * 4 + [3] * 4 + [2] * 4 + [1] * 5),
-    ],
-)
-def test_finished_rows_leave_when_they_have_cost_enough(limits: list[int], sizes: list[int]) -> None:
-    """The others are gathered once as many steps of rows have been in vain as there are others; or right away where
-    that costs nothing, as each has a cache of its own."""
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_rows_that_have_finished_leave_at_once(deterministic: bool) -> None:
     llm, found = minillm.load(dtype="float32"), []
+    limits = [5, 10, 15, 20, 25, 30, 35, 40]
     llm.model.ops = replace(ops.CPU, sample=lambda *given: found.append(len(given[0])) or draw.sample(*given))
-    for deterministic in (False, True):
-        found.clear()
-        rows = [llm.completion("Once", max_new_tokens=most, ignore_eos=True) for most in limits]
-        run(llm.model, rows, deterministic=deterministic)
-        read = len(limits) if deterministic else 1  # passes over prompts
-        needed = [sum(most > step for most in limits) for step in range(1, max(limits))]
-        assert found[read:] == (needed if deterministic else sizes)
-
-
-@given(st.lists(st.integers(1, 3000), max_size=40), st.booleans())
-def test_prompts_are_read_together_where_padding_is_cheap(lengths: list[int], singly: bool) -> None:
-    groups = batch.grouped(lengths, singly)
-    assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
-    for group in groups:
-        widths = [lengths[i] for i in group]
-        assert max(widths) - min(widths) < batch.PASS
-        assert len(group) == 1 or (not singly and max(widths) * len(group) <= batch.PREFILL_CHUNK)
-    firsts = [[lengths[i] for i in group] for group in groups]
-    for one, other in itertools.pairwise(firsts):  # no two of them would have gone together
-        assert singly or one[0] - other[0] >= batch.PASS or one[0] * (len(one) + 1) > batch.PREFILL_CHUNK
+    rows = [llm.completion("Once", max_new_tokens=most, ignore_eos=True) for most in limits]
+    run(llm.model, rows, deterministic=deterministic)
+    together = [sum(most > step for most in limits) for step in range(max(limits))]
+    assert found == ([1] * sum(limits) if deterministic else together)
