@@ -256,7 +256,7 @@ def test_progress_bar_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_lack_of_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "Cache", lambda *_, **__: torch.empty(2**60))
+    monkeypatch.setattr(engine, "Store", lambda *_, **__: torch.empty(2**60))
     assert generate.main(["--prompt", "x"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1

@@ -13,8 +13,9 @@ class Blocks:
 
     def __init__(self, count: int):
         self.count = count
-        self.users = [0] * count
-        self.blank: list[int] = [*reversed(range(count))]  # idle and worth nothing
+        self.fresh = 0  # the first that was never used
+        self.users: dict[int, int] = {}
+        self.blank: list[int] = []  # idle and worth nothing
         self.kept: dict[int, None] = {}  # idle and named, in the order in which they were given up
         self.named: dict[bytes, int] = {}
         self.name_of: dict[int, bytes] = {}
@@ -22,27 +23,31 @@ class Blocks:
     @property
     def free(self) -> int:
         """How many can be taken."""
-        return len(self.blank) + len(self.kept)
+        return self.count - len(self.users)
 
     def take(self) -> int:
         """A block for new contents; there must be one."""
-        block = self.blank.pop() if self.blank else next(iter(self.kept))
-        if block in self.kept:
-            del self.kept[block]
-            del self.named[self.name_of.pop(block)]
+        if self.blank:
+            block = self.blank.pop()
+        elif self.fresh < self.count:
+            block, self.fresh = self.fresh, self.fresh + 1
+        else:
+            block = next(iter(self.kept))
+            del self.kept[block], self.named[self.name_of.pop(block)]
         self.users[block] = 1
         return block
 
     def share(self, block: int) -> int:
         """One user more of a block that holds something."""
         self.kept.pop(block, None)
-        self.users[block] += 1
+        self.users[block] = self.users.get(block, 0) + 1
         return block
 
     def drop(self, block: int) -> None:
         """One user less."""
         self.users[block] -= 1
         if not self.users[block]:
+            del self.users[block]
             if block in self.name_of:
                 self.kept[block] = None
             else:

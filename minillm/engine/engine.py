@@ -17,11 +17,12 @@ from torch import Tensor
 
 from minillm.engine.choosing import NOT_FINITE, Chooser
 from minillm.engine.completion import Completion, Timings
+from minillm.engine.pace import Pace
 from minillm.engine.passes import Single, mixed
 from minillm.engine.recorded import Recorded
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler, Work
-from minillm.engine.store import SIZE, Store, counts, nbytes, positions_in
+from minillm.engine.store import SIZE, Store, counts, nbytes, positions_in, room_left
 from minillm.guard import memory
 from minillm.model.decoder import Decoder
 
@@ -38,7 +39,8 @@ class Engine:
     With `deterministic` each request goes through the model by itself, in pieces of a fixed length, and its logits are
     bit for bit those that it has alone; else products of several rows may round otherwise. `share` lets requests use
     what others have computed of the same prefix. Tokens are read `lag` steps late (default: 0 on a CPU) while requests
-    are only being decoded, and what came behind a stop is thrown away.
+    are only being decoded, and what came behind a stop is thrown away. With a `pace` prompts are read beside requests
+    that are being decoded in pieces so small that a pass takes about so many seconds.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Engine:
         deterministic: bool = False,
         share: bool = True,
         lag: int | None = None,
+        pace: float | None = None,
         timings: Timings | None = None,
     ):
         self.model, self.deterministic, self.timings = model, deterministic, timings or Timings()
@@ -58,6 +61,7 @@ class Engine:
         self.store = Store(model, counts(model, positions, max_rows, budget), budget, share and not deterministic)
         self.scheduler = Scheduler(self.store, max_rows, budget, fixed=deterministic)
         self.recorded = Recorded(model, self.store)
+        self.pace = None if pace is None else Pace(pace)
         self.numbers = itertools.count()
         self.chooser: tuple[list[Request], Chooser] | None = None
         self.flying: deque[tuple[list[Request], Fetched]] = deque()
@@ -68,6 +72,23 @@ class Engine:
         request = Request(row, number=next(self.numbers), **how)  # type: ignore[arg-type]
         self.scheduler.waiting.append(request)
         return request
+
+    def check(self, row: Completion) -> None:
+        """Raise ValueError for a request that can never come to its end."""
+        needed, room = len(row.prompt) + row.max_new_tokens - 1, self.store.most()
+        if needed > room:
+            raise ValueError(
+                f"the prompt has {len(row.prompt):,} tokens and {row.max_new_tokens:,} new ones are asked for, the cache "
+                f"has room for {room:,}; ask for fewer, or give the cache more memory"
+            )
+
+    def abandon(self, reason: str) -> Found:
+        """End all requests under way with an error, as a step over them has failed."""
+        self.flying.clear()
+        self.chooser, under_way = None, [*self.scheduler.running]
+        for request in under_way:
+            request.flying, request.error = 0, reason
+        return [(request, "") for request in under_way]
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step; one that has ended stays as it is."""
@@ -86,11 +107,14 @@ class Engine:
         if self.flying and (len(self.flying) > self.lag or not self._steady()):
             work, found = Work(), self._landed()
         else:
-            work = self.scheduler.plan()
+            work = self.scheduler.plan(None if self.pace is None else self.pace.budget(BUDGET, SIZE))
             parts = [[each] for each in work] if self.deterministic else [work] if work else []
             found = [pair for part in parts for pair in self._pass(part)]
             found += [(each, "") for each in self.scheduler.failed]
-        self._count(time.perf_counter() - started, work, found)
+        seconds = time.perf_counter() - started
+        if self.pace is not None and work:
+            self.pace.saw(work, seconds)
+        self._count(seconds, work, found)
         return found
 
     def _pass(self, work: Work) -> Found:
@@ -180,9 +204,7 @@ def room_for(model: Decoder, rows: Sequence[Completion], max_rows: int) -> int:
     Raises ValueError where a prompt alone does not."""
     sizes = sorted((-(-(len(row.prompt) + row.max_new_tokens) // SIZE) * SIZE for row in rows), reverse=True)
     wanted, least = sum(sizes[:max_rows]), max(len(row.prompt) for row in rows) + SIZE
-    device = model.embedding.weight.device
-    left = torch.cuda.mem_get_info(device)[0] * 9 // 10 if device.type == "cuda" else memory.available()
-    if left is None:
+    if (left := room_left(model)) is None:
         return wanted
     fits = positions_in(model, left, max_rows, BUDGET)
     if fits < least:

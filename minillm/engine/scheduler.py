@@ -32,8 +32,9 @@ class Scheduler:
     waiting: list[Request] = field(default_factory=list)
     failed: list[Request] = field(default_factory=list)  # in this plan
 
-    def plan(self) -> Work:
-        """The next pass, with a place for every token: single tokens first."""
+    def plan(self, reading: int | None = None) -> Work:
+        """The next pass, with a place for every token: single tokens first. At most `reading` of them are of prompts,
+        if any request is being decoded."""
         self._sweep()
         self.failed = []
         left, work = self.budget, Work()
@@ -41,6 +42,8 @@ class Scheduler:
             if self._placed(request, 1):
                 work.append((request, 1))
         left -= len(work)
+        if work and reading is not None:
+            left = min(left, reading)
         for request in [each for each in self.running if each.unread > 1]:
             left -= self._read(request, left, work)
         while left > 0 and len(self.running) < self.max_rows and (request := self._next()) is not None:

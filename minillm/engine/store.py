@@ -14,6 +14,7 @@ import torch
 from minillm.engine.blocks import Blocks
 from minillm.engine.names import extended
 from minillm.engine.request import GONE, Request
+from minillm.guard import memory
 from minillm.model.decoder import Decoder
 from minillm.model.pools import Group, Pools, StatePool, bytes_of
 from minillm.spec import DynamicScaling, LongRopeScaling
@@ -55,6 +56,13 @@ def positions_in(decoder: Decoder, room: int, rows: int, piece: int) -> int:
             (middle, high) if nbytes(decoder, counts(decoder, middle, rows, piece)) <= room else (low, middle - 1)
         )
     return low // SIZE * SIZE
+
+
+def room_left(decoder: Decoder) -> int | None:
+    """Bytes for a cache where the model is: all that is left on a CPU, nine tenths of it on a GPU, where passes need
+    some; None where the system does not say."""
+    device = decoder.embedding.weight.device
+    return torch.cuda.mem_get_info(device)[0] * 9 // 10 if device.type == "cuda" else memory.available()
 
 
 class Store:
@@ -104,7 +112,7 @@ class Store:
             for block in reversed(table):
                 if block != GONE:
                     self.groups[group].drop(block)
-        request.tables, request.computed, request.names, request.named, request.salted = {}, 0, [], 0, None
+        request.tables, request.computed, request.named = {}, 0, 0
 
     def advance(self, request: Request, count: int) -> None:
         """So many more positions are computed: name the blocks that are full, give up what no window reaches."""
@@ -122,11 +130,13 @@ class Store:
     def recall(self, request: Request) -> None:
         """Let a request that has nothing use what is there of its prefix: all but its last token, at most, whose logits
         are wanted."""
-        request.salted = self.salt(request)
+        salt = self.salt(request)
+        if request.salted != salt:
+            request.salted, request.names = salt, []
         if not (self.share and self._lasting(request)):
             return
-        names = extended([], request.ids(0, request.length - 1), self.size, request.salted)
-        count = self._longest(names)
+        names = extended(request.names, request.ids(0, request.length), self.size, salt)
+        count = self._longest(names[: (request.length - 1) // self.size])
         if not count:
             return
         for group, blocks in self.groups.items():
@@ -144,8 +154,7 @@ class Store:
             first = self._reached(group, count)
             found = [blocks.find(name) for name in names[first:count]]
             request.tables[group] = [GONE] * first + [blocks.share(block) for block in found if block is not None]
-        request.names, request.named = names[:count], count
-        request.computed = request.cached = count * self.size
+        request.named, request.computed, request.cached = count, count * self.size, count * self.size
 
     def ahead(self, request: Request) -> int:
         """How many of its tokens may be read in one piece: where there is a state to keep, up to the last end of a
@@ -190,14 +199,22 @@ class Store:
         """Name the blocks that are full of known tokens."""
         assert request.salted is not None
         names = extended(request.names, request.ids(0, request.computed), self.size, request.salted)
+        full = min(request.computed, request.length) // self.size
         for group, blocks in self.groups.items():
             table = request.tables[group]
-            if group != "state":
-                for index in range(request.named, len(names)):
+            if group == "state":
+                if (
+                    full
+                    and request.computed == full * self.size
+                    and blocks.find(names[full - 1]) is None
+                    and blocks.free
+                ):
+                    self._keep_state(request, blocks, names[full - 1])
+                continue
+            for index in range(request.named, full):
+                if table[index] != GONE:
                     blocks.name(table[index], names[index])
-            elif request.computed == len(names) * self.size and blocks.find(names[-1]) is None and blocks.free:
-                self._keep_state(request, blocks, names[-1])
-        request.named = len(names)
+        request.named = full
 
     def _keep_state(self, request: Request, blocks: Blocks, name: bytes) -> None:
         copy = blocks.take()

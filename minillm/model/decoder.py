@@ -225,7 +225,8 @@ class Decoder(nn.Module):
         return Step(start, rotary, visible, slots, first, real)
 
     def ragged_step(self, position_N: Tensor, lengths: tuple[int, ...], ragged: Ragged) -> Step:
-        """As `step`, of tokens of many sequences at int64 positions `[N]`, each turned as in a sequence of its length."""
+        """As `step`, of tokens of many sequences at int64 positions `[N]`, each turned as in a sequence of its
+        length."""
         tables = {rope: table(position_N[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
         rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}
         return Step(0, rotary, {}, {}, ragged=ragged)

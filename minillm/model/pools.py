@@ -6,9 +6,9 @@ of keys; theirs is a group too, whose blocks hold one sequence's state. Who has 
 (`engine/blocks.py`). The memory is not filled when it is taken, so that a system which gives pages as they are written
 gives none for blocks that are never used.
 
-A kind of layer is a class here. It takes in new positions (`put`), gives back old ones (`read`, or the memory itself for
-`ops.paged_attention`), and copies a block (`copy`), which is what a fork of a sequence needs; nothing needs to be done
-when a block is given up.
+A kind of layer is a class here. It takes in new positions (`put`), gives back old ones (`read`, or the memory itself
+for `ops.paged_attention`), and copies a block (`copy`), which is what a fork of a sequence needs; nothing needs to be
+done when a block is given up.
 """
 
 from __future__ import annotations

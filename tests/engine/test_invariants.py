@@ -81,8 +81,8 @@ class Requests(RuleBasedStateMachine):
         under_way = [*self.engine.scheduler.running, *self.engine.scheduler.waiting]
         for group, blocks in self.engine.store.groups.items():
             held = [block for each in under_way for block in each.tables.get(group, ()) if block != GONE]
-            assert all(blocks.users[block] == held.count(block) for block in range(blocks.count))
-            idle = {*blocks.blank, *blocks.kept}
+            assert blocks.users == {block: held.count(block) for block in held}
+            idle = {*blocks.blank, *blocks.kept, *range(blocks.fresh, blocks.count)}
             assert len(idle) == blocks.free == blocks.count - len({*held})
             assert not idle & {*held}
             assert {block: name for name, block in blocks.named.items()} == blocks.name_of

@@ -1,0 +1,35 @@
+"""How long a prompt's pieces may be, so that those who wait for their next token do not wait too long."""
+
+from __future__ import annotations
+
+from minillm.engine.scheduler import Work
+
+NEW = 0.25  # what the latest pass counts for in an average
+
+
+class Pace:
+    """A pass takes about base + each * tokens of prompts, as the last passes have shown; it is to take `seconds`."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.base = 0.0
+        self.each: float | None = None
+
+    def saw(self, work: Work, seconds: float) -> None:
+        """A pass and how long it took."""
+        read = sum(count for _, count in work if count > 1)
+        if not read:
+            self.base = _averaged(self.base or None, seconds)
+        else:
+            self.each = _averaged(self.each, max(seconds - self.base, 0.0) / read)
+
+    def budget(self, most: int, least: int) -> int:
+        """Tokens of prompts beside those that are being decoded; at least so many, so that prompts come to their end."""
+        if self.each is None:
+            return least
+        room = (self.seconds - self.base) / max(self.each, 1e-9)
+        return max(least, min(most, int(room)))
+
+
+def _averaged(before: float | None, now: float) -> float:
+    return now if before is None else (1 - NEW) * before + NEW * now

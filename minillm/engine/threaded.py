@@ -1,0 +1,192 @@
+"""An engine in a thread of its own, for callers in any thread or event loop (`minillm.Engine`).
+
+    engine = minillm.Engine(llm)
+    for piece in engine.submit(llm.completion("Once upon a time")): ...
+    async for piece in engine.submit(llm.completion("Once upon a time")): ...
+
+Callers leave messages, which the thread reads between steps; nothing else is shared. The loops of a pass let go of
+Python's lock, so a process of its own would gain nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Protocol
+
+from minillm.engine.completion import Completion
+from minillm.engine.engine import BUDGET, MAX_ROWS, Engine
+from minillm.engine.request import Request
+from minillm.engine.store import positions_in, room_left
+from minillm.model.decoder import Decoder
+
+PACE = 0.2  # seconds that a pass may take while requests are being decoded
+SHARE = 0.5  # of the memory that is left, for the cache
+
+
+class Busy(Exception):
+    """No more requests are taken now."""
+
+
+class Failed(Exception):
+    """A request that could not go on, and why."""
+
+
+class Ticket:
+    """A request that was handed in. Iterating, in either way, gives its text piece by piece, to its end; raises
+    `Failed` where it could not go on. `row` has all that has come so far."""
+
+    def __init__(self, row: Completion):
+        self.row = row
+        self.request: Request | None = None  # once the engine has it
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._wake: Callable[[], Any] = lambda: None
+
+    def put(self, piece: str | None) -> None:
+        """A piece, or None for the end."""
+        self._pieces.put(piece)
+        self._wake()
+
+    def __iter__(self) -> Iterator[str]:
+        while (piece := self._pieces.get()) is not None:
+            yield piece
+        self._raise()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        loop, there = asyncio.get_running_loop(), asyncio.Event()
+        self._wake = lambda: loop.call_soon_threadsafe(there.set)
+        while True:
+            there.clear()
+            while not self._pieces.empty():
+                if (piece := self._pieces.get()) is None:
+                    return self._raise()
+                yield piece
+            await there.wait()
+
+    def _raise(self) -> None:
+        if self.request is not None and self.request.error is not None:
+            raise Failed(self.request.error)
+
+
+class Loaded(Protocol):
+    """What is needed of a loaded checkpoint."""
+
+    model: Decoder
+
+
+class AsyncEngine:
+    """Takes requests from anywhere. `cache_memory` is what keys and values may take: bytes, or a share of the memory
+    that is left (a number up to 1; default a half). At most `max_rows` requests are under way and `max_waiting` wait.
+    Other options are those of `engine.Engine`. Raises ValueError for a cache that cannot be."""
+
+    def __init__(
+        self,
+        llm: Loaded,
+        cache_memory: float | None = None,
+        max_rows: int = MAX_ROWS,
+        max_waiting: int = 1000,
+        pace: float | None = PACE,
+        **options: Any,
+    ):
+        positions = positions_in(llm.model, _bytes(llm.model, cache_memory), max_rows, BUDGET)
+        self.engine = Engine(llm.model, positions, max_rows, pace=pace, **options)
+        self.max_waiting = max_waiting
+        self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._tickets: dict[Request, Ticket] = {}
+        self._count, self._lock = 0, threading.Lock()  # of requests that have not ended
+        self._idle = threading.Event()
+        self._idle.set()
+        self._open, self._last = True, time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="minillm engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, row: Completion, **how: Any) -> Ticket:
+        """Hand in a request; `how` are fields of `Request` (priority, client, salt, deadline). Raises ValueError for
+        one that can never have room, `Busy` where too many wait or the engine is being closed."""
+        self.engine.check(row)
+        ticket = Ticket(row)
+        with self._lock:
+            if not self._open:
+                raise Busy("the engine is closing and takes no more requests")
+            if self._count >= self.engine.scheduler.max_rows + self.max_waiting:
+                raise Busy(f"{self.max_waiting:,} requests wait already; try again later")
+            self._count += 1
+            self._idle.clear()
+        self._messages.put(lambda: self._add(ticket, how))
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a request before the next step; it is no error if it has ended."""
+        self._messages.put(lambda: self.engine.cancel(ticket.request) if ticket.request else None)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more requests, and wait until all have ended; False where that took longer."""
+        with self._lock:
+            self._open = False
+        return self._idle.wait(timeout)
+
+    def close(self) -> None:
+        """End what is under way, and the thread."""
+        with self._lock:
+            self._open = False
+        self._messages.put(self._stop)
+        self._thread.join()
+
+    def health(self) -> dict[str, Any]:
+        """Whether the thread lives; how many requests are under way and wait; and how many seconds ago the last step
+        was done, 0 where there is nothing to do."""
+        running, waiting = len(self.engine.scheduler.running), len(self.engine.scheduler.waiting)
+        since = time.monotonic() - self._last if self._count else 0.0
+        return {"alive": self._thread.is_alive(), "running": running, "waiting": waiting, "seconds_since_step": since}
+
+    def _run(self) -> None:
+        self._going = True
+        while self._going:
+            while not self._messages.empty() or not self.engine.busy:
+                self._messages.get()()
+                if not self._going:
+                    return
+            try:
+                found = self.engine.step()
+            except Exception as error:  # the requests of this step end, and the engine lives on
+                found = self.engine.abandon(f"a step failed: {type(error).__name__}: {error}")
+            for request, piece in found:
+                if piece:
+                    self._tickets[request].put(piece)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let go of the requests that have ended."""
+        self._last = time.monotonic()
+        for request in [each for each in self._tickets if each.finished]:
+            self._tickets.pop(request).put(None)
+            with self._lock:
+                self._count -= 1
+                if not self._count:
+                    self._idle.set()
+
+    def _add(self, ticket: Ticket, how: dict[str, Any]) -> None:
+        ticket.request = self.engine.add(ticket.row, **how)
+        self._tickets[ticket.request] = ticket
+        self._last = time.monotonic()
+
+    def _stop(self) -> None:
+        self._going = False
+        for request in self._tickets:
+            self.engine.cancel(request)
+        self._settle()
+
+
+def _bytes(model: Decoder, wanted: float | None) -> int:
+    left = room_left(model)
+    if wanted is not None and not 0 < wanted:
+        raise ValueError(f"cache_memory is {wanted}; give a number of bytes, or a share of up to 1")
+    share = SHARE if wanted is None else wanted
+    if share > 1:
+        return int(share)
+    if left is None:
+        raise ValueError("this system does not say how much memory is left; give cache_memory in bytes")
+    return int(share * left)
