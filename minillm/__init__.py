@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from minillm.llm import LLM, Result
     from minillm.loading import load
 
-__all__ = ["LLM", "Result", "load"]
+__all__ = ["LLM", "Engine", "Result", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,8 +25,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'minillm' has no attribute {name!r}")
     from minillm import llm, loading
+    from minillm.engine.batching import threaded
 
-    globals().update(LLM=llm.LLM, Result=llm.Result, load=loading.load)
+    globals().update(Engine=threaded.AsyncEngine, LLM=llm.LLM, Result=llm.Result, load=loading.load)
     return globals()[name]
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minillm import cli, generate
-from minillm.engine import engine
+from minillm.engine.batching import engine
 from minillm.hub import DEMO
 from minillm.loading import load
 from tests.conftest import ROOT, exit_code

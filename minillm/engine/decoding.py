@@ -7,7 +7,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
-from minillm.engine import engine, speculative
+from minillm.engine import speculative
+from minillm.engine.batching import engine
 from minillm.engine.completion import Completion, Timings
 from minillm.model.decoder import Decoder
 from minillm.text.tokenizer import Tokenizer

@@ -20,7 +20,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from minillm import cli
-from minillm.engine import engine
+from minillm.engine.batching import engine
 from minillm.engine.scoring import score
 from minillm.guard.screen import note
 from minillm.llm import LLM

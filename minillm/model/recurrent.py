@@ -126,10 +126,11 @@ class GatedDeltaNet(nn.Module):
 
     def _over_blocks(self, qkv: Tensor, g: Tensor, beta: Tensor, pool: StateCache, ragged: Ragged) -> Tensor:
         """o `[1, N, H, V]` of tokens of many sequences."""
-        parts, given = [], (qkv, g, beta)
-        if ragged.singles:
-            alone = (each[0, : ragged.singles, None] for each in given)
+        parts, n = [], ragged.singles
+        if n:
+            alone = qkv[0, :n, None], g[0, :n, None], beta[0, :n, None]
             parts.append(self._along(*alone, ragged.position_N, pool, ragged.states).transpose(0, 1))
         for piece in ragged.pieces:
-            parts.append(self._along(*(each[:, piece.tokens] for each in given), piece.start, pool, piece.state))
+            its = qkv[:, piece.tokens], g[:, piece.tokens], beta[:, piece.tokens]
+            parts.append(self._along(*its, piece.start, pool, piece.state))
         return torch.cat(parts, dim=1)

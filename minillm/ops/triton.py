@@ -92,9 +92,11 @@ def paged_attention(
     sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """`paged.paged_attention`."""
-    blocks = (each[0].unflatten(1, (-1, pages.size)).permute(1, 2, 0, 3) for each in (k, v))  # [blocks, size, K, D]
+    keys, values = (
+        each[0].unflatten(1, (-1, pages.size)).permute(1, 2, 0, 3) for each in (k, v)
+    )  # [blocks, size, K, D]
     y = decode_attention.decode_attention(
-        q[0].transpose(0, 1), *blocks, pages.lengths, pages.first, block_table=pages.tables, scale=scale,
+        q[0].transpose(0, 1), keys, values, pages.lengths, pages.first, block_table=pages.tables, scale=scale,
         softcap=softcap, sinks=sinks,
     )  # fmt: skip
     return y.transpose(0, 1)[None]

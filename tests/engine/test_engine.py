@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import ops
-from minillm.engine import engine
+from minillm.engine.batching import engine
 from minillm.engine.completion import Timings
 from minillm.ops import draw
 from minillm.spec import Decoder as Spec

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import generate
-from minillm.engine import engine, speculative
+from minillm.engine import speculative
+from minillm.engine.batching import engine
 from minillm.engine.completion import Timings
 from minillm.engine.speculative import Draft, PromptLookup
 from minillm.guard import memory

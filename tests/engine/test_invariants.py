@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import minillm
-from minillm.engine import store
+from minillm.engine.batching import store
+from minillm.engine.batching.engine import Engine, generate
+from minillm.engine.batching.request import GONE, Request
 from minillm.engine.completion import Completion, Timings
-from minillm.engine.engine import Engine, generate
-from minillm.engine.request import GONE, Request
 from minillm.engine.sampling import Sampling
 from minillm.model.decoder import Decoder
 from tests.helpers import tiny

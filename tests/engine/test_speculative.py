@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import generate
-from minillm.engine import engine, speculative
+from minillm.engine import speculative
+from minillm.engine.batching import engine
 from minillm.engine.choosing import foresee
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling, probabilities

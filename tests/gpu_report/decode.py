@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from minillm.bench.throughput import drawn
-from minillm.engine import engine
+from minillm.engine.batching import engine
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.graphs import step
 from minillm.model.costs import bytes_per_step, cached_values_seen

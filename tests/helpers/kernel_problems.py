@@ -16,6 +16,7 @@ from minillm.engine import sampling
 from minillm.ops import Ops, draw, reference, routing
 from tests.helpers.attention_problems import attention, latent_attention
 from tests.helpers.kernel_cases import Case, Errors, exact, ulps, with_gradients
+from tests.helpers.paged_problems import paged_attention, paged_latent_attention
 from tests.helpers.product_problems import fp8_linear, grouped_linear, int4_linear, int8_linear, linear
 from tests.helpers.recurrent_problems import delta_rule, gated_rms_norm, short_conv
 
@@ -213,8 +214,8 @@ def sample(case: Case, ops: Ops) -> Errors:
 PROBLEMS: dict[str, Callable[[Case, Ops], Errors]] = {
     each.__name__: each
     for each in (linear, rms_norm, add_rms_norm, add, cos_sin, rope, qk_norm_rope_cache, gated_act, attention,
-                 latent_attention, route, experts, int8_linear, int4_linear, grouped_linear, fp8_linear,
-                 linear_cross_entropy, sample, short_conv, delta_rule, gated_rms_norm)
+                 latent_attention, paged_attention, paged_latent_attention, route, experts, int8_linear, int4_linear,
+                 grouped_linear, fp8_linear, linear_cross_entropy, sample, short_conv, delta_rule, gated_rms_norm)
 }  # fmt: skip
 
 
@@ -234,6 +235,8 @@ BUDGETS: dict[str, dict[str, tuple[float, float]]] = {
     "gated_act": {"result": (3, 0.75), "gradient": (4, 0.75)},  # 1.59, 0.44; 2.36, 0.41
     "attention": {"result": (12, 0.75), "gradient": (20, 1.25)},  # 7.6, 0.38; 12.45, 0.74
     "latent_attention": {"result": (3, 0.75)},  # 1.21, 0.30
+    "paged_attention": {"result": (6, 0.75)},  # 3.89, 0.41
+    "paged_latent_attention": {"result": (4, 0.75)},  # 2.41, 0.25
     "route": {"result": (3, 6)},  # 1.70, always in fp32; 6 for a GPU, whose exp and division are 2 units off
     "experts": {"result": (6, 1.25)},  # 2.62, 0.62; the plain version 10.76
     "int8_linear": {"result": (1.5, 0.75)},  # 0.82, 0.41

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minillm.engine.scheduler import Work
+from minillm.engine.batching.scheduler import Work
 
 NEW = 0.25  # what the latest pass counts for in an average
 
@@ -24,7 +24,7 @@ class Pace:
             self.each = _averaged(self.each, max(seconds - self.base, 0.0) / read)
 
     def budget(self, most: int, least: int) -> int:
-        """Tokens of prompts beside those that are being decoded; at least so many, so that prompts come to their end."""
+        """Tokens of prompts beside those that are being decoded; at least some, so that prompts come to their end."""
         if self.each is None:
             return least
         room = (self.seconds - self.base) / max(self.each, 1e-9)

@@ -17,10 +17,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
+from minillm.engine.batching.engine import BUDGET, MAX_ROWS, Engine
+from minillm.engine.batching.request import Request
+from minillm.engine.batching.store import positions_in, room_left
 from minillm.engine.completion import Completion
-from minillm.engine.engine import BUDGET, MAX_ROWS, Engine
-from minillm.engine.request import Request
-from minillm.engine.store import positions_in, room_left
 from minillm.model.decoder import Decoder
 
 PACE = 0.2  # seconds that a pass may take while requests are being decoded
@@ -62,7 +62,8 @@ class Ticket:
             there.clear()
             while not self._pieces.empty():
                 if (piece := self._pieces.get()) is None:
-                    return self._raise()
+                    self._raise()
+                    return
                 yield piece
             await there.wait()
 
@@ -182,7 +183,7 @@ class AsyncEngine:
 
 def _bytes(model: Decoder, wanted: float | None) -> int:
     left = room_left(model)
-    if wanted is not None and not 0 < wanted:
+    if wanted is not None and wanted <= 0:
         raise ValueError(f"cache_memory is {wanted}; give a number of bytes, or a share of up to 1")
     share = SHARE if wanted is None else wanted
     if share > 1:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import torch
 
-from minillm.engine.blocks import Blocks
-from minillm.engine.names import extended
-from minillm.engine.request import GONE, Request
+from minillm.engine.batching.blocks import Blocks
+from minillm.engine.batching.names import extended
+from minillm.engine.batching.request import GONE, Request
 from minillm.guard import memory
 from minillm.model.decoder import Decoder
 from minillm.model.pools import Group, Pools, StatePool, bytes_of
@@ -217,6 +217,8 @@ class Store:
         request.named = full
 
     def _keep_state(self, request: Request, blocks: Blocks, name: bytes) -> None:
+        if blocks.find(name) is not None or not blocks.free:
+            return
         copy = blocks.take()
         self.pools.copy("state", request.tables["state"][0], copy)
         blocks.name(copy, name)

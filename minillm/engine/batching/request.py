@@ -31,7 +31,6 @@ class Request:
     named: int = 0  # how many of them were given their names
     salted: bytes | None = None  # what the keys that are computed depend on
     snapshot: tuple[int, bytes] | None = None  # where the last state behind new tokens is kept, and its name
-    snapshot: int | None = None  # the last block that this request's state was copied to
     error: str | None = None
 
     @property

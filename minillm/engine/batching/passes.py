@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.engine.request import Request
-from minillm.engine.scheduler import Work
-from minillm.engine.store import Store
+from minillm.engine.batching.request import Request
+from minillm.engine.batching.scheduler import Work
+from minillm.engine.batching.store import Store
 from minillm.model.decoder import Decoder
 from minillm.model.pools import Group
 from minillm.model.ragged import Piece, Ragged
@@ -44,12 +44,14 @@ class Single:
 
     def ragged(self, size: int) -> Ragged:
         """Where their keys lie; computed from the tensors alone, so that it can be recorded."""
-        tables = {group: table for group, table in self.tables.items() if group != "state"}
-        paged = {
+        paged: dict[Group, Paged] = {
             group: Paged.at(self.positions, table, size, group if isinstance(group, int) else None)
-            for group, table in tables.items()
+            for group, table in self.tables.items()
+            if group != "state"
         }
-        slots = {group: each.slots(self.positions[:, None])[:, 0][None] for group, each in paged.items()}
+        slots: dict[Group, Tensor] = {
+            group: each.slots(self.positions[:, None])[:, 0][None] for group, each in paged.items()
+        }
         states = self.tables["state"][:, 0].long() if "state" in self.tables else None
         return Ragged(len(self.tokens), paged, self.positions, states, slots)
 

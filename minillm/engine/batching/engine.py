@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from minillm.engine.batching.pace import Pace
+from minillm.engine.batching.passes import Single, mixed
+from minillm.engine.batching.recorded import Recorded
+from minillm.engine.batching.request import Request
+from minillm.engine.batching.scheduler import Scheduler, Work
+from minillm.engine.batching.store import SIZE, Store, counts, nbytes, positions_in, room_left
 from minillm.engine.choosing import NOT_FINITE, Chooser
 from minillm.engine.completion import Completion, Timings
-from minillm.engine.pace import Pace
-from minillm.engine.passes import Single, mixed
-from minillm.engine.recorded import Recorded
-from minillm.engine.request import Request
-from minillm.engine.scheduler import Scheduler, Work
-from minillm.engine.store import SIZE, Store, counts, nbytes, positions_in, room_left
 from minillm.guard import memory
 from minillm.model.decoder import Decoder
 
@@ -78,8 +78,8 @@ class Engine:
         needed, room = len(row.prompt) + row.max_new_tokens - 1, self.store.most()
         if needed > room:
             raise ValueError(
-                f"the prompt has {len(row.prompt):,} tokens and {row.max_new_tokens:,} new ones are asked for, the cache "
-                f"has room for {room:,}; ask for fewer, or give the cache more memory"
+                f"the prompt has {len(row.prompt):,} tokens and {row.max_new_tokens:,} new ones are asked for, the "
+                f"cache has room for {room:,}; ask for fewer, or give the cache more memory"
             )
 
     def abandon(self, reason: str) -> Found:

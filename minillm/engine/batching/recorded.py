@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from minillm.engine import graphs
-from minillm.engine.passes import Single, hidden
-from minillm.engine.store import Store
+from minillm.engine.batching.passes import Single, hidden
+from minillm.engine.batching.store import Store
 from minillm.model.decoder import Decoder
 from minillm.ops.cpu import usable
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from minillm.engine.request import Request
-from minillm.engine.store import Store
+from minillm.engine.batching.request import Request
+from minillm.engine.batching.store import Store
 
 Work = list[tuple[Request, int]]  # requests, each with how many of its tokens go through
 NO_ROOM = "{0:,} tokens fill the cache, which has room for {1:,}; give it more memory, or ask for fewer new tokens"
@@ -46,8 +46,8 @@ class Scheduler:
             left = min(left, reading)
         for request in [each for each in self.running if each.unread > 1]:
             left -= self._read(request, left, work)
-        while left > 0 and len(self.running) < self.max_rows and (request := self._next()) is not None:
-            left -= self._read(request, left, work)
+        while left > 0 and len(self.running) < self.max_rows and (joins := self._next()) is not None:
+            left -= self._read(joins, left, work)
         kept = [pair for pair in work if pair[0].tables]  # those that were not given up meanwhile
         return sorted(kept, key=lambda pair: pair[1] > 1)
 
