@@ -10,22 +10,30 @@ last line of stdout is JSON.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from minillm import cli
+from minillm.bench import blocks
+from minillm.bench.blocks import Watch
 from minillm.bench.weights import checkpoint, scratch_folder
+from minillm.engine.batching.engine import BUDGET, Engine, room_for
+from minillm.engine.batching.store import bytes_for, nbytes, positions_in
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling
 from minillm.families.shared.shapes import SHAPES
 from minillm.llm import LLM
 from minillm.loading import load
+from minillm.model.pools import Group
+from minillm.report import picture
 from minillm.report.measure import peak_memory
 
 TEMPERATURE = 0.6
@@ -44,13 +52,27 @@ def drawn(llm: LLM, sequences: int, least: int, most: int, seed: int) -> list[Co
     ]
 
 
-def measure(llm: LLM, rows: Sequence[Completion], max_batch: int) -> dict[str, Any]:
-    """Run the requests to their ends."""
+def measure(llm: LLM, rows: Sequence[Completion], max_batch: int, memory: float | None = None) -> dict[str, Any]:
+    """Run the requests to their ends, with `memory` for keys and values (default: for all that can be under way)."""
     timings, total = Timings(), sum(row.max_new_tokens for row in rows)
+    positions = room_for(llm.model, rows, max_batch)
+    if memory is not None:
+        positions = min(positions, positions_in(llm.model, bytes_for(llm.model, memory), max_batch, BUDGET))
+    engine = Engine(llm.model, positions, max_batch, timings=timings)
+    for row in rows:
+        engine.check(row)
+    requests, watch = [engine.add(row) for row in rows], Watch(engine)
+    arrived: dict[int, list[float]] = {each.number: [] for each in requests}
     began = time.perf_counter()
     with tqdm(total=total, unit="tok", leave=False, disable=not sys.stderr.isatty()) as bar:
-        for _ in llm.run(rows, timings, max_batch=max_batch):
-            bar.update()
+        while engine.busy:
+            found = engine.step()
+            if error := next((request.error for request, _ in found if request.error), None):
+                raise ValueError(error)
+            watch.look()
+            bar.update(len(found))
+            for request, _ in found:
+                arrived[request.number].append(time.perf_counter() - began)
     seconds = time.perf_counter() - began
     prompt = sum(len(row.prompt) for row in rows)
     return {
@@ -58,8 +80,24 @@ def measure(llm: LLM, rows: Sequence[Completion], max_batch: int) -> dict[str, A
         "seconds": seconds, "new_tok_s": total / seconds, "all_tok_s": (prompt + total) / seconds,
         "prompt_seconds": timings.prompt_seconds, "decode_seconds": timings.decode_seconds,
         "rows_per_step": timings.decode_tokens / max(timings.decode_steps, 1),
-        "peak_memory_gb": peak_memory(llm.device) / 1e9,
+        "peak_memory_gb": peak_memory(llm.device) / 1e9, "cache_gb": nbytes(llm.model, blocks_of(engine)) / 1e9,
+        "preempted": sum(each.preempted for each in requests), "cached_tokens": sum(each.cached for each in requests),
+        "first_token_s": percentiles([times[0] for times in arrived.values()]),
+        "between_tokens_s": percentiles([b - a for each in arrived.values() for a, b in itertools.pairwise(each)]),
+        "watch": watch,
     }  # fmt: skip
+
+
+def blocks_of(engine: Engine) -> dict[Group, int]:
+    return {group: blocks.count for group, blocks in engine.store.groups.items()}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and p99."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    return {f"p{share}": ordered[min(len(ordered) * share // 100, len(ordered) - 1)] for share in (50, 95, 99)}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +109,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--least", type=int, default=100, metavar="N", help="tokens of a prompt, and new ones, at least")
     made.add_argument("--most", type=int, default=1024, metavar="N", help="and at most")
     made.add_argument("--seed", type=int, default=0, metavar="N")
+    made.add_argument("--cache-memory", type=float, metavar="SHARE|BYTES", help="of keys and values (default: for all)")
+    made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw who has which share of the cache")
     return made
 
 
@@ -82,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error("--weights and --random exclude each other")
     if min(arguments.sequences, arguments.max_batch or 1) < 1 or not 1 <= arguments.least <= arguments.most:
         made.error("--sequences and --max-batch must be at least 1, and 1 <= --least <= --most")
+    if arguments.plot is not None:
+        picture.check(arguments.plot)
     with scratch_folder() as scratch:
         arguments.weights = checkpoint(arguments.weights, arguments.random, scratch)
         name = arguments.random or arguments.weights.name
@@ -93,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = arguments.max_batch or arguments.sequences
     measure(llm, drawn(llm, min(size, 4), 8, 8, arguments.seed + 1), size)
     rows = drawn(llm, arguments.sequences, arguments.least, arguments.most, arguments.seed)
-    report = {"shape": name, "device": str(llm.device), **measure(llm, rows, size)}
+    report = {"shape": name, "device": str(llm.device), **measure(llm, rows, size, arguments.cache_memory)}
+    watch = report.pop("watch")
+    if arguments.plot is not None:
+        blocks.draw(arguments.plot, watch, rows, f"{picture.plain(name)}: the cache of {len(rows)} requests")
     print(
         f"{name} on {llm.device}: {report['sequences']} sequences, {report['prompt_tokens']} + "
         f"{report['new_tokens']} tokens in {report['seconds']:.1f} s: {report['new_tok_s']:.0f} new tok/s, "

@@ -19,6 +19,7 @@ from minillm.model.decoder import Decoder
 from minillm.model.pools import Group, Pools, StatePool, bytes_of
 from minillm.spec import DynamicScaling, LongRopeScaling
 
+SHARE = 0.5  # of the memory that is left, for a cache of which nobody says how large it may be
 SIZE = 16  # positions of a block: at most 15 of a shared prefix are read in vain
 
 
@@ -63,6 +64,19 @@ def room_left(decoder: Decoder) -> int | None:
     some; None where the system does not say."""
     device = decoder.embedding.weight.device
     return torch.cuda.mem_get_info(device)[0] * 9 // 10 if device.type == "cuda" else memory.available()
+
+
+def bytes_for(decoder: Decoder, wanted: float | None) -> int:
+    """What a cache may take: bytes, or a share of up to 1 of what is left (default: a half). Raises ValueError for what
+    it cannot be."""
+    share = SHARE if wanted is None else wanted
+    if share <= 0:
+        raise ValueError(f"the memory for the cache is {wanted}; give a number of bytes, or a share of up to 1")
+    if share > 1:
+        return int(share)
+    if (left := room_left(decoder)) is None:
+        raise ValueError("this system does not say how much memory is left; give the cache's in bytes")
+    return int(share * left)
 
 
 class Store:

@@ -19,12 +19,11 @@ from typing import Any, Protocol
 
 from minillm.engine.batching.engine import BUDGET, MAX_ROWS, Engine
 from minillm.engine.batching.request import Request
-from minillm.engine.batching.store import positions_in, room_left
+from minillm.engine.batching.store import bytes_for, positions_in
 from minillm.engine.completion import Completion
 from minillm.model.decoder import Decoder
 
 PACE = 0.2  # seconds that a pass may take while requests are being decoded
-SHARE = 0.5  # of the memory that is left, for the cache
 
 
 class Busy(Exception):
@@ -92,7 +91,7 @@ class AsyncEngine:
         pace: float | None = PACE,
         **options: Any,
     ):
-        positions = positions_in(llm.model, _bytes(llm.model, cache_memory), max_rows, BUDGET)
+        positions = positions_in(llm.model, bytes_for(llm.model, cache_memory), max_rows, BUDGET)
         self.engine = Engine(llm.model, positions, max_rows, pace=pace, **options)
         self.max_waiting = max_waiting
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -113,7 +112,7 @@ class AsyncEngine:
             if not self._open:
                 raise Busy("the engine is closing and takes no more requests")
             if self._count >= self.engine.scheduler.max_rows + self.max_waiting:
-                raise Busy(f"{self.max_waiting:,} requests wait already; try again later")
+                raise Busy(f"all {self.max_waiting:,} places in the queue are taken; try again later")
             self._count += 1
             self._idle.clear()
         self._messages.put(lambda: self._add(ticket, how))
@@ -179,15 +178,3 @@ class AsyncEngine:
         for request in self._tickets:
             self.engine.cancel(request)
         self._settle()
-
-
-def _bytes(model: Decoder, wanted: float | None) -> int:
-    left = room_left(model)
-    if wanted is not None and wanted <= 0:
-        raise ValueError(f"cache_memory is {wanted}; give a number of bytes, or a share of up to 1")
-    share = SHARE if wanted is None else wanted
-    if share > 1:
-        return int(share)
-    if left is None:
-        raise ValueError("this system does not say how much memory is left; give cache_memory in bytes")
-    return int(share * left)
