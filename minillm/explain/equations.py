@@ -47,8 +47,8 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     q, kv, bias = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, " + b" if a.qkv_bias else ""
     norm = {"head": "norm of each head, ", "all": "norm over all heads, "}[a.qk_norm.width] if a.qk_norm else ""
     clip = f"clamped to ±{a.clip:g} (v too), " if a.clip is not None else ""
-    scale = a.scale or a.head_dim**-0.5
-    scores = f"{scale:.4g} q_i k_j" if a.softcap is None else f"{a.softcap:g} tanh({scale:.4g} q_i k_j / {a.softcap:g})"
+    scale, cap = a.scores.scale or a.head_dim**-0.5, a.scores.softcap
+    scores = f"{scale:.4g} q_i k_j" if cap is None else f"{cap:g} tanh({scale:.4g} q_i k_j / {cap:g})"
     seen = "j <= i" if a.window is None else f"i - {a.window} < j <= i"
     sink = ", and a learned score that is only summed over" if a.sinks else ""
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
@@ -131,7 +131,7 @@ def _moe(f: MoE, hidden: int) -> list[str]:
 
 def _router(r: Router, hidden: int) -> list[str]:
     logits = f"{w(r.num_experts, hidden)} u{' + b' if r.logit_bias else ''}"
-    logits = f"standardised({logits})" if r.standardize else logits
+    logits = f"standardised({logits})" if r.normalize == "logits" else logits
     score = {"softmax": "softmax", "sigmoid": "sigmoid", "softmax_chosen": "", "sparsemixer": ""}[r.score]
     groups = f" in the {r.top_groups} best of {r.num_groups} groups" if r.num_groups > 1 else ""
     weights = {"softmax_chosen": "softmax over them", "sparsemixer": "SparseMixer's"}.get(r.score, "p")

@@ -90,7 +90,7 @@ def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> pla
     """`routing.route`; SparseMixer, whose picks depend on each other, and what needs gradients go through that."""
     if router.score == "sparsemixer" or differentiable(logits):
         return plain_routing.route(logits, correction, router)
-    scored = plain_routing.standardised(logits) if router.standardize else logits
+    scored = plain_routing.standardised(logits) if router.normalize == "logits" else logits
     groups = (router.num_groups, router.top_groups, router.group_score)
     weighing = (router.score, router.renormalize, router.scale)
     chosen, weights, places = routing.route(scored, correction, router.top_k, *weighing, *groups)
