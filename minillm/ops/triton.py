@@ -46,6 +46,13 @@ def for_inference(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Call
     return run
 
 
+def norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, *cast: Any) -> Tensor:
+    """`reference.rms_norm`."""
+    if weight is None:
+        weight, offset = reference.ones(x.shape[-1], x.dtype, x.device), 0.0
+    return rms_norm.rms_norm(x, weight, eps, offset, *cast)
+
+
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """`reference.add_rms_norm`; with gradients sum and norm by themselves."""
     if differentiable(x, residual, weight):
@@ -137,7 +144,7 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
 
 
 OPS: dict[str, Any] = {
-    "rms_norm": rms_norm.rms_norm,
+    "rms_norm": norm,
     "add_rms_norm": add_rms_norm,
     "rope": rope.rope,
     "qk_norm_rope_cache": for_inference(fused_norm.qk_norm_rope_cache, reference.qk_norm_rope_cache),

@@ -27,10 +27,14 @@ TILE = tiles.TILE
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h; the last is 32 MiB at most
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
+) -> Tensor:
     """`reference.rms_norm`."""
     if not (x.numel() and plain(x, weight)):
         return reference.rms_norm(x, weight, eps, offset, cast)
+    if weight is None:
+        weight, offset = reference.ones(x.shape[-1], x.dtype, x.device), 0.0
     return _normed(x, None, weight, eps, offset, cast)[0]
 
 
