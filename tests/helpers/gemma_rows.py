@@ -42,12 +42,23 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma4-experts": (
         "gemma4_text",
-        {**GEMMA4, **SPARSE, "attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_hidden_layers": 2,
-         "layer_types": [SLIDING, FULL]},
-    ),  # fmt: skip
+        {
+            **GEMMA4,
+            **SPARSE,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "num_hidden_layers": 2,
+            "layer_types": [SLIDING, FULL],
+        },
+    ),
     "gemma4-unified": (
         "gemma4_unified_text",
-        {**{key: value for key, value in GEMMA4.items() if "per_layer" not in key}, "attention_k_eq_v": True,
-         "num_global_key_value_heads": 3, "num_kv_shared_layers": 1, "final_logit_softcapping": 5.0},
-    ),  # fmt: skip
+        {
+            **{key: value for key, value in GEMMA4.items() if "per_layer" not in key},
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 3,
+            "num_kv_shared_layers": 1,
+            "final_logit_softcapping": 5.0,
+        },
+    ),
 }
