@@ -90,7 +90,7 @@ class Decoder(nn.Module):
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
         size, told = decoder.hidden_size, decoder.per_layer
         self.layers = nn.ModuleList(Block(each, size, ops, told, index) for index, each in enumerate(decoder.layers))
-        self.per_layer = PerLayerEmbedding(told, len(decoder.layers), size, ops) if told else None
+        self.per_layer = PerLayerEmbedding(told, size, ops) if told else None
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         bias = decoder.head_bias
         self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)

@@ -25,18 +25,17 @@ from minillm.spec import PerLayer
 class PerLayerEmbedding(nn.Module):
     """tokens int64 `[B, T]` and x `[B, T, E]` -> p `[B, T, L, P]`."""
 
-    def __init__(self, spec: PerLayer, layers: int, hidden_size: int, ops: Ops):
+    def __init__(self, spec: PerLayer, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = spec
-        self.layers = layers
-        self.embedding = Embedding(spec.vocab_size, layers * spec.size)
-        self.model = Linear(hidden_size, layers * spec.size, ops)
+        self.embedding = Embedding(spec.vocab_size, spec.layers * spec.size)
+        self.model = Linear(hidden_size, spec.layers * spec.size, ops)
         self.norm = Norm(spec.norm, spec.size, ops)
 
     def forward(self, tokens_BT: Tensor, x_BTE: Tensor) -> Tensor:
         rows = self.embedding(tokens_BT)
         own = rows * rows.new_full((), self.spec.size**0.5)  # rounded to the type of x, as the embedding's factor is
-        shape = (*tokens_BT.shape, self.layers, self.spec.size)
+        shape = (*tokens_BT.shape, self.spec.layers, self.spec.size)
         context = self.norm((self.model(x_BTE) * x_BTE.shape[-1] ** -0.5).view(shape))
         return (context + own.view(shape)) * 2**-0.5
 

@@ -130,7 +130,7 @@ def specs(draw: st.DrawFn) -> Spec:
         flags = {"parallel": draw(st.booleans()), "scaled": draw(st.booleans())}
         layers.append(Layer(norm, mixer, draw(norms), ffn, behind, draw(norms), **flags))
     layers = draw(borrowing(layers))
-    told = draw(st.sampled_from((None, PerLayer(31, 5, Norm(0.1), "gelu_tanh"))))
+    told = draw(st.sampled_from((None, PerLayer(31, len(layers), 5, Norm(0.1), "gelu_tanh"))))
     scale, cap = draw(st.sampled_from((1.0, 4.0))), draw(st.none() | st.floats(1.0, 9.0))
     tied = draw(st.booleans())
     return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap, per_layer=told)

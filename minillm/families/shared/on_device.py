@@ -93,4 +93,6 @@ def per_layer(config: Config, norm: Norm, activation: Activation) -> PerLayer | 
     size, vocab = config.get("hidden_size_per_layer_input"), config.size("vocab_size_per_layer_input")
     if not size:
         return None
-    return PerLayer(vocab, config.size("hidden_size_per_layer_input"), norm, activation)
+    if vocab < config.size("vocab_size"):
+        raise ValueError(f"config.json: vocab_size_per_layer_input {vocab} is below vocab_size; all tokens have a row")
+    return PerLayer(vocab, common.num_layers(config), config.size("hidden_size_per_layer_input"), norm, activation)
