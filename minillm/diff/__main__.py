@@ -54,7 +54,7 @@ def examine(
     first = next((row for row in rows if row.diverges(tolerance)), None)
     if first is None:
         return Finding(ulp, rows, None, [], [], [])
-    given = llm.model, first.site, trace, llm.model.step(trace.tokens, None)
+    given = llm.model, first.site, trace, step_of(llm.model, trace)
     return Finding(ulp, rows, first, replay(*given), causes(*given, tolerance, other), signs(*given, tolerance))
 
 

@@ -43,18 +43,18 @@ class Router(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Routing:
-        found = self.ops.route(self.logits(x), self.bias, self.spec)
+        logits = F.linear(self.given(x.float()), self.weight, self.logit_bias)
+        found = self.ops.route(logits, self.bias, self.spec)
         if self.expert_scale is None:
             return found
         return found._replace(weights=found.weights * self.expert_scale[found.experts])
 
-    def logits(self, x: Tensor) -> Tensor:
-        """fp32 `[N, E]`."""
-        x, made = x.float(), self.spec.normalize
-        if isinstance(made, spec.Norm):
-            normed = self.ops.rms_norm(x, self.input_scale, made.eps, made.offset, made.cast)
-            x = normed * x.shape[-1] ** -0.5
-        return F.linear(x, self.weight, self.logit_bias)
+    def given(self, x: Tensor) -> Tensor:
+        """What logits are made of."""
+        made = self.spec.normalize
+        if not isinstance(made, spec.Norm):
+            return x
+        return self.ops.rms_norm(x, self.input_scale, made.eps, made.offset, made.cast) * x.shape[-1] ** -0.5
 
 
 class Experts(nn.Module):
