@@ -139,8 +139,10 @@ def _router(made: Replay, router: Router) -> None:
     exact = routing.route(logits, None if router.bias is None else router.bias.double(), router.spec)
     ours = router(x)
     scores = routing.score(logits, router.spec)
-    weighed = Routing(theirs.experts, routing.weigh(scores, theirs.experts, router.spec), logits)
-    mine = Routing(ours.experts, routing.weigh(scores, ours.experts, router.spec), logits)
+    weighed, mine = (
+        router.scaled(Routing(each.experts, routing.weigh(scores, each.experts, router.spec), logits))
+        for each in (theirs, ours)
+    )
     made.found += [
         Op("choice", *(_share(each, exact) for each in (ours, theirs))),
         Op("weights of the chosen", agreement(ours, mine, made.eps)[1], agreement(theirs, weighed, made.eps)[1]),

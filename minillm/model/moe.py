@@ -44,7 +44,10 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         logits = F.linear(self.given(x.float()), self.weight, self.logit_bias)
-        found = self.ops.route(logits, self.bias, self.spec)
+        return self.scaled(self.ops.route(logits, self.bias, self.spec))
+
+    def scaled(self, found: Routing) -> Routing:
+        """With each expert's own factor on its weights."""
         if self.expert_scale is None:
             return found
         return found._replace(weights=found.weights * self.expert_scale[found.experts])

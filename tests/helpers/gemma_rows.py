@@ -20,7 +20,7 @@ GEMMA4 = {
     "vocab_size_per_layer_input": 97,
     "tie_word_embeddings": True,
 }
-SMALL = {**GEMMA4, "hidden_size_per_layer_input": 10, "final_logit_softcapping": 3.0}
+SMALL = {**GEMMA4, "hidden_size_per_layer_input": 10, "final_logit_softcapping": 3.0, "rms_norm_eps": 1e-3}
 SPARSE = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 3, "moe_intermediate_size": 20}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma4": ("gemma4_text", {**SMALL, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}),
