@@ -23,7 +23,7 @@ from minillm.report import picture
 from minillm.spec import GQA, KV, GatedMLP, Layer, Norm, PerLayer, Rope
 from minillm.spec import Decoder as Spec
 
-TOKENS, STEPS = 512, 400
+TOKENS, STEPS = 512, 200
 NORM = Norm(1e-6)
 LENGTHS = tuple(1024 * 2**n for n in range(8))
 
@@ -99,7 +99,7 @@ def draw(path: Path, curves: dict[str, list[float]], spec: Spec) -> None:
 
 
 def measure(_: argparse.Namespace) -> study.Draw:
-    models = {"12 wide": small(False, 12), "12 wide, and a table": small(True, 12), "18 wide": small(False, 18)}
+    models = {"6 wide": small(False, 6), "6 wide, and a table": small(True, 6), "7 wide": small(False, 7)}
     curves = {}
     for name, spec in models.items():
         curves[name], active = learned(spec)
