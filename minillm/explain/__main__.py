@@ -101,7 +101,8 @@ def _line(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     defaults = {field.name: field.default for field in dataclasses.fields(getattr(vocabulary, value["kind"]))}
-    fields = [f"{key}={_line(each)}" for key, each in value.items() if key != "kind" and each != defaults[key]]
+    shown = {key: _line(each) for key, each in value.items() if key != "kind" and each != defaults[key]}
+    fields = [f"{key}={each}" for key, each in shown.items() if each != f"{type(defaults[key]).__name__}()"]
     return f"{value['kind']}({', '.join(fields)})"
 
 

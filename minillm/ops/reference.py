@@ -5,7 +5,6 @@ Shapes: B batch, T queries, S keys, H query heads, K kv heads, G = H / K, D head
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -46,13 +45,6 @@ def rms_norm(
     if cast == "before_weight":
         return normed.to(x.dtype) * (weight + offset if offset else weight)
     return (normed * (weight.float() + offset)).to(x.dtype)
-
-
-@functools.cache
-def ones(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`[size]`, the same tensor each time: the weight of a norm without one, for kernels that read one."""
-    with torch.inference_mode(False):
-        return torch.ones(size, dtype=dtype, device=device)
 
 
 def add_rms_norm(

@@ -27,6 +27,7 @@ from minillm.kernels import (
 )
 from minillm.ops import reference
 from minillm.ops import routing as plain_routing
+from minillm.ops.ones import ones
 from minillm.ops.visibility import Visibility
 from minillm.weights import fp8
 from minillm.weights.grouped import Grouped, Parts
@@ -49,7 +50,7 @@ def for_inference(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Call
 def norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, *cast: Any) -> Tensor:
     """`reference.rms_norm`."""
     if weight is None:
-        weight, offset = reference.ones(x.shape[-1], x.dtype, x.device), 0.0
+        weight, offset = ones(x.shape[-1], x.dtype, x.device), 0.0
     return rms_norm.rms_norm(x, weight, eps, offset, *cast)
 
 

@@ -91,7 +91,7 @@ def test_rows_come_and_go(spec: Spec, lengths: list[int], steps: int, room: int,
         assert (found - uncut(model, text[None, : at + room + 1])[0, -1]).abs().max() <= EXACT
 
 
-@pytest.mark.parametrize("row", ["llama", "mistral-window", "deepseek_v3", "gemma2", "phi3-long"])
+@pytest.mark.parametrize("row", ["llama", "mistral-window", "deepseek_v3", "gemma2", "phi3-long", "gemma4-apart"])
 @pytest.mark.parametrize("max_batch", [1, 3, 8])
 def test_prompts_wait_for_a_place(row: str, max_batch: int, tmp_path: Path) -> None:
     """Nine prompts of mixed lengths, of which some end early, through a batch of any size."""

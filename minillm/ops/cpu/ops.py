@@ -20,6 +20,7 @@ from minillm.ops.cpu import fp8, loops, tiles, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import activation_number, here, plain
+from minillm.ops.ones import ones
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 
@@ -34,7 +35,7 @@ def rms_norm(
     if not (x.numel() and plain(x, weight)):
         return reference.rms_norm(x, weight, eps, offset, cast)
     if weight is None:
-        weight, offset = reference.ones(x.shape[-1], x.dtype, x.device), 0.0
+        weight, offset = ones(x.shape[-1], x.dtype, x.device), 0.0
     return _normed(x, None, weight, eps, offset, cast)[0]
 
 
