@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +93,8 @@ def compare(model: Decoder, trace: Trace, sites: Sequence[Site], tolerance: floa
 def step_of(model: Decoder, trace: Trace) -> Step:
     """What all layers share, with the keys and values that some lend to others, made of the reference's inputs."""
     step = model.step(trace.tokens, None)
-    for index, layer in enumerate(model.layers):
+    for index in range(len(model.layers)):
+        layer: Any = model.layers[index]
         given = trace.given.get(f"layers.{index}.attention")
         if getattr(layer.attention, "lent_as", None) is not None and given is not None:
             layer.attention(given.to(model.dtype), step, None)

@@ -90,8 +90,8 @@ def normed(x: Tensor, norm: Norm | LayerNorm | NoNorm) -> Tensor:
     if isinstance(norm, LayerNorm):
         weight, bias = (None if each is None else each.double() for each in (norm.weight, norm.bias))
         return F.layer_norm(x, x.shape[-1:], weight, bias, norm.spec.eps)
-    weight = 1.0 if norm.weight is None else norm.spec.offset + norm.weight.double()
-    return weight * x * torch.rsqrt(x.square().mean(-1, True) + norm.spec.eps)
+    own = 1.0 if norm.weight is None else norm.spec.offset + norm.weight.double()
+    return own * x * torch.rsqrt(x.square().mean(-1, True) + norm.spec.eps)
 
 
 def _embedding(made: Replay) -> Tensor:

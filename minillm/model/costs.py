@@ -44,8 +44,8 @@ def bytes_per_step(model: Decoder, rows: int = 1) -> int:
 def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
     """Values of one row's cache that a decode step reads behind so many positions; what several layers read counts for
     each."""
-    own = (spec.layers[each.kv.layer].attention if _borrows(each) else each for each in spec.attentions)
-    return sum(_per_token(each) * min(positions, each.window or positions) for each in own)
+    read = [_read(spec, each) for each in spec.attentions]
+    return sum(_per_token(each) * min(positions, each.window or positions) for each in read)
 
 
 def state_bytes(spec: DecoderSpec, width: int) -> int:
@@ -92,8 +92,12 @@ def _recurrent(spec: DecoderSpec) -> list[GatedDeltaNet]:
     return [layer.attention for layer in spec.layers if isinstance(layer.attention, GatedDeltaNet)]
 
 
-def _borrows(attention: GQA | MLA) -> bool:
-    return isinstance(attention, GQA) and attention.kv.layer is not None
+def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
+    """The attention whose keys and values this one reads."""
+    layer = attention.kv.layer
+    found = attention if layer is None else spec.layers[layer].attention
+    assert not isinstance(found, GatedDeltaNet)
+    return found
 
 
 def _per_token(attention: GQA | MLA) -> int:

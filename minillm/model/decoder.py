@@ -97,8 +97,9 @@ class Decoder(nn.Module):
         ropes = {attention.rope for attention in decoder.attentions if attention.rope is not None}
         self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in ropes}
         self._windows = {attention.window for attention in decoder.attentions}
-        for index in {each.kv.layer for each in decoder.attentions if isinstance(each, spec.GQA)} - {None}:
-            self.layers[index].attention.lent_as = index
+        for index in {each.kv.layer for each in decoder.attentions if each.kv.layer is not None}:
+            lender: Any = self.layers[index]
+            lender.attention.lent_as = index
 
     @property
     def dtype(self) -> torch.dtype:

@@ -96,6 +96,7 @@ class MLA:
     bias: bool = False
 
     window: ClassVar[None] = None  # latent attention sees all of the past
+    kv: ClassVar[KV] = KV()  # and has its own latents
 
 
 Attention = GQA | MLA
