@@ -80,16 +80,8 @@ def _attention(config: Config, norm: Norm, windows: list[int | None]) -> tuple[G
     same, wide = config.flag("attention_k_eq_v"), on_device.wide_heads(config, windows)
     ropes = dict(zip(windows, rotary.by_window(config, head_dim, windows, 10000.0, wide[1]), strict=True))
     bias, kv = config.flag("attention_bias"), KV(Norm(norm.eps, affine=False))
-    full = GQA(
-        num_heads,
-        *wide,
-        ropes[None],
-        qkv_bias=bias,
-        out_bias=bias,
-        qk_norm=QKNorm(norm),
-        scores=Scores(1.0),
-        kv=replace(kv, v_is_k=same),
-    )
+    heads = (num_heads, *wide, ropes[None], None, bias, bias, QKNorm(norm))
+    full = GQA(*heads, scores=Scores(1.0), kv=replace(kv, v_is_k=same))
     window = common.window(config)
     local = replace(full, num_kv_heads=num_kv_heads, head_dim=head_dim, rope=ropes.get(window), window=window, kv=kv)
     return full, local
