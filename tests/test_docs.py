@@ -23,7 +23,19 @@ from tests.test_structure import ROOMS
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-NAMES = ("gqa", "rope", "rmsnorm", "swiglu", "moe", "mla", "linear_attention", "kv-cache", "quantisation", "sampling")
+NAMES = (
+    "gqa",
+    "rope",
+    "rmsnorm",
+    "swiglu",
+    "moe",
+    "mla",
+    "linear_attention",
+    "per_layer_embeddings",
+    "kv-cache",
+    "quantisation",
+    "sampling",
+)
 CONCEPTS = [DOCS / f"{name}.md" for name in NAMES]
 PICTURES = sorted((DOCS / "pictures").iterdir())
 CHECKED = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

@@ -26,7 +26,7 @@ from minillm.diff import names as diff_names
 from minillm.diff import report as diff_report
 from minillm.diff import trace as diff_trace
 from minillm.diff.causes import causes
-from minillm.diff.compare import compare, precision
+from minillm.diff.compare import compare, precision, step_of
 from minillm.diff.names import Site
 from minillm.diff.replay import replay
 from minillm.diff.report import Finding
@@ -54,7 +54,7 @@ def examine(
     first = next((row for row in rows if row.diverges(tolerance)), None)
     if first is None:
         return Finding(ulp, rows, None, [], [], [])
-    given = llm.model, first.site, trace, llm.model.step(trace.tokens, None)
+    given = llm.model, first.site, trace, step_of(llm.model, trace)
     return Finding(ulp, rows, first, replay(*given), causes(*given, tolerance, other), signs(*given, tolerance))
 
 
@@ -65,9 +65,10 @@ def sites_of_transformers(llm: LLM, theirs: Any, renamed: dict[str, str] | None 
     planned = plan(Checkpoint(llm.folder, values.get("quantization_config")).info, rules, llm.model.destinations())
     names = [name for name, _ in theirs.named_modules()]
     found = diff_names.sites(llm.model, planned, families.renamed(values) if renamed is None else renamed, names)
-    if missing := {"embedding", "layers.0", "layers.0.attention", "layers.0.ffn", "head"} - {
-        site.ours for site in found
-    }:
+    there = {site.ours for site in found}
+    if "layers.0.ffn.experts" in there:  # which may stand beside what is part of the mixture here
+        there.add("layers.0.ffn")
+    if missing := {"embedding", "layers.0", "layers.0.attention", "layers.0.ffn", "head"} - there:
         raise ValueError(
             f"{llm.folder}: {type(theirs).__name__} has no modules of the checkpoint's names for "
             f"{', '.join(sorted(missing))}; such a model cannot be compared"

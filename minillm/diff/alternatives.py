@@ -12,14 +12,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from minillm import spec as vocabulary
-from minillm.spec import GQA, MLA, Layer, Rope, YarnScaling
+from minillm.spec import GQA, MLA, Layer, Rope, Scores, YarnScaling
 
 NORM_EPS = (1e-5, 1e-6, 1e-8, 1e-12)
 THETAS = (1e4, 1e5, 5e5, 1e6, 1e7)
 
 
-def _scales(attention: GQA) -> tuple[float | None, ...]:
-    return None, 1.0, attention.num_heads**-0.5, attention.head_dim**-0.5
+def _scores(attention: GQA) -> list[Scores]:
+    scales, own = (None, 1.0, attention.num_heads**-0.5, attention.head_dim**-0.5), attention.scores
+    capped = [Scores(own.scale, cap) for cap in (None, 20.0, 30.0, 50.0)]
+    return [*(Scores(scale, own.softcap) for scale in scales), *capped]
 
 
 # (class, field) -> what to try: values, a function of the object that gives them, or None for all that its type allows.
@@ -37,8 +39,7 @@ TRY: dict[tuple[type, str], Any] = {
     (YarnScaling, "truncate"): None,
     (GQA, "window"): lambda each: (None, *(each.window + i for i in (-1, 1) if each.window > 1)) if each.window else (),
     (GQA, "clip"): (None,),
-    (GQA, "scale"): _scales,
-    (GQA, "softcap"): (None, 20.0, 30.0, 50.0),
+    (GQA, "scores"): _scores,
     (GQA, "qk_norm"): (None,),
     (GQA, "weakened"): None,
     (vocabulary.GatedDeltaNet, "beta_factor"): (1.0, 2.0),
@@ -55,7 +56,7 @@ TRY: dict[tuple[type, str], Any] = {
     (vocabulary.Router, "num_groups"): (1,),
     (vocabulary.Router, "top_groups"): lambda each: range(1, each.num_groups + 1),
     (vocabulary.Router, "group_score"): None,
-    (vocabulary.Router, "standardize"): None,
+    (vocabulary.Router, "normalize"): (None, "logits"),
     (vocabulary.Router, "jitter"): (0.0, 0.01),
     (Layer, "parallel"): None,
     (Layer, "post_attention_norm"): (None,),
@@ -95,6 +96,9 @@ def _allowed(kind: Any) -> Sequence[Any]:
 
 
 def _sentence(own: type, where: str, value: Any, other: Any) -> str:
+    if isinstance(value, Scores):  # of which one field differs
+        name = "scale" if value.scale != other.scale else "softcap"
+        return _sentence(own, f"{where}.{name}", getattr(value, name), getattr(other, name))
     return f"both agree where {where} is {_word(other)}, here it is {_word(value)}: {MEANING.get(own, own.__name__)}"
 
 

@@ -181,7 +181,8 @@ def _made(module: nn.Module, changed: Any, size: int, ops: Ops) -> nn.Module:
         width = module.weight.shape[0] if module.weight is not None else size
         return norm(changed, width, ops)
     if isinstance(module, Block):
-        return Block(changed, size, ops)
+        told: Any = module.per_layer
+        return Block(changed, size, ops, told and told.spec, told.index if told else 0)
     if isinstance(module, (Router, Experts)):
         return type(module)(changed, size, ops)
     return build(changed, size, ops)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,8 +77,7 @@ def precision(model: Decoder, trace: Trace) -> float:
 def compare(model: Decoder, trace: Trace, sites: Sequence[Site], tolerance: float) -> list[Row]:
     """All sites that the trace has, in order."""
     eps, free = precision(model, trace), of_minillm(model, trace.tokens)
-    step = model.step(trace.tokens, None)
-    rows = []
+    step, rows = step_of(model, trace), list[Row]()
     for site in sites:
         if isinstance(module := _module(model, site), Router):
             if site.ours in trace.routes:
@@ -88,6 +88,17 @@ def compare(model: Decoder, trace: Trace, sites: Sequence[Site], tolerance: floa
             reached = free.gave.get(site.ours)
             rows.append(Row(site, forced, None if reached is None else error(_rows(reached, site), theirs, eps)))
     return rows
+
+
+def step_of(model: Decoder, trace: Trace) -> Step:
+    """What all layers share, with the keys and values that some lend to others, made of the reference's inputs."""
+    step = model.step(trace.tokens, None)
+    for index in range(len(model.layers)):
+        layer: Any = model.layers[index]
+        given = trace.given.get(f"layers.{index}.attention")
+        if getattr(layer.attention, "lent_as", None) is not None and given is not None:
+            layer.attention(given.to(model.dtype), step, None)
+    return step
 
 
 def _module(model: Decoder, site: Site) -> torch.nn.Module | None:

@@ -51,8 +51,12 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
         pairs[f"{own}.attention", ""] = Site(f"{own}.attention", attention)
         pairs[own, ""] = Site(own, _parent(attention))
         if isinstance(layer.ffn, MoE):
-            ffn = _parent(holders.get(f"{own}.ffn.router"))
-            pairs[f"{own}.ffn.experts", ""] = Site(f"{own}.ffn.experts", f"{ffn}.experts")
+            router = holders.get(f"{own}.ffn.router")
+            ffn = experts = _parent(router)
+            if f"{ffn}.experts" not in theirs:  # the router is a module with parts, and stands beside the experts
+                pairs[f"{own}.ffn.router", ""] = Site(f"{own}.ffn.router", ffn)
+                ffn, experts = "", _parent(ffn)
+            pairs[f"{own}.ffn.experts", ""] = Site(f"{own}.ffn.experts", f"{experts}.experts")
             pairs[f"{own}.ffn.shared", ""] = Site(f"{own}.ffn.shared", _parent(holders.get(f"{own}.ffn.shared.down")))
         else:
             ffn = _parent(holders.get(f"{own}.ffn.down"))
@@ -86,7 +90,7 @@ def _filled(model: Decoder, planned: Plan, renamed: Mapping[str, str]) -> list[t
         theirs = name.rpartition(".")[0]
         for before, after in renamed.items():
             theirs = theirs.replace(before, after)
-        if leaf == "weight":
+        if leaf == "weight" and ours != "per_layer.embedding":  # which both multiply, but we do behind it
             whole = model.get_parameter(to.parameter).shape[0] == to.shape[0]
             part = ("", 0, None) if whole else (theirs.rpartition(".")[2], to.start, to.shape[0])
             found.append((Site(ours, theirs, *part), to.layout is None))

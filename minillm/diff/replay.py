@@ -90,7 +90,8 @@ def normed(x: Tensor, norm: Norm | LayerNorm | NoNorm) -> Tensor:
     if isinstance(norm, LayerNorm):
         weight, bias = (None if each is None else each.double() for each in (norm.weight, norm.bias))
         return F.layer_norm(x, x.shape[-1:], weight, bias, norm.spec.eps)
-    return (norm.spec.offset + norm.weight.double()) * x * torch.rsqrt(x.square().mean(-1, True) + norm.spec.eps)
+    own = 1.0 if norm.weight is None else norm.spec.offset + norm.weight.double()
+    return own * x * torch.rsqrt(x.square().mean(-1, True) + norm.spec.eps)
 
 
 def _embedding(made: Replay) -> Tensor:
@@ -134,12 +135,14 @@ def _mlp(made: Replay, mlp: GatedMLP | MLP) -> None:
 def _router(made: Replay, router: Router) -> None:
     theirs, x = made.trace.routes[made.site.ours], made.trace.given[made.site.ours].flatten(0, -2)
     bias = None if router.logit_bias is None else router.logit_bias.double()
-    logits = F.linear(x.double(), router.weight.double(), bias)
+    logits = F.linear(router.given(x).double(), router.weight.double(), bias)
     exact = routing.route(logits, None if router.bias is None else router.bias.double(), router.spec)
     ours = router(x)
     scores = routing.score(logits, router.spec)
-    weighed = Routing(theirs.experts, routing.weigh(scores, theirs.experts, router.spec), logits)
-    mine = Routing(ours.experts, routing.weigh(scores, ours.experts, router.spec), logits)
+    weighed, mine = (
+        router.scaled(Routing(each.experts, routing.weigh(scores, each.experts, router.spec), logits))
+        for each in (theirs, ours)
+    )
     made.found += [
         Op("choice", *(_share(each, exact) for each in (ours, theirs))),
         Op("weights of the chosen", agreement(ours, mine, made.eps)[1], agreement(theirs, weighed, made.eps)[1]),
@@ -183,11 +186,13 @@ def _moe(made: Replay, moe: MoE) -> None:
 def _block(made: Replay, block: Block) -> None:
     trace, name = made.trace, made.site.ours
     x, parts = trace.given[name].double(), []
-    for part in ("attention", "ffn"):
-        after = trace.gave.get(f"{name}.post_{part}_norm", trace.gave[f"{name}.{part}"])
-        parts.append(after.double().view_as(x))
-    ours = run(made.model, made.site, trace, made.step)
-    made.op("sum of input, attention and ffn", x + parts[0] + parts[1], ours, trace.gave[name])
+    for part in ("attention", "ffn", "per_layer"):
+        names = [f"{name}.post_{part}_norm", f"{name}.{part}", f"{name}.{part}.norm"]
+        after = next((trace.gave[each] for each in names if each in trace.gave), x.new_zeros(()))
+        parts.append(after.double().expand_as(x) if after.dim() == 0 else after.double().view_as(x))
+    ours, total = run(made.model, made.site, trace, made.step), x + parts[0] + parts[1] + parts[2]
+    exact = total if block.scale is None else total * block.scale.double()
+    made.op("sum of input, attention and ffn", exact, ours, trace.gave[name])
 
 
 def _attention(made: Replay, attention: GroupedQueryAttention | LatentAttention) -> None:
@@ -248,8 +253,8 @@ def _aligned(theirs: Tensor, exact: Tensor, attention: GroupedQueryAttention | L
     return min((theirs, paired), key=lambda each: (each.double() - exact).abs().max().item())
 
 
-def _exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v in fp64 as they go into the scores, `[B, heads, T, D]`."""
+def _exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """q, k and v in fp64 as they go into the scores, `[B, heads, T, D]`; q alone where the others are not its own."""
     spec, count = attention.spec, x.shape[1]
     turn = lambda each: each  # noqa: E731
     if spec.rope is not None:
@@ -257,9 +262,12 @@ def _exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         turn = lambda each: reference.rope(each, cos, sin, spec.rope.layout)  # noqa: E731
     if isinstance(attention, GroupedQueryAttention):
         qkv = rearrange(attention.gated(_product(x, attention.qkv))[0], "B T (heads D) -> B T heads D", D=spec.head_dim)
-        q, k, v = qkv.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=2)
+        q, k = qkv[:, :, : spec.num_heads], qkv[:, :, spec.num_heads : spec.num_heads + spec.num_kv_heads]
+        v = normed(qkv[:, :, -spec.num_kv_heads :], attention.v_norm)
         for_norm = (lambda each: each.flatten(2)) if attention.normed_together else (lambda each: each)
         q = normed(for_norm(q), attention.q_norm).view_as(q)
+        if spec.kv.layer is not None:
+            return (turn(q).transpose(1, 2),)
         k = normed(for_norm(k), attention.k_norm).view_as(k)
         if spec.clip is not None:
             q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))

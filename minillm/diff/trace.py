@@ -144,7 +144,8 @@ def _around(trace: Trace) -> None:
         given.setdefault(f"{name}.attention_norm", given[name])
         gave.setdefault(f"{name}.attention_norm", given[f"{name}.attention"])
         given.setdefault(f"{name}.ffn_norm", given[name] + attended)
-        gave.setdefault(f"{name}.ffn_norm", given[f"{name}.ffn"])
+        if f"{name}.ffn" in given:
+            gave.setdefault(f"{name}.ffn_norm", given[f"{name}.ffn"])
         index += 1
     given.setdefault("norm", gave[f"layers.{index - 1}"])
     gave.setdefault("norm", given["head"])

@@ -61,7 +61,7 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
                 print(f"  {part:20}{_line(value)}")
         for each in lines[indices[0]] if lines else ():
             print(f"      {each}")
-    for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap"):
+    for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap", "per_layer"):
         if spec[part] not in (None, False, 1.0):
             print(f"{part.replace('_', ' '):22}{_line(spec[part])}")
     for key in (
@@ -101,7 +101,8 @@ def _line(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     defaults = {field.name: field.default for field in dataclasses.fields(getattr(vocabulary, value["kind"]))}
-    fields = [f"{key}={_line(each)}" for key, each in value.items() if key != "kind" and each != defaults[key]]
+    shown = {key: _line(each) for key, each in value.items() if key != "kind" and each != defaults[key]}
+    fields = [f"{key}={each}" for key, each in shown.items() if each != f"{type(defaults[key]).__name__}()"]
     return f"{value['kind']}({', '.join(fields)})"
 
 
@@ -136,6 +137,7 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "GQA": lambda a: (
         f"{a['num_heads']} heads of {a['head_dim']} over {a['num_kv_heads']}"
         + (f", window {a['window']}" if a["window"] else "")
+        + (", keys of others" if a["kv"]["layer"] is not None else "")
     ),
     "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
     "GatedDeltaNet": lambda a: f"{a['num_v_heads']} states of {a['k_dim']} x {a['v_dim']}",
@@ -178,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(report, ensure_ascii=False))
         return 0
     layers = spec.layers if arguments.equations else ()
-    _print(report, [equations(layer, spec.hidden_size) for layer in layers])
+    _print(report, [equations(layer, spec) for layer in layers])
     for line in _fillings(planned) if arguments.tensors and planned else ():
         print(printable(line))
     return 0

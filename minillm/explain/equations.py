@@ -8,11 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minillm.spec import GQA, MLA, MLP, ClampedSwiGLU, GatedDeltaNet, GatedMLP, Layer, LayerNorm, MoE, Norm, Router
+from minillm.spec import (
+    GQA,
+    MLA,
+    MLP,
+    ClampedSwiGLU,
+    Decoder,
+    GatedDeltaNet,
+    GatedMLP,
+    Layer,
+    LayerNorm,
+    MoE,
+    Norm,
+    PerLayer,
+    ProportionalScaling,
+    Router,
+)
 
 
-def equations(layer: Layer, hidden_size: int) -> list[str]:
+def equations(layer: Layer, decoder: Decoder) -> list[str]:
     """One line for each step, from x to y."""
+    hidden_size = decoder.hidden_size
     norm = layer.attention_norm or layer.ffn_norm or layer.post_attention_norm
     own = {"n": norm}  # what differs from it has a name of its own
     own |= {
@@ -30,7 +46,18 @@ def equations(layer: Layer, hidden_size: int) -> list[str]:
     lines += [] if layer.parallel else [f"h = x + {attended}"]
     lines += [f"u = {inner}", *PARTS[type(layer.ffn)](layer.ffn, hidden_size)]
     lines.append(f"y = x + {attended} + {fed}" if layer.parallel else f"y = h + {fed}")
+    lines += _told(decoder.per_layer, hidden_size) if decoder.per_layer else []
+    lines += ["y = s y, one learned number s"] if layer.scaled else []
     return [*lines, *(f"{name}: {_norm(each)}" for name, each in own.items() if each)]
+
+
+def _told(p: PerLayer, hidden: int) -> list[str]:
+    """What is added where layers have embeddings of their own; e is the first layer's x."""
+    return [
+        f"p = (n({w(p.size, hidden)} e / {hidden**0.5:.4g}) + {p.size**0.5:.4g} row of the token in a table of "
+        f"{p.vocab_size} x {p.layers} x {p.size}) / sqrt(2), e the first layer's x",
+        f"y = y + n({w(hidden, p.size)} ({p.activation}({w(p.size, hidden)} y) * p))",
+    ]
 
 
 def w(rows: int, columns: int) -> str:
@@ -40,22 +67,26 @@ def w(rows: int, columns: int) -> str:
 def _norm(norm: Norm | LayerNorm) -> str:
     if isinstance(norm, LayerNorm):
         return f"(x - mean x) / sqrt(var x + {norm.eps:g})" + (" * w + b" if norm.affine else "")
-    return f"{'w' if not norm.offset else f'({norm.offset:g} + w)'} x / sqrt(mean x² + {norm.eps:g})"
+    weight = "w " if not norm.offset else f"({norm.offset:g} + w) "
+    return f"{weight if norm.affine else ''}x / sqrt(mean x² + {norm.eps:g})"
 
 
 def _gqa(a: GQA, hidden: int) -> list[str]:
     q, kv, bias = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, " + b" if a.qkv_bias else ""
     norm = {"head": "norm of each head, ", "all": "norm over all heads, "}[a.qk_norm.width] if a.qk_norm else ""
     clip = f"clamped to ±{a.clip:g} (v too), " if a.clip is not None else ""
-    scale = a.scale or a.head_dim**-0.5
-    scores = f"{scale:.4g} q_i k_j" if a.softcap is None else f"{a.softcap:g} tanh({scale:.4g} q_i k_j / {a.softcap:g})"
+    scale, cap = a.scores.scale or a.head_dim**-0.5, a.scores.softcap
+    scores = "q_i k_j" if scale == 1 else f"{scale:.4g} q_i k_j"
+    scores = scores if cap is None else f"{cap:g} tanh({scores} / {cap:g})"
     seen = "j <= i" if a.window is None else f"i - {a.window} < j <= i"
     sink = ", and a learned score that is only summed over" if a.sinks else ""
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
+    made = "k = v = " if a.kv.v_is_k else "k, v = "
+    made += f"{w(kv, hidden)} u{bias}" if a.kv.layer is None else f"those of layer {a.kv.layer}"
     return [
-        f"q = {w(q, hidden)} u{bias}, k, v = {w(kv, hidden)} u{bias}: "
-        f"{a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
-        f"q, k: {norm}{clip}{_turned(a)}",
+        f"q = {w(q, hidden)} u{bias}, {made}: {a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
+        *([f"v: each head {_norm(a.kv.v_norm).replace('x', 'v')}"] if a.kv.v_norm else []),
+        f"{'q, k' if a.kv.layer is None else 'q'}: {norm}{clip}{_turned(a)}",
         *([f"s = sigmoid({w(q, hidden)} u{bias})"] if a.gate else []),
         f"a_i = {w(hidden, q)} {'(s_i * ' if a.gate else ''}sum over {seen} of softmax_j({scores}) v_j"
         f"{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
@@ -102,6 +133,10 @@ def _mla(a: MLA, hidden: int) -> list[str]:
 
 
 def _scaled(scaling: Any) -> str:
+    if isinstance(scaling, ProportionalScaling):
+        return f", the first {scaling.part:.0%} of its pairs" + (
+            f", {scaling.factor:g} times slower" if scaling.factor != 1 else ""
+        )
     return "" if scaling is None else f", scaled: {type(scaling).__name__.removesuffix('Scaling')}"
 
 
@@ -122,21 +157,26 @@ def _moe(f: MoE, hidden: int) -> list[str]:
     each = _gated(f, hidden)[0].removeprefix("f = ")
     gate = "sigmoid(w u) " if f.shared_gate else ""
     shared = [f"s = {gate}{_gated(f.shared, hidden)[0].removeprefix('f = ')}"] if f.shared else []
+    total, s = "sum over the chosen e of p_e E_e(u)", "n(s)" if f.norm else "s"
+    if f.norm:  # two of its own for each of the two parts
+        shared, total = [line.replace(" u", " n(u)") for line in shared], "n(sum over the chosen e of p_e E_e(n(u)))"
     return [
         *_router(f.router, hidden),
         *shared,
-        f"f = sum over the chosen e of p_e E_e(u){' + s' if shared else ''},  E_e(u) = {each}",
+        f"f = {total}{f' + {s}' if shared else ''},  E_e(u) = {each}",
     ]
 
 
 def _router(r: Router, hidden: int) -> list[str]:
-    logits = f"{w(r.num_experts, hidden)} u{' + b' if r.logit_bias else ''}"
-    logits = f"standardised({logits})" if r.standardize else logits
+    given = f"({_norm(r.normalize).replace('x', 'u')} / {hidden**0.5:.4g})" if isinstance(r.normalize, Norm) else "u"
+    logits = f"{w(r.num_experts, hidden)} {given}{' + b' if r.logit_bias else ''}"
+    logits = f"standardised({logits})" if r.normalize == "logits" else logits
     score = {"softmax": "softmax", "sigmoid": "sigmoid", "softmax_chosen": "", "sparsemixer": ""}[r.score]
     groups = f" in the {r.top_groups} best of {r.num_groups} groups" if r.num_groups > 1 else ""
     weights = {"softmax_chosen": "softmax over them", "sparsemixer": "SparseMixer's"}.get(r.score, "p")
     weights += " / their sum" if r.renormalize else ""
     weights += f" * {r.scale:g}" if r.scale != 1 else ""
+    weights += " * a learned factor of e" if isinstance(r.normalize, Norm) else ""
     return [
         f"p = {score}({logits}) in fp32; "
         f"e: the {r.top_k} best{groups}{' by p + b' if r.bias else ''}; weights {weights}"

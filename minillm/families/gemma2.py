@@ -12,7 +12,7 @@ from dataclasses import replace
 from minillm.config import Config
 from minillm.families import gemma
 from minillm.families.shared import common, rotary
-from minillm.spec import GQA, Decoder, QKNorm, Rope
+from minillm.spec import GQA, Decoder, QKNorm, Rope, Scores
 
 DEFAULTS = {
     **gemma.DEFAULTS,
@@ -57,8 +57,7 @@ def decoder(
         qkv_bias=bias,
         out_bias=bias,
         qk_norm=qk_norm,
-        scale=config.number("query_pre_attn_scalar") ** -0.5,
-        softcap=config.optional_number("attn_logit_softcapping"),
+        scores=Scores(config.number("query_pre_attn_scalar") ** -0.5, config.optional_number("attn_logit_softcapping")),
     )
     cap, norm = config.optional_number("final_logit_softcapping"), gemma.norm(config)
     made = replace(gemma.decoder(config, common.in_layers(attention, windows, ropes)), logit_softcap=cap)

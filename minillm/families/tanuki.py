@@ -19,4 +19,4 @@ TRANSFORMERS = mixtral.TRANSFORMERS
 
 def spec(config: Config) -> Decoder:
     number("router_jitter_noise", config.get("router_jitter_noise") or 0, low=0)  # of training
-    return mixtral.sparse(config, common.router(config, "num_local_experts", renormalize=True, standardize=True))
+    return mixtral.sparse(config, common.router(config, "num_local_experts", renormalize=True, normalize="logits"))

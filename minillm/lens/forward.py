@@ -26,7 +26,7 @@ class Pass:
     """One forward pass over T tokens, as the model computed it."""
 
     tokens: Tensor  # int64 [T]
-    residual: Tensor  # [L + 1, T, E]: behind the embedding, and behind each layer
+    residual: Tensor  # [L + 1, T, E]: behind the embedding, and behind each layer, which may add and scale besides
     attended: Tensor  # [L, T, E]: what attention adds, its own post-norm included
     fed: Tensor  # [L, T, E]: what the feed-forward adds
     attention: list[Tensor]  # for each layer fp32 [H, T, T]; H is 0 where a layer is recurrent

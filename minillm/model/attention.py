@@ -7,7 +7,7 @@ Shapes: B batch, T new tokens, S keys, E hidden size, H query heads, K kv heads,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from minillm.model.pools import KeyPool
 from minillm.model.ragged import Ragged
 from minillm.ops import Ops
 from minillm.ops.visibility import Visibility
-from minillm.spec import GQA, Rope
+from minillm.spec import GQA, KV, Rope
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Step:
     slots: dict[int | None, Tensor | None]  # by window, as `Visibility.slots` gives them
     first: int | Tensor = 0  # the position of the first token, int64 `[B]` where only the device knows it
     real: Tensor | None = None  # bool `[B, T, 1]`, false where a row is padded; None where none is
+    per_layer: Tensor | None = None  # `[B, T, layers, P]`: what each layer is told of a token
+    kv: dict[int, Any] = field(default_factory=dict)  # keys and values, or the pool of them, that other layers read too
     ragged: Ragged | None = None  # where the tokens are of many sequences
 
 
@@ -45,16 +47,22 @@ class GroupedQueryAttention(nn.Module):
         self.spec = spec
         self.ops = ops
         q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        rows = 2 * q if spec.gate else q  # of each head q, then its gate
-        self.qkv = Linear(hidden_size, {"q": rows, "k": kv, "v": kv}, ops, bias=spec.qkv_bias)
+        parts = {"q": 2 * q if spec.gate else q}  # of each head q, then its gate
+        parts |= {"k": kv, "v": kv} if spec.kv.layer is None else {}
+        if spec.kv.v_is_k:
+            parts.pop("v", None)
+        self.qkv = Linear(hidden_size, parts, ops, bias=spec.qkv_bias)
         self.out = Linear(q, hidden_size, ops, bias=spec.out_bias)
         self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
         made = spec.qk_norm.norm if spec.qk_norm else None
+        of_k = made if spec.kv.layer is None else None
         self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops)
-        self.k_norm = norm(made, kv if self.normed_together else spec.head_dim, ops)
+        self.k_norm = norm(of_k, kv if self.normed_together else spec.head_dim, ops)
+        self.v_norm = norm(spec.kv.v_norm, spec.head_dim, ops)
         each_head = made is None or (isinstance(self.q_norm, Norm) and not self.normed_together)
         # norm, rotation and cache can be one op
-        self.fusible = each_head and spec.clip is None and spec.rope is not None
+        self.fusible = each_head and spec.clip is None and spec.rope is not None and spec.kv == KV()
+        self.lent_as: int | None = None  # this layer's number, where others read its keys and values
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
 
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
@@ -66,27 +74,35 @@ class GroupedQueryAttention(nn.Module):
     def _over(self, qkv: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         """y `[B, H, T, D]` of rows that are aligned."""
         spec, visible, slots = self.spec, step.visible[self.spec.window], step.slots[self.spec.window]
-        if cache is not None and self.fusible and slots is not None:
+        if spec.kv.layer is not None:
+            q, (k, v) = self._query(qkv, step), step.kv[spec.kv.layer]
+        elif cache is not None and self.fusible and slots is not None:
             q = self._into_cache(qkv, slots, step, cache)
             k, v = cache.filled(visible.start + visible.count)
         else:
-            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)  # heads = H + 2K
+            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)  # H + 2K of them, or H + K
             q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))  # [B, heads, T, D]
             if cache is not None and slots is not None and visible.position_B is not None:
                 k, v = cache.put(k, v, slots)
             elif cache is not None:
                 k, v = cache.update(k, v, step.start)
-        return self.ops.attention(q, k, v, visible, spec.scale, spec.softcap, self.sinks)
+        if self.lent_as is not None:
+            step.kv[self.lent_as] = k, v
+        return self.ops.attention(q, k, v, visible, spec.scores.scale, spec.scores.softcap, self.sinks)
 
     def _over_blocks(self, qkv: Tensor, step: Step, pool: KeyPool, ragged: Ragged) -> Tensor:
         """y `[1, H, N, D]` of tokens of many sequences."""
-        group, how = self.spec.window, (self.spec.scale, self.spec.softcap, self.sinks)
-        if self.fusible:
+        group, how = self.spec.window, (self.spec.scores.scale, self.spec.scores.softcap, self.sinks)
+        if self.spec.kv.layer is not None:
+            q, pool = self._query(qkv, step), step.kv[self.spec.kv.layer]
+        elif self.fusible:
             q = self._into_cache(qkv, ragged.slots[group], step, pool)
         else:
             heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=self.spec.head_dim)
             q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))
             pool.put(k, v, ragged.slots[group])
+        if self.lent_as is not None:
+            step.kv[self.lent_as] = pool
         parts = []
         if ragged.singles:
             parts.append(self.ops.paged_attention(q[:, :, : ragged.singles], pool.k, pool.v, ragged.paged[group], *how))
@@ -104,6 +120,16 @@ class GroupedQueryAttention(nn.Module):
         q, gate = rearrange(q, "B T (H both D) -> both B T (H D)", both=2, D=self.spec.head_dim)
         return torch.cat((q, kv), dim=-1), gate
 
+    def _query(self, q: Tensor, step: Step) -> Tensor:
+        """q `[B, H, T, D]` of a layer that has nothing else."""
+        q = self.q_norm(q if self.normed_together else rearrange(q, "B T (H D) -> B T H D", D=self.spec.head_dim))
+        q = q.view(*q.shape[:2], self.spec.num_heads, self.spec.head_dim)
+        if self.spec.clip is not None:
+            q = q.clamp(-self.spec.clip, self.spec.clip)
+        if (rope := self.spec.rope) is not None:
+            q = self.ops.rope(q, *step.rotary[rope], rope.layout)
+        return q.transpose(1, 2)
+
     def _into_cache(self, qkv: Tensor, slots: Tensor, step: Step, cache: LayerCache | KeyPool) -> Tensor:
         """q `[B, H, T, D]`; k and v go where the cache keeps them."""
         assert self.spec.rope is not None
@@ -116,11 +142,14 @@ class GroupedQueryAttention(nn.Module):
     def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v `[B, T, their heads, D]`, q and k normalised, all clamped, q and k rotated."""
         spec = self.spec
-        if spec.qk_norm is None and spec.clip is None and spec.rope is not None:  # side by side: one rotation for both
+        if (
+            spec.qk_norm is None and spec.clip is None and spec.rope is not None and spec.kv == KV()
+        ):  # side by side: one rotation for both
             q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
             turned = self.ops.rope(q_and_k, *step.rotary[spec.rope], spec.rope.layout)
             return *turned.split((spec.num_heads, spec.num_kv_heads), dim=2), v
-        q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=2)
+        q, k = heads[:, :, : spec.num_heads], heads[:, :, spec.num_heads : spec.num_heads + spec.num_kv_heads]
+        v = self.v_norm(heads[:, :, -spec.num_kv_heads :])  # which k is where there is nothing behind it
         if self.normed_together:
             q, k = self.q_norm(q.flatten(2)).view_as(q), self.k_norm(k.flatten(2)).view_as(k)
         else:

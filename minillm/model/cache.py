@@ -3,7 +3,7 @@
 A layer with a sliding window keeps a ring of `window` slots: position p lives in slot p mod window, so that decoding
 overwrites the one position that has just left the window. Rows of a batch are aligned at their end: row b starts with
 `padding[b]` positions that no query of that row ever sees. Rows join and leave by `regroup`; `rewind` takes back
-positions that were read in vain.
+positions that were read in vain. A layer may keep nothing and read another's keys and values (`spec.KV.layer`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minillm.guard import memory
 from minillm.model.states import StateCache
-from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet
+from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet, Mixer
 
 ROOM = 4096  # positions that are made room for at least: more than most answers have
 LARGE = 2**26  # bytes that are compared with the memory that is left
@@ -109,8 +109,30 @@ class LatentCache:
         self.latent[row, end - count : end] = source.latent[source_row, source_end - count : source_end]
 
 
-AnyCache = LayerCache | LatentCache | StateCache
+class NoCache:
+    """Of a layer that reads what another one keeps."""
+
+    ring = None
+
+    def __init__(self, *_: Any):
+        pass
+
+    @staticmethod
+    def nbytes(spec: GQA, capacity: int, width: int) -> int:
+        return 0
+
+    def take(self, *_: Any) -> None:
+        """Nothing: what there is, the other layer takes."""
+
+
+AnyCache = LayerCache | LatentCache | StateCache | NoCache
 KINDS: dict[type, type[AnyCache]] = {GQA: LayerCache, MLA: LatentCache, GatedDeltaNet: StateCache}
+
+
+def kind(mixer: Mixer) -> type[AnyCache]:
+    """What a layer keeps of the past."""
+    borrows = isinstance(mixer, GQA) and mixer.kv.layer is not None
+    return NoCache if borrows else KINDS[type(mixer)]
 
 
 def ahead(length: int, remaining: int) -> int:
@@ -144,15 +166,15 @@ class Cache:
         self.batch, self.capacity = batch, capacity
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=self.device) if self.padding else None
-        kinds: Any = [(KINDS[type(layer.attention)], layer.attention) for layer in self.spec.layers]
-        needed = batch * sum(kind.nbytes(mixer, capacity, self.dtype.itemsize) for kind, mixer in kinds)
+        kinds: Any = [(kind(layer.attention), layer.attention) for layer in self.spec.layers]
+        needed = batch * sum(each.nbytes(mixer, capacity, self.dtype.itemsize) for each, mixer in kinds)
         if self.device.type == "cpu" and needed > LARGE:
             remedy = "ask for fewer new tokens, a shorter prompt or a smaller batch"
             memory.refuse(needed, f"a cache of {batch} x {capacity:,} positions", remedy)
 
     def _layer(self, index: int) -> AnyCache:
         attention = self.spec.layers[index].attention
-        made: Any = KINDS[type(attention)]
+        made: Any = kind(attention)
         return made(attention, self.batch, self.capacity, self.dtype, self.device)
 
     def row_length(self, row: int) -> int:

@@ -14,11 +14,14 @@ from minillm.spec import Decoder as DecoderSpec
 
 
 def active_values(model: Decoder, tokens: int = 1) -> dict[str, int]:
-    """How many values of each parameter a token goes through, or any of several: all, but of a layer's E experts only
-    the chosen ones, k of them, or E (1 - (1 - k / E)^tokens) on average where tokens choose evenly."""
+    """How many values of each parameter a token goes through, or any of several: all, but of the layers' own embeddings
+    only its row, and of a layer's E experts only the chosen ones, k of them, or E (1 - (1 - k / E)^tokens) on average
+    where tokens choose evenly."""
     counts = {}
     for name, parameter in model.named_parameters():
         owner, counts[name] = model.get_submodule(name.rpartition(".")[0]), parameter.numel()
+        if model.per_layer is not None and owner is model.per_layer.embedding:
+            counts[name] = min(tokens, len(parameter)) * counts[name] // len(parameter)
         if isinstance(owner, Experts):
             router = owner.spec.router
             counts[name] = round(counts[name] * (1 - (1 - router.top_k / router.num_experts) ** tokens))
@@ -39,8 +42,10 @@ def bytes_per_step(model: Decoder, rows: int = 1) -> int:
 
 
 def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
-    """Values of one row's cache that a decode step reads behind so many positions."""
-    return sum(_per_token(each) * min(positions, each.window or positions) for each in spec.attentions)
+    """Values of one row's cache that a decode step reads behind so many positions; what several layers read counts for
+    each."""
+    read = [_read(spec, each) for each in spec.attentions]
+    return sum(_per_token(each) * min(positions, each.window or positions) for each in read)
 
 
 def state_bytes(spec: DecoderSpec, width: int) -> int:
@@ -67,7 +72,7 @@ def multiplied(model: Decoder) -> dict[str, int]:
     return {
         name: active[name] * math.prod(shape) // parameters[name].numel()
         for name, shape in held.plain_shapes(model).items()
-        if len(shape) > 1 and not name.startswith(("embedding.", "head."))
+        if len(shape) > 1 and not name.startswith(("embedding.", "head.", "per_layer.embedding."))
     }
 
 
@@ -87,10 +92,18 @@ def _recurrent(spec: DecoderSpec) -> list[GatedDeltaNet]:
     return [layer.attention for layer in spec.layers if isinstance(layer.attention, GatedDeltaNet)]
 
 
+def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
+    """The attention whose keys and values this one reads."""
+    layer = attention.kv.layer
+    found = attention if layer is None else spec.layers[layer].attention
+    assert not isinstance(found, GatedDeltaNet)
+    return found
+
+
 def _per_token(attention: GQA | MLA) -> int:
     if isinstance(attention, MLA):
         return attention.kv_rank + attention.rope.dim
-    return 2 * attention.num_kv_heads * attention.head_dim
+    return 2 * attention.num_kv_heads * attention.head_dim if attention.kv.layer is None else 0
 
 
 def _key_and_value(attention: GQA | MLA) -> int:

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from minillm import spec
 from minillm.model.attention import GroupedQueryAttention, Step
 from minillm.model.cache import AnyCache, Cache
+from minillm.model.embedding import Embedding
 from minillm.model.ffn import MLP, GatedMLP
-from minillm.model.held import held_in, lookup, product
+from minillm.model.held import held_in, product
 from minillm.model.linear import Linear
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, MoE
 from minillm.model.norm import norm
+from minillm.model.per_layer import PerLayerEmbedding, PerLayerInput
 from minillm.model.ragged import Ragged
 from minillm.model.recurrent import GatedDeltaNet, ShortConv
 from minillm.model.rope import Rotary
@@ -48,9 +50,11 @@ def build(part: Any, hidden_size: int, ops: Ops) -> nn.Module:
 
 
 class Block(nn.Module):
-    """One layer, as `spec.Layer` has it."""
+    """One layer, as `spec.Layer` has it, and what `spec.PerLayer` adds."""
 
-    def __init__(self, layer: spec.Layer, hidden_size: int, ops: Ops):
+    def __init__(
+        self, layer: spec.Layer, hidden_size: int, ops: Ops, per_layer: spec.PerLayer | None = None, index: int = 0
+    ):
         super().__init__()
         self.add = ops.add
         self.parallel, self.shares_norm = layer.parallel, layer.parallel and layer.ffn_norm is None
@@ -60,6 +64,8 @@ class Block(nn.Module):
         self.ffn_norm = norm(layer.ffn_norm, hidden_size, ops)
         self.ffn = build(layer.ffn, hidden_size, ops)
         self.post_ffn_norm = norm(layer.post_ffn_norm, hidden_size, ops)
+        self.per_layer = PerLayerInput(per_layer, index, hidden_size, ops) if per_layer else None
+        self.scale = nn.Parameter(torch.ones(1)) if layer.scaled else None
 
     def forward(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
         normed = self.attention_norm(x)
@@ -69,33 +75,10 @@ class Block(nn.Module):
             normed = normed if self.shares_norm else self.ffn_norm(x)
         else:
             normed, h = self.ffn_norm.of_sum(x, attended)
-        return self.add(h, self.post_ffn_norm(self.ffn(normed)))
-
-
-class Embedding(nn.Module):
-    """tokens int64 `[B, T]` -> rows of `weight`, `[B, T, E]`.
-
-    Not nn.Embedding: that draws its first values even on the meta device, where PyTorch then loads 150 MB of Python.
-    """
-
-    MULTIPLIED = ("weight",)  # where there is no other head
-
-    def __init__(self, vocab_size: int, hidden_size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
-        if self.weight.device.type != "meta":
-            nn.init.normal_(self.weight, std=0.02)
-
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        if held_in(self):
-            return lookup(self, "weight", tokens_BT)
-        return F.embedding(tokens_BT, self.weight)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the rows."""
-        held = held_in(self).get("weight")
-        return self.weight.dtype if held is None else held.dtype
+        y = self.add(h, self.post_ffn_norm(self.ffn(normed)))
+        if self.per_layer is not None:
+            y = self.add(y, self.per_layer(y, step))
+        return y if self.scale is None else y * self.scale
 
 
 class Decoder(nn.Module):
@@ -106,13 +89,18 @@ class Decoder(nn.Module):
         self.spec = decoder
         self.ops = ops
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
-        self.layers = nn.ModuleList(Block(layer, decoder.hidden_size, ops) for layer in decoder.layers)
+        size, told = decoder.hidden_size, decoder.per_layer
+        self.layers = nn.ModuleList(Block(each, size, ops, told, index) for index, each in enumerate(decoder.layers))
+        self.per_layer = PerLayerEmbedding(told, size, ops) if told else None
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         bias = decoder.head_bias
         self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)
         ropes = {attention.rope for attention in decoder.attentions if attention.rope is not None}
         self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in ropes}
         self._windows = {attention.window for attention in decoder.attentions}
+        for index in {each.kv.layer for each in decoder.attentions if each.kv.layer is not None}:
+            lender: Any = self.layers[index]
+            lender.attention.lent_as = index
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,18 +128,27 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None) -> Tensor:
         """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`."""
-        caches = None if cache is None else cache.layers
-        x_BTE = self.through(tokens_BT, self.step(tokens_BT, cache, position_B), caches)
+        x_BTE = self.embed(tokens_BT)
+        step = self.step(tokens_BT, cache, position_B, x_BTE)
+        x_BTE = self._through(x_BTE, step, None if cache is None else cache.layers)
         if cache is not None and position_B is None:
             cache.length += tokens_BT.shape[1]
         return x_BTE
 
-    def through(self, tokens_BT: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
-        """The hidden states `[B, T, E]` behind the last layer, in a step that is known; `caches` are those of the
-        layers."""
-        x_BTE = self.embed(tokens_BT)
+    def hidden_of_many(
+        self, tokens_N: Tensor, position_N: Tensor, lengths: tuple[int, ...], ragged: Ragged, pools: Sequence[Any]
+    ) -> Tensor:
+        """As `hidden`, `[1, N, E]`, of tokens of many sequences at int64 positions `[N]`, each turned as in a sequence
+        of its length (one for all will do); `pools` are those of the layers."""
+        x_1NE, tokens_1N = self.embed(tokens_N[None]), tokens_N[None]
+        tables = {rope: table(position_N[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
+        rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}
+        told = None if self.per_layer is None else self.per_layer(tokens_1N, x_1NE)
+        return self._through(x_1NE, Step(0, rotary, {}, {}, per_layer=told, ragged=ragged), pools)
+
+    def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
         for index, layer in enumerate(self.layers):
-            x_BTE = layer(x_BTE, step, caches[index] if caches is not None else None)
+            x_BTE = layer(x_BTE, step, None if caches is None else caches[index])
         return x_BTE
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
@@ -198,8 +195,14 @@ class Decoder(nn.Module):
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def step(self, tokens_BT: Tensor, cache: Cache | None, position_B: Tensor | None = None) -> Step:
-        """What all layers share while these tokens go through."""
+    def step(
+        self,
+        tokens_BT: Tensor,
+        cache: Cache | None,
+        position_B: Tensor | None = None,
+        x_BTE: Tensor | None = None,
+    ) -> Step:
+        """What all layers share while these tokens go through, whose embedding is x."""
         count, device = tokens_BT.shape[1], tokens_BT.device
         start, capacity = (cache.length, cache.capacity) if cache is not None else (0, count)
         padding_B = cache.padding_B if cache is not None else None
@@ -222,14 +225,10 @@ class Decoder(nn.Module):
             for window in self._windows
         }
         slots = {window: each.slots() for window, each in visible.items()}
-        return Step(start, rotary, visible, slots, first, real)
-
-    def ragged_step(self, position_N: Tensor, lengths: tuple[int, ...], ragged: Ragged) -> Step:
-        """As `step`, of tokens of many sequences at int64 positions `[N]`, each turned as in a sequence of its
-        length."""
-        tables = {rope: table(position_N[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
-        rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}
-        return Step(0, rotary, {}, {}, ragged=ragged)
+        told = None
+        if self.per_layer is not None:
+            told = self.per_layer(tokens_BT, self.embed(tokens_BT) if x_BTE is None else x_BTE)
+        return Step(start, rotary, visible, slots, first, real, told)
 
     def _lengths(self, cache: Cache | None, count: int) -> tuple[int, ...]:
         """How long each row is with `count` more positions, or all rows are: some rotary scalings go by it."""

@@ -84,7 +84,7 @@ class Scheme:
             owner, _, leaf = name.rpartition(".")
             one_row = parameter.shape[0] == 1  # the gate of a shared expert
             if leaf in getattr(model.get_submodule(owner), "MULTIPLIED", ()) and not one_row:
-                found[name] = Int8() if owner in ("embedding", "head") else self.matrices
+                found[name] = Int8() if owner.rpartition(".")[2] in ("embedding", "head") else self.matrices
         return found
 
 

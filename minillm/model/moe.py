@@ -1,6 +1,8 @@
 """Mixture of experts (Shazeer et al., arXiv:1701.06538): a router picks a few experts for each token.
 
-    y = sum over the chosen e of w_e * expert_e(x)  [+ shared(x)]
+    y = norm(sum over the chosen e of w_e * expert_e(norm(x)))  [+ norm(shared(norm(x)))]
+
+Most mixtures have none of these norms.
 
 Shapes: N tokens, E experts, k chosen per token, H hidden size, F intermediate size of an expert.
 """
@@ -15,6 +17,7 @@ from minillm import spec
 from minillm.model import held
 from minillm.model.ffn import GatedMLP
 from minillm.model.linear import Linear
+from minillm.model.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.routing import Routing
 
@@ -22,7 +25,7 @@ from minillm.ops.routing import Routing
 class Router(nn.Module):
     """x `[N, H]` -> `Routing`. Weights, correction and arithmetic are fp32 whatever the model's dtype."""
 
-    FP32 = ("weight", "bias", "logit_bias")
+    FP32 = ("weight", "bias", "logit_bias", "input_scale", "expert_scale")
 
     def __init__(self, router: spec.Router, hidden_size: int, ops: Ops = REFERENCE):
         super().__init__()
@@ -32,11 +35,29 @@ class Router(nn.Module):
         self.bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if router.bias else None
         has = router.logit_bias
         self.logit_bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if has else None
+        self.input_scale = self.expert_scale = None
+        if isinstance(router.normalize, spec.Norm):
+            self.input_scale = nn.Parameter(torch.ones(hidden_size, dtype=torch.float32))
+            self.expert_scale = nn.Parameter(torch.ones(router.num_experts, dtype=torch.float32))
         if self.weight.device.type != "meta":
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Routing:
-        return self.ops.route(F.linear(x.float(), self.weight, self.logit_bias), self.bias, self.spec)
+        logits = F.linear(self.given(x.float()), self.weight, self.logit_bias)
+        return self.scaled(self.ops.route(logits, self.bias, self.spec))
+
+    def scaled(self, found: Routing) -> Routing:
+        """With each expert's own factor on its weights."""
+        if self.expert_scale is None:
+            return found
+        return found._replace(weights=found.weights * self.expert_scale[found.experts])
+
+    def given(self, x: Tensor) -> Tensor:
+        """What logits are made of."""
+        made = self.spec.normalize
+        if not isinstance(made, spec.Norm):
+            return x
+        return self.ops.rms_norm(x, self.input_scale, made.eps, made.offset, made.cast) * x.shape[-1] ** -0.5
 
 
 class Experts(nn.Module):
@@ -84,11 +105,14 @@ class MoE(nn.Module):
         self.experts = Experts(moe, hidden_size, ops)
         self.shared = GatedMLP(moe.shared, hidden_size, ops) if moe.shared else None
         self.shared_gate = Linear(hidden_size, 1, ops) if moe.shared_gate else None
+        self.norm, self.post_norm, self.shared_norm, self.shared_post_norm = (
+            norm(moe.norm, hidden_size, ops) for _ in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
-        y = self.experts(tokens, self.router(tokens)).view_as(x)
+        y = self.post_norm(self.experts(self.norm(tokens), self.router(tokens))).view_as(x)
         if self.shared is None:
             return y
-        shared = self.shared(x)
+        shared = self.shared_post_norm(self.shared(self.shared_norm(x)))
         return y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)

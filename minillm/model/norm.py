@@ -14,19 +14,23 @@ from minillm.ops import Ops
 
 
 class Norm(nn.Module):
-    """RMSNorm, y = (offset + weight) * x / rms(x) over the last dimension, of `size` values."""
+    """RMSNorm, y = (offset + weight) * x / rms(x) over the last dimension, of `size` values; the factor may be left
+    out."""
 
     def __init__(self, norm: spec.Norm, size: int, ops: Ops):
         super().__init__()
         self.spec = norm
         self.ops = ops
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.ones(size)) if norm.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ops.rms_norm(x, self.weight, self.spec.eps, self.spec.offset, self.spec.cast)
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of x + residual, and the sum."""
+        if self.weight is None:
+            total = self.ops.add(x, residual)
+            return self(total), total
         return self.ops.add_rms_norm(x, residual, self.weight, self.spec.eps, self.spec.offset, self.spec.cast)
 
 

@@ -47,5 +47,17 @@ def outline(decoder: spec.Decoder, dtype: torch.dtype, whole: bool = False) -> O
     places: dict[tuple[spec.Layer, int], list[int]] = {}
     for index, layer in enumerate(decoder.layers):
         places.setdefault((layer, index if whole else 0), []).append(index)
-    once = replace(decoder, layers=tuple(layer for layer, _ in places))
+    once = replace(decoder, layers=_renumbered(decoder, [layer for layer, _ in places]))
     return Outline(decoder, skeleton(once, dtype), list(places.values()))
+
+
+def _renumbered(decoder: spec.Decoder, once: list[spec.Layer]) -> tuple[spec.Layer, ...]:
+    """The layers, those that read another's keys and values naming it by its place among them."""
+    found = []
+    for layer in once:
+        made = layer.attention
+        if isinstance(made, spec.GQA) and made.kv.layer is not None:
+            kv = replace(made.kv, layer=once.index(decoder.layers[made.kv.layer]))
+            layer = replace(layer, attention=replace(made, kv=kv))
+        found.append(layer)
+    return tuple(found)

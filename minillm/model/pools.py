@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minillm.model.states import STATES, StateCache
-from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet
+from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet, Mixer
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
@@ -103,11 +103,30 @@ class StatePool(StateCache):
         self.inputs[block].zero_()
 
 
-AnyPool = KeyPool | LatentPool | StatePool
+class NoPool:
+    """Of a layer that reads what another one keeps (`spec.KV.layer`)."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    @staticmethod
+    def nbytes(spec: GQA, size: int, width: int) -> int:
+        return 0
+
+    def copy(self, source: int, target: int) -> None:
+        """Nothing: what there is, the other layer copies."""
+
+
+AnyPool = NoPool | KeyPool | LatentPool | StatePool
 POOLS: dict[type, type[AnyPool]] = {GQA: KeyPool, MLA: LatentPool, GatedDeltaNet: StatePool}
 
 
-def group_of(mixer: GQA | MLA | GatedDeltaNet) -> Group:
+def kind(mixer: Mixer) -> Any:
+    """What a layer keeps."""
+    return NoPool if isinstance(mixer, GQA) and mixer.kv.layer is not None else POOLS[type(mixer)]
+
+
+def group_of(mixer: Mixer) -> Group:
     """The group that a layer belongs to."""
     return "state" if isinstance(mixer, GatedDeltaNet) else mixer.window
 
@@ -116,7 +135,7 @@ def bytes_of(decoder: Decoder, size: int, dtype: torch.dtype) -> dict[Group, int
     """Of one block of each group, in all its layers together."""
     found: dict[Group, int] = {}
     for mixer in (layer.attention for layer in decoder.layers):
-        made: Any = POOLS[type(mixer)]
+        made: Any = kind(mixer)
         group = group_of(mixer)
         found[group] = found.get(group, 0) + made.nbytes(mixer, size, dtype.itemsize)
     return found
@@ -131,7 +150,7 @@ class Pools:
         self.size, self.groups = size, [group_of(layer.attention) for layer in decoder.layers]
         mixers: Any = [layer.attention for layer in decoder.layers]
         self.layers: list[Any] = [
-            POOLS[type(mixer)](mixer, blocks[group], size, dtype, device)
+            kind(mixer)(mixer, blocks[group], size, dtype, device)
             for mixer, group in zip(mixers, self.groups, strict=True)
         ]
 

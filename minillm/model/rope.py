@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from minillm.ops import reference
-from minillm.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from minillm.spec import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    Rope,
+    YarnScaling,
+)
 
 
 def _base_frequencies(dim: int, theta: float) -> Tensor:
@@ -62,6 +70,13 @@ def _longrope(rope: Rope, scaling: LongRopeScaling, length: int) -> Tensor:
     return _base_frequencies(rope.dim, rope.theta) / torch.tensor(factors, device="cpu")
 
 
+def _proportional(rope: Rope, scaling: ProportionalScaling, length: int) -> Tensor:
+    """Zero behind the first int(part * dim / 2)."""
+    rates = _base_frequencies(rope.dim, rope.theta) / scaling.factor
+    rates[int(scaling.part * rope.dim // 2) :] = 0
+    return rates
+
+
 def attention_factor(rope: Rope, length: int) -> float:
     """What cos and sin are multiplied by, for a sequence of `length` positions."""
     scaling = rope.scaling
@@ -78,6 +93,7 @@ FREQUENCIES: dict[type, Callable[[Rope, Any, int], Tensor]] = {
     Llama3Scaling: _llama3,
     YarnScaling: _yarn,
     LongRopeScaling: _longrope,
+    ProportionalScaling: _proportional,
 }
 
 

@@ -31,13 +31,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
+) -> Tensor:
     """(offset + w) * x / sqrt(mean(x²) + eps) over the last dimension, in fp32; `cast` as in `spec.Norm`.
 
-    x `[..., N]`, weight `[N]`; returns x's shape and dtype.
+    x `[..., N]`, weight `[N]`, or None for a factor of 1; returns x's shape and dtype.
     """
     x32 = x.float()
     normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    if weight is None:
+        return normed.to(x.dtype)
     if cast == "before_weight":
         return normed.to(x.dtype) * (weight + offset if offset else weight)
     return (normed * (weight.float() + offset)).to(x.dtype)

@@ -34,7 +34,7 @@ def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> Rou
 
 def score(logits: Tensor, router: spec.Router) -> Tensor:
     """fp32 `[N, E]` -> `[N, E]`: what experts are chosen by, and their weights made from."""
-    if router.standardize:
+    if router.normalize == "logits":
         logits = standardised(logits)
     if router.score == "softmax":
         return logits.softmax(-1)

@@ -27,6 +27,7 @@ from minillm.kernels import (
 )
 from minillm.ops import reference
 from minillm.ops import routing as plain_routing
+from minillm.ops.ones import ones
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
 from minillm.weights import fp8
@@ -45,6 +46,13 @@ def for_inference(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Call
         return (plain if differentiable(*given, *named.values()) else kernel)(*given, **named)
 
     return run
+
+
+def norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, *cast: Any) -> Tensor:
+    """`reference.rms_norm`."""
+    if weight is None:
+        weight, offset = ones(x.shape[-1], x.dtype, x.device), 0.0
+    return rms_norm.rms_norm(x, weight, eps, offset, *cast)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -115,7 +123,7 @@ def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> pla
     """`routing.route`; SparseMixer, whose picks depend on each other, and what needs gradients go through that."""
     if router.score == "sparsemixer" or differentiable(logits):
         return plain_routing.route(logits, correction, router)
-    scored = plain_routing.standardised(logits) if router.standardize else logits
+    scored = plain_routing.standardised(logits) if router.normalize == "logits" else logits
     groups = (router.num_groups, router.top_groups, router.group_score)
     weighing = (router.score, router.renormalize, router.scale)
     chosen, weights, places = routing.route(scored, correction, router.top_k, *weighing, *groups)
@@ -162,7 +170,7 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
 
 
 OPS: dict[str, Any] = {
-    "rms_norm": rms_norm.rms_norm,
+    "rms_norm": norm,
     "add_rms_norm": add_rms_norm,
     "rope": rope.rope,
     "qk_norm_rope_cache": for_inference(fused_norm.qk_norm_rope_cache, reference.qk_norm_rope_cache),

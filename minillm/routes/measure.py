@@ -68,7 +68,7 @@ def entropy(logits: Tensor, router: spec.Router) -> Tensor:
         scores = routing.score(logits, router)
         shares = scores / scores.sum(-1, keepdim=True)
     else:
-        shares = (routing.standardised(logits) if router.standardize else logits).softmax(-1)
+        shares = (routing.standardised(logits) if router.normalize == "logits" else logits).softmax(-1)
     return -torch.xlogy(shares, shares).sum(-1)
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.spec.attention import GQA, MLA, Attention, QKNorm, QKNormWidth
+from minillm.spec.attention import GQA, KV, MLA, Attention, QKNorm, QKNormWidth, Scores
 from minillm.spec.ffn import MLP, Activation, ClampedSwiGLU, GatedMLP, GroupScore, MoE, Router, RouterScore
 from minillm.spec.norm import LayerNorm, Norm, NormCast
+from minillm.spec.per_layer import PerLayer
 from minillm.spec.recurrent import GatedDeltaNet
 from minillm.spec.rope import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     Rope,
     RopeLayout,
     RopeScaling,
@@ -26,6 +28,7 @@ from minillm.spec.rope import (
 
 __all__ = [
     "GQA",
+    "KV",
     "MLA",
     "MLP",
     "Activation",
@@ -45,6 +48,8 @@ __all__ = [
     "MoE",
     "Norm",
     "NormCast",
+    "PerLayer",
+    "ProportionalScaling",
     "QKNorm",
     "QKNormWidth",
     "Rope",
@@ -52,6 +57,7 @@ __all__ = [
     "RopeScaling",
     "Router",
     "RouterScore",
+    "Scores",
     "YarnScaling",
 ]
 
@@ -63,7 +69,8 @@ class Layer:
     """h = x + post_attention_norm(attention(attention_norm(x))), then h + post_ffn_norm(ffn(ffn_norm(h))).
 
     A norm that is None is left out. `parallel`: both see the same x, x + attention(attention_norm(x)) +
-    ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm.
+    ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm. `scaled`: all that a layer returns is multiplied
+    by one learned number.
     """
 
     attention_norm: Norm | LayerNorm | None
@@ -73,6 +80,7 @@ class Layer:
     post_attention_norm: Norm | LayerNorm | None = None
     post_ffn_norm: Norm | LayerNorm | None = None
     parallel: bool = False
+    scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Decoder:
     """Embedding, layers, final norm, and a head that is the embedding itself when `tied`, or has a bias.
 
     Embeddings are multiplied by `embedding_scale`, rounded to their dtype. With a `logit_softcap` c, logits become
-    c tanh(logits / c).
+    c tanh(logits / c). `per_layer`: layers have embeddings of their own.
     `context` is the number of positions that the published model is meant for; generation refuses to go beyond it.
     """
 
@@ -93,6 +101,7 @@ class Decoder:
     head_bias: bool = False
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
+    per_layer: PerLayer | None = None
 
     @property
     def attentions(self) -> list[Attention]:

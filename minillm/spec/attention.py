@@ -21,12 +21,33 @@ class QKNorm:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c)."""
+
+    scale: float | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class KV:
+    """Where keys and values come from, if not each from a product of its own.
+
+    `v_norm`: each head of v is normalised too. `v_is_k`: v is k as it is before its norm and its rotation. `layer`:
+    both are those of an earlier layer, as it caches them; this one has queries alone and no cache (Brandon et al.,
+    arXiv:2405.12981).
+    """
+
+    v_norm: Norm | None = None
+    v_is_k: bool = False
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
 class GQA:
     """Grouped-query attention (Ainslie et al., arXiv:2305.13245): num_heads / num_kv_heads query heads share a kv head.
 
     `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
     `qk_norm`: q and k are normalised before the rotation. `clip`: q, k and v are then clamped to [-clip, clip].
-    Scores are q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c).
     `rope` None: nothing says where a key lies. `weakened` by "sinks", each head has one learned score more, that takes
     its share of the softmax and gives nothing to the sum; by a "gate", what the heads give is multiplied by
     sigmoid(W x), value by value (Qiu et al., arXiv:2505.06708).
@@ -41,8 +62,8 @@ class GQA:
     out_bias: bool = False
     qk_norm: QKNorm | None = None
     clip: float | None = None
-    scale: float | None = None
-    softcap: float | None = None
+    scores: Scores = Scores()
+    kv: KV = KV()
     weakened: Literal["sinks", "gate"] | None = None
 
     @property
@@ -75,6 +96,7 @@ class MLA:
     bias: bool = False
 
     window: ClassVar[None] = None  # latent attention sees all of the past
+    kv: ClassVar[KV] = KV()  # and has its own latents
 
 
 Attention = GQA | MLA

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from minillm.spec.norm import Norm
+
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 RouterScore = Literal["softmax", "softmax_chosen", "sigmoid", "sparsemixer"]
 GroupScore = Literal["max", "top2_sum"]
@@ -46,8 +48,9 @@ class Router:
     `renormalize`: the chosen weights are divided by their sum; then all are multiplied by `scale`.
     `bias`: a correction is added to the scores for the choice, never to the weights (arXiv:2408.15664).
     Of `num_groups` equal groups only the `top_groups` with the best `group_score` may be chosen from.
-    `standardize`: a token's logits are first brought to mean 0 and deviation 1 over the experts. `logit_bias`: they
-    have a bias.
+    `normalize` "logits": a token's are first brought to mean 0 and deviation 1 over the experts. A norm: x goes through
+    it and is divided by sqrt(hidden size) before they are made, and each expert has a learned factor on its weight.
+    `logit_bias`: logits have a bias.
     """
 
     num_experts: int
@@ -59,7 +62,7 @@ class Router:
     num_groups: int = 1
     top_groups: int = 1
     group_score: GroupScore = "max"
-    standardize: bool = False
+    normalize: Literal["logits"] | Norm | None = None
     jitter: float = 0.0
     logit_bias: bool = False
 
@@ -68,7 +71,8 @@ class Router:
 class MoE:
     """Mixture of experts (Shazeer et al., arXiv:1701.06538): the weighted sum of the chosen experts, each a gated MLP
     of `intermediate_size`, plus a `shared` one that every token goes through, times sigmoid(w x) with `shared_gate`.
-    `bias`: each of an expert's three products has one."""
+    `bias`: each of an expert's three products has one. With a `norm` the shared one and the experts have two of their
+    own, norm(shared(norm(x))) + norm(sum of experts(norm(x))), and the router reads x itself."""
 
     router: Router
     intermediate_size: int
@@ -76,3 +80,4 @@ class MoE:
     shared: GatedMLP | None = None
     shared_gate: bool = False
     bias: bool = False
+    norm: Norm | None = None

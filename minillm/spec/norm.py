@@ -13,12 +13,13 @@ class Norm:
     """RMSNorm, y = (offset + w) * x / rms(x), computed in fp32 (Zhang & Sennrich, arXiv:1910.07467).
 
     `cast` says where the value is rounded to the model's dtype: before the product with the weight (the family of
-    Llama) or after it. The two differ in over a quarter of all bf16 outputs.
+    Llama) or after it. The two differ in over a quarter of all bf16 outputs. Not `affine`: without w.
     """
 
     eps: float
     offset: float = 0.0
     cast: NormCast = "before_weight"
+    affine: bool = True
 
 
 @dataclass(frozen=True)

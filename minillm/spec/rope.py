@@ -58,7 +58,15 @@ class LongRopeScaling:
     long_attention_factor: float
 
 
-RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+@dataclass(frozen=True)
+class ProportionalScaling:
+    """Only the first `part` of all pairs turns, as fast as if all did, divided by `factor` (Gemma 4, 2026)."""
+
+    part: float
+    factor: float = 1.0
+
+
+RopeScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongRopeScaling | ProportionalScaling
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ from minillm.text.tokenizer import TextStream, Tokenizer
 
 # Reasoning between two marks.
 PAIRS = {"<think>": "</think>", "[THINK]": "[/THINK]", "<|cot_start|>": "<|cot_end|>"}
+# The same behind a line that says what it is: a header that ends with its line.
+NAMED, NAMED_END, THOUGHT = "<|channel>", "<channel|>", "thought"
 # The harmony format: START role CHANNEL name MESSAGE body END, again and again. A recipient and a content type may
 # stand there too, before MESSAGE; a call of a tool ends with <|call|>, the last message with <|return|>.
 START, CHANNEL, MESSAGE, ENDS = "<|start|>", "<|channel|>", "<|message|>", ("<|end|>", "<|call|>", "<|return|>")
 CHANNELS = {"analysis": "reasoning", "final": "text"}
 MAX_HEADER, HEADER_WORDS = 200, 3  # characters and words: the longest names a channel, a tool and a type
-MARKS = {*PAIRS, *PAIRS.values(), START, CHANNEL, MESSAGE, *ENDS, "<|constrain|>"}
+MARKS = {*PAIRS, *PAIRS.values(), NAMED, NAMED_END, START, CHANNEL, MESSAGE, *ENDS, "<|constrain|>"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Parts:
             return self._reasoning()
         if mark in PAIRS.values():
             self.part = "text"
+        elif mark == NAMED_END:
+            left, self.part = self.abandon() if self.part == "header" else "", "text"
+            return left.removeprefix(NAMED)
+        elif mark == NAMED:
+            self.part, self.header, self.known = "header", mark, 0
         elif self.part == "header" and mark != MESSAGE:
             self.header, self.known = (mark, 0) if mark == START else (self.header + mark, self.known)
         elif mark == CHANNEL or (mark == START and self.marked):
@@ -69,6 +76,12 @@ class Parts:
         if self.part != "header":
             return piece
         self.header += piece
+        name, line, rest = self.header.partition("\n")
+        if line and name == NAMED + THOUGHT:
+            self.header = ""
+            return self._reasoning() + rest
+        if line and name.startswith(NAMED):
+            return self.abandon()
         return self.abandon() if len(self.header) - self.known > MAX_HEADER else ""
 
     def abandon(self) -> str:

@@ -60,7 +60,7 @@ def test_a_deterministic_batch_is_its_prompts_alone(
         assert torch.equal(together.logits[key], logits_V), key
 
 
-@pytest.mark.parametrize("row", ["llama", "mistral-window", "deepseek_v3", "gemma2", "phi3-long"])
+@pytest.mark.parametrize("row", ["llama", "mistral-window", "deepseek_v3", "gemma2", "phi3-long", "gemma4-apart"])
 @pytest.mark.parametrize("max_rows", [1, 3, 8])
 def test_prompts_wait_for_a_place(row: str, max_rows: int, tmp_path: Path) -> None:
     """Nine prompts of mixed lengths, of which some end early, through a batch of any size."""

@@ -24,7 +24,7 @@ from tests.helpers import tiny
 # Windows and none, in one model too, sinks, latents, experts, recurrent states, rotary scalings that go by the length.
 FAMILIES = [
     "llama", "mistral-window", "gemma3", "gpt_oss", "deepseek_v3", "mixtral", "phi3-long", "llama-dynamic-beyond",
-    "qwen3_next", "olmo_hybrid",
+    "qwen3_next", "olmo_hybrid", "gemma4-apart",
 ]  # fmt: skip
 VOCABULARY, MOST = 97, 12
 TEXT = tiny.tokens(VOCABULARY, 60, seed=5).tolist()  # what many prompts begin with

@@ -102,6 +102,7 @@ KINDS = [
     "phi3-long",
     "qwen3_moe",
     "gpt_oss",
+    "gemma4",
 ]
 
 

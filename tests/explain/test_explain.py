@@ -46,7 +46,7 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
 def test_text_leaves_out_what_is_as_in_llama(capsys: pytest.CaptureFixture[str]) -> None:
     folder = shared("real-configs/google__gemma-2-2b-it")
     out = run(capsys, "--weights", str(folder))
-    assert "window=4096, scale=0.0625, softcap=50.0)" in out
+    assert "window=4096, scores=Scores(scale=0.0625, softcap=50.0))" in out
     assert "post_attention_norm Norm(eps=1e-06, offset=1.0, cast=after_weight)" in out
     assert "embedding scale       48.0" in out
     assert "qkv_bias" not in out
@@ -104,7 +104,7 @@ def test_every_family_has_equations(row: str, tmp_path: Path) -> None:
     tiny.edit_config(tmp_path, model_type=family)
     spec, _, _ = resolve(read(tmp_path))
     for layer in spec.layers:
-        lines = equations(layer, spec.hidden_size)
+        lines = equations(layer, spec)
         assert lines[0] in ("u = x", "u = n(x)")
         assert any(line.startswith("y = ") for line in lines)
         assert f"{layer.ffn.intermediate_size} x {spec.hidden_size}]" in " ".join(lines)

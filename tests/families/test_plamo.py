@@ -55,7 +55,7 @@ def test_the_published_config_of_plamo_13b() -> None:
 
 def test_equations_name_every_norm() -> None:
     spec, _, _ = resolve(PLAMO_3)
-    lines = equations(spec.layers[0], spec.hidden_size)
+    lines = equations(spec.layers[0], spec)
     assert {"h = x + n_a(a)", "y = h + n_f(f)", "n: (1 + w) x / sqrt(mean x² + 1e-06)"} <= set(lines)
     assert {"n_a: (0.2 + w) x / sqrt(mean x² + 1e-06)", "n_f: (0.0894427 + w) x / sqrt(mean x² + 1e-06)"} <= set(lines)
 

@@ -134,7 +134,7 @@ def route(case: Case, ops: Ops) -> Errors:
     router = spec.Router(
         experts, case.size(min(8, experts // groups * top_groups)), score, case.maybe(), case.of((1.0, 2.5)),
         bias=case.maybe(), num_groups=groups, top_groups=top_groups, group_score=case.of(("max", "top2_sum")),
-        standardize=case.maybe(),
+        normalize="logits" if case.maybe() else None,
     )  # fmt: skip
     logits = case.values(case.size(20), experts, dtype=torch.float32)
     bias = case.values(experts, dtype=torch.float32) * 0.1 if router.bias else None

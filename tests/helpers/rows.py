@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.helpers import gemma_rows
 from tests.helpers.hybrid_rows import HYBRID
 from tests.helpers.later_rows import LATER
 from tests.helpers.sizes import BASE as BASE
@@ -219,4 +220,5 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "kimi_k2": ("kimi_k2", {**LATENT, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827}),
     **LATER,
     **HYBRID,
+    **gemma_rows.ROWS,
 }

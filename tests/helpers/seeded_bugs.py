@@ -26,6 +26,7 @@ from minillm.spec import (
     Norm,
     QKNorm,
     Rope,
+    Scores,
     YarnScaling,
 )
 from minillm.spec import Decoder as Spec
@@ -186,8 +187,8 @@ BUGS: dict[str, Bug] = {
     ),
     # Attention
     "mscale² left out": Bug("deepseek_v3", field(MLA, "score_factor", 1.0), ATTENTION, "all scores x"),
-    "head_dim for query_pre_attn_scalar": Bug("gemma2-open", field(GQA, "scale", None), ATTENTION, "all scores x"),
-    "scores without their cap": Bug("gemma2", field(GQA, "softcap", None), ATTENTION),
+    "head_dim for query_pre_attn_scalar": Bug("gemma2-open", field(Scores, "scale", None), ATTENTION, "all scores x"),
+    "scores without their cap": Bug("gemma2", field(Scores, "softcap", None), ATTENTION),
     "window one too long": Bug("mistral-window", field(GQA, "window", 6), ATTENTION, "window is 5"),
     "window one too short": Bug("mistral-window", field(GQA, "window", 4), ATTENTION, "window is 5"),
     "no window": Bug("mistral-window", field(GQA, "window", None), ATTENTION, "sees key 0 in minillm only"),
@@ -232,7 +233,7 @@ BUGS: dict[str, Bug] = {
     "correction left out": Bug("deepseek_v3", field(RouterSpec, "bias", False), GROUPED),
     "correction in the weights": Bug("deepseek_v3", op(route=bias_in_weights), GROUPED, "same experts"),
     "other groups masked with 0": Bug(NEGATIVE, op(route=masked_with_zero), GROUPED, "plain PyTorch"),
-    "logits not standardised": Bug("tanuki", field(RouterSpec, "standardize", False), ROUTER, "standardize is True"),
+    "logits not standardised": Bug("tanuki", field(RouterSpec, "normalize", None), ROUTER, "normalize is logits"),
     "softmax for SparseMixer": Bug("phimoe", field(RouterSpec, "score", "softmax"), ROUTER, "score is sparsemixer"),
     "w1 and w3 change places": Bug("mixtral", weights("experts.gate_up", swapped), f"{FFN}.experts", "change places"),
     "experts in another order": Bug("mixtral", weights("experts.down", lambda w: w.roll(1, 0)), f"{FFN}.experts"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from tests.helpers import gemma_spaces
 from tests.helpers.hybrid_spaces import gated, hybrid
 from tests.helpers.later_spaces import LATER
 from tests.helpers.space_parts import (
@@ -64,6 +65,8 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
         rope_parameters=mappings(full_attention=NESTED_ROPES, sliding_attention=PLAIN_ROPES),
         attn_logit_softcapping=st.none(),
     ),
+    "gemma4_text": gemma_spaces.small,
+    "gemma4_unified_text": gemma_spaces.shared,
     "phi": lambda c: mappings(qk_layernorm=FLAG, rope_parameters=partial_ropes(c), tie_word_embeddings=st.just(False)),
     "phi3": lambda c: mappings(
         original_max_position_embeddings=st.integers(48, 64),

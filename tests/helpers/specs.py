@@ -16,6 +16,7 @@ from minillm.model.decoder import Decoder
 from minillm.ops import CPU, Ops
 from minillm.spec import (
     GQA,
+    KV,
     MLA,
     MLP,
     GatedDeltaNet,
@@ -26,9 +27,12 @@ from minillm.spec import (
     Mixer,
     MoE,
     Norm,
+    PerLayer,
+    ProportionalScaling,
     QKNorm,
     Rope,
     Router,
+    Scores,
 )
 from minillm.spec import Decoder as Spec
 
@@ -66,6 +70,7 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         ranks = draw(st.none() | st.integers(4, 12)), draw(st.integers(4, 12))  # the norm of one value is its sign
         sizes = draw(st.integers(1, 12)), draw(st.integers(1, 12))
         return MLA(heads, *ranks, *sizes, rope, norm, score_factor=draw(st.floats(0.5, 2.0)))
+    value_norm = draw(st.sampled_from((None, Norm(0.1, affine=False))))
     return GQA(
         num_heads=heads,
         num_kv_heads=kv_heads,
@@ -75,8 +80,8 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         qkv_bias=draw(st.booleans()),
         qk_norm=draw(st.sampled_from((None, QKNorm(norm), QKNorm(norm, "all")))),
         clip=draw(st.none() | st.floats(0.5, 2.0)),
-        scale=draw(st.none() | st.floats(0.1, 1.0)),
-        softcap=draw(st.none() | st.floats(0.5, 5.0)),
+        scores=Scores(draw(st.none() | st.floats(0.1, 1.0)), draw(st.none() | st.floats(0.5, 5.0))),
+        kv=KV(value_norm, draw(st.booleans())),
         weakened=draw(st.sampled_from((None, "sinks", "gate"))),
     )
 
@@ -86,9 +91,24 @@ def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
     if draw(st.booleans()):
         return draw(st.sampled_from((GatedMLP(20), MLP(20, "gelu", bias=True))))
     experts, score = draw(st.integers(2, 6)), draw(st.sampled_from(("softmax", "softmax_chosen", "sigmoid")))
-    router = Router(experts, draw(st.integers(1, experts - 1)), score, renormalize=draw(st.booleans()))
-    shared = draw(st.sampled_from((None, GatedMLP(6))))
-    return MoE(router, draw(st.integers(3, 12)), shared=shared, shared_gate=shared is not None and draw(st.booleans()))
+    normalize = draw(st.sampled_from((None, Norm(0.1))))
+    router = Router(
+        experts, draw(st.integers(1, experts - 1)), score, renormalize=draw(st.booleans()), normalize=normalize
+    )
+    shared, norm = draw(st.sampled_from((None, GatedMLP(6)))), draw(st.sampled_from((None, Norm(0.1))))
+    gated = shared is not None and draw(st.booleans())
+    return MoE(router, draw(st.integers(3, 12)), shared=shared, shared_gate=gated, norm=norm)
+
+
+@st.composite
+def borrowing(draw: st.DrawFn, layers: list[Layer]) -> list[Layer]:
+    """The layers, and perhaps others that read the keys and values of one of them."""
+    own = [index for index, layer in enumerate(layers) if isinstance(layer.attention, GQA)]
+    found = [*layers]
+    for index in draw(st.lists(st.sampled_from(own), max_size=4 - len(layers))) if own else ():
+        attention = replace(layers[index].attention, kv=KV(layer=index))
+        found.append(replace(layers[index], attention=attention, ffn=draw(ffns())))
+    return found
 
 
 @st.composite
@@ -99,7 +119,7 @@ def specs(draw: st.DrawFn) -> Spec:
         theta=draw(st.sampled_from((10.0, 1e4))),
         layout=draw(st.sampled_from(("half", "interleaved"))),
     )
-    rope = replace(rope, scaling=draw(st.sampled_from((None, LinearScaling(2.0)))))
+    rope = replace(rope, scaling=draw(st.sampled_from((None, LinearScaling(2.0), ProportionalScaling(0.6)))))
     norm = Norm(1e-5)
     norms = st.sampled_from((None, norm, Norm(1e-5, offset=1.0, cast="after_weight"), LayerNorm(1e-5, affine=False)))
     layers = []
@@ -107,10 +127,13 @@ def specs(draw: st.DrawFn) -> Spec:
         mixer, ffn = draw(mixers(rope, norm)), draw(ffns())
         # What a recurrent layer gives may be close to zero, and a norm behind it would multiply its rounding.
         behind = None if isinstance(mixer, GatedDeltaNet) else draw(norms)
-        layers.append(Layer(norm, mixer, draw(norms), ffn, behind, draw(norms), parallel=draw(st.booleans())))
+        flags = {"parallel": draw(st.booleans()), "scaled": draw(st.booleans())}
+        layers.append(Layer(norm, mixer, draw(norms), ffn, behind, draw(norms), **flags))
+    layers = draw(borrowing(layers))
+    told = draw(st.sampled_from((None, PerLayer(31, len(layers), 5, Norm(0.1), "gelu_tanh"))))
     scale, cap = draw(st.sampled_from((1.0, 4.0))), draw(st.none() | st.floats(1.0, 9.0))
     tied = draw(st.booleans())
-    return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap)
+    return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap, per_layer=told)
 
 
 def build(spec: Spec, seed: int = 0, ops: Ops = CPU) -> Decoder:

@@ -19,9 +19,10 @@ from tests.helpers.rows import ROWS as ROWS
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Every parameter: matrices so that activations keep their size, norms around one, biases well away from zero;
-    and the one buffer that a checkpoint holds."""
+    and the buffers that a checkpoint holds."""
     generator = torch.Generator().manual_seed(seed)
-    corrections = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    stored = ("e_score_correction_bias", "layer_scalar")
+    corrections = [buffer for name, buffer in model.named_buffers() if name.endswith(stored)]
     for parameter in [*model.parameters(), *corrections]:
         noise = torch.randn(parameter.shape, generator=generator)
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3
@@ -30,6 +31,9 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("A_log"):  # a state that lasts: transformers sums the decays of 64 positions in fp32
             parameter.data.sub_(2.0)
+    for module in model.modules():
+        if getattr(module, "scaling", None) == 1.0:  # then the norm has learned to: softmax of larger scores is a step
+            module.q_norm.weight.data.mul_(module.head_dim**-0.5)
 
 
 def save(folder: Path, family: str, overrides: dict[str, Any], seed: int = 0) -> Any:

@@ -19,7 +19,17 @@ from tests.kernels.test_gpu import own_cache as own_cache  # what is tuned here 
 from tests.kernels.test_gpu import pytestmark as pytestmark
 
 # Rings, caps, sinks, a LongRoPE that switches at position 24, latents, experts of each kind.
-RECORDED = ["llama", "gemma2", "gpt_oss", "phi3-long", "qwen3_moe-window", "mixtral", "deepseek_v3"]
+RECORDED = [
+    "llama",
+    "gemma2",
+    "gpt_oss",
+    "phi3-long",
+    "qwen3_moe-window",
+    "mixtral",
+    "deepseek_v3",
+    "gemma4",
+    "gemma4-experts",
+]
 TOKENS = 2000
 
 

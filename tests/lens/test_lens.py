@@ -37,7 +37,13 @@ def test_every_family(row: str, tmp_path: Path) -> None:
     before, ops = llm.model(tokens), [getattr(module, "ops", None) for module in llm.model.modules()]
     found, seen = lens.report(llm, tokens[0].tolist())
     assert torch.equal(llm.model.logits(seen.residual[-1:]), before)
-    assert torch.equal(seen.residual[:-1] + seen.attended + seen.fed, seen.residual[1:])  # in this order, bit for bit
+    layers, total = llm.model.layers, seen.residual[:-1] + seen.attended + seen.fed  # in this order, bit for bit
+    for index, layer in enumerate(layers):
+        if layer.per_layer is not None:
+            total[index] += layer.per_layer(total[index : index + 1], llm.model.step(tokens, None))[0]
+        if layer.scale is not None:
+            total[index] *= layer.scale
+    assert torch.equal(total, seen.residual[1:])
     for weights, layer in zip(seen.attention, llm.spec.layers, strict=True):
         attention = layer.attention
         if isinstance(attention, GatedDeltaNet):
@@ -62,7 +68,7 @@ def test_every_family(row: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ["llama", "gemma2", "gpt_oss", "mistral-window", "deepseek_v3", "qwen3_moe", "gpt_neox"]
+    "row", ["llama", "gemma2", "gpt_oss", "mistral-window", "deepseek_v3", "qwen3_moe", "gpt_neox", "gemma4-experts"]
 )
 @torch.no_grad()
 def test_against_the_reference(row: str, tmp_path: Path) -> None:

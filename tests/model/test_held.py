@@ -29,7 +29,18 @@ from tests.helpers import tiny
 from tests.helpers.blocks import SCALE, SCHEME, formula, read, write
 from tests.helpers.blocks import quantise as to_fp8
 
-FAMILIES = ["llama", "gemma2", "mixtral", "qwen2_moe", "deepseek_v3", "gpt_neox", "gpt_oss", "phi"]
+FAMILIES = [
+    "llama",
+    "gemma2",
+    "mixtral",
+    "qwen2_moe",
+    "deepseek_v3",
+    "gpt_neox",
+    "gpt_oss",
+    "phi",
+    "gemma4",
+    "gemma4-experts",
+]
 SCHEMES = {
     "int8": {"quantize": "int8"},
     "int4": {"quantize": "int4"},

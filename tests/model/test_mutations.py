@@ -19,6 +19,7 @@ from minillm.families import resolve
 from minillm.model.decoder import skeleton
 from minillm.spec import (
     GQA,
+    KV,
     MLA,
     MLP,
     ClampedSwiGLU,
@@ -32,9 +33,12 @@ from minillm.spec import (
     LongRopeScaling,
     MoE,
     Norm,
+    PerLayer,
+    ProportionalScaling,
     QKNorm,
     Rope,
     Router,
+    Scores,
     YarnScaling,
 )
 from minillm.spec import Decoder as Spec
@@ -51,6 +55,9 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Norm, "eps"): ("llama", 1e-2),
     (Norm, "offset"): ("llama", 1.0),
     (Norm, "cast"): ("llama", "after_weight"),
+    (Norm, "affine"): ("llama", False),
+    (ProportionalScaling, "part"): ("gemma4", 0.25),
+    (ProportionalScaling, "factor"): ("gemma4", 2.0),
     (LinearScaling, "factor"): ("llama-linear", 3.5),
     (DynamicScaling, "factor"): ("llama-dynamic-beyond", 2.0),
     (DynamicScaling, "original_positions"): ("llama-dynamic-beyond", 30),
@@ -86,8 +93,13 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (QKNorm, "norm"): ("qwen3", OTHER_NORM),
     (QKNorm, "width"): ("olmoe", "head"),
     (GQA, "clip"): ("olmoe-clip", 0.9),
-    (GQA, "scale"): ("gemma2", None),
-    (GQA, "softcap"): ("gemma2", 3.0),
+    (GQA, "scores"): ("gemma2", Scores()),
+    (Scores, "scale"): ("gemma2", None),
+    (Scores, "softcap"): ("gemma2", 3.0),
+    (GQA, "kv"): ("gemma4", KV()),
+    (KV, "v_norm"): ("gemma4", None),
+    (KV, "v_is_k"): ("gemma4-keys", False),
+    (KV, "layer"): ("gemma4", None),
     (GQA, "weakened"): ("gpt_oss", None),
     (GatedDeltaNet, "num_k_heads"): ("qwen3_next", 3),
     (GatedDeltaNet, "num_v_heads"): ("qwen3_next", 4),
@@ -114,7 +126,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Router, "num_groups"): ("deepseek_v3", 2),
     (Router, "top_groups"): ("deepseek_v3", 3),
     (Router, "group_score"): ("deepseek_v3", "max"),
-    (Router, "standardize"): ("tanuki", False),
+    (Router, "normalize"): ("tanuki", None),
     (Router, "jitter"): ("phimoe", 0.3),
     (Router, "logit_bias"): ("gpt_oss", False),
     (MoE, "router"): ("mixtral", Router(5, 1)),
@@ -123,6 +135,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (MoE, "shared"): ("deepseek_v3", None),
     (MoE, "shared_gate"): ("qwen2_moe", False),
     (MoE, "bias"): ("gpt_oss", False),
+    (MoE, "norm"): ("gemma4-experts", None),
     (ClampedSwiGLU, "alpha"): ("gpt_oss", 1.6),
     (ClampedSwiGLU, "limit"): ("gpt_oss-odd", 0.7),
     (MLP, "intermediate_size"): ("phi", 72),
@@ -138,6 +151,12 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Layer, "post_attention_norm"): ("gemma2", None),
     (Layer, "post_ffn_norm"): ("gemma2", None),
     (Layer, "parallel"): ("gpt_neox", False),
+    (Layer, "scaled"): ("gemma4", False),
+    (PerLayer, "vocab_size"): ("gemma4", 98),
+    (PerLayer, "layers"): ("gemma4", 3),
+    (PerLayer, "size"): ("gemma4", 9),
+    (PerLayer, "norm"): ("gemma4", OTHER_NORM),
+    (PerLayer, "activation"): ("gemma4", "silu"),
     (Spec, "vocab_size"): ("llama", 96),
     (Spec, "hidden_size"): ("llama", 40),
     (Spec, "layers"): ("llama", ()),
@@ -147,6 +166,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Spec, "head_bias"): ("phimoe", False),
     (Spec, "embedding_scale"): ("gemma", 1.0),
     (Spec, "logit_softcap"): ("gemma2", None),
+    (Spec, "per_layer"): ("gemma4", None),
 }
 
 
@@ -162,6 +182,8 @@ MISFITS = {
     (GQA, "weakened"), (GatedDeltaNet, "num_k_heads"), (GatedDeltaNet, "num_v_heads"),
     (GatedDeltaNet, "k_dim"), (GatedDeltaNet, "v_dim"), (GatedDeltaNet, "conv_kernel"),
     (LayerNorm, "affine"), (Layer, "post_attention_norm"), (Layer, "post_ffn_norm"),
+    (GQA, "kv"), (KV, "v_is_k"), (KV, "layer"), (Norm, "affine"), (MoE, "norm"), (Layer, "scaled"),
+    (PerLayer, "vocab_size"), (PerLayer, "layers"), (PerLayer, "size"), (Spec, "per_layer"),
     (Spec, "vocab_size"), (Spec, "hidden_size"), (Spec, "layers"), (Spec, "tied"),
 }  # fmt: skip
 

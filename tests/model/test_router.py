@@ -85,7 +85,7 @@ ROUTED = {
         [0.9, 0.4],
     ),
     "standardised logits": (
-        RouterSpec(3, 2, standardize=True),
+        RouterSpec(3, 2, normalize="logits"),
         [0.0, -0.0, 3.0],
         None,
         [2, 0],

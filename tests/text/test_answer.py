@@ -22,7 +22,7 @@ from tests.helpers.words import Words, completed
 HARMONY = Words(
     ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>", "assistant",
      "analysis", "final", "commentary", " to=functions.f", "json", "Hello!", " world", "Hm.", "{}", "user",
-     "<think>", "</think>", "(channel)", "<turn>"]
+     "<think>", "</think>", "(channel)", "<turn>", "<|channel>", "<channel|>", "thought\n", "plan\n", "<|turn>"]
 )  # fmt: skip
 
 
@@ -45,6 +45,11 @@ TURN = f"<|start|>user{M}Hello!{E}{S}"
 CALL = f"{C}commentary to=functions.f <|constrain|>json{M}{{}}<|call|>".replace(".f <", ".f<")
 # Prompt, what comes, and which text and reasoning that is.
 ANSWERS = {
+    "a named thought": ("<|turn>", "<|channel>thought\nHm.<channel|>Hello!", "Hello!", "Hm."),
+    "a named thought, empty": ("<|turn>", "<|channel>thought\n<channel|>Hello!", "Hello!", ""),
+    "a named thought that the prompt opens": ("<|turn><|channel>thought\n", "Hm.<channel|>Hello!", "Hello!", "Hm."),
+    "a named thought that the prompt has": ("<|turn><|channel>thought\n<channel|>", "Hello!", "Hello!", ""),
+    "another name": ("<|turn>", "<|channel>plan\nHm.<channel|>Hello!", "<|channel>plan\nHm.Hello!", ""),
     "both": (TURN, f"{THOUGHT}{S}{C}final{M}Hello! world", "Hello! world", "Hm."),
     "a stop token that is none": (TURN, f"{THOUGHT}{S}{C}final{M}Hello!<|return|>", "Hello!", "Hm."),
     "only final": (TURN, f"{C}final{M}Hello!", "Hello!", ""),

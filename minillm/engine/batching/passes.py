@@ -58,8 +58,8 @@ class Single:
 
 def hidden(model: Decoder, single: Single, store: Store) -> Tensor:
     """`[1, n, E]` behind the last layer."""
-    step = model.ragged_step(single.positions, single.lengths or (0,), single.ragged(store.size))
-    return model.through(single.tokens[None], step, store.pools.layers)
+    ragged = single.ragged(store.size)
+    return model.hidden_of_many(single.tokens, single.positions, single.lengths or (0,), ragged, store.pools.layers)
 
 
 def mixed(model: Decoder, work: Work, store: Store) -> Tensor:
@@ -83,10 +83,10 @@ def mixed(model: Decoder, work: Work, store: Store) -> Tensor:
         state = torch.tensor(request.tables["state"], device=device) if "state" in store.groups else None
         made.append(Piece(slice(at, at + count), positions[-1][:1], visible, keys, state))
         at += count
-    whole = {group: torch.cat(each)[None] for group, each in slots.items()}
-    ragged = Ragged(base.singles, base.paged, base.position_N, base.states, whole, tuple(made))
-    step = model.ragged_step(torch.cat(positions), tuple(lengths) or (0,), ragged)
-    return model.through(torch.cat(tokens)[None], step, store.pools.layers)
+    places = {group: torch.cat(each)[None] for group, each in slots.items()}
+    ragged = Ragged(base.singles, base.paged, base.position_N, base.states, places, tuple(made))
+    whole = torch.cat(tokens), torch.cat(positions), tuple(lengths) or (0,)
+    return model.hidden_of_many(*whole, ragged, store.pools.layers)
 
 
 def turned_as(request: Request, store: Store, first: int, last: int) -> tuple[int, ...]:

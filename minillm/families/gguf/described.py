@@ -149,7 +149,7 @@ def _grouped(attention: GQA) -> dict[str, Any]:
         "attention.key_length": attention.head_dim,
         "attention.value_length": attention.head_dim,
         "rope.dimension_count": _rope(attention).dim,
-        "attn_logit_softcapping": attention.softcap,
+        "attn_logit_softcapping": attention.scores.softcap,
         "attention.clamp_kqv": attention.clip,
     }
 

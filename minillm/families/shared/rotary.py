@@ -12,6 +12,7 @@ from minillm.spec import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     Rope,
     RopeScaling,
     YarnScaling,
@@ -54,9 +55,12 @@ def scaled(config: Config, values: dict[str, Any], dim: int) -> Rope:
     return Rope(dim, theta, scaling=scaling)
 
 
-def by_window(config: Config, head_dim: int, windows: Sequence[int | None], sliding_theta: Any) -> list[Rope]:
+def by_window(
+    config: Config, head_dim: int, windows: Sequence[int | None], sliding_theta: Any, wide: int | None = None
+) -> list[Rope]:
     """Each layer's rotary embedding where those with a window have one of their own, which older files do not scale:
-    nested by kind in `rope_parameters`, or `rope_theta` and `rope_scaling` of the layers that see everything."""
+    nested by kind in `rope_parameters`, or `rope_theta` and `rope_scaling` of the layers that see everything, whose
+    heads may have a width of their own, `wide`."""
     stated = config.get("rope_parameters")
     nested = stated if isinstance(stated, dict) else {}
     full, sliding = (nested.get(kind) for kind in ("full_attention", "sliding_attention"))
@@ -69,7 +73,7 @@ def by_window(config: Config, head_dim: int, windows: Sequence[int | None], slid
         of_full = "rope_parameters.full_attention.rope_theta"
         same({"rope_theta": config.values.get("rope_theta"), of_full: (full or {}).get("rope_theta")})
     default = {"rope_type": "default", "rope_theta": config.get("rope_theta")}
-    everywhere = scaled(config, {**default, **(full or {})}, head_dim)
+    everywhere = scaled(config, {**default, **(full or {})}, wide or head_dim)
     if not any(windows):
         return [everywhere] * len(windows)
     local = scaled(config, {**default, "rope_theta": sliding_theta, **(sliding or {})}, head_dim)
@@ -91,6 +95,11 @@ def _linear(values: dict[str, Any], positions: int) -> RopeScaling:
 def _dynamic(values: dict[str, Any], positions: int) -> RopeScaling:
     # Growth is measured from the config's own limit, as in transformers, whatever original length is stated beside it.
     return DynamicScaling(_factor(values), positions)
+
+
+def _proportional(values: dict[str, Any], positions: int) -> RopeScaling:
+    part = number("partial_rotary_factor", values.pop("partial_rotary_factor", 1.0), low=1e-3, high=1.0)
+    return ProportionalScaling(part, 1.0 if values.get("factor") is None else _factor(values))
 
 
 def _llama3(values: dict[str, Any], positions: int) -> RopeScaling:
@@ -160,4 +169,5 @@ SCALINGS = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }

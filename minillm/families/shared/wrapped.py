@@ -7,7 +7,7 @@ All three of a token of text are the same (Wang et al., arXiv:2409.12191), which
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minillm.config import HARMLESS, same
@@ -20,17 +20,18 @@ TRANSFORMERS = {"language_model.model.": "model.language_model.", "language_mode
 OUTER = """vision_config boi_token_index eoi_token_index image_token_index mm_tokens_per_image image_token_id
     video_token_id vision_start_token_id vision_end_token_id vision_token_id media_placeholder_token_id ignore_index
     use_unified_vision_chunk video_placeholder projector_hidden_act projection_hidden_size projection_layer_norm_eps
-    multimodal_projector_bias spatial_merge_size vision_feature_layer""".split()
+    multimodal_projector_bias spatial_merge_size vision_feature_layer audio_config audio_token_id boa_token_id
+    boi_token_id eoa_token_id eoa_token_index eoi_token_id vision_soft_tokens_per_image""".split()
 SECTIONS_OF_IMAGES = ("mrope_section", "mrope_interleaved")
 
 
-def rules(text: Mapping[str, str]) -> dict[str, str]:
+def rules(text: Mapping[str, str], towers: Sequence[str] = TOWERS) -> dict[str, str]:
     """A text model's rules for each place that its tensors may lie in, and the towers beside them."""
     return {
         **text,
         **{f"language_model.{pattern}": target for pattern, target in text.items()},
         **{pattern.replace("model.", "model.language_model.", 1): target for pattern, target in text.items()},
-        **{f"{outer}{tower}.*": IMAGES for tower in TOWERS for outer in ("", "model.")},
+        **{f"{outer}{tower}.*": IMAGES for tower in towers for outer in ("", "model.")},
     }
 
 

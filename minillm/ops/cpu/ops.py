@@ -20,6 +20,7 @@ from minillm.ops.cpu import fp8, loops, tiles, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import activation_number, here, plain
+from minillm.ops.ones import ones
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
@@ -28,10 +29,14 @@ TILE = tiles.TILE
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h; the last is 32 MiB at most
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, cast: NormCast = "before_weight") -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
+) -> Tensor:
     """`reference.rms_norm`."""
     if not (x.numel() and plain(x, weight)):
         return reference.rms_norm(x, weight, eps, offset, cast)
+    if weight is None:
+        weight, offset = ones(x.shape[-1], x.dtype, x.device), 0.0
     return _normed(x, None, weight, eps, offset, cast)[0]
 
 
