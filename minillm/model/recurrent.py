@@ -12,14 +12,13 @@ Shapes: B batch, T new tokens, E hidden size, H v heads, K k_dim, V v_dim, C cha
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from minillm.model.attention import Step
 from minillm.model.linear import Linear
 from minillm.model.states import StateCache
-from minillm.ops import Ops
+from minillm.ops import Ops, recurrent
 from minillm.spec import GatedDeltaNet as Spec
 
 
@@ -61,20 +60,24 @@ class GatedDeltaNet(nn.Module):
         self.decay = nn.Parameter(torch.zeros(spec.num_v_heads, dtype=torch.float32))
         self.step = nn.Parameter(torch.zeros(spec.num_v_heads, dtype=torch.float32))
         self.norm = nn.Parameter(torch.ones(spec.v_dim))
-        self.out = Linear(values, hidden_size, ops)
+        self.output = Linear(values, hidden_size, ops)
 
     def forward(self, x: Tensor, step: Step, cache: StateCache | None) -> Tensor:
         spec = self.spec
         if step.real is not None:  # what is not there leaves no trace: q, k and v of it are zero
             x = x * step.real
-        qkv, z = self.qkvz(x).split((self.conv.weight.shape[0], spec.num_v_heads * spec.v_dim), dim=-1)
-        b, a = self.ba(x).chunk(2, dim=-1)
-        beta = b.sigmoid() if spec.beta_factor == 1 else spec.beta_factor * b.sigmoid()
-        g = -self.decay.exp() * F.softplus(a.float() + self.step)
+        qkvz, ba = self.qkvz(x), self.ba(x)
+        if cache is not None and x.shape[1] == 1:
+            held = self.conv.weight, self.decay, self.step, self.norm
+            kept = cache.inputs, cache.state, cache.following(step.first)
+            return self.output(self.ops.delta_step(qkvz, ba, *held, *kept, spec.norm.eps, spec.beta_factor))
+        qkv, z = qkvz.split((self.conv.weight.shape[0], spec.num_v_heads * spec.v_dim), dim=-1)
+        g, beta = recurrent.gates(ba, self.decay, self.step, spec.beta_factor)
         if cache is None:
             past = qkv.new_zeros(len(x), spec.conv_kernel - 1, qkv.shape[-1])
             state = torch.zeros(StateCache.shape(spec, len(x)), device=x.device)
         else:
+            assert isinstance(step.first, int), "only a single position is found in memory"
             past, state = cache.before(step.first)
             cache.put_inputs(qkv, step.first)
         keys = spec.num_k_heads * spec.k_dim
@@ -82,8 +85,8 @@ class GatedDeltaNet(nn.Module):
         heads = zip(mixed, (spec.k_dim, spec.k_dim, spec.v_dim), strict=True)
         q, k, v = (rearrange(each, "B T (H D) -> B T H D", D=size) for each, size in heads)
         o = self._read(q, k, v, g, beta, state, step, cache)
-        y = self.ops.gated_rms_norm(o, z.reshape(o.shape), self.norm, spec.norm.eps)
-        return self.out(y.flatten(2))
+        y = self.ops.gated_rms_norm(o, z.unflatten(-1, o.shape[2:]), self.norm, spec.norm.eps)
+        return self.output(y.flatten(2))
 
     def _read(
         self,

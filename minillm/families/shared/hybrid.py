@@ -25,7 +25,7 @@ RULES = {
     f"{LAYER}dt_bias": f"{MIXER}step",
     f"{LAYER}conv1d.weight": f"{MIXER}conv.weight: c 1 j -> c j",
     f"{LAYER}norm.weight": f"{MIXER}norm",
-    f"{LAYER}out_proj.weight": f"{MIXER}out.weight",
+    f"{LAYER}out_proj.weight": f"{MIXER}output.weight",
 }
 PREDICTION = {"mtp.*": "DROP: layers that predict several tokens at once, which are not used"}
 
