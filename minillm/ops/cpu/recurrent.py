@@ -50,7 +50,7 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: 
     o, last = v.new_empty(v.shape), torch.empty_like(state)
     at = tuple(map(address, (q, k, v, g, beta, state, o, last)))
     sizes = (batch, steps, k.shape[2], heads, k.shape[3], v_size, *strides)
-    loops.recurrent.delta_rule(at, sizes, LIKE[v.dtype])
+    loops.delta.delta_rule(at, sizes, LIKE[v.dtype])
     return o, last
 
 
