@@ -76,9 +76,8 @@ def _gated_norm(x: Any, at: int, gate: Any, gate_at: int, w: Any, size: int, eps
 
 
 @parallel
-def _gated_norms(
-    x: Any, gate: Any, w: Any, rows: int, heads: int, stride: int, lane: int, size: int, eps: Any, y: Any
-) -> None:
+def _gated_norms(x: Any, gate: Any, w: Any, sizes: Any, eps: Any, y: Any) -> None:
+    rows, heads, size, stride, lane = sizes
     for each in prange(rows):
         row = np.int64(each)
         for h in range(heads):
