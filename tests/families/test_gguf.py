@@ -30,6 +30,7 @@ from tests.weights.gguf import made
 
 FULL = {"rope_theta": 500.0}
 MROPE = tiny.ROWS["qwen3_vl"][1]["rope_parameters"]
+SQUARE = {"linear_key_head_dim": 12, "linear_value_head_dim": 12}
 PHI3_LONG = tiny.ROWS["phi3-long"][1]
 SHARED = {"shared_expert_intermediate_size": 36}
 V3 = {**LATENT, **GROUPS, "n_shared_experts": 1, "norm_topk_prob": True}
@@ -60,11 +61,11 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2vl": ("qwen2vl", "qwen2_vl", tiny.ROWS["qwen2_vl"][1]),
     "qwen3vl": ("qwen3vl", "qwen3_vl", {**tiny.ROWS["qwen3_vl"][1], "tie_word_embeddings": True}),
     "qwen3vlmoe": ("qwen3vlmoe", "qwen3_vl_moe", {**EXPERTS, "head_dim": 16, "rope_parameters": MROPE}),
-    "qwen3next": ("qwen3next", *tiny.ROWS["qwen3_next"]),
-    "qwen35": ("qwen35", *tiny.ROWS["qwen3_5_text"]),
-    "qwen35 (a v head for each k head)": ("qwen35", "qwen3_5_text", {**tiny.ROWS["qwen3_5_text"][1],
-                                                                     "linear_num_value_heads": 2}),
-    "qwen35moe": ("qwen35moe", *tiny.ROWS["qwen3_5_moe_text"]),
+    "qwen3next": ("qwen3next", "qwen3_next", {**tiny.ROWS["qwen3_next"][1], **SQUARE}),
+    "qwen35": ("qwen35", "qwen3_5_text", {**tiny.ROWS["qwen3_5_text"][1], **SQUARE}),
+    "qwen35 (as many heads)": ("qwen35", "qwen3_5_text", {**tiny.ROWS["qwen3_5_text"][1], **SQUARE,
+                                                          "linear_num_value_heads": 2}),
+    "qwen35moe": ("qwen35moe", "qwen3_5_moe_text", {**tiny.ROWS["qwen3_5_moe_text"][1], **SQUARE}),
     "seed_oss": ("seed_oss", "seed_oss", {"head_dim": 12}),
     "seed_oss biases": ("seed_oss", "seed_oss", tiny.ROWS["seed_oss-biases"][1]),
     "minimax-m2": ("minimax-m2", "minimax_m2", tiny.ROWS["minimax_m2"][1]),
