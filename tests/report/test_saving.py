@@ -264,7 +264,8 @@ for _ in range(40):
 print(json.dumps(ids))
 """
 LARGER = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 64, "num_attention_heads": 4,
-          "num_key_value_heads": 2, "linear_key_head_dim": 64, "linear_value_head_dim": 64, "num_hidden_layers": 5}  # fmt: skip
+          "num_key_value_heads": 2, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+          "num_hidden_layers": 5}  # fmt: skip
 
 
 @pytest.mark.parametrize("row", ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"])
