@@ -11,7 +11,11 @@ Or, where parts of several sizes alternate,
     16 x 128 128 256 -> parts
 
 has 16 times 128 rows of the first part, 128 of the second and 256 of the third, for a parameter that has all of the
-first part first.
+first part first. And
+
+    4096 + (r k d) ... -> (k r d) ..., r=2 d=128
+
+says so of the rows from the 4096th on; those before are as they are.
 """
 
 from __future__ import annotations
@@ -109,8 +113,49 @@ class Alternating:
         return [part.unflatten(0, (self.times, -1)) for part in parts]
 
 
-def parse(text: str) -> Layout | Alternating:
+@dataclass(frozen=True)
+class Behind:
+    """Rows from `start` on lie by a layout that moves whole rows; those before are as they are."""
+
+    start: int
+    layout: Layout
+    by_rows: ClassVar[bool] = True
+    stacked: ClassVar[bool] = False
+    of_one: ClassVar[None] = None
+
+    @property
+    def stored(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.start} + {self.layout.stored}"
+
+    @property
+    def rows(self) -> str:
+        return self.layout.rows
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """The tensor that these rows would be stored as."""
+        return torch.cat((rows[: self.start], self.layout.restore(rows[self.start :])))
+
+    def shape(self, rows: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor that fills rows of this shape."""
+        return rows
+
+    def copy(self, tensor: Tensor, rows: Tensor) -> None:
+        """Fill rows from a tensor."""
+        rows[: self.start].copy_(tensor[: self.start])
+        self.layout.copy(tensor[self.start :], rows[self.start :])
+
+
+AnyLayout = Layout | Alternating | Behind
+
+
+def parse(text: str) -> AnyLayout:
     """A layout as it is written."""
+    start, plus, behind = text.partition(" + ")
+    if plus:
+        layout = parse(behind)
+        assert isinstance(layout, Layout)
+        return Behind(int(start), layout)
     pattern, _, sizes = text.partition(", ")
     stored, rows = pattern.split(" -> ")
     if rows == PARTS:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from minillm.weights import ints
-from minillm.weights.layout import Alternating, Layout, parse
+from minillm.weights.layout import AnyLayout, parse
 
 DROP = "DROP"
 SPARE = f"{DROP} or "
@@ -46,7 +46,7 @@ class Destination:
     parameter: str
     start: int
     shape: tuple[int, ...]
-    layout: Layout | Alternating | None = None
+    layout: AnyLayout | None = None
     dtype: torch.dtype = torch.float32
     whole: tuple[int, ...] | None = None
 

@@ -130,9 +130,12 @@ def running(
                 }
             workers.append(Worker(name, settings, arguments.llama_python or sys.executable))
         for worker in workers[1:]:
-            is_llama, values = worker.name == "llama.cpp", config.read(folder)
-            of_file = stored_bytes_per_step(folder, model) if given else gguf_bytes_per_step(model, values, kind)
-            worker.facts["bytes_per_step"] = of_file if is_llama else bytes_per_step(model)
+            if worker.name != "llama.cpp":
+                worker.facts["bytes_per_step"] = bytes_per_step(model)
+            elif given:
+                worker.facts["bytes_per_step"] = stored_bytes_per_step(folder, model)
+            else:
+                worker.facts["bytes_per_step"] = gguf_bytes_per_step(model, config.read(folder), kind)
         yield workers
     finally:
         for worker in workers:

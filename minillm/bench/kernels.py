@@ -47,7 +47,7 @@ FILES = {
 }
 WITHOUT = (
     *("linear", "add", "cos_sin"),  # PyTorch's own are as good
-    *("short_conv", "delta_rule", "gated_rms_norm"),  # of recurrent layers, which have none yet
+    *("short_conv", "delta_rule", "delta_step", "gated_rms_norm"),  # of recurrent layers, which have none yet
 )
 BESIDE = {
     "ragged_attention": "attention",

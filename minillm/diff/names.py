@@ -47,7 +47,7 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
     pairs = {(site.ours, site.part): site for site, as_here in filled if as_here}
     for index, layer in enumerate(model.layers):
         own = f"layers.{index}"
-        attention = _parent(holders.get(f"{own}.attention.out"))
+        attention = _parent(holders.get(f"{own}.attention.out") or holders.get(f"{own}.attention.output"))
         pairs[f"{own}.attention", ""] = Site(f"{own}.attention", attention)
         pairs[own, ""] = Site(own, _parent(attention))
         if isinstance(layer.ffn, MoE):

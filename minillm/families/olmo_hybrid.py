@@ -36,7 +36,7 @@ RULES = {
     **{f"{LAYER}{part}_proj.weight": f"{MIXER}ba.weight[{part}]" for part in "ba"},
     **{f"{LAYER}{part}_conv1d.weight": f"{MIXER}conv.weight[{part}]: c 1 j -> c j" for part in "qkv"},
     f"{LAYER}o_norm.weight": f"{MIXER}norm",
-    f"{LAYER}o_proj.weight": f"{MIXER}out.weight",
+    f"{LAYER}o_proj.weight": f"{MIXER}output.weight",
     "model.layers.{i}.attention_layer_norm.weight": "layers.{i}.attention_norm.weight",
     "model.layers.{i}.feedforward_layer_norm.weight": "layers.{i}.ffn_norm.weight",
     # Of layers with attention, whose norms stand behind.

@@ -14,6 +14,7 @@ done when a block is given up.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -92,6 +93,12 @@ class StatePool(StateCache):
     def nbytes(spec: GatedDeltaNet, size: int, width: int) -> int:
         """Of one block, with inputs of `width` bytes."""
         return StateCache.nbytes(spec, 0, width)
+
+    def of_block(self, block: int) -> StateCache:
+        """One block's state, as the cache of a sequence."""
+        found = copy(self)
+        found.state, found.inputs = self.state[block : block + 1], self.inputs[block : block + 1]
+        return found
 
     def copy(self, source: int, target: int) -> None:
         """One sequence's state into another's place."""

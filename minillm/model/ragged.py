@@ -23,10 +23,10 @@ class Piece:
     """Several tokens of one sequence."""
 
     tokens: slice  # which of the pass they are
-    start: Tensor  # int64 [1]: the position of the first
+    start: int  # the position of the first
     visible: Mapping[Group, Visibility]
     keys: Mapping[Group, Tensor]  # int64 [S]: the slots of the keys that they may see, in the order of `visible`
-    state: Tensor | None  # int64 [1]: the block of its state
+    state: int | None  # the block of its state
 
 
 @dataclass(frozen=True)

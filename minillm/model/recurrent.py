@@ -14,15 +14,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from minillm.model.attention import Step
 from minillm.model.linear import Linear
+from minillm.model.pools import StatePool
 from minillm.model.ragged import Ragged
 from minillm.model.states import StateCache
-from minillm.ops import Ops
+from minillm.ops import Ops, recurrent
 from minillm.spec import GatedDeltaNet as Spec
 
 
@@ -64,54 +64,59 @@ class GatedDeltaNet(nn.Module):
         self.decay = nn.Parameter(torch.zeros(spec.num_v_heads, dtype=torch.float32))
         self.step = nn.Parameter(torch.zeros(spec.num_v_heads, dtype=torch.float32))
         self.norm = nn.Parameter(torch.ones(spec.v_dim))
-        self.out = Linear(values, hidden_size, ops)
+        self.output = Linear(values, hidden_size, ops)
 
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
-        spec = self.spec
         if step.real is not None:  # what is not there leaves no trace: q, k and v of it are zero
             x = x * step.real
-        qkv, z = self.qkvz(x).split((self.conv.weight.shape[0], spec.num_v_heads * spec.v_dim), dim=-1)
-        b, a = self.ba(x).chunk(2, dim=-1)
-        beta = b.sigmoid() if spec.beta_factor == 1 else spec.beta_factor * b.sigmoid()
-        g = -self.decay.exp() * F.softplus(a.float() + self.step)
-        if step.ragged is None:
-            o = self._along(qkv, g, beta, step.first, cache)
+        qkvz, ba = self.qkvz(x), self.ba(x)
+        if step.ragged is not None:
+            y = self._of_many(qkvz, ba, cache, step.ragged)
+        elif cache is not None and x.shape[1] == 1:
+            y = self._one(qkvz, ba, cache, cache.following(step.first))
         else:
-            o = self._over_blocks(qkv, g, beta, cache, step.ragged)
-        y = self.ops.gated_rms_norm(o, z.reshape(o.shape), self.norm, spec.norm.eps)
-        return self.out(y.flatten(2))
+            assert isinstance(step.first, int), "only a single position is found in memory"
+            y = self._several(qkvz, ba, cache, step.first)
+        return self.output(y)
 
-    def _along(
-        self,
-        qkv: Tensor,
-        g: Tensor,
-        beta: Tensor,
-        first: int | Tensor,
-        cache: StateCache | None,
-        rows: Tensor | None = None,
+    def _one(
+        self, qkvz: Tensor, ba: Tensor, cache: StateCache, position_B: Tensor, rows: Tensor | None = None
     ) -> Tensor:
-        """o `[B, T, H, V]` of positions from `first` on; `rows`, int64 `[B]`, are those of the cache, else all are."""
+        """y `[B, 1, H V]` of one position of each row, or of these `rows` of the cache, int64 `[B]`."""
+        held, kept = (self.conv.weight, self.decay, self.step, self.norm), (cache.inputs, cache.state, position_B)
+        return self.ops.delta_step(qkvz, ba, *held, *kept, self.spec.norm.eps, self.spec.beta_factor, rows)
+
+    def _several(self, qkvz: Tensor, ba: Tensor, cache: StateCache | None, first: int) -> Tensor:
+        """y `[B, T, H V]` of the positions from `first` on."""
         spec = self.spec
+        qkv, z = qkvz.split((self.conv.weight.shape[0], spec.num_v_heads * spec.v_dim), dim=-1)
+        g, beta = recurrent.gates(ba, self.decay, self.step, spec.beta_factor)
         if cache is None:
             past = qkv.new_zeros(len(qkv), spec.conv_kernel - 1, qkv.shape[-1])
             state = torch.zeros(StateCache.shape(spec, len(qkv)), device=qkv.device)
         else:
-            past, state = cache.before(first, rows)
-            cache.put_inputs(qkv, first, rows)
+            past, state = cache.before(first)
+            cache.put_inputs(qkv, first)
         keys = spec.num_k_heads * spec.k_dim
-        mixed = self.conv(torch.cat((past, qkv), dim=1)).split((keys, keys, spec.num_v_heads * spec.v_dim), dim=-1)
+        mixed = self.conv(torch.cat((past, qkv), dim=1)).split((keys, keys, z.shape[-1]), dim=-1)
         heads = zip(mixed, (spec.k_dim, spec.k_dim, spec.v_dim), strict=True)
         q, k, v = (rearrange(each, "B T (H D) -> B T H D", D=size) for each, size in heads)
-        return self._read((q, k, v, g, beta), state, first, cache, rows)
+        o = self._read((q, k, v, g, beta), state, first, cache)
+        return self.ops.gated_rms_norm(o, z.unflatten(-1, o.shape[2:]), self.norm, spec.norm.eps).flatten(2)
 
-    def _read(
-        self,
-        given: tuple[Tensor, ...],
-        state: Tensor,
-        first: int | Tensor,
-        cache: StateCache | None,
-        rows: Tensor | None,
-    ) -> Tensor:
+    def _of_many(self, qkvz: Tensor, ba: Tensor, pool: StatePool, ragged: Ragged) -> Tensor:
+        """y `[1, N, H V]` of tokens of many sequences."""
+        parts, n = [], ragged.singles
+        if n:
+            alone = qkvz[0, :n, None], ba[0, :n, None]
+            parts.append(self._one(*alone, pool, ragged.position_N, ragged.states).transpose(0, 1))
+        for piece in ragged.pieces:
+            assert piece.state is not None
+            own = pool.of_block(piece.state)
+            parts.append(self._several(qkvz[:, piece.tokens], ba[:, piece.tokens], own, piece.start))
+        return torch.cat(parts, dim=1)
+
+    def _read(self, given: tuple[Tensor, ...], state: Tensor, first: int, cache: StateCache | None) -> Tensor:
         """o `[B, T, H, V]`; the cache is given the state behind the last position, or behind each as far as it keeps
         that many."""
         if cache is None:
@@ -120,17 +125,6 @@ class GatedDeltaNet(nn.Module):
         size, parts = 1 if count < cache.states else count, []
         for at in range(0, count, size):
             o, state = self.ops.delta_rule(*(each[:, at : at + size] for each in given), state)
-            cache.put_state(state, first + at + size - 1, rows)
+            cache.put_state(state, first + at + size - 1)
             parts.append(o)
-        return torch.cat(parts, dim=1)
-
-    def _over_blocks(self, qkv: Tensor, g: Tensor, beta: Tensor, pool: StateCache, ragged: Ragged) -> Tensor:
-        """o `[1, N, H, V]` of tokens of many sequences."""
-        parts, n = [], ragged.singles
-        if n:
-            alone = qkv[0, :n, None], g[0, :n, None], beta[0, :n, None]
-            parts.append(self._along(*alone, ragged.position_N, pool, ragged.states).transpose(0, 1))
-        for piece in ragged.pieces:
-            its = qkv[:, piece.tokens], g[:, piece.tokens], beta[:, piece.tokens]
-            parts.append(self._along(*its, piece.start, pool, piece.state))
         return torch.cat(parts, dim=1)

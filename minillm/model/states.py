@@ -59,37 +59,29 @@ class StateCache:
     def states(self) -> int:
         return self.state.shape[1]
 
-    def before(self, first: int | Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the positions from `first` on, or from int64 `[B]` on of all rows or of these, int64 `[B]`, follow: the
-        inputs before them, in order, `[B, conv_kernel - 1, C]`, and the state behind them, `[B, H, K, V]`."""
-        width = self.spec.conv_kernel - 1
-        if isinstance(first, int):
-            if first == 0:
-                self.state.zero_()
-                self.inputs.zero_()
-            return self.inputs[:, self._slots(first, width)], self.state[:, (first - 1) % self.states]
-        rows = torch.arange(len(first), device=first.device) if rows is None else rows
-        back = torch.arange(-width, 0, device=first.device)
-        at = (first[:, None] + back) % self.inputs.shape[1]
-        return self.inputs[rows[:, None], at], self.state[rows, (first - 1) % self.states]
+    def following(self, first: int | Tensor) -> Tensor:
+        """The position of the first token, as int64 `[B]`; where that is the first of all, nothing is kept any more."""
+        if not isinstance(first, int):
+            return first
+        if first == 0:
+            self.state.zero_()
+            self.inputs.zero_()
+        return torch.full((len(self.state),), first, device=self.state.device)
 
-    def put_inputs(self, inputs: Tensor, first: int | Tensor, rows: Tensor | None = None) -> None:
+    def before(self, first: int) -> tuple[Tensor, Tensor]:
+        """What the positions from `first` on follow: the inputs before them, in order, `[B, conv_kernel - 1, C]`, and
+        the state behind them, `[B, H, K, V]`."""
+        self.following(first)
+        return self.inputs[:, self._slots(first, self.spec.conv_kernel - 1)], self.state[:, (first - 1) % self.states]
+
+    def put_inputs(self, inputs: Tensor, first: int) -> None:
         """Store `[B, T, C]` of the positions from `first` on, as many of the last as are kept."""
         kept = min(inputs.shape[1], self.inputs.shape[1])
-        if isinstance(first, int):
-            self.inputs[:, self._slots(first + inputs.shape[1], kept)] = inputs[:, -kept:]
-        else:
-            rows = torch.arange(len(first), device=first.device) if rows is None else rows
-            position = first[:, None] + torch.arange(inputs.shape[1] - kept, inputs.shape[1], device=first.device)
-            self.inputs[rows[:, None], position % self.inputs.shape[1]] = inputs[:, -kept:]
+        self.inputs[:, self._slots(first + inputs.shape[1], kept)] = inputs[:, -kept:]
 
-    def put_state(self, state: Tensor, position: int | Tensor, rows: Tensor | None = None) -> None:
-        """Store `[B, H, K, V]` behind a position, or behind one of each row, or of these."""
-        if isinstance(position, int):
-            self.state[:, position % self.states] = state
-        else:
-            rows = torch.arange(len(position), device=position.device) if rows is None else rows
-            self.state[rows, position % self.states] = state
+    def put_state(self, state: Tensor, position: int) -> None:
+        """Store `[B, H, K, V]` behind a position."""
+        self.state[:, position % self.states] = state
 
     def _slots(self, end: int, count: int) -> Tensor:
         """Where the inputs of the `count` positions before `end` lie."""

@@ -42,6 +42,7 @@ class Ops:
     paged_latent_attention: Callable[..., Tensor] = paged.paged_latent_attention
     short_conv: Callable[..., Tensor] = recurrent.short_conv
     delta_rule: Callable[..., tuple[Tensor, Tensor]] = recurrent.delta_rule
+    delta_step: Callable[..., Tensor] = recurrent.delta_step
     gated_rms_norm: Callable[..., Tensor] = recurrent.gated_rms_norm
     route: Callable[..., Routing] = routing.route
     experts: Callable[..., Tensor] = reference.experts

@@ -41,6 +41,48 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tenso
     return (weight * normed.to(x.dtype) * F.silu(gate.float())).to(x.dtype)
 
 
+def gates(ba: Tensor, decay: Tensor, step: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """g, fp32, and beta of the rule, each `[B, T, H]`, of ba `[B, T, 2 H]`; decay and step fp32 `[H]`."""
+    b, a = ba.chunk(2, dim=-1)
+    beta = b.sigmoid() if factor == 1 else factor * b.sigmoid()
+    return -decay.exp() * F.softplus(a.float() + step), beta
+
+
+def delta_step(
+    qkvz: Tensor,
+    ba: Tensor,
+    conv: Tensor,
+    decay: Tensor,
+    step: Tensor,
+    norm: Tensor,
+    inputs: Tensor,
+    state: Tensor,
+    position: Tensor,
+    eps: float,
+    factor: float = 1.0,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """A layer at one position of each row, between its products: `short_conv`, `gates`, `delta_rule`, `gated_rms_norm`.
+
+    qkvz `[B, 1, C + H V]`, conv `[C, J]`, norm `[V]`, position int64 `[B]` -> `[B, 1, H V]`. inputs `[B, slots, C]` and
+    state `[B, states, H, K, V]` are rings, in which what belongs to a position p lies at p modulo their size: what came
+    before is read, and what belongs to this one is written. `rows`, int64 `[B]`, are those of the rings that belong to
+    the B given, where not all do.
+    """
+    (_, states, heads, k_size, v_size), (channels, taps) = state.shape, conv.shape
+    rows = torch.arange(len(qkvz), device=qkvz.device) if rows is None else rows
+    new, z = qkvz.split((channels, heads * v_size), dim=-1)
+    back = torch.arange(1 - taps, 0, device=qkvz.device)
+    past = inputs[rows[:, None], (position[:, None] + back) % inputs.shape[1]]
+    inputs[rows, position % inputs.shape[1]] = new[:, 0]
+    keys = (channels - heads * v_size) // 2
+    q, k, v = short_conv(torch.cat((past, new), dim=1), conv).split((keys, keys, heads * v_size), dim=-1)
+    q, k, v = (x.unflatten(-1, (-1, size)) for x, size in ((q, k_size), (k, k_size), (v, v_size)))
+    o, made = delta_rule(q, k, v, *gates(ba, decay, step, factor), state[rows, (position - 1) % states])
+    state[rows, position % states] = made
+    return gated_rms_norm(o, z.view_as(o), norm, eps).flatten(2)
+
+
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The gated delta rule over T positions, with q / (|q| sqrt(K)) and k / |k| for q and k, in fp32.
 

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from minillm import config, families, hub
 from minillm.families.gguf import architectures as gguf_architectures
+from minillm.families.gguf.architectures import HYBRID
 from minillm.loading import load
 from minillm.model.decoder import Decoder
+from minillm.spec import GatedDeltaNet
 from minillm.weights.rules import rows
 from tests.helpers import tiny
 from tests.helpers.rows import EXPERTS, GROUPS, LATENT, LATENT_YARN, YARN
@@ -28,6 +30,7 @@ from tests.weights.gguf import made
 
 FULL = {"rope_theta": 500.0}
 MROPE = tiny.ROWS["qwen3_vl"][1]["rope_parameters"]
+SQUARE = {"linear_key_head_dim": 12, "linear_value_head_dim": 12}
 PHI3_LONG = tiny.ROWS["phi3-long"][1]
 SHARED = {"shared_expert_intermediate_size": 36}
 V3 = {**LATENT, **GROUPS, "n_shared_experts": 1, "norm_topk_prob": True}
@@ -58,6 +61,11 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2vl": ("qwen2vl", "qwen2_vl", tiny.ROWS["qwen2_vl"][1]),
     "qwen3vl": ("qwen3vl", "qwen3_vl", {**tiny.ROWS["qwen3_vl"][1], "tie_word_embeddings": True}),
     "qwen3vlmoe": ("qwen3vlmoe", "qwen3_vl_moe", {**EXPERTS, "head_dim": 16, "rope_parameters": MROPE}),
+    "qwen3next": ("qwen3next", "qwen3_next", {**tiny.ROWS["qwen3_next"][1], **SQUARE}),
+    "qwen35": ("qwen35", "qwen3_5_text", {**tiny.ROWS["qwen3_5_text"][1], **SQUARE}),
+    "qwen35 (as many heads)": ("qwen35", "qwen3_5_text", {**tiny.ROWS["qwen3_5_text"][1], **SQUARE,
+                                                          "linear_num_value_heads": 2}),
+    "qwen35moe": ("qwen35moe", "qwen3_5_moe_text", {**tiny.ROWS["qwen3_5_moe_text"][1], **SQUARE}),
     "seed_oss": ("seed_oss", "seed_oss", {"head_dim": 12}),
     "seed_oss biases": ("seed_oss", "seed_oss", tiny.ROWS["seed_oss-biases"][1]),
     "minimax-m2": ("minimax-m2", "minimax_m2", tiny.ROWS["minimax_m2"][1]),
@@ -88,6 +96,13 @@ LATENT_LAYER = {
     "attention.q_norm.weight": "attn_q_a_norm.weight", "attention.kv_down.weight": "attn_kv_a_mqa.weight",
     "attention.kv_norm.weight": "attn_kv_a_norm.weight", "attention.kv_up": "attn_kv_b.weight",
 }  # fmt: skip
+RECURRENT = {
+    "attention.output.weight": "ssm_out.weight", "attention.norm": "ssm_norm.weight", "attention.decay": "ssm_a",
+    "attention.step": "ssm_dt.bias", "attention.qkvz.weight[z]": "attn_gate.weight",
+    "attention.ba.weight[a]": "ssm_alpha.weight", "attention.ba.weight[b]": "ssm_beta.weight",
+    **{f"attention.qkvz.weight[{part}]": f"{part}/qkv" for part in "qkv"},
+    **{f"attention.conv.weight[{part}]": f"{part}/conv" for part in "qkv"},
+}  # fmt: skip
 WINDOWED = ("gemma2", "gemma3", "gpt-oss")
 OUTSIDE = {"embedding.weight": "token_embd.weight", "norm.": "output_norm.", "head.": "output."}
 
@@ -101,9 +116,11 @@ def called(names: dict[str, str], row: str) -> str:
 def tensors(model: Decoder, architecture: str) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a file, but with experts one by one, under "stack/expert"."""
     names = {**LAYER, **(LATENT_LAYER if architecture == "deepseek2" else {})}
-    if architecture in ("gpt-oss", "seed_oss"):
+    if architecture in HYBRID:
+        names |= RECURRENT
+    if architecture in ("gpt-oss", "seed_oss", *HYBRID):
         names["ffn_norm."] = "post_attention_norm."
-    attention = model.spec.layers[0].attention
+    attention = model.spec.attentions[0]
     heads, kv_heads = attention.num_heads, getattr(attention, "num_kv_heads", 1)
     for row, to in model.destinations().items():
         values = rows(model.get_parameter(to.parameter), to)
@@ -122,11 +139,35 @@ def tensors(model: Decoder, architecture: str) -> Iterator[tuple[str, Tensor]]:
         if architecture in ("llama", "olmo", "deepseek") and (".attn_q." in name or ".attn_k." in name):
             count = heads if ".attn_q." in name else kv_heads
             values = values.view(count, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        if architecture.startswith(("gemma", *HYBRID)) and name.endswith("norm.weight") and "ssm_norm" not in name:
             values = values + 1
         if name.endswith("ffn_gate_inp_shexp.weight"):
             values = values[0]
         yield name, values
+
+
+def tiled(values: Tensor, net: GatedDeltaNet, axis: int = 0) -> Tensor:
+    """The first v head of each k head, then the second of each."""
+    by_head = values.unflatten(axis, (net.num_k_heads, net.num_v_heads // net.num_k_heads, -1))
+    return by_head.transpose(axis, axis + 1).flatten(axis, axis + 2)
+
+
+def recurrent(found: dict[str, Tensor], stem: str, net: GatedDeltaNet, older: bool) -> None:
+    """As a converter has a recurrent layer."""
+    found[f"{stem}ssm_a"] = -found[f"{stem}ssm_a"].exp()
+    rows = {
+        f"{stem}{name}": [found.pop(f"{stem}{part}/{of}") for part in "qkv"]
+        for of, name in (("qkv", "attn_qkv.weight"), ("conv", "ssm_conv1d.weight"))
+    }
+    if older:
+        b, a = (found.pop(f"{stem}ssm_{part}.weight").unflatten(0, (net.num_k_heads, -1)) for part in ("beta", "alpha"))
+        found[f"{stem}ssm_ba.weight"] = torch.cat((b, a), dim=1).flatten(0, 1)
+    else:
+        for name in ("attn_gate.weight", "ssm_alpha.weight", "ssm_beta.weight", "ssm_a", "ssm_dt.bias"):
+            found[stem + name] = tiled(found[stem + name], net)
+        found[f"{stem}ssm_out.weight"] = tiled(found[f"{stem}ssm_out.weight"], net, axis=1)
+    for name, (q, k, v) in rows.items():
+        found[name] = torch.cat((q, k, v if older else tiled(v, net)))
 
 
 def joined(model: Decoder, architecture: str) -> dict[str, Tensor]:
@@ -135,10 +176,13 @@ def joined(model: Decoder, architecture: str) -> dict[str, Tensor]:
     stacks: dict[str, list[Tensor]] = {}
     for name, values in tensors(model, architecture):
         stack, slash, _ = name.partition("/")
-        (stacks.setdefault(stack, []).append(values) if slash else found.update({name: values}))
+        one = not slash or name.endswith(("/qkv", "/conv"))
+        (found.update({name: values}) if one else stacks.setdefault(stack, []).append(values))
     found |= {name: torch.stack(each) for name, each in stacks.items()}
     for i, layer in enumerate(model.spec.layers):
         stem = f"blk.{i}."
+        if isinstance(layer.attention, GatedDeltaNet):
+            recurrent(found, stem, layer.attention, architecture == "qwen3next")
         if architecture in ("phi3", "gptneox"):
             for kind in ("weight", "bias"):
                 parts = [found.pop(f"{stem}attn_{part}.{kind}", None) for part in "qkv"]
@@ -163,7 +207,7 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
     head, part = values.get("head_dim") or hidden // heads, rope.get("partial_rotary_factor")
     said: dict[str, Any] = {
         "context_length": values["max_position_embeddings"], "embedding_length": hidden,
-        "block_count": values["num_hidden_layers"], "feed_forward_length": values["intermediate_size"],
+        "block_count": values["num_hidden_layers"], "feed_forward_length": values.get("intermediate_size"),
         "attention.head_count": heads, "attention.head_count_kv": values.get("num_key_value_heads") or heads,
         "attention.key_length": head, "attention.value_length": head,
         "attention.layer_norm_rms_epsilon": values.get("rms_norm_eps"),
@@ -203,6 +247,14 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
             "rope.dimension_count": turned, "expert_weights_scale": values["routed_scaling_factor"],
             "expert_group_count": values.get("n_group"), "expert_group_used_count": values.get("topk_group"),
         }  # fmt: skip
+    if architecture in HYBRID:
+        said |= {
+            "ssm.conv_kernel": values["linear_conv_kernel_dim"], "ssm.state_size": values["linear_key_head_dim"],
+            "ssm.group_count": values["linear_num_key_heads"], "ssm.time_step_rank": values["linear_num_value_heads"],
+            "ssm.inner_size": values["linear_value_head_dim"] * values["linear_num_value_heads"],
+            "full_attention_interval": values["layer_types"].index("full_attention") + 1,
+            "rope.dimension_count": int(head * rope.get("partial_rotary_factor", 0.25)),
+        }  # fmt: skip
     if "mrope_section" in rope:
         said["rope.dimension_sections"] = [*rope["mrope_section"], 0]
     named = {f"{architecture}.{key}": value for key, value in said.items() if value is not None}
@@ -237,11 +289,15 @@ def test_the_same_model_from_a_file(variant: str, tmp_path: Path) -> None:
     model = converted(tmp_path / "folder", architecture, tmp_path / "model.gguf")
     other = load(tmp_path / "model.gguf", "float32", "cpu", "reference").model
     assert other.spec == model.spec
-    rounded = architecture.startswith("gemma")
+    rounded = architecture.startswith(("gemma", *HYBRID))
     theirs = other.state_dict()
     for name, values in model.state_dict().items():
-        if rounded and name.endswith("norm.weight"):  # 1 is added to them and taken away
+        if (
+            rounded and name.endswith("norm.weight") and "attention.norm" not in name
+        ):  # 1 is added to them and taken away
             assert (values - theirs[name]).abs().max() <= 2**-23
+        elif name.endswith("decay"):  # the logarithm of an exponential
+            assert (values - theirs[name]).abs().max() <= 2**-22 * max(1.0, float(values.abs().max()))
         else:
             assert torch.equal(values, theirs[name]), name
 

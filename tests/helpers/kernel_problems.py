@@ -18,7 +18,7 @@ from tests.helpers.attention_problems import attention, latent_attention
 from tests.helpers.kernel_cases import Case, Errors, exact, ulps, with_gradients
 from tests.helpers.paged_problems import paged_attention, paged_latent_attention
 from tests.helpers.product_problems import fp8_linear, grouped_linear, int4_linear, int8_linear, linear
-from tests.helpers.recurrent_problems import delta_rule, gated_rms_norm, short_conv
+from tests.helpers.recurrent_problems import delta_rule, delta_step, gated_rms_norm, short_conv
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", spec.ClampedSwiGLU(1.702, 0.7))
 
@@ -215,7 +215,8 @@ PROBLEMS: dict[str, Callable[[Case, Ops], Errors]] = {
     each.__name__: each
     for each in (linear, rms_norm, add_rms_norm, add, cos_sin, rope, qk_norm_rope_cache, gated_act, attention,
                  latent_attention, paged_attention, paged_latent_attention, route, experts, int8_linear, int4_linear,
-                 grouped_linear, fp8_linear, linear_cross_entropy, sample, short_conv, delta_rule, gated_rms_norm)
+                 grouped_linear, fp8_linear, linear_cross_entropy, sample, short_conv, delta_rule, delta_step,
+                 gated_rms_norm)
 }  # fmt: skip
 
 
@@ -247,6 +248,7 @@ BUDGETS: dict[str, dict[str, tuple[float, float]]] = {
     "sample": {"result": (0, 0)},
     "short_conv": {"result": (3, 1.5)},  # 1.08, 0.79
     "delta_rule": {"result": (6, 3)},  # 2.89, 2.36: the state is always fp32
+    "delta_step": {"result": (6, 3)},
     "gated_rms_norm": {"result": (3, 1.5)},  # 1.56, 0.97
 }
 

@@ -44,6 +44,53 @@ def delta_rule(case: Case, ops: Ops) -> Errors:
     return {"result": ulps(o, expected), "result of the state": ulps(last, expected_last, dtype=torch.float32)}
 
 
+@torch.no_grad()
+def delta_step(case: Case, ops: Ops) -> Errors:
+    """Of a layer whose norm does not multiply rounding: an output of nearly nothing would be brought to size 1."""
+    batch, keys, values, taps = case.size(2), case.size(64, 8), case.size(64), case.size(4)
+    heads, group, states = case.size(2), case.size(3), 1 + case.size(3)
+    channels, count, slots = heads * (2 * keys + group * values), heads * group, states + taps - 2
+    qkvz, ba = case.values(batch, 1, channels + count * values), case.values(batch, 1, 2 * count)
+    conv, norm = case.values(channels, taps), case.values(values)
+    decay, step = (case.values(count, dtype=torch.float32) for _ in range(2))
+    held = batch + case.below(3)
+    rows = case.on(torch.randperm(held, generator=case.generator)[:batch]) if held > batch else None
+    inputs = case.values(held, slots, channels)
+    state = case.values(held, states, count, keys, values, dtype=torch.float32)
+    position = case.integers(1000, batch) + taps
+    given = exact(qkvz, ba, conv, decay, step, norm, inputs, state)
+    expected = [each.detach() for each in layer(*given, position.cpu(), 1.0, 2.0, rows)]
+    y = ops.delta_step(qkvz, ba, conv, decay, step, norm, inputs, state, position, 1.0, 2.0, rows)
+    return {
+        "result": ulps(y, expected[0]),
+        "result of the inputs": ulps(inputs, expected[1]),
+        "result of the state": ulps(state, expected[2], dtype=case.dtype),
+    }
+
+
+def layer(
+    qkvz: Tensor, ba: Tensor, conv: Tensor, decay: Tensor, step: Tensor, norm: Tensor, inputs: Tensor, state: Tensor,
+    position: Tensor, eps: float, factor: float, rows: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One position of each row: y and both rings."""
+    (channels, taps), (_, states, heads, keys, values) = conv.shape, state.shape
+    inputs, state, parts = inputs.detach().clone(), state.detach().clone(), []
+    places = range(len(position)) if rows is None else rows.tolist()
+    for b, (p, row) in enumerate(zip(position.tolist(), places, strict=True)):
+        slots = [(p - back) % inputs.shape[1] for back in range(taps)]
+        inputs[row, slots[0]] = qkvz[b, 0, :channels]
+        mixed = silu(sum(conv[:, taps - 1 - back] * inputs[row, slot] for back, slot in enumerate(slots)))  # type: ignore[arg-type]
+        q, k, v = mixed.split(((channels - heads * values) // 2,) * 2 + (heads * values,))
+        q, k, v = (each.view(1, 1, -1, size) for each, size in ((q, keys), (k, keys), (v, values)))
+        g = -decay.exp() * (1 + (ba[b, 0, heads:] + step).exp()).log()
+        beta = factor * ba[b, 0, :heads].sigmoid()
+        o, last = in_order(q, k, v, g.view(1, 1, -1), beta.view(1, 1, -1), state[row, (p - 1) % states][None])
+        state[row, p % states] = last[0]
+        normed = norm * o[0, 0] * torch.rsqrt(o[0, 0].square().mean(-1, keepdim=True) + eps)
+        parts.append(normed.flatten() * silu(qkvz[b, 0, channels:]))
+    return torch.stack(parts)[:, None], inputs, state
+
+
 def in_order(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The rule, position by position."""
     source = [h // (v.shape[2] // k.shape[2]) for h in range(v.shape[2])]

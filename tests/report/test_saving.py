@@ -191,6 +191,7 @@ REFUSED = {
     "olmoe": "it wants as many heads of keys as of queries", "olmoe-clip": "router.renormalize is True",
     "deepseek-renormalised": "it does not divide the weights", "phi-norms": "no name of a tensor is known for layers.0",
     "deepseek_v3-half": "rope.layout is half", "gemma2": "attention.scale is 0.2236",
+    "qwen3_5_text": "its recurrent layers have keys and values of one size",
 }  # fmt: skip
 
 
@@ -249,3 +250,33 @@ def test_llama_cpp_goes_on_with_the_same_text(name: str, mixture: str, tmp_path:
     if mixture == "f32":
         assert llm.generate(prompt, max_new_tokens=40, temperature=0, ignore_eos=True).text.strip() == text.strip()
     assert said["general.name"] == folder.name
+
+
+IDS = """
+import json, sys
+from llama_cpp import Llama
+ids = json.loads(sys.argv[2])
+model = Llama(sys.argv[1], n_ctx=128, n_threads=1, verbose=False, logits_all=True)
+model.eval(ids)
+for _ in range(40):
+    ids.append(int(model.scores[model.n_tokens - 1].argmax()))
+    model.eval(ids[-1:])
+print(json.dumps(ids))
+"""
+LARGER = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 64, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+          "num_hidden_layers": 5}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"])
+def test_llama_cpp_goes_on_with_the_same_ids(row: str, tmp_path: Path) -> None:
+    """Of recurrent layers, whose v heads have another order there."""
+    family, changes = ROWS[row]
+    (tmp_path / "folder").mkdir()
+    tiny.save(tmp_path / "folder", family, {**changes, **LARGER})
+    written(tmp_path / "folder", tmp_path / "a.gguf")
+    ids = [3, 17, 9, 5, 42, 7]
+    command = [llama_python(), "-c", IDS, str(tmp_path / "a.gguf"), json.dumps(ids)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    llm = load(tmp_path / "folder", "float32", "cpu", "reference")
+    assert found == ids + llm.generate(prompt_ids=ids, max_new_tokens=40, temperature=0, ignore_eos=True).token_ids  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ from minillm.weights.gguf.writer import BLOCKS
 PLAIN = ("F32", "F16", "BF16")
 OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
-KEPT = ("ffn_gate_inp", "ffn_gate_inp_shexp")  # routers
+KEPT = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d")  # routers, and what llama.cpp convolves with
 SMALLER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # blocks of 32 values in place of 256
 VALUES, KEYS, OUT, DOWN = "attn_v attn_qkv attn_kv_b", "attn_k", "attn_output", "ffn_down ffn_down_exps ffn_down_shexp"
 

@@ -6,7 +6,9 @@ Names and order of rows stay the file's own, which the rules of a family know. W
     attn_k_b [heads, R, nope]  and attn_v_b [heads, V, R]: one matrix attn_kv_b [heads (nope + V), R]
     X.scale [1] or [E]         a factor of X.weight (NVFP4)
     X.input_scale              quantises activations, which stay as they are
-    norms                      to which a converter has added what the config's section calls `norm_offset`
+    norms                      to which a converter has added what the config's section calls `norm_offset`, but for
+                               those inside a recurrent layer
+    ssm_a [H]                  -e^A of what a state forgets: A
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ PIECE = 2**18  # values dequantised at a time: a multiple of every block
 EXPERTS = re.compile(r"(.*)_exps\.(weight|bias)")
 K_UP, V_UP, KV_UP = "attn_k_b.weight", "attn_v_b.weight", "attn_kv_b.weight"
 WEIGHT, FACTOR, IDLE, NORM = ".weight", ".scale", ".input_scale", "norm.weight"
+WITHIN, DECAY = "ssm_norm.weight", ".ssm_a"
 LATENT = "keys and values of latent attention"
 
 
@@ -140,7 +143,7 @@ def tensors(contents: Contents, section: Section) -> tuple[dict[str, Stored], li
     for name, entry in entries.items():
         if name in idle or (name.endswith(FACTOR) and name.removesuffix(FACTOR) + WEIGHT in factors):
             continue
-        factor, subtracted = factors.get(name), offset if name.endswith(NORM) else 0.0
+        factor, subtracted = factors.get(name), offset if shifted(name) else 0.0
         if (experts := EXPERTS.fullmatch(name)) and len(entry.shape) > 1:
             for e, part in enumerate(_experts(entry)):
                 one = 1.0 if factor is None else factor[e if len(factor) > 1 else 0]
@@ -148,6 +151,11 @@ def tensors(contents: Contents, section: Section) -> tuple[dict[str, Stored], li
         else:
             found[name] = stored(entry, 1.0 if factor is None else factor[0], subtracted)
     return _joined(found, entries), idle
+
+
+def shifted(name: str) -> bool:
+    """Whether it is a norm that a converter adds `norm_offset` to."""
+    return name.endswith(NORM) and not name.endswith(WITHIN)
 
 
 def stored(entry: Entry, factor: float = 1.0, offset: float = 0.0) -> InFile | InBlocks:
@@ -181,6 +189,9 @@ def _joined(found: dict[str, Stored], entries: Mapping[str, Entry]) -> dict[str,
     made: dict[str, Stored] = {}
     for name, each in found.items():
         layer = name.removesuffix(K_UP)
+        if name.endswith(DECAY):
+            made[name] = Made(Packed("a decay", each.shape, {"values": name}, _decay), {"values": each})
+            continue
         if name.endswith(V_UP) and name.removesuffix(V_UP) + K_UP in found:
             continue
         if not name.endswith(K_UP):
@@ -195,6 +206,14 @@ def _joined(found: dict[str, Stored], entries: Mapping[str, Entry]) -> dict[str,
         held: dict[str, Any] = {"keys": each, "values": values}
         made[layer + KV_UP] = Made(Packed(LATENT, shape, parts, _up), held)
     return made
+
+
+def _decay(parts: Mapping[str, Tensor]) -> Tensor:
+    """The A of -e^A; a value that is none of one would be no number."""
+    values = parts["values"].float()
+    if not (values < 0).all():
+        raise ValueError("ssm_a has values that are not below 0; download the file again")
+    return (-values).log()
 
 
 def _up(parts: Mapping[str, Tensor]) -> Tensor:

@@ -80,8 +80,8 @@ def mixed(model: Decoder, work: Work, store: Store) -> Tensor:
         keys = {group: located(request.tables[group], each, store.size) for group, each in visible.items()}
         for group, found in keys.items():
             slots[group].append(found[-count:])
-        state = torch.tensor(request.tables["state"], device=device) if "state" in store.groups else None
-        made.append(Piece(slice(at, at + count), positions[-1][:1], visible, keys, state))
+        state = request.tables["state"][0] if "state" in store.groups else None
+        made.append(Piece(slice(at, at + count), first, visible, keys, state))
         at += count
     places = {group: torch.cat(each)[None] for group, each in slots.items()}
     ragged = Ragged(base.singles, base.paged, base.position_N, base.states, places, tuple(made))

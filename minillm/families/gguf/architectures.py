@@ -65,6 +65,33 @@ def _minimax_m2(file: File) -> dict[str, Any]:
     return {"model_type": "minimax_m2", **values, "intermediate_size": width, "rotary_dim": turned}
 
 
+def _hybrid(kind: str) -> Callable[[File], dict[str, Any]]:
+    """Three of four layers recurrent, whose heads of keys and values are equally wide in llama.cpp."""
+
+    def values(file: File) -> dict[str, Any]:
+        file.asked.add("rope.dimension_sections")
+        heads, width = file.size("ssm.time_step_rank"), file.size("ssm.inner_size")
+        if not heads or width % heads:
+            raise ValueError(f"{file.architecture}.ssm.inner_size {width} is no multiple of {heads} heads")
+        part = file.size("rope.dimension_count") / (file.size("attention.key_length") or 1)
+        made = {
+            "model_type": kind,
+            "linear_num_key_heads": file.size("ssm.group_count"),
+            "linear_num_value_heads": heads,
+            "linear_key_head_dim": file.size("ssm.state_size"),
+            "linear_value_head_dim": width // heads,
+            "linear_conv_kernel_dim": file.size("ssm.conv_kernel"),
+            "full_attention_interval": file.size("full_attention_interval", 4),
+            "partial_rotary_factor": part,
+        }
+        if not file.get("expert_count", 0):
+            return made
+        shared = file.need("expert_shared_feed_forward_length")
+        return {**made, **_experts(file), "shared_expert_intermediate_size": shared, "norm_topk_prob": True}
+
+    return values
+
+
 def _gemma(file: File) -> dict[str, Any]:
     return {"model_type": "gemma"}
 
@@ -216,6 +243,9 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     "qwen2vl": _reads_images("qwen2_vl"),
     "qwen3vl": _reads_images("qwen3_vl"),
     "qwen3vlmoe": _reads_images("qwen3_vl_moe"),
+    "qwen3next": _hybrid("qwen3_next"),
+    "qwen35": _hybrid("qwen3_5_text"),
+    "qwen35moe": _hybrid("qwen3_5_moe_text"),
     "seed_oss": _seed_oss,
     "minimax-m2": _minimax_m2,
     "gemma": _gemma,
@@ -231,4 +261,6 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     "deepseek": _deepseek,
     "deepseek2": _deepseek2,
 }
-NORM_OFFSETS = {"gemma": 1.0, "gemma2": 1.0, "gemma3": 1.0}  # that a converter has added to the weights of norms
+HYBRID = ("qwen3next", "qwen35", "qwen35moe")
+# That a converter has added to the weights of norms.
+NORM_OFFSETS = dict.fromkeys(("gemma", "gemma2", "gemma3", *HYBRID), 1.0)

@@ -49,11 +49,12 @@ def _shared(file: File) -> dict[str, Any]:
     if (table := file.tensors.shape(EMBEDDING)) is None:
         raise ValueError(f"{EMBEDDING} is missing; is this file a whole model that generates text?")
     file.get("vocab_size"), file.get("rope.dimension_count"), file.get("attention.value_length")
+    fine = "expert_feed_forward_length" in file.own  # what has experts in all layers may leave the other width out
     layers, ahead = file.size("block_count"), file.size("nextn_predict_layers", 0)
     values = {
         "vocab_size": table[0],
         "hidden_size": file.need("embedding_length"),
-        "intermediate_size": file.need("feed_forward_length"),
+        "intermediate_size": file.get("feed_forward_length") if fine else file.need("feed_forward_length"),
         "num_hidden_layers": layers - ahead,
         "num_nextn_predict_layers": ahead or None,
         "num_attention_heads": (heads := file.need("attention.head_count")),

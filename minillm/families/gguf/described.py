@@ -18,6 +18,7 @@ from minillm.spec import (
     GQA,
     MLA,
     Decoder,
+    GatedDeltaNet,
     LayerNorm,
     LinearScaling,
     Llama3Scaling,
@@ -32,9 +33,11 @@ FAMILIES = {  # model_type -> architecture
     "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3",
     "gemma3_text": "gemma3", "phi": "phi2", "phi3": "phi3", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss",
     "olmo": "olmo", "olmo2": "olmo2", "olmo3": "olmo2", "olmoe": "olmoe", "deepseek": "deepseek",
-    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "kimi_k2": "deepseek2",
+    "qwen3_next": "qwen3next", "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe",
+    "qwen3_5_moe_text": "qwen35moe", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "kimi_k2": "deepseek2",
 }  # fmt: skip
-FINE = ("qwen2moe", "qwen3moe", "gpt-oss", "deepseek", "deepseek2")  # whose experts have a width of their own
+# Whose experts have a width of their own.
+FINE = ("qwen2moe", "qwen3moe", "qwen3next", "qwen35moe", "gpt-oss", "deepseek", "deepseek2")
 SHARED = ("deepseek", "deepseek2")  # with experts that every token goes to
 SOFTMAX, SIGMOID = 1, 2  # what llama.cpp calls the scores of a router
 
@@ -63,6 +66,7 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         **_widths(decoder, name, values),
         **(_latent(attention) if isinstance(attention, MLA) else _grouped(attention)),
         **_windows(decoder, name),
+        **_recurrent(decoder, name),
         **_positions(decoder),
         "final_logit_softcapping": decoder.logit_softcap,
         "use_parallel_residual": decoder.layers[0].parallel if name == "gptneox" else None,
@@ -167,6 +171,24 @@ def _latent(attention: MLA) -> dict[str, Any]:
         "attention.q_lora_rank": attention.q_rank or 0,
         "attention.kv_lora_rank": attention.kv_rank,
         "rope.dimension_count": turned,
+    }
+
+
+def _recurrent(decoder: Decoder, name: str) -> dict[str, Any]:
+    mixers = [layer.attention for layer in decoder.layers]
+    net = next((each for each in mixers if isinstance(each, GatedDeltaNet)), None)
+    if net is None:
+        return {}
+    half = _everywhere(decoder).dim // 2
+    sections = [(half + 2) // 3, (half + 1) // 3, half // 3, 0]  # of pairs that an image's three positions turn
+    return {
+        "ssm.conv_kernel": net.conv_kernel,
+        "ssm.state_size": net.k_dim,
+        "ssm.group_count": net.num_k_heads,
+        "ssm.time_step_rank": net.num_v_heads,
+        "ssm.inner_size": net.num_v_heads * net.v_dim,
+        "full_attention_interval": next(i for i, each in enumerate(mixers, 1) if isinstance(each, GQA)),
+        "rope.dimension_sections": np.array(sections, np.int32) if name != "qwen3next" else None,
     }
 
 

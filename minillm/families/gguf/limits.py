@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minillm.spec import GQA, Decoder, LongRopeScaling, MoE, Router
+from minillm.families.gguf.architectures import HYBRID
+from minillm.spec import GQA, Decoder, GatedDeltaNet, LongRopeScaling, MoE, Router
 
 
 def refusal(decoder: Decoder, architecture: str) -> str | None:
@@ -43,11 +44,17 @@ def _shared_keys(decoder: Decoder) -> bool:
     return isinstance(attention, GQA) and attention.num_kv_heads != attention.num_heads
 
 
+def _uneven_heads(decoder: Decoder) -> bool:
+    mixers = (layer.attention for layer in decoder.layers)
+    return any(isinstance(each, GatedDeltaNet) and each.k_dim != each.v_dim for each in mixers)
+
+
 # Architectures, what a decoder must have for it to count, and why it is not written.
 LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (("qwen2moe", "phi2", "gptneox", "gpt-oss", "olmo2", "olmoe"), lambda decoder: decoder.tied,
      "it wants a head beside the embedding"),
     (("gemma", "gemma2"), lambda decoder: not decoder.tied, "its head is the embedding"),
+    (HYBRID, _uneven_heads, "its recurrent layers have keys and values of one size"),
     (("olmoe",), _shared_keys, "it wants as many heads of keys as of queries"),
     (("deepseek",), _renormalised, "it does not divide the weights of chosen experts by their sum"),
     (("deepseek2",), _groups_by_one, "it takes groups of experts by the best two of each, not by the best one"),

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from minillm.families.gguf import rules as gguf_rules
 from minillm.families.gguf.architectures import NORM_OFFSETS
-from minillm.spec import GQA, MLA, Decoder
-from minillm.weights.gguf.tensors import K_UP, KV_UP, NORM, V_UP
+from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet
+from minillm.weights.gguf.tensors import DECAY, K_UP, KV_UP, V_UP, shifted
 from minillm.weights.rows import Rows
 from minillm.weights.rules import Destination
 from minillm.weights.save import published
@@ -44,7 +44,9 @@ def named(decoder: Decoder, architecture: str, destinations: Mapping[str, Destin
     attention = decoder.attentions[0]
     heads = (attention.num_heads, attention.num_kv_heads) if isinstance(attention, GQA) else ()
     latent_queries = isinstance(attention, MLA) and attention.q_rank is not None
-    table, offset = gguf_rules.table(architecture, latent_queries, heads), NORM_OFFSETS.get(architecture, 0.0)
+    nets = (layer.attention for layer in decoder.layers if isinstance(layer.attention, GatedDeltaNet))
+    sizes = next(((net.num_k_heads, net.num_v_heads, net.k_dim, net.v_dim) for net in nets), None)
+    table, offset = gguf_rules.table(architecture, latent_queries, heads, sizes), NORM_OFFSETS.get(architecture, 0.0)
     joined: dict[str, list[Destination]] = {}
     try:
         found = published(table, destinations)
@@ -58,7 +60,7 @@ def named(decoder: Decoder, architecture: str, destinations: Mapping[str, Destin
         if name.endswith(KV_UP) and isinstance(attention, MLA):
             made += _apart(name.removesuffix(KV_UP), parts, attention)
         else:
-            made.append(_plain(name, parts, offset if name.endswith(NORM) else 0.0))
+            made.append(_plain(name, parts, offset if shifted(name) else 0.0))
     return made
 
 
@@ -66,6 +68,9 @@ def _plain(name: str, parts: list[Destination], offset: float) -> Named:
     first = parts[0]
     shape = first.shape if first.layout is None else first.layout.shape(first.shape)
     shape = (len(parts), *shape) if "_exps." in name else shape
+    if name.endswith(DECAY):
+        restore = first.layout.restore if first.layout else None
+        return Named(name, shape, parts, lambda values: -(restore(values) if restore else values).exp())
     if offset:
         return Named(name, shape, parts, lambda values: values + offset)
     return Named(name, shape, parts, first.layout.restore if first.layout else None)

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minillm.config import Config
-from minillm.families.gguf.architectures import ARCHITECTURES
+from minillm.families.gguf.architectures import ARCHITECTURES, HYBRID
 from minillm.families.gguf.config import NAMES
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
+from minillm.families.shared import hybrid
 from minillm.weights.rules import DROP, Rules
 
 LAYER, OURS = "blk.{i}.", "layers.{i}."
@@ -81,6 +82,18 @@ SINKS = {
     f"{LAYER}ffn_up.{{e}}.bias": f"{OURS}ffn.experts.gate_up_bias[{{e}}.up]",
     f"{LAYER}ffn_down.{{e}}.bias": f"{OURS}ffn.experts.down_bias[{{e}}]",
 }
+RECURRENT = {
+    f"{LAYER}post_attention_norm.weight": f"{OURS}ffn_norm.weight",
+    f"{LAYER}attn_qkv.weight": f"{OURS}attention.qkvz.weight[q+k+v]",
+    f"{LAYER}attn_gate.weight": f"{OURS}attention.qkvz.weight[z]",
+    f"{LAYER}ssm_alpha.weight": f"{OURS}attention.ba.weight[a]",
+    f"{LAYER}ssm_beta.weight": f"{OURS}attention.ba.weight[b]",
+    f"{LAYER}ssm_a": f"{OURS}attention.decay",
+    f"{LAYER}ssm_dt.bias": f"{OURS}attention.step",
+    f"{LAYER}ssm_conv1d.weight": f"{OURS}attention.conv.weight",
+    f"{LAYER}ssm_norm.weight": f"{OURS}attention.norm",
+    f"{LAYER}ssm_out.weight": f"{OURS}attention.output.weight",
+}
 READ = dict.fromkeys((FACTORS, SHORT, LONG), DROP)  # as values of the config
 AHEAD = f"{DROP}: layers of multi-token prediction, which generation does without"
 
@@ -92,6 +105,9 @@ OWN = {  # before or in place of the names that most have
     "phi2": PLAIN,
     "gptneox": {**FUSED_QKV, **PLAIN},
     "gpt-oss": SINKS,
+    "qwen3next": {name: to for name, to in RECURRENT.items() if ".ba." not in to},
+    "qwen35": RECURRENT,
+    "qwen35moe": RECURRENT,
     "seed_oss": {f"{LAYER}post_attention_norm.weight": f"{OURS}ffn_norm.weight"},
     "deepseek2": LATENT,
 }
@@ -107,13 +123,17 @@ def rules(config: Config) -> Rules | None:
         return None
     architecture: str = config.choice(NAMES, {name: name for name in ARCHITECTURES})
     counts = (config.size("num_attention_heads"), config.size("num_key_value_heads")) if architecture in TURNED else ()
-    made = {**table(architecture, config.values.get("q_lora_rank") is not None, counts), **READ}
+    net = hybrid.head_sizes(config) if architecture in HYBRID else None
+    made = {**table(architecture, config.values.get("q_lora_rank") is not None, counts, net), **READ}
     layers, ahead = config.size("num_hidden_layers"), config.values.get("num_nextn_predict_layers") or 0
     return made | {f"blk.{layers + i}.*": AHEAD for i in range(ahead)}
 
 
-def table(architecture: str, latent_queries: bool, heads: Sequence[int]) -> dict[str, str]:
-    """The tensors that are parameters; `heads` are those of q and of k."""
+def table(
+    architecture: str, latent_queries: bool, heads: Sequence[int], recurrent: Sequence[int] | None = None
+) -> dict[str, str]:
+    """The tensors that are parameters; `heads` are those of q and of k, `recurrent` the k and v heads of recurrent
+    layers and their sizes."""
     own = OWN.get(architecture, {})
     made = {**own, **{name: to for name, to in {**DENSE, **EXPERTS, **BIASES}.items() if name not in own}}
     made |= ALSO.get(architecture, {})
@@ -121,7 +141,33 @@ def table(architecture: str, latent_queries: bool, heads: Sequence[int]) -> dict
         for part, count in zip("qk", heads, strict=True):
             for kind in ("weight", "bias"):
                 made[f"{LAYER}attn_{part}.{kind}"] += f": {TURN.format(heads=count)}"
+    if recurrent is not None:
+        made |= _recurrent(architecture, *recurrent)
     if architecture == "deepseek2":
         queries = made.pop(f"{LAYER}attn_q_b.weight")
         made[f"{LAYER}attn_q_b.weight" if latent_queries else f"{LAYER}attn_q.weight"] = queries
     return made
+
+
+def _recurrent(architecture: str, k_heads: int, v_heads: int, k_dim: int, v_dim: int) -> dict[str, str]:
+    """How a converter has what belongs to v heads: the first of each k head, then the second of each, and so on. Only
+    in the oldest of these architectures they lie as they were, and b and a in one matrix, by k head."""
+    group = v_heads // k_heads
+    if architecture == "qwen3next":
+        layout = f"(k part r) e -> (part k r) e, k={k_heads} part=2"
+        return {f"{LAYER}ssm_ba.weight": f"{OURS}attention.ba.weight: {layout}"}
+    if group == 1:
+        return {}
+    by_head, by_value = f"r={group} k={k_heads}", f"r={group} k={k_heads} d={v_dim}"
+    rows, columns = f"(r k d) e -> (k r d) e, {by_value}", f"e (r k d) -> e (k r d), {by_value}"
+    layouts = {
+        "attn_qkv.weight": f"{2 * k_heads * k_dim} + {rows}",
+        "ssm_conv1d.weight": f"{2 * k_heads * k_dim} + {rows}",
+        "attn_gate.weight": rows,
+        "ssm_alpha.weight": f"(r k) e -> (k r) e, {by_head}",
+        "ssm_beta.weight": f"(r k) e -> (k r) e, {by_head}",
+        "ssm_a": f"(r k) -> (k r), {by_head}",
+        "ssm_dt.bias": f"(r k) -> (k r), {by_head}",
+        "ssm_out.weight": columns,
+    }
+    return {f"{LAYER}{name}": f"{RECURRENT[LAYER + name]}: {layout}" for name, layout in layouts.items()}

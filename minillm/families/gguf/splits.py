@@ -9,6 +9,8 @@ CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{REST}"
 QWEN2 = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{REST}"
+MARKS = REST.replace(r"\p{L}", r"\p{L}\p{M}")
+QWEN35 = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|{MARKS}"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 SLASHED = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+X|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*X"
@@ -25,6 +27,7 @@ DEEPSEEK3 = [
 RULES: list[tuple[str, list[str]]] = [
     ("llama-bpe llama3 llama-v3 falcon3 pixtral dbrx smaug-bpe chatglm-bpe glm4", [LLAMA3]),
     ("qwen2 deepseek-r1-qwen stablelm2 megrez", [QWEN2]),
+    ("qwen35", [QWEN35]),
     ("gpt-2 phi-2 mpt olmo jais", [WORDS]),
     ("starcoder refact command-r smollm codeshell exaone minerva-7b", [r"\p{N}", WORDS]),
     ("gpt-4o llama4", [GPT4O]),

@@ -25,7 +25,7 @@ RULES = {
     f"{LAYER}dt_bias": f"{MIXER}step",
     f"{LAYER}conv1d.weight": f"{MIXER}conv.weight: c 1 j -> c j",
     f"{LAYER}norm.weight": f"{MIXER}norm",
-    f"{LAYER}out_proj.weight": f"{MIXER}out.weight",
+    f"{LAYER}out_proj.weight": f"{MIXER}output.weight",
 }
 PREDICTION = {"mtp.*": "DROP: layers that predict several tokens at once, which are not used"}
 
@@ -35,13 +35,18 @@ def norm(config: Config) -> Norm:
     return Norm(config.number("rms_norm_eps"), offset=1.0, cast="after_weight")
 
 
+def head_sizes(config: Config) -> list[int]:
+    """The `SIZES` as a config says them."""
+    return [config.size(key) for key in SIZES]
+
+
 def delta_net(
     config: Config, sizes: Sequence[int] = (), eps: float | None = None, beta_factor: float = 1.0
 ) -> GatedDeltaNet:
     """The recurrent layer that a config describes, where a family does not say the `SIZES`, or the epsilon of the norm
     inside, itself."""
     config.choice("hidden_act", {"silu": None, "swish": None})  # which its convolution is followed by
-    k_heads, v_heads, k_dim, v_dim = sizes or [config.size(key) for key in SIZES]
+    k_heads, v_heads, k_dim, v_dim = sizes or head_sizes(config)
     if v_heads % k_heads:
         raise ValueError(f"config.json: linear_num_value_heads {v_heads} is no multiple of {k_heads} key heads")
     kernel = config.size("linear_conv_kernel_dim", MAX_KERNEL)

@@ -125,4 +125,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1000000.0,
         "tie_word_embeddings": True,
     },
+    "qwen3.5-0.8b": {
+        "model_type": "qwen3_5_text",
+        **_sizes(1024, 3584, 24, 8, 2, 262144),
+        "linear_num_value_heads": 16,
+        "rope_theta": 10000000.0,
+        "tie_word_embeddings": True,
+    },
 }

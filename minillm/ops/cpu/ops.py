@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from minillm.ops import draw, grouped, paged, reference
-from minillm.ops.cpu import fp8, loops, tiles, usable
+from minillm.ops import recurrent as plain_recurrent
+from minillm.ops.cpu import fp8, loops, recurrent, tiles, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import activation_number, here, plain
@@ -281,6 +282,10 @@ OPS: dict[str, Any] = {
     "latent_attention": Choice(latent_attention, reference.latent_attention),
     "paged_attention": Choice(paged_attention, paged.paged_attention),
     "paged_latent_attention": Choice(paged_latent_attention, paged.paged_latent_attention),
+    "short_conv": Choice(recurrent.short_conv, plain_recurrent.short_conv),
+    "delta_rule": Choice(recurrent.delta_rule, plain_recurrent.delta_rule),
+    "delta_step": Choice(recurrent.delta_step, plain_recurrent.delta_step),
+    "gated_rms_norm": Choice(recurrent.gated_rms_norm, plain_recurrent.gated_rms_norm),
     "experts": Choice(tiles.experts, grouped.experts),
     "int8_linear": Choice(products.int8_linear, reference.int8_linear),
     "int4_linear": Choice(products.int4_linear, reference.int4_linear),

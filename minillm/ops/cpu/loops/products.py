@@ -21,6 +21,8 @@ from minillm.ops.cpu.loops.integers import prefetch
 from minillm.ops.cpu.loops.jit import INLINE, OPTIONS, aligned, array, inline, overload
 from minillm.ops.cpu.loops.vector import madd, number, total, zeros
 
+AHEAD = 4096  # numbers
+
 
 @inline
 def partial(w: Any, at: int, x: Any, start: int, count: int) -> Any:
@@ -39,6 +41,25 @@ def partial(w: Any, at: int, x: Any, start: int, count: int) -> Any:
 def dot(w: Any, at: int, x: Any, start: int, count: int) -> Any:
     """The sum of w[at + i] x[start + i] over `count` places."""
     result = total(partial(w, at, x, start, count))
+    for i in range(count // 32 * 32, count):
+        result += number(w[at + i]) * number(x[start + i])
+    return result
+
+
+@inline
+def streamed(w: Any, at: int, x: Any, start: int, count: int) -> Any:
+    """`dot` with a matrix of 16-bit numbers that comes from memory once: it asks for what lies 8 KiB further on, which
+    nobody else foresees soon enough where each number has to be widened (18 GB/s without, 23 with; `torch.sum` 22)."""
+    even, odd = zeros(), zeros()
+    for i in range(0, count - 63, 64):
+        prefetch(w, at + AHEAD + i)
+        prefetch(w, at + AHEAD + i + 32)
+        even = dot32(even, w, at + i, x, start + i)
+        odd = dot32(odd, w, at + i + 32, x, start + i + 32)
+    done = count // 64 * 64
+    if count - done >= 32:
+        even = dot32(even, w, at + done, x, start + done)
+    result = total(even + odd)
     for i in range(count // 32 * 32, count):
         result += number(w[at + i]) * number(x[start + i])
     return result
@@ -178,4 +199,6 @@ def _product(m: Any, row: Any, x: Any, r: Any, count: Any) -> Any:
         if in_blocks:
             return lambda m, row, x, r, count: dot_int8(m[0], row, x, r, count) * m[3][row]
         return lambda m, row, x, r, count: dot(m[0], row * count, x, r * count, count) * m[3][row]
+    if m[0].dtype != types.float32 and not NATIVE_BF16:
+        return lambda m, row, x, r, count: streamed(m[0], row * count, x, r * count, count)
     return lambda m, row, x, r, count: dot(m[0], row * count, x, r * count, count)
