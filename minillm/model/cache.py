@@ -2,13 +2,12 @@
 
 A layer with a sliding window keeps a ring of `window` slots: position p lives in slot p mod window, so that decoding
 overwrites the one position that has just left the window. Rows of a batch are aligned at their end: row b starts with
-`padding[b]` positions that no query of that row ever sees. Rows join and leave by `regroup`; `rewind` takes back
-positions that were read in vain. A layer may keep nothing and read another's keys and values (`spec.KV.layer`).
+`padding[b]` positions that no query of that row ever sees. `rewind` takes back positions that were read in vain. A
+layer may keep nothing and read another's keys and values (`spec.KV.layer`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,14 +70,11 @@ class LayerCache:
         first, last = (end - count) % size, (end - 1) % size
         return slice(first, last + 1) if first <= last else torch.arange(end - count, end, device=self.k.device) % size
 
-    def take(self, row: int, end: int, source: LayerCache, source_row: int, source_end: int, count: int) -> None:
-        """The `count` positions before `source_end` of a row elsewhere, as far as they are kept, become those before
-        `end` here."""
-        count = min(count, self.k.shape[2], source.k.shape[2])
-        if not count:
-            return
-        to, of = self.slots(end, count), source.slots(source_end, count)
-        self.k[row, :, to], self.v[row, :, to] = source.k[source_row, :, of], source.v[source_row, :, of]
+    def take(self, source: LayerCache, end: int) -> None:
+        """What another cache keeps of the positions before `end`, as far as there is room for it."""
+        count = min(end, self.k.shape[2], source.k.shape[2])
+        to, of = self.slots(end, count), source.slots(end, count)
+        self.k[:, :, to], self.v[:, :, to] = source.k[:, :, of], source.v[:, :, of]
 
 
 class LatentCache:
@@ -104,9 +100,9 @@ class LatentCache:
         self.latent[:, start:end] = latent
         return self.latent[:, :end]
 
-    def take(self, row: int, end: int, source: LatentCache, source_row: int, source_end: int, count: int) -> None:
+    def take(self, source: LatentCache, end: int) -> None:
         """As `LayerCache.take`."""
-        self.latent[row, end - count : end] = source.latent[source_row, source_end - count : source_end]
+        self.latent[:, :end] = source.latent[:, :end]
 
 
 class NoCache:
@@ -177,28 +173,17 @@ class Cache:
         made: Any = kind(attention)
         return made(attention, self.batch, self.capacity, self.dtype, self.device)
 
-    def row_length(self, row: int) -> int:
-        """The positions that a row has without its padding."""
-        return self.length - (self.padding[row] if self.padding else 0)
-
-    def regroup(self, sources: Sequence[tuple[Cache, int]], room: int) -> None:
-        """Hold these rows instead, each given as a cache (this one or another) and a row of it, with capacity for
-        `room` more positions. Layer by layer, so that no second cache of this size comes to exist."""
-        if [*sources] == [(self, row) for row in range(self.batch)] and self.length + room <= self.capacity:
-            return
-        ends, lengths = [each.length for each, _ in sources], [each.row_length(row) for each, row in sources]
-        self.length, self.prompt_length = max(lengths), 0
-        self._shape(len(sources), self.length + room, [self.length - length for length in lengths])
-        for index in range(len(self.layers)):
-            made: Any = self._layer(index)
-            for at, ((cache, row), end, length) in enumerate(zip(sources, ends, lengths, strict=True)):
-                made.take(at, self.length, cache.layers[index], row, end, length)
-            self.layers[index] = made
-
     def reserve(self, count: int) -> None:
-        """Have room for `count` more positions, which copies what is held where it lacks."""
-        if self.length + count > self.capacity:
-            self.regroup([(self, row) for row in range(self.batch)], max(count, ahead(self.length, self.length)))
+        """Have room for `count` more positions. Where it lacks, what is held is copied, layer by layer, so that no
+        second cache of this size comes to exist."""
+        if self.length + count <= self.capacity:
+            return
+        self._shape(self.batch, self.length + max(count, ahead(self.length, self.length)), self.padding)
+        for index, held in enumerate(self.layers):
+            made: Any = self._layer(index)
+            if self.length:
+                made.take(held, self.length)
+            self.layers[index] = made
 
     @property
     def undoable(self) -> int:

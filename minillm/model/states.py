@@ -87,14 +87,12 @@ class StateCache:
         """Where the inputs of the `count` positions before `end` lie."""
         return torch.arange(end - count, end, device=self.inputs.device) % self.inputs.shape[1]
 
-    def take(self, row: int, end: int, source: StateCache, source_row: int, source_end: int, count: int) -> None:
-        """The last state of a row elsewhere, behind `count` positions that end at `source_end`, becomes that behind
-        those that end at `end` here; with the inputs that come before the next."""
-        if not count:
-            return
-        self.state[row, (end - 1) % self.states] = source.state[source_row, (source_end - 1) % source.states]
-        kept = min(count, self.inputs.shape[1], source.inputs.shape[1])
-        self.inputs[row, self._slots(end, kept)] = source.inputs[source_row, source._slots(source_end, kept)]
+    def take(self, source: StateCache, end: int) -> None:
+        """The state that another cache keeps behind the positions before `end`, and the inputs that come before the
+        next."""
+        self.state[:, (end - 1) % self.states] = source.state[:, (end - 1) % source.states]
+        kept = min(end, self.inputs.shape[1], source.inputs.shape[1])
+        self.inputs[:, self._slots(end, kept)] = source.inputs[:, source._slots(end, kept)]
 
     def widen(self, end: int, states: int) -> bool:
         """Have room for the states of so many positions, the one before `end` being the first; whether that moved
@@ -103,7 +101,7 @@ class StateCache:
             return False
         batch, kind, device = len(self.state), self.inputs.dtype, self.inputs.device
         made = StateCache(self.spec, batch, 0, kind, device, states)
-        for row in range(batch):
-            made.take(row, end, self, row, end, end)
+        if end:
+            made.take(self, end)
         self.state, self.inputs = made.state, made.inputs
         return True

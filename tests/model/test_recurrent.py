@@ -99,28 +99,6 @@ def test_padding_leaves_no_trace() -> None:
     assert not padded.layers[0].inputs.any()
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.integers(1, 7), min_size=2, max_size=4), st.data())
-@torch.no_grad()
-def test_rows_join_and_leave(lengths: list[int], data: st.DataObject) -> None:
-    """Rows of several caches gathered into one go on as they do alone."""
-    model, sources = build(HYBRID), []
-    rows = [random_tokens(length + 4, seed=i) for i, length in enumerate(lengths)]
-    for row, length in zip(rows, lengths, strict=True):
-        cache = Cache(HYBRID, 1, length, torch.float32)
-        model(row[None, :length], cache)
-        sources.append((cache, 0))
-    chosen = data.draw(st.lists(st.sampled_from(range(len(rows))), min_size=1, unique=True))
-    cache = sources[chosen[0]][0]
-    cache.regroup([sources[each] for each in chosen], 4)
-    for at in range(4):
-        tokens = torch.stack([rows[each][lengths[each] + at] for each in chosen])[:, None]
-        logits = model(tokens, cache)[:, 0]
-        for place, each in enumerate(chosen):
-            expected = model(rows[each][None, : lengths[each] + at + 1])[0, -1]
-            assert (logits[place] - expected).abs().max() <= EXACT
-
-
 @pytest.mark.parametrize("singly", [False, True])
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 70), st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=4))
