@@ -16,7 +16,7 @@ from numba import types
 from numba.core.cgutils import get_or_insert_function
 
 from minillm.ops.cpu.loops.integers import _dot, _in_all
-from minillm.ops.cpu.loops.jit import array_of, function
+from minillm.ops.cpu.loops.jit import array_of, function, inline
 from minillm.ops.cpu.loops.tiles.whole import CHUNK, INTS
 from minillm.ops.cpu.loops.vector import (
     BYTE,
@@ -185,18 +185,26 @@ def _nothing(typing: Any, y: Any) -> Any:
     return y(y), generate
 
 
+@inline
+def _scale(at: int, coded: bool, g: int) -> Any:
+    """The scales of group g of a tile."""
+    if coded:
+        return load(array_of(at, (g + 1) * LANES, np.int8), g * LANES)
+    return load(array_of(at, (g + 1) * LANES, np.float32), g * LANES)
+
+
 def _rows(bits: int) -> Any:
     add, add_halves = _adding(bits, 1), _adding(bits, 2)
 
     @function
-    def rows(w: Any, x: Any, sizes: Any, scales_at: int, y: Any) -> Any:
+    def rows(w: Any, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
         """y + a tile times R rows of x, its scales given."""
-        (at, high_at, table), (bytes_at, taken, powers) = w, x
+        (at, high_at, table), (bytes_at, taken, powers), (scales_at, coded) = w, x, scales
         chunks, groups, group, steps, high_steps = sizes
-        scales = array_of(scales_at, max(2 * chunks, groups) * LANES, np.float32)
         halves, per, last = group == LANES, group // CHUNK, 0
         for c in range(chunks if halves else 0):
-            s, t = load(scales, 2 * c * LANES), load(scales, (2 * c + 1) * LANES)
+            s = _scale(scales_at, coded, 2 * c)
+            t = _scale(scales_at, coded, min(2 * c + 1, groups - 1))  # of a half that the row has not, x is zeros
             y = add_halves(y, at, high_at, table, bytes_at, taken, powers, chunks, s, t)
             at, high_at, bytes_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK
             taken, powers = taken + 8, powers + 4
@@ -206,7 +214,7 @@ def _rows(bits: int) -> Any:
                 sums = add(sums, at, high_at, table, bytes_at, taken, powers, chunks, zeros(), zeros())
                 at, high_at, bytes_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK
                 taken, powers = taken + 8, powers + 4
-            y = _scaled(y, sums, load(scales, g * LANES))
+            y = _scaled(y, sums, _scale(scales_at, coded, g))
         return y
 
     return rows
@@ -217,17 +225,17 @@ _of_table, _of_wide_table = _rows(TABLE), _rows(WIDE_TABLE)
 
 
 @function
-def multiply_rows(bits: int, w: Any, x: Any, sizes: Any, scales_at: int, y: Any) -> Any:
-    """y + a tile times R rows of x, each a vector: w, x and scales are addresses, sizes C, G, the size of a group and
-    the bytes of a chunk in both planes."""
+def multiply_rows(bits: int, w: Any, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
+    """y + a tile times R rows of x, each a vector: w and x are addresses, scales one and whether int8 codes lie there
+    and not floats, sizes C, G, the size of a group and the bytes of a chunk in both planes."""
     if bits == 4:
-        return _rows_4(w, x, sizes, scales_at, y)
+        return _rows_4(w, x, sizes, scales, y)
     if bits == 5:
-        return _rows_5(w, x, sizes, scales_at, y)
+        return _rows_5(w, x, sizes, scales, y)
     if bits == 6:
-        return _rows_6(w, x, sizes, scales_at, y)
+        return _rows_6(w, x, sizes, scales, y)
     if bits == 8:
-        return _rows_8(w, x, sizes, scales_at, y)
+        return _rows_8(w, x, sizes, scales, y)
     if bits == TABLE:
-        return _of_table(w, x, sizes, scales_at, y)
-    return _of_wide_table(w, x, sizes, scales_at, y)
+        return _of_table(w, x, sizes, scales, y)
+    return _of_wide_table(w, x, sizes, scales, y)

@@ -37,11 +37,11 @@ def _multiply(
         for item in range(run * count // runs, (run + 1) * count // runs):
             p, place = item // tiles, item % tiles
             tile, r = picks[p] * tiles + place, p // top_k
-            scaled(at, kinds, tile, counts, made)
+            scales = scaled(at, kinds, tile, counts, made)
             of_x = of_row(x_at, taken_at, powers_at, r, chunks)
             y_of_tile = (less_sums(made, sums_at, r, groups),)
-            (value,) = multiply_rows(bits, of_tile(at, tile, sizes), of_x, sizes, made[0], y_of_tile)
-            put(value, y, p * outputs + place * LANES, no_bias, place * LANES, outputs, made)
+            (value,) = multiply_rows(bits, of_tile(at, tile, sizes), of_x, sizes, scales, y_of_tile)
+            put(value, y, p * outputs + place * LANES, no_bias, place * LANES, outputs, made, scales[1])
 
 
 @function
