@@ -242,8 +242,6 @@ OPS: dict[str, Any] = {
     "attention": Choice(attention, reference.attention),
     "latent_attention": Choice(latent_attention, reference.latent_attention),
     "experts": Choice(tiles.experts, grouped.experts),
-    "int8_linear": Choice(products.int8_linear, reference.int8_linear),
-    "int4_linear": Choice(products.int4_linear, reference.int4_linear),
     "fp8_linear": Choice(fp8.fp8_linear, reference.fp8_linear),
     "grouped_linear": Choice(tiles.grouped_linear, reference.grouped_linear),
     "sample": Choice(sample, draw.sample),

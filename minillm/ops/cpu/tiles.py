@@ -87,23 +87,12 @@ class _Written:
         """What the loops know, so; anything else as it is, in x's type."""
         known = isinstance(given, GroupedMatrices) and x.dtype in LIKE and here(x) and whole(given.parts)
         form = laid(given.made) if known else None
-        return _InType(given, x.dtype) if form is None else cls(given, form, x.dtype)
+        return matrices.InType(given, x.dtype) if form is None else cls(given, form, x.dtype)
 
     def __getitem__(self, expert: int, /) -> Tensor:
         held = self.held
         at = located({name: part[expert] for name, part in held.parts.items()}, held.made)
         return written(at, self.form, held.outputs, held.columns, self.dtype)
-
-
-@dataclass(frozen=True)
-class _InType:
-    """Any matrices `[E, O, I]`; the one that is asked for is in this type."""
-
-    held: Any
-    dtype: torch.dtype
-
-    def __getitem__(self, expert: int, /) -> Tensor:
-        return self.held[expert].to(self.dtype)
 
 
 def written(at: tuple[int, ...], form: tuple[int, ...], outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:

@@ -180,8 +180,7 @@ def attention(
     first, last = array(first_at, count, whole), array(last_at, count, whole)
     k, v = array(k_at, lanes * k_slots * k_stride, like), array(v_at, lanes * v_slots * v_stride, like)
     sinks, y = array(sinks_at, heads if sinks_at else 0, like), array(y_at, count * heads * v_size, like)
-    nothing = np.empty(0, np.int8)
-    q = prepare(array(q_at, count * heads * k_size, like), 1, (k, nothing, nothing, nothing, 1))
+    q = prepare(array(q_at, count * heads * k_size, like), k)
     found = count * heads * parts
     highest, weights, sums = (
         np.empty(found, np.float32),

@@ -15,7 +15,6 @@ from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 
-from minillm.ops.cpu.loops.integers import _dot, _in_all
 from minillm.ops.cpu.loops.jit import array_of, function, inline
 from minillm.ops.cpu.loops.tiles.whole import CHUNK, INTS
 from minillm.ops.cpu.loops.vector import (
@@ -41,6 +40,13 @@ TABLE, WIDE_TABLE = 1, 2  # in place of bits: a table of as many bytes
 LOW_BYTES, HIGH_BYTES = 64, 80  # where those of a table lie, behind 16 fp32
 
 
+def _dot(builder: Any, total: Any, w: Any, x: Any) -> Any:
+    """total[l] + w[4 l] x[4 l] + … + w[4 l + 3] x[4 l + 3], w without a sign, x with one."""
+    kind = ir.FunctionType(INTS, [INTS, INTS, INTS])
+    call = get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+    return builder.call(call, [total, builder.bitcast(w, INTS), builder.bitcast(x, INTS)])
+
+
 def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
     """The pointer to what lies `offset` bytes behind an address."""
     return builder.inttoptr(builder.add(address, address.type(offset)), kind.as_pointer())
@@ -54,7 +60,8 @@ def _line(builder: Any, address: Any, index: int) -> Any:
 def _same_word(builder: Any, address: Any, offset: int) -> Any:
     """Four bytes in all 16 places."""
     word = builder.load(_at(builder, address, offset, INT), align=1)
-    return _in_all(builder, word)
+    one = builder.insert_element(ir.Constant(INTS, ir.Undefined), word, INT(0))
+    return builder.shuffle_vector(one, one, same(INT, 0))
 
 
 def _of_chunk(builder: Any, bits: int, at: Any, high_at: Any) -> Any:
