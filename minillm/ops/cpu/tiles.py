@@ -61,17 +61,22 @@ def experts(
         return matrices.experts(x, chosen, weights, gate_up, down, activation, biases, places)
     known = all(isinstance(each, GroupedMatrices) and laid(each.made) and whole(each.parts) for each in given)
     fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous() and here(chosen)
-    if not (known and fits and numbers and in_bytes(x)):
+    if not (known and fits and numbers and (in_bytes(x) or all(_whole_numbers(each.made) for each in given))):
         fast = matrices.fast(x)  # what the processor multiplies
         gate_up, down = (_Written.of(each, fast) for each in given)
         biases = biases and (biases[0].to(fast.dtype), biases[1].to(fast.dtype))
         return grouped.experts(fast, chosen, weights, gate_up, down, activation, biases, places).to(x.dtype)
     y, sizes = torch.empty_like(x), (len(x), chosen.shape[1], x.shape[1], gate_up.outputs // 2)
-    at = [address(each) for each in (x, chosen, weights, y)]
-    into, out_of = ((located(each.parts, each.made), laid_in_bytes(each.made)) for each in (gate_up, down))
+    at, form = [address(each) for each in (x, chosen, weights, y)], laid_in_bytes if in_bytes(x) else laid
+    into, out_of = ((located(each.parts, each.made), form(each.made)) for each in (gate_up, down))
     bias_at = tuple(number for each in biases or (None, None) for number in matrices.located(each))
-    loops.tiles.experts.experts(*at, into, out_of, bias_at, sizes, numbers, LIKE[x.dtype])
+    loops.tiles.experts.experts(*at, into, out_of, bias_at, sizes, numbers, in_bytes(x), LIKE[x.dtype])
     return y
+
+
+def _whole_numbers(made: Grouped) -> bool:
+    """Whether a form has no table and no minima and is not rounded: what `loops/tiles/floats.py` takes."""
+    return made.table is None and not made.minimum and made.rounded is None
 
 
 @dataclass(frozen=True)

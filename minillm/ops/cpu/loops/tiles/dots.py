@@ -47,24 +47,24 @@ def _dot(builder: Any, total: Any, w: Any, x: Any) -> Any:
     return builder.call(call, [total, builder.bitcast(w, INTS), builder.bitcast(x, INTS)])
 
 
-def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
+def at_place(builder: Any, address: Any, offset: int, kind: Any) -> Any:
     """The pointer to what lies `offset` bytes behind an address."""
     return builder.inttoptr(builder.add(address, address.type(offset)), kind.as_pointer())
 
 
 def _line(builder: Any, address: Any, index: int) -> Any:
     """The line so many lines behind an address."""
-    return builder.load(_at(builder, address, LINE * index, INTS), align=1)
+    return builder.load(at_place(builder, address, LINE * index, INTS), align=1)
 
 
 def _same_word(builder: Any, address: Any, offset: int) -> Any:
     """Four bytes in all 16 places."""
-    word = builder.load(_at(builder, address, offset, INT), align=1)
+    word = builder.load(at_place(builder, address, offset, INT), align=1)
     one = builder.insert_element(ir.Constant(INTS, ir.Undefined), word, INT(0))
     return builder.shuffle_vector(one, one, same(INT, 0))
 
 
-def _of_chunk(builder: Any, bits: int, at: Any, high_at: Any) -> Any:
+def of_chunk(builder: Any, bits: int, at: Any, high_at: Any) -> Any:
     """The numbers of the chunk that lies at an address: four inputs of each row after the other."""
 
     def byte(value: int) -> Any:
@@ -88,7 +88,7 @@ def _of_chunk(builder: Any, bits: int, at: Any, high_at: Any) -> Any:
 def _looked_up(builder: Any, table: Any, offset: int, q: Any) -> Any:
     """The bytes that a table of 16 has for numbers."""
     sixteen, all_places = ir.VectorType(BYTE, LANES), ir.VectorType(BYTE, LINE)
-    one = builder.load(_at(builder, table, offset, sixteen), align=1)
+    one = builder.load(at_place(builder, table, offset, sixteen), align=1)
     four = builder.shuffle_vector(one, one, constant(INT, [n % LANES for n in range(LINE)]))
     kind = ir.FunctionType(all_places, [all_places, all_places])
     call = get_or_insert_function(builder.module, kind, "llvm.x86.avx512.pshuf.b.512")
@@ -123,14 +123,14 @@ def _multiplied_wide(builder: Any, lines: Any, x: Any, taken: Any, steps: range)
 def _products(builder: Any, bits: int, given: Any, rows: int, parts: int) -> Iterator[Any]:
     """Of each of R rows of x and each part of a chunk, the products with the chunk of W at an address, less powers."""
     at, high_at, table, x, taken, chunks = given
-    lines = _of_chunk(builder, max(bits, 4), at, high_at)
+    lines = of_chunk(builder, max(bits, 4), at, high_at)
     if bits == TABLE:
         lines = [_looked_up(builder, table, LOW_BYTES, q) for q in lines]
     if bits == WIDE_TABLE:
         lines = [[_looked_up(builder, table, offset, q) for offset in (LOW_BYTES, HIGH_BYTES)] for q in lines]
     multiplied, count = _multiplied_wide if bits == WIDE_TABLE else _multiplied, STEPS // parts
     for index in range(STEPS if bits == 8 else STEPS // 2):
-        ask_for(builder, _at(builder, at, AHEAD + LINE * index, BYTE))
+        ask_for(builder, at_place(builder, at, AHEAD + LINE * index, BYTE))
     for r in range(rows):
         further = builder.mul(chunks, chunks.type(r))
         of_x = builder.add(x, builder.mul(further, further.type(2 * CHUNK)))
@@ -170,7 +170,7 @@ def _adding(bits: int, parts: int) -> Any:
 
 
 @intrinsic
-def _scaled(typing: Any, y: Any, sums: Any, scale: Any) -> Any:
+def scaled_sums(typing: Any, y: Any, sums: Any, scale: Any) -> Any:
     """y + sums * scale, each of R."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -183,7 +183,7 @@ def _scaled(typing: Any, y: Any, sums: Any, scale: Any) -> Any:
 
 
 @intrinsic
-def _nothing(typing: Any, y: Any) -> Any:
+def nothing(typing: Any, y: Any) -> Any:
     """Zeros, as many as in y."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -216,12 +216,12 @@ def _rows(bits: int) -> Any:
             at, high_at, bytes_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK
             taken, powers = taken + 8, powers + 4
         for g in range(0 if halves else groups):
-            sums, start, last = _nothing(y), last, min(last + per, chunks)
+            sums, start, last = nothing(y), last, min(last + per, chunks)
             for _ in range(start, last):
                 sums = add(sums, at, high_at, table, bytes_at, taken, powers, chunks, zeros(), zeros())
                 at, high_at, bytes_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK
                 taken, powers = taken + 8, powers + 4
-            y = _scaled(y, sums, _scale(scales_at, coded, g))
+            y = scaled_sums(y, sums, _scale(scales_at, coded, g))
         return y
 
     return rows
