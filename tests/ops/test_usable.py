@@ -77,7 +77,9 @@ def test_a_loop_is_given_this_machines_memory(op: str, monkeypatch: pytest.Monke
         here = [each.contiguous() if isinstance(each, Tensor) else each for each in given]
         if reached(*here, **named):
             met.append(op)
-            for i, value in enumerate(here):
+            # Where matrices are written out by a loop, only they must be here.
+            first = 3 if any(isinstance(each, GroupedMatrices) for each in here) else 0
+            for i, value in enumerate(here[first:], first):
                 for moved in elsewhere(value):
                     assert not reached(*here[:i], moved, *here[i + 1 :], **named), f"argument {i}"
         return loop(*given, **named)

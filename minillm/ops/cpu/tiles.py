@@ -65,6 +65,8 @@ def experts(
     known = all(isinstance(each, GroupedMatrices) and laid(each.made) and whole(each.parts) for each in given)
     fits = few(x) and plain(x, *(biases or ())) and plain(weights) and chosen.is_contiguous() and here(chosen)
     if not (known and fits and numbers and (in_bytes(x) or all(_whole_numbers(each.made) for each in given))):
+        if not all(whole(each.parts) for each in given if isinstance(each, GroupedMatrices)):
+            return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
         fast = matrices.fast(x)  # what the processor multiplies
         gate_up, down = (_Written.of(each, fast) for each in given)
         biases = biases and (biases[0].to(fast.dtype), biases[1].to(fast.dtype))

@@ -45,7 +45,7 @@ def _adding(bits: int, first: int, last: int) -> Any:
     def add(typing: Any, sums: Any, at: Any, high_at: Any, x: Any, stride: Any, zero: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             sums, at, high_at, x, stride, zero = given
-            found = [builder.extract_value(sums, r) for r in range(len(signature.return_type))]
+            found = [same(FLOAT, 0.0)] * len(signature.return_type)  # long sums of short ones round less
             lines = of_chunk(builder, bits, at, high_at)
             for index in range(LINES[bits] if first == 0 else 0):
                 ask_for(builder, at_place(builder, at, AHEAD + LINE * index, BYTE))
@@ -58,6 +58,7 @@ def _adding(bits: int, first: int, last: int) -> Any:
                         one = builder.load(at_place(builder, row, 4 * (INPUTS * n + k), FLOAT), align=4)
                         alone = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), one, INT(0))
                         found[r] = fused(builder, value, builder.shuffle_vector(alone, alone, same(INT, 0)), found[r])
+            found = [builder.fadd(builder.extract_value(sums, r), each) for r, each in enumerate(found)]
             return context.make_tuple(builder, signature.return_type, found)
 
         return sums(sums, *[types.intp] * 4, floats), generate
