@@ -26,8 +26,8 @@ GROUPS = (8, 16, 32, 64, 128)
 
 def by_integers(matrix: Tensor, made: Int8 | Int4) -> tuple[Tensor, int]:
     """The matrix as the format gives it back, and the bytes it takes."""
-    parts = made.quantise(matrix)
-    return made.dequantise(parts, matrix.shape[1], torch.float32), sum(part.nbytes for part in parts.values())
+    fields = made.quantise(matrix)
+    return made.form.values(fields), sum(part.nbytes for part in made.pack(fields).values())
 
 
 def by_fp8(matrix: Tensor, block: int = fp8.BLOCK) -> tuple[Tensor, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
-from minillm.model.held import Scheme
-from minillm.weights import foreign, holding
+from minillm.weights import foreign, holding, ints
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
 from minillm.weights.forms import Segment
+from minillm.weights.ints import Int4, Int8
 from minillm.weights.load import check
 from minillm.weights.load import load as load_weights
-from minillm.weights.rules import Plan, plan
+from minillm.weights.rules import Plan
 
 # What may stand in quantization_config and changes nothing here: which modules are plain, the tensors tell themselves,
 # and activations are never quantised.
@@ -50,8 +50,9 @@ def load(
     `dtype` "auto" is the one the checkpoint is stored in, or float32 where this CPU has no fast arithmetic for it.
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. Quantised matrices stay as they
     are stored and are multiplied so; without `keep_quantized` they are dequantised while they are read. `quantize`
-    "int8" or "int4" makes integers of matrices (`held.Scheme`), int4 in groups of `group_size`, with zero points unless
-    `symmetric`; folders that `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is wrong.
+    "int8" or "int4" makes integers of matrices (`held.integers`), int4 in groups of `group_size`, with zero points
+    unless `symmetric`; folders that `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is
+    wrong.
     """
     folder = hub.resolve(path, revision=revision)
     values = config.read(folder)
@@ -66,12 +67,10 @@ def load(
     slow = dtype == "auto" and not is_fast(wanted, target)
     chosen = torch.float32 if slow else wanted
     model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
-    held.hold(model, written.formats(model) if written else {})
-    planned = plan(checkpoint.info, rules, model.destinations())
+    planned = checkpoint.plan(rules, model.destinations())
     said = fits(planned, checkpoint, values)
-    formats = scheme.formats(model) if scheme else {}
-    held.hold(model, formats)
-    stay = _hold(model, checkpoint, planned, said) if keep_quantized and not scheme else {}
+    formats = held.integers(model, scheme) if scheme else {}
+    stay = _hold(model, checkpoint, planned, formats, said) if keep_quantized or scheme else {}
     parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats, stay)
     model.load_state_dict(parameters, assign=True)
     model.requires_grad_(False).eval()
@@ -81,11 +80,14 @@ def load(
     return llm
 
 
-def _hold(model: Decoder, checkpoint: Checkpoint, planned: Plan, said: list[str]) -> dict[str, tuple[Segment, ...]]:
-    """Lay the parameters that stay quantised out so; returns which they are, and adds to what users are told."""
-    shapes = held.holdable(model)
-    stay = dict(holding.segments(checkpoint, planned, shapes, model.dtype, model.ops.tile))
-    said += holding.told(checkpoint, planned, shapes, stay)
+def _hold(
+    model: Decoder, checkpoint: Checkpoint, planned: Plan, formats: Mapping[str, Int8 | Int4], said: list[str]
+) -> dict[str, tuple[Segment, ...]]:
+    """Lay the parameters that stay quantised out so, which are those of `formats` where it has any; returns which they
+    are, and adds to what users are told."""
+    shapes = {name: shape for name, shape in held.holdable(model).items() if not formats or name in formats}
+    stay = dict(holding.segments(checkpoint, planned, shapes, model.dtype, model.ops.tile, formats))
+    said += [] if formats else holding.told(checkpoint, planned, shapes, stay)
     held.hold(model, stay)
     return stay
 
@@ -128,7 +130,7 @@ def _quantised_as_said(values: dict[str, Any], checkpoint: Checkpoint) -> list[s
     notes = []
     if found and method is None:
         notes.append(f"config.json has no quantization_config: tensors with factors are read as {', '.join(found)}")
-    if method not in (None, held.METHOD, "gguf") and not found:
+    if method not in (None, ints.METHOD, "gguf") and not found:
         notes.append(f"quantization_config says {method}, but no tensor is: the weights are read as they are stored")
     unread = sorted(set(section) - QUANTISED[method]) if method in QUANTISED else []
     if section.get("activation_scheme", "dynamic") != "dynamic" and not checkpoint.idle:  # else these are spoken of
@@ -155,10 +157,10 @@ def _say(folder: Path, unread: Sequence[str], planned: Plan, said: list[str], sl
         note(f"this CPU has no fast {str(slow).removeprefix('torch.')} arithmetic: running in float32")
 
 
-def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) -> Scheme | None:
-    """What to quantise, and how. Raises ValueError where details are given without it."""
+def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) -> Int8 | Int4 | None:
+    """What to quantise to. Raises ValueError where details are given without it."""
     if quantize is not None:
-        return Scheme.of(quantize, group_size, symmetric)
+        return ints.scheme(quantize, group_size, symmetric)
     if group_size is not None or not symmetric:
         raise ValueError("--group-size and --asymmetric (group_size, symmetric) go with --quantize int4 (quantize)")
     return None
@@ -174,14 +176,14 @@ def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
     return bool(bf16() if dtype == torch.bfloat16 else fp16())
 
 
-def integers(folder: Path, values: dict[str, Any]) -> Scheme | None:
-    """The scheme that a folder was written with by `minillm.quantize`; None for any other. Raises ValueError for one
+def integers(folder: Path, values: dict[str, Any]) -> Int8 | Int4 | None:
+    """The integers that a folder was written with by `minillm.quantize`; None for any other. Raises ValueError for one
     that is quantised as this project cannot read it."""
     section, scheme = values.get("quantization_config"), config.quantization(values)
     if section is not None and not isinstance(section, dict):
         raise ValueError(f"config.json: quantization_config is {repr(section)[:40]}, expected an object or null")
     if not scheme or config.is_readable(values):
-        return Scheme.read(values)
+        return ints.read(section or {})
     if scheme == "fp8" and section:
         found = ", ".join(f"{key} {section.get(key)}" for key in ("weight_block_size", "fmt"))
         scheme = f"fp8 of {found} (supported: [128, 128] and e4m3)"

@@ -25,20 +25,21 @@ from minillm.guard.files import is_there, read_bytes
 from minillm.guard.screen import note, printable
 from minillm.guard.writing import complete, new_folder, terminable
 from minillm.loading import asked_scheme, fits, integers, opened, stored_dtype
+from minillm.model import held
 from minillm.model.decoder import skeleton
-from minillm.model.held import Scheme
 from minillm.report.saving import write_gguf
+from minillm.weights import ints
 from minillm.weights.checkpoint import brief
 from minillm.weights.gguf.mixtures import MIXTURES
 from minillm.weights.gguf.reader import SUFFIX
-from minillm.weights.rules import plan
+from minillm.weights.ints import Int4, Int8
 from minillm.weights.save import save_quantised
 
 
 def quantize(
     weights: str | Path | None,
     output: Path,
-    scheme: Scheme,
+    scheme: Int8 | Int4,
     progress: Callable[[int, int], None] = lambda done, total: None,
     revision: str | None = None,
 ) -> dict[str, Any]:
@@ -55,16 +56,16 @@ def quantize(
     values, checkpoint = opened(folder, values)
     spec, rules, read = families.resolve(values)
     model = skeleton(spec, torch.float32)
-    planned = plan(checkpoint.info, rules, model.destinations())
+    planned = checkpoint.plan(rules, model.destinations())
     for each in fits(planned, checkpoint, values):
         note(each)
     dtype = str(stored_dtype("auto", read.dtype, checkpoint.dtype)).removeprefix("torch.")
     key = "dtype" if "dtype" in values else "torch_dtype"
-    made = {**values, key: dtype, "quantization_config": scheme.written()}
+    made = {**values, key: dtype, "quantization_config": ints.written(scheme)}
     small = {name: read_bytes(_own(folder / name)) for name in hub.SMALL_FILES if is_there(folder / name)}
     _own(folder / "config.json")
     with new_folder(output) as partial:
-        written = save_quantised(partial, checkpoint, planned, scheme.formats(model), progress)
+        written = save_quantised(partial, checkpoint, planned, held.integers(model, scheme), progress)
         small["config.json"] = json.dumps(made, indent=2, ensure_ascii=False).encode()  # last: without it nothing loads
         for name, content in small.items():
             with complete(partial / name) as file:

@@ -17,6 +17,7 @@ from minillm.guard.jsonfile import read_json
 from minillm.lens import __main__ as lens
 from minillm.loading import load
 from minillm.plan import __main__ as plan
+from minillm.weights import ints
 from tests.conftest import exit_code, shared
 
 
@@ -84,7 +85,7 @@ def test_quantised_once_more(name: str, tmp_path: Path) -> None:
     """A folder of int8 matrices made of a file is the same model but for them, whatever a converter had changed: turned
     rows, norms with 1 added, keys and values apart."""
     file = shared(f"quant/gguf/{name}")
-    quantize.quantize(file, tmp_path / "made", quantize.Scheme.of("int8"))
+    quantize.quantize(file, tmp_path / "made", ints.scheme("int8"))
     made, whole = (load(path, "float32", "cpu", "reference") for path in (tmp_path / "made", file))
     prompt = {"prompt": "Once upon a time", "max_new_tokens": 12, "temperature": 0}
     assert made.generate(**prompt).text == whole.generate(**prompt).text

@@ -20,8 +20,7 @@ from torch import Tensor
 import minillm
 from minillm import quantize
 from minillm.guard.writing import complete, new_folder, terminable
-from minillm.model.held import Scheme
-from minillm.weights import load
+from minillm.weights import ints, load
 from tests.conftest import ROOT
 from tests.helpers import tiny
 from tests.helpers.blocks import SCALE, SCHEME
@@ -53,7 +52,7 @@ def test_values_that_are_no_numbers(name: str, value: float, folder: Path, tmp_p
         with pytest.raises(ValueError, match="not finite in float32"):
             minillm.load(folder, quantize=scheme)
         with pytest.raises(ValueError, match="not finite in float32"):
-            quantize.quantize(folder, tmp_path / "made", Scheme.of(scheme))
+            quantize.quantize(folder, tmp_path / "made", ints.scheme(scheme))
     assert not list(tmp_path.glob("made*"))
 
 
@@ -81,10 +80,10 @@ def test_large_sums_and_many_values(folder: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )  # fmt: skip
 def test_factors_of_integers(kind: str, ending: str, value: float, saved: Path, tmp_path: Path) -> None:
-    quantize.quantize(saved, tmp_path / "made", Scheme.of(kind, None, ending != "_zero"))
+    quantize.quantize(saved, tmp_path / "made", ints.scheme(kind, None, ending != "_zero"))
     minillm.load(tmp_path / "made")
     change(tmp_path / "made", put(DOWN + ending, value))
-    refused(tmp_path / "made", f"layers.0.ffn.down.weight{ending} has values that no factor has")
+    refused(tmp_path / "made", f"{DOWN}{ending} has values that no factor has")
 
 
 def as_fp8(named: dict[str, Tensor]) -> None:
@@ -156,7 +155,7 @@ def test_a_link_to_elsewhere_is_not_copied(name: str, folder: Path, tmp_path: Pa
     (folder / name).symlink_to(secret)
     minillm.load(folder)  # reading it is no harm
     with pytest.raises(ValueError, match=f"{name}: a link to .*secret, out of the checkpoint"):
-        quantize.quantize(folder, tmp_path / "made", Scheme.of("int8"))
+        quantize.quantize(folder, tmp_path / "made", ints.scheme("int8"))
 
 
 def test_links_of_the_hubs_cache_and_of_weights(folder: Path, tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def test_links_of_the_hubs_cache_and_of_weights(folder: Path, tmp_path: Path) ->
         place = tmp_path if file.suffix == ".safetensors" else repo / "blobs"  # weights may lie on another disk
         file.rename(place / f"blob-{file.name}")
         (repo / "snapshots/1" / file.name).symlink_to(place / f"blob-{file.name}")
-    quantize.quantize(repo / "snapshots/1", tmp_path / "made", Scheme.of("int8"))
+    quantize.quantize(repo / "snapshots/1", tmp_path / "made", ints.scheme("int8"))
     assert (tmp_path / "made/chat_template.jinja").read_text() == "T"
     assert not any(file.is_symlink() for file in (tmp_path / "made").iterdir())
 
@@ -236,6 +235,6 @@ def test_handlers_are_put_back() -> None:
 
 def test_what_a_killed_run_left_is_said(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "made.0123abcd.partial").mkdir()
-    quantize.quantize(saved, tmp_path / "made", Scheme.of("int8"))
+    quantize.quantize(saved, tmp_path / "made", ints.scheme("int8"))
     assert "made.0123abcd.partial was left by a run that was cut off" in capsys.readouterr().err
     assert json.loads((tmp_path / "made/config.json").read_text())["quantization_config"]["format"] == "int8"

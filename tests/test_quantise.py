@@ -11,6 +11,7 @@ import torch
 import minillm
 from minillm import perplexity, quantize
 from minillm.model.held import held_in
+from minillm.weights import ints
 from minillm.weights.gguf import reader
 from minillm.weights.gguf.mixtures import MIXTURES
 from minillm.weights.ints import Int4, Int8
@@ -20,18 +21,18 @@ from tests.conftest import exit_code, shared
 @pytest.mark.parametrize("shape", [(5, 64), (3, 100), (2, 7)])
 def test_int8_is_at_most_half_a_step_off(shape: tuple[int, int]) -> None:
     w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    parts = Int8().quantise(w)
-    error = (Int8().dequantise(parts, shape[1], torch.float32) - w).abs()
-    assert (error <= parts["_scale"][:, None] / 2 * 1.00001).all()
+    fields = Int8().quantise(w)
+    error = (Int8().form.values(fields) - w).abs()
+    assert (error <= fields.scale / 2 * 1.00001).all()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [16, 32, 5])
 def test_int4_by_its_formula(group: int, symmetric: bool) -> None:
     """Number by number, and no worse than rounding to 15 steps of the largest value."""
-    w, form = torch.randn(4, 70, generator=torch.Generator().manual_seed(2)), Int4(group, symmetric)
-    parts = form.quantise(w)
-    made = form.dequantise(parts, 70, torch.float64)
+    w, integers = torch.randn(4, 70, generator=torch.Generator().manual_seed(2)), Int4(group, symmetric)
+    fields = integers.quantise(w)
+    parts, made = integers.pack(fields), integers.form.values(fields)
     for o in range(4):
         for i in range(70):
             byte = int(parts[""][o, i // 2])
@@ -50,7 +51,7 @@ def test_a_folder_is_what_a_load_makes(
 ) -> None:
     """Bit for bit; and each held matrix is the plain one, quantised."""
     loaded = minillm.load(saved, quantize=name).model
-    plain = dict(minillm.load(saved, kernels="reference").model.named_parameters())
+    plain = minillm.load(saved, kernels="reference").model.get_parameter("layers.0.ffn.down.weight")
     made = tmp_path / "made"
     command = ["--weights", str(saved), "--output", str(made), "--quantize", name]
     assert quantize.main(command) == 0
@@ -59,8 +60,7 @@ def test_a_folder_is_what_a_load_makes(
         assert torch.equal(again.get_parameter(key), parameter), key
     down = loaded.layers[0].ffn.down
     (segment,) = held_in(down)["weight"].segments
-    held = segment.form
-    expected = held.quantise(plain["layers.0.ffn.down.weight"].float())
+    expected = segment.form.pack(ints.scheme(name).quantise(plain.float()))
     assert torch.equal(down.weight, expected[""])
     assert torch.equal(down.weight_scale, expected["_scale"])
     capsys.readouterr()

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from minillm.weights.gguf import reader as gguf
 from minillm.weights.gguf.tensors import InBlocks, tensors
 from minillm.weights.pytorch import torchfile
 from minillm.weights.pytorch.torchfile import InStorage
+from minillm.weights.rules import Destination, Plan, Rules, plan
 from minillm.weights.source import InFile, Source
 
 EQUAL_VALUES = 2**20  # compared at a time
@@ -189,6 +190,18 @@ class Checkpoint:
             self.stored[name] = Made(made, parts)
             self.info[name] = TensorInfo(info[tensor].file, made.shape, Made.word, made.title, self.stored[name].nbytes)
         return idle
+
+    def plan(self, rules: Rules, destinations: Mapping[str, Destination]) -> Plan:
+        """What the tensors would fill. Of those that lie as the model has them the layout is none."""
+        planned = plan(self.info, rules, destinations)
+        for name, to in planned.assignments.items():
+            stored = self.stored[name]
+            if isinstance(stored, Made) and (of_width := stored.packed.of_width):
+                planned.assignments[name] = replace(to, layout=None, whole=None)
+                if to.shape[-1] % 2 and stored.shape[-1] == to.shape[-1] + 1:  # of two in a byte the last is none
+                    made = self.stored[name] = Made(of_width(to.shape[-1]), stored.parts)
+                    self.info[name] = replace(self.info[name], shape=made.shape)
+        return planned
 
     @property
     def dtype(self) -> torch.dtype | None:

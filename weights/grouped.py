@@ -195,8 +195,7 @@ def _plane(q: Tensor, per: int, bits: int) -> Tensor:
 
 
 def _numbers(plane: Tensor, per: int, bits: int) -> Tensor:
-    """What `_plane` packed: `[T, t, C]`."""
-    words, mask = plane.reshape(-1).view(torch.int32).view(plane.shape[:3]), (2**bits - 1) * 0x01010101
-    numbers = torch.stack([words >> (bits * n) & mask if bits < 8 else words for n in range(per // 4)], dim=2)
-    rows = numbers.flatten(1, 2).transpose(1, 2)
-    return rows.reshape(-1).view(torch.uint8).view(*rows.shape[:2], -1)
+    """What `_plane` packed: `[T, t, C]`. Byte by byte, as models that are traced come through here too."""
+    numbers = torch.stack([plane >> (bits * n) for n in range(per // 4)], dim=2) if bits < 8 else plane.unsqueeze(2)
+    numbers = numbers.permute(0, 3, 1, 2, 4).flatten(2)
+    return numbers & (2**bits - 1) if bits < 8 else numbers

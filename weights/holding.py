@@ -20,6 +20,7 @@ from minillm.weights.formats.packed import Made
 from minillm.weights.forms import ORDER, Packing, Plain, Segment
 from minillm.weights.gguf.tensors import Blocks, InBlocks
 from minillm.weights.grouped import Fields, Grouped
+from minillm.weights.ints import Int4, Int8
 from minillm.weights.rules import Destination, Plan
 from minillm.weights.tensorfile import blocks
 from minillm.weights.threads import in_threads
@@ -29,17 +30,24 @@ Held = Mapping[str, tuple[Segment, ...]]  # parameter -> its segments
 
 
 def segments(
-    checkpoint: Checkpoint, planned: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tile: int
-) -> Held:
-    """The segments of each parameter of `shapes`, `[O, I]` or `[E, O, I]`, that quantised tensors fill; others have
-    none. Forms that lie in tiles do so in those of `tile` rows."""
+    checkpoint: Checkpoint, planned: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tile: int,
+    formats: Mapping[str, Int8 | Int4] | None = None,
+) -> Held:  # fmt: skip
+    """The segments of each parameter of `shapes`, `[O, I]` or `[E, O, I]`, that quantised tensors fill, or any where
+    `formats` says what to quantise them to; others have none. Forms that lie in tiles do so in those of `tile` rows,
+    but for experts that are no whole tiles."""
     filling: dict[str, list[tuple[Destination, Stored]]] = {}
     for tensor, to in planned.assignments.items():
         if to.parameter in shapes:
             filling.setdefault(to.parameter, []).append((to, checkpoint.stored[tensor]))
     found: dict[str, tuple[Segment, ...]] = {}
     for name, given in filling.items():
-        pieces = [_piece(to, stored, dtype, tile) for to, stored in sorted(given, key=lambda each: each[0].start)]
+        given.sort(key=lambda each: each[0].start)
+        if formats and name in formats:
+            form = replace(formats[name].form, tile=tile)
+            pieces: list[Segment | None] = [Segment(to.start, to.shape[0], form) for to, _ in given]
+        else:
+            pieces = [_piece(to, stored, dtype, tile) for to, stored in given]
         known = [piece for piece in pieces if piece is not None]
         if len(known) < len(pieces) or all(isinstance(piece.form, Plain) for piece in known):
             continue
@@ -47,8 +55,10 @@ def segments(
             found[name] = tuple(_merged(known))
         elif len({piece.form for piece in known}) == 1 and not any(piece.ordered for piece in known):
             ends = [shapes[name][1], *(each for piece in known for each in (piece.start, piece.rows))]
-            if all(each % known[0].form.tile == 0 for each in ends):
-                found[name] = (Segment(0, shapes[name][1], known[0].form),)
+            form = known[0].form
+            whole = all(each % form.tile == 0 for each in ends)
+            form = form if whole or not isinstance(form, Grouped) else replace(form, tile=1)
+            found[name] = (Segment(0, shapes[name][1], form),)
     return found
 
 

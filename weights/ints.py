@@ -1,15 +1,15 @@
-"""Integers with factors: what quantising a plain matrix W `[O, I]` on load gives.
+"""Integers with factors: what quantising a plain matrix W `[O, I]` gives, and how a folder keeps it.
 
     int8   W[o, i] = q[o, i] s[o]
     int4   W[o, i] = (q[o, i] - z[o, i / g]) s[o, i / g] f[o]
 
-Int4 keeps q from 0 to 15, two in a byte: value 2j of a row in the low half of its byte j and 2j + 1 in the high half. A
-group of g values of a row has a factor s of its own, itself an int8, in units of the row's f (as QLoRA's double
-quantisation, arXiv:2305.14314, and llama.cpp's k-quants), and z = 8, or a whole number of its own. Groups of 16 then
-cost no more than groups of 32 with a 16-bit factor: 4 + 8 / 16 bits, and 32 for each row.
+A group of g values of a row of int4 has a factor s of its own, itself an int8, in units of the row's f (as QLoRA's
+double quantisation, arXiv:2305.14314, and llama.cpp's k-quants), and z = 8, or a whole number of its own. Groups of 16
+then cost no more than groups of 32 with a 16-bit factor: 4 + 8 / 16 bits, and 32 for each row.
 
-The parts of a held matrix are q, called as the matrix itself, and its companions, called the same and "_scale" (s),
-"_factor" (f) and "_zero" (z).
+In memory both are forms of `grouped.py`. In a folder (`formats/integers.py`) the parts of a matrix are q, called as the
+matrix itself, and its companions, called the same and "_scale" (s), "_factor" (f) and "_zero" (z). int4 keeps q from 0
+to 15, two in a byte: value 2j of a row in the low half of its byte j and 2j + 1 in the high half.
 """
 
 from __future__ import annotations
@@ -17,60 +17,78 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.weights.forms import Looked
+from minillm.weights.forms import Shapes
+from minillm.weights.grouped import Fields, Grouped, Parts
 
-Parts = Mapping[str, Tensor]  # what a part adds to the name of the matrix -> its values
-COMPANIONS = ("_scale", "_factor", "_zero")
-DTYPES = (torch.int8, torch.uint8)  # of q
+METHOD = "minillm"  # what config.json calls the scheme of a folder that `minillm.quantize` wrote
 GROUP = 16
 MAX_GROUP = 4096
 CLIPPED = (0.8, 0.9, 1.0)  # shares of a group's largest value that its range may end at
 
 
 @dataclass(frozen=True)
-class Int8(Looked):
+class Int8:
     """One byte for a value and 32 bits for a row. The error of a value is half of its row's factor at most."""
 
-    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of each part of matrices `[..., O, I]`; what a row has one of lies in one dimension."""
+    tile = 1
+
+    @property
+    def form(self) -> Grouped:
+        """How it lies in memory: q + 128, in one group for a row."""
+        return Grouped(8, 0, torch.float32, zero=128)
+
+    def parts(self, shape: tuple[int, ...]) -> Shapes:
+        """Shape and type of each part of matrices `[..., O, I]` in a folder."""
         return {"": (shape, torch.int8), "_scale": ((math.prod(shape[:-1]),), torch.float32)}
 
-    def quantise(self, rows: Tensor) -> dict[str, Tensor]:
-        """The parts of fp32 `[O, I]`: s is the largest magnitude of a row over 127."""
-        scale = rows.abs().amax(-1) / 127
-        return {"": (rows * _inverse(scale)[:, None]).round_().to(torch.int8), "_scale": scale}
+    def quantise(self, rows: Tensor) -> Fields:
+        """fp32 `[O, I]` as numbers and factors: s is the largest magnitude of a row over 127."""
+        scale = rows.abs().amax(-1, keepdim=True) / 127
+        return Fields((rows * _inverse(scale)).round_().to(torch.int8).view(torch.uint8) ^ 128, scale)
 
-    def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
-        """`[..., I]` of q `[..., I]` and s `[...]`, computed in fp32."""
-        return (parts[""].float() * parts["_scale"][..., None]).to(dtype)
+    def pack(self, fields: Fields) -> dict[str, Tensor]:
+        """The parts of rows."""
+        assert fields.scale is not None
+        return {"": (fields.q ^ 128).view(torch.int8), "_scale": fields.scale[:, 0]}
+
+    def fields(self, parts: Parts, columns: int) -> Fields:
+        """What was packed."""
+        return Fields(parts[""].view(torch.uint8) ^ 128, parts["_scale"][:, None])
 
 
 @dataclass(frozen=True)
-class Int4(Looked):
+class Int4:
     """Half a byte for a value, one byte (two, if not symmetric) for a group and 32 bits for a row."""
 
     group: int = GROUP
     symmetric: bool = True
+    tile = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.group, bool) or not isinstance(self.group, int) or not 1 <= self.group <= MAX_GROUP:
             raise ValueError(f"the group size is {self.group!r}, it must be a whole number from 1 to {MAX_GROUP}")
 
-    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of each part of matrices `[..., O, I]`; what a row has one of lies in one dimension."""
+    @property
+    def form(self) -> Grouped:
+        """How it lies in memory."""
+        return Grouped(4, self.group, torch.int8, torch.float32, zero=8 if self.symmetric else None)
+
+    def parts(self, shape: tuple[int, ...]) -> Shapes:
+        """Shape and type of each part of matrices `[..., O, I]` in a folder."""
         *rows, columns = shape
         groups = (*rows, -(-columns // self.group))
-        found = {"": ((*rows, -(-columns // 2)), torch.uint8), "_scale": (groups, torch.int8)}
-        zero = {} if self.symmetric else {"_zero": (groups, torch.uint8)}
+        found: Shapes = {"": ((*rows, -(-columns // 2)), torch.uint8), "_scale": (groups, torch.int8)}
+        zero: Shapes = {} if self.symmetric else {"_zero": (groups, torch.uint8)}
         return {**found, "_factor": ((math.prod(rows),), torch.float32), **zero}
 
-    def quantise(self, rows: Tensor) -> dict[str, Tensor]:
-        """The parts of fp32 `[O, I]`.
+    def quantise(self, rows: Tensor) -> Fields:
+        """fp32 `[O, I]` as numbers, factors and zeros.
 
         Of a few ranges for a group, each cut off at some share of its largest value (GPTQ, arXiv:2210.17323, searches
         so in its code), the one of least squared error is kept once its factor is the best for the numbers that it
@@ -88,12 +106,12 @@ class Int4(Looked):
             best, scale = torch.where(better, gain, best), torch.where(better, fitting, scale)
             zero = zero if self.symmetric else torch.where(better, middle, zero)
         scale = scale.view(len(rows), -1)
-        factor = scale.abs().amax(1) / 127
-        codes = (scale * _inverse(factor)[:, None]).round_()
-        inverse = _inverse((codes * factor[:, None]).flatten())
-        q = _steps(x, inverse, zero, steps).add_(zero).to(torch.uint8)
-        found = {"": _packed(q, len(rows), rows.shape[1]), "_scale": codes.to(torch.int8), "_factor": factor}
-        return found if self.symmetric else {**found, "_zero": zero.to(torch.uint8).view(len(rows), -1)}
+        factor = scale.abs().amax(1, keepdim=True) / 127
+        codes = (scale * _inverse(factor)).round_()
+        q = _steps(x, _inverse((codes * factor).flatten()), zero, steps).add_(zero).to(torch.uint8)
+        q = q.t().reshape(len(rows), -1)[:, : rows.shape[1]]
+        zeros = None if self.symmetric else zero.to(torch.uint8).view(len(rows), -1)
+        return Fields(q, codes.to(torch.int8), factor, zeros)
 
     def _ranges(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Inverses of factors, and zeros, to try for groups `[g, N]`. Symmetric, the largest value is given to the side
@@ -110,24 +128,64 @@ class Int4(Looked):
         for share in CLIPPED:
             yield inverse / share, (-low * inverse).round()
 
-    def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> Tensor:
-        """`[..., I]` of q `[..., I / 2]`, s and z `[..., I / g]` and f `[...]`, computed in fp32."""
-        q = torch.stack((parts[""] & 15, parts[""] >> 4), dim=-1).flatten(-2)[..., :columns].float()
-        of_group = torch.arange(columns, device=q.device) // self.group
-        q = q - (8.0 if self.symmetric else parts["_zero"][..., of_group].float())
-        return (q * parts["_scale"][..., of_group].float() * parts["_factor"][..., None]).to(dtype)
+    def pack(self, fields: Fields) -> dict[str, Tensor]:
+        """The parts of rows."""
+        assert fields.scale is not None
+        assert fields.factor is not None
+        q = F.pad(fields.q, (0, fields.q.shape[1] % 2))
+        found = {"": q[:, 0::2] | (q[:, 1::2] << 4), "_scale": fields.scale, "_factor": fields.factor[:, 0]}
+        return found if fields.zero is None else {**found, "_zero": fields.zero}
+
+    def fields(self, parts: Parts, columns: int) -> Fields:
+        """What was packed."""
+        q = torch.stack((parts[""] & 15, parts[""] >> 4), dim=-1).flatten(1)[:, :columns]
+        return Fields(q, parts["_scale"], parts["_factor"][:, None], parts.get("_zero"))
 
 
-def sound(name: str, values: Tensor) -> bool:
-    """Whether a companion of this name can have these values: `quantise` makes no others."""
-    if name.endswith("_zero"):
+def scheme(name: str, group_size: int | None = None, symmetric: bool = True) -> Int8 | Int4:
+    """What a command line asks for. Raises ValueError for what is not supported."""
+    if name == "int8":
+        if group_size is not None or not symmetric:
+            raise ValueError("int8 has one factor for each row; group size and zero points go with int4")
+        return Int8()
+    if name != "int4":
+        raise ValueError(f"quantize is {name!r}; use int8 or int4")
+    return Int4(GROUP if group_size is None else group_size, symmetric)
+
+
+def read(section: Mapping[str, Any]) -> Int8 | Int4 | None:
+    """What a config.json says of the matrices of a folder that this project wrote; None of any other folder. Raises
+    ValueError for one of another version."""
+    if section.get("quant_method") != METHOD:
+        return None
+    made = scheme(str(section.get("format")), section.get("group_size"), section.get("symmetric") is not False)
+    if _said(section) != _said(written(made)):
+        raise ValueError(f"config.json: quantization_config says {section}, this version of minillm reads "
+                         f"{written(made)}; write the folder again with it")  # fmt: skip
+    return made
+
+
+def written(made: Int8 | Int4) -> dict[str, Any]:
+    """What `read` reads."""
+    int4 = made if isinstance(made, Int4) else None
+    return {
+        "quant_method": METHOD,
+        "format": "int4" if int4 else "int8",
+        "group_size": int4.group if int4 else None,
+        "symmetric": int4.symmetric if int4 else True,
+        "embedding_format": "int8",
+    }
+
+
+def _said(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def sound(ending: str, values: Tensor) -> bool:
+    """Whether a part with this ending can have these values: `quantise` makes no others."""
+    if ending == "_zero":
         return bool((values <= 15).all())
     return bool((values >= (-127 if values.dtype == torch.int8 else 0)).all() and (values < torch.inf).all())
-
-
-def matrix_of(companion: str) -> str | None:
-    """The matrix that a companion of this name belongs to; None if it is no such name."""
-    return next((companion.removesuffix(each) for each in COMPANIONS if companion.endswith(each)), None)
 
 
 def _inverse(x: Tensor) -> Tensor:
@@ -157,9 +215,3 @@ def _total(x: Tensor) -> Tensor:
 def _steps(x: Tensor, inverse: Tensor, zero: Tensor, into: Tensor) -> Tensor:
     """q - z of groups `[g, N]`, given the inverses of their factors and their zeros, `[N]`."""
     return torch.mul(x, inverse, out=into).add_(zero).round_().clamp_(0, 15).sub_(zero)
-
-
-def _packed(q: Tensor, rows: int, columns: int) -> Tensor:
-    """uint8 `[g, O * groups]` -> `[O, I / 2]`."""
-    values = F.pad(q.t().reshape(rows, -1)[:, :columns], (0, columns % 2))
-    return values[:, 0::2] | (values[:, 1::2] << 4)

@@ -6,18 +6,20 @@ converted or quantised one block more; one tensor, where it must be dequantised 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from minillm.weights import fp8, holding, ints
+from minillm.weights import fp8, holding
 from minillm.weights.checkpoint import DTYPES, Checkpoint, Stored, TensorInfo, brief
+from minillm.weights.grouped import Fields
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.memory import allocator
 from minillm.weights.rules import Destination, Plan, rows
-from minillm.weights.tensorfile import NAMES, blocks
-from minillm.weights.threads import in_threads
+from minillm.weights.tensorfile import blocks
 
 MISSHAPEN = "tensors of another shape"
 # Parameters of no more values than SMALL are looked at whole, of others LOOKED_AT in each STRETCH: few enough that one
@@ -50,9 +52,7 @@ def faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]
             for tensor in misshapen(planned, info)
         ],
         "tensors of a type that no plain checkpoint has (is it quantised?)": [
-            f"{tensor} is {info[tensor].dtype}"
-            for tensor, to in wanted.items()
-            if info[tensor].dtype not in ([NAMES[to.dtype]] if to.integer else DTYPES)
+            f"{tensor} is {info[tensor].dtype}" for tensor in wanted if info[tensor].dtype not in DTYPES
         ],
     }
 
@@ -73,9 +73,9 @@ def load(
 ) -> dict[str, Tensor]:
     """Fill parameters like those of `skeleton`, name -> tensor whose shape and dtype count, on `device`.
 
-    Those that `formats` names are quantised as they are read, so that no more of them is ever plain than one block of
-    rows (one tensor, where it is quantised already or lies otherwise). Quantised tensors are dequantised, unless their
-    parameter is in `held`.
+    Quantised tensors are dequantised, unless their parameter is in `held`. Those that `formats` names, which are held
+    too, are quantised as they are read, so that no more of them is ever plain than one block of rows (one tensor, where
+    it is quantised already or lies otherwise).
     `progress(done, total)` is called with bytes of the files. `check` the plan first.
     """
     parameters: dict[str, Tensor] = {}
@@ -93,37 +93,29 @@ def load(
             parameters[name] = allocate(skeleton[name].shape, skeleton[name].dtype)
         return parameters[name]
 
-    def place(name: str, to: Destination) -> Tensor:
-        return rows(allocated(name), to)
-
     def put(stored: Stored, to: Destination) -> None:
-        if held and to.parameter in held:
-            holding.fill(held[to.parameter], stored, to, lambda ending: allocated(f"{to.parameter}{ending}"))
-        elif formats and to.parameter in formats:
-            for start, parts in quantised_rows(formats[to.parameter], stored, to):
-                for ending, part in parts.items():
-                    place(f"{to.parameter}{ending}", to)[start : start + len(part)] = part
+        name = to.parameter
+        if not held or name not in held:
+            fill(rows(allocated(name), to), stored, to)
+        elif formats and name in formats:
+            made = Quantised(formats[name], stored, to)
+            holding.fill(held[name], made, made.to, lambda ending: allocated(f"{name}{ending}"))
         else:
-            fill(place(to.parameter, to), stored, to)
+            holding.fill(held[name], stored, to, lambda ending: allocated(f"{name}{ending}"))
 
     for name, stored in checkpoint.read(planned.assignments.__contains__, done):
         for one, to in holding.apart(stored, planned.assignments[name]):
             put(one, to)
-    _check_values(parameters, skeleton, held or {})
+    _check_values(parameters)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
 
 
-def _check_values(parameters: Mapping[str, Tensor], skeleton: Mapping[str, Tensor], held: holding.Held) -> None:
+def _check_values(parameters: Mapping[str, Tensor]) -> None:
     """Raise ValueError for values that are no numbers: attention on a CPU may answer as if they were none. A look at
     all would take an eighth of the time of a load, so of large matrices only a share is looked at."""
     for name, values in parameters.items():
-        owner = ints.matrix_of(name) or ""
-        matrix = None if owner.partition("@")[0] in held else skeleton.get(owner)
-        if matrix is not None and matrix.dtype in ints.DTYPES:
-            if not ints.sound(name, values):
-                raise ValueError(f"{name} has values that no factor has; write the folder again")
-        elif values.is_floating_point():
+        if values.is_floating_point():
             flat = values.flatten()
             for start in range(0, len(flat), LOOKED_AT if len(flat) <= SMALL else STRETCH):
                 check_finite(name, flat[start : start + LOOKED_AT])
@@ -157,17 +149,27 @@ def fill(into: Tensor, stored: Stored, to: Destination) -> None:
         flat[start:stop] = stored.values(start, stop)
 
 
-def quantised_rows(made: Int8 | Int4, stored: Stored, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The rows that a tensor fills as their parts, a block at a time: (number of the first row, parts), in order."""
-    columns, whole_rows = to.shape[-1], laid(stored, to)
+class Quantised:
+    """The rows that a tensor of a checkpoint fills, which become integers as they are asked for; `to` is where they go,
+    in the order in which they are given."""
 
-    def quantise(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
-        place = block[0] * columns, block[1] * columns
-        values = (stored.values(*place) if whole_rows is None else whole_rows.flatten()[slice(*place)]).float()
-        check_finite(to.parameter, values)
-        return block[0], made.quantise(values.view(-1, columns))
+    order = None
 
-    return in_threads(quantise, blocks(to.shape[0], max(BLOCK_VALUES // columns, 1)))
+    def __init__(self, made: Int8 | Int4, stored: Stored, to: Destination):
+        self.made, self.stored, self.to = made, stored, replace(to, layout=None)
+        self._lying, self._laid, self._lock = to, None, threading.Lock()
+
+    def fields(self, start: int, stop: int) -> Fields:
+        """Rows start … stop - 1 as they go into the form of `made`."""
+        columns = self.to.shape[-1]
+        if self._lying.layout is None:
+            values = self.stored.values(start * columns, stop * columns)
+        else:
+            with self._lock:
+                self._laid = laid(self.stored, self._lying) if self._laid is None else self._laid
+            values = self._laid[start:stop]
+        check_finite(self.to.parameter, values := values.float())
+        return self.made.quantise(values.view(-1, columns))
 
 
 def laid(stored: Stored, to: Destination) -> Tensor | None:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from minillm.weights.checkpoint import Checkpoint
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.formats.packed import Made
 from minillm.weights.load import BLOCK_VALUES, check_finite, laid
 from minillm.weights.rules import Destination, Plan
 from minillm.weights.tensorfile import blocks
 
 
 class Rows:
-    """What fills the parameters of a plan, in fp32. `held` has the format and the columns of those that are integers,
-    which are dequantised a block of rows at a time. Of other tensors that are quantised, or lie otherwise than their
-    rows, one is in memory whole, while its rows are asked for one after the other."""
+    """What fills the parameters of a plan, in fp32. Of tensors that are quantised, or lie otherwise than their rows,
+    one is in memory whole, while its rows are asked for one after the other; this project's own integers are
+    dequantised a block of rows at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, planned: Plan, held: Mapping[str, tuple[Int8 | Int4, int]]):
-        self.checkpoint, self.planned, self.held = checkpoint, planned, held
+    def __init__(self, checkpoint: Checkpoint, planned: Plan):
+        self.checkpoint, self.planned = checkpoint, planned
         self.parts: dict[str, list[tuple[Destination, str]]] = {}
         for name, to in planned.assignments.items():
             self.parts.setdefault(to.parameter, []).append((to, name))
@@ -31,21 +30,8 @@ class Rows:
 
     def pieces(self, wanted: Destination) -> Iterator[Tensor]:
         """The rows of a parameter that a destination is, in order: fp32 `[some, …]`. Its layout is not looked at."""
-        first, count = wanted.start, wanted.shape[0]
-        if wanted.parameter not in self.held:
-            for piece in self._read(wanted.parameter, first, first + count):
-                yield piece.float()
-            return
-        form, columns = self.held[wanted.parameter]
-        for start, stop in blocks(count, max(BLOCK_VALUES // columns, 1)):
-            place = first + start, first + stop
-            names = {ending: f"{wanted.parameter}{ending}" for ending in form.parts((1, 1))}
-            parts = {ending: torch.cat(list(self._read(name, *place))) for ending, name in names.items()}
-            yield form.dequantise(parts, columns, torch.float32)
-
-    def _read(self, parameter: str, first: int, last: int) -> Iterator[Tensor]:
-        """Rows first … last - 1 in their own type."""
-        for to, name in self.parts[parameter]:
+        first, last = wanted.start, wanted.start + wanted.shape[0]
+        for to, name in self.parts[wanted.parameter]:
             start, stop = max(first, to.start) - to.start, min(last, to.start + to.shape[0]) - to.start
             if start < stop:
                 yield from self._of_tensor(name, to, start, stop)
@@ -54,10 +40,12 @@ class Rows:
         width, made, stored = math.prod(to.shape[1:]), self._laid(name, to), self.checkpoint.stored[name].fresh()
         for start, stop in blocks(last - first, max(BLOCK_VALUES // width, 1)):
             place = first + start, first + stop
-            values = stored.values(place[0] * width, place[1] * width) if made is None else made[slice(*place)]
-            if values.is_floating_point():
-                check_finite(to.parameter, values)
-            yield values.view(-1, *to.shape[1:])
+            if isinstance(stored, Made) and stored.packed.of_width and stored.form:
+                values = stored.form.values(stored.fields(*place))
+            else:
+                values = stored.values(place[0] * width, place[1] * width) if made is None else made[slice(*place)]
+            check_finite(to.parameter, values)
+            yield values.view(-1, *to.shape[1:]).float()
 
     def _laid(self, name: str, to: Destination) -> Tensor | None:
         """All rows that a tensor fills, where they are not its own."""

@@ -5,9 +5,7 @@ which is a parameter, a named row block of a fused one, "name[part]", or neighbo
 layout" says that the tensor's values lie otherwise (see `layout.py`). DROP says that a tensor is left out knowingly,
 "DROP: reason" that users are told, and "DROP or destination" that it fills what no other tensor does. A pattern may
 end in `*`, for any rest. Where several patterns match, the one with the fewest placeholders wins, of equals the first.
-Every tensor must match one rule and every parameter must be filled exactly once: `plan` says where that fails. The
-companions of integers (`ints.py`) go to those of the parameter that these fill, all of them row by row whatever the
-layout.
+Every tensor must match one rule and every parameter must be filled exactly once: `plan` says where that fails.
 
 A name that no pattern matches is tried once more with another beginning: without what a wrapper put in front of it, and
 with or without the beginning that most patterns have. Saving the inner model leaves that one out ("layers.0…" for
@@ -22,10 +20,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from minillm.weights import ints
 from minillm.weights.layout import AnyLayout, parse
 
 DROP = "DROP"
@@ -47,13 +43,7 @@ class Destination:
     start: int
     shape: tuple[int, ...]
     layout: AnyLayout | None = None
-    dtype: torch.dtype = torch.float32
     whole: tuple[int, ...] | None = None
-
-    @property
-    def integer(self) -> bool:
-        """Whether the parameter is a part of one held as integers, which a tensor must have as it is."""
-        return self.dtype in ints.DTYPES
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -100,13 +90,10 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
 
 def _targets(tensors: Collection[str], rules: Rules, result: Plan) -> dict[str, str | None]:
     """Where each tensor goes; the result is told what names were read otherwise than they are."""
-    table, names, found = _Table(rules), set(tensors), dict[str, str | None]()
+    table, found = _Table(rules), dict[str, str | None]()
     for tensor in tensors:
-        matrix = ints.matrix_of(tensor)
-        owner = matrix if matrix in names else tensor
-        target, name, wrapper = table.find(owner)
-        found[tensor] = target if owner == tensor else _of_companion(target, tensor.removeprefix(owner))
-        if name != owner:
+        found[tensor], name, wrapper = table.find(tensor)
+        if name != tensor:
             result.spelled[tensor] = name
         if wrapper:
             result.wrappers[wrapper] = result.wrappers.get(wrapper, 0) + 1
@@ -138,18 +125,8 @@ def joined(target: str, known: Mapping[str, list[str]], destinations: Mapping[st
     unit, _, layout = target.partition(": ")
     found = [destinations[name] for name in known[unit]]
     shape = (sum(each.shape[0] for each in found), *found[0].shape[1:])
-    first = found[0]
-    lies = parse(layout) if layout and not first.integer else None
-    whole = first.whole if unit == first.parameter and not first.integer else None
-    return replace(first, shape=shape, layout=lies, whole=whole)
-
-
-def _of_companion(target: str | None, ending: str) -> str | None:
-    """Where a companion goes, given the target of its matrix."""
-    if target is None or (target.startswith(DROP) and not target.startswith(SPARE)):
-        return target
-    parameter, bracket, part = target.partition(": ")[0].partition("[")
-    return f"{parameter}{ending}{bracket}{part}"
+    whole = found[0].whole if unit == found[0].parameter else None
+    return replace(found[0], shape=shape, layout=parse(layout) if layout else None, whole=whole)
 
 
 class _Table:

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from minillm.guard.writing import complete
 from minillm.weights.checkpoint import Checkpoint, Stored, brief
-from minillm.weights.holding import apart
+from minillm.weights.holding import apart, packed
 from minillm.weights.ints import Int4, Int8
-from minillm.weights.load import BLOCK_VALUES, check_finite, quantised_rows
+from minillm.weights.load import BLOCK_VALUES, Quantised, check_finite
 from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, units
 from minillm.weights.tensorfile import BITS, NAMES, Writer, blocks
 
@@ -120,7 +121,7 @@ def _pieces(stored: Stored, to: Destination, made: Int8 | Int4 | None) -> Iterat
     that is quantised already in fp32, so that any dtype is rounded to once."""
     if made is not None:
         for one, where in apart(stored, to):
-            for start, parts in quantised_rows(made, one, where):
+            for start, parts in packed(made, Quantised(made, one, where), replace(where, layout=None)):
                 for ending, part in parts.items():
                     yield ending, (where.start - to.start + start) * part[0].numel(), part
     else:

@@ -21,9 +21,12 @@ from minillm.ops import Ops
 from minillm.ops.visibility import Visibility
 from minillm.spec import Router
 from minillm.weights.grouped import Grouped
+from minillm.weights.ints import Int4, Int8
 
-# Forms of matrices in groups: those of GGUF's Q4_K and Q6_K, and of NF4 with any table.
+# Forms of matrices in groups: what this project quantises to, those of GGUF's Q4_K and Q6_K, and NF4 with any table.
 FORMS = {
+    "int8": Int8().form,
+    "int4": Int4().form,
     "4 bits of 32": Grouped(4, 32, torch.int8, torch.float16, 256, minimum=True),
     "6 bits of 16": Grouped(6, 16, torch.int8, torch.float16, 256, zero=32),
     "table of 64": Grouped(4, 64, torch.float32, table=tuple((n - 8) / 8 for n in range(16))),
@@ -205,24 +208,16 @@ class Cases:
     def quantised(self) -> Iterator[Case]:
         s = self.sizes
         raw = torch.randint(-100, 100, (s.inner, s.hidden), device=self.device, dtype=torch.int8)
-        packed, group = raw[:, : s.hidden // 2].contiguous().view(torch.uint8), 128
-        factors = torch.rand(s.inner, s.hidden // group, device=self.device)
         blocks = torch.rand(-(-s.inner // 128), s.hidden // 128, device=self.device)
-        scale = factors[:, 0].contiguous()
         fp8 = raw.to(torch.float8_e4m3fn)
-        formats: dict[str, tuple[int, tuple[Any, ...]]] = {  # bytes of the weights, and what is given behind x
-            "int8_linear": (raw.nbytes, (raw, scale)),
-            "int4_linear": (packed.nbytes + factors.nbytes, (packed, factors, None, group)),
-            "fp8_linear": (fp8.nbytes, (fp8, blocks)),
-        }
-        for rows, (op, (size, given)) in itertools.product(s.rows, formats.items()):
+        for rows in s.rows:
             x = self.made(rows, s.hidden)
 
-            def run(ops: Ops, op: str = op, x: Tensor = x, given: tuple[Any, ...] = given) -> Tensor:
-                return getattr(ops, op)(x, *given)
+            def run(ops: Ops, x: Tensor = x) -> Tensor:
+                return ops.fp8_linear(x, fp8, blocks)
 
-            moved, flops = size + x.nbytes + rows * s.inner * x.element_size(), 2 * rows * s.hidden * s.inner
-            yield Case(op, f"{rows} x {s.hidden} -> {s.inner}", run, moved, flops)
+            moved, flops = fp8.nbytes + x.nbytes + rows * s.inner * x.element_size(), 2 * rows * s.hidden * s.inner
+            yield Case("fp8_linear", f"{rows} x {s.hidden} -> {s.inner}", run, moved, flops)
 
     def vocabulary(self) -> Iterator[Case]:
         s, count = self.sizes, self.sizes.prefill

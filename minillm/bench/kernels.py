@@ -38,10 +38,8 @@ FILES = {
     "latent_attention": "mla_decode",
     "route": "routing",
     "experts": "moe",
-    "int8_linear": "quant_linear",
-    "int4_linear": "quant_linear",
     "grouped_linear": "grouped_linear",
-    "fp8_linear": "quant_linear",
+    "fp8_linear": "fp8_linear",
     "linear_cross_entropy": "cross_entropy",
     "sample": "sampling",
 }

@@ -20,7 +20,6 @@ from minillm.model.decoder import Decoder, skeleton
 from minillm.report import saving
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.gguf import writer
-from minillm.weights.rules import plan
 from minillm.weights.save import save
 
 # What llama.cpp calls what we call a dtype, and its own for our quantisations.
@@ -92,5 +91,5 @@ def stored_bytes_per_step(path: Path, model: Decoder) -> int:
     active = {name: count / model.get_parameter(name).numel() for name, count in active_values(model).items()}
     if not model.spec.tied:
         active["embedding.weight"] = 0.0
-    filled = plan(stored.info, rules, model.destinations()).assignments
+    filled = stored.plan(rules, model.destinations()).assignments
     return round(sum(stored.stored[name].nbytes * active[to.parameter] for name, to in filled.items()))

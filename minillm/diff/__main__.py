@@ -38,7 +38,6 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.report import picture, reference
 from minillm.weights.checkpoint import Checkpoint
-from minillm.weights.rules import plan
 
 PROMPT = "Once upon a time there was a little house at the edge of the wood, and in it lived an old man and his cat."
 MAX_TOKENS = 1024  # attention weights of every layer are kept: tokens² for each head
@@ -62,7 +61,7 @@ def sites_of_transformers(llm: LLM, theirs: Any, renamed: dict[str, str] | None 
     """The pairs of modules, by the checkpoint's tensors and the family's table of them."""
     values = config.read(llm.folder)
     _, rules, _ = families.resolve(values)
-    planned = plan(Checkpoint(llm.folder, values.get("quantization_config")).info, rules, llm.model.destinations())
+    planned = Checkpoint(llm.folder, values.get("quantization_config")).plan(rules, llm.model.destinations())
     names = [name for name, _ in theirs.named_modules()]
     found = diff_names.sites(llm.model, planned, families.renamed(values) if renamed is None else renamed, names)
     there = {site.ours for site in found}

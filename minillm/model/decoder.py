@@ -272,7 +272,7 @@ class Decoder(nn.Module):
             parts = module.blocks(leaf) if isinstance(module, (Linear, Experts, ShortConv)) else None
             for part, rows in (parts or {"": parameter.shape[0]}).items():
                 key = f"{name}[{part}]" if part else name
-                found[key] = Destination(name, start, (rows, *width), None, parameter.dtype, tuple(parameter.shape))
+                found[key] = Destination(name, start, (rows, *width), None, tuple(parameter.shape))
                 start += rows
         return found
 

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minillm.ops.stacked import GroupedMatrices, HeldMatrices, Int4Matrices, Int8Matrices
-from minillm.weights.forms import ORDER, Form, Parts, Plain, Segment
+from minillm.ops.stacked import GroupedMatrices, HeldMatrices
+from minillm.weights.forms import ORDER, Parts, Plain, Segment
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
-from minillm.weights.ints import GROUP, Int4, Int8
-
-METHOD = "minillm"  # what config.json calls the scheme of a folder that `minillm.quantize` wrote
+from minillm.weights.ints import Int4, Int8
 
 
 @dataclass(frozen=True)
@@ -33,68 +31,26 @@ class Held:
     dtype: torch.dtype
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """Which parameters become which integers: all that a product or a lookup can take so.
+def integers(model: nn.Module, scheme: Int8 | Int4) -> dict[str, Int8 | Int4]:
+    """Which parameters of a model become which integers: all that a product or a lookup can take so.
 
     Embedding and head are int8 under int4 too: at 4 bits they would add about half as much perplexity as all other
-    matrices together. Raises ValueError for what is not supported.
+    matrices together.
     """
-
-    matrices: Int8 | Int4
-
-    @classmethod
-    def of(cls, name: str, group_size: int | None = None, symmetric: bool = True) -> Scheme:
-        """The scheme that a command line asks for."""
-        if name == "int8":
-            if group_size is not None or not symmetric:
-                raise ValueError("int8 has one factor for each row; group size and zero points go with int4")
-            return cls(Int8())
-        if name != "int4":
-            raise ValueError(f"quantize is {name!r}; use int8 or int4")
-        return cls(Int4(GROUP if group_size is None else group_size, symmetric))
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Scheme | None:
-        """The scheme that a config.json says its folder was written with; None where it is not of this project."""
-        section = values.get("quantization_config")
-        if not isinstance(section, dict) or section.get("quant_method") != METHOD:
-            return None
-        made = cls.of(str(section.get("format")), section.get("group_size"), section.get("symmetric") is not False)
-        if section != made.written():
-            raise ValueError(f"config.json: quantization_config says {section}, this version of minillm reads "
-                             f"{made.written()}; write the folder again with it")  # fmt: skip
-        return made
-
-    def written(self) -> dict[str, Any]:
-        """What `read` reads."""
-        int4 = self.matrices if isinstance(self.matrices, Int4) else None
-        return {
-            "quant_method": METHOD,
-            "format": "int4" if int4 else "int8",
-            "group_size": int4.group if int4 else None,
-            "symmetric": int4.symmetric if int4 else True,
-            "embedding_format": "int8",
-        }
-
-    def formats(self, model: nn.Module) -> dict[str, Int8 | Int4]:
-        """The format of each parameter of a model that is to be held."""
-        found: dict[str, Int8 | Int4] = {}
-        for name, parameter in model.named_parameters():
-            owner, _, leaf = name.rpartition(".")
-            one_row = parameter.shape[0] == 1  # the gate of a shared expert
-            if leaf in getattr(model.get_submodule(owner), "MULTIPLIED", ()) and not one_row:
-                found[name] = Int8() if owner.rpartition(".")[2] in ("embedding", "head") else self.matrices
-        return found
+    found: dict[str, Int8 | Int4] = {}
+    for name, shape in holdable(model).items():
+        owner = name.split(".")[-2]
+        if shape[0] > 1:  # not the gate of a shared expert
+            found[name] = Int8() if owner in ("embedding", "head") else scheme
+    return found
 
 
-def hold(model: nn.Module, formats: Mapping[str, Form | tuple[Segment, ...]]) -> None:
+def hold(model: nn.Module, held: Mapping[str, tuple[Segment, ...]]) -> None:
     """Lay the named parameters of a model on the meta device out in their forms."""
-    for name, made in formats.items():
+    for name, segments in held.items():
         owner, _, leaf = name.rpartition(".")
         module, plain = model.get_submodule(owner), model.get_parameter(name)
         shape = tuple(plain.shape)
-        segments = made if isinstance(made, tuple) else (Segment(0, shape[-2], made),)
         for segment in segments:
             for ending, (size, dtype) in segment.parts(shape).items():
                 part = nn.Parameter(torch.empty(size, dtype=dtype, device="meta"), requires_grad=False)
@@ -130,12 +86,10 @@ def held_in(module: nn.Module) -> Mapping[str, Held]:
 
 
 def _parts(module: nn.Module, leaf: str, segment: Segment) -> Parts:
-    """The parts of a segment by their endings; what a row has one of in one dimension as `[..., O]` again."""
+    """The parts of a segment by their endings."""
     held = held_in(module)[leaf]
     shapes = segment.form.parts((*held.shape[:-2], segment.rows, held.shape[-1]))
-    found = {ending: getattr(module, f"{leaf}{segment.mark}{ending}") for ending in shapes}
-    by_row = (*held.shape[:-2], segment.rows)
-    return {ending: part.view(by_row) if part.dim() == 1 else part for ending, part in found.items()}
+    return {ending: getattr(module, f"{leaf}{segment.mark}{ending}") for ending in shapes}
 
 
 def product(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -156,11 +110,6 @@ def _product(module: nn.Module, leaf: str, ops: Any, x: Tensor, segment: Segment
         x = x.index_select(-1, getattr(module, f"{leaf}{segment.mark}{ORDER}"))
     if isinstance(form, Grouped):
         return ops.grouped_linear(x, found, form, segment.rows, bias)
-    if isinstance(form, Int4):
-        given = found["_scale"], found.get("_zero"), form.group, bias, found["_factor"]
-        return ops.int4_linear(x, found[""], *given)
-    if isinstance(form, Int8):
-        return ops.int8_linear(x, found[""], found["_scale"], bias)
     if isinstance(form, Fp8):
         return ops.fp8_linear(x, found[""], found["_scale"], bias, form.width)
     return ops.linear(x, found[""] if isinstance(form, Plain) else form.dequantise(found, x.shape[-1], x.dtype), bias)
@@ -198,9 +147,4 @@ def matrices(module: nn.Module, leaf: str, dtype: torch.dtype) -> Any:
     found, form = _parts(module, leaf, segment), segment.form
     if isinstance(form, Grouped):
         return GroupedMatrices(found, form, segment.rows, columns, dtype)
-    if isinstance(form, Int4):
-        given = found[""], found["_scale"], found["_factor"], found.get("_zero")
-        return Int4Matrices(*given, form.group, columns, dtype)
-    if isinstance(form, Int8):
-        return Int8Matrices(found[""], found["_scale"], dtype)
     return HeldMatrices(found, form, columns, dtype)

@@ -46,8 +46,6 @@ class Ops:
     gated_rms_norm: Callable[..., Tensor] = recurrent.gated_rms_norm
     route: Callable[..., Routing] = routing.route
     experts: Callable[..., Tensor] = reference.experts
-    int8_linear: Callable[..., Tensor] = reference.int8_linear
-    int4_linear: Callable[..., Tensor] = reference.int4_linear
     grouped_linear: Callable[..., Tensor] = reference.grouped_linear
     fp8_linear: Callable[..., Tensor] = reference.fp8_linear
     linear_cross_entropy: Callable[..., Tensor] = reference.linear_cross_entropy

@@ -233,35 +233,6 @@ def experts(
     return total.to(x.dtype)
 
 
-def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x Wᵀ + b with W[o, i] = q[o, i] s[o]. x `[..., I]`, weight int8 `[O, I]`, scale fp32 `[O]`, bias `[O]` of x's
-    dtype -> `[..., O]`."""
-    return F.linear(x, (weight.float() * scale[:, None]).to(x.dtype), bias)
-
-
-def int4_linear(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    group: int,
-    bias: Tensor | None = None,
-    factor: Tensor | None = None,
-) -> Tensor:
-    """y = x Wᵀ + b with W[o, i] = (q[o, i] - z[o, i / group]) s[o, i / group] f[o], z = 8 where `zero` is None and
-    f = 1 where `factor` is.
-
-    x `[..., I]`; packed uint8 `[O, I / 2]` holds value 2j of a row in the low half of its byte j and 2j + 1 in the high
-    half; scale fp32 or int8 and zero fp32 or uint8 `[O, I / group]` (all rounded up), factor fp32 `[O]`, bias `[O]` of
-    x's dtype -> `[..., O]`.
-    """
-    inputs = x.shape[-1]
-    q = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :inputs].float()
-    of_group = torch.arange(inputs, device=x.device) // group
-    weight = (q - (8.0 if zero is None else zero[:, of_group].float())) * scale[:, of_group].float()
-    return F.linear(x, (weight if factor is None else weight * factor[:, None]).to(x.dtype), bias)
-
-
 def grouped_linear(
     x: Tensor, parts: Mapping[str, Tensor], made: Grouped, outputs: int, bias: Tensor | None = None
 ) -> Tensor:

@@ -19,12 +19,12 @@ from minillm.kernels import (
     grouped_linear,
     mla_decode,
     moe,
-    quant_linear,
     rms_norm,
     rope,
     routing,
     sampling,
 )
+from minillm.kernels import fp8_linear as fp8_kernel
 from minillm.ops import reference
 from minillm.ops import routing as plain_routing
 from minillm.ops.ones import ones
@@ -149,17 +149,7 @@ def grouped_product(x: Tensor, parts: Parts, made: Grouped, outputs: int, bias: 
     return (_grouped if fits else reference.grouped_linear)(x, parts, made, outputs, bias)
 
 
-_int4_linear = for_inference(quant_linear.int4_linear, reference.int4_linear)
-_fp8_linear = for_inference(quant_linear.fp8_linear, reference.fp8_linear)
-
-
-def int4_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, group: int, bias: Tensor | None = None,
-    factor: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """`reference.int4_linear`; the kernel takes scales and zeros in fp32."""
-    scale = scale.float() if factor is None else scale.float() * factor[:, None]
-    return _int4_linear(x, packed, scale, None if zero is None else zero.float(), group, bias)
+_fp8_linear = for_inference(fp8_kernel.fp8_linear, reference.fp8_linear)
 
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, width: int = fp8.BLOCK) -> Tensor:
@@ -181,8 +171,6 @@ OPS: dict[str, Any] = {
     "paged_latent_attention": paged_latent_attention,
     "route": route,
     "experts": experts,
-    "int8_linear": for_inference(quant_linear.int8_linear, reference.int8_linear),
-    "int4_linear": int4_linear,
     "grouped_linear": grouped_product,
     "fp8_linear": fp8_linear,
     "linear_cross_entropy": cross_entropy.linear_cross_entropy,

@@ -21,7 +21,6 @@ from typing import Any
 
 from minillm import cli, hub
 from minillm.guard.screen import printable
-from minillm.model.held import Scheme
 from minillm.plan import plot
 from minillm.plan.budget import Question, budget
 from minillm.plan.devices import DEVICES, device, table
@@ -29,6 +28,7 @@ from minillm.plan.fit import MAX_BATCH, MAX_DEVICES
 from minillm.plan.report import aligned, lines, markdown, round_sizes, round_table
 from minillm.plan.report import table as checkpoints
 from minillm.plan.storage import WORDS
+from minillm.weights import ints
 
 # What asks about one checkpoint, by its name in the parsed arguments.
 QUESTIONS = ("context", "batch", "gpu", "gpus", "quantize", "dtype", "group_size", "asymmetric")
@@ -69,7 +69,7 @@ def _question(arguments: argparse.Namespace) -> Question:
         devices=arguments.gpus or 1,
         dtype=arguments.dtype,
         quantize=arguments.quantize,
-        int4=Scheme.of("int4", arguments.group_size, not arguments.asymmetric),
+        int4=ints.scheme("int4", arguments.group_size, not arguments.asymmetric),
     )
 
 

@@ -12,7 +12,6 @@ import torch
 from minillm import config
 from minillm.guard.files import is_there
 from minillm.model.costs import active_values, attention_flops, cached_values, flops, multiplied, state_bytes
-from minillm.model.held import Scheme
 from minillm.model.outline import Outline, outline
 from minillm.plan.card import CARD, licence
 from minillm.plan.devices import Device
@@ -32,7 +31,9 @@ from minillm.plan.storage import (
     stored,
 )
 from minillm.report.examine import Examined, examine
+from minillm.weights import ints
 from minillm.weights.checkpoint import TensorInfo
+from minillm.weights.ints import Int4, Int8
 from minillm.weights.rules import Destination
 from minillm.weights.tensorfile import BITS
 
@@ -51,7 +52,7 @@ class Question(NamedTuple):
     devices: int = 1
     dtype: str | None = None
     quantize: str | None = None
-    int4: Scheme = Scheme.of("int4")
+    int4: Int4 = Int4()
 
 
 def budget(path: Path, question: Question) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
     context = min(spec.context, DEFAULT_CONTEXT) if question.context is None else question.context
     if not 1 <= context <= spec.context:
         raise ValueError(f"--context is {context}, this model takes from 1 to {spec.context}")
-    named = names(found.rules, sketch.model, found.names, found.planned, section)
+    named = names(found.rules, sketch.model, found.planned, section)
     kept, checkpoint = _checkpoint(found, named, sketch, path)
     dtype = question.dtype or checkpoint["dtype"]
     offered = _formats(named, sketch, question, dtype)
@@ -194,8 +195,8 @@ def _formats(named: Mapping[str, Destination], sketch: Outline, question: Questi
     sections: dict[str, tuple[str, Section | None]] = {
         "bfloat16": ("BF16", None),
         "fp8": (word, FP8),
-        "int8": (word, Scheme.of("int8").written()),
-        "int4": (word, question.int4.written()),
+        "int8": (word, ints.written(Int8())),
+        "int4": (word, ints.written(question.int4)),
     }
     if question.dtype:
         sections[question.dtype] = (word, None)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm import hub
-from minillm.model.held import METHOD
 from minillm.plan.fit import FORMATS, MAX_DEVICES, STORED
+from minillm.weights.ints import METHOD
 
 Report = Mapping[str, Any]
 

@@ -19,10 +19,11 @@ from minillm import config, families
 from minillm.guard.jsonfile import read_json
 from minillm.model import held
 from minillm.model.decoder import Decoder
-from minillm.model.held import METHOD, Scheme
 from minillm.model.outline import Outline
 from minillm.plan.layouts import METHODS, Entries, Section, Shape
-from minillm.weights.rules import Destination, Plan, Rules, plan
+from minillm.weights import ints
+from minillm.weights.ints import METHOD
+from minillm.weights.rules import Destination, Plan, Rules
 from minillm.weights.save import published
 from minillm.weights.tensorfile import BITS, NAMES
 
@@ -70,14 +71,10 @@ def stated_bytes(folder: Path) -> int | None:
     return int(size) if isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < 2**63 else None
 
 
-def names(
-    rules: Rules, model: Decoder, present: Collection[str] | None, planned: Plan | None, section: Section | None
-) -> dict[str, Destination]:
+def names(rules: Rules, model: Decoder, planned: Plan | None, section: Section | None) -> dict[str, Destination]:
     """The tensors that fill the model by their plain names: those of a folder, where they fill all of it, else what the
     rules call them. `planned` is the folder's plan."""
     destinations, method = model.destinations(), _method(section)
-    if method == METHOD and present is not None:  # the plan is one of integers and their companions
-        planned = plan(present, rules, destinations)
     if planned is not None and not planned.unfilled:
         found = planned.assignments
     else:
@@ -97,9 +94,9 @@ def lay_out(
     """
     method, formats = _method(section), dict[str, Any]()
     if method == METHOD:
-        scheme = Scheme.read({"quantization_config": section})
+        scheme = ints.read(section or {})
         assert scheme is not None
-        formats = dict(scheme.formats(model))
+        formats = dict(held.integers(model, scheme))
     elif section and method not in METHODS:
         raise ValueError(f"how {method[:40]} lays tensors out is not known")
     chosen, spared = _matrices(model) if method in METHODS else set(), _spared(section or {})

@@ -13,9 +13,7 @@ from minillm import config, families
 from minillm import spec as vocabulary
 from minillm.guard.files import is_folder
 from minillm.guard.jsonfile import read_json
-from minillm.model import held
 from minillm.model.costs import active_values, cached_values, state_bytes
-from minillm.model.held import Scheme
 from minillm.model.outline import outline
 from minillm.weights import formats
 from minillm.weights.checkpoint import Checkpoint, find
@@ -67,10 +65,8 @@ def examine(path: Path) -> Examined:
         "other_faults": None,
     }
     if names is not None:
-        if written := Scheme.read(values):
-            held.hold(model, written.formats(model))
-        gathered = names if written else formats.plain(names)
-        planned = plan(checkpoint.info if checkpoint else gathered, rules, model.destinations())
+        filling = model.destinations()
+        planned = checkpoint.plan(rules, filling) if checkpoint else plan(formats.plain(names), rules, filling)
         report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
         report["unfilled_parameters"] = planned.unfilled
         report["dropped_tensors"] = planned.dropped

@@ -25,7 +25,6 @@ from minillm.guard.files import is_there, read_bytes
 from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.loading import fits, integers, opened
-from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
 from minillm.model.rope import frequencies
 from minillm.spec import MLA, Llama3Scaling, MoE, Rope
@@ -36,7 +35,6 @@ from minillm.text.tokenizer import Tokenizer
 from minillm.weights.gguf import mixtures, writer
 from minillm.weights.gguf.reader import SUFFIX
 from minillm.weights.rows import Rows
-from minillm.weights.rules import plan
 
 QUANTISATION_VERSION = 2  # of llama.cpp's layouts of blocks
 ELSE = "change config.json if that is what you want, or keep a folder, with --quantize int8 or int4"
@@ -72,13 +70,11 @@ def write_gguf(
     otherwise. Returns the bytes before and after, the bits that a value takes, and how many tensors there are of each
     kind. Raises ValueError for a checkpoint that cannot be loaded, and for what llama.cpp would compute otherwise.
     """
-    written = integers(folder, dict(values))
+    integers(folder, dict(values))  # refuses what cannot be read
     values, checkpoint = opened(folder, dict(values))
     spec, rules, _ = families.resolve(values)
-    model, plain = skeleton(spec, torch.float32), skeleton(spec, torch.float32)
-    formats = written.formats(model) if written else {}
-    held.hold(model, formats)
-    planned = plan(checkpoint.info, rules, model.destinations())
+    plain = skeleton(spec, torch.float32)
+    planned = checkpoint.plan(rules, plain.destinations())
     for each in fits(planned, checkpoint, values):
         note(each)
     file = described(plain, values, mixture, bare)
@@ -86,7 +82,7 @@ def write_gguf(
         note(remark)
     if not bare:
         file.metadata.update(_words(LLM(folder, values, plain, torch.device("cpu"))))
-    rows = Rows(checkpoint, planned, {n: (form, plain.get_parameter(n).shape[-1]) for n, form in formats.items()})
+    rows = Rows(checkpoint, planned)
     entries = [writer.Entry(each.name, each.shape, kind, each.pieces(rows)) for each, kind in file.tensors]
     entries += [writer.Entry(name, tuple(each.shape), "F32", [each]) for name, each in file.factors.items()]
     nbytes = writer.write(path, file.metadata, entries, progress)

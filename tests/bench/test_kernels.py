@@ -100,7 +100,9 @@ def test_bytes_and_operations_by_hand(rows: list[dict]) -> None:
     assert found["experts", "1 x 2 of 5"] == (4 * (2 * 3 * 16 * 8 + 2 * 16), 2 * 2 * 3 * 16 * 8)
     parts = 40 * (128 // 2 + 2 * (128 // 32 + 2))  # numbers; scales and minima: a byte each, and a factor in fp16
     assert found["grouped_linear", "1 x 128 -> 40, 4 bits of 32"] == (parts + 4 * (128 + 40), 2 * 128 * 40)
-    assert found["int4_linear", "1 x 128 -> 40"] == (40 * 64 + 40 * 4 + 4 * (128 + 40), 2 * 128 * 40)
+    parts = 40 * (128 // 2 + 128 // 16 + 4)  # a byte for a group of 16, and fp32 for a row
+    assert found["grouped_linear", "1 x 128 -> 40, int4"] == (parts + 4 * (128 + 40), 2 * 128 * 40)
+    assert found["grouped_linear", "1 x 128 -> 40, int8"] == (40 * (128 + 4) + 4 * (128 + 40), 2 * 128 * 40)
 
 
 def test_the_table_and_the_picture(rows: list[dict], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from minillm import families, hub, quantize
 from minillm.explain import __main__ as explain
 from minillm.families.shared import makers
 from minillm.guard.jsonfile import read_json
+from minillm.weights import ints
 from tests.conftest import shared
 from tests.helpers import tiny
 from tests.helpers.tiny import refused
@@ -120,7 +121,7 @@ def test_the_model_is_the_same(made: tuple[Path, Any], tmp_path: Path, capsys: p
     said = json.loads(capsys.readouterr().out)
     faults = ("unknown_config_keys", "unclaimed_tensors", "unfilled_parameters", "misshapen_tensors", "other_faults")
     assert [said[key] for key in faults] == [[]] * 5
-    quantize.quantize(folder, tmp_path / "small", quantize.Scheme.of("int8"))
+    quantize.quantize(folder, tmp_path / "small", ints.scheme("int8"))
     small = minillm.load(tmp_path / "small", "float32", "cpu", "reference")
     assert small.spec == llm.spec
     with torch.no_grad():

@@ -22,12 +22,12 @@ from minillm.kernels import (
     attention_backward,
     cross_entropy,
     decode_attention,
+    fp8_linear,
     fused_norm,
     gated_act,
     grouped_linear,
     mla_decode,
     moe,
-    quant_linear,
     rms_norm,
     rope,
     routing,
@@ -119,9 +119,9 @@ def grouping(**more: Any) -> list[dict[str, Any]]:
     ]
 
 
-def quantised(form: int) -> list[dict[str, Any]]:
-    names, more = ("ROWS", "TILE", "DEPTH"), {"FORMAT": form, "HAS_ZERO": form == 1, "HAS_BIAS": False, "EACH": False}
-    tables = ((quant_linear.FEW, HALF), (quant_linear.MANY, HALF), (quant_linear.FP32, SINGLE))
+def of_fp8() -> list[dict[str, Any]]:
+    names, more = ("ROWS", "TILE", "DEPTH"), {"HAS_BIAS": False, "WIDTH": fp8_linear.BLOCK}
+    tables = ((fp8_linear.FEW, HALF), (fp8_linear.MANY, HALF), (fp8_linear.FP32, SINGLE))
     return [each for table, dtypes in tables for each in configured(table, names, dtypes, **more)]
 
 
@@ -131,6 +131,8 @@ FORMS: tuple[tuple[str, dict[str, int]], ...] = (
     ("", {"BITS": 4, "ZERO": 8, "GROUP": 32, "SPAN": 0, "ROUNDED": 0}),
     ("", {"BITS": 8, "ZERO": 128, "GROUP": 0, "SPAN": 0, "ROUNDED": 0}),
     ("zero_u8", {"BITS": 4, "ZERO": 0, "GROUP": 128, "SPAN": 0, "ROUNDED": 0}),
+    ("factor", {"BITS": 4, "ZERO": 8, "GROUP": 16, "SPAN": 0, "ROUNDED": 0}),
+    ("factor zero_u8", {"BITS": 4, "ZERO": 0, "GROUP": 16, "SPAN": 0, "ROUNDED": 0}),
     ("table_f32", {"BITS": 4, "ZERO": 0, "GROUP": 64, "SPAN": 0, "ROUNDED": 2}),
     ("high factor", {"BITS": 6, "ZERO": 32, "GROUP": 16, "SPAN": 0, "ROUNDED": 0}),
     ("factor least floor", {"BITS": 4, "ZERO": 0, "GROUP": 32, "SPAN": 256, "ROUNDED": 0}),
@@ -200,8 +202,7 @@ KERNELS = {
         {"HAS_CAP": cap, "GRADIENT": True, "BLOCK": cross_entropy.BLOCK, "num_warps": cross_entropy.WARPS}
         for cap in (True, False)
     ],
-    quant_linear.product_kernel: [each for form in (0, 1, 2) for each in quantised(form)]
-    + [{**quantised(1)[0], "EACH": True}],
+    fp8_linear.product_kernel: of_fp8(),
     grouped_linear.row_kernel: in_groups(grouped_linear.ONE, HALF, True)
     + in_groups(grouped_linear.FP32_ONE, SINGLE, True),
     grouped_linear.rows_kernel: in_groups(grouped_linear.FEW, HALF)

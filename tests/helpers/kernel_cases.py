@@ -140,8 +140,8 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     for module, name, blocks in (
         (kernels.decode_attention, "CONFIGS", (16,)), (kernels.mla_decode, "CONFIGS", (16, 16)),
         (kernels.moe, "CONFIGS", (16, 16, 16)), (kernels.moe, "FP32", (16, 16, 16)),
-        (kernels.moe, "FEW_CONFIGS", (16, 16)), (kernels.quant_linear, "FEW", (16, 16, 64)),
-        (kernels.quant_linear, "MANY", (32, 32, 32)), (kernels.quant_linear, "FP32", (16, 16, 32)),
+        (kernels.moe, "FEW_CONFIGS", (16, 16)), (kernels.fp8_linear, "FEW", (16, 16, 64)),
+        (kernels.fp8_linear, "MANY", (32, 32, 32)), (kernels.fp8_linear, "FP32", (16, 16, 32)),
         (kernels.grouped_linear, "ONE", (1, 4, 8)), (kernels.grouped_linear, "FP32_ONE", (1, 4, 8)),
         (kernels.grouped_linear, "FEW", (16, 16, 64)), (kernels.grouped_linear, "MANY", (32, 32, 32)),
         (kernels.grouped_linear, "FP32", (16, 16, 32)),

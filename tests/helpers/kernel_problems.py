@@ -17,7 +17,7 @@ from minillm.ops import Ops, draw, reference, routing
 from tests.helpers.attention_problems import attention, latent_attention
 from tests.helpers.kernel_cases import Case, Errors, exact, ulps, with_gradients
 from tests.helpers.paged_problems import paged_attention, paged_latent_attention
-from tests.helpers.product_problems import fp8_linear, grouped_linear, int4_linear, int8_linear, linear
+from tests.helpers.product_problems import fp8_linear, grouped_linear, linear
 from tests.helpers.recurrent_problems import delta_rule, delta_step, gated_rms_norm, short_conv
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", spec.ClampedSwiGLU(1.702, 0.7))
@@ -214,7 +214,7 @@ def sample(case: Case, ops: Ops) -> Errors:
 PROBLEMS: dict[str, Callable[[Case, Ops], Errors]] = {
     each.__name__: each
     for each in (linear, rms_norm, add_rms_norm, add, cos_sin, rope, qk_norm_rope_cache, gated_act, attention,
-                 latent_attention, paged_attention, paged_latent_attention, route, experts, int8_linear, int4_linear,
+                 latent_attention, paged_attention, paged_latent_attention, route, experts,
                  grouped_linear, fp8_linear, linear_cross_entropy, sample, short_conv, delta_rule, delta_step,
                  gated_rms_norm)
 }  # fmt: skip
@@ -240,8 +240,6 @@ BUDGETS: dict[str, dict[str, tuple[float, float]]] = {
     "paged_latent_attention": {"result": (4, 0.75)},  # 2.41, 0.25
     "route": {"result": (3, 6)},  # 1.70, always in fp32; 6 for a GPU, whose exp and division are 2 units off
     "experts": {"result": (6, 1.25)},  # 2.62, 0.62; the plain version 10.76
-    "int8_linear": {"result": (1.5, 0.75)},  # 0.82, 0.41
-    "int4_linear": {"result": (1.5, 0.75)},  # 0.88, 0.44
     "grouped_linear": {"result": (1.5, 1)},  # 0.74, 0.50; the plain version 1.65, 0.64
     "fp8_linear": {"result": (3, 0.75)},  # 1.51, 0.45
     "linear_cross_entropy": {"result": (8, 2), "gradient": (12, 2.5)},  # 4.06, 1.07; 8.03, 1.27

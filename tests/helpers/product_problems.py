@@ -4,6 +4,7 @@ groups are those that published formats become."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,23 +55,6 @@ def linear(case: Case, ops: Ops) -> Errors:
     return product(case, ops.linear, (weight,), weight.double().cpu())
 
 
-def int8_linear(case: Case, ops: Ops) -> Errors:
-    outputs, inputs = case.size(130), case.size(300)
-    q, scale = case.integers(256, outputs, inputs) - 128, case.values(outputs, dtype=torch.float32) * 0.02
-    return product(case, ops.int8_linear, (q.to(torch.int8), scale), q.double().cpu() * scale.double().cpu()[:, None])
-
-
-def int4_linear(case: Case, ops: Ops) -> Errors:
-    outputs, inputs, group = case.size(130), case.size(300), case.of((1, 7, 32, 64, 96, 128))
-    packed = case.integers(256, outputs, -(-inputs // 2), dtype=torch.uint8)
-    scale, zero = (case.values(outputs, -(-inputs // group), dtype=torch.float32).abs() for _ in range(2))
-    given = (packed, scale * 0.2, zero * 6 if case.maybe() else None, group)
-    q = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :inputs].double().cpu()
-    at = torch.arange(inputs) // group
-    shift = 8.0 if given[2] is None else given[2].double().cpu()[:, at]
-    return product(case, ops.int4_linear, given, (q - shift) * given[1].double().cpu()[:, at])
-
-
 def fp8_linear(case: Case, ops: Ops) -> Errors:
     outputs, inputs = case.size(300), case.size(300)
     raw = case.integers(256, outputs, inputs, dtype=torch.uint8)
@@ -118,7 +102,7 @@ def meant(made: Grouped, fields: Fields) -> Tensor:
 
 
 def grouped_linear(case: Case, ops: Ops) -> Errors:
-    outputs, inputs, made = case.size(130), case.size(300), case.of(list(FORMS.values()))
+    outputs, inputs, made = case.size(130), case.size(300), replace(case.of(list(FORMS.values())), tile=ops.tile)
     fields = drawn(case, made, outputs, inputs)
     parts = {name: case.on(part) for name, part in made.pack(fields).items()}
     return product(case, ops.grouped_linear, (parts, made, outputs), meant(made, fields))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import minillm
 from minillm.kernels import attention as prefill
-from minillm.kernels import attention_backward, decode_attention, grouped_linear, mla_decode, moe, quant_linear, tuning
+from minillm.kernels import attention_backward, decode_attention, fp8_linear, grouped_linear, mla_decode, moe, tuning
 from minillm.kernels.tuning import Config
 from minillm.model.cache import Cache
 from minillm.ops import REFERENCE, select
@@ -90,15 +90,11 @@ TABLES: dict[str, tuple[str, float, Any, Any]] = {
     "latents of 512": ("latent_decode", 4, mla_decode, "CONFIGS"),
     "experts": ("experts", 2, moe, "CONFIGS"),
     "few experts": ("experts", 2, moe, "FEW_CONFIGS"),
-    "int8, one row": ("int8_linear", 2, quant_linear, "FEW"),
-    "int4, one row": ("int4_linear", 2, quant_linear, "FEW"),
-    "fp8, one row": ("fp8_linear", 2, quant_linear, "FEW"),
+    "fp8, one row": ("fp8_linear", 2, fp8_linear, "FEW"),
     "groups, one row": ("grouped_linear", 2, grouped_linear, "ONE"),
     "groups, few rows": ("grouped_linear", 2, grouped_linear, "FEW"),
     "groups": ("grouped_linear", 2, grouped_linear, "MANY"),
-    "int8": ("int8_linear", 2, quant_linear, "MANY"),
-    "int4": ("int4_linear", 2, quant_linear, "MANY"),
-    "fp8": ("fp8_linear", 2, quant_linear, "MANY"),
+    "fp8": ("fp8_linear", 2, fp8_linear, "MANY"),
 }
 
 
@@ -122,7 +118,7 @@ def test_every_configuration(table: str, config: Config, monkeypatch: pytest.Mon
     if table.endswith(("one row", "few rows")):
         monkeypatch.setattr(where, "MANY", (config,))
     used = list[str]()
-    for module in (prefill, attention_backward, decode_attention, grouped_linear, mla_decode, moe, quant_linear):
+    for module in (prefill, attention_backward, decode_attention, grouped_linear, mla_decode, moe, fp8_linear):
         spied = partial(spy, used, module.run)
         monkeypatch.setattr(module, "run", spied)
     for seed in range(3):

@@ -18,10 +18,10 @@ from minillm.kernels import (
     attention,
     attention_backward,
     decode_attention,
+    fp8_linear,
     grouped_linear,
     mla_decode,
     moe,
-    quant_linear,
     tuning,
 )
 from minillm.kernels.tuning import EVERY, SHARED_MEMORY, Config, candidates, run
@@ -270,7 +270,7 @@ def test_classes(bench: Bench, monkeypatch: pytest.MonkeyPatch, capability: tupl
 TABLES = [
     *attention.CONFIGS.values(), *attention.FP32.values(), *attention_backward.CONFIGS.values(),
     decode_attention.CONFIGS, decode_attention.FP32, mla_decode.CONFIGS, mla_decode.FP32, moe.CONFIGS, moe.FP32,
-    moe.FEW_CONFIGS, quant_linear.FEW, quant_linear.MANY, quant_linear.FP32, grouped_linear.ONE, grouped_linear.FEW,
+    moe.FEW_CONFIGS, fp8_linear.FEW, fp8_linear.MANY, fp8_linear.FP32, grouped_linear.ONE, grouped_linear.FEW,
     grouped_linear.MANY, grouped_linear.FP32, grouped_linear.FP32_ONE,
 ]  # fmt: skip
 

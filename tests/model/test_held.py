@@ -15,19 +15,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import minillm
-from minillm import generate, loading, quantize
+from minillm import config, families, generate, loading, quantize
 from minillm.explain import __main__ as explain
 from minillm.model import held as quantised
 from minillm.model.costs import active_values, bytes_per_step
-from minillm.model.held import Scheme
-from minillm.ops.stacked import Int4Matrices, Int8Matrices
-from minillm.weights import load as reading
+from minillm.ops.stacked import GroupedMatrices
+from minillm.weights import holding, ints
 from minillm.weights import save as saving
+from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.ints import Int4, Int8
 from tests.conftest import exit_code
 from tests.helpers import tiny
 from tests.helpers.blocks import SCALE, SCHEME, formula, read, write
 from tests.helpers.blocks import quantise as to_fp8
+from tests.helpers.values import values as plain_values
 
 FAMILIES = [
     "llama",
@@ -62,32 +63,64 @@ def parameters(llm: minillm.LLM) -> dict[str, Tensor]:
 
 
 def formats(options: dict, llm: minillm.LLM) -> dict[str, Int8 | Int4]:
-    given = (options["quantize"], options.get("group_size"), options.get("symmetric", True))
-    return Scheme.of(*given).formats(llm.model)
+    return quantised.integers(llm.model, scheme(options))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+def scheme(options: dict) -> Int8 | Int4:
+    return ints.scheme(options["quantize"], options.get("group_size"), options.get("symmetric", True))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
 @torch.no_grad()
-def test_a_load_quantises_what_a_plain_load_gives(plain: Path, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_quantises_what_a_plain_load_gives(plain: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, in blocks of a few rows: a row's numbers depend on no other row. What is not held stays as it was,
     and the model computes what one computes whose matrices are the dequantised ones."""
-    monkeypatch.setattr(reading, "BLOCK_VALUES", 100)
+    monkeypatch.setattr(holding, "PIECE", 100)
     dense = minillm.load(plain, "float32", kernels="reference")
-    held = minillm.load(plain, "float32", kernels="reference", **SCHEMES[scheme])
-    made, found, chosen = formats(SCHEMES[scheme], dense), parameters(held), parameters(dense)
+    held = minillm.load(plain, "float32", kernels="reference", **SCHEMES[name])
+    made, found, chosen = formats(SCHEMES[name], dense), parameters(held), parameters(dense)
     assert any("experts" in name or "head" in name or "embedding" in name for name in made)
-    for name, values in chosen.items():
-        if name not in made:
-            assert torch.equal(found.pop(name), values), name
+    for key, values in chosen.items():
+        if key not in made:
+            assert torch.equal(found.pop(key), values), key
             continue
-        rows = values.flatten(0, -2)
-        parts = made[name].quantise(rows)
-        for ending, part in parts.items():
-            assert torch.equal(found.pop(f"{name}{ending}").view(part.shape), part), f"{name}{ending}"
-        values.copy_(made[name].dequantise(parts, values.shape[-1], torch.float32).view(values.shape))
+        fields = made[key].quantise(values.flatten(0, -2))
+        for ending, part in made[key].form.pack(fields).items():
+            assert torch.equal(found.pop(f"{key}{ending}").view(part.shape), part), f"{key}{ending}"
+        values.copy_(made[key].form.values(fields).view(values.shape))
     assert not found
     given = tiny.tokens(dense.spec.vocab_size, 2, 11)
     assert (held.model(given) - dense.model(given)).abs().max() <= EXACT * dense.model(given).abs().max()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@torch.no_grad()
+def test_a_folder_by_its_formula(plain: Path, name: str, tmp_path: Path) -> None:
+    """Its tensors read number by number, as versions before this one wrote and read them: W = (q - z) s f, in the rows
+    of the model. Held for the loops or for plain PyTorch, and dequantised, it is the model of these numbers."""
+    quantize.quantize(plain, tmp_path / "made", scheme(SCHEMES[name]))
+    stored = load_file(tmp_path / "made/model.safetensors")
+    dense = minillm.load(plain, "float32", kernels="reference").model
+    expected = {}
+    rules = families.resolve(config.read(plain))[1]
+    for tensor, to in Checkpoint(plain).plan(rules, dense.destinations()).assignments.items():
+        if f"{tensor}_scale" not in stored:
+            continue
+        q, scale = stored[tensor], stored[f"{tensor}_scale"].double()
+        if q.dtype == torch.uint8:
+            q = torch.stack((q & 15, q >> 4), -1).flatten(1)
+            group = torch.arange(q.shape[1]) // SCHEMES[name].get("group_size", 16)
+            zero = stored[f"{tensor}_zero"].double()[:, group] if f"{tensor}_zero" in stored else 8.0
+            made = (q.double() - zero) * scale[:, group] * stored[f"{tensor}_factor"].double()[:, None]
+        else:
+            made = q.double() * scale[:, None]
+        expected.setdefault(to.parameter, {})[to.start] = made
+    assert expected
+    for options in ({}, {"kernels": "reference"}, {"keep_quantized": False}):
+        got = plain_values(minillm.load(tmp_path / "made", "float32", **options).model)
+        for parameter, pieces in expected.items():
+            rows = torch.cat([pieces[start] for start in sorted(pieces)])
+            assert ((got[parameter].double().flatten(0, -2) - rows).abs() <= 2.0**-23 * rows.abs()).all(), parameter
 
 
 @pytest.mark.parametrize(("family", "stays"), [("qwen2_moe", "shared_gate.weight"), ("deepseek_v3", "kv_up")])
@@ -95,27 +128,26 @@ def test_what_is_not_held(family: str, stays: str, tmp_path: Path) -> None:
     """Routers, the gate of a shared expert, and what latent attention needs as plain matrices; nothing else."""
     tiny.save(tmp_path, *tiny.ROWS[family])
     found = parameters(minillm.load(tmp_path, quantize="int8"))
-    floats = {name for name, values in found.items() if values.is_floating_point() and values.dim() > 1}
+    matrices = {name: each for name, each in found.items() if each.dim() > 1 and not name.endswith("_scale")}
+    floats = {name for name, each in matrices.items() if each.is_floating_point()}
     assert floats == {name for name in found if name.endswith(("router.weight", stays))}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", SCHEMES)
 def test_a_folder_keeps_it(
-    plain: Path, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plain: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bit for bit what a load makes, from several files too; explain finds nothing wrong."""
-    options = SCHEMES[scheme]
-    expected = parameters(minillm.load(plain, **options))
-    given = (options["quantize"], options.get("group_size"), options.get("symmetric", True))
+    expected = parameters(minillm.load(plain, **SCHEMES[name]))
     monkeypatch.setattr(saving.save_quantised, "__defaults__", (20_000,))
-    report = quantize.quantize(plain, tmp_path / "made", Scheme.of(*given))
+    report = quantize.quantize(plain, tmp_path / "made", scheme(SCHEMES[name]))
     assert len(list((tmp_path / "made").glob("model-*-of-*.safetensors"))) > 1
     assert report["bytes"] == sum(file.stat().st_size for file in (tmp_path / "made").glob("*.safetensors"))
     found = parameters(minillm.load(tmp_path / "made"))
     assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        assert found[name].dtype == values.dtype, name
-        assert torch.equal(found[name], values), name
+    for key, numbers in expected.items():
+        assert found[key].dtype == numbers.dtype, key
+        assert torch.equal(found[key], numbers), key
     told, before = explain.explain(tmp_path / "made"), explain.explain(plain)
     assert told["quantization"] == "minillm"
     assert {key for key in told if told[key] != before[key]} == {"weights", "quantization", "dropped_tensors"} - {
@@ -128,23 +160,21 @@ def test_a_folder_keeps_it(
     assert "integers already" in err
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_fp8_is_dequantised_and_then_quantised(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SCHEMES)
+def test_fp8_is_dequantised_and_then_quantised(name: str, tmp_path: Path) -> None:
     """On load and in a folder, as the checkpoint with the dequantised values is, whatever is not held included."""
     tiny.save(tmp_path / "base", *tiny.ROWS["deepseek_v3"])
     named, config = read(tmp_path / "base")
     stored, dense = dict(named), dict(named)
-    for name in [name for name in named if name.endswith(("proj.weight", "mlp.gate.weight", "kv_b_proj.weight"))]:
-        stored[name], stored[name + SCALE] = to_fp8(named[name], torch.float32)
-        dense[name] = formula(stored[name], stored[name + SCALE]).float()
+    for key in [key for key in named if key.endswith(("proj.weight", "mlp.gate.weight", "kv_b_proj.weight"))]:
+        stored[key], stored[key + SCALE] = to_fp8(named[key], torch.float32)
+        dense[key] = formula(stored[key], stored[key + SCALE]).float()
     write(tmp_path / "fp8", stored, {**config, "quantization_config": SCHEME})
     write(tmp_path / "dense", dense, config)
-    options = SCHEMES[scheme]
-    expected = parameters(minillm.load(tmp_path / "dense", **options))
-    given = (options["quantize"], options.get("group_size"), options.get("symmetric", True))
-    quantize.quantize(tmp_path / "fp8", tmp_path / "made", Scheme.of(*given))
-    for found in (minillm.load(tmp_path / "fp8", **options), minillm.load(tmp_path / "made")):
-        assert all(torch.equal(values, expected[name]) for name, values in parameters(found).items())
+    expected = parameters(minillm.load(tmp_path / "dense", **SCHEMES[name]))
+    quantize.quantize(tmp_path / "fp8", tmp_path / "made", scheme(SCHEMES[name]))
+    for found in (minillm.load(tmp_path / "fp8", **SCHEMES[name]), minillm.load(tmp_path / "made")):
+        assert all(torch.equal(numbers, expected[key]) for key, numbers in parameters(found).items())
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
@@ -162,9 +192,9 @@ def test_bytes_of_a_step(name: str, tmp_path: Path) -> None:
     assert bytes_per_step(model) == pytest.approx(expected, rel=1e-3)
     assert set(active_values(model)) == {key for key, _ in model.named_parameters()}
     experts = quantised.matrices(model.layers[0].ffn.experts, "gate_up", torch.float32)
-    assert isinstance(experts, Int8Matrices if name == "int8" else Int4Matrices)
-    rows = experts.scale.shape[:2]
-    assert rows == (share.num_experts, 2 * model.layers[0].ffn.experts.spec.intermediate_size)
+    assert isinstance(experts, GroupedMatrices)
+    shape = experts.parts["_scale"].shape[0], experts.outputs
+    assert shape == (share.num_experts, 2 * model.layers[0].ffn.experts.spec.intermediate_size)
 
 
 def test_a_loss_needs_a_plain_head(saved: Path) -> None:
@@ -180,7 +210,7 @@ def test_values_that_are_hard() -> None:
     rows[3] = torch.linspace(3, 4, 40)
     rows[4, :16], rows[5, 16:] = -5.0, torch.linspace(-1, 0, 24)
     for made in (Int8(), Int4(), Int4(16, symmetric=False), Int4(64)):
-        found = made.dequantise(made.quantise(rows), 40, torch.float32)
+        found = made.form.values(made.quantise(rows))
         assert found.isfinite().all()
         assert (found[0] == 0).all()
         assert found[1, 3] == pytest.approx(2.0, rel=0.01)
@@ -191,7 +221,7 @@ def test_ranges_are_searched() -> None:
     """The squared error is well below that of the plain range, whose factor is the largest value over -8: over ten
     draws 0.85 to 0.88 of it."""
     w = torch.randn(64, 64, generator=torch.Generator().manual_seed(5))
-    made = Int4().dequantise(Int4().quantise(w), 64, torch.float32)
+    made = Int4().form.values(Int4().quantise(w))
     groups = w.view(64, 4, 16)
     extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     plain = (groups / (extreme / -8)).round().clamp(-8, 7) * (extreme / -8)
@@ -229,19 +259,19 @@ def test_a_folder_is_complete_or_not_there(saved: Path, tmp_path: Path, monkeypa
         (tmp_path / "source" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "source/generation_config.json").write_text("{}")
     with pytest.raises(OSError, match="no space"):
-        quantize.quantize(tmp_path / "source", tmp_path / "new/folder/made", Scheme.of("int8"))
+        quantize.quantize(tmp_path / "source", tmp_path / "new/folder/made", ints.scheme("int8"))
     assert [each.name for each in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_folder_that_was_tampered_with(saved: Path, tmp_path: Path) -> None:
     """A companion that lacks or has another shape, and a scheme of another version: one error that names it."""
-    quantize.quantize(saved, tmp_path / "made", Scheme.of("int4"))
+    quantize.quantize(saved, tmp_path / "made", ints.scheme("int4"))
     named = load_file(tmp_path / "made/model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"
     for changed, message in (
-        ({key: each for key, each in named.items() if key != f"{name}_factor"}, "parameters no tensor fills"),
+        ({key: each for key, each in named.items() if key != f"{name}_factor"}, f"{name}_factor is missing"),
         ({**named, f"{name}_scale": named[f"{name}_scale"][:, :1].contiguous()}, f"{name}_scale is [48, 1]"),
-        ({**named, name: named[name].float()}, f"{name} is F32"),
+        ({**named, name: named[name].float()}, f"{name} is F32, integers makes it U8"),
     ):
         save_file(changed, tmp_path / "made/model.safetensors")
         tiny.refused(tmp_path / "made", message)

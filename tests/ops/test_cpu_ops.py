@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numba
@@ -27,9 +28,10 @@ from minillm.weights.ints import Int4, Int8
 from tests.helpers.attention_problems import attended, visible_keys, window_of
 from tests.helpers.kernel_cases import Aligned, Awkward, Case, Pick, exact, ulps
 from tests.helpers.kernel_problems import BUDGETS, PROBLEMS
+from tests.helpers.product_problems import meant
 from tests.helpers.specs import Drawn
 
-LOOPS = Ops(**cpu_ops.OPS)
+LOOPS = Ops(**cpu_ops.OPS, tile=cpu_ops.TILE)
 CPU_DEVICE = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATIONS = ("silu", "gelu_tanh", ClampedSwiGLU(1.702, 0.7))
@@ -60,7 +62,7 @@ def test_loops_are_the_formula(op: str, dtype: torch.dtype) -> None:
 
 
 @settings(max_examples=40)
-@given(st.data(), st.sampled_from(DTYPES), st.sampled_from(("linear", "int8_linear", "int4_linear", "attention")))
+@given(st.data(), st.sampled_from(DTYPES), st.sampled_from(("linear", "grouped_linear", "attention")))
 def test_loops_at_drawn_shapes(data: st.DataObject, dtype: torch.dtype, op: str) -> None:
     held(op, Drawn(data), dtype)
 
@@ -109,13 +111,14 @@ def products(data: st.DataObject, dtype: torch.dtype) -> tuple[Row, Tensor]:
         w = torch.randn(outputs, inputs, generator=made).to(dtype)
         return lambda x: LOOPS.linear(x, w, bias), x
     w = torch.randn(outputs, inputs, generator=made)
-    if kind == "int8":
-        parts = Int8().quantise(w)
-        return lambda x: LOOPS.int8_linear(x, parts[""], parts["_scale"], bias), x
-    form = Int4(data.draw(st.sampled_from((16, 32, 64, 128))), data.draw(st.booleans()))
-    held = {ending: part.contiguous() for ending, part in form.quantise(w).items()}
-    given = held[""], held["_scale"], held.get("_zero"), form.group, bias, held["_factor"]
-    return lambda x: LOOPS.int4_linear(x, *given), x
+    integers = Int8() if kind == "int8" else drawn_int4(data)
+    form = replace(integers.form, tile=LOOPS.tile)
+    parts = form.pack(integers.quantise(w))
+    return lambda x: LOOPS.grouped_linear(x, parts, form, outputs, bias), x
+
+
+def drawn_int4(data: st.DataObject) -> Int4:
+    return Int4(data.draw(st.sampled_from((16, 32, 64, 96, 128, 256))), data.draw(st.booleans()))
 
 
 @settings(max_examples=100)
@@ -126,18 +129,14 @@ def test_integers_are_what_they_stand_for(data: st.DataObject, dtype: torch.dtyp
     outputs, inputs = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 700))
     made = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     x, w = torch.randn(3, inputs, generator=made).to(dtype), torch.randn(outputs, inputs, generator=made)
-    eights, form = Int8(), Int4(data.draw(st.sampled_from((16, 32, 64, 256))), data.draw(st.booleans()))
-    eight, four = ({e: p.contiguous() for e, p in each.quantise(w).items()} for each in (eights, form))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrices, "FEW_ROWS", 3 if few else 0)
-        patch.setattr(reference, "int4_linear", None)
-        patch.setattr(reference, "int8_linear", None)
-        of_eight = LOOPS.int8_linear(x, eight[""], eight["_scale"])
-        given = four[""], four["_scale"], four.get("_zero"), form.group, None, four["_factor"]
-        of_four = LOOPS.int4_linear(x, *given)
     budget = 6 if dtype == torch.float32 else 1.0 if few else 1.5  # written out each weight is rounded, half a unit
-    for y, each, parts in ((of_eight, eights, eight), (of_four, form, four)):
-        matrix = each.dequantise(parts, inputs, torch.float64)
+    for integers in (Int8(), drawn_int4(data)):
+        form, fields = replace(integers.form, tile=LOOPS.tile), integers.quantise(w)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(matrices, "FEW_ROWS", 3 if few else 0)
+            patch.setattr(reference, "grouped_linear", None)
+            y = LOOPS.grouped_linear(x, form.pack(fields), form, outputs)
+        matrix = meant(form, fields)
         assert ulps(y, x.double() @ matrix.t(), x.double().abs() @ matrix.abs().t()) <= budget
 
 
@@ -238,9 +237,9 @@ def test_what_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert LOOPS.linear(x[:1], w.clone().requires_grad_()).requires_grad
     for row, matrix in ((x[:2].double(), w.double()), (x[:1], torch.randn(8, 6).t()), (x.t()[:2, :8], w)):
         assert torch.equal(LOOPS.linear(row, matrix), torch.nn.functional.linear(row, matrix))
-    packed, scale = torch.randint(256, (6, 4), dtype=torch.uint8), torch.rand(6, 2)
-    plain = reference.int4_linear(x[:1], packed, scale, None, 4)
-    assert torch.equal(LOOPS.int4_linear(x[:1], packed, scale, None, 4), plain)
+    form = replace(Int4(4).form, tile=LOOPS.tile)
+    given = form.pack(Int4(4).quantise(w)), form, 6
+    assert torch.equal(LOOPS.grouped_linear(x[:1], *given), reference.grouped_linear(x[:1], *given))
     with pytest.raises(TypeError):
         LOOPS.linear(x[:1], w)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from minillm.ops import grouped, reference
 from minillm.ops.cpu import matrices
 from minillm.ops.cpu.loops.dots import NATIVE_BF16
-from minillm.ops.stacked import Int4Matrices, Int8Matrices
+from minillm.ops.stacked import GroupedMatrices
 from minillm.weights.ints import Int4, Int8
 from tests.helpers.kernel_cases import Case, exact, ulps
 from tests.helpers.kernel_problems import BUDGETS
@@ -25,32 +26,23 @@ from tests.ops.test_cpu_ops import ACTIVATIONS, CPU_DEVICE, DTYPES, LOOPS
 @given(st.data(), st.sampled_from(DTYPES), st.integers(1, 80), st.sampled_from((Int8(), Int4(16), Int4(32, False))))
 @torch.no_grad()
 def test_many_tokens_through_quantised_experts(
-    data: st.DataObject, dtype: torch.dtype, tokens: int, form: Int8 | Int4
+    data: st.DataObject, dtype: torch.dtype, tokens: int, integers: Int8 | Int4
 ) -> None:
     """The matrices are written out by loops, as `dequantise` rounds them. Weights of experts, what is between, each
     expert's result and the sum are rounded, half a unit each. Largest seen of 400: 0.49."""
-    case = Case(Drawn(data), dtype, CPU_DEVICE)
+    case, form = Case(Drawn(data), dtype, CPU_DEVICE), replace(integers.form, tile=LOOPS.tile)
     count, hidden, inner, top_k = case.size(5), case.size(70), case.size(40), 1
     x, chosen = case.values(tokens, hidden), case.integers(count, tokens, top_k)
     weights, held, plain = torch.rand(tokens, top_k, generator=case.generator), [], []
     for outputs, inputs in ((2 * inner, hidden), (hidden, inner)):
         w = case.values(count * outputs, inputs, dtype=torch.float32) * inputs**-0.5
-        parts = {e: p.contiguous().unflatten(0, (count, outputs)) for e, p in form.quantise(w).items()}
-        plain.append(form.dequantise(parts, inputs, dtype).double())
-        eights = [parts[""], parts["_scale"], dtype]
-        fours = [
-            parts[""],
-            parts["_scale"],
-            parts.get("_factor"),
-            parts.get("_zero"),
-            getattr(form, "group", 0),
-            inputs,
-        ]
-        held.append(Int8Matrices(*eights) if isinstance(form, Int8) else Int4Matrices(*fours, dtype))
+        made = [form.pack(integers.quantise(part)) for part in w.view(count, outputs, inputs)]
+        parts = {name: torch.stack([each[name] for each in made]) for name in made[0]}
+        plain.append(form.dequantise(parts, inputs, dtype, outputs).double())
+        held.append(GroupedMatrices(parts, form, outputs, inputs, dtype))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matrices, "FEW_ROWS", 0)
-        patch.setattr(Int4Matrices, "__getitem__", None)
-        patch.setattr(Int8Matrices, "__getitem__", None)
+        patch.setattr(GroupedMatrices, "__getitem__", None)
         found = LOOPS.experts(x, chosen, weights, *held, "silu")
     gate_up, down = (each[chosen[:, 0]] for each in plain)
     gate, up = torch.einsum("noh,nh->no", gate_up, x.double()).chunk(2, dim=-1)

@@ -19,12 +19,21 @@ from minillm.ops import reference
 from minillm.ops.cpu import tiles
 from minillm.ops.cpu.loops.tiles import whole
 from minillm.weights.grouped import Fields, Grouped, count
+from minillm.weights.ints import Int4, Int8
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NF4 = (-1, -0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0, 0.07958, 0.16093, 0.24611, 0.33792, 0.44071,
        0.56262, 0.72296, 1)  # fmt: skip
 FP4 = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6)
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+FEW_FORMS = [
+    replace(form, tile=tiles.TILE)
+    for form in (
+        Int8().form, Int4(16).form, Int4(32, symmetric=False).form, Grouped(4, 32, torch.float32, minimum=True),
+        Grouped(4, 32, torch.float32, table=NF4), Grouped(4, 32, torch.float32, table=IQ4), Grouped(4, 32, zero=8),
+        Grouped(4, 32, torch.float32, zero=None),
+    )
+]  # fmt: skip
 SMALLEST = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
 
 
@@ -166,9 +175,9 @@ def test_other_processors() -> None:
 @torch.no_grad()
 @pytest.mark.skipif(not whole.VNNI, reason="for processors that multiply bytes")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("rest", [{"zero": 8}, {"zero": None}, {"minimum": True}, {"table": NF4}, {"table": IQ4}])
-def test_what_is_no_number_stays_none(value: float, rest: dict[str, Any]) -> None:
-    made = matrix(Grouped(4, 32, torch.float32, tile=tiles.TILE, **rest), 20, 100, 0)
+@pytest.mark.parametrize("form", FEW_FORMS)
+def test_what_is_no_number_stays_none(value: float, form: Grouped) -> None:
+    made = matrix(form, 20, 100, 0)
     x = torch.randn(2, 100).bfloat16()
     x[1, 70] = value
     found = made.times(x)
@@ -177,10 +186,31 @@ def test_what_is_no_number_stays_none(value: float, rest: dict[str, Any]) -> Non
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("form", FEW_FORMS)
+def test_zeros_give_zeros(form: Grouped) -> None:
+    made = matrix(form, 20, 100, 0)
+    for rows in (1, 5, 40):
+        assert torch.equal(made.times(torch.zeros(rows, 100).bfloat16()), torch.zeros(rows, 20))
+
+
+@given(st.integers(0, 2**62), st.sampled_from((128, 191, 254, 255)), st.sampled_from((-1, 1)), st.integers(-60, 60))
+def test_what_bfloat16_has_stays_exact(seed: int, mantissa: int, sign: int, exponent: int) -> None:
+    """Down to 1/127 of the largest: 256 h + l times the power is x, bit for bit."""
+    x = (torch.randn(whole.CHUNK, generator=torch.Generator().manual_seed(seed)) * 20).clamp(-120, 120).bfloat16()
+    x[seed % whole.CHUNK] = sign * mantissa
+    x = x * 2.0**exponent
+    x[x.abs() < x.abs().max() / 127] = 0
+    parts, powers, _ = whole.split(x.view(torch.uint16).numpy(), 1)
+    high, low = (each.astype("float64") for each in (parts[: whole.CHUNK], parts[whole.CHUNK : 2 * whole.CHUNK]))
+    assert ((256 * high + low) * powers[0] == x.double().numpy()).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", FEW_FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_x_of_any_size(dtype: torch.dtype) -> None:
+def test_x_of_any_size(dtype: torch.dtype, form: Grouped) -> None:
     """Each chunk of x has a magnitude of its own, and one number far above the others."""
-    made = matrix(Grouped(4, 32, zero=8, tile=tiles.TILE), 20, 320, 0)
+    made = matrix(form, 20, 320, 0)
     for seed in range(20):
         random = torch.Generator().manual_seed(seed)
         x = (
@@ -188,7 +218,7 @@ def test_x_of_any_size(dtype: torch.dtype) -> None:
             * 2.0 ** torch.randint(-15, 3, (10,), generator=random)[torch.arange(320) // 32]
         )
         x[:, seed % 32 :: 32] *= 60
-        x = x.to(dtype)
+        x = (x * 32 / made.weight.abs().max()).to(dtype)  # fp16 has room for what comes of it
         exact = x.double() @ made.weight.t()
         assert ((made.times(x).double() - exact).abs() <= allowed(made, x, exact)).all()
 

@@ -19,8 +19,7 @@ import minillm
 from minillm.ops.cpu import matrices
 from minillm.ops.cpu import ops as cpu_ops
 from minillm.ops.cpu.loops import jit
-from minillm.ops.stacked import Int8Matrices
-from minillm.weights.grouped import Fields, Grouped
+from minillm.ops.stacked import GroupedMatrices
 from minillm.weights.ints import Int4
 from tests.helpers.kernel_cases import Aligned, Awkward, Case
 from tests.helpers.kernel_problems import PROBLEMS
@@ -78,10 +77,9 @@ def test_a_loop_is_given_this_machines_memory(op: str, monkeypatch: pytest.Monke
         here = [each.contiguous() if isinstance(each, Tensor) else each for each in given]
         if reached(*here, **named):
             met.append(op)
-            written_out = any(
-                isinstance(each, Int8Matrices) for each in here
-            )  # by a loop, where only they must be here
-            for i, value in enumerate(here[3:] if written_out else here, 3 if written_out else 0):
+            # Where matrices are written out by a loop, only they must be here.
+            first = 3 if any(isinstance(each, GroupedMatrices) for each in here) else 0
+            for i, value in enumerate(here[first:], first):
                 for moved in elsewhere(value):
                     assert not reached(*here[:i], moved, *here[i + 1 :], **named), f"argument {i}"
         return loop(*given, **named)
@@ -89,18 +87,19 @@ def test_a_loop_is_given_this_machines_memory(op: str, monkeypatch: pytest.Monke
     for seed in range(4):
         case = Case(Awkward(seed) if seed % 2 else Aligned(seed), torch.float32, torch.device("cpu"))
         PROBLEMS[op](case, dataclasses.replace(LOOPS, **{op: spied}))
-    if op == "int4_linear":  # whose problem has other scales than the loops know
-        made = Int4(32, symmetric=False).quantise(torch.randn(6, 64))
-        packed, scale, zero, factor = (made[part].contiguous() for part in ("", "_scale", "_zero", "_factor"))
-        spied(torch.randn(2, 64), packed, scale, zero, 32, torch.randn(6), factor)
+    integers = Int4(32, symmetric=False)
+    form = dataclasses.replace(integers.form, tile=cpu_ops.TILE)
     if op == "grouped_linear":  # whose problem draws forms that the loops do not know
-        form = Grouped(4, 32, zero=8.0, tile=cpu_ops.TILE)
-        fields = Fields(torch.randint(0, 16, (20, 64), dtype=torch.uint8), torch.randn(20, 2).half())
-        spied(torch.randn(2, 64), form.pack(fields), form, 20, torch.randn(20))
+        spied(torch.randn(2, 64), form.pack(integers.quantise(torch.randn(20, 64))), form, 20, torch.randn(20))
     if op == "experts":
-        held = [Int8Matrices(torch.ones(2, *size, dtype=torch.int8), torch.ones(2, size[0]), torch.float32)
-                for size in ((8, 6), (6, 4))]  # fmt: skip
-        spied(torch.randn(3, 6), torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1), *held, "silu")
+        held = []
+        for outputs, inputs in ((32, 64), (64, 16)):
+            made = [form.pack(integers.quantise(torch.randn(outputs, inputs))) for _ in range(2)]
+            parts = {name: torch.stack([each[name] for each in made]) for name in made[0]}
+            held.append(GroupedMatrices(parts, form, outputs, inputs, torch.float32))
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(3, 64).to(dtype)
+            spied(x, torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1), *held, "silu")
     assert met
 
 

@@ -12,6 +12,7 @@ from minillm.loading import load
 from minillm.model import held as quantised
 from minillm.model.costs import attention_flops, bytes_per_step, cached_values_seen, prefill_flops
 from minillm.model.decoder import skeleton
+from minillm.weights.forms import Segment
 from minillm.weights.fp8 import Fp8
 
 COUNTS = {
@@ -55,7 +56,8 @@ def test_bytes_per_step_of_a_mixture(held: bool) -> None:
     others = {n: p for n, p in model.named_parameters() if ".experts." not in n}
     rest = sum(p.numel() * (4 if "router" in n else 2) for n, p in others.items())
     if held:
-        quantised.hold(model, {name: Fp8() for name in dict(model.named_parameters()) if ".experts." in name})
+        experts = [(name, p.shape[1]) for name, p in model.named_parameters() if ".experts." in name]
+        quantised.hold(model, {name: (Segment(0, outputs, Fp8()),) for name, outputs in experts})
     each = of_one_expert + 4 * 3 * 128 if held else 2 * of_one_expert  # a factor for each row of each block
     assert bytes_per_step(model) == rest + 2 * 8 * each
 

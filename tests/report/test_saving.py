@@ -18,6 +18,7 @@ from minillm.families.gguf import described as gguf_described
 from minillm.loading import load
 from minillm.model.decoder import skeleton
 from minillm.report.saving import described, write_gguf
+from minillm.weights import ints
 from minillm.weights.gguf import reader, tensors
 from minillm.weights.gguf.mixtures import MIXTURES
 from tests.conftest import shared
@@ -176,7 +177,7 @@ def test_of_integers(scheme: tuple[Any, ...], row: str, tmp_path: Path) -> None:
     family, changes = ROWS[row] if row != "deepseek_v3" else VARIANTS["deepseek2 (v3)"][1:]
     (tmp_path / "plain").mkdir()
     tiny.save(tmp_path / "plain", family, changes)
-    quantize.quantize(tmp_path / "plain", tmp_path / "made", quantize.Scheme.of(*scheme))
+    quantize.quantize(tmp_path / "plain", tmp_path / "made", ints.scheme(*scheme))
     written(tmp_path / "made", tmp_path / "a.gguf")
     exact = logits(tmp_path / "made")
     assert (logits(tmp_path / "a.gguf") - exact).abs().max() <= NEAR * exact.abs().max()

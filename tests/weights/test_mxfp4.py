@@ -21,7 +21,8 @@ import minillm
 from minillm import quantize
 from minillm.config import read
 from minillm.families import resolve
-from minillm.model.held import Scheme, held_in, matrix
+from minillm.model.held import held_in, matrix
+from minillm.weights import ints
 from minillm.weights.formats import mx
 from tests.conftest import shared
 from tests.helpers import tiny
@@ -132,7 +133,7 @@ def test_experts_stay_so(pair: tuple[Path, Path], kernels: str, capsys: pytest.C
 def test_they_are_quantised_again(pair: tuple[Path, Path], name: str, tmp_path: Path) -> None:
     """While loading and in a folder: one expert at a time, as all of them at once would be."""
     ours, theirs = (minillm.load(each, "float32", quantize=name).model.state_dict() for each in pair)
-    quantize.quantize(pair[0], tmp_path / "made", Scheme.of(name))
+    quantize.quantize(pair[0], tmp_path / "made", ints.scheme(name))
     again = minillm.load(tmp_path / "made", "float32").model.state_dict()
     assert ours.keys() == theirs.keys() == again.keys()
     assert all(torch.equal(ours[key], theirs[key]) and torch.equal(again[key], theirs[key]) for key in theirs)

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import minillm
 from minillm.guard.jsonfile import read_json
-from minillm.model.held import Scheme
 from minillm.quantize import quantize
 from minillm.report.examine import explain
+from minillm.weights import ints
 from minillm.weights.save import save
 from tests.helpers import oracles, tiny
 from tests.helpers.tiny import refused
@@ -71,7 +71,7 @@ def test_another_head_than_the_embedding(
     assert explain(folder)["head_to_compare"] == head
     if not head.startswith("language_model."):
         as_transformers(folder)
-    quantize(folder, tmp_path / "int8", Scheme.of("int8"))
+    quantize(folder, tmp_path / "int8", ints.scheme("int8"))
     assert read_json(tmp_path / "int8/config.json")["tie_word_embeddings"] is False
     assert same(parameters(tmp_path / "int8"), parameters(folder, quantize="int8"))
 
@@ -115,7 +115,7 @@ def test_a_copy_of_the_embedding(
         assert same(parameters(folder), expected)
         assert "embedding" not in capsys.readouterr().err
         assert explain(folder)["unclaimed_tensors"] == explain(folder)["unfilled_parameters"] == []
-    quantize(folder, tmp_path / "int8", Scheme.of("int8"))
+    quantize(folder, tmp_path / "int8", ints.scheme("int8"))
     assert same(parameters(tmp_path / "int8"), parameters(folder, quantize="int8"))
 
 
@@ -134,7 +134,7 @@ def test_the_names_of_transformers_5(row: str, tmp_path: Path) -> None:
     assert same(parameters(tmp_path / "new"), expected)
     report = explain(tmp_path / "new")
     assert [report[key] for key in ("unclaimed_tensors", "unfilled_parameters", "misshapen_tensors")] == [[]] * 3
-    quantize(tmp_path / "new", tmp_path / "int4", Scheme.of("int4"))
+    quantize(tmp_path / "new", tmp_path / "int4", ints.scheme("int4"))
     assert same(parameters(tmp_path / "int4"), parameters(tmp_path / "published", quantize="int4"))
 
 

@@ -22,6 +22,7 @@ from minillm.weights.formats import (
     gptq,
     int8_scaled,
     int_packed,
+    integers,
     mlx,
     mx,
     nvfp4,
@@ -32,7 +33,7 @@ from minillm.weights.formats.packed import PLAIN, Format, Infos, Packed, Section
 from minillm.weights.formats.stated import refuse
 
 FORMATS: tuple[Format, ...] = (
-    refused, gptq, awq, bitsandbytes, mlx, torchao, int_packed, int8_scaled, fp8_blocks, fp8_scaled, nvfp4,
+    refused, integers, gptq, awq, bitsandbytes, mlx, torchao, int_packed, int8_scaled, fp8_blocks, fp8_scaled, nvfp4,
     mx, awq_bytes,
 )  # fmt: skip
 # Factors and zeros of activations, which are not quantised here: of a module's input, and of what a cache holds.

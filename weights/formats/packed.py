@@ -19,7 +19,7 @@ Section = Mapping[str, Any]  # what config.json says of the quantisation, and as
 METADATA = "__metadata__"
 PLAIN = "weight"  # what the name of a plain matrix ends in
 FLOATS = ("F32", "F16", "BF16")  # the types of plain factors
-FACTORS = ("_scale_inv", "_scales")  # what the names of factors add to the tensor's own, whatever that is
+FACTORS = ("_scale_inv", "_scales", "_scale")  # what the names of factors add to the tensor's own, whatever that is
 
 
 class Info(Protocol):
@@ -50,7 +50,9 @@ class Stays:
 class Packed:
     """A matrix, or a stack of them, as a format stores it: `parts` are the tensors that it takes, by what the format
     calls them, `idle` the names of others that go with it and change nothing here; `dequantise` makes fp32 of `shape`,
-    or of one matrix, of the parts' values; `stays` is how it can lie in memory, None where it has to be dequantised."""
+    or of one matrix, of the parts' values; `stays` is how it can lie in memory, None where it has to be dequantised.
+    Where rows lie as the model has them, whatever layout the rules speak of, `of_width` gives the matrix of so many
+    columns, which the tensors alone may not tell."""
 
     title: str
     shape: tuple[int, ...]
@@ -58,6 +60,7 @@ class Packed:
     dequantise: Callable[[Mapping[str, Tensor]], Tensor]
     idle: tuple[str, ...] = ()
     stays: Stays | None = None
+    of_width: Callable[[int], Packed] | None = None
 
 
 class Format(Protocol):

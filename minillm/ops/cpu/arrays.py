@@ -8,7 +8,6 @@ from torch import Tensor
 
 DTYPES = {torch.bfloat16: np.uint16, torch.float16: np.int16, torch.float32: np.float32}
 LIKE = {dtype: np.empty(0, kind) for dtype, kind in DTYPES.items()}  # says to a kernel what lies at an address
-INT8, INT4 = np.empty(0, np.int8), np.empty(0, np.uint8)
 
 
 def address(x: Tensor | None) -> int:

@@ -287,8 +287,6 @@ OPS: dict[str, Any] = {
     "delta_step": Choice(recurrent.delta_step, plain_recurrent.delta_step),
     "gated_rms_norm": Choice(recurrent.gated_rms_norm, plain_recurrent.gated_rms_norm),
     "experts": Choice(tiles.experts, grouped.experts),
-    "int8_linear": Choice(products.int8_linear, reference.int8_linear),
-    "int4_linear": Choice(products.int4_linear, reference.int4_linear),
     "fp8_linear": Choice(fp8.fp8_linear, reference.fp8_linear),
     "grouped_linear": Choice(tiles.grouped_linear, reference.grouped_linear),
     "sample": Choice(sample, draw.sample),

@@ -186,8 +186,7 @@ def attention(
     table = array(table_at, count * width if page else 0, np.empty(0, np.int32))
     k, v = array(k_at, lanes * k_slots * k_stride, like), array(v_at, lanes * v_slots * v_stride, like)
     sinks, y = array(sinks_at, heads if sinks_at else 0, like), array(y_at, count * heads * v_size, like)
-    nothing = np.empty(0, np.int8)
-    q = prepare(array(q_at, count * heads * k_size, like), 1, (k, nothing, nothing, nothing, 1))
+    q = prepare(array(q_at, count * heads * k_size, like), k)
     found = count * heads * parts
     highest, weights, sums = (
         np.empty(found, np.float32),

@@ -1,4 +1,4 @@
-"""Sums of products of 32 numbers at a time, for each type that weights are stored in: what `products.py` repeats.
+"""Sums of products of 32 numbers at a time, for each type that plain weights have: what `products.py` repeats.
 
 Where the processor multiplies bf16 itself (AVX512-BF16), 32 products are one instruction, and x stays bf16.
 """
@@ -12,12 +12,12 @@ from numba import types
 from numba.core import cgutils
 
 from minillm.ops.cpu.loops.vector import (
-    BYTE,
     FLOAT,
     FLOATS,
     INT,
     LANES,
     SHORT,
+    ask,
     constant,
     floats,
     floats_at,
@@ -27,7 +27,6 @@ from minillm.ops.cpu.loops.vector import (
     same,
 )
 
-STEP = 2 * LANES  # products of 4-bit weights at a time
 NATIVE_BF16 = "avx512bf16" in {name for name, has in binding.get_host_cpu_features().items() if has}
 
 
@@ -71,40 +70,14 @@ def dot32(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any) -> Any:
 
 
 @intrinsic
-def dot_nibbles(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any, half: Any) -> Any:
-    """sums + the products of 4-bit numbers, less 8 each, with x, one into each place: those in the low halves of the 16
-    bytes from w[at] on with x[start], x[start + 1], …, those in the high halves with what lies `half` further on."""
+def prefetch(typing: Any, array: Any, at: Any) -> Any:
+    """`ask`, of array[at]."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        _, kind, _, x_kind, _, _ = signature.args
-        sums, w, at, x, start, half = given
-        wide = builder.zext(read(context, builder, kind, w, at, BYTE), ir.VectorType(INT, LANES))
-        halves = (builder.and_(wide, same(INT, 15)), builder.lshr(wide, same(INT, 4)))
-        for numbers, place in zip(halves, (start, builder.add(start, half)), strict=True):
-            shifted = builder.sitofp(builder.sub(numbers, same(INT, 8)), FLOATS)
-            sums = fused(builder, shifted, floats_at(context, builder, x_kind, x, place), sums)
-        return sums
+        ask(context, builder, signature.args[0], given[0], given[1])
+        return context.get_dummy_value()
 
-    return floats(floats, w, types.intp, x, types.intp, types.intp), generate
-
-
-def _spread(count: int) -> Any:
-    @intrinsic
-    def spread(typing: Any, array: Any, start: Any) -> Any:
-        """array[start : start + count], of int8, each in as many of the 16 places as there are for it."""
-
-        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            numbers = read(context, builder, signature.args[0], given[0], given[1], BYTE, count)
-            wide = builder.sext(numbers, ir.VectorType(INT, count))
-            places = constant(INT, [place * count // LANES for place in range(LANES)])
-            return builder.sitofp(builder.shuffle_vector(wide, wide, places), FLOATS)
-
-        return floats(array, types.intp), generate
-
-    return spread
-
-
-spread_1, spread_2 = _spread(1), _spread(2)
+    return types.none(array, types.intp), generate
 
 
 def native_pairs(builder: Any, total: Any, x: Any, y: Any) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange, types
+from numba import prange
 
-from minillm.ops.cpu.loops.jit import OPTIONS, array, kernel, overload, parallel
-from minillm.ops.cpu.loops.products import matrix, prepare, product, tile
+from minillm.ops.cpu.loops.jit import array, kernel, parallel
+from minillm.ops.cpu.loops.products import prepare, read_once, tile
 from minillm.ops.cpu.loops.vector import number, rounded
 
 BLOCK = 4  # rows of W that a thread takes at a time
@@ -16,32 +16,13 @@ MANY = 6  # rows of x whose arithmetic takes longer than reading W
 
 
 @parallel
-def _multiply(m: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> None:
+def _multiply(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> None:
     outputs = len(y) // rows
     for block in prange(-(-outputs // BLOCK)):
         for o in range(BLOCK * block, min(BLOCK * block + BLOCK, outputs)):
             for r in range(rows):
-                value = product(m, o, x, r, inputs)
+                value = read_once(w, o * inputs, x, r * inputs, inputs)
                 y[r * outputs + o] = rounded(value + number(bias[o]) if len(bias) else value, y)
-
-
-def _multiplied_in_tiles(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> bool:
-    """Whether W is plain and x large enough for tiles to pay: then y is computed so."""
-    raise NotImplementedError
-
-
-@overload(_multiplied_in_tiles, jit_options=OPTIONS, strict=False)
-def _in_tiles(w: Any, x: Any, bias: Any, y: Any, rows: Any, inputs: Any) -> Any:
-    if w.dtype in (types.uint8, types.int8):
-        return lambda w, x, bias, y, rows, inputs: False
-
-    def multiplied(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -> bool:
-        fits = len(y) // rows % BLOCK == 0 and inputs % 64 == 0 and (rows >= MANY or rows * inputs > IN_CACHE)
-        if fits:
-            _multiply_tiles(w, x, bias, y, rows, inputs)
-        return fits
-
-    return multiplied
 
 
 @parallel
@@ -60,12 +41,12 @@ def _multiply_tiles(w: Any, x: Any, bias: Any, y: Any, rows: int, inputs: int) -
 
 
 @kernel
-def linear(
-    x_at: int, at: Any, bias_at: int, y_at: int, rows: int, inputs: int, outputs: int, x_like: Any, w_like: Any
-) -> None:
-    """y `[R, O]` of x `[R, I]` and the matrix `[O, I]` at `at`; bias_at is 0 where there is none."""
-    m, y = matrix(at, w_like), array(y_at, rows * outputs, x_like)
-    bias = array(bias_at, outputs if bias_at else 0, x_like)
-    x = prepare(array(x_at, rows * inputs, x_like), rows, m)
-    if not _multiplied_in_tiles(m[0], x, bias, y, rows, inputs):
-        _multiply(m, x, bias, y, rows, inputs)
+def linear(x_at: int, w_at: int, bias_at: int, y_at: int, rows: int, inputs: int, outputs: int, like: Any) -> None:
+    """y `[R, O]` of x `[R, I]` and W `[O, I]`; bias_at is 0 where there is none."""
+    w, y = array(w_at, outputs * inputs, like), array(y_at, rows * outputs, like)
+    bias = array(bias_at, outputs if bias_at else 0, like)
+    x = prepare(array(x_at, rows * inputs, like), w)
+    if outputs % BLOCK == 0 and inputs % 64 == 0 and (rows >= MANY or rows * inputs > IN_CACHE):
+        _multiply_tiles(w, x, bias, y, rows, inputs)
+    else:
+        _multiply(w, x, bias, y, rows, inputs)

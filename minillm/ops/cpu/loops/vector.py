@@ -4,7 +4,7 @@ LLVM turns a vector of 16 floats into one register of AVX-512, two of AVX2 or fo
 up in one order, whatever the compiler makes of the code around: a row's result does not depend on its neighbours.
 
 Arrays hold bfloat16 as uint16 and float16 as int16, neither of which NumPy or numba can compute with; int8 and float32
-are themselves, and uint8 are two 4-bit numbers, the even one in the low half.
+are themselves.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def number(typing: Any, x: Any) -> Any:
             return builder.bitcast(builder.shl(builder.zext(given[0], INT), INT(16)), FLOAT)
         if x == types.int16:
             return builder.fpext(builder.bitcast(given[0], HALF), FLOAT)
-        return builder.sitofp(given[0], FLOAT) if x == types.int8 else given[0]
+        return given[0]
 
     return types.float32(x), generate
 

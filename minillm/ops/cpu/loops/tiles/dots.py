@@ -15,8 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 
-from minillm.ops.cpu.loops.integers import _dot, _in_all
-from minillm.ops.cpu.loops.jit import array_of, function
+from minillm.ops.cpu.loops.jit import array_of, function, inline
 from minillm.ops.cpu.loops.tiles.whole import CHUNK, INTS
 from minillm.ops.cpu.loops.vector import (
     BYTE,
@@ -41,23 +40,31 @@ TABLE, WIDE_TABLE = 1, 2  # in place of bits: a table of as many bytes
 LOW_BYTES, HIGH_BYTES = 64, 80  # where those of a table lie, behind 16 fp32
 
 
-def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
+def _dot(builder: Any, total: Any, w: Any, x: Any) -> Any:
+    """total[l] + w[4 l] x[4 l] + … + w[4 l + 3] x[4 l + 3], w without a sign, x with one."""
+    kind = ir.FunctionType(INTS, [INTS, INTS, INTS])
+    call = get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+    return builder.call(call, [total, builder.bitcast(w, INTS), builder.bitcast(x, INTS)])
+
+
+def at_place(builder: Any, address: Any, offset: int, kind: Any) -> Any:
     """The pointer to what lies `offset` bytes behind an address."""
     return builder.inttoptr(builder.add(address, address.type(offset)), kind.as_pointer())
 
 
 def _line(builder: Any, address: Any, index: int) -> Any:
     """The line so many lines behind an address."""
-    return builder.load(_at(builder, address, LINE * index, INTS), align=1)
+    return builder.load(at_place(builder, address, LINE * index, INTS), align=1)
 
 
 def _same_word(builder: Any, address: Any, offset: int) -> Any:
     """Four bytes in all 16 places."""
-    word = builder.load(_at(builder, address, offset, INT), align=1)
-    return _in_all(builder, word)
+    word = builder.load(at_place(builder, address, offset, INT), align=1)
+    one = builder.insert_element(ir.Constant(INTS, ir.Undefined), word, INT(0))
+    return builder.shuffle_vector(one, one, same(INT, 0))
 
 
-def _of_chunk(builder: Any, bits: int, at: Any, high_at: Any) -> Any:
+def of_chunk(builder: Any, bits: int, at: Any, high_at: Any) -> Any:
     """The numbers of the chunk that lies at an address: four inputs of each row after the other."""
 
     def byte(value: int) -> Any:
@@ -81,7 +88,7 @@ def _of_chunk(builder: Any, bits: int, at: Any, high_at: Any) -> Any:
 def _looked_up(builder: Any, table: Any, offset: int, q: Any) -> Any:
     """The bytes that a table of 16 has for numbers."""
     sixteen, all_places = ir.VectorType(BYTE, LANES), ir.VectorType(BYTE, LINE)
-    one = builder.load(_at(builder, table, offset, sixteen), align=1)
+    one = builder.load(at_place(builder, table, offset, sixteen), align=1)
     four = builder.shuffle_vector(one, one, constant(INT, [n % LANES for n in range(LINE)]))
     kind = ir.FunctionType(all_places, [all_places, all_places])
     call = get_or_insert_function(builder.module, kind, "llvm.x86.avx512.pshuf.b.512")
@@ -116,14 +123,14 @@ def _multiplied_wide(builder: Any, lines: Any, x: Any, taken: Any, steps: range)
 def _products(builder: Any, bits: int, given: Any, rows: int, parts: int) -> Iterator[Any]:
     """Of each of R rows of x and each part of a chunk, the products with the chunk of W at an address, less powers."""
     at, high_at, table, x, taken, chunks = given
-    lines = _of_chunk(builder, max(bits, 4), at, high_at)
+    lines = of_chunk(builder, max(bits, 4), at, high_at)
     if bits == TABLE:
         lines = [_looked_up(builder, table, LOW_BYTES, q) for q in lines]
     if bits == WIDE_TABLE:
         lines = [[_looked_up(builder, table, offset, q) for offset in (LOW_BYTES, HIGH_BYTES)] for q in lines]
     multiplied, count = _multiplied_wide if bits == WIDE_TABLE else _multiplied, STEPS // parts
     for index in range(STEPS if bits == 8 else STEPS // 2):
-        ask_for(builder, _at(builder, at, AHEAD + LINE * index, BYTE))
+        ask_for(builder, at_place(builder, at, AHEAD + LINE * index, BYTE))
     for r in range(rows):
         further = builder.mul(chunks, chunks.type(r))
         of_x = builder.add(x, builder.mul(further, further.type(2 * CHUNK)))
@@ -163,7 +170,7 @@ def _adding(bits: int, parts: int) -> Any:
 
 
 @intrinsic
-def _scaled(typing: Any, y: Any, sums: Any, scale: Any) -> Any:
+def scaled_sums(typing: Any, y: Any, sums: Any, scale: Any) -> Any:
     """y + sums * scale, each of R."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -176,7 +183,7 @@ def _scaled(typing: Any, y: Any, sums: Any, scale: Any) -> Any:
 
 
 @intrinsic
-def _nothing(typing: Any, y: Any) -> Any:
+def nothing(typing: Any, y: Any) -> Any:
     """Zeros, as many as in y."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -185,28 +192,36 @@ def _nothing(typing: Any, y: Any) -> Any:
     return y(y), generate
 
 
+@inline
+def _scale(at: int, coded: bool, g: int) -> Any:
+    """The scales of group g of a tile."""
+    if coded:
+        return load(array_of(at, (g + 1) * LANES, np.int8), g * LANES)
+    return load(array_of(at, (g + 1) * LANES, np.float32), g * LANES)
+
+
 def _rows(bits: int) -> Any:
     add, add_halves = _adding(bits, 1), _adding(bits, 2)
 
     @function
-    def rows(w: Any, x: Any, sizes: Any, scales_at: int, y: Any) -> Any:
+    def rows(w: Any, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
         """y + a tile times R rows of x, its scales given."""
-        (at, high_at, table), (bytes_at, taken, powers) = w, x
+        (at, high_at, table), (bytes_at, taken, powers), (scales_at, coded) = w, x, scales
         chunks, groups, group, steps, high_steps = sizes
-        scales = array_of(scales_at, max(2 * chunks, groups) * LANES, np.float32)
         halves, per, last = group == LANES, group // CHUNK, 0
         for c in range(chunks if halves else 0):
-            s, t = load(scales, 2 * c * LANES), load(scales, (2 * c + 1) * LANES)
+            s = _scale(scales_at, coded, 2 * c)
+            t = _scale(scales_at, coded, min(2 * c + 1, groups - 1))  # of a half that the row has not, x is zeros
             y = add_halves(y, at, high_at, table, bytes_at, taken, powers, chunks, s, t)
             at, high_at, bytes_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK
             taken, powers = taken + 8, powers + 4
         for g in range(0 if halves else groups):
-            sums, start, last = _nothing(y), last, min(last + per, chunks)
+            sums, start, last = nothing(y), last, min(last + per, chunks)
             for _ in range(start, last):
                 sums = add(sums, at, high_at, table, bytes_at, taken, powers, chunks, zeros(), zeros())
                 at, high_at, bytes_at = at + steps, high_at + high_steps, bytes_at + 2 * CHUNK
                 taken, powers = taken + 8, powers + 4
-            y = _scaled(y, sums, load(scales, g * LANES))
+            y = scaled_sums(y, sums, _scale(scales_at, coded, g))
         return y
 
     return rows
@@ -217,17 +232,17 @@ _of_table, _of_wide_table = _rows(TABLE), _rows(WIDE_TABLE)
 
 
 @function
-def multiply_rows(bits: int, w: Any, x: Any, sizes: Any, scales_at: int, y: Any) -> Any:
-    """y + a tile times R rows of x, each a vector: w, x and scales are addresses, sizes C, G, the size of a group and
-    the bytes of a chunk in both planes."""
+def multiply_rows(bits: int, w: Any, x: Any, sizes: Any, scales: Any, y: Any) -> Any:
+    """y + a tile times R rows of x, each a vector: w and x are addresses, scales one and whether int8 codes lie there
+    and not floats, sizes C, G, the size of a group and the bytes of a chunk in both planes."""
     if bits == 4:
-        return _rows_4(w, x, sizes, scales_at, y)
+        return _rows_4(w, x, sizes, scales, y)
     if bits == 5:
-        return _rows_5(w, x, sizes, scales_at, y)
+        return _rows_5(w, x, sizes, scales, y)
     if bits == 6:
-        return _rows_6(w, x, sizes, scales_at, y)
+        return _rows_6(w, x, sizes, scales, y)
     if bits == 8:
-        return _rows_8(w, x, sizes, scales_at, y)
+        return _rows_8(w, x, sizes, scales, y)
     if bits == TABLE:
-        return _of_table(w, x, sizes, scales_at, y)
-    return _of_wide_table(w, x, sizes, scales_at, y)
+        return _of_table(w, x, sizes, scales, y)
+    return _of_wide_table(w, x, sizes, scales, y)

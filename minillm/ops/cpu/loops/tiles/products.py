@@ -18,11 +18,12 @@ from numba import prange
 
 from minillm.ops.cpu.loops.jit import array, array_of, function, inline, kernel, parallel
 from minillm.ops.cpu.loops.tiles.dots import multiply_rows
-from minillm.ops.cpu.loops.tiles.scales import NATURAL, fill, grouping, places, room
+from minillm.ops.cpu.loops.tiles.scales import CODE, NATURAL, fill, fill_numbers, grouping, places, room
 from minillm.ops.cpu.loops.tiles.whole import CHUNK, split, sum_of
-from minillm.ops.cpu.loops.vector import LANES, load, madd, number, rounded, splat, store, zeros
+from minillm.ops.cpu.loops.vector import LANES, ask_at, load, madd, number, rounded, splat, store, zeros
 
 TOGETHER = 4  # rows of x for which numbers are unpacked once
+LINE = 64  # bytes
 UNIT = 24  # where the unit of a table in whole numbers lies, behind that of fp32 and its bytes
 
 
@@ -40,8 +41,10 @@ def less_sums(made: Any, sums_at: int, r: int, groups: int) -> Any:
 
 
 @inline
-def put(value: Any, y: Any, at: int, bias: Any, first: int, outputs: int, made: Any) -> None:
+def put(value: Any, y: Any, at: int, bias: Any, first: int, outputs: int, made: Any, coded: bool) -> None:
     """y[at:] = what a tile has for a row, less the rows that only fill the last tile up, plus bias."""
+    if coded:
+        value = value * load(array_of(made[2], LANES, np.float32), 0)
     if first + LANES <= outputs:
         store(y, at, value + load(bias, first) if len(bias) else value)
         return
@@ -52,13 +55,26 @@ def put(value: Any, y: Any, at: int, bias: Any, first: int, outputs: int, made: 
 
 
 @function
-def scaled(at: Any, kinds: Any, tile: int, counts: Any, made: Any) -> None:
-    """`fill`, and what zeros of groups take off, in place of them."""
-    fill(at, kinds, tile, counts, made)
-    size = counts[0] * LANES
+def scaled(at: Any, kinds: Any, tile: int, counts: Any, made: Any) -> Any:
+    """`fill`, and what zeros of groups take off, in place of them; the scales as `multiply_rows` takes them. Codes
+    whose factor is that of a row are scales themselves: results are multiplied with it."""
+    groups, _, per = counts
+    size = groups * LANES
     scales, less = array_of(made[0], size, np.float32), array_of(made[1], size, np.float32)
+    if kinds[0] == CODE and per == groups and at[3] and not at[5]:
+        codes = array_of(at[2] + tile * size, size, np.int8)
+        fill_numbers(at[3], kinds[1], tile, 1, made[2])
+        if at[4]:
+            fill_numbers(at[4], kinds[2], tile, groups, made[1])
+        for i in range(0, size if at[4] else 0, LANES):
+            store(less, i, load(less, i) * load(codes, i))
+        for i in range(0, size, LINE):  # those of the next tile
+            ask_at(at[2] + tile * size + size + i)
+        return at[2] + tile * size, True
+    fill(at, kinds, tile, counts, made)
     for i in range(0, size if at[4] else 0, LANES):
         store(less, i, load(less, i) * load(scales, i))
+    return made[0], False
 
 
 @inline
@@ -87,19 +103,19 @@ def _multiply(
         run = np.int64(each)
         made = places(memory_at, run, counts, chunks)
         for tile in range(run * tiles // runs, (run + 1) * tiles // runs):
-            scaled(at, kinds, tile, counts, made)
+            scales = scaled(at, kinds, tile, counts, made)
             w, first, whole = of_tile(at, tile, sizes), tile * LANES, rows // TOGETHER * TOGETHER
             for r in range(0, whole, TOGETHER):
                 of_x = of_row(x_at, taken_at, powers_at, r, chunks)
                 a, b = less_sums(made, sums_at, r, groups), less_sums(made, sums_at, r + 1, groups)
                 c, d = less_sums(made, sums_at, r + 2, groups), less_sums(made, sums_at, r + 3, groups)
-                a, b, c, d = multiply_rows(bits, w, of_x, sizes, made[0], (a, b, c, d))
+                a, b, c, d = multiply_rows(bits, w, of_x, sizes, scales, (a, b, c, d))
                 for k, value in enumerate((a, b, c, d)):
-                    put(value, y, (r + k) * outputs + first, bias, first, outputs, made)
+                    put(value, y, (r + k) * outputs + first, bias, first, outputs, made, scales[1])
             for r in range(whole, rows):
                 of_x = of_row(x_at, taken_at, powers_at, r, chunks)
-                (value,) = multiply_rows(bits, w, of_x, sizes, made[0], (less_sums(made, sums_at, r, groups),))
-                put(value, y, r * outputs + first, bias, first, outputs, made)
+                (value,) = multiply_rows(bits, w, of_x, sizes, scales, (less_sums(made, sums_at, r, groups),))
+                put(value, y, r * outputs + first, bias, first, outputs, made, scales[1])
 
 
 @function

@@ -16,6 +16,7 @@ from numba.core.cgutils import get_or_insert_function
 
 from minillm.ops.cpu.loops.jit import aligned, array, array_of, function, inline, kernel, parallel
 from minillm.ops.cpu.loops.products import dot
+from minillm.ops.cpu.loops.tiles.floats import multiply, takes, widened_rows
 from minillm.ops.cpu.loops.tiles.scales import BFLOAT, CHUNK, HALF, NATURAL, fill, grouping, places, room
 from minillm.ops.cpu.loops.vector import (
     BYTE,
@@ -217,12 +218,12 @@ def _multiply(
                 row = o - tile * LANES
                 write(tile, (row, row + 1, 0, chunks), form, at, made, values, (0, 0))
                 for r in range(rows):
-                    value = dot(values, 0, x, r * inputs, inputs)
+                    value = dot(values, 0, x, r * chunks * CHUNK, inputs)
                     y[r * outputs + o] = rounded(value + number(bias[o]) if len(bias) else value, y)
 
 
 @inline
-def _laid(inputs: int, given: Any) -> Any:
+def laid(inputs: int, given: Any) -> Any:
     """The form of a matrix as `write` takes it; G, S and the groups of a span; types of scales, factors and zeros."""
     bits, group, span, zero, kind, factor_kind, steps, high_steps, rounded = given
     group, counts = grouping(group, span, inputs)
@@ -234,7 +235,7 @@ def _laid(inputs: int, given: Any) -> Any:
 def dequantise(at: Any, y_at: int, sizes: Any, given: Any, like: Any) -> None:
     """y `[O, I]` = the matrix at `at`; sizes are O and I, the rest as in `tiles.linear`."""
     (outputs, inputs), runs = sizes, min(numba.get_num_threads(), -(-sizes[0] // LANES))
-    form, counts, kinds = _laid(inputs, given)
+    form, counts, kinds = laid(inputs, given)
     memory, y = room(counts, form[3], runs), array(y_at, outputs * inputs, like)
     _write_tiles(at, form, counts, kinds, (outputs, inputs, runs), memory, y)
 
@@ -243,10 +244,11 @@ def dequantise(at: Any, y_at: int, sizes: Any, given: Any, like: Any) -> None:
 def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, given: Any, like: Any) -> None:
     """As `tiles.linear`, of any x, in fp32."""
     (rows, inputs, outputs), runs = sizes, min(numba.get_num_threads(), -(-sizes[2] // LANES))
-    form, counts, kinds = _laid(inputs, given)
-    narrow, x = array(x_at, rows * inputs, like), aligned(rows * inputs, np.float32)
-    for i in range(rows * inputs):
-        x[i] = number(narrow[i])
+    form, counts, kinds = laid(inputs, given)
+    x = widened_rows(array(x_at, rows * inputs, like), rows, form[3])
     y, bias = array(y_at, rows * outputs, like), array(bias_at, outputs if bias_at else 0, like)
     memory = room(counts, form[3], runs)
-    _multiply(at, form, counts, kinds, (rows, outputs, inputs, runs), x, bias, memory, y)
+    if takes(at, form[6]):
+        multiply(at, form, counts, kinds, (rows, outputs, runs), x, bias, memory, y)
+    else:
+        _multiply(at, form, counts, kinds, (rows, outputs, inputs, runs), x, bias, memory, y)

@@ -29,7 +29,7 @@ def _naturals(typing: Any, array: Any, start: Any) -> Any:
 
 
 @function
-def _numbers(at: int, kind: int, tile: int, count: int, made_at: int) -> None:
+def fill_numbers(at: int, kind: int, tile: int, count: int, made_at: int) -> None:
     """made `[count, 16]` = what a tile has of numbers at an address; those of the next tile are asked for."""
     start, size = tile * count * LANES, count * LANES
     end, made = start + size, array_of(made_at, size, np.float32)
@@ -61,9 +61,9 @@ def _numbers(at: int, kind: int, tile: int, count: int, made_at: int) -> None:
 def _in_units(at: int, factor_at: int, kinds: Any, tile: int, counts: Any, made_at: int, factors_at: int) -> None:
     """made `[G, 16]`: scales or minima, times their factors."""
     groups, spans, per = counts
-    _numbers(at, kinds[0], tile, groups, made_at)
+    fill_numbers(at, kinds[0], tile, groups, made_at)
     if factor_at:
-        _numbers(factor_at, kinds[1], tile, spans, factors_at)
+        fill_numbers(factor_at, kinds[1], tile, spans, factors_at)
         made, factors = array_of(made_at, groups * LANES, np.float32), array_of(factors_at, spans * LANES, np.float32)
         for span in range(spans):
             factor = load(factors, span * LANES)
@@ -120,4 +120,4 @@ def fill(at: Any, kinds: Any, tile: int, counts: Any, made: Any) -> None:
     if least_at:
         _in_units(least_at, floor_at, kinds, tile, counts, less, factors)
     elif zero_at:
-        _numbers(zero_at, kinds[2], tile, counts[0], less)
+        fill_numbers(zero_at, kinds[2], tile, counts[0], less)
