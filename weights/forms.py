@@ -40,12 +40,19 @@ class Form(Protocol):
         ...
 
 
-class Packing(Form, Protocol):
-    """A form that rows of a checkpoint can be packed into, a tile at a time."""
+class Packer(Protocol):
+    """What rows of a checkpoint can be packed into, `tile` of them at a time."""
+
+    @property
+    def tile(self) -> int: ...
 
     def pack(self, fields: Fields, /) -> dict[str, Tensor]:
         """The parts of rows."""
         ...
+
+
+class Packing(Form, Packer, Protocol):
+    """A form that is packed."""
 
     def values(self, fields: Fields, /) -> Tensor:
         """The numbers of rows, fp32 `[O, I]`."""

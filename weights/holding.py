@@ -10,14 +10,14 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from minillm.weights.checkpoint import Checkpoint, Stored
 from minillm.weights.formats.packed import Made
-from minillm.weights.forms import ORDER, Packing, Plain, Segment
+from minillm.weights.forms import ORDER, Packer, Packing, Plain, Segment
 from minillm.weights.gguf.tensors import Blocks, InBlocks
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.ints import Int4, Int8
@@ -27,6 +27,14 @@ from minillm.weights.threads import in_threads
 
 PIECE = 2**18  # values packed at a time
 Held = Mapping[str, tuple[Segment, ...]]  # parameter -> its segments
+
+
+class Rows(Protocol):
+    """What gives rows of a matrix in the form that they go into."""
+
+    def fields(self, start: int, stop: int) -> Fields:
+        """Rows start … stop - 1."""
+        ...
 
 
 def segments(
@@ -44,8 +52,8 @@ def segments(
     for name, given in filling.items():
         given.sort(key=lambda each: each[0].start)
         if formats and name in formats:
-            form = replace(formats[name].form, tile=tile)
-            pieces: list[Segment | None] = [Segment(to.start, to.shape[0], form) for to, _ in given]
+            into = replace(formats[name].form, tile=tile)
+            pieces: list[Segment | None] = [Segment(to.start, to.shape[0], into) for to, _ in given]
         else:
             pieces = [_piece(to, stored, dtype, tile) for to, stored in given]
         known = [piece for piece in pieces if piece is not None]
@@ -124,7 +132,7 @@ def apart(stored: Stored, to: Destination) -> Iterator[tuple[Stored, Destination
         yield stored.one(e), replace(to, start=to.start + e * rows, shape=shape, layout=layout, whole=None)
 
 
-def fill(held: Sequence[Segment], stored: Stored, to: Destination, place: Callable[[str], Tensor]) -> None:
+def fill(held: Sequence[Segment], stored: Stored | Rows, to: Destination, place: Callable[[str], Tensor]) -> None:
     """Pack the rows of a tensor into the parts of their segment, which `place` gives by what is added to their names.
     Of a parameter with experts there is one segment."""
     segment = next(each for each in reversed(held) if each.start <= to.start)
@@ -140,7 +148,7 @@ def fill(held: Sequence[Segment], stored: Stored, to: Destination, place: Callab
             flat[at : at + len(part)] = part
 
 
-def packed(form: Packing, stored: Stored, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def packed(form: Packer, stored: Stored | Rows, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """The rows that a tensor fills as the parts of a form, in order: (number of the first row, parts)."""
     count = to.shape[0]
     laid = None if to.layout is None else _fields(stored, 0, count).map(_turned(to))
@@ -152,9 +160,10 @@ def packed(form: Packing, stored: Stored, to: Destination) -> Iterator[tuple[int
     return in_threads(pack, blocks(count, step))
 
 
-def _fields(stored: Stored, start: int, stop: int) -> Fields:
+def _fields(stored: Stored | Rows, start: int, stop: int) -> Fields:
     if (read := getattr(stored, "fields", None)) is not None:
         return read(start, stop)
+    stored = cast(Stored, stored)
     columns = stored.shape[-1]
     return Fields(stored.values(start * columns, stop * columns).view(-1, columns))
 

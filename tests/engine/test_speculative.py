@@ -80,8 +80,8 @@ def test_with_guesses_the_text_is_the_same(
     choice: dict,
     compiled: bool,
 ) -> None:
-    """Token for token, whoever guesses, and the logits behind each bit for bit: those of the engine with compiled loops,
-    and in plain PyTorch, whose sums over a ring of keys go in another order, those without a guess."""
+    """Token for token, whoever guesses, and the logits behind each bit for bit: with compiled loops those of the
+    engine, and in plain PyTorch, which sums over a ring of keys in another order, those without a guess."""
     prompts = [random_tokens(length, seed=i).tolist() for i, length in enumerate(lengths)]
     model, plain = listening(spec, dtype, compiled=compiled)
     expected, rows = requests(prompts, 14, stops, **choice), requests(prompts, 14, stops, **choice)

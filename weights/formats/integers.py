@@ -30,7 +30,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
     scheme = ints.read({key: value for key, value in section.items() if key != METADATA})
     found = {}
     for name in spelled(infos, SPELLINGS[0], OPTIONAL) if scheme else ():
-        made = Int8() if infos[name].dtype == "I8" else scheme
+        made = Int8() if scheme is None or infos[name].dtype == "I8" else scheme
         rows, columns = matrix(name, infos[name], TITLE)
         found[name] = _packed(infos, name, made, rows, columns if isinstance(made, Int8) else 2 * columns)
     return found
