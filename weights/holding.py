@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -44,8 +44,8 @@ def segments(
     for name, given in filling.items():
         given.sort(key=lambda each: each[0].start)
         if formats and name in formats:
-            form = replace(formats[name].form, tile=tile)
-            pieces: list[Segment | None] = [Segment(to.start, to.shape[0], form) for to, _ in given]
+            asked = replace(formats[name].form, tile=tile)
+            pieces: list[Segment | None] = [Segment(to.start, to.shape[0], asked) for to, _ in given]
         else:
             pieces = [_piece(to, stored, dtype, tile) for to, stored in given]
         known = [piece for piece in pieces if piece is not None]
@@ -124,7 +124,22 @@ def apart(stored: Stored, to: Destination) -> Iterator[tuple[Stored, Destination
         yield stored.one(e), replace(to, start=to.start + e * rows, shape=shape, layout=layout, whole=None)
 
 
-def fill(held: Sequence[Segment], stored: Stored, to: Destination, place: Callable[[str], Tensor]) -> None:
+class Read(Protocol):
+    """What gives the rows that it fills as they go into a form."""
+
+    def fields(self, start: int, stop: int, /) -> Fields: ...
+
+
+class Packs(Protocol):
+    """What makes parts of rows, whole tiles of them."""
+
+    @property
+    def tile(self) -> int: ...
+
+    def pack(self, fields: Fields, /) -> dict[str, Tensor]: ...
+
+
+def fill(held: Sequence[Segment], stored: Stored | Read, to: Destination, place: Callable[[str], Tensor]) -> None:
     """Pack the rows of a tensor into the parts of their segment, which `place` gives by what is added to their names.
     Of a parameter with experts there is one segment."""
     segment = next(each for each in reversed(held) if each.start <= to.start)
@@ -140,7 +155,7 @@ def fill(held: Sequence[Segment], stored: Stored, to: Destination, place: Callab
             flat[at : at + len(part)] = part
 
 
-def packed(form: Packing, stored: Stored, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def packed(form: Packs, stored: Stored | Read, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """The rows that a tensor fills as the parts of a form, in order: (number of the first row, parts)."""
     count = to.shape[0]
     laid = None if to.layout is None else _fields(stored, 0, count).map(_turned(to))
@@ -152,11 +167,12 @@ def packed(form: Packing, stored: Stored, to: Destination) -> Iterator[tuple[int
     return in_threads(pack, blocks(count, step))
 
 
-def _fields(stored: Stored, start: int, stop: int) -> Fields:
+def _fields(stored: Stored | Read, start: int, stop: int) -> Fields:
     if (read := getattr(stored, "fields", None)) is not None:
         return read(start, stop)
-    columns = stored.shape[-1]
-    return Fields(stored.values(start * columns, stop * columns).view(-1, columns))
+    plain: Any = stored
+    columns = plain.shape[-1]
+    return Fields(plain.values(start * columns, stop * columns).view(-1, columns))
 
 
 def _turned(to: Destination) -> Callable[[Tensor], Tensor]:

@@ -157,7 +157,8 @@ class Quantised:
 
     def __init__(self, made: Int8 | Int4, stored: Stored, to: Destination):
         self.made, self.stored, self.to = made, stored, replace(to, layout=None)
-        self._lying, self._laid, self._lock = to, None, threading.Lock()
+        self._lying, self._lock = to, threading.Lock()
+        self._laid: Tensor | None = None
 
     def fields(self, start: int, stop: int) -> Fields:
         """Rows start … stop - 1 as they go into the form of `made`."""
@@ -166,7 +167,9 @@ class Quantised:
             values = self.stored.values(start * columns, stop * columns)
         else:
             with self._lock:
-                self._laid = laid(self.stored, self._lying) if self._laid is None else self._laid
+                if self._laid is None:
+                    self._laid = laid(self.stored, self._lying)
+            assert self._laid is not None
             values = self._laid[start:stop]
         check_finite(self.to.parameter, values := values.float())
         return self.made.quantise(values.view(-1, columns))

@@ -52,7 +52,7 @@ class Question(NamedTuple):
     devices: int = 1
     dtype: str | None = None
     quantize: str | None = None
-    int4: Int4 = Int4()
+    int4: Int8 | Int4 = Int4()
 
 
 def budget(path: Path, question: Question) -> dict[str, Any]:

@@ -28,9 +28,11 @@ SPELLINGS, OPTIONAL = (("", "_scale"),), ("_factor", "_zero")
 def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
     """The tensors with companions of a folder that this project wrote."""
     scheme = ints.read({key: value for key, value in section.items() if key != METADATA})
-    found = {}
-    for name in spelled(infos, SPELLINGS[0], OPTIONAL) if scheme else ():
-        made = Int8() if infos[name].dtype == "I8" else scheme
+    found = dict[str, Packed]()
+    if scheme is None:
+        return found
+    for name in spelled(infos, SPELLINGS[0], OPTIONAL):
+        made: Int8 | Int4 = Int8() if infos[name].dtype == "I8" else scheme
         rows, columns = matrix(name, infos[name], TITLE)
         found[name] = _packed(infos, name, made, rows, columns if isinstance(made, Int8) else 2 * columns)
     return found
