@@ -168,6 +168,7 @@ class Quantised:
         else:
             with self._lock:
                 self._laid = laid(self.stored, self._lying) if self._laid is None else self._laid
+                assert self._laid is not None  # as there is a layout
                 values = self._laid[start:stop]
         check_finite(self.to.parameter, values := values.float())
         return self.made.quantise(values.view(-1, columns))
