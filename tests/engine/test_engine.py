@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import ops
+from minillm.engine import speculative
 from minillm.engine.batching import engine
-from minillm.engine.completion import Timings
+from minillm.engine.batching.engine import Engine
+from minillm.engine.completion import Completion, Timings
 from minillm.ops import draw
 from minillm.spec import Decoder as Spec
 from tests.helpers import tiny
@@ -77,6 +79,30 @@ def test_prompts_wait_for_a_place(row: str, max_rows: int, tmp_path: Path) -> No
     assert len({len(single.token_ids) for single in alone}) > 3
     assert timings.prompt_tokens == sum(map(len, prompts))
     assert timings.decode_tokens == sum(len(single.token_ids) - 1 for single in alone)
+
+
+class Silent:
+    def propose(self, row: Completion, count: int) -> list[int]:
+        return []
+
+
+@pytest.mark.parametrize("row", ["llama-dynamic-beyond", "phi3-long", "qwen3_next", "gemma4-apart", "deepseek_v3"])
+def test_blocks_hold_what_a_contiguous_cache_holds(row: str, tmp_path: Path) -> None:
+    """The same text as from a loop of its own over a cache of its own: lengths at which rotations change, prompts of a
+    single token after longer ones had the same blocks, prefixes that are there, and a request that is computed anew."""
+    tiny.save(tmp_path, *tiny.ROWS[row])
+    model = minillm.load(tmp_path, dtype="float32").model
+    text = tiny.tokens(97, 60, seed=3).tolist()
+    prompts = [text[:50], text[:1], text[:33], text[40:41], text[:28], text[:50]]
+    alone, rows = (requests(prompts, 30, temperature=0.8) for _ in range(2))
+    for each in alone:
+        list(speculative.generate(model, [each], Timings(), lambda _: Silent()))
+    made = Engine(model, 96, max_rows=2, budget=20)
+    going = [made.add(each) for each in rows]
+    while made.busy:
+        made.step()
+    assert texts(rows) == texts(alone)
+    assert any(each.cached for each in going)
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"presence_penalty": 1.0, "repetition_penalty": 1.5}])
