@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minillm.ops import Ops
+from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
 from minillm.spec import Router
 from minillm.weights.grouped import Grouped
@@ -148,40 +149,36 @@ class Cases:
             return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
         yield Case("attention", shape, lambda ops: ops.attention(q, k, v, last), k.nbytes + v.nbytes, flops, fused)
-        table, lengths = self.pages(s.batch, s.past)
-        paged = [each.view(-1, s.kv_heads, 16, s.head_dim).transpose(1, 2) for each in (k, v)]
+        pages, of_all = self.pages(s.batch, s.past), q[:, :, 0].transpose(0, 1)[None]
+        keys, values = (each.transpose(0, 1).flatten(1, 2)[None] for each in (k, v))  # [1, K, slots, D]
 
-        def on_pages(_: Ops) -> Tensor:
-            from minillm.kernels.decode_attention import decode_attention
+        def on_pages(ops: Ops) -> Tensor:
+            return ops.paged_attention(of_all, keys, values, pages)
 
-            return decode_attention(q[:, :, 0], paged[0], paged[1], lengths, block_table=table)
+        yield Case("paged_attention", shape, on_pages, k.nbytes + v.nbytes, flops)
 
-        yield Case("paged_decode_attention", shape, on_pages, k.nbytes + v.nbytes, flops, plain=False)
-
-    def pages(self, batch: int, past: int) -> tuple[Tensor, Tensor]:
-        """A table of pages of 16 positions in any order, and lengths."""
-        numbers = torch.randperm(batch * (past // 16), device=self.device).view(batch, -1)
-        return numbers.int(), torch.full((batch,), past, dtype=torch.int32, device=self.device)
+    def pages(self, batch: int, past: int) -> Paged:
+        """Sequences of `past` positions in blocks of 16, in any order."""
+        tables = torch.randperm(batch * (past // 16), device=self.device).view(batch, -1).int()
+        return Paged.at(torch.full((batch,), past - 1, device=self.device), tables, 16, None)
 
     def latent(self) -> Iterator[Case]:
         s = self.sizes
         width = s.rank + s.rotary
         latent, last = self.made(s.batch, s.past, width), Visibility(s.past - 1, 1, None, None, self.device)
-        table, lengths = self.pages(s.batch, s.past)
+        whole, pages = latent.view(1, -1, width), self.pages(s.batch, s.past)
         for heads in s.latent_heads:
             q, flops = self.made(s.batch, heads, 1, width), 2 * s.batch * heads * s.past * (width + s.rank)
 
             def run(ops: Ops, q: Tensor = q) -> Tensor:
                 return ops.latent_attention(q, latent, s.rank, last, 0.07)
 
-            def on_pages(_: Ops, q: Tensor = q) -> Tensor:
-                from minillm.kernels.mla_decode import mla_decode
-
-                return mla_decode(q[:, :, 0], latent.view(-1, 16, width), s.rank, lengths, block_table=table)
+            def on_pages(ops: Ops, q: Tensor = q) -> Tensor:
+                return ops.paged_latent_attention(q[:, :, 0].transpose(0, 1)[None], whole, s.rank, pages, 0.07)
 
             shape = f"{s.batch} x {heads} heads behind {s.past}"
             yield Case("latent_attention", shape, run, latent.nbytes, flops)
-            yield Case("paged_latent_attention", shape, on_pages, latent.nbytes, flops, plain=False)
+            yield Case("paged_latent_attention", shape, on_pages, latent.nbytes, flops)
 
     def mixture(self) -> Iterator[Case]:
         s, router = self.sizes, Router(self.sizes.experts, self.sizes.top_k, renormalize=True)

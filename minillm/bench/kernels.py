@@ -27,7 +27,7 @@ from minillm.report import picture, roofline
 
 ROUNDS, MATRIX, COPY_BYTES = 20, 8192, 1 << 30
 
-# The file of each op's kernel, and of those that stand beside the seam: the model does not call them, serving will.
+# The file of each op's kernel, and of those that stand beside the seam: the model does not call them.
 FILES = {
     "rms_norm": "rms_norm",
     "add_rms_norm": "fused_norm",
@@ -36,6 +36,8 @@ FILES = {
     "gated_act": "gated_act",
     "attention": "attention",
     "latent_attention": "mla_decode",
+    "paged_attention": "decode_attention",
+    "paged_latent_attention": "mla_decode",
     "route": "routing",
     "experts": "moe",
     "grouped_linear": "grouped_linear",
@@ -47,11 +49,7 @@ WITHOUT = (
     *("linear", "add", "cos_sin"),  # PyTorch's own are as good
     *("short_conv", "delta_rule", "delta_step", "gated_rms_norm"),  # of recurrent layers, which have none yet
 )
-BESIDE = {
-    "ragged_attention": "attention",
-    "paged_decode_attention": "decode_attention",
-    "paged_latent_attention": "mla_decode",
-}
+BESIDE = {"ragged_attention": "attention"}
 
 
 def listing() -> list[dict[str, Any]]:
