@@ -56,9 +56,7 @@ def test_a_beginning_is_read_once(llm: minillm.LLM, engine: minillm.Engine) -> N
     again = engine.submit(llm.completion(STORY, max_new_tokens=20))
     other = engine.submit(llm.completion(STORY, max_new_tokens=20), salt=b"somebody else")
     assert "".join(again) == "".join(other) == text
-    assert again.request is not None
     assert again.request.cached == len(again.row.prompt) // 16 * 16
-    assert other.request is not None
     assert other.request.cached == 0
 
 
@@ -116,6 +114,13 @@ def test_what_is_not_taken(llm: minillm.LLM) -> None:
     engine.close()
     assert {ticket.row.finish_reason for ticket in tickets} <= {"cancelled", "length"}
     assert not engine.health()["alive"]
+
+
+def test_what_is_no_field_of_a_request_is_the_callers_error(llm: minillm.LLM, engine: minillm.Engine) -> None:
+    with pytest.raises(TypeError, match="urgency"):
+        engine.submit(llm.completion("Once"), urgency=3)
+    assert engine.drain(0)
+    assert engine.health()["alive"]
 
 
 @pytest.mark.parametrize("memory", [0, -1.0])

@@ -11,6 +11,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,11 +68,15 @@ class Engine:
         self.flying: deque[tuple[list[Request], Fetched]] = deque()
         self.drawn: Tensor | None = None  # the last of them, int64 [n]
 
-    def add(self, row: Completion, **how: object) -> Request:
+    def add(self, row: Completion, **how: Any) -> Request:
         """Take in a request; `how` are fields of `Request`."""
-        request = Request(row, number=next(self.numbers), **how)  # type: ignore[arg-type]
+        request = self.request(row, **how)
         self.scheduler.waiting.append(request)
         return request
+
+    def request(self, row: Completion, **how: Any) -> Request:
+        """A request with the next number, which is not taken in yet."""
+        return Request(row, number=next(self.numbers), **how)
 
     def check(self, row: Completion) -> None:
         """Raise ValueError for a request that can never come to its end."""
@@ -83,9 +88,9 @@ class Engine:
             )
 
     def abandon(self, reason: str) -> Found:
-        """End all requests under way with an error, as a step over them has failed."""
+        """End all requests under way with an error, as a step over them has failed; where none was, those that wait."""
         self.flying.clear()
-        self.chooser, under_way = None, [*self.scheduler.running]
+        self.chooser, under_way = None, [*(self.scheduler.running or self.scheduler.waiting)]
         for request in under_way:
             request.flying, request.error = 0, reason
         return [(request, "") for request in under_way]
@@ -107,7 +112,7 @@ class Engine:
         if self.flying and (len(self.flying) > self.lag or not self._steady()):
             work, found = Work(), self._landed()
         else:
-            work = self.scheduler.plan(None if self.pace is None else self.pace.budget(BUDGET, SIZE))
+            work = self._planned()
             parts = [[each] for each in work] if self.deterministic else [work] if work else []
             found = [pair for part in parts for pair in self._pass(part)]
             found += [(each, "") for each in self.scheduler.failed]
@@ -116,6 +121,11 @@ class Engine:
             self.pace.saw(work, seconds)
         self._count(seconds, work, found)
         return found
+
+    def _planned(self) -> Work:
+        if self.flying:
+            return self.scheduler.again()
+        return self.scheduler.plan(None if self.pace is None else self.pace.budget(BUDGET, SIZE))
 
     def _pass(self, work: Work) -> Found:
         requests = [request for request, _ in work]
@@ -147,7 +157,7 @@ class Engine:
         if not self.lag or self.deterministic or self.store.long or self.chooser is None or self.chooser[0] != running:
             return False
         joins = self.scheduler.waiting and len(running) < self.scheduler.max_rows
-        goes_on = all(not each.finished and each.row.remaining > each.flying for each in running)
+        goes_on = all(not each.finished and not each.late and each.row.remaining > each.flying for each in running)
         return goes_on and not joins and all(each.free >= len(running) for each in self.store.groups.values())
 
     def _landed(self) -> Found:

@@ -36,19 +36,19 @@ class Recorded:
         self.watched = graphs.Watched(self.model)
         self.last: Any = None
         self.seen = 0  # passes in a row of the last shape
-        self.made: dict[Any, tuple[graphs.Recording, Single, Tensor]] = {}
+        self.made: dict[Any, tuple[graphs.Recording, Single, Tensor, list[Tensor]]] = {}
 
     def __call__(self, single: Single) -> Tensor:
         plain = self.record is None or self.watched
         if plain or (self.record is graphs.on_tape and not usable.to_record()):
             return self._run(single)
         shapes = tuple((group, each.shape) for group, each in single.tables.items())
-        turning = [id(each) for each in self.model.turned(single.lengths or (0,))]
-        key = (len(single.tokens), shapes, *turning)
+        turning = self.model.turned(single.lengths or (0,))
+        key = (len(single.tokens), shapes, *map(id, turning))  # of those that are kept nothing else has the number
         self.seen, self.last = self.seen + 1 if key == self.last else 1, key
-        if key not in self.made and (self.seen <= PATIENCE or not self._recorded(key, single)):
+        if key not in self.made and (self.seen <= PATIENCE or not self._recorded(key, single, turning)):
             return self._run(single)
-        recording, kept, logits_NV = self.made[key] = self.made.pop(key)  # the latest is the last
+        recording, kept, logits_NV, _ = self.made[key] = self.made.pop(key)  # the latest is the last
         for of, to in ((single.tokens, kept.tokens), (single.positions, kept.positions)):
             to.copy_(of)
         for group, table in single.tables.items():
@@ -59,7 +59,7 @@ class Recorded:
     def _run(self, single: Single) -> Tensor:
         return self.model.logits(hidden(self.model, single, self.store))[0]
 
-    def _recorded(self, key: Any, single: Single) -> bool:
+    def _recorded(self, key: Any, single: Single, turning: list[Tensor]) -> bool:
         """Record a pass, or say in one line why not; it writes what it will write again when it is repeated."""
         assert self.record is not None
         tables = {group: table.clone() for group, table in single.tables.items()}
@@ -73,5 +73,5 @@ class Recorded:
             return False
         if len(self.made) == MOST:
             del self.made[next(iter(self.made))]
-        self.made[key] = recording, kept, logits_NV
+        self.made[key] = recording, kept, logits_NV, turning
         return True

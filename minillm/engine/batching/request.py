@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from minillm.engine.completion import Completion
@@ -46,6 +47,11 @@ class Request:
     @property
     def finished(self) -> bool:
         return self.row.finish_reason is not None or self.error is not None
+
+    @property
+    def late(self) -> bool:
+        """Whether its deadline is past."""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def ids(self, first: int, last: int) -> list[int]:
         """Token ids of positions first … last - 1."""

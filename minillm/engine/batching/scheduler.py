@@ -8,7 +8,6 @@ to be computed anew later; the oldest never does, so that there is always one th
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 from minillm.engine.batching.request import Request
@@ -50,6 +49,12 @@ class Scheduler:
             left -= self._read(joins, left, work)
         kept = [pair for pair in work if pair[0].tables]  # those that were not given up meanwhile
         return sorted(kept, key=lambda pair: pair[1] > 1)
+
+    def again(self) -> Work:
+        """The next pass where all that is under way is being decoded and there are blocks for it."""
+        for request in self.running:
+            self.store.grow(request, request.computed + 1)
+        return [(request, 1) for request in self.running]
 
     def _read(self, request: Request, left: int, work: Work) -> int:
         """Put a piece of a request into the pass, as long as something is left; returns how long it is."""
@@ -101,9 +106,8 @@ class Scheduler:
 
     def _sweep(self) -> None:
         """Let go of what has ended, or is late; begin anew what LongRoPE now turns otherwise."""
-        now = time.monotonic()
         for request in [*self.running, *self.waiting]:
-            if not request.finished and request.deadline is not None and now > request.deadline:
+            if not request.finished and request.late:
                 request.row.finish_reason = "deadline"
             if request.finished:
                 self.store.release(request)

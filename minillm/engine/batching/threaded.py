@@ -38,9 +38,8 @@ class Ticket:
     """A request that was handed in. Iterating, in either way, gives its text piece by piece, to its end; raises
     `Failed` where it could not go on. `row` has all that has come so far."""
 
-    def __init__(self, row: Completion):
-        self.row = row
-        self.request: Request | None = None  # once the engine has it
+    def __init__(self, request: Request):
+        self.request, self.row = request, request.row
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._wake: Callable[[], Any] = lambda: None
 
@@ -67,7 +66,7 @@ class Ticket:
             await there.wait()
 
     def _raise(self) -> None:
-        if self.request is not None and self.request.error is not None:
+        if self.request.error is not None:
             raise Failed(self.request.error)
 
 
@@ -107,7 +106,7 @@ class AsyncEngine:
         """Hand in a request; `how` are fields of `Request` (priority, client, salt, deadline). Raises ValueError for
         one that can never have room, `Busy` where too many wait or the engine is being closed."""
         self.engine.check(row)
-        ticket = Ticket(row)
+        ticket = Ticket(self.engine.request(row, **how))
         with self._lock:
             if not self._open:
                 raise Busy("the engine is closing and takes no more requests")
@@ -115,12 +114,12 @@ class AsyncEngine:
                 raise Busy(f"all {self.max_waiting:,} places in the queue are taken; try again later")
             self._count += 1
             self._idle.clear()
-        self._messages.put(lambda: self._add(ticket, how))
+        self._messages.put(lambda: self._add(ticket))
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request before the next step; it is no error if it has ended."""
-        self._messages.put(lambda: self.engine.cancel(ticket.request) if ticket.request else None)
+        self._messages.put(lambda: self.engine.cancel(ticket.request))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests, and wait until all have ended; False where that took longer."""
@@ -168,8 +167,8 @@ class AsyncEngine:
                 if not self._count:
                     self._idle.set()
 
-    def _add(self, ticket: Ticket, how: dict[str, Any]) -> None:
-        ticket.request = self.engine.add(ticket.row, **how)
+    def _add(self, ticket: Ticket) -> None:
+        self.engine.scheduler.waiting.append(ticket.request)
         self._tickets[ticket.request] = ticket
         self._last = time.monotonic()
 
