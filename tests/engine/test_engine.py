@@ -107,6 +107,22 @@ def test_blocks_hold_what_a_contiguous_cache_holds(row: str, tmp_path: Path) -> 
     assert any(each.cached for each in going)
 
 
+@pytest.mark.parametrize(("row", "found"), [("llama", 32), ("gemma3", 32), ("qwen3_next", 0)])
+def test_of_a_prompt_that_is_all_there_the_last_token_is_read(row: str, found: int, tmp_path: Path) -> None:
+    """So its last block is not used; and a state is kept where a prompt of 50 tokens has its last whole block."""
+    tiny.save(tmp_path, *tiny.ROWS[row])
+    model = minillm.load(tmp_path, dtype="float32").model
+    text = tiny.tokens(97, 50, seed=3).tolist()
+    made = Engine(model, 160, max_rows=1)
+    first, again = (made.add(each) for each in requests([text, text[:48]], 8))
+    (alone,) = requests([text[:48]], 7)
+    list(engine.generate(model, [alone], Timings()))
+    for _ in range(100):
+        made.step()
+    assert (first.cached, again.cached) == (0, found)
+    assert again.row.token_ids == alone.token_ids
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"presence_penalty": 1.0, "repetition_penalty": 1.5}])
 def test_reading_late_changes_nothing(options: dict) -> None:
     """With any lag the same pieces in the same order, and the same counts: what came behind a stop is thrown away."""
