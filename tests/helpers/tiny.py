@@ -32,7 +32,8 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
         if name.endswith("A_log"):  # a state that lasts: transformers sums the decays of 64 positions in fp32
             parameter.data.sub_(2.0)
     for module in model.modules():
-        if getattr(module, "scaling", None) == 1.0:  # then the norm has learned to: softmax of larger scores is a step
+        if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
+            # The norm has learned to keep scores small: softmax of larger ones is a step.
             module.q_norm.weight.data.mul_(module.head_dim**-0.5)
 
 
