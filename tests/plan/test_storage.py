@@ -54,7 +54,7 @@ def entries(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The tensors of the decoder, as the config has them."""
     found = examine(folder)
     model, section = skeleton(found.spec, torch.bfloat16), section_of(found.values)
-    named = names(found.rules, model, found.names, found.planned, section)
+    named = names(found.rules, model, found.planned, section)
     return {n: each for some in lay_out(named, model, "BF16", section).values() for n, each in some.items()}
 
 

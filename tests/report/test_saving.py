@@ -191,7 +191,7 @@ REFUSED = {
     "plamo": "no GGUF architecture is known here for model_type 'plamo'; written are llama, mistral",
     "olmoe": "it wants as many heads of keys as of queries", "olmoe-clip": "router.renormalize is True",
     "deepseek-renormalised": "it does not divide the weights", "phi-norms": "no name of a tensor is known for layers.0",
-    "deepseek_v3-half": "rope.layout is half", "gemma2": "attention.scale is 0.2236",
+    "deepseek_v3-half": "rope.layout is half", "gemma2": "attention.scores.scale is 0.2236",
     "qwen3_5_text": "its recurrent layers have keys and values of one size",
 }  # fmt: skip
 
