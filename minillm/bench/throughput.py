@@ -26,13 +26,12 @@ from minillm.bench import blocks
 from minillm.bench.blocks import Watch
 from minillm.bench.weights import checkpoint, scratch_folder
 from minillm.engine.batching.engine import BUDGET, Engine, room_for
-from minillm.engine.batching.store import bytes_for, nbytes, positions_in
+from minillm.engine.batching.store import bytes_for, counts, nbytes, positions_in
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling
 from minillm.families.shared.shapes import SHAPES
 from minillm.llm import LLM
 from minillm.loading import load
-from minillm.model.pools import Group
 from minillm.report import picture
 from minillm.report.measure import peak_memory
 
@@ -80,16 +79,13 @@ def measure(llm: LLM, rows: Sequence[Completion], max_batch: int, memory: float 
         "seconds": seconds, "new_tok_s": total / seconds, "all_tok_s": (prompt + total) / seconds,
         "prompt_seconds": timings.prompt_seconds, "decode_seconds": timings.decode_seconds,
         "rows_per_step": timings.decode_tokens / max(timings.decode_steps, 1),
-        "peak_memory_gb": peak_memory(llm.device) / 1e9, "cache_gb": nbytes(llm.model, blocks_of(engine)) / 1e9,
+        "peak_memory_gb": peak_memory(llm.device) / 1e9,
+        "cache_gb": nbytes(llm.model, counts(llm.model, positions, max_batch, BUDGET)) / 1e9,
         "preempted": sum(each.preempted for each in requests), "cached_tokens": sum(each.cached for each in requests),
         "first_token_s": percentiles([times[0] for times in arrived.values()]),
         "between_tokens_s": percentiles([b - a for each in arrived.values() for a, b in itertools.pairwise(each)]),
         "watch": watch,
     }  # fmt: skip
-
-
-def blocks_of(engine: Engine) -> dict[Group, int]:
-    return {group: blocks.count for group, blocks in engine.store.groups.items()}
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -15,11 +15,11 @@ from minillm import ops
 from minillm.engine import speculative
 from minillm.engine.batching import engine
 from minillm.engine.batching.engine import Engine
-from minillm.engine.completion import Completion, Timings
+from minillm.engine.completion import Timings
 from minillm.ops import draw
 from minillm.spec import Decoder as Spec
 from tests.helpers import tiny
-from tests.helpers.loops import listening, requests, texts
+from tests.helpers.loops import Silent, listening, requests, texts
 from tests.helpers.specs import random_tokens, specs
 
 lengths = st.lists(st.integers(1, 14), min_size=2, max_size=5)
@@ -79,11 +79,6 @@ def test_prompts_wait_for_a_place(row: str, max_rows: int, tmp_path: Path) -> No
     assert len({len(single.token_ids) for single in alone}) > 3
     assert timings.prompt_tokens == sum(map(len, prompts))
     assert timings.decode_tokens == sum(len(single.token_ids) - 1 for single in alone)
-
-
-class Silent:
-    def propose(self, row: Completion, count: int) -> list[int]:
-        return []
 
 
 @pytest.mark.parametrize("row", ["llama-dynamic-beyond", "phi3-long", "qwen3_next", "gemma4-apart", "deepseek_v3"])

@@ -28,7 +28,7 @@ from minillm.spec import GQA, GatedMLP, Layer, Norm, Rope
 from minillm.spec import Decoder as Spec
 from tests.conftest import exit_code
 from tests.helpers import tiny
-from tests.helpers.loops import listening, requests, texts
+from tests.helpers.loops import Silent, listening, requests, texts
 from tests.helpers.specs import EXACT, build, random_tokens, specs, uncut
 
 PROMPT = "Once upon a time"
@@ -95,11 +95,6 @@ def test_with_guesses_the_text_is_the_same(
     assert texts(rows) == texts(expected)
     for key, logits_V in plain.logits.items():
         assert torch.equal(guessed.logits[key], logits_V), key
-
-
-class Silent:
-    def propose(self, row: Completion, count: int) -> list[int]:
-        return []
 
 
 KINDS = [

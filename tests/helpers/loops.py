@@ -48,6 +48,13 @@ def listening(
     return model, heard
 
 
+class Silent:
+    """Guesses nothing, so that a loop with guesses goes token by token."""
+
+    def propose(self, row: Completion, count: int) -> list[int]:
+        return []
+
+
 def requests(prompts: list[list[int]], most: int, stops: set[int] = frozenset(), **sampling: Any) -> list[Completion]:
     """Row i may write up to `most` tokens, less what it has in common with i, and draws with seed i."""
     return [
