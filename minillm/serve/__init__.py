@@ -1,0 +1,1 @@
+"""The server: the OpenAI API and a chat page on top of the engine."""
