@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import msgspec
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minillm.guard.screen import steerless
@@ -51,11 +52,13 @@ class Doors:
         name = given if re.fullmatch(r"[\w.-]{1,128}", given, re.ASCII) else secrets.token_hex(8)
         record: dict[str, Any] = {"id": name, "method": scope["method"], "path": scope["path"][:200]}
         scope["state"] = {"record": record, "key": self.service.keys.anybody}
-        sent = Sent(send, {**SAFE, "x-request-id": name}, record)
+        sent = Sent(send, {**SAFE, "x-request-id": name, **self._origin(headers)}, record)
         try:
             key = self._enter(scope, headers)
             scope["state"]["key"], record["key"] = key, key.name
-            sent.headers |= key.headers() | self._origin(headers)
+            sent.headers |= key.headers()
+            if scope["method"] == "OPTIONS" and self._origin(headers):  # a browser asks whether a page may ask
+                return await Response(status_code=204)(scope, receive, sent)
             body = await self._body(scope, headers, receive)
             await self.app(scope, replayed(body, receive), sent)
         except Refusal as refusal:

@@ -162,11 +162,20 @@ def _said(answer: Answer, name: str) -> dict[str, Any]:
 
 
 def _calls(answer: Answer) -> dict[str, Any]:
+    """Calls, with arguments as objects. Those that were cut off are left out."""
     calls = [
-        {"id": name, "function": {"name": function, "arguments": msgspec.json.decode(arguments or "{}")}}
+        {"id": name, "function": {"name": function, "arguments": given}}
         for name, function, arguments in answer.calls
+        if isinstance(given := _object(arguments), dict)
     ]
     return {"tool_calls": calls} if calls else {}
+
+
+def _object(arguments: str) -> Any:
+    try:
+        return msgspec.json.decode(arguments or "{}")
+    except msgspec.DecodeError:
+        return None
 
 
 Part = Callable[[Answer], dict[str, Any]]
