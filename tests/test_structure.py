@@ -36,7 +36,7 @@ ROOMS = [
     ["llm", "hub"],
     ["loading", "cli"],
     ["report"],
-    ["generate", "quantize", "perplexity", "explain", "plan", "diff", "lens", "routes", "bench", "harness"],
+    ["generate", "serve", "quantize", "perplexity", "explain", "plan", "diff", "lens", "routes", "bench", "harness"],
 ]
 COMMANDS = ROOMS[-1]
 FLOOR = {f"minillm.{room}": floor for floor, rooms in enumerate(ROOMS) for room in rooms}
