@@ -30,7 +30,7 @@ def build(service: Service, log: Callable[[bytes], Any] = to_stderr) -> Doors:
     files = page_files(PAGE)
     routes = [Route(path, _bound(handler, service), methods=[method]) for method, path, handler in ROUTES]
     routes += [Route(path, _file(*each), methods=["GET"]) for path, each in files.items()]
-    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _missing}
+    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _missing, Exception: _fault}
     return Doors(Starlette(routes=routes, exception_handlers=handlers), service, log, files)
 
 
@@ -64,6 +64,11 @@ async def _refused(request: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, Refusal)
     request.scope["state"]["record"]["refused"] = refusal.code or refusal.status
     return errors.response(refusal, request.scope["path"])
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """For what nobody foresaw, which goes on to the log (`doors.py`)."""
+    return errors.response(errors.fault(request.scope["state"]["record"]["id"]), request.scope["path"])
 
 
 async def _missing(request: Request, error: Exception) -> Response:

@@ -56,7 +56,7 @@ class Running:
         engines = [each.engine for each in self.service.models.all]
         while time.monotonic() < until:
             states = [each.health() for each in engines]
-            if not self.service.jobs and not any(each["running"] or each["waiting"] for each in states):
+            if not self.server.server_state.tasks and not any(each["running"] or each["waiting"] for each in states):
                 return True
             time.sleep(0.02)
         return False

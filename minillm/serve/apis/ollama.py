@@ -247,6 +247,8 @@ def _between(start: float | None, end: float | None) -> int:
 
 def _loaded(service: Service, body: Shared, empty: dict[str, Any]) -> Response:
     """Without a prompt clients only ask for the model to be loaded, which it is."""
+    if body.model is None:
+        raise Refusal(400, "model is required")
     served = service.models.find(body.model)
     return json({**_head(served.name), **empty, "done": True, "done_reason": "load"})
 
