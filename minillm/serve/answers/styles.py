@@ -22,14 +22,15 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Form:
-    """How calls are written, for grammars and examples: `start`, calls with `join` between them, `end`; of a call the
-    text around its arguments, with NAME in it."""
+    """How calls are written, for grammars: `start`, calls with `join` between them, `end`; of a call the text around
+    its arguments, with NAME and NUMBER in it."""
 
     before: str
     after: str
     start: str = ""
     join: str = ""
     end: str = ""
+    item: tuple[str, str] | None = None  # around the value of a parameter KEY, where arguments are not JSON
 
 
 THINK = (Thinking("<think>", "</think>"),)
@@ -118,9 +119,17 @@ _ROWS = (
     ),
     Style(
         "pairs", "pairs", ("<tool_call>",), closes=("</tool_call>",), signs=(("<tool_call>", "<arg_key>"),),
+        form=Form(
+            "<tool_call>NAME\n", "</tool_call>", join="\n",
+            item=("<arg_key>KEY</arg_key>\n<arg_value>", "</arg_value>\n"),
+        ),
     ),
     Style(
         "functions", "functions", ("<tool_call>",), closes=("</tool_call>",), signs=(("<tool_call>", "<function="),),
+        form=Form(
+            "<tool_call>\n<function=NAME>\n", "</function>\n</tool_call>", join="\n",
+            item=("<parameter=KEY>\n", "\n</parameter>\n"),
+        ),
     ),
     Style(
         "tagged", "json", ("<tool_call>",), closes=("</tool_call>",), signs=(("<tool_call>",),),
