@@ -172,10 +172,9 @@ def _guide(served: Served, asked: Asked, tail: str) -> Any:
     free = asked.tool_choice in ("none", "auto") and not (asked.tool_choice == "auto" and asked.strict)
     if free and asked.response_format is None:
         return None
-    choice = asked.tool if asked.tool_choice == "named" else asked.tool_choice
-    tools = asked.tools if asked.tool_choice != "none" else []
-    found = served.llm.tokenizer
-    return grammar.compiled(found, served.style, tools, choice, asked.parallel, asked.response_format, tail)
+    choice = str(asked.tool) if asked.tool_choice == "named" else asked.tool_choice
+    of, asked_for = (served.llm.tokenizer, served.style), (choice, asked.parallel, asked.response_format)
+    return grammar.compiled(*of, asked.tools, *asked_for, tail, served.turn_ids)
 
 
 def key_of(request: Request) -> Key:
