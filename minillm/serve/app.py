@@ -13,12 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from minillm.serve import errors
-from minillm.serve.apis import anthropic, ollama, openai_chat, openai_completions, plain, responses
+from minillm.serve.apis import anthropic, embeddings, ollama, openai_chat, openai_completions, plain, responses
 from minillm.serve.doors import Doors, to_stderr
 from minillm.serve.errors import Refusal
 from minillm.serve.service import Service
 
-APIS = (openai_chat, openai_completions, responses, anthropic, ollama, plain)
+APIS = (openai_chat, openai_completions, responses, anthropic, embeddings, ollama, plain)
 ROUTES = [route for api in APIS for route in api.ROUTES]
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}

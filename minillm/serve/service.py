@@ -77,7 +77,7 @@ class Service:
         try:
             for group, readers in groups:
                 tickets = served.engine.submit_many(group, **how)
-                scored = group[0].logprobs is not None
+                scored = asked.options.get("logprobs") is not None
                 for ticket, reader in zip(tickets, readers, strict=True):
                     choices.append(Choice(len(choices), ticket, reader, scored, asked.most or 0))
         except (Busy, ValueError) as error:
@@ -173,7 +173,7 @@ def _guide(served: Served, asked: Asked, tail: str) -> Any:
     if free and asked.response_format is None:
         return None
     choice = str(asked.tool) if asked.tool_choice == "named" else asked.tool_choice
-    of, asked_for = (served.llm.tokenizer, served.style), (choice, asked.parallel, asked.response_format)
+    of, asked_for = (served.llm.tokenizer, served.written), (choice, asked.parallel, asked.response_format)
     return grammar.compiled(*of, asked.tools, *asked_for, tail, served.turn_ids)
 
 

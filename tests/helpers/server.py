@@ -25,7 +25,7 @@ from minillm.serve.settings import Settings
 CACHE = 20_000_000  # bytes
 
 # Calls as in `<tool_call>{"name": …, "arguments": …}</tool_call>`, for a model whose own template knows of none.
-TOOLS_TEMPLATE = """{{ bos_token }}{% if tools %}<|user|>{{ tools | tojson }} <tool_call>{% endif %}\
+TOOLS_TEMPLATE = """{{ bos_token }}{% for tool in tools or [] %}{{ tool.function.name }}<tool_call>{% endfor %}\
 {% for message in messages %}<|user|>{{ message.role }}: {{ message.content }}\
 {% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}{% endfor %}\
 {% if add_generation_prompt %}<|story|>{% if enable_thinking %}<think>

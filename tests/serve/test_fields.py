@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from minillm.serve import app
-from minillm.serve.apis import anthropic, ollama, openai_chat, openai_completions, plain, responses
+from minillm.serve.apis import anthropic, embeddings, ollama, openai_chat, openai_completions, plain, responses
 from minillm.serve.fields import Body
 from tests.conftest import ROOT
 
@@ -20,6 +20,7 @@ BODIES: dict[str, type[Body]] = {
     "/v1/messages": anthropic.MessagesBody,
     "/api/chat": ollama.ChatBody,
     "/api/generate": ollama.GenerateBody,
+    "/v1/embeddings": embeddings.EmbeddingsBody,
     "/tokenize": plain.TokenizeBody,
     "/detokenize": plain.DetokenizeBody,
 }

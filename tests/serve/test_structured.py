@@ -16,7 +16,7 @@ from tests.helpers.server import Running
 ASKED: Any = [{"role": "user", "content": "Describe a cat"}]
 
 
-class Cat(pydantic.BaseModel):
+class Cat(pydantic.BaseModel, extra="forbid"):
     """What an answer has to be; bounded, as a small model does not know where to stop."""
 
     colour: Literal["black", "white", "red"]
