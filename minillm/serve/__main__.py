@@ -20,6 +20,7 @@ from minillm.guard.screen import note
 from minillm.loading import load
 
 DEMO_NAME = "demo"
+WARM = 20  # tokens of a first prompt
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = keys.load(files.text_file("--api-keys", arguments.api_keys)) if arguments.api_keys else keys.Keys()
     settings = _settings(arguments, bool(known))
     listener = _listen(arguments.host, arguments.port)
-    service = Service(Models([_served(arguments)]), known, settings)
+    served = _served(arguments)
+    _warm(served)
+    service = Service(Models([served]), known, settings)
     server = connection.Server(app.build(service), service, arguments.host, arguments.port)
     _say(arguments, listener, service)
     try:
@@ -57,6 +60,11 @@ def _served(arguments: argparse.Namespace) -> Any:
     engine = minillm.Engine(llm, memory, rows, waiting, deterministic=arguments.deterministic)
     names = arguments.served_model_name or [arguments.weights or DEMO_NAME]
     return Served(llm, engine, names, arguments.tool_style)
+
+
+def _warm(served: Any) -> None:
+    """One answer before anybody asks, in which loops are compiled: else the first client waits for it."""
+    tuple(served.engine.submit(served.llm.completion(prompt_ids=[0] * WARM, max_new_tokens=2, ignore_eos=True)))
 
 
 def _settings(arguments: argparse.Namespace, has_keys: bool) -> Any:

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from minillm.engine.asked import Score
 from minillm.engine.batching.threaded import Failed, Ticket
-from minillm.engine.completion import Completion, Score
+from minillm.engine.completion import Completion
 from minillm.serve.answers.reader import Piece, Reader
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal

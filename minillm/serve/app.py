@@ -13,12 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from minillm.serve import errors
-from minillm.serve.apis import anthropic, ollama, openai_chat, openai_completions, plain, responses
+from minillm.serve.apis import anthropic, embeddings, ollama, openai_chat, openai_completions, plain, responses
 from minillm.serve.doors import Doors, to_stderr
 from minillm.serve.errors import Refusal
 from minillm.serve.service import Service
 
-APIS = (openai_chat, openai_completions, responses, anthropic, ollama, plain)
+APIS = (openai_chat, openai_completions, responses, anthropic, embeddings, ollama, plain)
 ROUTES = [route for api in APIS for route in api.ROUTES]
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -30,7 +30,7 @@ def build(service: Service, log: Callable[[bytes], Any] = to_stderr) -> Doors:
     files = page_files(PAGE)
     routes = [Route(path, _bound(handler, service), methods=[method]) for method, path, handler in ROUTES]
     routes += [Route(path, _file(*each), methods=["GET"]) for path, each in files.items()]
-    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _missing}
+    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _missing, Exception: _fault}
     return Doors(Starlette(routes=routes, exception_handlers=handlers), service, log, files)
 
 
@@ -64,6 +64,11 @@ async def _refused(request: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, Refusal)
     request.scope["state"]["record"]["refused"] = refusal.code or refusal.status
     return errors.response(refusal, request.scope["path"])
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """For what nobody foresaw, which goes on to the log (`doors.py`)."""
+    return errors.response(errors.fault(request.scope["state"]["record"]["id"]), request.scope["path"])
 
 
 async def _missing(request: Request, error: Exception) -> Response:

@@ -140,6 +140,12 @@ def schema(value: Any, what: str) -> None:
         raise Refusal(400, said, "invalid_schema")
 
 
+def form(given: dict[str, Any], what: str) -> dict[str, Any]:
+    """A schema as the form of an answer. Raises Refusal."""
+    schema(given, what)
+    return {"type": "json_schema", "json_schema": {"schema": given}}
+
+
 def tools(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Tools of one request. Raises Refusal for too many, and for two of one name."""
     if len(made) > settings.MAX_TOOLS:

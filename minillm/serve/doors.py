@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minillm.guard.screen import steerless
-from minillm.serve.errors import Refusal, response
+from minillm.serve.errors import Refusal, fault, response
 from minillm.serve.service import Gone, Service
 
 OPEN = {"/", "/health"}  # no key is asked for here; the page holds no data
@@ -67,8 +67,7 @@ class Doors:
             record["status"] = CLOSED_STATUS
         except Exception as error:
             record["fault"] = _place(error)
-            said = f"a fault of the server itself; its log has more under request {name}"
-            await sent.refuse(scope, Refusal(500, said, "internal_error"))
+            await sent.refuse(scope, fault(name))
         finally:
             record["seconds"] = round(time.monotonic() - began, 4)
             if scope["path"] != "/health":

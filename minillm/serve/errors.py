@@ -72,6 +72,11 @@ def too_long(prompt: int, new: int, context: int) -> Refusal:
     return Refusal(400, message, "context_length_exceeded", "messages", **numbers)
 
 
+def fault(request_id: str) -> Refusal:
+    """A fault of ours."""
+    return Refusal(500, f"a fault of the server itself; its log has more under request {request_id}", "internal_error")
+
+
 def openai(refusal: Refusal) -> dict[str, Any]:
     found = {"message": refusal.message, "type": refusal.kind, "param": refusal.param, "code": refusal.code}
     return {"error": {**found, **refusal.more}}

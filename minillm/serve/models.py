@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -43,6 +44,12 @@ class Served:
     @functools.cached_property
     def style(self) -> Style:
         return styles[self._style] if self._style else style_of(self.template)
+
+    @functools.cached_property
+    def written(self) -> Style:
+        """The style as far as the model is known to write it: it reasons where its template has the marks."""
+        known = [each for each in self.style.thinking if each.opens in (self.template or "")]
+        return dataclasses.replace(self.style, thinking=tuple(known))
 
     @functools.cached_property
     def turn_ids(self) -> frozenset[int]:

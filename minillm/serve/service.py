@@ -77,7 +77,7 @@ class Service:
         try:
             for group, readers in groups:
                 tickets = served.engine.submit_many(group, **how)
-                scored = group[0].logprobs is not None
+                scored = asked.options.get("logprobs") is not None
                 for ticket, reader in zip(tickets, readers, strict=True):
                     choices.append(Choice(len(choices), ticket, reader, scored, asked.most or 0))
         except (Busy, ValueError) as error:
@@ -172,10 +172,9 @@ def _guide(served: Served, asked: Asked, tail: str) -> Any:
     free = asked.tool_choice in ("none", "auto") and not (asked.tool_choice == "auto" and asked.strict)
     if free and asked.response_format is None:
         return None
-    choice = asked.tool if asked.tool_choice == "named" else asked.tool_choice
-    tools = asked.tools if asked.tool_choice != "none" else []
-    found = served.llm.tokenizer
-    return grammar.compiled(found, served.style, tools, choice, asked.parallel, asked.response_format, tail)
+    choice = str(asked.tool) if asked.tool_choice == "named" else asked.tool_choice
+    of, asked_for = (served.llm.tokenizer, served.written), (choice, asked.parallel, asked.response_format)
+    return grammar.compiled(*of, asked.tools, *asked_for, tail, served.turn_ids)
 
 
 def key_of(request: Request) -> Key:

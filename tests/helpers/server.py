@@ -25,7 +25,7 @@ from minillm.serve.settings import Settings
 CACHE = 20_000_000  # bytes
 
 # Calls as in `<tool_call>{"name": …, "arguments": …}</tool_call>`, for a model whose own template knows of none.
-TOOLS_TEMPLATE = """{{ bos_token }}{% if tools %}<|user|>{{ tools | tojson }} <tool_call>{% endif %}\
+TOOLS_TEMPLATE = """{{ bos_token }}{% for tool in tools or [] %}{{ tool.function.name }}<tool_call>{% endfor %}\
 {% for message in messages %}<|user|>{{ message.role }}: {{ message.content }}\
 {% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}{% endfor %}\
 {% if add_generation_prompt %}<|story|>{% if enable_thinking %}<think>
@@ -56,7 +56,7 @@ class Running:
         engines = [each.engine for each in self.service.models.all]
         while time.monotonic() < until:
             states = [each.health() for each in engines]
-            if not self.service.jobs and not any(each["running"] or each["waiting"] for each in states):
+            if not self.server.server_state.tasks and not any(each["running"] or each["waiting"] for each in states):
                 return True
             time.sleep(0.02)
         return False

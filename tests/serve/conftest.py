@@ -34,8 +34,11 @@ def server(llm: minillm.LLM) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def tools_server(tools_llm: minillm.LLM) -> Iterator[Running]:
-    made = Running(serve(tools_llm))
+def tools_server() -> Iterator[Running]:
+    """One whose template knows of tools, and not of reasoning."""
+    llm = minillm.load(dtype="float32")
+    llm.use_chat_template(TOOLS_TEMPLATE.replace("<think>", ""))
+    made = Running(serve(llm))
     yield made
     made.stop()
     made.service.close()

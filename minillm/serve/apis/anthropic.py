@@ -157,8 +157,7 @@ def response_format(given: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     if given.get("type") != "json_schema" or not isinstance(given.get("schema"), dict):
         raise Refusal(400, "output_config.format: expected type json_schema and a schema", "invalid_value")
-    asked.schema(given["schema"], "output_config.format")
-    return {"type": "json_schema", "schema": given["schema"]}
+    return asked.form(given["schema"], "output_config.format")
 
 
 def turns(at: str, given: dict[str, Any]) -> list[dict[str, Any]]:

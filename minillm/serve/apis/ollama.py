@@ -138,8 +138,7 @@ def of(body: Shared, idle: list[str]) -> Asked:
         asked.effort(made, body.think if isinstance(body.think, str) else None)
         made.variables["enable_thinking"] = body.think is not False
     if isinstance(body.format, dict):
-        asked.schema(body.format, "format")
-        made.response_format = {"type": "json_schema", "schema": body.format}
+        made.response_format = asked.form(body.format, "format")
     elif body.format:
         if body.format != "json":
             raise Refusal(400, f"format is {shown(body.format)}, expected json or a JSON schema")
@@ -247,6 +246,8 @@ def _between(start: float | None, end: float | None) -> int:
 
 def _loaded(service: Service, body: Shared, empty: dict[str, Any]) -> Response:
     """Without a prompt clients only ask for the model to be loaded, which it is."""
+    if body.model is None:
+        raise Refusal(400, "model is required")
     served = service.models.find(body.model)
     return json({**_head(served.name), **empty, "done": True, "done_reason": "load"})
 

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
-from minillm.engine.completion import Score
+from minillm.engine.asked import Score
 from minillm.serve import asked, settings
 from minillm.serve.answering import Job
 from minillm.serve.errors import Refusal

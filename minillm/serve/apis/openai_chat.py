@@ -178,7 +178,7 @@ def choice(given: Any) -> tuple[str, str | None]:
 
 
 def response_format(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """None for text, {"type": "json_object"}, or {"type": "json_schema", "schema": …}. Raises Refusal."""
+    """None for text, {"type": "json_object"}, or one with a schema. Raises Refusal."""
     kind = (given or {}).get("type", "text")
     if kind in ("text", "json_object"):
         return None if kind == "text" else {"type": kind}
@@ -186,8 +186,7 @@ def response_format(given: dict[str, Any] | None) -> dict[str, Any] | None:
     if kind != "json_schema" or not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
         said = "response_format: expected text, json_object, or json_schema with json_schema.schema"
         raise Refusal(400, said, "invalid_value", "response_format")
-    asked.schema(inner["schema"], "response_format")
-    return {"type": kind, "schema": inner["schema"]}
+    return asked.form(inner["schema"], "response_format")
 
 
 def _choice(job: Job, body: ChatBody, index: int, answer: Answer) -> dict[str, Any]:

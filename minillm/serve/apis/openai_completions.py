@@ -9,7 +9,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from minillm.engine.completion import Score
+from minillm.engine.asked import Score
 from minillm.guard.screen import shown
 from minillm.serve import fields, settings
 from minillm.serve.answering import Answer, Job

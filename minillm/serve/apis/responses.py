@@ -133,8 +133,7 @@ def of(body: ResponsesBody, idle: list[str]) -> Asked:
         kind, schema = body.text.format.type, body.text.format.schema
         if kind == "json_schema" and schema is None:
             raise Refusal(400, "text.format: json_schema needs a schema", "invalid_value", "text")
-        asked.schema(schema, "text.format")
-        made.response_format = {"type": kind} | ({"schema": schema} if kind == "json_schema" else {})
+        made.response_format = asked.form(schema, "text.format") if schema is not None else {"type": kind}
     return made
 
 
