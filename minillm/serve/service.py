@@ -14,7 +14,7 @@ from minillm.engine.batching.threaded import Busy
 from minillm.engine.completion import Completion
 from minillm.llm import DEFAULT_NEW_TOKENS
 from minillm.serve import prompts
-from minillm.serve.answering import Choice, Job
+from minillm.serve.answering import Answer, Choice, Job
 from minillm.serve.answers import grammar
 from minillm.serve.answers.reader import Reader
 from minillm.serve.answers.styles import Style
@@ -188,6 +188,14 @@ def record_of(request: Request) -> dict[str, Any]:
 
 def _since(start: float | None, end: float | None) -> float | None:
     return None if start is None or end is None else round(end - start, 4)
+
+
+async def whole(request: Request, job: Job) -> list[Answer]:
+    """The answers of a job, which ends with its client. Raises Gone, and Refusal."""
+    try:
+        return await unless_gone(request, job.whole())
+    finally:
+        job.close()  # a task that is ended before it has begun does nothing by itself
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -16,7 +16,7 @@ from minillm.serve.apis import openai
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.prompts import plain_text
-from minillm.serve.service import Service, unless_gone
+from minillm.serve.service import Service, whole
 from minillm.serve.streaming import KEEP_ALIVE, Chunks, data
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -74,7 +74,7 @@ async def create(service: Service, request: Request) -> Response:
     job = await service.start(request, wanted)
     if body.stream:
         return openai.stream(job, chunks(job, body), service.settings.write_timeout)
-    answers = await unless_gone(request, job.whole())
+    answers = await whole(request, job)
     choices = [_choice(job, body, index, answer) for index, answer in enumerate(answers)]
     head = {"id": openai.new_id("chatcmpl"), "object": "chat.completion", "created": job.made}
     return openai.json({**head, "model": job.served.name, "choices": choices, "usage": openai.usage(job)})
