@@ -173,17 +173,17 @@ def _guide(served: Served, asked: Asked, tail: str) -> Any:
     if free and asked.response_format is None:
         return None
     choice = str(asked.tool) if asked.tool_choice == "named" else asked.tool_choice
-    of, asked_for = (served.llm.tokenizer, served.written), (choice, asked.parallel, asked.response_format)
-    return grammar.compiled(*of, asked.tools, *asked_for, tail, served.turn_ids)
+    tokenizer, form = served.llm.tokenizer, asked.response_format
+    return grammar.compiled(tokenizer, served.written, asked.tools, choice, asked.parallel, form, tail, served.turn_ids)
 
 
 def key_of(request: Request) -> Key:
-    return request.scope["state"]["key"]  # type: ignore[no-any-return]
+    return request.scope["state"]["key"]
 
 
 def record_of(request: Request) -> dict[str, Any]:
     """What the log will say of a request."""
-    return request.scope["state"]["record"]  # type: ignore[no-any-return]
+    return request.scope["state"]["record"]
 
 
 def _since(start: float | None, end: float | None) -> float | None:

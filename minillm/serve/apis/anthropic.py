@@ -147,8 +147,7 @@ def tools(given: list[dict[str, Any]], idle: list[str]) -> list[dict[str, Any]]:
         if each.get("type") not in (None, "custom"):
             idle.append(f"tools.{str(each.get('type'))[:40]}")
             continue
-        names = ("name", "description", "input_schema", "strict")
-        made.append(asked.tool(*(each.get(name) for name in names), at=f"tools[{at}]"))
+        made.append(asked.tool(f"tools[{at}]", each, each.get("input_schema")))
     return asked.tools(made)
 
 

@@ -161,8 +161,7 @@ def tools(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if each.get("type") != "function" or not isinstance(function, dict):
             said = f"tools[{at}] is of type {shown(each.get('type'))}; this server has tools of type 'function' only"
             raise Refusal(400, said, "invalid_value", "tools")
-        names = ("name", "description", "parameters", "strict")
-        made.append(asked.tool(*(function.get(name) for name in names), at=f"tools[{at}]"))
+        made.append(asked.tool(f"tools[{at}]", function, function.get("parameters")))
     return asked.tools(made)
 
 
@@ -234,6 +233,7 @@ def _deltas(job: Job, body: ChatBody, event: Event) -> list[dict[str, Any]]:
     deltas = [delta(piece) for piece in event.pieces]
     if not deltas and event.tokens and (body.logprobs or body.return_token_ids):
         deltas = [{}]
+    made: list[dict[str, Any]]
     made = [{"index": event.choice, "delta": each, "logprobs": None, "finish_reason": None} for each in deltas]
     if body.logprobs and event.tokens and made:
         scores = openai.logprobs(job.served.tokens, event.tokens, event.scores, body.top_logprobs or 0)

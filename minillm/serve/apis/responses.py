@@ -197,11 +197,11 @@ def tools(given: list[dict[str, Any]], idle: list[str]) -> list[dict[str, Any]]:
     are left out and said to be. Raises Refusal."""
     made = []
     for at, each in enumerate(given):
-        kind, named = each.get("type"), (each.get("name"), each.get("description"))
+        kind = each.get("type")
         if kind == "function":
-            made.append(asked.tool(*named, each.get("parameters"), each.get("strict"), at=f"tools[{at}]"))
+            made.append(asked.tool(f"tools[{at}]", each, each.get("parameters")))
         elif kind == "custom":
-            made.append(asked.tool(*named, FREE_TEXT, at=f"tools[{at}]"))
+            made.append(asked.tool(f"tools[{at}]", each, FREE_TEXT))
         else:
             idle.append(f"tools.{str(kind)[:40]}")
     return asked.tools(made)
