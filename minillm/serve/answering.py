@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
+
 from minillm.engine.asked import Score
 from minillm.engine.batching.threaded import Failed, Ticket
 from minillm.engine.completion import Completion
@@ -154,9 +156,9 @@ class Job:
         tasks = [asyncio.create_task(self._watch(choice)) for choice in self.choices]
         try:
             while any(choice.finish is None for choice in self.choices):
-                try:
-                    await asyncio.wait_for(self._there.wait(), self.keep_alive)
-                except asyncio.TimeoutError:
+                with anyio.move_on_after(self.keep_alive):  # asyncio.wait_for may lose a cancellation (bpo-37658)
+                    await self._there.wait()
+                if not self._there.is_set():
                     yield None
                     continue
                 self._there.clear()

@@ -113,14 +113,16 @@ def biases(value: dict[str, float] | None) -> dict[int, float] | None:
     return {int(token): bias for token, bias in value.items()} if value else None
 
 
-def tool(name: Any, description: Any, parameters: Any, strict: Any = None, at: str = "tools") -> dict[str, Any]:
-    """A tool as templates take it. Raises Refusal for a name or a schema that cannot be."""
+def tool(at: str, given: dict[str, Any], parameters: Any) -> dict[str, Any]:
+    """A tool as templates take it, of its name, description and strict, and the schema of its arguments. Raises Refusal
+    for a name or a schema that cannot be."""
+    name = given.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         said = f"{at}: {shown(name)} is no name; use up to 128 letters, digits, _, - and ."
-        raise Refusal(400, said, "invalid_value", at)
+        raise Refusal(400, said, "invalid_value", "tools")
     schema(parameters, f"{at}: the parameters of {name}")
-    made = {"name": name, "description": description or "", "parameters": parameters or EMPTY, "strict": strict}
-    return {"type": "function", "function": _given(made)}
+    made = {"name": name, "description": str(given.get("description") or ""), "parameters": parameters or EMPTY}
+    return {"type": "function", "function": made | ({"strict": True} if given.get("strict") else {})}
 
 
 EMPTY = {"type": "object", "properties": {}}

@@ -68,8 +68,7 @@ def too_long(prompt: int, new: int, context: int) -> Refusal:
     """A prompt that does not fit. Clients look for the code, agents for the phrase, and some read the numbers."""
     asked = f"{prompt + new:,} tokens: {prompt:,} in the prompt and {new:,} to be written"
     message = f"This model's maximum context length is {context} tokens, and you asked for {asked}; send fewer"
-    numbers = {"n_prompt_tokens": prompt, "n_ctx": context}
-    return Refusal(400, message, "context_length_exceeded", "messages", **numbers)
+    return Refusal(400, message, "context_length_exceeded", "messages", None, n_prompt_tokens=prompt, n_ctx=context)
 
 
 def fault(request_id: str) -> Refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -60,7 +61,7 @@ class Metrics:
         for name, (text, key) in gauges.items():
             gauge = Gauge(f"{prefix}:{name}", text, names, **common)
             for served in models.all:
-                gauge.labels(served.name).set_function(lambda served=served, key=key: state(served.engine)[key])
+                gauge.labels(served.name).set_function(partial(_reading, served.engine, key))
         Gauge(f"{prefix}:info", "what is running", ["version"], **common).labels(minillm.__version__).set(1)
 
     def text(self) -> bytes:
@@ -104,6 +105,10 @@ class Metrics:
 
     def _add(self, name: str, model: str, value: float) -> None:
         self.seconds[name].labels(model).observe(value)
+
+
+def _reading(engine: minillm.Engine, key: str) -> float:
+    return state(engine)[key]
 
 
 def state(engine: minillm.Engine) -> dict[str, float]:

@@ -14,7 +14,7 @@ from minillm.engine.batching.threaded import Busy
 from minillm.engine.completion import Completion
 from minillm.llm import DEFAULT_NEW_TOKENS
 from minillm.serve import prompts
-from minillm.serve.answering import Choice, Job
+from minillm.serve.answering import Answer, Choice, Job
 from minillm.serve.answers import grammar
 from minillm.serve.answers.reader import Reader
 from minillm.serve.answers.styles import Style
@@ -173,21 +173,29 @@ def _guide(served: Served, asked: Asked, tail: str) -> Any:
     if free and asked.response_format is None:
         return None
     choice = str(asked.tool) if asked.tool_choice == "named" else asked.tool_choice
-    of, asked_for = (served.llm.tokenizer, served.written), (choice, asked.parallel, asked.response_format)
-    return grammar.compiled(*of, asked.tools, *asked_for, tail, served.turn_ids)
+    tokenizer, form = served.llm.tokenizer, asked.response_format
+    return grammar.compiled(tokenizer, served.written, asked.tools, choice, asked.parallel, form, tail, served.turn_ids)
 
 
 def key_of(request: Request) -> Key:
-    return request.scope["state"]["key"]  # type: ignore[no-any-return]
+    return request.scope["state"]["key"]
 
 
 def record_of(request: Request) -> dict[str, Any]:
     """What the log will say of a request."""
-    return request.scope["state"]["record"]  # type: ignore[no-any-return]
+    return request.scope["state"]["record"]
 
 
 def _since(start: float | None, end: float | None) -> float | None:
     return None if start is None or end is None else round(end - start, 4)
+
+
+async def whole(request: Request, job: Job) -> list[Answer]:
+    """The answers of a job, which ends with its client. Raises Gone, and Refusal."""
+    try:
+        return await unless_gone(request, job.whole())
+    finally:
+        job.close()  # a task that is ended before it has begun does nothing by itself
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -250,6 +250,7 @@ def test_the_log_is_one_line_each(server: Running) -> None:
     """A path or an id with control characters makes no line of its own."""
     server.log.clear()
     httpx.request("GET", httpx.URL(server.url, raw_path=b"/x%0a%1b[31mfake"), headers={"x-request-id": "a b"})
+    assert server.idle()
     (line,) = server.log
     assert line["path"] == "/x\n\x1b[31mfake"  # which was escaped in the line
     assert line["id"] != "a b"

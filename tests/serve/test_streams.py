@@ -21,33 +21,39 @@ CHAT = "/v1/chat/completions"
 LONG: dict[str, Any] = {"messages": [{"role": "user", "content": "Tell me a story"}], "ignore_eos": True}
 
 
+def leave(url: str, body: dict[str, Any], stream: bool) -> None:
+    """Ask, and go away before the answer is there."""
+    body = {**body, "stream": stream}
+    if stream:
+        with httpx.stream("POST", url, json=body, timeout=20) as answer:
+            next(answer.iter_raw())
+    else:
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(url, json=body, timeout=0.3)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses", "/api/chat"])
-def test_a_client_that_leaves_ends_its_request(server: Running, path: str, stream: bool) -> None:
+def test_a_client_that_leaves_ends_its_request(scripted: Start, path: str, stream: bool) -> None:
     """llama.cpp#24496, vllm#54947: streaming or not."""
-    bodies: dict[str, dict[str, Any]] = {
-        CHAT: {**LONG, "max_tokens": 450},
-        "/v1/messages": {"messages": LONG["messages"], "max_tokens": 450},
-        "/v1/responses": {"input": LONG["messages"], "max_output_tokens": 450},
-        "/api/chat": {"messages": LONG["messages"], "model": "demo", "options": {"num_predict": 450}},
-    }
-    server.log.clear()
-    ended: list[Any] = []
-    end = server.service.metrics.count
-    server.service.metrics.count = lambda job: ended.append(job) or end(job)  # type: ignore[method-assign,func-returns-value]
-    try:
-        body = {**bodies[path], "stream": stream}
-        if stream:
-            with httpx.stream("POST", server.url + path, json=body, timeout=20) as answer:
-                next(answer.iter_raw())
-        else:
-            with pytest.raises(httpx.TimeoutException):
-                httpx.post(server.url + path, json=body, timeout=0.3)
-        assert server.idle()
-    finally:
-        server.service.metrics.count = end  # type: ignore[method-assign]
+    server = scripted("word " * 400, wait=0.02)
+    fields = {"/v1/messages": {"max_tokens": 300}, "/v1/responses": {"input": "x"}}.get(path, {})
+    messages = {} if "input" in fields else {"messages": LONG["messages"]}
+    leave(server.url + path, {**messages, **fields}, stream)
+    assert server.idle()
+    (row,) = server.service.models.all[0].engine.rows  # type: ignore[attr-defined]
+    assert row.finish_reason == "cancelled"
     assert not server.service.jobs
-    assert ended
+    assert server.log[-1]["finish"] == ["abort"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_its_place_in_the_engine_is_free_again(server: Running, stream: bool) -> None:
+    leave(server.url + "/v1/completions", {"prompt": "x", "n": 8, "ignore_eos": True, "max_tokens": 500}, stream)
+    assert server.idle()
+    engine = server.service.models.all[0].engine.engine
+    assert all(not blocks.users for blocks in engine.store.groups.values())
+    assert server.log[-1]["completion"] < 8 * 500
 
 
 def test_silence_has_signs_of_life(scripted: Start) -> None:

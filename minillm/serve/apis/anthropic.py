@@ -19,7 +19,7 @@ from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.fields import Body
 from minillm.serve.prompts import plain_text
-from minillm.serve.service import Service, unless_gone
+from minillm.serve.service import Service, whole
 from minillm.serve.streaming import SSE, Stream
 
 # A block of the system's text that changes with every request, and would let no prompt begin as the last did.
@@ -95,7 +95,7 @@ async def create(service: Service, request: Request) -> Response:
     head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": job.served.name}
     if body.stream:
         return Stream(job, chunks(job, head, ended, usage), broken, SSE, service.settings.write_timeout)
-    (answer,) = await unless_gone(request, job.whole())
+    (answer,) = await whole(request, job)
     return json({**head, "content": content(answer), **ended(job.choices[0]), "usage": usage(job)})
 
 
@@ -147,8 +147,7 @@ def tools(given: list[dict[str, Any]], idle: list[str]) -> list[dict[str, Any]]:
         if each.get("type") not in (None, "custom"):
             idle.append(f"tools.{str(each.get('type'))[:40]}")
             continue
-        names = ("name", "description", "input_schema", "strict")
-        made.append(asked.tool(*(each.get(name) for name in names), at=f"tools[{at}]"))
+        made.append(asked.tool(f"tools[{at}]", each, each.get("input_schema")))
     return asked.tools(made)
 
 

@@ -68,7 +68,7 @@ def _ids(served: Served, body: EmbeddingsBody) -> list[list[int]]:
     found = []
     for each in inputs(body.input):
         ids = prompts.text(served.llm, each) if isinstance(each, str) else each
-        if not ids or max(ids) >= served.llm.spec.vocab_size:
+        if not each or max(ids) >= served.llm.spec.vocab_size:
             raise Refusal(400, "input has no tokens, or ids outside the vocabulary", "invalid_value", "input")
         if len(ids) > served.room - 1:
             raise too_long(len(ids), 0, served.room - 1)

@@ -25,7 +25,7 @@ from minillm.serve.errors import Refusal
 from minillm.serve.errors import ollama as error_body
 from minillm.serve.fields import Body
 from minillm.serve.models import Served
-from minillm.serve.service import Service, unless_gone
+from minillm.serve.service import Service, whole
 from minillm.serve.settings import MAX_LOGPROBS
 from minillm.serve.streaming import LINES, Chunks, Stream, line
 
@@ -185,7 +185,7 @@ async def _answer(service: Service, request: Request, body: Shared, made: Asked,
     if body.stream:
         patience = service.settings.write_timeout
         return Stream(job, chunks(job, body, part), lambda refusal: line(error_body(refusal)), LINES, patience)
-    (answer,) = await unless_gone(request, job.whole())
+    (answer,) = await whole(request, job)
     return json({**_head(job.served.name), **part(answer), **_scores(job, body, answer), **_end(job)})
 
 

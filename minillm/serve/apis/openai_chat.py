@@ -16,7 +16,7 @@ from minillm.serve.apis import openai
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.prompts import plain_text
-from minillm.serve.service import Service, unless_gone
+from minillm.serve.service import Service, whole
 from minillm.serve.streaming import KEEP_ALIVE, Chunks, data
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -74,7 +74,7 @@ async def create(service: Service, request: Request) -> Response:
     job = await service.start(request, wanted)
     if body.stream:
         return openai.stream(job, chunks(job, body), service.settings.write_timeout)
-    answers = await unless_gone(request, job.whole())
+    answers = await whole(request, job)
     choices = [_choice(job, body, index, answer) for index, answer in enumerate(answers)]
     head = {"id": openai.new_id("chatcmpl"), "object": "chat.completion", "created": job.made}
     return openai.json({**head, "model": job.served.name, "choices": choices, "usage": openai.usage(job)})
@@ -161,8 +161,7 @@ def tools(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if each.get("type") != "function" or not isinstance(function, dict):
             said = f"tools[{at}] is of type {shown(each.get('type'))}; this server has tools of type 'function' only"
             raise Refusal(400, said, "invalid_value", "tools")
-        names = ("name", "description", "parameters", "strict")
-        made.append(asked.tool(*(function.get(name) for name in names), at=f"tools[{at}]"))
+        made.append(asked.tool(f"tools[{at}]", function, function.get("parameters")))
     return asked.tools(made)
 
 
@@ -234,6 +233,7 @@ def _deltas(job: Job, body: ChatBody, event: Event) -> list[dict[str, Any]]:
     deltas = [delta(piece) for piece in event.pieces]
     if not deltas and event.tokens and (body.logprobs or body.return_token_ids):
         deltas = [{}]
+    made: list[dict[str, Any]]
     made = [{"index": event.choice, "delta": each, "logprobs": None, "finish_reason": None} for each in deltas]
     if body.logprobs and event.tokens and made:
         scores = openai.logprobs(job.served.tokens, event.tokens, event.scores, body.top_logprobs or 0)

@@ -16,7 +16,7 @@ from minillm.serve.answering import Answer, Job
 from minillm.serve.apis import openai
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
-from minillm.serve.service import Service, unless_gone
+from minillm.serve.service import Service, whole
 from minillm.serve.streaming import KEEP_ALIVE, Chunks, data
 
 DEFAULT_MOST = 16  # OpenAI's
@@ -46,7 +46,7 @@ async def create(service: Service, request: Request) -> Response:
     job = await service.start(request, of(body, idle))
     if body.stream:
         return openai.stream(job, chunks(job, body), service.settings.write_timeout)
-    answers = await unless_gone(request, job.whole())
+    answers = await whole(request, job)
     choices = [_choice(job, body, index, answer) for index, answer in enumerate(answers)]
     head = {"id": openai.new_id("cmpl"), "object": "text_completion", "created": job.made, "model": job.served.name}
     return openai.json({**head, "choices": choices, "usage": usage(job, body)})

@@ -20,7 +20,7 @@ from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.fields import Body
 from minillm.serve.prompts import plain_text
-from minillm.serve.service import Service, unless_gone
+from minillm.serve.service import Service, whole
 from minillm.serve.streaming import SSE, Stream
 
 STATELESS = "this server keeps no conversations; send the whole one as input"
@@ -104,7 +104,7 @@ async def create(service: Service, request: Request) -> Response:
     output = Output(custom, job.served.tokens, body.top_logprobs)
     if body.stream:
         return Stream(job, chunks(job, head, output), output.broken, SSE, service.settings.write_timeout)
-    (answer,) = await unless_gone(request, job.whole())
+    (answer,) = await whole(request, job)
     return openai.json({**head, **ended(job), "output": output.of(answer), "usage": usage(job)})
 
 
@@ -197,11 +197,11 @@ def tools(given: list[dict[str, Any]], idle: list[str]) -> list[dict[str, Any]]:
     are left out and said to be. Raises Refusal."""
     made = []
     for at, each in enumerate(given):
-        kind, named = each.get("type"), (each.get("name"), each.get("description"))
+        kind = each.get("type")
         if kind == "function":
-            made.append(asked.tool(*named, each.get("parameters"), each.get("strict"), at=f"tools[{at}]"))
+            made.append(asked.tool(f"tools[{at}]", each, each.get("parameters")))
         elif kind == "custom":
-            made.append(asked.tool(*named, FREE_TEXT, at=f"tools[{at}]"))
+            made.append(asked.tool(f"tools[{at}]", each, FREE_TEXT))
         else:
             idle.append(f"tools.{str(kind)[:40]}")
     return asked.tools(made)
