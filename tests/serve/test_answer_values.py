@@ -23,6 +23,7 @@ VALUES = st.recursive(
 def test_literals_are_those_of_python_and_of_json(value: Any) -> None:
     assert literal(repr(value)) == ast.literal_eval(repr(value)) == value
     assert literal(json.dumps(value, ensure_ascii=False)) == value
+    assert literal(json.dumps(value)) == value
 
 
 @given(st.text(st.sampled_from("[](){}'\",:\\x1.-eTrue None"), max_size=40))

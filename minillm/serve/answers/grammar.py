@@ -50,7 +50,7 @@ def compiled(
         return None
     if functions and style.form is None:
         raise ValueError(f"calls in the format {style.name!r} have no grammar; leave out tool_choice and strict")
-    named = {f"the parameters of {each['name']}": parameters(each) for each in functions}
+    named: dict[str, Any] = {f"the parameters of {each['name']}": parameters(each) for each in functions}
     named.update({"response_format": schema} if schema is not None else {})
     for where, each in named.items():
         measure(where, each)
@@ -176,33 +176,45 @@ class Writer:
             opens = self.text(before.replace("NAME", function["name"]))
             opens += f" /[0-9]{{1,3}}/ {self.text(rest)}" if number else ""
             schema = parameters(function)
-            arguments = self._items(schema, form.item) if form.item else self.json(schema)
+            arguments = self._items(schema, form) if form.item else self.json(schema)
             options.append(f"{opens} {arguments} {self.text(form.after) if form.after else ''}")
         return self.rule(" | ".join(options))
 
-    def _items(self, schema: Mapping[str, Any], around: tuple[str, str]) -> str:
-        """Parameters one by one, as text or JSON, in the order of the schema."""
-        parts = []
-        for key, each in (schema.get("properties") or {}).items():
-            value = self._value(each if isinstance(each, dict) else {}, schema, around[1])
-            needed = "" if key in (schema.get("required") or ()) else "?"
-            parts.append(f"({self.text(around[0].replace('KEY', key))} {value}){needed}")
-        return self.rule(" ".join(parts) or '""')
+    def _items(self, schema: Mapping[str, Any], form: Form) -> str:
+        """Parameters one by one, in the order of the schema. From the last on: what may follow another one, behind a
+        comma, and what may stand first."""
+        later = first = '""'
+        for key, each in reversed((schema.get("properties") or {}).items()):
+            value = self._value(key, each if isinstance(each, dict) else {}, schema, form)
+            needed = key in (schema.get("required") or ())
+            comma = self.text(form.comma) if form.comma else ""
+            first = self.rule(f"{value} {later}" if needed else f"{value} {later} | {first}")
+            later = self.rule(f"({comma} {value}){'' if needed else '?'} {later}")
+        return first
 
-    def _value(self, schema: Mapping[str, Any], root: Mapping[str, Any], after: str) -> str:
-        """A value and what closes it."""
+    def _value(self, key: str, schema: Mapping[str, Any], root: Mapping[str, Any], form: Form) -> str:
+        """A parameter with what stands around it."""
         types = types_of(schema, root)
-        if "enum" in schema and all(isinstance(each, str) for each in schema["enum"]):
-            return f"({' | '.join(self.text(each) for each in schema['enum'])}) {self.text(after)}"
-        if types == {"string"} and not {"pattern", "format", "minLength", "maxLength"} & set(schema):
-            return self.up_to(after)
-        if "string" in types or not types:
+        plain = types == {"string"} and not {"pattern", "format", "minLength", "maxLength"} & set(schema)
+        before, after = (form.item or ("", ""))[0].replace("KEY", key), (form.item or ("", ""))[1]
+        opens = self.text(before.replace("STRING", str(plain).lower()))
+        if plain and form.quote != "JSON":
+            quoted = f"{self.text(form.quote)} " if form.quote else ""
+            words = schema.get("enum") or ([schema["const"]] if "const" in schema else None)
+            if words is None:
+                return self.rule(f"{opens} {quoted}{self.up_to(form.quote + after)}")
+            return self.rule(f"{opens} {quoted}({' | '.join(map(self.text, words))}) {self.text(form.quote + after)}")
+        odd = {"array", "object"} if form.quote not in ("", "JSON") else set()
+        if form.quote != "JSON" and (not types or types & {"string", *odd}):
             raise ValueError(
-                f"a parameter that may be text with limits, or of several types, has no grammar in the format "
-                f"{self.style.name!r}; leave out tool_choice and strict"
+                f"the parameter {key[:60]!r} has no grammar in the format {self.style.name!r}, as it may be text with "
+                "limits, a list, or of several types; leave out tool_choice and strict"
             )
-        definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
-        return f"{self.json({**schema, **definitions})} {self.text(after)}"
+        also = ""  # as Python has it
+        if form.quote == "JSON" and not {"enum", "const"} & set(schema):
+            also = r" | /'([^'\\\n]|\\['\\n])*'/" if plain else " | /True|False/" if types == {"boolean"} else ""
+        definitions = {name: root[name] for name in ("$defs", "definitions") if name in root}
+        return self.rule(f"{opens} ({self.json({**schema, **definitions})}{also}) {self.text(after) if after else ''}")
 
     def _free(self, functions: Sequence[Any], parallel: bool) -> str:
         """Text in which what opens a call must be one."""

@@ -64,7 +64,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, ends: Collection[int]):
         llguidance = _library()
-        encoding = getattr(tokenizer.backend, "encoding", None)
+        encoding: Any = getattr(tokenizer.backend, "encoding", None)
         if not hasattr(encoding, "tokenizer"):
             raise ValueError("grammars need a tokenizer.json that the tokenizers library reads in this process")
         self.size, self._name_of = tokenizer.backend.size, tokenizer.backend.name_of

@@ -27,7 +27,8 @@ class JsonCalls:
     def __init__(self, style: Style, mark: str, out: Out, name: str | None = None):
         self.style, self.out, self.back, self.name = style, out, "", name
         self.mark = "" if mark == style.bare else mark
-        self.held, self.pending, self.id = self.mark, "", None  # `held` is what has not been accounted for
+        self.held, self.pending = self.mark, ""  # `held` is what has not been accounted for
+        self.id: str | None = None
         self.step: Callable[[], bool] = self._lead
         self.rest: str | None = None
         self.closes = Closes(style.closes)

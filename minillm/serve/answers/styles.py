@@ -23,14 +23,17 @@ class Thinking:
 @dataclass(frozen=True)
 class Form:
     """How calls are written, for grammars: `start`, calls with `join` between them, `end`; of a call the text around
-    its arguments, with NAME and NUMBER in it."""
+    its arguments, with NAME and NUMBER in it. Where these are not JSON, `item` is what stands around the value of a
+    parameter, with KEY and STRING (true or false) in it, `comma` between two, and `quote` around a string."""
 
     before: str
     after: str
     start: str = ""
     join: str = ""
     end: str = ""
-    item: tuple[str, str] | None = None  # around the value of a parameter KEY, where arguments are not JSON
+    item: tuple[str, str] | None = None
+    comma: str = ""
+    quote: str = ""  # "JSON": a string is written as JSON has it
 
 
 THINK = (Thinking("<think>", "</think>"),)
@@ -76,14 +79,23 @@ _ROWS = (
     Style(
         "quoted", "unquoted", ("<|tool_call>",), closes=("<tool_call|>",), signs=(("<|tool_call>",),),
         drops=("<|tool_response>",), thinking=(Thinking("<|channel>thought\n", "<channel|>", anywhere=True),),
+        form=Form("<|tool_call>call:NAME{", "}<tool_call|>", item=("KEY:", ""), comma=",", quote='<|"|>'),
     ),
     Style(
         "escaped", "escaped", ("<start_function_call>",), closes=("<end_function_call>",),
         signs=(("<start_function_call>",),), drops=("<start_function_response>",),
+        form=Form(
+            "<start_function_call>call:NAME{", "}<end_function_call>", item=("KEY:", ""), comma=",", quote="<escape>",
+        ),
     ),
     Style(
         "dsml", "dsml", ("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"),
         closes=("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"), signs=(("｜DSML｜",),),
+        form=Form(
+            '<｜DSML｜invoke name="NAME">\n', "</｜DSML｜invoke>\n", "<｜DSML｜function_calls>\n", "",
+            "</｜DSML｜function_calls>",
+            ('<｜DSML｜parameter name="KEY" string="STRING">', "</｜DSML｜parameter>\n"),
+        ),
     ),
     Style(
         "fenced", "json", ("<｜tool▁call▁begin｜>",), r"\s*function<｜tool▁sep｜>(?P<name>[^\n<]+)\n```json\s*",
@@ -155,9 +167,13 @@ _ROWS = (
     ),
     Style(
         "listed", "lines", ("<function_calls>",), closes=("</function_calls>",), signs=(("<function_calls>",),),
+        form=Form("NAME(", ")", "<function_calls>", "\n", "</function_calls>", ("KEY=", ""), ", ", "JSON"),
     ),
-    Style("python", "python", bare="[", opens=("<|python_start|>",), closes=("<|python_end|>",),
-          signs=(("func_name1(",), ("<|python_start|>",))),
+    Style(
+        "python", "python", ("<|python_start|>",), bare="[", closes=("<|python_end|>",),
+        signs=(("func_name1(",), ("<|python_start|>",)),
+        form=Form("NAME(", ")", "[", ", ", "]", ("KEY=", ""), ", ", "JSON"),
+    ),
     Style(
         "bare", "json", ("<|python_tag|>",), joint=";", bare="{",
         signs=(("<|python_tag|>",), ('"name": function name, "parameters"',)),

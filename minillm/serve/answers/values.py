@@ -196,9 +196,16 @@ class Literals:
         self.at += 1
         if letter not in _HEX:
             return _ESCAPES.get(letter, letter if letter in "\\'\"/" else "\\" + letter)
+        code = self._code(letter)
+        if 0xD800 <= code < 0xDC00 and self.text.startswith("\\u", self.at):  # JSON's way of the rarer characters
+            self.at += 2
+            low = self._code("u")
+            code = 0x10000 + ((code - 0xD800) << 10) + low - 0xDC00 if 0xDC00 <= low < 0xE000 else code
+        if code > 0x10FFFF or 0xD800 <= code < 0xE000:
+            raise ValueError(f"\\{letter} with {code:x} is no character")
+        return chr(code)
+
+    def _code(self, letter: str) -> int:
         digits = self.text[self.at : self.at + _HEX[letter]]
         self.at += len(digits)
-        code = int(digits, 16) if re.fullmatch(r"[0-9a-fA-F]+", digits) else 0x110000
-        if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-            raise ValueError(f"\\{letter}{digits} is no character")
-        return chr(code)
+        return int(digits, 16) if re.fullmatch(r"[0-9a-fA-F]+", digits) else 0x110000
