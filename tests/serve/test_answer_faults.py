@@ -165,6 +165,17 @@ def test_an_answer_that_is_json_is_content() -> None:
             assert kinds(text, style=style) == {"content": text}
 
 
+def test_what_cannot_become_a_call_is_not_held_back() -> None:
+    """An answer in JSON, or code, comes as it is written."""
+    for style, text in (
+        ("bare", '{"title": "a'),
+        ("bare", "{ a"),
+        ("python", "[1, "),
+        ("tagged", '<tool_call>{"x": 1'),
+    ):
+        assert "".join(piece.text for piece in reader(style).push(text + " b")) == text + " b"
+
+
 def test_only_the_longest_beginning_of_a_mark_is_held_back() -> None:
     made = reader("tagged")
     assert made.push("a <tool") == [Piece("content", "a")]

@@ -51,7 +51,9 @@ def test_json_is_strict(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "schema", "value"),
     [
-        ("3", {"type": "string"}, "3"), ("3", {"type": "integer"}, 3), ("3", {"type": "number"}, 3),
+        ("3", {"type": "string"}, "3"),
+        ('"a"', {"type": "string"}, '"a"'),
+        ("3", {"type": "integer"}, 3), ("3", {"type": "number"}, 3),
         ("2.5", {"type": "number"}, 2.5), ("true", {"type": "boolean"}, True), ("False", {"type": "boolean"}, False),
         ("null", {"type": ["string", "null"]}, None), ("nul", {"type": ["string", "null"]}, "nul"),
         ("5", {"anyOf": [{"type": "integer"}, {"type": "string"}]}, 5),

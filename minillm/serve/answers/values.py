@@ -24,7 +24,6 @@ def loads(text: str) -> Any:
     """JSON, strictly: no NaN, no numbers beyond those of 64 bits, no lone surrogates. Raises ValueError."""
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-        text.encode()
         dumps(value).encode()
     except RecursionError:
         raise ValueError("JSON of too many levels") from None

@@ -4,7 +4,10 @@ import { element } from "./markdown.js";
 
 const VISIBLE = { "\n": "↵\n", "\t": "⇥", "": "∅" };
 
-const percent = (logprob) => `${(100 * Math.exp(logprob)).toFixed(logprob > Math.log(0.1) ? 0 : 2)} %`;
+function percent(logprob) {
+  const share = 100 * Math.exp(logprob);
+  return share < 0.01 ? "< 0.01 %" : `${share.toFixed(share < 10 ? 2 : share < 99 ? 0 : 1)} %`;
+}
 
 function shown(token) {
   return token.replace(/[\n\t]|^$/g, (each) => VISIBLE[each]);
