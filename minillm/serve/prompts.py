@@ -61,10 +61,14 @@ def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> list[int]
 
     try:
         made = rendered(_as_object)
-    except ValueError:
-        if not any(each.get("tool_calls") for each in messages):
+    except ValueError as error:
+        if any(each.get("tool_calls") for each in messages):
+            made = rendered(_as_text)
+        elif any(each.get("role") == "system" for each in messages):
+            said = f"{error}; the server's flag --fold-system puts system messages in front of the first user's"
+            raise Refusal(400, said, "invalid_value", "messages") from None
+        else:
             raise
-        made = rendered(_as_text)
     within(llm, made)
     assert llm.tokenizer is not None
     return llm.tokenizer.encode(made, special=False)

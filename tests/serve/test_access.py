@@ -102,6 +102,15 @@ def test_the_log_has_names_and_no_words(guarded: Running) -> None:
     assert "secret" not in text
 
 
+def test_a_template_without_a_system_says_what_helps(guarded: Running) -> None:
+    said = {**CHAT, "messages": [{"role": "system", "content": "Be kind"}, *CHAT["messages"]]}
+    found = guarded.post("/v1/chat/completions", said, headers={"x-api-key": SECRET})
+    assert found.status_code == 400
+    message = found.json()["error"]["message"]
+    assert "this model knows the roles user and assistant" in message
+    assert "--fold-system" in message
+
+
 class Clock:
     now = 0.0
 
