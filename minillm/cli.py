@@ -25,6 +25,7 @@ from minillm.guard import screen
 
 COMMANDS = {
     "generate": "run a checkpoint: text in, text out; --chat for a conversation",
+    "serve": "answer over HTTP: the APIs of OpenAI, Anthropic and Ollama, and a page to chat at",
     "explain": "describe a checkpoint: spec, equations, sizes, tensors",
     "plan": "what a checkpoint needs, before downloading it: bytes, cache, speed, fit, licence",
     "quantize": "write a copy of a checkpoint with int8 or int4 matrices, or as a GGUF file",

@@ -36,7 +36,7 @@ ROOMS = [
     ["llm", "hub"],
     ["loading", "cli"],
     ["report"],
-    ["generate", "quantize", "perplexity", "explain", "plan", "diff", "lens", "routes", "bench", "harness"],
+    ["generate", "serve", "quantize", "perplexity", "explain", "plan", "diff", "lens", "routes", "bench", "harness"],
 ]
 COMMANDS = ROOMS[-1]
 FLOOR = {f"minillm.{room}": floor for floor, rooms in enumerate(ROOMS) for room in rooms}
@@ -123,12 +123,12 @@ def test_every_command_is_listed() -> None:
 
 def test_no_family_name_outside_its_folder() -> None:
     """Names of families as values of code; prose in docstrings may speak of them. Peers are named where they are: one
-    of them has a family's name in its own."""
+    of them has a family's name in its own, and so have marks that models write."""
     pattern = re.compile(
         r"\b(llama|mistral|mixtral|qwen|deepseek|gemma|phi|olmo|gpt_neox|gpt_oss|plamo)[0-9a-z_]*\b", re.I
     )
     allowed = {"llama3", "Llama3Scaling", "philox"}
-    peer = re.compile(r"llama[.]cpp|llama-cpp-python|llama_cpp|(--)?llama[-_]python")
+    peer = re.compile(r"llama[.]cpp|llama-cpp-python|llama_cpp|(--)?llama[-_]python|<[|]plamo:.*")
     for module, path in PACKAGE.items():
         if module.startswith("minillm.families") or module == "minillm.bench.worker":  # full of the peer's functions
             continue

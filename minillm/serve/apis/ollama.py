@@ -1,0 +1,298 @@
+"""Ollama's own API, for clients that know no other: /api/chat and /api/generate stream a JSON object a line unless told
+otherwise; the rest says what there is."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from minillm.guard.screen import shown
+from minillm.serve import asked, fields
+from minillm.serve.answering import Answer, Job
+from minillm.serve.apis.openai import json, logprobs
+from minillm.serve.apis.openai_chat import choice, messages, tools
+from minillm.serve.asked import Asked
+from minillm.serve.errors import Refusal
+from minillm.serve.errors import ollama as error_body
+from minillm.serve.fields import Body
+from minillm.serve.models import Served
+from minillm.serve.service import Service, whole
+from minillm.serve.settings import MAX_LOGPROBS
+from minillm.serve.streaming import LINES, Chunks, Stream, line
+
+VERSION = "0.30.0"  # of Ollama, whose API of that time this is: clients refuse versions that are too old
+LEVELS = ("low", "medium", "high", "max")
+MAX_STOPS = 100
+IDLE_OPTIONS = """num_ctx num_keep num_batch num_gpu num_thread main_gpu use_mmap use_mlock numa low_vram f16_kv
+vocab_only logits_all repeat_last_n draft_num_predict penalize_newline""".split()
+
+
+class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How to choose tokens. A `num_predict` of -1 or -2 is all that there is room for."""
+
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_k: asked.TopK | None = None
+    top_p: asked.Share | None = None
+    min_p: asked.Share | None = None
+    seed: asked.Seed | None = None
+    num_predict: Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None = None
+    stop: str | list[str] | None = None
+    repeat_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
+    presence_penalty: asked.Penalty | None = None
+    frequency_penalty: asked.Penalty | None = None
+
+
+class Shared(Body, kw_only=True):
+    """The fields of /api/chat and /api/generate."""
+
+    IDLE: ClassVar = {"keep_alive": "the model stays loaded", "context": "what prompts share is found without it"}
+    REFUSED: ClassVar = {
+        "images": "this server takes text only",
+        "suffix": "nothing is filled in between two texts",
+        "template": "templates come with the model, or by --chat-template",
+        "truncate": "a prompt that is too long is refused, never cut",
+        "shift": "a context that is full ends an answer",
+    }
+    model: str | None = None
+    stream: bool = True
+    format: str | dict[str, Any] | None = None
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+    think: bool | str | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = 0
+
+
+class ChatBody(Shared, kw_only=True):
+    messages: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
+
+
+class GenerateBody(Shared, kw_only=True):
+    prompt: str = ""
+    system: str | None = None
+    raw: bool = False
+
+
+class NameBody(Body, kw_only=True):
+    model: str | None = None
+    name: str | None = None
+    verbose: bool = False
+
+
+async def chat(service: Service, request: Request) -> Response:
+    body, idle = fields.read(fields.parsed(await request.body()), ChatBody)
+    if not body.messages:
+        return _loaded(service, body, {"message": {"role": "assistant", "content": ""}})
+    made = of(body, idle)
+    made.messages = messages([_message(each) for each in body.messages])
+    made.tools = tools(body.tools)
+    asked.choose(made, *choice(None))
+
+    def part(answer: Answer) -> dict[str, Any]:
+        return {"message": {"role": "assistant", **_said(answer, "content"), **_calls(answer)}}
+
+    return await _answer(service, request, body, made, part)
+
+
+async def generate(service: Service, request: Request) -> Response:
+    body, idle = fields.read(fields.parsed(await request.body()), GenerateBody)
+    if not body.prompt:
+        return _loaded(service, body, {"response": ""})
+    made = of(body, idle)
+    if body.raw or service.models.find(body.model).template is None:
+        if body.system:
+            raise Refusal(400, "system needs a chat template: none is used here, or this model has none")
+        made.prompts, made.parse = [body.prompt], False
+    else:
+        system = [{"role": "system", "content": body.system}] if body.system else []
+        made.messages = [*system, {"role": "user", "content": body.prompt}]
+    return await _answer(service, request, body, made, lambda answer: _said(answer, "response"))
+
+
+def of(body: Shared, idle: list[str]) -> Asked:
+    """The request as the server knows it, but for its prompt. Raises Refusal."""
+    idle += [f"options.{name}" for name in body.options if name in IDLE_OPTIONS]
+    kept = {name: each for name, each in body.options.items() if name not in IDLE_OPTIONS and each is not None}
+    options: Options = fields.converted(kept, Options)
+    names = ("temperature", "top_k", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty")
+    found = {name: getattr(options, name) for name in names}
+    chosen = asked.sampling(**found, repetition_penalty=options.repeat_penalty)
+    if stops := asked.stops(options.stop, MAX_STOPS):
+        chosen["stop"] = stops
+    if body.logprobs:
+        chosen["logprobs"] = body.top_logprobs
+    most = options.num_predict if options.num_predict and options.num_predict > 0 else None
+    made = Asked(model=body.model, options=chosen, most=most, clamp=True, stream=body.stream, idle=idle)
+    if isinstance(body.think, str) and body.think not in LEVELS:
+        raise Refusal(400, f"think is {shown(body.think)}, expected true, false, or one of {', '.join(LEVELS)}")
+    if body.think is not None:
+        asked.effort(made, body.think if isinstance(body.think, str) else None)
+        made.variables["enable_thinking"] = body.think is not False
+    if isinstance(body.format, dict):
+        made.response_format = asked.form(body.format, "format")
+    elif body.format:
+        if body.format != "json":
+            raise Refusal(400, f"format is {shown(body.format)}, expected json or a JSON schema")
+        made.response_format = {"type": "json_object"}
+    return made
+
+
+def _message(given: dict[str, Any]) -> dict[str, Any]:
+    """As OpenAI has it: calls with arguments as they are, and results by the tool's name."""
+    if given.get("images"):
+        raise Refusal(400, "images are not supported: this server takes text only")
+    found = {name: each for name, each in given.items() if name != "images" and each is not None}
+    if (name := found.pop("tool_name", None)) is not None:
+        found["name"] = name
+    return found
+
+
+def _said(answer: Answer, name: str) -> dict[str, Any]:
+    return {name: answer.content, **({"thinking": answer.reasoning} if answer.reasoning else {})}
+
+
+def _calls(answer: Answer) -> dict[str, Any]:
+    """Calls, with arguments as objects. Those that were cut off are left out."""
+    calls = [
+        {"id": name, "function": {"name": function, "arguments": given}}
+        for name, function, arguments in answer.calls
+        if isinstance(given := _object(arguments), dict)
+    ]
+    return {"tool_calls": calls} if calls else {}
+
+
+def _object(arguments: str) -> Any:
+    try:
+        return msgspec.json.decode(arguments or "{}")
+    except msgspec.DecodeError:
+        return None
+
+
+Part = Callable[[Answer], dict[str, Any]]
+
+
+async def _answer(service: Service, request: Request, body: Shared, made: Asked, part: Part) -> Response:
+    job = await service.start(request, made)
+    if body.stream:
+        patience = service.settings.write_timeout
+        return Stream(job, chunks(job, body, part), lambda refusal: line(error_body(refusal)), LINES, patience)
+    (answer,) = await whole(request, job)
+    return json({**_head(job.served.name), **part(answer), **_scores(job, body, answer), **_end(job)})
+
+
+async def chunks(job: Job, body: Shared, part: Part) -> Chunks:
+    """A line for what is new; calls when they are whole. The last has no text, but counts and times."""
+    name, calls = job.served.name, Answer()
+    async for event in job.events():
+        if event is None:
+            continue
+        new = Answer()
+        for piece in event.pieces:
+            if piece.kind == "content":
+                new.content += piece.text
+            elif piece.kind == "reasoning":
+                new.reasoning += piece.text
+        calls.add(event)
+        new.tokens, new.scores = event.tokens, event.scores
+        if event.finish:
+            new.calls = calls.calls
+        if new.content or new.reasoning or new.calls or (body.logprobs and new.tokens):
+            yield line({**_head(name), **part(new), **_scores(job, body, new), "done": False})
+    yield line({**_head(name), **part(Answer()), **_end(job)})
+
+
+def _scores(job: Job, body: Shared, answer: Answer) -> dict[str, Any]:
+    if not body.logprobs:
+        return {}
+    return {"logprobs": logprobs(job.served.tokens, answer.tokens, answer.scores, body.top_logprobs)["content"]}
+
+
+def _head(name: str) -> dict[str, Any]:
+    return {"model": name, "created_at": _now()}
+
+
+def _now(seconds: float | None = None) -> str:
+    at = datetime.fromtimestamp(time.time() if seconds is None else seconds, timezone.utc)
+    return at.isoformat().replace("+00:00", "Z")
+
+
+def _end(job: Job) -> dict[str, Any]:
+    """The end of an answer: why, tokens, and times in nanoseconds."""
+    choice, count = job.choices[0], job.usage()
+    _, started, first, last = choice.times
+    times = {
+        "total_duration": _between(job.began, time.monotonic()),
+        "load_duration": 0,
+        "prompt_eval_duration": _between(started, first),
+        "eval_duration": _between(first, last),
+    }
+    reason = "length" if choice.finish == "length" else "stop"
+    counts = {"prompt_eval_count": count["prompt"], "eval_count": count["completion"]}
+    return {"done": True, "done_reason": reason, **times, **counts}
+
+
+def _between(start: float | None, end: float | None) -> int:
+    return 0 if start is None or end is None else max(0, int((end - start) * 1e9))
+
+
+def _loaded(service: Service, body: Shared, empty: dict[str, Any]) -> Response:
+    """Without a prompt clients only ask for the model to be loaded, which it is."""
+    if body.model is None:
+        raise Refusal(400, "model is required")
+    served = service.models.find(body.model)
+    return json({**_head(served.name), **empty, "done": True, "done_reason": "load"})
+
+
+async def version(service: Service, request: Request) -> Response:
+    return json({"version": VERSION})
+
+
+async def tags(service: Service, request: Request) -> Response:
+    return json({"models": [_card(each, name) for name, each in service.models.named.items()]})
+
+
+async def ps(service: Service, request: Request) -> Response:
+    far = {"expires_at": _now(time.time() + 365 * 86400), "context_length": 0}
+    cards = [{**_card(each, name), **far, "context_length": each.room} for name, each in service.models.named.items()]
+    return json({"models": [{**each, "size_vram": 0} for each in cards]})
+
+
+async def show(service: Service, request: Request) -> Response:
+    body, _ = fields.read(fields.parsed(await request.body()), NameBody)
+    served = service.models.find(body.model or body.name)
+    architecture = re.sub(r"\W", "_", str(served.architecture))
+    info = {"general.architecture": architecture, f"{architecture}.context_length": served.room}
+    info["general.parameter_count"] = served.parameters
+    found = {"modelfile": "", "parameters": "", "template": served.template or "", "license": ""}
+    card = _card(served, served.name)
+    return json({**found, "details": card["details"], "model_info": info, "capabilities": served.abilities,
+                 "modified_at": card["modified_at"]})  # fmt: skip
+
+
+def _card(served: Served, name: str) -> dict[str, Any]:
+    millions = served.parameters / 1e6
+    size = f"{millions / 1000:.1f}B" if millions >= 1000 else f"{millions:.2f}M"
+    details = {"parent_model": "", "format": "safetensors", "family": served.architecture, "families": None,
+               "parameter_size": size, "quantization_level": served.dtype}  # fmt: skip
+    digest = hashlib.sha256(served.name.encode()).hexdigest()
+    found = {"name": name, "model": name, "modified_at": _now(served.created), "size": served.size}
+    return {**found, "digest": digest, "details": details}
+
+
+ROUTES = [
+    ("POST", "/api/chat", chat),
+    ("POST", "/api/generate", generate),
+    ("GET", "/api/version", version),
+    ("GET", "/api/tags", tags),
+    ("GET", "/api/ps", ps),
+    ("POST", "/api/show", show),
+]

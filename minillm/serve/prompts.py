@@ -1,0 +1,133 @@
+"""Conversations as token ids, through the chat template, with what templates are known to trip over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from minillm.llm import LLM
+from minillm.serve.asked import Asked
+from minillm.serve.errors import Refusal, too_long
+
+
+def of(llm: LLM, asked: Asked, fold_system: bool = False) -> list[list[int]]:
+    """The ids of each prompt. Raises Refusal, and ValueError of the template."""
+    if asked.messages is not None:
+        return [conversation(llm, asked, fold_system)]
+    return [text(llm, each) if isinstance(each, str) else each for each in asked.prompts]
+
+
+def text(llm: LLM, prompt: str, special: bool = True) -> list[int]:
+    """The ids of a text. Raises Refusal where it is too long to look at."""
+    if llm.tokenizer is None:
+        raise Refusal(400, "this model has no tokenizer: send token ids", "invalid_value", "prompt")
+    within(llm, prompt)
+    return llm.tokenizer.encode(prompt, special)
+
+
+def within(llm: LLM, prompt: str) -> None:
+    """Refuse a text that cannot fit, before all of it is made tokens of."""
+    assert llm.tokenizer is not None
+    try:
+        llm.tokenizer.refuse_too_long(prompt, llm.spec.context)
+    except ValueError:
+        raise too_long(len(prompt) // 4, 0, llm.spec.context) from None
+
+
+def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> list[int]:
+    """The ids of a conversation. Arguments of calls go in as objects, which most templates want, and where that does
+    not work as the text that they came as. Raises Refusal for tools where the template knows of none."""
+    shown = asked.tool_choice != "none"
+    if asked.messages and llm.tokenizer is None:
+        raise Refusal(400, "this model has no tokenizer: send token ids to /v1/completions", "invalid_value")
+    template = llm.chat_template(with_tools=bool(asked.tools) and shown)
+    if asked.tools and shown and "tools" not in template.source:
+        said = "the chat template of this model knows no tools; leave them out, or set tool_choice to none"
+        raise Refusal(400, said, "unsupported_parameter", "tools")
+    messages = [_known_role(each, template.source) for each in asked.messages or []]
+    if fold_system:
+        messages = folded(messages)
+
+    def rendered(arguments: Callable[[Any], Any]) -> str:
+        return template.render(
+            [_with_arguments(each, arguments) for each in messages],
+            add_generation_prompt=asked.prompted,
+            tools=[_shown(each) for each in asked.tools] if asked.tools and shown else None,
+            variables=asked.variables,
+            continue_final_message=asked.unfinished,
+        )
+
+    try:
+        made = rendered(_as_object)
+    except ValueError as error:
+        if any(each.get("tool_calls") for each in messages):
+            made = rendered(_as_text)
+        elif any(each.get("role") == "system" for each in messages):
+            said = f"{error}; the server's flag --fold-system puts system messages in front of the first user's"
+            raise Refusal(400, said, "invalid_value", "messages") from None
+        else:
+            raise
+    within(llm, made)
+    assert llm.tokenizer is not None
+    return llm.tokenizer.encode(made, special=False)
+
+
+def folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the system says in front of what the user says first, for templates without a system's turn."""
+    said = [plain_text(each.get("content")) for each in messages if each.get("role") == "system"]
+    rest = [each for each in messages if each.get("role") != "system"]
+    first = next((at for at, each in enumerate(rest) if each.get("role") == "user"), None)
+    if not said or first is None:
+        return messages
+    text = "\n\n".join([*said, plain_text(rest[first].get("content"))])
+    return [*rest[:first], {**rest[first], "content": text}, *rest[first + 1 :]]
+
+
+def plain_text(content: Any) -> str:
+    """Content as one text. Raises Refusal for parts that are none."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for part in content:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = str(part.get("type") if isinstance(part, dict) else type(part).__name__)[:60]
+            said = f"content of type {kind!r} is not supported: this server takes text only"
+            raise Refusal(400, said, "unsupported_content", "messages")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _known_role(message: dict[str, Any], source: str) -> dict[str, Any]:
+    is_new = message.get("role") == "developer" and "developer" not in source
+    role = {"role": "system"} if is_new else {}
+    return {**message, "content": message.get("content") or "", **role}
+
+
+def _shown(tool: dict[str, Any]) -> dict[str, Any]:
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {**tool, "function": function}
+
+
+def _with_arguments(message: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        calls.append({**call, "function": {**function, "arguments": change(function.get("arguments", ""))}})
+    return {**message, "tool_calls": calls}
+
+
+def _as_object(arguments: Any) -> Any:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return msgspec.json.decode(arguments.encode("utf-8", "replace")) if arguments.strip() else {}
+    except (msgspec.DecodeError, RecursionError):
+        return arguments
+
+
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
