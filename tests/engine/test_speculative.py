@@ -107,6 +107,7 @@ KINDS = [
     "qwen3_moe",
     "gpt_oss",
     "gemma4",
+    "gemma3n",
 ]
 
 
