@@ -82,7 +82,7 @@ def test_streams_that_cannot_be_are_refused(case: str) -> None:
 )
 def test_published_sizes_of_streams(changes: dict[str, Any], stored: float) -> None:
     """As llama.cpp names the two, whose files have keys and values of every layer."""
-    spec, rules, config = resolve({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text", **changes}})
+    spec, _, config = resolve({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text", **changes}})
     count = sum(each.numel() for each in skeleton(spec, torch.bfloat16).parameters())
     unused = sum(2 * 2 * 256 * 2048 + 256 for each in spec.attentions if each.kv.layer is not None)
     assert round((count + unused) / 1e9, 2) == stored / 1e9
