@@ -14,6 +14,8 @@ from minillm.kernels import (
     attention_backward,
     cross_entropy,
     decode_attention,
+    delta_rule,
+    delta_step,
     fused_norm,
     gated_act,
     grouped_linear,
@@ -25,7 +27,7 @@ from minillm.kernels import (
     sampling,
 )
 from minillm.kernels import fp8_linear as fp8_kernel
-from minillm.ops import reference
+from minillm.ops import recurrent, reference
 from minillm.ops import routing as plain_routing
 from minillm.ops.ones import ones
 from minillm.ops.paged import Paged
@@ -169,6 +171,8 @@ OPS: dict[str, Any] = {
     "latent_attention": latent_attention,
     "paged_attention": paged_attention,
     "paged_latent_attention": paged_latent_attention,
+    "delta_rule": for_inference(delta_rule.delta_rule, recurrent.delta_rule),
+    "delta_step": for_inference(delta_step.delta_step, recurrent.delta_step),
     "route": route,
     "experts": experts,
     "grouped_linear": grouped_product,

@@ -144,7 +144,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         (kernels.fp8_linear, "MANY", (32, 32, 32)), (kernels.fp8_linear, "FP32", (16, 16, 32)),
         (kernels.grouped_linear, "ONE", (1, 4, 8)), (kernels.grouped_linear, "FP32_ONE", (1, 4, 8)),
         (kernels.grouped_linear, "FEW", (16, 16, 64)), (kernels.grouped_linear, "MANY", (32, 32, 32)),
-        (kernels.grouped_linear, "FP32", (16, 16, 32)),
+        (kernels.grouped_linear, "FP32", (16, 16, 32)), (kernels.delta_rule, "CONFIGS", (16, 16)),
     ):  # fmt: skip
         patch.setattr(module, name, small(*blocks))
     for module, name, value in (
