@@ -10,8 +10,9 @@ from one triangular system, whose inverse depends on no state (`minillm/ops/recu
 
 So there are two kernels. `solve_kernel` has a program for each chunk of each head: it makes K Kᵀ in registers, inverts
 by substitution, row by row, and writes U, W and tril((Q Kᵀ) G). `scan_kernel` has one for each block of columns of each
-state, which stays in registers from the first chunk to the last. In PyTorch K Kᵀ, G, the system, the right side and
-every S go through memory, and a chunk takes some ten calls.
+state, from the first chunk to the last; those columns lie in the result, which is small enough for the nearest cache,
+and go through registers in slices. In PyTorch K Kᵀ, G, the system, its right side and every S are written to memory,
+and a chunk takes some ten calls.
 
 All products are of full fp32 and not of tensor cores: the state is what is carried on, and no GPU was at hand to see
 what else would do. Sums of g are in fp64, for what counts are differences of two of them.
@@ -23,11 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm.kernels.launch import on_device_of
-from minillm.kernels.online_softmax import padded
 from minillm.kernels.tuning import Config, bucket, run
 
-# Positions of a chunk, columns of a state in a program.
-CONFIGS = (Config("32x32", (32, 32), 8, 1), Config("32x16", (32, 16), 4, 1))
+# Positions of a chunk, columns of a state in a program, rows of it in a step.
+CONFIGS = (Config("32x32x32", (32, 32, 32), 4, 1), Config("32x16x32", (32, 16, 32), 4, 1))
 EPS = tl.constexpr(1e-6)  # under the root of the sum of squares that q and k are divided by
 
 
@@ -37,40 +37,54 @@ def product(a, b):
 
 
 @triton.jit
-def unit(at, inside, scale):
-    """Rows `[C, K]` of this length, fp32."""
-    x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    return x * (tl.rsqrt(tl.sum(x * x, 1) + EPS) * scale)[:, None]
+def placed(x_ptr, of_head, position, stride):
+    """Where the rows of a head begin, `[C, 1]`."""
+    return x_ptr + of_head + position.to(tl.int64)[:, None] * stride
 
 
 @triton.jit
-def seen_of(so_far, C: tl.constexpr):
-    """G_ij, what position i has kept of position j, 0 for those behind it."""
-    order = tl.arange(0, C)
-    kept = tl.exp((so_far[:, None] - so_far[None, :]).to(tl.float32))
-    return tl.where(order[:, None] >= order[None, :], kept, 0.0)
+def slice_of(at, start, there, K: tl.constexpr, DEPTH: tl.constexpr):
+    """Some columns of rows, `[C, DEPTH]`, fp32."""
+    column = start + tl.arange(0, DEPTH)
+    return tl.load(at + column[None, :], mask=there[:, None] & (column < K)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def length_factor(at, there, C: tl.constexpr, K: tl.constexpr, DEPTH: tl.constexpr):
+    """What makes rows of length 1, `[C, 1]`."""
+    total = tl.zeros((C,), tl.float32)
+    for start in range(0, K, DEPTH):
+        x = slice_of(at, start, there, K, DEPTH)
+        total += tl.sum(x * x, 1)
+    return tl.rsqrt(total + EPS)[:, None]
 
 
 @triton.jit
 def solve_kernel(
     q_ptr, k_ptr, v_ptr, g_f32_ptr, beta_ptr, u_f32_ptr, w_f32_ptr, seen_f32_ptr,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, beta_b, beta_t, steps, heads, share, scale,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, TILE: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     chunk, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     source, order = head // share, tl.arange(0, C)
     position = chunk * C + order
-    there, column_k = position < steps, tl.arange(0, BLOCK_K)
-    inside = there[:, None] & (column_k < K)[None, :]
-    k_at = k_ptr + batch * k_b + position.to(tl.int64)[:, None] * k_t + source * k_h + column_k[None, :]
-    k = unit(k_at, inside, 1.0)
-    beta = tl.load(beta_ptr + batch * beta_b + position * beta_t + head, mask=there, other=0.0).to(tl.float32)
+    there = position < steps
+    q_at = placed(q_ptr, batch * q_b + source * q_h, position, q_t)
+    k_at = placed(k_ptr, batch * k_b + source * k_h, position, k_t)
+    q_factor = length_factor(q_at, there, C, K, DEPTH) * scale
+    k_factor = length_factor(k_at, there, C, K, DEPTH)
+    beta = tl.load(beta_ptr + batch * beta_b + position * beta_t + head, mask=there, other=0.0).to(tl.float32)[:, None]
     g = tl.load(g_f32_ptr + batch * g_b + position * g_t + head, mask=there, other=0.0).to(tl.float64)
     so_far = tl.cumsum(g, 0)
-    kept = seen_of(so_far, C)
+    alike, seen = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
+    for start in range(0, K, DEPTH):
+        k = slice_of(k_at, start, there, K, DEPTH) * k_factor
+        alike += product(k, tl.trans(k))
+        seen += product(slice_of(q_at, start, there, K, DEPTH) * q_factor, tl.trans(k))
+    kept = tl.exp(tl.minimum(so_far[:, None] - so_far[None, :], 0.0).to(tl.float32))  # G, and 1 for what is behind
+    seen = tl.where(order[:, None] >= order[None, :], seen * kept, 0.0)
 
-    below = order[:, None] > order[None, :]
-    inverse = tl.where(below, -beta[:, None] * product(k, tl.trans(k)) * kept, 0.0)
+    inverse = tl.where(order[:, None] > order[None, :], -beta * alike * kept, 0.0)
     for i in range(1, C):
         this = (order == i)[:, None]
         row = tl.sum(tl.where(this, inverse, 0.0), 0)
@@ -79,52 +93,63 @@ def solve_kernel(
     inverse += tl.where(order[:, None] == order[None, :], 1.0, 0.0)
 
     at = ((batch * heads + head) * tl.num_programs(0) + chunk) * C + order  # of what is written: chunks are whole there
-    w = product(inverse, k * (beta * tl.exp(so_far.to(tl.float32)))[:, None])
-    tl.store(w_f32_ptr + at[:, None] * K + column_k[None, :], w, mask=(column_k < K)[None, :])
-    for start in tl.static_range(0, V, TILE):
-        column = start + tl.arange(0, TILE)
-        v_at = v_ptr + batch * v_b + position.to(tl.int64)[:, None] * v_t + head * v_h + column[None, :]
-        v = tl.load(v_at, mask=there[:, None] & (column < V)[None, :], other=0.0).to(tl.float32)
-        u = product(inverse, v * beta[:, None])
-        tl.store(u_f32_ptr + at[:, None] * V + column[None, :], u, mask=(column < V)[None, :])
-    q_at = q_ptr + batch * q_b + position.to(tl.int64)[:, None] * q_t + source * q_h + column_k[None, :]
-    seen = product(unit(q_at, inside, scale), tl.trans(k)) * kept
     tl.store(seen_f32_ptr + at[:, None] * C + order[None, :], seen)
+    right = beta * k_factor * tl.exp(so_far.to(tl.float32))[:, None]
+    for start in range(0, K, DEPTH):
+        column = start + tl.arange(0, DEPTH)
+        w = product(inverse, slice_of(k_at, start, there, K, DEPTH) * right)
+        tl.store(w_f32_ptr + at[:, None] * K + column[None, :], w, mask=(column < K)[None, :])
+    v_at = placed(v_ptr, batch * v_b + head * v_h, position, v_t)
+    for start in range(0, V, TILE):
+        column = start + tl.arange(0, TILE)
+        u = product(inverse, slice_of(v_at, start, there, V, TILE) * beta)
+        tl.store(u_f32_ptr + at[:, None] * V + column[None, :], u, mask=(column < V)[None, :])
 
 
 @triton.jit
 def scan_kernel(
     q_ptr, k_ptr, g_f32_ptr, u_f32_ptr, w_f32_ptr, seen_f32_ptr, state_f32_ptr, last_f32_ptr, o_ptr,
     q_b, q_t, q_h, k_b, k_t, k_h, g_b, g_t, state_b, state_h, steps, heads, share, scale,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, TILE: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    source, order, column_k = head // share, tl.arange(0, C), tl.arange(0, BLOCK_K)
+    source, order, depth = head // share, tl.arange(0, C), tl.arange(0, DEPTH)
     column = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    in_k, in_v = column_k < K, (column < V)[None, :]
-    place = column_k[:, None] * V + column[None, :]
-    state = tl.load(state_f32_ptr + batch * state_b + head * state_h + place, mask=in_k[:, None] & in_v, other=0.0)
+    in_v, place = (column < V)[None, :], depth[:, None] * V + column[None, :]
+    last_at = last_f32_ptr + (batch * heads + head) * (K * V) + place
+    for start in range(0, K, DEPTH):
+        inside = (start + depth < K)[:, None] & in_v
+        first = tl.load(state_f32_ptr + batch * state_b + head * state_h + start * V + place, mask=inside, other=0.0)
+        tl.store(last_at + start * V, first, mask=inside)
     chunks = tl.cdiv(steps, C)
     for chunk in range(chunks):
         position = chunk * C + order
         there = position < steps
-        inside = there[:, None] & in_k[None, :]
         at = ((batch * heads + head) * chunks + chunk) * C + order
-        w = tl.load(w_f32_ptr + at[:, None] * K + column_k[None, :], mask=in_k[None, :], other=0.0)
-        u = tl.load(u_f32_ptr + at[:, None] * V + column[None, :], mask=in_v, other=0.0)
-        d = u - product(w, state)
+        q_at = placed(q_ptr, batch * q_b + source * q_h, position, q_t)
+        k_at = placed(k_ptr, batch * k_b + source * k_h, position, k_t)
         g = tl.load(g_f32_ptr + batch * g_b + position * g_t + head, mask=there, other=0.0).to(tl.float64)
         so_far, total = tl.cumsum(g, 0), tl.sum(g, 0)
-        q_at = q_ptr + batch * q_b + position.to(tl.int64)[:, None] * q_t + source * q_h + column_k[None, :]
-        o = product(unit(q_at, inside, scale) * tl.exp(so_far.to(tl.float32))[:, None], state)
-        seen = tl.load(seen_f32_ptr + at[:, None] * C + order[None, :])
-        o += product(seen, d)
+        asked = length_factor(q_at, there, C, K, DEPTH) * scale * tl.exp(so_far.to(tl.float32))[:, None]
+        d = tl.load(u_f32_ptr + at[:, None] * V + column[None, :], mask=in_v, other=0.0)
+        o = tl.zeros((C, TILE), tl.float32)
+        tl.debug_barrier()  # the state lies in memory, and its slices are read by other threads than wrote them
+        for start in range(0, K, DEPTH):
+            in_k = start + depth < K
+            state = tl.load(last_at + start * V, mask=in_k[:, None] & in_v, other=0.0)
+            w = tl.load(w_f32_ptr + at[:, None] * K + start + depth[None, :], mask=in_k[None, :], other=0.0)
+            d -= product(w, state)
+            o += product(slice_of(q_at, start, there, K, DEPTH) * asked, state)
+        o += product(tl.load(seen_f32_ptr + at[:, None] * C + order[None, :]), d)
         o_at = o_ptr + ((batch * steps + position.to(tl.int64)) * heads + head)[:, None] * V + column[None, :]
         tl.store(o_at, o.to(o_ptr.dtype.element_ty), mask=there[:, None] & in_v)
-        k_at = k_ptr + batch * k_b + position.to(tl.int64)[:, None] * k_t + source * k_h + column_k[None, :]
-        k = unit(k_at, inside, 1.0) * tl.exp((total - so_far).to(tl.float32))[:, None]
-        state = state * tl.exp(total.to(tl.float32)) + product(tl.trans(k), d)
-    tl.store(last_f32_ptr + (batch * heads + head) * (K * V) + place, state, mask=in_k[:, None] & in_v)
+        written = length_factor(k_at, there, C, K, DEPTH) * tl.exp((total - so_far).to(tl.float32))[:, None]
+        tl.debug_barrier()
+        for start in range(0, K, DEPTH):
+            inside = (start + depth < K)[:, None] & in_v
+            state = tl.load(last_at + start * V, mask=inside, other=0.0) * tl.exp(total.to(tl.float32))
+            state += product(tl.trans(slice_of(k_at, start, there, K, DEPTH) * written), d)
+            tl.store(last_at + start * V, state, mask=inside)
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,16 +167,16 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: 
     if not v.numel():
         return o, state.clone()
     share, scale = heads // k.shape[2], keys**-0.5
-    sizes = {"K": keys, "V": values, "BLOCK_K": padded(keys)}
+    sizes = {"K": keys, "V": values}
 
     def launch(config: Config) -> None:
-        size, tile = config.blocks
+        size, tile, depth = config.blocks
         chunks = triton.cdiv(steps, size)
         u, w, seen = (
             torch.empty(batch, heads, chunks * size, width, dtype=torch.float32, device=v.device)
             for width in (values, keys, size)
         )
-        more = {**sizes, "C": size, "TILE": tile, **config.options}
+        more = {**sizes, "C": size, "TILE": tile, "DEPTH": depth, **config.options}
         solve_kernel[chunks, heads, batch](
             q, k, v, g, beta, u, w, seen, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *g.stride()[:2],
             *beta.stride()[:2], steps, heads, share, scale, **more,

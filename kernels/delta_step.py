@@ -4,9 +4,9 @@
     S <- e^g S;   S <- S + k (beta (v - Sᵀ k))ᵀ;   o = Sᵀ q;   y = w o / rms(o) * silu(z)
 
 In plain PyTorch that is some thirty calls, four of which read or write all states. Here a program takes one head of one
-row: it reads its state of K x V values in fp32 once, keeps it in registers and writes it once, 8 K V bytes for 6 K V
-operations, so that a step takes what a copy of the states takes. The heads of v that share one of k each make that k
-again from the ring of inputs: a few values beside the state.
+row, and reads its state of K x V values in fp32 in slices: for Sᵀ k, and once more, out of the cache, to write it and
+to sum o. That is 8 K V bytes for 6 K V operations, so that a step takes what a copy of the states takes. The heads of v
+that share one of k each make that k again from the ring of inputs: a few values beside the state.
 
 What belongs to position p lies in rings at p modulo their size, so a program reads slots that no program writes, and a
 launch may be made twice.
@@ -21,7 +21,7 @@ from minillm.kernels.launch import on_device_of
 from minillm.kernels.online_softmax import padded
 
 EPS = tl.constexpr(1e-6)  # under the root of the sum of squares that q and k are divided by
-LARGE = 1 << 14  # values of a state for which 8 warps have registers enough
+DEPTH, WARPS = 32, 8  # rows of a state in registers at a time
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def step_kernel(
     qkvz_ptr, ba_ptr, conv_ptr, decay_f32_ptr, step_f32_ptr, norm_ptr, inputs_ptr, state_f32_ptr, y_ptr,
     position_i64_ptr, rows_i64_ptr, x_b, ba_b, inputs_b, inputs_s, state_b, state_s, slots, states, heads, share, eps,
     factor, HAS_ROWS: tl.constexpr, TAPS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_V: tl.constexpr,
+    BLOCK_V: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     batch, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = batch
@@ -69,22 +69,34 @@ def step_kernel(
     in_k, in_v = column_k < K, column_v < V
     x_at, ring = qkvz_ptr + batch * x_b, inputs_ptr + row * inputs_b
     first = head % share == 0  # one of the heads that share a key keeps its inputs
-    q = taken(x_at, conv_ptr, ring, source * K + column_k, in_k, first, position, slots, inputs_s, TAPS)
-    k = taken(x_at, conv_ptr, ring, keys + source * K + column_k, in_k, first, position, slots, inputs_s, TAPS)
+    q_from, k_from = source * K, keys + source * K
+    whole_q = taken(x_at, conv_ptr, ring, q_from + column_k, in_k, first, position, slots, inputs_s, TAPS)
+    whole_k = taken(x_at, conv_ptr, ring, k_from + column_k, in_k, first, position, slots, inputs_s, TAPS)
+    q_factor = tl.rsqrt(tl.sum(whole_q * whole_q) + EPS) * K**-0.5
+    k_factor = tl.rsqrt(tl.sum(whole_k * whole_k) + EPS)
     v = taken(x_at, conv_ptr, ring, 2 * keys + head * V + column_v, in_v, True, position, slots, inputs_s, TAPS)
-    q = q * (tl.rsqrt(tl.sum(q * q) + EPS) * K**-0.5)
-    k = k * tl.rsqrt(tl.sum(k * k) + EPS)
     beta = factor * tl.sigmoid(tl.load(ba_ptr + batch * ba_b + head).to(tl.float32))
     a = tl.load(ba_ptr + batch * ba_b + heads + head).to(tl.float32)
     g = -tl.exp(tl.load(decay_f32_ptr + head)) * softplus(a + tl.load(step_f32_ptr + head))
 
-    inside = in_k[:, None] & in_v[None, :]
-    states_at = state_f32_ptr + row * state_b + head * (K * V) + column_k[:, None] * V + column_v[None, :]
-    state = tl.load(states_at + (position + states - 1) % states * state_s, mask=inside, other=0.0) * tl.exp(g)
-    d = beta * (v - tl.sum(state * k[:, None], 0))
-    state += k[:, None] * d[None, :]
-    tl.store(states_at + position % states * state_s, state, mask=inside)
-    o = tl.sum(state * q[:, None], 0)
+    depth = tl.arange(0, DEPTH)
+    head_at = state_f32_ptr + row * state_b + head * (K * V)
+    before, behind = head_at + (position + states - 1) % states * state_s, head_at + position % states * state_s
+    kept, told = tl.exp(g), tl.zeros((BLOCK_V,), tl.float32)
+    for start in range(0, K, DEPTH):
+        some = start + depth
+        k = taken(x_at, conv_ptr, ring, k_from + some, some < K, False, position, slots, inputs_s, TAPS) * k_factor
+        at, inside = some[:, None] * V + column_v[None, :], (some < K)[:, None] & in_v[None, :]
+        told += tl.sum(tl.load(before + at, mask=inside, other=0.0) * kept * k[:, None], 0)
+    d, o = beta * (v - told), tl.zeros((BLOCK_V,), tl.float32)
+    for start in range(0, K, DEPTH):
+        some = start + depth
+        q = taken(x_at, conv_ptr, ring, q_from + some, some < K, False, position, slots, inputs_s, TAPS) * q_factor
+        k = taken(x_at, conv_ptr, ring, k_from + some, some < K, False, position, slots, inputs_s, TAPS) * k_factor
+        at, inside = some[:, None] * V + column_v[None, :], (some < K)[:, None] & in_v[None, :]
+        state = tl.load(before + at, mask=inside, other=0.0) * kept + k[:, None] * d[None, :]
+        tl.store(behind + at, state, mask=inside)
+        o += tl.sum(state * q[:, None], 0)
     z = tl.load(x_at + 2 * keys + heads * V + head * V + column_v, mask=in_v, other=0.0).to(tl.float32)
     w = tl.load(norm_ptr + column_v, mask=in_v, other=0.0).to(tl.float32)
     y = w * o * tl.rsqrt(tl.sum(o * o) / V + eps) * silu(z)
@@ -117,13 +129,12 @@ def delta_step(
     if not y.numel():
         return y
     share = heads // ((channels - heads * values) // 2 // keys)
-    block_k, block_v = padded(keys), padded(values)
     with on_device_of(qkvz):
         step_kernel[len(qkvz), heads](
             qkvz, ba, conv, decay, step, norm, inputs, state, y, position, rows, qkvz.stride(0), ba.stride(0),
             *inputs.stride()[:2], *state.stride()[:2], slots, states, heads, share, eps, factor,
-            HAS_ROWS=rows is not None, TAPS=taps, K=keys, V=values, BLOCK_K=block_k, BLOCK_V=block_v,
-            num_warps=8 if block_k * block_v <= LARGE else 16,
+            HAS_ROWS=rows is not None, TAPS=taps, K=keys, V=values, BLOCK_K=padded(keys), BLOCK_V=padded(values),
+            DEPTH=DEPTH, num_warps=WARPS,
         )  # fmt: skip
     return y
 

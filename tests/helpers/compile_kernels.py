@@ -115,7 +115,7 @@ def in_chunks() -> list[dict[str, Any]]:
     return [
         each
         for k, v in ((128, 128), (96, 192))
-        for each in configured(delta_rule.CONFIGS, ("C", "TILE"), ("bf16", "fp32"), K=k, V=v, BLOCK_K=padded(k))
+        for each in configured(delta_rule.CONFIGS, ("C", "TILE", "DEPTH"), ("bf16", "fp32"), K=k, V=v)
     ]
 
 
@@ -198,8 +198,9 @@ KERNELS = {
     delta_rule.solve_kernel: in_chunks(),
     delta_rule.scan_kernel: in_chunks(),
     delta_step.step_kernel: [
-        {"HAS_ROWS": has, "TAPS": 4, "K": k, "V": v, "BLOCK_K": padded(k), "BLOCK_V": padded(v), "num_warps": warps}
-        for has, k, v, warps in ((False, 128, 128, 8), (True, 128, 128, 8), (True, 96, 192, 16))
+        {"HAS_ROWS": has, "TAPS": 4, "K": k, "V": v, "BLOCK_K": padded(k), "BLOCK_V": padded(v)}
+        | {"DEPTH": delta_step.DEPTH, "num_warps": delta_step.WARPS}
+        for has, k, v in ((False, 128, 128), (True, 128, 128), (True, 96, 192))
     ],
     moe.gate_up_kernel: grouping(ACTIVATION=0, x_t=2048),
     moe.down_kernel: [{**each, "TILE": 2 * each["TILE"]} for each in grouping()],
