@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import minillm
-from minillm.engine.batching import store
-from minillm.engine.batching.engine import Engine, generate
+from minillm.engine.batching.engine import Engine
 from minillm.engine.batching.request import GONE, Request
+from minillm.engine.batching.room import SIZE
+from minillm.engine.batching.running import generate
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling
 from minillm.model.decoder import Decoder
@@ -54,7 +55,7 @@ class Requests(RuleBasedStateMachine):
     )  # fmt: skip
     def start(self, row: str, rows: int, budget: int, blocks: int, lag: int, fixed: bool) -> None:
         self.row, self.going = row, dict[int, tuple[Request, tuple[Any, ...]]]()
-        self.engine = Engine(model_of(row), blocks * store.SIZE, rows, budget, fixed, lag=lag)
+        self.engine = Engine(model_of(row), blocks * SIZE, rows, budget, fixed, lag=lag)
 
     @rule(shared=st.integers(0, 60), own=st.integers(1, 20), seed=st.integers(0, 3), most=st.integers(1, MOST),
           salt=st.sampled_from((b"", b"a")), priority=st.integers(0, 1), client=st.sampled_from("ab"))  # fmt: skip
