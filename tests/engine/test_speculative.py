@@ -76,7 +76,6 @@ KINDS = [
     "qwen3_moe",
     "gpt_oss",
     "gemma4",
-    "gemma3n",
     "qwen3_next",
     "olmo_hybrid",
 ]
