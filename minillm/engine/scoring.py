@@ -48,8 +48,10 @@ def score(
         for row in rows:
             engine.add(row)
         while engine.busy:
+            before = len(found)
             engine.step()
-            progress(len(found), len(pairs))
+            if len(found) > before:
+                progress(len(found), len(pairs))
     return [found[index] for index in range(len(pairs))]
 
 

@@ -100,7 +100,7 @@ class Scheduler:
         if request is None:
             return None
         self.store.recall(request)
-        if not self.store.enough(request, request.length + 1):
+        if not self.store.enough(request, request.length + min(request.row.remaining, 1)):
             self.store.release(request)
             return None
         self.join(request)
