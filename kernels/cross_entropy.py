@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm.kernels.launch import on_device_of
-from minillm.kernels.softcap import softcapped
+from minillm.kernels.online_softmax import softcapped
 
 BLOCK, WARPS = 4096, 16  # logits at a time of a row
 CHUNK = 1024  # rows at least

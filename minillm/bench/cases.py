@@ -67,6 +67,7 @@ class Sizes:
     top_k: int = 8
     expert_hidden: int = 2048
     expert_inner: int = 1024
+    delta_heads: tuple[int, int] = (16, 32)
     expert_tokens: tuple[int, ...] = (1, 8, 4096)
     vocabulary: int = 128256
     rows: tuple[int, ...] = (1, 4096)
@@ -81,7 +82,16 @@ class Cases:
 
     def all(self) -> Iterator[Case]:
         """One after the other, so that what one takes is free for the next."""
-        families = (self.norms, self.heads, self.prefill, self.decode, self.latent, self.mixture, self.quantised)
+        families = (
+            self.norms,
+            self.heads,
+            self.prefill,
+            self.decode,
+            self.latent,
+            self.mixture,
+            self.quantised,
+            self.recurrent,
+        )
         yield from itertools.chain.from_iterable(family() for family in (*families, self.vocabulary, self.in_groups))
 
     def made(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -215,6 +225,29 @@ class Cases:
 
             moved, flops = fp8.nbytes + x.nbytes + rows * s.inner * x.element_size(), 2 * rows * s.hidden * s.inner
             yield Case("fp8_linear", f"{rows} x {s.hidden} -> {s.inner}", run, moved, flops)
+
+    def recurrent(self) -> Iterator[Case]:
+        """Of Qwen3.5-35B-A3B: heads of k, and of v, of which each has a state."""
+        s, (k_heads, heads) = self.sizes, self.sizes.delta_heads
+        size, fp32 = s.head_dim, torch.float32
+        q, k = self.made(2, 1, s.prefill, k_heads, size)
+        v, beta = self.made(1, s.prefill, heads, size), self.made(1, s.prefill, heads).sigmoid()
+        g, state = -self.made(1, s.prefill, heads, dtype=fp32).abs(), self.made(1, heads, size, size, dtype=fp32)
+        yield Case(
+            "delta_rule", f"{s.prefill} x {heads} x {size}", lambda ops: ops.delta_rule(q, k, v, g, beta, state),
+            q.nbytes + k.nbytes + 2 * v.nbytes + 2 * state.nbytes, 6 * v.numel() * size,
+        )  # fmt: skip
+        channels, taps = (2 * k_heads + heads) * size, 4
+        given = self.made(s.batch, 1, channels + heads * size), self.made(s.batch, 1, 2 * heads)
+        held = self.made(channels, taps), *self.made(2, heads, dtype=fp32), self.made(size)
+        inputs = self.made(s.batch, taps, channels)
+        states = self.made(s.batch, 2, heads, size, size, dtype=fp32)
+        position = torch.full((s.batch,), 100, device=self.device)
+        yield Case(
+            "delta_step", f"{s.batch} x {heads} x {size} x {size}",
+            lambda ops: ops.delta_step(*given, *held, inputs, states, position, 1e-6),
+            states.nbytes + inputs.nbytes, 3 * states.numel(),
+        )  # fmt: skip
 
     def vocabulary(self) -> Iterator[Case]:
         s, count = self.sizes, self.sizes.prefill

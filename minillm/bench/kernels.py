@@ -38,6 +38,8 @@ FILES = {
     "latent_attention": "mla_decode",
     "paged_attention": "decode_attention",
     "paged_latent_attention": "mla_decode",
+    "delta_rule": "delta_rule",
+    "delta_step": "delta_step",
     "route": "routing",
     "experts": "moe",
     "grouped_linear": "grouped_linear",
@@ -46,8 +48,8 @@ FILES = {
     "sample": "sampling",
 }
 WITHOUT = (
-    *("linear", "add", "cos_sin"),  # PyTorch's own are as good
-    *("short_conv", "delta_rule", "delta_step", "gated_rms_norm"),  # of recurrent layers, which have none yet
+    *("linear", "add", "cos_sin", "short_conv"),  # PyTorch's own are as good
+    "gated_rms_norm",  # of prompts alone, where it is little beside the products; a step has it in its own kernel
 )
 BESIDE = {"ragged_attention": "attention"}
 

@@ -45,6 +45,7 @@ TRY: dict[tuple[type, str], Any] = {
     (vocabulary.GatedDeltaNet, "beta_factor"): (1.0, 2.0),
     (MLA, "score_factor"): lambda each: (1.0, each.score_factor**0.5, each.score_factor**2),
     (vocabulary.GatedMLP, "activation"): None,
+    (vocabulary.GatedMLP, "sparsity"): (0.0,),
     (vocabulary.MLP, "activation"): None,
     (vocabulary.MoE, "activation"): ("silu", "gelu", "gelu_tanh"),
     (vocabulary.MoE, "shared"): (None,),

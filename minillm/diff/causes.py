@@ -21,12 +21,13 @@ from minillm.diff.compare import agreement, error, precision, run
 from minillm.diff.names import Site
 from minillm.diff.trace import Trace
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.decoder import Block, Decoder, build
+from minillm.model.decoder import Decoder
 from minillm.model.ffn import GatedMLP
 from minillm.model.held import held_in
 from minillm.model.linear import Linear
 from minillm.model.moe import Experts, MoE, Router
 from minillm.model.norm import LayerNorm, Norm, norm
+from minillm.model.residual.block import Block, build
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.visibility import Visibility
@@ -166,7 +167,7 @@ def rebuilt(module: nn.Module, changed: Any, model: Decoder, ops: Ops) -> nn.Mod
     """The module as another spec has it, with the same weights; None where they do not fit."""
     with torch.device("meta"):
         try:
-            other = _made(module, changed, model.spec.hidden_size, ops)
+            other = _made(module, changed, model, ops)
         except (AssertionError, ValueError, RuntimeError):
             return None
     wanted, held = dict(other.named_parameters()), dict(module.named_parameters())
@@ -176,13 +177,13 @@ def rebuilt(module: nn.Module, changed: Any, model: Decoder, ops: Ops) -> nn.Mod
     return other.eval()
 
 
-def _made(module: nn.Module, changed: Any, size: int, ops: Ops) -> nn.Module:
+def _made(module: nn.Module, changed: Any, model: Decoder, ops: Ops) -> nn.Module:
+    size = model.spec.hidden_size
     if isinstance(module, (Norm, LayerNorm)):
         width = module.weight.shape[0] if module.weight is not None else size
         return norm(changed, width, ops)
     if isinstance(module, Block):
-        told: Any = module.per_layer
-        return Block(changed, size, ops, told and told.spec, told.index if told else 0)
+        return Block(changed, model.spec, ops, module.index)
     if isinstance(module, (Router, Experts)):
         return type(module)(changed, size, ops)
     return build(changed, size, ops)

@@ -18,10 +18,11 @@ from torch import Tensor
 from minillm.diff.names import Site
 from minillm.diff.trace import Trace, of_minillm, played
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.decoder import Block, Decoder
+from minillm.model.decoder import Decoder
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, Router
 from minillm.model.recurrent import GatedDeltaNet
+from minillm.model.residual.block import Block
 from minillm.ops.routing import Routing
 
 TRIES = 64  # of a rounding that would send a token elsewhere

@@ -22,12 +22,13 @@ from minillm.diff.names import Site
 from minillm.diff.trace import Trace
 from minillm.model import held
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.decoder import Block, Decoder
+from minillm.model.decoder import Decoder
 from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.linear import Linear
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, MoE, Router
 from minillm.model.norm import LayerNorm, NoNorm, Norm
+from minillm.model.residual.block import Block
 from minillm.model.rope import Rotary
 from minillm.ops import reference, routing
 from minillm.ops.routing import Routing
@@ -122,8 +123,8 @@ def _mlp(made: Replay, mlp: GatedMLP | MLP) -> None:
     x, theirs = trace.given[name], trace.given.get(f"{name}.down")
     x_own = x.to(made.model.dtype)
     if isinstance(mlp, GatedMLP):
-        inner = reference.gated_act(_product(x, mlp.gate_up), mlp.spec.activation)
-        own = mlp.ops.gated_act(mlp.gate_up(x_own), mlp.spec.activation)
+        inner = reference.gated_act(mlp.thinned(_product(x, mlp.gate_up)), mlp.spec.activation)
+        own = mlp.ops.gated_act(mlp.thinned(mlp.gate_up(x_own)), mlp.spec.activation)
     else:
         inner = reference.activate(_product(x, mlp.up), mlp.spec.activation)
         own = reference.activate(mlp.up(x_own), mlp.spec.activation)
@@ -184,6 +185,8 @@ def _moe(made: Replay, moe: MoE) -> None:
 
 
 def _block(made: Replay, block: Block) -> None:
+    if block.low_rank is not None or block.streams is not None:
+        return  # no plain sum
     trace, name = made.trace, made.site.ours
     x, parts = trace.given[name].double(), []
     for part in ("attention", "ffn", "per_layer"):

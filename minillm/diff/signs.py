@@ -15,9 +15,10 @@ from minillm.diff.compare import precision, run
 from minillm.diff.names import Site
 from minillm.diff.trace import Trace
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.decoder import Block, Decoder
+from minillm.model.decoder import Decoder
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Router
+from minillm.model.residual.block import Block
 from minillm.report import observe
 
 PERMUTED = 0.999  # share of a row's size that reordered values must explain

@@ -56,6 +56,8 @@ def of_transformers(model: Any, tokens: Tensor, sites: Sequence[Site]) -> Trace:
     with run, _hooked(model, named, trace), _eager(model, named, trace.attended):
         logits = model(tokens, use_cache=False).logits
     trace.gave["head"] = logits  # a cap on them is no module of its own
+    for values in (trace.given, trace.gave):  # several streams lie before the rows there
+        values.update({name: each.movedim(0, -2) for name, each in values.items() if each.dim() == 4})
     _around(trace)
     return trace
 
@@ -138,12 +140,14 @@ def of_minillm(model: Decoder, tokens: Tensor) -> Trace:
 def _around(trace: Trace) -> None:
     """What no hook sees: the embedding with its factor, norms without weights or that go with a sum."""
     given, gave = trace.given, trace.gave
-    gave["embedding"], index = given["layers.0"], 0
+    first, index = given["layers.0"], 0
+    gave["embedding"] = first if first.dim() == 3 else first[..., 0, :]
     while (name := f"layers.{index}") in given:
         attended = gave.get(f"{name}.post_attention_norm", gave[f"{name}.attention"])
         given.setdefault(f"{name}.attention_norm", given[name])
         gave.setdefault(f"{name}.attention_norm", given[f"{name}.attention"])
-        given.setdefault(f"{name}.ffn_norm", given[name] + attended)
+        if f"{name}.ffn_norm" not in given:
+            given[f"{name}.ffn_norm"] = given[name] + attended
         if f"{name}.ffn" in given:
             gave.setdefault(f"{name}.ffn_norm", given[f"{name}.ffn"])
         index += 1

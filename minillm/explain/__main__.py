@@ -61,7 +61,7 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
                 print(f"  {part:20}{_line(value)}")
         for each in lines[indices[0]] if lines else ():
             print(f"      {each}")
-    for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap", "per_layer"):
+    for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap", "per_layer", "streams"):
         if spec[part] not in (None, False, 1.0):
             print(f"{part.replace('_', ' '):22}{_line(spec[part])}")
     for key in (

@@ -6,6 +6,7 @@ x is the layer's input, y its output, W[m x n] a matrix that maps n values to m.
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any
 
 from minillm.spec import (
@@ -23,6 +24,7 @@ from minillm.spec import (
     PerLayer,
     ProportionalScaling,
     Router,
+    Streams,
 )
 
 
@@ -42,21 +44,41 @@ def equations(layer: Layer, decoder: Decoder) -> list[str]:
         inner = f"n({inner})"
     elif layer.parallel:
         inner = before
-    lines = [f"u = {before}", *PARTS[type(layer.attention)](layer.attention, hidden_size)]
-    lines += [] if layer.parallel else [f"h = x + {attended}"]
+    lines = _foreseen(decoder.streams, hidden_size) if decoder.streams else []
+    lines += [f"u = {before}", *PARTS[type(layer.attention)](layer.attention, hidden_size)]
+    if layer.low_rank:
+        r = layer.low_rank.rank
+        lines.append(f"h = (x + {attended} + u + n({w(hidden_size, r)} {w(r, hidden_size)} u)) / sqrt(2)")
+    else:
+        lines += [] if layer.parallel else [f"h = x + {attended}"]
     lines += [f"u = {inner}", *PARTS[type(layer.ffn)](layer.ffn, hidden_size)]
     lines.append(f"y = x + {attended} + {fed}" if layer.parallel else f"y = h + {fed}")
-    lines += _told(decoder.per_layer, hidden_size) if decoder.per_layer else []
+    lines += _corrected(decoder.streams) if decoder.streams else []
+    lines += _told(decoder.per_layer, hidden_size, bool(decoder.streams)) if decoder.per_layer else []
     lines += ["y = s y, one learned number s"] if layer.scaled else []
     return [*lines, *(f"{name}: {_norm(each)}" for name, each in own.items() if each)]
 
 
-def _told(p: PerLayer, hidden: int) -> list[str]:
+def _foreseen(s: Streams, hidden: int) -> list[str]:
+    """What a layer starts from where there are several streams x_0, x_1, ..., of which it works on the first."""
+    return [
+        f"r(t) = tanh({w(s.count, hidden)} n(t) / {hidden})",
+        f"z_j = x_j + sum_i C_ji x_i, C = {w(s.count**2, s.count)} r(x_0), for streams 0 to {s.count - 1}; x = z_0",
+    ]
+
+
+def _corrected(s: Streams) -> list[str]:
+    return [f"y_j = z_j + (1 + c_j) (y - z_0), c = {w(s.count, s.count)} r(y)"]
+
+
+def _told(p: PerLayer, hidden: int, streams: bool) -> list[str]:
     """What is added where layers have embeddings of their own; e is the first layer's x."""
+    y, into = ("(w y_0)", "y_j = y_j") if streams else ("y", "y = y")
     return [
         f"p = (n({w(p.size, hidden)} e / {hidden**0.5:.4g}) + {p.size**0.5:.4g} row of the token in a table of "
         f"{p.vocab_size} x {p.layers} x {p.size}) / sqrt(2), e the first layer's x",
-        f"y = y + n({w(hidden, p.size)} ({p.activation}({w(p.size, hidden)} y) * p))",
+        f"{into} + n({w(hidden, p.size)} ({p.activation}({w(p.size, hidden)} {y}) * p))"
+        + (", j > 0" if streams else ""),
     ]
 
 
@@ -145,7 +167,14 @@ def _gated(f: GatedMLP | MoE, hidden: int) -> list[str]:
     if isinstance(a := f.activation, ClampedSwiGLU):
         product = f"g sigmoid({a.alpha:g} g) * (1 + v)){bias}, g = min({w(inner, hidden)} u{bias}, {a.limit:g})"
         return [f"f = {w(hidden, inner)} ({product}, v = {w(inner, hidden)} u{bias} clamped to ±{a.limit:g}"]
-    return [f"f = {w(hidden, inner)} ({f.activation}({w(inner, hidden)} u{bias}) * ({w(inner, hidden)} u{bias})){bias}"]
+    gate, lowered = f"{w(inner, hidden)} u{bias}", ""
+    if share := getattr(f, "sparsity", 0.0):
+        gate = "g"
+        lowered = (
+            f", g = max(t - mean t - {NormalDist().inv_cdf(share):.4g} std t, 0), t = {w(inner, hidden)} u{bias}: "
+            f"about {share:.0%} are 0"
+        )
+    return [f"f = {w(hidden, inner)} ({f.activation}({gate}) * ({w(inner, hidden)} u{bias})){bias}{lowered}"]
 
 
 def _mlp(f: MLP, hidden: int) -> list[str]:

@@ -26,7 +26,8 @@ class Pass:
     """One forward pass over T tokens, as the model computed it."""
 
     tokens: Tensor  # int64 [T]
-    residual: Tensor  # [L + 1, T, E]: behind the embedding, and behind each layer, which may add and scale besides
+    residual: Tensor  # [L + 1, T, E]: behind the embedding, and behind each layer, which may add and scale besides;
+    # of several streams what the final norm would be given
     attended: Tensor  # [L, T, E]: what attention adds, its own post-norm included
     fed: Tensor  # [L, T, E]: what the feed-forward adds
     attention: list[Tensor]  # for each layer fp32 [H, T, T]; H is 0 where a layer is recurrent
@@ -64,7 +65,7 @@ def look(model: Decoder, ids: Sequence[int]) -> Pass:
     attended, fed = (torch.cat([seen[f"layers.{i}{part}"].result for i in range(count)]) for part in parts[1:])
     return Pass(
         tokens,
-        torch.cat([layers[0].given[0], *(each.result for each in layers)]),
+        torch.cat([model.embed(tokens[None]), *(model.merged(each.result) for each in layers)]),
         attended,
         fed,
         [next(maps) if each else torch.zeros(0, len(tokens), len(tokens)) for each in attends],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,70 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm import spec
-from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.cache import AnyCache, Cache
+from minillm.model.attention import Step
+from minillm.model.cache import Cache
 from minillm.model.embedding import Embedding
-from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.held import held_in, product
 from minillm.model.linear import Linear
-from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, MoE
 from minillm.model.norm import norm
-from minillm.model.per_layer import PerLayerEmbedding, PerLayerInput
 from minillm.model.ragged import Ragged
-from minillm.model.recurrent import GatedDeltaNet, ShortConv
+from minillm.model.recurrent import ShortConv
+from minillm.model.residual.block import Block
+from minillm.model.residual.per_layer import PerLayerEmbedding
+from minillm.model.residual.streams import Streams
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.routing import Routing
 from minillm.ops.visibility import Visibility
 from minillm.weights.rules import Destination
-
-# The module that each kind of spec is built as, called with (spec, hidden_size, ops).
-BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
-    spec.GQA: GroupedQueryAttention,
-    spec.MLA: LatentAttention,
-    spec.GatedDeltaNet: GatedDeltaNet,
-    spec.GatedMLP: GatedMLP,
-    spec.MLP: MLP,
-    spec.MoE: MoE,
-}
-
-
-def build(part: Any, hidden_size: int, ops: Ops) -> nn.Module:
-    """The module of an attention, of what stands in its place, or of a feed-forward."""
-    return BUILD[type(part)](part, hidden_size, ops)
-
-
-class Block(nn.Module):
-    """One layer, as `spec.Layer` has it, and what `spec.PerLayer` adds."""
-
-    def __init__(
-        self, layer: spec.Layer, hidden_size: int, ops: Ops, per_layer: spec.PerLayer | None = None, index: int = 0
-    ):
-        super().__init__()
-        self.add = ops.add
-        self.parallel, self.shares_norm = layer.parallel, layer.parallel and layer.ffn_norm is None
-        self.attention_norm = norm(layer.attention_norm, hidden_size, ops)
-        self.attention = build(layer.attention, hidden_size, ops)
-        self.post_attention_norm = norm(layer.post_attention_norm, hidden_size, ops)
-        self.ffn_norm = norm(layer.ffn_norm, hidden_size, ops)
-        self.ffn = build(layer.ffn, hidden_size, ops)
-        self.post_ffn_norm = norm(layer.post_ffn_norm, hidden_size, ops)
-        self.per_layer = PerLayerInput(per_layer, index, hidden_size, ops) if per_layer else None
-        self.scale = nn.Parameter(torch.ones(1)) if layer.scaled else None
-
-    def forward(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
-        normed = self.attention_norm(x)
-        attended = self.post_attention_norm(self.attention(normed, step, cache))
-        if self.parallel:
-            h = self.add(x, attended)
-            normed = normed if self.shares_norm else self.ffn_norm(x)
-        else:
-            normed, h = self.ffn_norm.of_sum(x, attended)
-        y = self.add(h, self.post_ffn_norm(self.ffn(normed)))
-        if self.per_layer is not None:
-            y = self.add(y, self.per_layer(y, step))
-        return y if self.scale is None else y * self.scale
 
 
 class Decoder(nn.Module):
@@ -90,8 +43,9 @@ class Decoder(nn.Module):
         self.ops = ops
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
         size, told = decoder.hidden_size, decoder.per_layer
-        self.layers = nn.ModuleList(Block(each, size, ops, told, index) for index, each in enumerate(decoder.layers))
-        self.per_layer = PerLayerEmbedding(told, size, ops) if told else None
+        self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
+        self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
+        self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         bias = decoder.head_bias
         self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)
@@ -147,9 +101,14 @@ class Decoder(nn.Module):
         return self._through(x_1NE, Step(0, rotary, {}, {}, per_layer=told, ragged=ragged), pools)
 
     def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
+        x = x_BTE if self.streams is None else self.streams.parted(x_BTE)
         for index, layer in enumerate(self.layers):
-            x_BTE = layer(x_BTE, step, None if caches is None else caches[index])
-        return x_BTE
+            x = layer(x, step, None if caches is None else caches[index])
+        return self.merged(x)
+
+    def merged(self, x: Tensor) -> Tensor:
+        """What the final norm is given, `[B, T, E]`, of what a layer gives."""
+        return x if self.streams is None else self.streams.merged(x)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """What the first layer is given, `[B, T, E]`."""

@@ -3,12 +3,13 @@ y = W_down act(W_up x)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from minillm import spec
 from minillm.model.linear import Linear
 from minillm.ops import Ops
-from minillm.ops.reference import activate
+from minillm.ops.reference import above_quantile, activate
 
 
 class GatedMLP(nn.Module):
@@ -23,7 +24,14 @@ class GatedMLP(nn.Module):
         self.down = Linear(mlp.intermediate_size, hidden_size, ops, bias=mlp.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.ops.gated_act(self.gate_up(x), self.spec.activation))
+        return self.down(self.ops.gated_act(self.thinned(self.gate_up(x)), self.spec.activation))
+
+    def thinned(self, gate_up: Tensor) -> Tensor:
+        """Gate and up side by side, `[..., 2 I]`, the gate with the spec's sparsity."""
+        if not self.spec.sparsity:
+            return gate_up
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.cat((above_quantile(gate, self.spec.sparsity), up), dim=-1)
 
 
 class MLP(nn.Module):

@@ -6,6 +6,7 @@ Shapes: B batch, T queries, S keys, H query heads, K kv heads, G = H / K, D head
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Protocol
 
 import torch
@@ -120,6 +121,14 @@ def qk_norm_rope_cache(
             for row, values, at in zip(cache, new, slots, strict=True):
                 row.index_copy_(1, at, values)
     return q.transpose(1, 2)
+
+
+def above_quantile(x: Tensor, share: float) -> Tensor:
+    """max(x - mean(x) - q std(x), 0) over the last dimension, in fp32, q the `share` quantile of the normal
+    distribution: about that share of normally distributed values becomes 0."""
+    x32 = x.to(torch.promote_types(x.dtype, torch.float32))
+    cut = x32.mean(-1, keepdim=True) + NormalDist().inv_cdf(share) * x32.std(-1, correction=0, keepdim=True)
+    return (x32 - cut).clamp(min=0).to(x.dtype)
 
 
 def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:

@@ -14,6 +14,7 @@ from minillm.kernels import (
     attention_backward,
     cross_entropy,
     decode_attention,
+    delta_step,
     fused_norm,
     gated_act,
     grouped_linear,
@@ -24,8 +25,9 @@ from minillm.kernels import (
     routing,
     sampling,
 )
+from minillm.kernels import delta_rule as rule_kernel
 from minillm.kernels import fp8_linear as fp8_kernel
-from minillm.ops import reference
+from minillm.ops import recurrent, reference
 from minillm.ops import routing as plain_routing
 from minillm.ops.ones import ones
 from minillm.ops.paged import Paged
@@ -159,6 +161,14 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
     return _fp8_linear(x, weight, scale, bias)
 
 
+_delta_rule = for_inference(rule_kernel.delta_rule, recurrent.delta_rule)
+
+
+def delta_rule(*given: Tensor) -> tuple[Tensor, Tensor]:
+    """`recurrent.delta_rule`; what comes out of PyTorch's convolution has its positions side by side."""
+    return _delta_rule(*(each if each.stride(-1) == 1 else each.contiguous() for each in given))
+
+
 OPS: dict[str, Any] = {
     "rms_norm": norm,
     "add_rms_norm": add_rms_norm,
@@ -169,6 +179,8 @@ OPS: dict[str, Any] = {
     "latent_attention": latent_attention,
     "paged_attention": paged_attention,
     "paged_latent_attention": paged_latent_attention,
+    "delta_rule": delta_rule,
+    "delta_step": for_inference(delta_step.delta_step, recurrent.delta_step),
     "route": route,
     "experts": experts,
     "grouped_linear": grouped_product,

@@ -25,6 +25,7 @@ from minillm.spec.rope import (
     RopeScaling,
     YarnScaling,
 )
+from minillm.spec.streams import LowRank, Streams
 
 __all__ = [
     "GQA",
@@ -44,6 +45,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
+    "LowRank",
     "Mixer",
     "MoE",
     "Norm",
@@ -58,6 +60,7 @@ __all__ = [
     "Router",
     "RouterScore",
     "Scores",
+    "Streams",
     "YarnScaling",
 ]
 
@@ -70,7 +73,8 @@ class Layer:
 
     A norm that is None is left out. `parallel`: both see the same x, x + attention(attention_norm(x)) +
     ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm. `scaled`: all that a layer returns is multiplied
-    by one learned number.
+    by one learned number. `low_rank` (and not parallel): what it makes of attention_norm(x) is added to h, which is
+    divided by sqrt(2).
     """
 
     attention_norm: Norm | LayerNorm | None
@@ -81,6 +85,7 @@ class Layer:
     post_ffn_norm: Norm | LayerNorm | None = None
     parallel: bool = False
     scaled: bool = False
+    low_rank: LowRank | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ class Decoder:
     """Embedding, layers, final norm, and a head that is the embedding itself when `tied`, or has a bias.
 
     Embeddings are multiplied by `embedding_scale`, rounded to their dtype. With a `logit_softcap` c, logits become
-    c tanh(logits / c). `per_layer`: layers have embeddings of their own.
+    c tanh(logits / c). `per_layer`: layers have embeddings of their own. `streams`: several
+    residual streams.
     `context` is the number of positions that the published model is meant for; generation refuses to go beyond it.
     """
 
@@ -102,6 +108,7 @@ class Decoder:
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
     per_layer: PerLayer | None = None
+    streams: Streams | None = None
 
     @property
     def attentions(self) -> list[Attention]:

@@ -11,7 +11,7 @@ from minillm.spec.norm import Norm
 @dataclass(frozen=True)
 class PerLayer:
     """Per-layer embeddings (Gemma 3n, 2025): a second table gives a token `size` values for each of `layers`, e =
-    E[token].
+    E[token]; a token beyond its `vocab_size` has the first row.
 
     With x the embedding that the first layer is given, layer l is told p = (norm(W_l x) + e_l) / sqrt(2), and adds to
     what it would return, h, norm(W_out (act(W_in h) * p)).

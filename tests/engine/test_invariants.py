@@ -24,10 +24,11 @@ from minillm.model.decoder import Decoder
 from tests.helpers import tiny
 from tests.helpers.loops import always
 
-# Windows and none, in one model too, sinks, latents, experts, recurrent states, rotary scalings that go by the length.
+# Windows and none, in one model too, sinks, latents, experts, recurrent states, rotary scalings that go by the length,
+# several residual streams.
 FAMILIES = [
     "llama", "mistral-window", "gemma3", "gpt_oss", "deepseek_v3", "mixtral", "phi3-long", "llama-dynamic-beyond",
-    "qwen3_next", "olmo_hybrid", "gemma4-apart",
+    "qwen3_next", "olmo_hybrid", "gemma4-apart", "gemma3n",
 ]  # fmt: skip
 VOCABULARY, MOST = 97, 12
 TEXT = tiny.tokens(VOCABULARY, 60, seed=5).tolist()  # what many prompts begin with

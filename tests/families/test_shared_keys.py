@@ -3,6 +3,7 @@ and what a cache does not."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from minillm.config import read
 from minillm.families import resolve
 from minillm.model.cache import Cache, NoCache
 from minillm.model.costs import cached_values
+from minillm.model.decoder import skeleton
 from minillm.report.examine import explain
 from tests.conftest import shared
 from tests.helpers import tiny
-from tests.helpers.gemma_rows import FULL, GEMMA4, SLIDING
+from tests.helpers.gemma_rows import FULL, GEMMA4, SLIDING, STREAMS
 
 BASE = {**tiny.BASE, **GEMMA4, "model_type": "gemma4_text"}
 LISTED = {"layer_types": [SLIDING, SLIDING, FULL, SLIDING], "num_hidden_layers": 4}
@@ -49,6 +51,61 @@ def test_what_cannot_be_is_refused(case: str) -> None:
     resolve(BASE)
     with pytest.raises(ValueError, match=reason):
         resolve({**BASE, **changes})
+
+
+REFUSED_STREAMS: dict[str, tuple[dict[str, Any], str]] = {
+    "work on another stream": ({"altup_active_idx": 1}, "altup_active_idx is 1; this family's code knows 0 only"),
+    "without a factor": ({"altup_correct_scale": False}, "altup_correct_scale is False"),
+    "too few widths": ({"intermediate_size": [40] * 3}, "intermediate_size is .* one for each of 4 layers"),
+    "a width that is none": ({"intermediate_size": [40, 0, 40, 40]}, "intermediate_size is 0"),
+    "too many shares": ({"activation_sparsity_pattern": [0.5] * 5}, "one for each of 4 layers"),
+    "one share": ({"activation_sparsity_pattern": 0.5}, "activation_sparsity_pattern is 0.5, expected a list"),
+    "nothing left": ({"activation_sparsity_pattern": [0.5, 1.0, 0, 0]}, "activation_sparsity_pattern is 1.0"),
+    "no rank": ({"laurel_rank": 0}, "laurel_rank is 0"),
+    "no window": ({"sliding_window": None}, "sliding_window is None"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_STREAMS)
+def test_streams_that_cannot_be_are_refused(case: str) -> None:
+    changes, reason = REFUSED_STREAMS[case]
+    values = {**tiny.BASE, **STREAMS, "model_type": "gemma3n_text"}
+    resolve(values)
+    with pytest.raises(ValueError, match=reason):
+        resolve({**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "stored"),
+    [({}, 6.87e9), ({"num_hidden_layers": 30, "intermediate_size": 8192, "num_kv_shared_layers": 10}, 4.46e9)],
+    ids=["E4B", "E2B"],
+)
+def test_published_sizes_of_streams(changes: dict[str, Any], stored: float) -> None:
+    """As llama.cpp names the two, whose files have keys and values of every layer."""
+    spec, _, config = resolve({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text", **changes}})
+    count = sum(each.numel() for each in skeleton(spec, torch.bfloat16).parameters())
+    unused = sum(2 * 2 * 256 * 2048 + 256 for each in spec.attentions if each.kv.layer is not None)
+    assert round((count + unused) / 1e9, 2) == stored / 1e9
+    assert config.unread == []
+
+
+def test_streams_inside_what_reads_images(tmp_path: Path) -> None:
+    """The text model's values in a section, its tensors behind a prefix, towers beside it."""
+    tiny.save(tmp_path, *tiny.ROWS["gemma3n"])
+    tokens, plain = tiny.tokens(97, 1, 20), minillm.load(tmp_path)
+    expected = plain.model(tokens)
+    path, text = tmp_path / "model.safetensors", read(tmp_path)
+    tensors = {name.replace("model.", "model.language_model."): each for name, each in load_file(path).items()}
+    tensors |= {
+        f"model.{tower}.weight": torch.zeros(2) for tower in ("vision_tower.x", "audio_tower.y", "embed_vision")
+    }
+    save_file(tensors, path, {"format": "pt"})
+    outer = {"model_type": "gemma3n", "text_config": text, "audio_config": {}, "audio_soft_tokens_per_image": 188}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    llm = minillm.load(tmp_path)
+    assert llm.spec == plain.spec
+    assert torch.equal(llm.model(tokens), expected)
+    assert explain(tmp_path)["unknown_config_keys"] == explain(tmp_path)["unclaimed_tensors"] == []
 
 
 def test_two_spellings_of_the_wide_heads() -> None:

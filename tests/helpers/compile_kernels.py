@@ -22,6 +22,8 @@ from minillm.kernels import (
     attention_backward,
     cross_entropy,
     decode_attention,
+    delta_rule,
+    delta_step,
     fp8_linear,
     fused_norm,
     gated_act,
@@ -42,7 +44,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-FLOATS = ("alpha", "limit", "eps", "offset", "sign", "scale", "cap")
+FLOATS = ("alpha", "limit", "eps", "offset", "sign", "scale", "cap", "factor")
 POINTERS = {"f32": "fp32", "i32": "i32", "i64": "i64", "u8": "u8", "i8": "i8"}  # by the word before "_ptr"
 
 # Of the attention kernels: with everything, and with nothing, at the head sizes of their configurations.
@@ -106,6 +108,15 @@ def latent(paged: bool, lengths: bool = True) -> list[dict[str, Any]]:
     return configured(mla_decode.CONFIGS, ("BLOCK_H", "BLOCK_S"), HALF, **more) + configured(
         mla_decode.FP32, ("BLOCK_H", "BLOCK_S"), SINGLE, **more
     )
+
+
+def in_chunks() -> list[dict[str, Any]]:
+    """At the heads of Qwen3.5, and of Olmo-Hybrid, whose keys and values differ in width."""
+    return [
+        each
+        for k, v in ((128, 128), (96, 192))
+        for each in configured(delta_rule.CONFIGS, ("C", "TILE", "DEPTH"), ("bf16", "fp32"), K=k, V=v)
+    ]
 
 
 def grouping(**more: Any) -> list[dict[str, Any]]:
@@ -184,6 +195,13 @@ KERNELS = {
     decode_attention.part_kernel: decoding(False, False) + decoding(False) + decoding(True),
     decode_attention.join_kernel: [{"HAS_SINKS": True, "V": 128, "BLOCK_V": 128, "BLOCK_P": 64}],
     mla_decode.part_kernel: latent(False, False) + latent(False) + latent(True),
+    delta_rule.solve_kernel: in_chunks(),
+    delta_rule.scan_kernel: in_chunks(),
+    delta_step.step_kernel: [
+        {"HAS_ROWS": has, "TAPS": 4, "K": k, "V": v, "BLOCK_K": padded(k), "BLOCK_V": padded(v)}
+        | {"DEPTH": delta_step.DEPTH, "num_warps": delta_step.WARPS}
+        for has, k, v in ((False, 128, 128), (True, 128, 128), (True, 96, 192))
+    ],
     moe.gate_up_kernel: grouping(ACTIVATION=0, x_t=2048),
     moe.down_kernel: [{**each, "TILE": 2 * each["TILE"]} for each in grouping()],
     moe.few_gate_up_kernel: configured(moe.FEW_CONFIGS, FEW, ("bf16", "fp32"), HAS_BIAS=False, ACTIVATION=0, w_i=1),

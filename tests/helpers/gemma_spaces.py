@@ -12,11 +12,43 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @st.composite
+def kinds(draw: st.DrawFn) -> tuple[list[str], list[str]]:
+    """Layers that have keys and values of their own, and others of the same kinds."""
+    own = draw(st.lists(st.sampled_from((SLIDING, FULL)), min_size=1, max_size=3))
+    return own, draw(st.lists(st.sampled_from(own), max_size=2))
+
+
+@st.composite
+def streams(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    """Several residual streams, a product of low rank, gates of which little is left, widths that differ."""
+    own, others = draw(kinds())
+    layers = [*own, *others]
+    return {
+        "num_hidden_layers": len(layers),
+        "layer_types": layers,
+        "num_kv_shared_layers": draw(st.integers(0, len(others))),
+        "sliding_window": draw(WINDOW),
+        "head_dim": 2 * draw(st.integers(1, 6)),
+        "attention_bias": draw(FLAG),
+        "rope_parameters": {kind: draw(PLAIN_ROPES) for kind in (FULL, SLIDING)},
+        "final_logit_softcapping": draw(st.floats(0.5, 30.0)),
+        "hidden_size_per_layer_input": draw(st.integers(1, 9)),
+        "vocab_size_per_layer_input": draw(st.integers(5, config["vocab_size"])),
+        "altup_num_inputs": draw(st.integers(2, 5)),
+        "laurel_rank": draw(st.integers(1, 9)),
+        "intermediate_size": draw(st.lists(st.integers(3, 70), min_size=len(layers), max_size=len(layers))),
+        "activation_sparsity_pattern": draw(
+            st.lists(st.just(0.0) | st.floats(0.05, 0.95), min_size=len(layers), max_size=len(layers))
+        ),
+        "rms_norm_eps": draw(st.sampled_from((1e-3, 1e-2))),
+    }
+
+
+@st.composite
 def shared(draw: st.DrawFn, config: dict[str, Any], **more: st.SearchStrategy[Any]) -> dict[str, Any]:
     """Layers of both kinds, the last without a window, some of which have no keys and values of their own."""
-    own = draw(st.lists(st.sampled_from((SLIDING, FULL)), min_size=1, max_size=3))
-    others = draw(st.lists(st.sampled_from(own), max_size=2))
-    kinds = [*own, *others] if [*own, *others][-1] == FULL else [FULL, *own, *others, FULL]
+    own, others = draw(kinds())
+    layers = [*own, *others] if [*own, *others][-1] == FULL else [FULL, *own, *others, FULL]
     half = draw(st.integers(1, 6))
     turned = {
         "rope_type": "proportional",
@@ -24,8 +56,8 @@ def shared(draw: st.DrawFn, config: dict[str, Any], **more: st.SearchStrategy[An
         "partial_rotary_factor": draw(st.floats(0.5 / half, 1.0)),
     }
     return {
-        "num_hidden_layers": len(kinds),
-        "layer_types": kinds,
+        "num_hidden_layers": len(layers),
+        "layer_types": layers,
         "num_kv_shared_layers": draw(st.integers(0, len(others))),
         "sliding_window": draw(WINDOW),
         "head_dim": 2 * draw(st.integers(1, 6)),

@@ -144,13 +144,14 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         (kernels.fp8_linear, "MANY", (32, 32, 32)), (kernels.fp8_linear, "FP32", (16, 16, 32)),
         (kernels.grouped_linear, "ONE", (1, 4, 8)), (kernels.grouped_linear, "FP32_ONE", (1, 4, 8)),
         (kernels.grouped_linear, "FEW", (16, 16, 64)), (kernels.grouped_linear, "MANY", (32, 32, 32)),
-        (kernels.grouped_linear, "FP32", (16, 16, 32)),
+        (kernels.grouped_linear, "FP32", (16, 16, 32)), (kernels.delta_rule, "CONFIGS", (16, 16, 32)),
     ):  # fmt: skip
         patch.setattr(module, name, small(*blocks))
     for module, name, value in (
         (kernels.decode_attention, "LEAST", 16), (kernels.decode_attention, "PROGRAMS", 12),
         (kernels.moe, "COMBINED", 32), (kernels.cross_entropy, "BLOCK", 32), (kernels.cross_entropy, "CHUNK", 8),
         (kernels.sampling, "BLOCK", 32), (kernels.routing, "PLACES", 16),
+        (kernels.delta_step, "DEPTH", 16),
         (kernels.grouped_linear, "LEAST", 128), (kernels.grouped_linear, "JOINED", 32),
     ):  # fmt: skip
         patch.setattr(module, name, value)

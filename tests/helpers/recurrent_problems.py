@@ -62,7 +62,7 @@ def delta_step(case: Case, ops: Ops) -> Errors:
     expected = [each.detach() for each in layer(*given, position.cpu(), 1.0, 2.0, rows)]
     y = ops.delta_step(qkvz, ba, conv, decay, step, norm, inputs, state, position, 1.0, 2.0, rows)
     return {
-        "result": ulps(y, expected[0]),
+        "result": ulps(y, expected[0], expected[3]),
         "result of the inputs": ulps(inputs, expected[1]),
         "result of the state": ulps(state, expected[2], dtype=case.dtype),
     }
@@ -71,10 +71,11 @@ def delta_step(case: Case, ops: Ops) -> Errors:
 def layer(
     qkvz: Tensor, ba: Tensor, conv: Tensor, decay: Tensor, step: Tensor, norm: Tensor, inputs: Tensor, state: Tensor,
     position: Tensor, eps: float, factor: float, rows: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One position of each row: y and both rings."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """One position of each row: y, both rings, and how large the terms are that y sums."""
     (channels, taps), (_, states, heads, keys, values) = conv.shape, state.shape
     inputs, state, parts = inputs.detach().clone(), state.detach().clone(), []
+    terms = []
     places = range(len(position)) if rows is None else rows.tolist()
     for b, (p, row) in enumerate(zip(position.tolist(), places, strict=True)):
         slots = [(p - back) % inputs.shape[1] for back in range(taps)]
@@ -88,7 +89,11 @@ def layer(
         state[row, p % states] = last[0]
         normed = norm * o[0, 0] * torch.rsqrt(o[0, 0].square().mean(-1, keepdim=True) + eps)
         parts.append(normed.flatten() * silu(qkvz[b, 0, channels:]))
-    return torch.stack(parts)[:, None], inputs, state
+        share = q / (q.norm(dim=-1, keepdim=True) * keys**0.5)
+        share = share[0, 0].repeat_interleave(heads // q.shape[2], dim=0).abs()
+        summed = torch.einsum("hkv,hk->hv", last[0].abs(), share) / o[0, 0].abs()
+        terms.append(parts[-1] * summed.flatten())
+    return torch.stack(parts)[:, None], inputs, state, torch.stack(terms)
 
 
 def in_order(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,7 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
         rope_parameters=mappings(full_attention=NESTED_ROPES, sliding_attention=PLAIN_ROPES),
         attn_logit_softcapping=st.none(),
     ),
+    "gemma3n_text": gemma_spaces.streams,
     "gemma4_text": gemma_spaces.small,
     "gemma4_unified_text": gemma_spaces.shared,
     "phi": lambda c: mappings(qk_layernorm=FLAG, rope_parameters=partial_ropes(c), tie_word_embeddings=st.just(False)),

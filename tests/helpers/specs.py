@@ -24,6 +24,7 @@ from minillm.spec import (
     Layer,
     LayerNorm,
     LinearScaling,
+    LowRank,
     Mixer,
     MoE,
     Norm,
@@ -33,6 +34,7 @@ from minillm.spec import (
     Rope,
     Router,
     Scores,
+    Streams,
 )
 from minillm.spec import Decoder as Spec
 
@@ -89,7 +91,7 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
 @st.composite
 def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
     if draw(st.booleans()):
-        return draw(st.sampled_from((GatedMLP(20), MLP(20, "gelu", bias=True))))
+        return draw(st.sampled_from((GatedMLP(20), GatedMLP(20, sparsity=0.8), MLP(20, "gelu", bias=True))))
     experts, score = draw(st.integers(2, 6)), draw(st.sampled_from(("softmax", "softmax_chosen", "sigmoid")))
     normalize = draw(st.sampled_from((None, Norm(0.1))))
     router = Router(
@@ -128,12 +130,14 @@ def specs(draw: st.DrawFn) -> Spec:
         # What a recurrent layer gives may be close to zero, and a norm behind it would multiply its rounding.
         behind = None if isinstance(mixer, GatedDeltaNet) else draw(norms)
         flags = {"parallel": draw(st.booleans()), "scaled": draw(st.booleans())}
-        layers.append(Layer(norm, mixer, draw(norms), ffn, behind, draw(norms), **flags))
+        beside = None if flags["parallel"] else draw(st.sampled_from((None, LowRank(3, Norm(0.1)))))
+        layers.append(Layer(norm, mixer, draw(norms), ffn, behind, draw(norms), **flags, low_rank=beside))
     layers = draw(borrowing(layers))
     told = draw(st.sampled_from((None, PerLayer(31, len(layers), 5, Norm(0.1), "gelu_tanh"))))
     scale, cap = draw(st.sampled_from((1.0, 4.0))), draw(st.none() | st.floats(1.0, 9.0))
+    more = {"per_layer": told, "streams": draw(st.none() | st.builds(Streams, st.integers(2, 4), st.just(Norm(0.1))))}
     tied = draw(st.booleans())
-    return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap, per_layer=told)
+    return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap, **more)
 
 
 def build(spec: Spec, seed: int = 0, ops: Ops = CPU) -> Decoder:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import minillm
 from minillm import hub, perplexity
@@ -15,6 +16,7 @@ from minillm.engine.sampling import Sampling
 from minillm.lens import __main__ as lens
 from minillm.lens import forward, sampling
 from minillm.lens.forward import Pass
+from minillm.model.decoder import Decoder
 from minillm.spec import GatedDeltaNet
 from minillm.text import pieces
 from minillm.text.tokenizer import Tokenizer
@@ -29,6 +31,23 @@ def saved(folder: Path, row: str) -> minillm.LLM:
     return minillm.load(folder, dtype="float32", kernels="reference")
 
 
+def behind_each_layer(model: Decoder, tokens: Tensor, seen: Pass) -> Tensor:
+    """The residual stream by what is added to it, in this order, bit for bit; of several streams, where that is no sum,
+    by models that end with each layer."""
+    layers, total = model.layers, seen.residual[:-1] + seen.attended + seen.fed
+    for index, layer in enumerate(layers):
+        if model.streams is not None:
+            model.layers = layers[: index + 1]
+            total[index] = model.hidden(tokens)
+            continue
+        if layer.per_layer is not None:
+            total[index] += layer.per_layer(total[index : index + 1], model.step(tokens, None))[0]
+        if layer.scale is not None:
+            total[index] *= layer.scale
+    model.layers = layers
+    return total
+
+
 @pytest.mark.parametrize("row", tiny.ROWS)
 @torch.no_grad()
 def test_every_family(row: str, tmp_path: Path) -> None:
@@ -37,13 +56,7 @@ def test_every_family(row: str, tmp_path: Path) -> None:
     before, ops = llm.model(tokens), [getattr(module, "ops", None) for module in llm.model.modules()]
     found, seen = lens.report(llm, tokens[0].tolist())
     assert torch.equal(llm.model.logits(seen.residual[-1:]), before)
-    layers, total = llm.model.layers, seen.residual[:-1] + seen.attended + seen.fed  # in this order, bit for bit
-    for index, layer in enumerate(layers):
-        if layer.per_layer is not None:
-            total[index] += layer.per_layer(total[index : index + 1], llm.model.step(tokens, None))[0]
-        if layer.scale is not None:
-            total[index] *= layer.scale
-    assert torch.equal(total, seen.residual[1:])
+    assert torch.equal(behind_each_layer(llm.model, tokens, seen), seen.residual[1:])
     for weights, layer in zip(seen.attention, llm.spec.layers, strict=True):
         attention = layer.attention
         if isinstance(attention, GatedDeltaNet):

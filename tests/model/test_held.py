@@ -39,6 +39,7 @@ FAMILIES = [
     "gpt_neox",
     "gpt_oss",
     "phi",
+    "gemma3n",
     "gemma4",
     "gemma4-experts",
 ]

@@ -31,6 +31,7 @@ from minillm.spec import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    LowRank,
     MoE,
     Norm,
     PerLayer,
@@ -39,6 +40,7 @@ from minillm.spec import (
     Rope,
     Router,
     Scores,
+    Streams,
     YarnScaling,
 )
 from minillm.spec import Decoder as Spec
@@ -144,6 +146,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (GatedMLP, "intermediate_size"): ("llama", 72),
     (GatedMLP, "activation"): ("llama", "gelu"),
     (GatedMLP, "bias"): ("llama-biases", False),
+    (GatedMLP, "sparsity"): ("gemma3n", 0.5),
     (Layer, "attention_norm"): ("llama", OTHER_NORM),
     (Layer, "attention"): ("llama", GQA(6, 2, 8, Rope(8, 50.0))),
     (Layer, "ffn_norm"): ("llama", OTHER_NORM),
@@ -152,6 +155,12 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Layer, "post_ffn_norm"): ("gemma2", None),
     (Layer, "parallel"): ("gpt_neox", False),
     (Layer, "scaled"): ("gemma4", False),
+    (Layer, "low_rank"): ("gemma3n", None),
+    (LowRank, "rank"): ("gemma3n", 5),
+    (LowRank, "norm"): ("gemma3n", OTHER_NORM),
+    (Streams, "count"): ("gemma3n", 3),
+    (Streams, "norm"): ("gemma3n", OTHER_NORM),
+    (Spec, "streams"): ("gemma3n", None),
     (PerLayer, "vocab_size"): ("gemma4", 98),
     (PerLayer, "layers"): ("gemma4", 3),
     (PerLayer, "size"): ("gemma4", 9),
@@ -185,6 +194,7 @@ MISFITS = {
     (GQA, "kv"), (KV, "v_is_k"), (KV, "layer"), (Norm, "affine"), (MoE, "norm"), (Layer, "scaled"),
     (PerLayer, "vocab_size"), (PerLayer, "layers"), (PerLayer, "size"), (Spec, "per_layer"),
     (Spec, "vocab_size"), (Spec, "hidden_size"), (Spec, "layers"), (Spec, "tied"),
+    (Layer, "low_rank"), (LowRank, "rank"), (Streams, "count"), (Spec, "streams"),
 }  # fmt: skip
 
 

@@ -88,11 +88,12 @@ def _stated(stated: Any, values: dict[str, int], windows: Sequence[int | None]) 
     return kv_heads, head_dim
 
 
-def per_layer(config: Config, norm: Norm, activation: Activation) -> PerLayer | None:
-    """The layers' own embeddings, which 0 and null leave out."""
+def per_layer(config: Config, norm: Norm, activation: Activation, every_token: bool = True) -> PerLayer | None:
+    """The layers' own embeddings, which 0 and null leave out. Raises ValueError where `every_token` must have a row and
+    some have none."""
     size, vocab = config.get("hidden_size_per_layer_input"), config.size("vocab_size_per_layer_input")
     if not size:
         return None
-    if vocab < config.size("vocab_size"):
+    if every_token and vocab < config.size("vocab_size"):
         raise ValueError(f"config.json: vocab_size_per_layer_input {vocab} is below vocab_size; all tokens have a row")
     return PerLayer(vocab, common.num_layers(config), config.size("hidden_size_per_layer_input"), norm, activation)

@@ -23,16 +23,19 @@ from minillm.spec import PerLayer
 
 
 class PerLayerEmbedding(nn.Module):
-    """tokens int64 `[B, T]` and x `[B, T, E]` -> p `[B, T, L, P]`."""
+    """tokens int64 `[B, T]`, below `tokens`, and x `[B, T, E]` -> p `[B, T, L, P]`."""
 
-    def __init__(self, spec: PerLayer, hidden_size: int, ops: Ops):
+    def __init__(self, spec: PerLayer, tokens: int, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = spec
+        self.tokens = tokens
         self.embedding = Embedding(spec.vocab_size, spec.layers * spec.size)
         self.model = Linear(hidden_size, spec.layers * spec.size, ops)
         self.norm = Norm(spec.norm, spec.size, ops)
 
     def forward(self, tokens_BT: Tensor, x_BTE: Tensor) -> Tensor:
+        if (count := self.spec.vocab_size) < self.tokens:
+            tokens_BT = tokens_BT.where(tokens_BT < count, 0)
         rows = self.embedding(tokens_BT)
         own = rows * rows.new_full((), self.spec.size**0.5)  # rounded to the type of x, as the embedding's factor is
         shape = (*tokens_BT.shape, self.spec.layers, self.spec.size)

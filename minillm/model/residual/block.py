@@ -1,0 +1,87 @@
+"""One layer: attention, or what stands in its place, and a feed-forward, built from their specs.
+
+Shapes: B batch, T new tokens, S streams, E hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minillm import spec
+from minillm.model.attention import GroupedQueryAttention, Step
+from minillm.model.cache import AnyCache
+from minillm.model.ffn import MLP, GatedMLP
+from minillm.model.mla import LatentAttention
+from minillm.model.moe import MoE
+from minillm.model.norm import norm
+from minillm.model.recurrent import GatedDeltaNet
+from minillm.model.residual.per_layer import PerLayerInput
+from minillm.model.residual.streams import LayerStreams, LowRank
+from minillm.ops import Ops
+
+# The module that each kind of spec is built as, called with (spec, hidden_size, ops).
+BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
+    spec.GQA: GroupedQueryAttention,
+    spec.MLA: LatentAttention,
+    spec.GatedDeltaNet: GatedDeltaNet,
+    spec.GatedMLP: GatedMLP,
+    spec.MLP: MLP,
+    spec.MoE: MoE,
+}
+
+
+def build(part: Any, hidden_size: int, ops: Ops) -> nn.Module:
+    """The module of an attention, of what stands in its place, or of a feed-forward."""
+    return BUILD[type(part)](part, hidden_size, ops)
+
+
+class Block(nn.Module):
+    """One layer, as `spec.Layer` has it, and what `spec.PerLayer` and `spec.Streams` add: layer `index` of a model that
+    is `whole`. x is `[B, T, E]`, or `[B, T, S, E]` of several streams, and so is what it gives."""
+
+    def __init__(self, layer: spec.Layer, whole: spec.Decoder, ops: Ops, index: int):
+        super().__init__()
+        self.index = index
+        hidden_size, per_layer, streams = whole.hidden_size, whole.per_layer, whole.streams
+        self.add = ops.add
+        self.parallel, self.shares_norm = layer.parallel, layer.parallel and layer.ffn_norm is None
+        self.attention_norm = norm(layer.attention_norm, hidden_size, ops)
+        self.attention = build(layer.attention, hidden_size, ops)
+        self.post_attention_norm = norm(layer.post_attention_norm, hidden_size, ops)
+        self.ffn_norm = norm(layer.ffn_norm, hidden_size, ops)
+        self.ffn = build(layer.ffn, hidden_size, ops)
+        self.post_ffn_norm = norm(layer.post_ffn_norm, hidden_size, ops)
+        self.per_layer = PerLayerInput(per_layer, index, hidden_size, ops) if per_layer else None
+        self.streams = LayerStreams(streams, hidden_size, ops) if streams else None
+        self.low_rank = LowRank(layer.low_rank, hidden_size, ops) if layer.low_rank else None
+        self.scale = nn.Parameter(torch.ones(1)) if layer.scaled else None
+
+    def forward(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
+        if self.streams is None:
+            y = self._one(x, step, cache)
+            if self.per_layer is not None:
+                y = self.add(y, self.per_layer(y, step))
+        else:
+            z = self.streams.foreseen(x)
+            y = self.streams.corrected(z, self._one(z[..., 0, :], step, cache))
+            if self.per_layer is not None:
+                y = self.streams.told(y, self.per_layer(self.streams.first(y), step))
+        return y if self.scale is None else y * self.scale
+
+    def _one(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
+        """Attention and feed-forward on one stream, `[B, T, E]`."""
+        normed = self.attention_norm(x)
+        attended = self.post_attention_norm(self.attention(normed, step, cache))
+        if self.low_rank is not None:
+            h = (self.add(x, attended) + self.low_rank(normed)) * 2**-0.5
+            normed = self.ffn_norm(h)
+        elif self.parallel:
+            h = self.add(x, attended)
+            normed = normed if self.shares_norm else self.ffn_norm(x)
+        else:
+            normed, h = self.ffn_norm.of_sum(x, attended)
+        return self.add(h, self.post_ffn_norm(self.ffn(normed)))
