@@ -126,7 +126,7 @@ class Draft:
                     most[shadow] = 0
             going = [each for each in going if len(each.guesses) < most[each]]
             if going:
-                work = [(each, 1) for each in going]
+                work: Work = [(each, 1) for each in going]
                 logits_NV = self._pass(work, ahead=True)
         for shadow in able:
             shadow.computed = shadow.length
@@ -134,7 +134,7 @@ class Draft:
 
     def _read(self, shadows: list[Shadow]) -> Tensor:
         """Read what they have not read, in passes of at most `budget` tokens -> logits `[n, V]` behind each."""
-        found: dict[Shadow, Tensor] = {}
+        found: dict[Request, Tensor] = {}
         while unread := [each for each in shadows if each not in found]:
             left, work = self.budget, Work()
             for shadow in unread:
@@ -142,11 +142,10 @@ class Draft:
                     work.append((shadow, min(shadow.unread, left)))
                     left -= work[-1][1]
             work.sort(key=lambda pair: pair[1] > 1)
-            done = [shadow for shadow, count in work if count == shadow.unread]
-            logits_NV = self._pass(work)
-            for (shadow, _), logits_V in zip(work, logits_NV, strict=True):
-                if shadow in done:
-                    found[shadow] = logits_V.clone()
+            done = [request for request, count in work if count == request.unread]
+            for (request, _), logits_V in zip(work, self._pass(work), strict=True):
+                if request in done:
+                    found[request] = logits_V.clone()
         return torch.stack([found[each] for each in shadows])
 
     def _pass(self, work: Work, ahead: bool = False) -> Tensor:
