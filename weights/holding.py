@@ -20,7 +20,7 @@ from minillm.weights.formats.packed import Made
 from minillm.weights.forms import ORDER, Packer, Packing, Plain, Segment
 from minillm.weights.gguf.tensors import Blocks, InBlocks
 from minillm.weights.grouped import Fields, Grouped
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.ints import Integers
 from minillm.weights.rules import Destination, Plan
 from minillm.weights.tensorfile import blocks
 from minillm.weights.threads import in_threads
@@ -39,7 +39,7 @@ class Rows(Protocol):
 
 def segments(
     checkpoint: Checkpoint, planned: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tile: int,
-    formats: Mapping[str, Int8 | Int4] | None = None,
+    formats: Mapping[str, Integers] | None = None,
 ) -> Held:  # fmt: skip
     """The segments of each parameter of `shapes`, `[O, I]` or `[E, O, I]`, that quantised tensors fill, or any where
     `formats` says what to quantise them to; others have none. Forms that lie in tiles do so in those of `tile` rows,
