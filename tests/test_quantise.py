@@ -52,7 +52,7 @@ def test_int6_by_its_formula(columns: int) -> None:
     w = torch.randn(4, columns, generator=torch.Generator().manual_seed(3))
     fields = Int6().quantise(w)
     parts, made = Int6().pack(fields), Int6().form.values(fields)
-    assert torch.equal(Int6().fields(parts, columns).q, fields.q)
+    assert torch.equal(Int6().fields(parts, columns).apart().q, fields.q)
     for o in range(4):
         low = parts[""][o, :2].flatten()
         for i in range(columns):

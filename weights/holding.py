@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -139,23 +139,33 @@ def fill(held: Sequence[Segment], stored: Stored | Rows, to: Destination, place:
     form, first = segment.form, (to.start - segment.start) // segment.form.tile
     if segment.ordered:
         place(f"{segment.mark}{ORDER}").copy_(stored.order)  # type: ignore[union-attr, arg-type]
-    for start, parts in packed(cast(Packing, form), stored, to):  # as all that `segments` has are
+    shapes = form.parts(to.shape)
+    flat = {name: place(f"{segment.mark}{name}").view(-1, *shape[1:]) for name, (shape, _) in shapes.items()}
+
+    def put(start: int, parts: Mapping[str, Tensor]) -> None:
+        at = first + start // form.tile
         for name, part in parts.items():
-            into = place(f"{segment.mark}{name}")
-            shape = form.parts(to.shape)[name][0]
-            flat = into.view(-1, *shape[1:])
-            at = first + start // form.tile
-            flat[at : at + len(part)] = part
+            flat[name][at : at + len(part)] = part
+
+    for _ in packed(cast(Packing, form), stored, to, put):  # as all that `segments` has are
+        pass
 
 
-def packed(form: Packer, stored: Stored | Rows, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The rows that a tensor fills as the parts of a form, in order: (number of the first row, parts)."""
+def packed(
+    form: Packer, stored: Stored | Rows, to: Destination, put: Callable[[int, dict[str, Tensor]], Any] | None = None
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The rows that a tensor fills as the parts of a form, in order: (number of the first row, parts). `put` is called
+    with these in the thread that made them: memory that nobody has used yet takes as long to get as to fill."""
     count = to.shape[0]
     laid = None if to.layout is None else _fields(stored, 0, count).map(_turned(to))
     step = max(PIECE // to.shape[-1] // form.tile, 1) * form.tile
 
     def pack(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
-        return block[0], form.pack(_fields(stored, *block) if laid is None else laid.rows(slice(*block)))
+        parts = form.pack(_fields(stored, *block) if laid is None else laid.rows(slice(*block)))
+        if put is None:
+            return block[0], parts
+        put(block[0], parts)
+        return block[0], {}
 
     return in_threads(pack, blocks(count, step))
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.weights.forms import Shapes
-from minillm.weights.grouped import Fields, Grouped, Parts
+from minillm.weights.grouped import Fields, Grouped, Paired, Parts, side_by_side
 
 METHOD = "minillm"  # what config.json calls the scheme of a folder that `minillm.quantize` wrote
 GROUP = 16
@@ -97,8 +97,8 @@ class InGroups:
         """Numbers `[O, I]` as bytes."""
         raise NotImplementedError
 
-    def _numbers(self, packed: Tensor) -> Tensor:
-        """What was packed, and what fills a row's last byte up."""
+    def _halves(self, packed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What was packed: low bits of pairs, and high ones."""
         raise NotImplementedError
 
     @property
@@ -167,9 +167,9 @@ class InGroups:
 
     def fields(self, parts: Parts, columns: int) -> Fields:
         """What was packed."""
-        return Fields(
-            self._numbers(parts[""])[:, :columns], parts["_scale"], parts["_factor"][:, None], parts.get("_zero")
-        )
+        q, high = self._halves(parts[""])
+        factor, zero = parts["_factor"][:, None], parts.get("_zero")
+        return Paired(q, parts["_scale"], factor, zero, high=high, inputs=columns)
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,10 @@ class Int6(InGroups):
 
     def _packed(self, q: Tensor) -> Tensor:
         q = F.pad(q, (0, -q.shape[1] % 4))
-        return torch.cat((_side_by_side(q & 15, 4), _side_by_side(q >> 4, 2)), dim=1).view(len(q), 3, -1)
+        return torch.cat((side_by_side(q & 15, 4), side_by_side(q >> 4, 2)), dim=1).view(len(q), 3, -1)
 
-    def _numbers(self, packed: Tensor) -> Tensor:
-        return _apart(packed[:, :2].flatten(1), 4) | _apart(packed[:, 2], 2) << 4
+    def _halves(self, packed: Tensor) -> tuple[Tensor, Tensor | None]:
+        return packed[:, :2].flatten(1), packed[:, 2]
 
 
 @dataclass(frozen=True)
@@ -200,10 +200,10 @@ class Int4(InGroups):
         return (-(-columns // 2),)
 
     def _packed(self, q: Tensor) -> Tensor:
-        return _side_by_side(F.pad(q, (0, q.shape[1] % 2)), 4)
+        return side_by_side(F.pad(q, (0, q.shape[1] % 2)), 4)
 
-    def _numbers(self, packed: Tensor) -> Tensor:
-        return _apart(packed, 4)
+    def _halves(self, packed: Tensor) -> tuple[Tensor, Tensor | None]:
+        return packed, None
 
 
 Integers = Int8 | InGroups  # what a matrix can become
@@ -252,9 +252,9 @@ def _said(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def sound(ending: str, values: Tensor) -> bool:
     """Whether a part with this ending can have these values: `quantise` makes no others."""
-    if ending == "_zero":
-        return bool((values <= 15).all())
-    return bool((values >= (-127 if values.dtype == torch.int8 else 0)).all() and (values < torch.inf).all())
+    if values.is_floating_point():
+        return bool((values >= 0).all() and (values < torch.inf).all())
+    return bool((values <= 15).all()) if ending == "_zero" else bool((values > -128).all())
 
 
 def _inverse(x: Tensor) -> Tensor:
@@ -279,17 +279,3 @@ def _total(x: Tensor) -> Tensor:
             x[0] += x[count - 1]
         count = half
     return x[0]
-
-
-def _side_by_side(q: Tensor, bits: int) -> Tensor:
-    """Numbers of few bits of rows, uint8 `[O, I]`, as bytes: the first of each in the lowest bits."""
-    per = 8 // bits
-    made = q[:, 0::per]
-    for n in range(1, per):
-        made = made | q[:, n::per] << (bits * n)
-    return made
-
-
-def _apart(packed: Tensor, bits: int) -> Tensor:
-    """What `_side_by_side` made bytes of."""
-    return torch.stack([packed >> (bits * n) & 2**bits - 1 for n in range(8 // bits)], dim=-1).flatten(1)
