@@ -25,7 +25,7 @@ from minillm.weights.rules import Destination, Plan
 from minillm.weights.tensorfile import blocks
 from minillm.weights.threads import in_threads
 
-PIECE = 2**18  # values packed at a time
+PIECE, AS_STORED = 2**18, 8  # values packed at a time; times as many where they are not quantised first
 Held = Mapping[str, tuple[Segment, ...]]  # parameter -> its segments
 
 
@@ -158,7 +158,8 @@ def packed(
     with these in the thread that made them: memory that nobody has used yet takes as long to get as to fill."""
     count = to.shape[0]
     laid = None if to.layout is None else _fields(stored, 0, count).map(_turned(to))
-    step = max(PIECE // to.shape[-1] // form.tile, 1) * form.tile
+    piece = PIECE * AS_STORED if isinstance(stored, Made) and stored.by_rows else PIECE
+    step = max(piece // to.shape[-1] // form.tile, 1) * form.tile
 
     def pack(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
         parts = form.pack(_fields(stored, *block) if laid is None else laid.rows(slice(*block)))
