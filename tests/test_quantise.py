@@ -63,6 +63,19 @@ def test_int6_by_its_formula(columns: int) -> None:
     assert (made - w).square().sum() <= (step.square() / 12).sum() * 1.1
 
 
+@pytest.mark.parametrize("tile", [1, 16])
+@pytest.mark.parametrize("columns", [32, 96, 70])
+@pytest.mark.parametrize("made", [Int4(), Int6(), Int4(5, False)], ids=str)
+def test_what_a_folder_has_is_laid_out_as_what_was_quantised(made: Int4 | Int6, columns: int, tile: int) -> None:
+    """Whole words of numbers at once, or one after the other where a row has to be filled up."""
+    w, form = torch.randn(33, columns, generator=torch.Generator().manual_seed(4)), replace(made.form, tile=tile)
+    fields = made.quantise(w)
+    expected, found = form.pack(fields), form.pack(made.fields(made.pack(fields), columns))
+    assert expected.keys() == found.keys()
+    for name, part in expected.items():
+        assert torch.equal(found[name], part), name
+
+
 @pytest.mark.parametrize("older", ["int8", None])
 def test_embedding_and_head_of_int4(saved: Path, tmp_path: Path, older: str | None) -> None:
     """They have 6 bits; a folder of an older version, which had them in int8, loads as it is, and is what it says."""

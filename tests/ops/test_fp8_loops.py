@@ -64,6 +64,18 @@ def test_what_is_no_number_stays_none(bits: int, rows: int) -> None:
     assert found[:, 1].isnan().all()
 
 
+@torch.no_grad()
+def test_a_row_ends_before_the_next_one() -> None:
+    """The last group is half a step, and what lies behind it in x is no number."""
+    weight, scale = matrix(3, 48, 16, 5)
+    x = torch.randn(2, 48)
+    alone = fp8.fp8_linear(x[:1], weight, scale, None, 16)
+    x[1] = float("nan")
+    found = fp8.fp8_linear(x, weight, scale, None, 16)
+    assert torch.equal(found[:1], alone)
+    assert found[1].isnan().all()
+
+
 def test_the_rest_is_left_to_pytorch() -> None:
     weight, scale = matrix(4, 40, 20, 0)
     x = torch.randn(2, 40, requires_grad=True)
