@@ -118,6 +118,15 @@ def test_a_folder_is_what_a_load_makes(
     assert texts[0] == texts[1]
 
 
+def test_a_load_in_inference_mode(saved: Path, tmp_path: Path) -> None:
+    """Which is of one thread, and others fill its tensors."""
+    quantize.quantize(saved, tmp_path / "made", Int4())
+    with torch.inference_mode():
+        found = minillm.load(tmp_path / "made").model
+    expected = minillm.load(tmp_path / "made").model
+    assert all(torch.equal(found.get_parameter(name), each) for name, each in expected.named_parameters())
+
+
 @pytest.mark.parametrize("bad", [{"quantize": "int3"}, {"group_size": 16}, {"quantize": "int8", "group_size": 16}])
 def test_what_cannot_be_is_refused(saved: Path, bad: dict) -> None:
     with pytest.raises(ValueError, match=r"int8|int4|quantize"):
