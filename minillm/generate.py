@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from minillm import cli
 from minillm.engine.completion import Completion, Timings
-from minillm.engine.sampling import Sampling
+from minillm.engine.sampling import LIMITS, Sampling
 from minillm.guard import files, jsonfile, screen
 from minillm.guard.screen import note
 from minillm.llm import LLM
@@ -177,7 +176,7 @@ def _prompt(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(Sampling)] + list(ENDS)
+    names = [*LIMITS, *ENDS]
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -259,7 +258,7 @@ def _checked(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             "--chat reads its turns from --prompt and stdin; --json, --prompt-ids and --prompt-file do not apply"
         )
     try:
-        Sampling(**{f.name: v for f in dataclasses.fields(Sampling) if (v := getattr(arguments, f.name)) is not None})
+        Sampling(**{name: v for name in LIMITS if (v := getattr(arguments, name)) is not None})
     except ValueError as error:
         parser.error(str(error))
     return arguments

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 
 from minillm.engine import decoding, sampling
-from minillm.engine.completion import Completion, Timings
+from minillm.engine.asked import Asked
+from minillm.engine.completion import Completion, Result, Timings
 from minillm.engine.requests import ids_to_stop_at, one_or_many, stop_strings, token_ids
 from minillm.guard.files import is_there
 from minillm.guard.jsonfile import read_json
@@ -22,25 +22,9 @@ from minillm.text import chat
 from minillm.text.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
-OPTIONS = ("max_new_tokens", "stop", "stop_token_ids", "ignore_eos", "tools", "template_variables",
+ASKED = ("min_new_tokens", "logprobs", "prompt_logprobs", "guide", "raw")
+OPTIONS = ("max_new_tokens", *ASKED, "stop", "stop_token_ids", "ignore_eos", "tools", "template_variables",
            "continue_final_message", *decoding.OPTIONS)  # of `generate`, beside those of sampling  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Result:
-    """One completion. `token_ids` are the new ids, the stop token included; `text` is what the tokenizer makes of them
-    alone, without the stop token (SentencePiece vocabularies drop the space before a first word).
-
-    `reasoning` is what the model marked as such by special tokens (`text/answer.py`); it is no part of `text`.
-    `finish_reason` is "stop" (a stop token or stop string came) or "length". `timings` are those of the whole batch.
-    """
-
-    text: str
-    token_ids: list[int]
-    prompt_token_ids: list[int]
-    finish_reason: str
-    timings: Timings
-    reasoning: str = ""
 
 
 class LLM:
@@ -94,7 +78,8 @@ class LLM:
         """Complete a text, a list of ids, a conversation, or a list of either as one batch.
 
         Options: max_new_tokens; stop, strings before which the text ends, and which may be or hold special tokens;
-        stop_token_ids; ignore_eos; the fields of `sampling.Sampling`; those of `decoding.run` (max_batch,
+        stop_token_ids; ignore_eos; the fields of `sampling.Sampling`; of those of `asked.Asked` min_new_tokens,
+        logprobs, prompt_logprobs and guide; those of `decoding.run` (max_batch,
         deterministic, draft, draft_tokens, prompt_lookup). For messages: tools, template_variables (a dict such as
         {"enable_thinking": False}), continue_final_message (go on with the last message; None: where it is the
         assistant's). What is not given comes from generation_config.json. A batch gives each prompt what it gets alone,
@@ -106,9 +91,7 @@ class LLM:
         rows, timings = self._rows(prompts, messages is not None, **options), Timings()
         for _ in self.run(rows, timings, **ways):
             pass
-        results = [
-            Result(row.text, row.token_ids, row.prompt, str(row.finish_reason), timings, row.reasoning) for row in rows
-        ]
+        results = [Result.of(row, timings) for row in rows]
         return results[0] if single else results
 
     def stream(
@@ -243,7 +226,10 @@ class LLM:
         room = self.spec.context - max(map(len, prompts))
         if max_new_tokens is not None and limit > room:
             note(f"{limit} new tokens asked for, the context has room for {room}")
-        chosen = self.sampling(**options)
+        extras = Asked(**{name: options.pop(name) for name in ASKED if options.get(name) is not None})
+        chosen = self.sampling(**{name: value for name, value in options.items() if name not in ASKED})
+        if unknown := sorted(id for id in chosen.logit_bias or () if not 0 <= id < self.spec.vocab_size):
+            raise ValueError(f"logit_bias names token {unknown[0]}, outside the vocabulary of {self.spec.vocab_size}")
         return [
             Completion(
                 ids,
@@ -252,6 +238,7 @@ class LLM:
                 stop_ids=asked if ignore_eos else asked | eos,
                 stops=stops,
                 tokenizer=self.tokenizer,
+                asked=extras,
             )
             for ids in prompts
         ]

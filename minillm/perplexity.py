@@ -18,13 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from minillm import cli
-from minillm.engine.scoring import LOGITS_AT_ONCE
-from minillm.engine.windows import MAX_CONTEXT, ROWS_AT_ONCE, sizes, windows
+from minillm.engine.scoring import score
+from minillm.engine.windows import MAX_CONTEXT, sizes, windows
 from minillm.guard import files
 from minillm.llm import LLM
 from minillm.loading import load
@@ -33,36 +29,17 @@ from minillm.text.tokenizer import Tokenizer
 MAX_NATS = 700  # a token: exp of more leaves the range of a float
 
 
-@torch.inference_mode()
 def nats(
     llm: LLM, ids: Sequence[int], context: int, stride: int, progress: Callable[[int, int], None] = lambda *_: None
 ) -> float:
     """The sum of -log p over all tokens but the first, in nats."""
-    tokens, total, done = torch.tensor(ids, device=llm.device), 0.0, 0
-    batch: list[tuple[int, int, int]] = []
-    planned = windows(len(ids), context, stride)
-    for index, window in enumerate(planned):
-        batch.append(window)
-        following = planned[index + 1] if index + 1 < len(planned) else None
-        alike = following and (following[1] - following[0], following[2]) == (window[1] - window[0], window[2])
-        if alike and (len(batch) + 1) * context <= ROWS_AT_ONCE:
-            continue
-        total += _nats(llm, torch.stack([tokens[first : last + 1] for first, last, _ in batch]), window[2])
-        done += len(batch) * window[2]
-        progress(done, len(ids) - 1)
-        batch = []
-    return total
-
-
-def _nats(llm: LLM, tokens_BT: Tensor, count: int) -> float:
-    """For windows of one length the sum over their last `count` predictions."""
-    hidden = llm.model.hidden(tokens_BT[:, :-1])[:, -count:].flatten(0, 1)
-    targets, total = tokens_BT[:, -count:].flatten(), 0.0
-    size = max(LOGITS_AT_ONCE // llm.spec.vocab_size, 1)
-    for rows, expected in zip(hidden.split(size), targets.split(size), strict=True):
-        logits = llm.model.logits(rows[None])[0].float()
-        total += F.cross_entropy(logits, expected, reduction="sum").item()
-    return total
+    pairs = [
+        (ids[first : last + 1 - count], ids[last + 1 - count : last + 1])
+        for first, last, count in windows(len(ids), context, stride)
+    ]
+    ends = [last for _, last, _ in windows(len(ids), context, stride)]
+    found = score(llm.model, pairs, progress=lambda done, _: progress(ends[done - 1] if done else 0, len(ids) - 1))
+    return -sum(logprob for logprob, _ in found)
 
 
 def measure(llm: LLM, text: str, context: int | None, stride: int | None, label: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minillm import cli, generate
-from minillm.engine.batching import engine
+from minillm.engine.batching import engine, running
 from minillm.hub import DEMO
 from minillm.loading import load
 from tests.conftest import ROOT, exit_code
@@ -201,15 +201,15 @@ def test_interrupt_before_there_is_text(capsys: pytest.CaptureFixture[str]) -> N
 def test_interrupt_with_json_gives_the_part(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = engine.generate
+    run = running.generate
 
-    def interrupted(*arguments):
-        for count, event in enumerate(run(*arguments)):
+    def interrupted(*arguments, **options):
+        for count, event in enumerate(run(*arguments, **options)):
             if count == 3:
                 raise KeyboardInterrupt
             yield event
 
-    monkeypatch.setattr(engine, "generate", interrupted)
+    monkeypatch.setattr(running, "generate", interrupted)
     assert generate.main(["--prompt", "Once upon a time", "--json"]) == 130
     answer = json.loads(capsys.readouterr().out)
     assert answer["finish_reason"] == "interrupted"

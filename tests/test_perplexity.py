@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import perplexity
+from minillm.engine import scoring
 from minillm.engine.windows import windows
 from minillm.hub import DEMO
 from minillm.perplexity import nats
@@ -58,8 +59,8 @@ def test_by_hand(context: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> 
     ids = llm.tokenizer.encode(TEXT)[:60]
     expected = directly(llm, ids, context, stride)
     assert nats(llm, ids, context, stride) == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr(perplexity, "ROWS_AT_ONCE", 1)
-    monkeypatch.setattr(perplexity, "LOGITS_AT_ONCE", 3 * llm.spec.vocab_size)
+    monkeypatch.setattr(scoring, "BUDGET", 20)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 3 * llm.spec.vocab_size)
     assert nats(llm, ids, context, stride) == pytest.approx(expected, rel=1e-5)
 
 

@@ -25,8 +25,8 @@ from minillm import cli
 from minillm.bench import blocks
 from minillm.bench.blocks import Watch
 from minillm.bench.weights import checkpoint, scratch_folder
-from minillm.engine.batching.engine import BUDGET, Engine, room_for
-from minillm.engine.batching.store import bytes_for, counts, nbytes, positions_in
+from minillm.engine.batching.engine import Engine
+from minillm.engine.batching.room import BUDGET, bytes_for, counts, nbytes, positions_in, room_for
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling
 from minillm.families.shared.shapes import SHAPES

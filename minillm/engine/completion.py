@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from minillm.engine.sampling import Sampling
+from minillm.engine.asked import NOTHING, Asked, Guide, Score
+from minillm.engine.sampling import History, Sampling
 from minillm.text.answer import Answer, Chunk
 from minillm.text.tokenizer import Tokenizer, held_back, stop_position
 
@@ -14,7 +15,8 @@ from minillm.text.tokenizer import Tokenizer, held_back, stop_position
 @dataclass
 class Completion:
     """One prompt and what has come of it so far. `text` is the answer, without special tokens and without what the
-    model marked as `reasoning`; stop strings are looked for in all that it writes, special tokens included."""
+    model marked as `reasoning`; stop strings are looked for in all that it writes, special tokens included. Where it is
+    asked for, `raw` is all that was given away, special tokens included, and `scores` are of `token_ids`."""
 
     prompt: list[int]
     sampling: Sampling
@@ -26,11 +28,19 @@ class Completion:
     text: str = ""
     reasoning: str = ""
     finish_reason: str | None = None
+    asked: Asked = NOTHING
+    raw: str = ""
+    scores: list[Score] = field(default_factory=list)
+    prompt_scores: list[Score | None] = field(default_factory=list)
+    stopped_by: str | int | None = None  # the stop string, or the stop id
+    error: str | None = None  # why it cannot go on
+    history: History | None = None  # kept for the penalties, from step to step
 
     def __post_init__(self) -> None:
         seed = self.sampling.seed
         self.seed = secrets.randbits(63) if seed is None else seed  # one that nobody knows
-        self._answer = Answer(self.tokenizer, self.prompt, raw=bool(self.stops)) if self.tokenizer else None
+        raw = bool(self.stops) or self.asked.raw
+        self._answer = Answer(self.tokenizer, self.prompt, raw) if self.tokenizer else None
         self._pending: list[Chunk] = []  # text that may be the beginning of a stop string
 
     @property
@@ -46,14 +56,22 @@ class Completion:
         """Take the next token; returns the text that it adds for good."""
         self.token_ids.append(token)
         if token in self.stop_ids:
-            self.finish_reason = "stop"
+            self.finish_reason, self.stopped_by = "stop", token
         elif self.remaining <= 0:
             self.finish_reason = "length"
+        if self.asked.guide is not None and token not in self.stop_ids:
+            self._keep_to(self.asked.guide, token)
         if self._answer is None:
             return ""
         if token not in self.stop_ids:
             self._pending += self._answer.push(token)
         return self.flush() if self.finish_reason else self._release(final=False)
+
+    def _keep_to(self, guide: Guide, token: int) -> None:
+        try:
+            guide.advance(token)
+        except Exception as error:  # of somebody else's code: it ends this completion and no other
+            self.error = f"the grammar failed: {error}"
 
     def flush(self) -> str:
         """The text still held back, when nothing more will come."""
@@ -64,10 +82,12 @@ class Completion:
 
     def _release(self, final: bool) -> str:
         raw = "".join(chunk.raw for chunk in self._pending)
-        at = stop_position(raw, self.stops)
+        stops = self.stops if len(self.token_ids) >= self.asked.min_new_tokens else ()
+        at = stop_position(raw, stops)
         if at is not None:
             self.finish_reason = "stop"
-        end = at if at is not None else len(raw) - (0 if final else held_back(raw, self.stops))
+            self.stopped_by = next(stop for stop in self.stops if raw.startswith(stop, at))
+        end = at if at is not None else len(raw) - (0 if final else held_back(raw, stops))
         given: list[Chunk] = []
         while self._pending and len(self._pending[0].raw) <= end:
             end -= len(self._pending[0].raw)
@@ -77,6 +97,8 @@ class Completion:
             given.append(first)
         if at is not None:
             self._pending = []
+        if self.asked.raw:
+            self.raw += "".join(chunk.raw for chunk in given)
         piece = "".join(chunk.shown for chunk in given if chunk.part == "text")
         self.reasoning += "".join(chunk.shown for chunk in given if chunk.part == "reasoning")
         self.text += piece
@@ -98,3 +120,29 @@ class Timings:
     draft_steps: int = 0  # forward passes of the draft model
     drafted_tokens: int = 0
     accepted_tokens: int = 0  # those of the drafted that the model would have written itself
+
+
+@dataclass(frozen=True)
+class Result:
+    """One completion. `token_ids` are the new ids, the stop token included; `text` is what the tokenizer makes of them
+    alone, without the stop token (SentencePiece vocabularies drop the space before a first word).
+
+    `reasoning` is what the model marked as such by special tokens (`text/answer.py`); it is no part of `text`.
+    `finish_reason` is "stop" (a stop token or stop string came) or "length". `timings` are those of the whole batch.
+    `scores` and `prompt_scores` are there where logprobs and prompt_logprobs were asked for (`engine/asked.py`).
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: str
+    timings: Timings
+    reasoning: str = ""
+    scores: Sequence[Score] = ()
+    prompt_scores: Sequence[Score | None] = ()
+
+    @classmethod
+    def of(cls, row: Completion, timings: Timings) -> Result:
+        """What has come of a row."""
+        made = row.text, row.token_ids, row.prompt, str(row.finish_reason), timings, row.reasoning
+        return cls(*made, row.scores, row.prompt_scores)

@@ -1,6 +1,6 @@
 """From logits to the next token: pure functions on one row of logits, in the order that transformers applies them.
 
-penalties -> temperature -> top-k -> top-p -> min-p -> draw
+bias -> penalties -> temperature -> top-k -> top-p -> min-p -> draw
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2.0, 2.0),
     "seed": (0, 2**63 - 1),
 }
+MOST_BIAS = 100
 
 # Keys of a generation_config.json that other parts read, or that change no token of a plain continuation.
 READ_ELSEWHERE = frozenset(
@@ -39,7 +40,8 @@ READ_ELSEWHERE = frozenset(
 class Sampling:
     """How to choose a token. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and the neutral penalties do nothing.
 
-    `seed` makes the draws of a prompt reproducible, alone or in a batch. Raises ValueError outside `LIMITS`.
+    `seed` makes the draws of a prompt reproducible, alone or in a batch. `logit_bias` is added to the logits of the
+    token ids that it names. Raises ValueError outside `LIMITS`.
     """
 
     temperature: float = 0.0
@@ -50,6 +52,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
@@ -64,6 +67,13 @@ class Sampling:
             raise ValueError("top_p is 0, which leaves no token; use temperature 0 for greedy")
         if 0 < self.temperature < MIN_TEMPERATURE:
             raise ValueError(f"temperature is {self.temperature}, it must be 0 (greedy) or at least {MIN_TEMPERATURE}")
+        for token, bias in (self.logit_bias or {}).items():
+            if isinstance(token, bool) or not isinstance(token, Integral):
+                raise ValueError(f"logit_bias names {shown(token)}, it must be the id of a token")
+            if isinstance(bias, bool) or not isinstance(bias, Real) or not -MOST_BIAS <= bias <= MOST_BIAS:
+                raise ValueError(
+                    f"logit_bias of token {token} is {shown(bias)}, it must be from {-MOST_BIAS} to {MOST_BIAS}"
+                )
 
     @property
     def penalised(self) -> bool:
@@ -72,7 +82,7 @@ class Sampling:
 
 def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     """What a generation_config.json asks for: its sampling where `do_sample` is on, else greedy; and penalties."""
-    names = {field.name for field in fields(Sampling)} - {"seed", "temperature"}
+    names = {field.name for field in fields(Sampling)} - {"seed", "temperature", "logit_bias"}
     stated = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
     if generation_config.get("do_sample") not in (True, False, None):
         raise ValueError(
@@ -91,7 +101,7 @@ def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def unsupported(generation_config: Mapping[str, Any]) -> list[str]:
     """Keys with a value that ask for something generation here does not do."""
-    known = READ_ELSEWHERE | {field.name for field in fields(Sampling)}
+    known = READ_ELSEWHERE | {field.name for field in fields(Sampling)} - {"logit_bias"}
     neutral = {
         "num_beams": 1,
         "typical_p": 1.0,
@@ -120,11 +130,13 @@ class History:
         self.in_prompt_V[torch.tensor(prompt, device=device)] = True
         counts_V = torch.bincount(torch.tensor(generated, dtype=torch.int64, device="cpu"), minlength=vocab_size)
         self.counts_V = counts_V.to(device, torch.int32)  # in the generated text
+        self.count = len(generated)
         self._one = torch.ones(1, dtype=torch.int32, device=device)
 
     def push(self, token_1: Tensor) -> None:
         """Count one more token, int64 `[1]`, which need not have reached the host."""
         self.counts_V.index_add_(0, token_1, self._one)
+        self.count += 1
 
 
 def penalise(logits_V: Tensor, sampling: Sampling, history: History) -> Tensor:

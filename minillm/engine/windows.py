@@ -5,7 +5,6 @@ from __future__ import annotations
 from minillm import spec
 
 MAX_CONTEXT = 2048  # of a window, where nobody asks for another
-ROWS_AT_ONCE = 4096  # tokens of windows that go through the model together
 
 
 def sizes(decoder: spec.Decoder, context: int | None, stride: int | None) -> tuple[int, int]:

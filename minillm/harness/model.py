@@ -20,7 +20,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from minillm import cli
-from minillm.engine.batching import engine
+from minillm.engine.batching.room import MAX_ROWS
 from minillm.engine.scoring import score
 from minillm.guard.screen import note
 from minillm.llm import LLM
@@ -156,7 +156,7 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
         progress = _progress("generate_until", disable_tqdm)
         done = 0
         for indices in alike.values():
-            size = self.rows or engine.MAX_ROWS
+            size = self.rows or MAX_ROWS
             for start in range(0, len(indices), size):
                 some = indices[start : start + size]
                 contexts = [requests[index].args[0] for index in some]

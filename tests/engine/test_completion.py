@@ -130,8 +130,8 @@ def test_stated_stop_strings_need_no_tokenizer(folder: Path, capsys: pytest.Capt
 
 
 def test_unknown_options_name_all_that_are_known() -> None:
-    with pytest.raises(ValueError, match="unknown option logprobs") as caught:
-        minillm.load().generate("a", logprobs=True)
+    with pytest.raises(ValueError, match="unknown option beams") as caught:
+        minillm.load().generate("a", beams=2)
     for name in ("max_new_tokens", "stop", "stop_token_ids", "ignore_eos", "tools", "template_variables", "draft"):
         assert f" {name}," in str(caught.value) or str(caught.value).endswith(f" {name}")
 

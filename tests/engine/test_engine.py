@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm import ops
-from minillm.engine import speculative
-from minillm.engine.batching import engine
 from minillm.engine.batching.engine import Engine
+from minillm.engine.batching.running import generate
 from minillm.engine.completion import Timings
 from minillm.ops import draw
 from minillm.spec import Decoder as Spec
 from tests.helpers import tiny
-from tests.helpers.loops import Silent, listening, requests, texts
+from tests.helpers.loops import contiguous, listening, requests, texts
 from tests.helpers.specs import random_tokens, specs
 
 lengths = st.lists(st.integers(1, 14), min_size=2, max_size=5)
@@ -32,7 +31,7 @@ def prompts_of(lengths: list[int]) -> list[list[int]]:
 
 def run(model, rows, **options) -> tuple[list[tuple[int, str]], Timings]:
     timings = Timings()
-    return list(engine.generate(model, rows, timings, **options)), timings
+    return list(generate(model, rows, timings, **options)), timings
 
 
 @settings(max_examples=25)
@@ -92,7 +91,7 @@ def test_blocks_hold_what_a_contiguous_cache_holds(row: str, tmp_path: Path) -> 
     prompts = [text[:50], text[:1], text[:33], text[40:41], text[:28], text[:48]]
     alone, rows = (requests(prompts, 30, temperature=0.8) for _ in range(2))
     for each in alone:
-        list(speculative.generate(model, [each], Timings(), lambda _: Silent()))
+        contiguous(model, each)
     made = Engine(model, 96, max_rows=2, budget=20)
     going = [made.add(each) for each in rows]
     for _ in range(1000):
@@ -111,7 +110,7 @@ def test_of_a_prompt_that_is_all_there_the_last_token_is_read(row: str, found: i
     made = Engine(model, 160, max_rows=1)
     first, again = (made.add(each) for each in requests([text, text[:48]], 8))
     (alone,) = requests([text[:48]], 7)
-    list(engine.generate(model, [alone], Timings()))
+    list(generate(model, [alone], Timings()))
     for _ in range(100):
         made.step()
     assert (first.cached, again.cached) == (0, found)

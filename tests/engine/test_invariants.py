@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import minillm
-from minillm.engine.batching import store
-from minillm.engine.batching.engine import Engine, generate
+from minillm.engine.batching.engine import Engine
+from minillm.engine.batching.guessing import Wanted
 from minillm.engine.batching.request import GONE, Request
+from minillm.engine.batching.room import SIZE
+from minillm.engine.batching.running import generate
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling
 from minillm.model.decoder import Decoder
 from tests.helpers import tiny
+from tests.helpers.loops import always
 
 # Windows and none, in one model too, sinks, latents, experts, recurrent states, rotary scalings that go by the length.
 FAMILIES = [
@@ -49,11 +52,23 @@ class Requests(RuleBasedStateMachine):
 
     @initialize(
         row=st.sampled_from(FAMILIES), rows=st.integers(1, 4), budget=st.sampled_from((5, 20, 64)),
-        blocks=st.integers(6, 12), lag=st.sampled_from((0, 0, 2)), fixed=st.booleans(),
+        blocks=st.integers(6, 12), lag=st.sampled_from((0, 0, 2)), fixed=st.booleans(), guesses=st.integers(0, 3),
     )  # fmt: skip
-    def start(self, row: str, rows: int, budget: int, blocks: int, lag: int, fixed: bool) -> None:
+    def start(self, row: str, rows: int, budget: int, blocks: int, lag: int, fixed: bool, guesses: int) -> None:
         self.row, self.going = row, dict[int, tuple[Request, tuple[Any, ...]]]()
-        self.engine = Engine(model_of(row), blocks * store.SIZE, rows, budget, fixed, lag=lag)
+        guesser = always(self, guesses) if guesses and not fixed else None
+        self.engine = Engine(model_of(row), blocks * SIZE, rows, budget, fixed, lag=lag, guesser=guesser)
+
+    cost = 0.0
+
+    def propose(self, wanted: Wanted) -> list[list[int]]:
+        """What comes, but for some tokens here and there."""
+        found = []
+        for request, count in wanted:
+            at, expected = len(request.row.token_ids), alone(self.row, *self.going[request.number][1])
+            right = expected[at : at + count]
+            found.append([id if (at + n + request.number) % 3 else (id + 1) % VOCABULARY for n, id in enumerate(right)])
+        return found
 
     @rule(shared=st.integers(0, 60), own=st.integers(1, 20), seed=st.integers(0, 3), most=st.integers(1, MOST),
           salt=st.sampled_from((b"", b"a")), priority=st.integers(0, 1), client=st.sampled_from("ab"))  # fmt: skip
@@ -62,6 +77,15 @@ class Requests(RuleBasedStateMachine):
         row = Completion([*prompt], Sampling(temperature=0.9, seed=seed), most)
         made = self.engine.add(row, salt=salt, priority=priority, client=client)
         self.going[made.number] = made, (prompt, seed, most)
+
+    @rule(length=st.integers(1, 60), count=st.integers(2, 4), most=st.integers(1, MOST))
+    def fork(self, length: int, count: int, most: int) -> None:
+        """Several continuations of one prompt."""
+        prompt, leader = (*TEXT[:length],), None
+        for seed in range(count):
+            row = Completion([*prompt], Sampling(temperature=0.9, seed=seed), most)
+            made = self.engine.add(row, leader=leader)
+            self.going[made.number], leader = (made, (prompt, seed, most)), leader or made
 
     @precondition(lambda self: self.going)
     @rule(steps=st.integers(1, 6))
@@ -81,6 +105,7 @@ class Requests(RuleBasedStateMachine):
         under_way = [*self.engine.scheduler.running, *self.engine.scheduler.waiting]
         for group, blocks in self.engine.store.groups.items():
             held = [block for each in under_way for block in each.tables.get(group, ()) if block != GONE]
+            assert all(each.saved is None for each in under_way)
             assert blocks.users == {block: held.count(block) for block in held}
             idle = {*blocks.blank, *blocks.kept, *range(blocks.fresh, blocks.count)}
             assert len(idle) == blocks.free == blocks.count - len({*held})

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import minillm
 from minillm.engine import scoring
@@ -59,7 +56,7 @@ def test_a_batch_scores_what_each_pair_scores_alone(row: str, tmp_path: Path, mo
     expected = [alone(model, pair) for pair in pairs]
     assert [greedy for _, greedy in expected] == [False] * 5 + [True]
     for rows, piece in ((None, 2048), (1, 2048), (2, 2048), (1, 8)):
-        monkeypatch.setattr(scoring, "PREFILL_CHUNK", piece)
+        monkeypatch.setattr(scoring, "BUDGET", piece)
         found = score(model, pairs, max_rows=rows)
         assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
         for (ours, _), (theirs, _), (_, continuation) in zip(found, expected, pairs, strict=True):
@@ -72,14 +69,17 @@ def test_what_pairs_have_in_common_is_read_once(saved: Path, monkeypatch: pytest
     context = tiny.tokens(model.spec.vocab_size, 12).tolist()
     pairs: list[Pair] = [(context, [token]) for token in range(5)] + [(context[:7], [*context[7:], 3])]
     read: list[int] = []
-    hidden = scoring._hidden
-    monkeypatch.setattr(scoring, "_hidden", lambda model, rows: (read.append(len(rows)), hidden(model, rows))[1])
+    hidden = model.hidden_of_many
+    model.hidden_of_many = lambda tokens, *given: (read.append(len(tokens)), hidden(tokens, *given))[1]  # type: ignore[method-assign]
     monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 2 * model.spec.vocab_size)
     done: list[tuple[int, int]] = []
     found = score(model, pairs, progress=lambda *counts: done.append(counts))
-    score(model, pairs_of(model, [(9, 1)] * 5), max_rows=2)
-    assert read == [1, 2, 2, 1]
+    assert read == [12]
     assert done == [(6, 6)]
+    long = tiny.tokens(model.spec.vocab_size, 40).tolist()
+    choices: list[Pair] = [(long, [token, 7]) for token in range(3)]
+    assert score(model, choices) == [score(model, [pair])[0] for pair in choices]
+    assert read[1:] == [41, 2 * (41 - 32), 41, 41, 41]  # two blocks of the context are there for the second and third
     for pair, (logprob, greedy) in zip(pairs, found, strict=True):
         expected = alone(model, pair)
         assert (logprob, greedy) == (pytest.approx(expected[0], abs=PER_TOKEN * len(pair[1])), expected[1])
@@ -100,16 +100,3 @@ def test_the_longest_pair_that_fits(saved: Path) -> None:
     model = minillm.load(saved, dtype="float32", kernels="reference").model
     pair = pairs_of(model, [(121, 8)])[0]
     assert score(model, [pair])[0] == (pytest.approx(alone(model, pair)[0], abs=PER_TOKEN * 8), True)
-
-
-@given(st.lists(st.integers(1, 3000), max_size=40))
-def test_sequences_are_read_together_where_padding_is_cheap(lengths: list[int]) -> None:
-    groups = scoring.grouped(lengths)
-    assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
-    for group in groups:
-        widths = [lengths[i] for i in group]
-        assert max(widths) - min(widths) < scoring.PASS
-        assert len(group) == 1 or max(widths) * len(group) <= scoring.PREFILL_CHUNK
-    firsts = [[lengths[i] for i in group] for group in groups]
-    for one, other in itertools.pairwise(firsts):  # no two of them would have gone together
-        assert one[0] - other[0] >= scoring.PASS or one[0] * (len(one) + 1) > scoring.PREFILL_CHUNK

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from minillm.bench.throughput import drawn
-from minillm.engine.batching import engine
+from minillm.engine.batching import running
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.graphs import step
 from minillm.model.costs import bytes_per_step, cached_values_seen
@@ -94,7 +94,7 @@ def throughput(run: Run, models: Models, without: list[str]) -> None:
             {**values, "peak GB": peak_memory(run.device) / 1e9}, message="" if count == wanted else "not to the end"
         )
 
-    for _ in engine.generate(model, rows, timings, max_rows=sequences):
+    for _ in running.generate(model, rows, timings, max_rows=sequences):
         count, now = count + 1, time.monotonic()
         if now - told > EACH or now > until:
             tell(now)
@@ -105,7 +105,7 @@ def throughput(run: Run, models: Models, without: list[str]) -> None:
 
 
 def warm(model: Any, sequences: int, tokens: int) -> None:
-    for _ in engine.generate(model, requests(model, min(sequences, 4), tokens, tokens, 1), Timings(), sequences):
+    for _ in running.generate(model, requests(model, min(sequences, 4), tokens, tokens, 1), Timings(), sequences):
         pass
 
 

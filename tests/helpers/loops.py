@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from minillm import ops
+from minillm.engine.batching.guessing import Guesser, Proposer
+from minillm.engine.choosing import Chooser
 from minillm.engine.completion import Completion, Timings
 from minillm.engine.sampling import Sampling
+from minillm.model.cache import Cache
 from minillm.model.decoder import Decoder
 from minillm.ops.draw import sample
 from minillm.spec import Decoder as Spec
+from minillm.spec import LongRopeScaling
 from tests.helpers.specs import build
 
 Run = Callable[[Decoder, list[Completion], Timings], Iterator[tuple[int, str]]]
@@ -48,11 +52,27 @@ def listening(
     return model, heard
 
 
-class Silent:
-    """Guesses nothing, so that a loop with guesses goes token by token."""
+def contiguous(model: Decoder, row: Completion) -> None:
+    """A completion token by token over a cache of its own: what blocks and batches must not change. Where LongRoPE
+    begins to turn all keys otherwise, all is read anew."""
+    device = model.embedding.weight.device
+    cache, limits = None, {each.rope.scaling.original_positions for each in model.spec.attentions
+                           if each.rope is not None and isinstance(each.rope.scaling, LongRopeScaling)}  # fmt: skip
+    while row.finish_reason is None:
+        sequence = row.sequence
+        if cache is None or cache.length in limits:
+            cache = Cache(model.spec, 1, len(row.prompt) + row.max_new_tokens, model.dtype, device)
+            cache.prompt_length = len(sequence)
+        with torch.inference_mode():
+            logits_1V = model(torch.tensor([sequence[cache.length :]]), cache, last_only=True)[:, -1]
+            row.push(int(Chooser(model, [row])(logits_1V)))
 
-    def propose(self, row: Completion, count: int) -> list[int]:
-        return []
+
+def always(proposer: Proposer, count: int) -> Guesser:
+    """Guesses whether they pay or not."""
+    made = Guesser(proposer, count)
+    made._pays = lambda *_: True
+    return made
 
 
 def requests(prompts: list[list[int]], most: int, stops: set[int] = frozenset(), **sampling: Any) -> list[Completion]:

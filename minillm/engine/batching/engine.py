@@ -10,25 +10,27 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from minillm.engine.asked import LOGITS_AT_ONCE, scored
+from minillm.engine.batching.flying import Fetched, Flying
+from minillm.engine.batching.guessing import Guesser
 from minillm.engine.batching.pace import Pace
-from minillm.engine.batching.passes import Single, mixed
+from minillm.engine.batching.passes import Single, alone, mixed
 from minillm.engine.batching.recorded import Recorded
 from minillm.engine.batching.request import Request
+from minillm.engine.batching.room import BUDGET, MAX_ROWS, SIZE, counts
 from minillm.engine.batching.scheduler import Scheduler, Work
-from minillm.engine.batching.store import SIZE, Store, counts, nbytes, positions_in, room_left
+from minillm.engine.batching.store import Store
 from minillm.engine.choosing import NOT_FINITE, Chooser
 from minillm.engine.completion import Completion, Timings
-from minillm.guard import memory
 from minillm.model.decoder import Decoder
 
-MAX_ROWS = 32
-BUDGET = 2048  # tokens of a pass: bounds masks and activations
 LAG = 4  # steps that a GPU is ahead of what the host has read, so that it never waits to be asked
 
 Found = list[tuple[Request, str]]  # requests that have a new token, each with the text that it adds
@@ -55,6 +57,7 @@ class Engine:
         lag: int | None = None,
         pace: float | None = None,
         timings: Timings | None = None,
+        guesser: Guesser | None = None,
     ):
         self.model, self.deterministic, self.timings = model, deterministic, timings or Timings()
         self.device = model.embedding.weight.device
@@ -63,9 +66,10 @@ class Engine:
         self.scheduler = Scheduler(self.store, max_rows, budget, fixed=deterministic)
         self.recorded = Recorded(model, self.store)
         self.pace = None if pace is None else Pace(pace)
+        self.guesser = guesser
         self.numbers = itertools.count()
         self.chooser: tuple[list[Request], Chooser] | None = None
-        self.flying: deque[tuple[list[Request], Fetched]] = deque()
+        self.flying: deque[Flying] = deque()
         self.drawn: Tensor | None = None  # the last of them, int64 [n]
 
     def add(self, row: Completion, **how: Any) -> Request:
@@ -76,7 +80,20 @@ class Engine:
 
     def request(self, row: Completion, **how: Any) -> Request:
         """A request with the next number, which is not taken in yet."""
-        return Request(row, number=next(self.numbers), **how)
+        reader = row.asked.reader
+        if row.asked.prompt_logprobs is not None:
+            row.prompt_scores, reader = [None] * len(row.prompt), partial(self._score, row)
+        return Request(row, number=next(self.numbers), reader=reader, **how)
+
+    def _score(self, row: Completion, start: int, x_TE: Tensor) -> None:
+        """Scores of the tokens of a prompt that follow hidden states from a position on."""
+        following = row.prompt[start + 1 : start + 1 + len(x_TE)]
+        size = max(LOGITS_AT_ONCE // self.model.spec.vocab_size, 1)
+        for at in range(0, len(following), size):
+            tokens = following[at : at + size]
+            logits_NV = self.model.logits(x_TE[None, at : at + len(tokens)])[0]
+            found = scored(logits_NV, tokens, row.asked.prompt_logprobs or 0)
+            row.prompt_scores[start + at + 1 : start + at + 1 + len(tokens)] = found
 
     def check(self, row: Completion) -> None:
         """Raise ValueError for a request that can never come to its end."""
@@ -92,7 +109,7 @@ class Engine:
         self.flying.clear()
         self.chooser, under_way = None, [*(self.scheduler.running or self.scheduler.waiting)]
         for request in under_way:
-            request.flying, request.error = 0, reason
+            request.flying, request.guesses, request.error = 0, [], reason
         return [(request, "") for request in under_way]
 
     def cancel(self, request: Request) -> None:
@@ -125,52 +142,130 @@ class Engine:
     def _planned(self) -> Work:
         if self.flying:
             return self.scheduler.again()
-        return self.scheduler.plan(None if self.pace is None else self.pace.budget(BUDGET, SIZE))
+        work = self.scheduler.plan(None if self.pace is None else self.pace.budget(BUDGET, SIZE))
+        return work if self.guesser is None else self.guesser.guess(work, self.store, self.scheduler.budget)
 
     def _pass(self, work: Work) -> Found:
-        requests = [request for request, _ in work]
-        known = [request for request, count in work if count == request.unread]
-        if all(count == 1 for _, count in work):
-            drawn = self.drawn.clamp(min=0) if self.flying and self.drawn is not None else None
-            logits_NV = self.recorded(Single.of(requests, self.store, self.device, drawn))
-        else:
-            last = [end - 1 for end in itertools.accumulate(count for _, count in work)]
-            wanted = [at for at, (request, count) in zip(last, work, strict=True) if count == request.unread]
-            x_1NE = mixed(self.model, work, self.store)
-            logits_NV = self.model.logits(x_1NE[:, wanted])[0] if wanted else x_1NE[0, :0]
+        logits_NV, last = self._logits(work)
         for request, count in work:
-            self.store.advance(request, count)
+            if not request.guesses:
+                self.store.advance(request, count)
+        known = [request for request in last if request.row.max_new_tokens]
+        read = [request for request in last if not request.row.max_new_tokens]
+        for request in read:
+            request.row.finish_reason = "length"
+        rows = [at for request in known for at in last[request]]
+        for leader in [each for each in known if not each.row.token_ids and not each.flying]:
+            for other in self.scheduler.followers(leader):
+                if self.store.fork(leader, other):
+                    self.scheduler.join(other)
+                    known, rows = [*known, other], [*rows, *last[leader]]
+        found = [(request, "") for request in read]
         if not known:
-            return []
-        if self.chooser is None or self.chooser[0] != known:
-            self.chooser = known, Chooser(self.model, [each.row for each in known])
-        self.drawn = self.chooser[1](logits_NV)
-        self.flying.append((known, Fetched(self.drawn)))
+            return found
+        logits_NV = logits_NV if rows == list(range(len(logits_NV))) else logits_NV[rows]
+        self.drawn = self._chooser(known)(logits_NV)
+        self.flying.append(Flying(known, Fetched(self.drawn), logits_NV))
         for request in known:
             request.flying += 1
-        return [] if self._steady() and len(self.flying) <= self.lag else self._landed()
+        return found if self._steady() and len(self.flying) <= self.lag else found + self._landed()
+
+    def _logits(self, work: Work) -> tuple[Tensor, dict[Request, range]]:
+        """A pass: logits behind tokens, and which of them are behind the last known token of a request that is through,
+        and behind each of its guesses."""
+        ends = [*itertools.accumulate(count for _, count in work)]
+        through = [
+            (request, range(end - 1 - len(request.guesses), end))
+            for end, (request, count) in zip(ends, work, strict=True)
+            if count == request.unread + len(request.guesses)
+        ]
+        readers = [pair for pair in zip(ends, work, strict=True) if pair[1][0].wants(pair[1][1])]
+        if not readers and all(alone(pair, self.store) for pair in work):
+            drawn = self.drawn.clamp(min=0) if self.flying and self.drawn is not None else None
+            return self.recorded(Single.of(work, self.store, self.device, drawn)), dict(through)
+        x_1NE = mixed(self.model, work, self.store)
+        for end, (request, count) in readers:
+            skipped = max(request.row.asked.read_from - request.computed, 0)
+            read = min(len(request.row.prompt) - request.computed, count)
+            assert request.reader is not None
+            request.reader(request.computed + skipped, x_1NE[0, end - count + skipped : end - count + read])
+        wanted = [at for _, each in through for at in each]
+        firsts = itertools.accumulate((len(each) for _, each in through), initial=0)
+        logits_NV = self.model.logits(x_1NE[:, wanted])[0] if wanted else x_1NE[0, :0]
+        places = {request: range(at, at + len(each)) for at, (request, each) in zip(firsts, through, strict=False)}
+        return logits_NV, places
+
+    def _chooser(self, known: list[Request]) -> Chooser:
+        """What draws the next tokens of these; the last one where it is for the same."""
+        if any(request.guesses for request in known):
+            self.chooser = None
+            pairs = [(each.row, each.guesses[:n]) for each in known for n in range(len(each.guesses) + 1)]
+            return Chooser(self.model, [row for row, _ in pairs], [assumed for _, assumed in pairs])
+        if self.chooser is None or self.chooser[0] != known:
+            self.chooser = known, Chooser(self.model, [each.row for each in known])
+        return self.chooser[1]
 
     def _steady(self) -> bool:
         """Whether the next pass is known before the tokens of the last: all that is under way is decoded and goes on,
         nothing can join, and there are blocks for all."""
         running = self.scheduler.running
-        if not self.lag or self.deterministic or self.store.long or self.chooser is None or self.chooser[0] != running:
+        if not self.lag or self.deterministic or self.store.long or self.guesser is not None:
+            return False
+        if self.chooser is None or self.chooser[0] != running:
             return False
         joins = self.scheduler.waiting and len(running) < self.scheduler.max_rows
-        goes_on = all(not each.finished and not each.late and each.row.remaining > each.flying for each in running)
+        goes_on = all(
+            not each.finished and not each.late and each.row.remaining > each.flying and each.row.asked.late
+            for each in running
+        )
         return goes_on and not joins and all(each.free >= len(running) for each in self.store.groups.values())
 
     def _landed(self) -> Found:
-        requests, fetched = self.flying.popleft()
-        found = []
-        for request, token in zip(requests, fetched.read(), strict=True):
+        flying = self.flying.popleft()
+        tokens, found, at = flying.fetched.read(), Found(), 0
+        for request in flying.requests:
+            drawn = tokens[at : at + 1 + len(request.guesses)]
             request.flying -= 1
-            if request.finished:
-                continue
+            before = len(request.row.token_ids)
+            if not request.finished:
+                found += self._taken(request, drawn)
+            elif request.error:
+                found.append((request, ""))
+            taken = request.row.token_ids[before:]
+            if request.row.asked.logprobs is not None and taken:
+                logits_NV = flying.logits_NV[at : at + len(taken)]
+                request.row.scores += scored(logits_NV, taken, request.row.asked.logprobs)
+            if request.guesses:
+                self._checked(request, drawn, len(taken) - 1)
+            at += len(drawn)
+        return found
+
+    def _taken(self, request: Request, drawn: Sequence[int]) -> Found:
+        """What was drawn, up to the first that is not as guessed."""
+        found, row = Found(), request.row
+        now = request.times.last = time.monotonic()
+        request.times.first = request.times.first or now
+        for token, guess in itertools.zip_longest(drawn, request.guesses):
             if token < 0:
                 request.error = NOT_FINITE
-            found.append((request, "" if request.error else request.row.push(token)))
+            found.append((request, "" if request.error else row.push(token)))
+            if request.finished or token != guess:
+                break
         return found
+
+    def _checked(self, request: Request, drawn: Sequence[int], taken: int) -> None:
+        """Compare what was drawn with the guesses, of which so many were taken; the others are taken back, with a state
+        all of them."""
+        wrong = [guess != token for guess, token in zip(request.guesses, drawn, strict=False)]
+        right, count, request.guesses = [*wrong, True].index(True), len(wrong), []
+        self.timings.drafted_tokens += count
+        self.timings.accepted_tokens += right
+        assert self.guesser is not None
+        self.guesser.saw(request, count, right)
+        if request.saved is not None and taken < count:
+            return self.store.restore(request)
+        self.store.forget(request)
+        self.store.advance(request, request.unread - 1)
 
     def _count(self, seconds: float, work: Work, found: Found) -> None:
         """A pass over prompts counts for them, with the first token behind each; what is read again for the text."""
@@ -184,56 +279,3 @@ class Engine:
         later = sum(len(request.row.token_ids) > 1 for request, _ in found)
         self.timings.decode_tokens += later
         self.timings.decode_steps += later > 0
-
-
-@torch.inference_mode()
-def generate(
-    model: Decoder,
-    rows: Sequence[Completion],
-    timings: Timings,
-    max_rows: int = MAX_ROWS,
-    deterministic: bool = False,
-    lag: int | None = None,
-) -> Iterator[tuple[int, str]]:
-    """Run completions, at most `max_rows` at a time, until each has finished; yields (row, new text) as it comes.
-    Raises ValueError where a row cannot go on: its logits are not numbers to choose by, or the cache has no room."""
-    max_rows = min(max_rows, len(rows))
-    positions, share = room_for(model, rows, max_rows), len(rows) > 1
-    engine = Engine(model, positions, max_rows, deterministic=deterministic, share=share, lag=lag, timings=timings)
-    numbers = {engine.add(row): index for index, row in enumerate(rows)}
-    while engine.busy:
-        for request, text in engine.step():
-            if request.error:
-                raise ValueError(request.error)
-            if text:
-                yield numbers[request], text
-
-
-def room_for(model: Decoder, rows: Sequence[Completion], max_rows: int) -> int:
-    """Positions for the largest requests that can be under way together, or as many as fit into what memory is left.
-    Raises ValueError where a prompt alone does not."""
-    sizes = sorted((-(-(len(row.prompt) + row.max_new_tokens) // SIZE) * SIZE for row in rows), reverse=True)
-    wanted, least = sum(sizes[:max_rows]), max(len(row.prompt) for row in rows) + SIZE
-    if (left := room_left(model)) is None:
-        return wanted
-    fits = positions_in(model, left, max_rows, BUDGET)
-    if fits < least:
-        needed = nbytes(model, counts(model, least, max_rows, BUDGET))
-        memory.refuse(needed, f"a cache of {least:,} positions", "take a shorter prompt")
-    return min(wanted, max(fits, least))
-
-
-class Fetched:
-    """Tokens `[n]` on their way to the host; on a CPU they are there."""
-
-    def __init__(self, tokens_N: Tensor):
-        self.tokens_N, self.arrived = tokens_N, None
-        if tokens_N.device.type == "cuda":
-            self.tokens_N = torch.empty(tokens_N.shape, dtype=tokens_N.dtype, pin_memory=True)
-            self.tokens_N.copy_(tokens_N, non_blocking=True)
-            self.arrived = torch.cuda.current_stream(tokens_N.device).record_event()
-
-    def read(self) -> list[int]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.tokens_N.tolist()

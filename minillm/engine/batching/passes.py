@@ -32,13 +32,15 @@ class Single:
     lengths: tuple[int, ...]  # of the sequences, for rotary scalings that go by them
 
     @classmethod
-    def of(cls, requests: Sequence[Request], store: Store, device: torch.device, drawn: Tensor | None = None) -> Single:
-        """The next token of each; int64 `[n]` where they were `drawn` and only the device knows them."""
-        tables = {group: tabled([each.tables[group] for each in requests], device) for group in store.groups}
-        positions = [each.computed for each in requests]
-        lengths = sum((turned_as(each, store, each.computed, each.computed + 1) for each in requests), ())
+    def of(cls, work: Work, store: Store, device: torch.device, drawn: Tensor | None = None) -> Single:
+        """The next tokens of each, as rows of their own; int64 `[n]` where they were `drawn` and only the device knows
+        them. A guess sees the tokens before it, as their keys are stored before any row attends."""
+        rows = [(each, each.computed + index) for each, count in work for index in range(count)]
+        tables = {group: tabled([each.tables[group] for each, _ in rows], device) for group in store.groups}
+        positions = [at for _, at in rows]
+        lengths = sum((turned_as(each, store, at, at + 1) for each, at in rows), ())
         if drawn is None:
-            known = [each.ids(at, at + 1)[0] for each, at in zip(requests, positions, strict=True)]
+            known = [each.ids(at, at + 1)[0] for each, at in rows]
             drawn = torch.tensor(known, dtype=torch.int64, device=device)
         return cls(drawn, torch.tensor(positions, dtype=torch.int64, device=device), tables, lengths)
 
@@ -63,11 +65,11 @@ def hidden(model: Decoder, single: Single, store: Store) -> Tensor:
 
 
 def mixed(model: Decoder, work: Work, store: Store) -> Tensor:
-    """`[1, N, E]` behind the last layer, of tokens in the order of the work: single ones first."""
+    """`[1, N, E]` behind the last layer, of tokens in the order of the work: those `alone` first."""
     device = model.embedding.weight.device
-    single = Single.of([request for request, count in work if count == 1], store, device)
+    single = Single.of([pair for pair in work if alone(pair, store)], store, device)
     base = single.ragged(store.size)
-    pieces = [(request, count) for request, count in work if count > 1]
+    pieces = [pair for pair in work if not alone(pair, store)]
     tokens, positions, lengths = [single.tokens], [single.positions], [*single.lengths]
     slots = {group: [each[0]] for group, each in base.slots.items()}
     made, at = [], len(single.tokens)
@@ -87,6 +89,13 @@ def mixed(model: Decoder, work: Work, store: Store) -> Tensor:
     ragged = Ragged(base.singles, base.paged, base.position_N, base.states, places, tuple(made))
     whole = torch.cat(tokens), torch.cat(positions), tuple(lengths) or (0,)
     return model.hidden_of_many(*whole, ragged, store.pools.layers)
+
+
+def alone(pair: tuple[Request, int], store: Store) -> bool:
+    """Whether tokens of a request go through as rows of their own: the one that is decoded, and guesses behind it, but
+    for a state, which has one token after the other."""
+    request, count = pair
+    return count == 1 or (count == 1 + len(request.guesses) and "state" not in store.groups)
 
 
 def turned_as(request: Request, store: Store, first: int, last: int) -> tuple[int, ...]:

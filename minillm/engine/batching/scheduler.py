@@ -8,6 +8,7 @@ to be computed anew later; the oldest never does, so that there is always one th
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from minillm.engine.batching.request import Request
@@ -88,21 +89,33 @@ class Scheduler:
         self.waiting.insert(0, request)
 
     def _next(self) -> Request | None:
-        """The request whose turn it is, where there is room for all that it has; it is under way then."""
-        if not self.waiting:
-            return None
+        """The request whose turn it is, where there is room for all that it has; it is under way then. Those whose
+        beginning another is reading just now wait for it."""
         under_way = [each.client for each in self.running]
-        request = min(
-            self.waiting,
+        turns = sorted(
+            (each for each in self.waiting if not each.follows),
             key=lambda each: (not each.preempted, -each.priority, under_way.count(each.client), each.number),
         )
+        request = next((each for each in turns if not self.store.coming(each, self.running)), None)
+        if request is None:
+            return None
         self.store.recall(request)
-        if not self.store.enough(request, request.length + 1):
+        if not self.store.enough(request, request.length + min(request.row.remaining, 1)):
             self.store.release(request)
             return None
+        self.join(request)
+        return request
+
+    def join(self, request: Request) -> None:
+        """It is under way now."""
         self.waiting.remove(request)
         self.running.append(request)
-        return request
+        request.times.started = request.times.started or time.monotonic()
+
+    def followers(self, request: Request) -> list[Request]:
+        """Those that wait for what it has read, as many as may join."""
+        waiting = [each for each in self.waiting if each.leader is request and not each.finished]
+        return waiting[: self.max_rows - len(self.running)]
 
     def _sweep(self) -> None:
         """Let go of what has ended, or is late; begin anew what LongRoPE now turns otherwise."""

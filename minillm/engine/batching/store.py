@@ -7,76 +7,17 @@ for the state, and a copy of it at the end of a block of tokens, for a state can
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from minillm.engine.batching.blocks import Blocks
 from minillm.engine.batching.names import extended
 from minillm.engine.batching.request import GONE, Request
-from minillm.guard import memory
+from minillm.engine.batching.room import SIZE, reach
 from minillm.model.decoder import Decoder
-from minillm.model.pools import Group, Pools, StatePool, bytes_of
+from minillm.model.pools import Group, Pools, StatePool
 from minillm.spec import DynamicScaling, LongRopeScaling
-
-SHARE = 0.5  # of the memory that is left, for a cache of which nobody says how large it may be
-SIZE = 16  # positions of a block: at most 15 of a shared prefix are read in vain
-
-
-def counts(decoder: Decoder, positions: int, rows: int, piece: int) -> dict[Group, int]:
-    """Blocks of each group for `positions` in all, of at most `rows` requests at a time that are read in pieces of so
-    many tokens: layers with a window need less, and as much again is for prefixes that may be asked for."""
-    found: dict[Group, int] = {}
-    blocks = -(-positions // SIZE)
-    for group in bytes_of(decoder.spec, SIZE, decoder.dtype):
-        if group == "state":
-            found[group] = 3 * rows + 1
-        elif group is None:
-            found[group] = blocks
-        else:
-            found[group] = min(blocks, 2 * rows * reach(group, piece))
-    return found
-
-
-def reach(window: int, piece: int) -> int:
-    """Blocks that a piece of a text touches in layers with a window, however it lies."""
-    return -(-(window + piece) // SIZE) + 1
-
-
-def nbytes(decoder: Decoder, blocks: Mapping[Group, int]) -> int:
-    """Of so many blocks of each group."""
-    return sum(count * blocks[group] for group, count in bytes_of(decoder.spec, SIZE, decoder.dtype).items())
-
-
-def positions_in(decoder: Decoder, room: int, rows: int, piece: int) -> int:
-    """For how many positions so many bytes are enough; see `counts`."""
-    low, high = 0, 2**40
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (
-            (middle, high) if nbytes(decoder, counts(decoder, middle, rows, piece)) <= room else (low, middle - 1)
-        )
-    return low // SIZE * SIZE
-
-
-def room_left(decoder: Decoder) -> int | None:
-    """Bytes for a cache where the model is: all that is left on a CPU, nine tenths of it on a GPU, where passes need
-    some; None where the system does not say."""
-    device = decoder.embedding.weight.device
-    return torch.cuda.mem_get_info(device)[0] * 9 // 10 if device.type == "cuda" else memory.available()
-
-
-def bytes_for(decoder: Decoder, wanted: float | None) -> int:
-    """What a cache may take: bytes, or a share of up to 1 of what is left (default: a half). Raises ValueError for what
-    it cannot be."""
-    share = SHARE if wanted is None else wanted
-    if share <= 0:
-        raise ValueError(f"the memory for the cache is {wanted}; give a number of bytes, or a share of up to 1")
-    if share > 1:
-        return int(share)
-    if (left := room_left(decoder)) is None:
-        raise ValueError("this system does not say how much memory is left; give the cache's in bytes")
-    return int(share * left)
 
 
 class Store:
@@ -126,6 +67,7 @@ class Store:
             for block in reversed(table):
                 if block != GONE:
                     self.groups[group].drop(block)
+        self.forget(request)
         request.tables, request.computed, request.named = {}, 0, 0
 
     def advance(self, request: Request, count: int) -> None:
@@ -142,16 +84,9 @@ class Store:
                 table[index] = GONE
 
     def recall(self, request: Request) -> None:
-        """Let a request that has nothing use what is there of its prefix: all but its last token, at most, whose logits
-        are wanted."""
-        salt = self.salt(request)
-        if request.salted != salt:
-            request.salted, request.names = salt, []
-        if not (self.share and self._lasting(request)):
-            return
-        names = extended(request.names, request.ids(0, request.length), self.size, salt)
-        count = self._longest(names[: (request.length - 1) // self.size])
-        if not count:
+        """Let a request that has nothing use what is there of its prefix."""
+        names = self._names(request)
+        if not (self.share and self._lasting(request)) or not (count := self._longest(names)):
             return
         for group, blocks in self.groups.items():
             if group == "state":
@@ -170,6 +105,58 @@ class Store:
             request.tables[group] = [GONE] * first + [blocks.share(block) for block in found if block is not None]
         request.named, request.computed, request.cached = count, count * self.size, count * self.size
 
+    def coming(self, request: Request, running: Sequence[Request]) -> bool:
+        """Whether the block behind those that are there for it is being computed for another one now."""
+        reading = [each for each in running if each.reading]
+        if not (self.share and reading and self._lasting(request)):
+            return False
+        names = self._names(request)
+        there = self._longest(names)
+        return there < len(names) and any(names[there] in each.names[each.named :] for each in reading)
+
+    def fork(self, request: Request, other: Request) -> bool:
+        """Let another with the same prompt, which has nothing, have what is computed of it: full blocks are shared, the
+        last one and states are copied, as both will write there. False, and nothing, where there are no blocks."""
+        full = request.computed // self.size
+        shared = {group: 0 if group == "state" else full for group in request.tables}
+        if any(len(table) > shared[group] + self.groups[group].free for group, table in request.tables.items()):
+            return False
+        for group, table in request.tables.items():
+            blocks, count = self.groups[group], shared[group]
+            other.tables[group] = [block if block == GONE else blocks.share(block) for block in table[:count]]
+            for source in table[count:]:
+                other.tables[group].append(blocks.take())
+                self.pools.copy(group, source, other.tables[group][-1])
+        other.computed, other.named, other.cached = request.computed, request.named, request.computed
+        other.names, other.salted = [*request.names], request.salted
+        return True
+
+    def save(self, request: Request) -> bool:
+        """Keep a copy of its state, which guesses may spoil; False where there is no block for it."""
+        if (blocks := self.groups.get("state")) is None:
+            return True
+        if not blocks.free:
+            return False
+        request.saved = blocks.take()
+        self.pools.copy("state", request.tables["state"][0], request.saved)
+        return True
+
+    def restore(self, request: Request) -> None:
+        """Go back to the state that was saved."""
+        if request.saved is not None:
+            self.groups["state"].drop(request.tables["state"][0])
+            request.tables["state"][0], request.saved = request.saved, None
+
+    def forget(self, request: Request) -> None:
+        """Go on with the state as it is."""
+        if request.saved is not None:
+            self.groups["state"].drop(request.saved)
+            request.saved = None
+
+    def alike(self, request: Request) -> int:
+        """How many more tokens leave its keys turned as they are."""
+        return min((each - request.length for each in self.long if request.length <= each), default=2**62)
+
     def ahead(self, request: Request) -> int:
         """How many of its tokens may be read in one piece: where there is a state to keep, up to the last end of a
         block that another request with this beginning could go on from."""
@@ -180,6 +167,14 @@ class Store:
     def salt(self, request: Request) -> bytes:
         """What its keys depend on beside the tokens: LongRoPE turns all of them by the length of the whole."""
         return bytes(request.length > each for each in sorted(self.long)) + request.salt
+
+    def _names(self, request: Request) -> list[bytes]:
+        """Of the full blocks that it need not compute where they are there."""
+        if request.salted != (salt := self.salt(request)):
+            request.salted, request.names = salt, []
+        if not self.share:
+            return []
+        return extended(request.names, request.ids(0, request.length), self.size, salt)[: request.known // self.size]
 
     def _lasting(self, request: Request) -> bool:
         """Whether its keys are the same in a longer text: dynamic scaling turns each by the length at that time."""

@@ -14,12 +14,12 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from minillm.engine.batching.engine import BUDGET, MAX_ROWS, Engine
+from minillm.engine.batching.engine import Engine
 from minillm.engine.batching.request import Request
-from minillm.engine.batching.store import bytes_for, positions_in
+from minillm.engine.batching.room import BUDGET, MAX_ROWS, bytes_for, positions_in
 from minillm.engine.completion import Completion
 from minillm.model.decoder import Decoder
 
@@ -50,20 +50,32 @@ class Ticket:
 
     def __iter__(self) -> Iterator[str]:
         while (piece := self._pieces.get()) is not None:
-            yield piece
+            if piece:
+                yield piece
         self._raise()
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        loop, there = asyncio.get_running_loop(), asyncio.Event()
-        self._wake = lambda: loop.call_soon_threadsafe(there.set)
-        while True:
-            there.clear()
-            while not self._pieces.empty():
-                if (piece := self._pieces.get()) is None:
-                    self._raise()
-                    return
+        given = 0
+        async for _ in self.changes():
+            if piece := self.row.text[given:]:
+                given += len(piece)
                 yield piece
-            await there.wait()
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Wakes its caller when `row` has something new, any token, and when it has ended; then raises `Failed` where
+        it could not go on."""
+        loop, there, ended = asyncio.get_running_loop(), asyncio.Event(), False
+        self._wake = lambda: loop.call_soon_threadsafe(there.set)
+        while not ended:
+            there.clear()
+            new = False
+            while not self._pieces.empty():
+                new, ended = True, self._pieces.get() is None
+            if new:
+                yield
+            if not ended:
+                await there.wait()
+        self._raise()
 
     def _raise(self) -> None:
         if self.request.error is not None:
@@ -105,17 +117,27 @@ class AsyncEngine:
     def submit(self, row: Completion, **how: Any) -> Ticket:
         """Hand in a request; `how` are fields of `Request` (priority, client, salt, deadline). Raises ValueError for
         one that can never have room, `Busy` where too many wait or the engine is being closed."""
-        self.engine.check(row)
-        ticket = Ticket(self.engine.request(row, **how))
+        return self.submit_many([row], **how)[0]
+
+    def submit_many(self, rows: Sequence[Completion], **how: Any) -> list[Ticket]:
+        """Hand in requests with the same prompt: it is read once, for the first, and the others take it over."""
+        for row in rows:
+            self.engine.check(row)
+            if row.prompt != rows[0].prompt:
+                raise ValueError("requests that are handed in together have the same prompt; submit each of these")
+        first, *others = [self.engine.request(row, **how) for row in rows]
+        for other in others:
+            other.leader = first
+        tickets = [Ticket(request) for request in (first, *others)]
         with self._lock:
             if not self._open:
                 raise Busy("the engine is closing and takes no more requests")
-            if self._count >= self.engine.scheduler.max_rows + self.max_waiting:
+            if self._count + len(tickets) > self.engine.scheduler.max_rows + self.max_waiting:
                 raise Busy(f"all {self.max_waiting:,} places in the queue are taken; try again later")
-            self._count += 1
+            self._count += len(tickets)
             self._idle.clear()
-        self._messages.put(lambda: self._add(ticket))
-        return ticket
+        self._messages.put(lambda: self._add(tickets))
+        return tickets
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request before the next step; it is no error if it has ended."""
@@ -153,8 +175,7 @@ class AsyncEngine:
             except Exception as error:  # the requests of this step end, and the engine lives on
                 found = self.engine.abandon(f"a step failed: {type(error).__name__}: {error}")
             for request, piece in found:
-                if piece:
-                    self._tickets[request].put(piece)
+                self._tickets[request].put(piece)
             self._settle()
 
     def _settle(self) -> None:
@@ -167,9 +188,10 @@ class AsyncEngine:
                 if not self._count:
                     self._idle.set()
 
-    def _add(self, ticket: Ticket) -> None:
-        self.engine.scheduler.waiting.append(ticket.request)
-        self._tickets[ticket.request] = ticket
+    def _add(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            self.engine.scheduler.waiting.append(ticket.request)
+            self._tickets[ticket.request] = ticket
         self._last = time.monotonic()
 
     def _stop(self) -> None:
