@@ -1,4 +1,4 @@
-"""Prefill and decode as plain functions over a preallocated cache. `batch.py` and `speculative.py` have the loops.
+"""Prefill and decode as plain functions over a preallocated cache: for a loop of one's own, without the engine.
 
 Shapes: B batch, V vocabulary.
 """
@@ -37,15 +37,3 @@ def decode(model: Decoder, tokens: Sequence[int] | Tensor, cache: Cache) -> Tens
     if cache.graph is None and (record := graphs.recorder(model)):
         cache.graph = graphs.DecodeGraph(model, record)
     return cache.graph(tokens_B, cache) if cache.graph else graphs.step(model, tokens_B, cache)
-
-
-def decode_singly(model: Decoder, tokens: Sequence[int] | Tensor, caches: Sequence[Cache]) -> Tensor:
-    """Each token after what its own cache holds -> the logits `[B, V]` that follow, bit for bit those of a pass with
-    this token alone, as that is what each goes through: products, reductions and even elementwise functions may round
-    by how many rows they are given, as the last elements of a tensor take other instructions than the first.
-
-    A cache given several times holds one sequence, and its tokens follow each other.
-    """
-    tokens_B = torch.as_tensor(tokens, device=caches[0].device)
-    each = zip(tokens_B.split(1), caches, strict=True)
-    return torch.cat([decode(model, token_1, cache).clone() for token_1, cache in each])  # the next step overwrites

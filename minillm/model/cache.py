@@ -2,8 +2,8 @@
 
 A layer with a sliding window keeps a ring of `window` slots: position p lives in slot p mod window, so that decoding
 overwrites the one position that has just left the window. Rows of a batch are aligned at their end: row b starts with
-`padding[b]` positions that no query of that row ever sees. `rewind` takes back positions that were read in vain. A
-layer may keep nothing and read another's keys and values (`spec.KV.layer`).
+`padding[b]` positions that no query of that row ever sees. A layer may keep nothing and read another's keys and values
+(`spec.KV.layer`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from minillm.guard import memory
 from minillm.model.states import StateCache
 from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet, Mixer
 
-ROOM = 4096  # positions that are made room for at least: more than most answers have
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
 
@@ -64,18 +63,6 @@ class LayerCache:
         self.k[:, :, slots], self.v[:, :, slots] = k[:, :, -kept:], v[:, :, -kept:]
         return k, v
 
-    def slots(self, end: int, count: int) -> slice | Tensor:
-        """Where the `count` positions before `end` lie."""
-        size = self.k.shape[2]
-        first, last = (end - count) % size, (end - 1) % size
-        return slice(first, last + 1) if first <= last else torch.arange(end - count, end, device=self.k.device) % size
-
-    def take(self, source: LayerCache, end: int) -> None:
-        """What another cache keeps of the positions before `end`, as far as there is room for it."""
-        count = min(end, self.k.shape[2], source.k.shape[2])
-        to, of = self.slots(end, count), source.slots(end, count)
-        self.k[:, :, to], self.v[:, :, to] = source.k[:, :, of], source.v[:, :, of]
-
 
 class LatentCache:
     """What latent attention keeps of each position: its latent and its rotary key, `[B, capacity, R + P]`."""
@@ -100,10 +87,6 @@ class LatentCache:
         self.latent[:, start:end] = latent
         return self.latent[:, :end]
 
-    def take(self, source: LatentCache, end: int) -> None:
-        """As `LayerCache.take`."""
-        self.latent[:, :end] = source.latent[:, :end]
-
 
 class NoCache:
     """Of a layer that reads what another one keeps."""
@@ -117,9 +100,6 @@ class NoCache:
     def nbytes(spec: GQA, capacity: int, width: int) -> int:
         return 0
 
-    def take(self, *_: Any) -> None:
-        """Nothing: what there is, the other layer takes."""
-
 
 AnyCache = LayerCache | LatentCache | StateCache | NoCache
 KINDS: dict[type, type[AnyCache]] = {GQA: LayerCache, MLA: LatentCache, GatedDeltaNet: StateCache}
@@ -129,12 +109,6 @@ def kind(mixer: Mixer) -> type[AnyCache]:
     """What a layer keeps of the past."""
     borrows = isinstance(mixer, GQA) and mixer.kv.layer is not None
     return NoCache if borrows else KINDS[type(mixer)]
-
-
-def ahead(length: int, remaining: int) -> int:
-    """How many of the `remaining` positions that may come get room now, behind `length` that are there: as many again,
-    so that all copies together cost no more than one of the whole, and a text that never comes costs nothing."""
-    return min(remaining, max(ROOM, length))
 
 
 class Cache:
@@ -155,8 +129,6 @@ class Cache:
         self.graph: Any = None  # a decode step over this memory, once it is recorded (`engine/graphs.py`)
         self._shape(batch, capacity, padding)
         self.layers = [self._layer(index) for index in range(len(spec.layers))]
-        self._overwritten: list[tuple[LayerCache, Tensor, Tensor, Tensor]] = []
-        self._marked = 0
 
     def _shape(self, batch: int, capacity: int, padding: list[int] | None) -> None:
         self.batch, self.capacity = batch, capacity
@@ -172,41 +144,3 @@ class Cache:
         attention = self.spec.layers[index].attention
         made: Any = kind(attention)
         return made(attention, self.batch, self.capacity, self.dtype, self.device)
-
-    def reserve(self, count: int) -> None:
-        """Have room for `count` more positions. Where it lacks, what is held is copied, layer by layer, so that no
-        second cache of this size comes to exist."""
-        if self.length + count <= self.capacity:
-            return
-        self._shape(self.batch, self.length + max(count, ahead(self.length, self.length)), self.padding)
-        for index, held in enumerate(self.layers):
-            made: Any = self._layer(index)
-            if self.length:
-                made.take(held, self.length)
-            self.layers[index] = made
-
-    @property
-    def undoable(self) -> int:
-        """How many positions `mark` and `rewind` can take back: no more than the smallest ring has slots."""
-        return min((layer.ring for layer in self.layers if layer.ring is not None), default=self.capacity)
-
-    def mark(self, count: int) -> None:
-        """Note what the next `count` positions, at most `undoable`, will overwrite in rings, for `rewind`; recurrent
-        layers keep the state behind each of them."""
-        assert count <= self.undoable, f"{count} positions to take back of {self.undoable}"
-        self._marked, self._overwritten = self.length, []
-        for layer in self.layers:
-            if isinstance(layer, StateCache) and layer.widen(self.length, count + 1):
-                self.graph = None  # it was recorded over the memory that was left
-            if isinstance(layer, LayerCache) and layer.ring is not None:
-                slots = torch.arange(self.length, self.length + count, device=self.device) % layer.ring
-                self._overwritten.append((layer, slots, layer.k[:, :, slots], layer.v[:, :, slots]))
-
-    def rewind(self, length: int) -> None:
-        """Take back all positions from `length` on, none of which came before `mark`."""
-        assert self._marked <= length <= self.length
-        if length < self.length:
-            first = length - self._marked
-            for layer, slots, k, v in self._overwritten:
-                layer.k[:, :, slots[first:]], layer.v[:, :, slots[first:]] = k[:, :, first:], v[:, :, first:]
-        self.length = length

@@ -246,23 +246,6 @@ class Decoder(nn.Module):
         device = self.embedding.weight.device
         return [each for table in self._rotary.values() for each in table.kept(lengths, device)]
 
-    def outgrown(self, cache: Cache) -> list[int]:
-        """The rows that one more position takes past the length at which LongRoPE turns every key otherwise."""
-        scalings = [rope.scaling for rope in self._rotary]
-        limits = {scaling.original_positions for scaling in scalings if isinstance(scaling, spec.LongRopeScaling)}
-        return [row for row, padding in enumerate(cache.padding or [0]) if cache.length - padding in limits]
-
-    def alike(self, cache: Cache) -> int:
-        """How many more positions of a single row turn as they would one by one when they go through together: dynamic
-        scaling and LongRoPE turn by the length reached."""
-        left = [cache.capacity - cache.length]
-        for scaling in (rope.scaling for rope in self._rotary):
-            if isinstance(scaling, spec.DynamicScaling):
-                left.append(max(scaling.original_positions - cache.length, 1))
-            if isinstance(scaling, spec.LongRopeScaling) and cache.length < scaling.original_positions:
-                left.append(scaling.original_positions - cache.length)
-        return min(left)
-
     def destinations(self) -> dict[str, Destination]:
         """Where a checkpoint's tensors go: each parameter, or each named row block of a fused one as "name[part]"."""
         found: dict[str, Destination] = {}

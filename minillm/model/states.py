@@ -2,8 +2,8 @@
 positions as behind one.
 
 The state behind position p lies in slot p mod `states`, so that it never overwrites the one that it was made from: a
-step may be made twice, as a recording does, and gives the same. With more slots, states further back are there to
-return to (`Cache.mark`). The convolution's inputs lie in a ring too, as far back as any of these states needs them.
+step may be made twice, as a recording does, and gives the same. The convolution's inputs lie in a ring too, as far back
+as any of these states needs them.
 Nothing here depends on where a row begins: what is padded has left no trace.
 """
 
@@ -29,12 +29,11 @@ class StateCache:
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
-        states: int = STATES,
     ):
         self.spec = spec
         heads = self.shape(spec, batch)[1:]
-        self.state = torch.zeros((batch, states, *heads), dtype=torch.float32, device=device)
-        self.inputs = torch.zeros((batch, *self.of_inputs(spec, states)), dtype=dtype, device=device)
+        self.state = torch.zeros((batch, STATES, *heads), dtype=torch.float32, device=device)
+        self.inputs = torch.zeros((batch, *self.of_inputs(spec, STATES)), dtype=dtype, device=device)
 
     @staticmethod
     def shape(spec: GatedDeltaNet, batch: int) -> tuple[int, int, int, int]:
@@ -86,22 +85,3 @@ class StateCache:
     def _slots(self, end: int, count: int) -> Tensor:
         """Where the inputs of the `count` positions before `end` lie."""
         return torch.arange(end - count, end, device=self.inputs.device) % self.inputs.shape[1]
-
-    def take(self, source: StateCache, end: int) -> None:
-        """The state that another cache keeps behind the positions before `end`, and the inputs that come before the
-        next."""
-        self.state[:, (end - 1) % self.states] = source.state[:, (end - 1) % source.states]
-        kept = min(end, self.inputs.shape[1], source.inputs.shape[1])
-        self.inputs[:, self._slots(end, kept)] = source.inputs[:, source._slots(end, kept)]
-
-    def widen(self, end: int, states: int) -> bool:
-        """Have room for the states of so many positions, the one before `end` being the first; whether that moved
-        anything."""
-        if states <= self.states:
-            return False
-        batch, kind, device = len(self.state), self.inputs.dtype, self.inputs.device
-        made = StateCache(self.spec, batch, 0, kind, device, states)
-        if end:
-            made.take(self, end)
-        self.state, self.inputs = made.state, made.inputs
-        return True

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from minillm import spec
-from minillm.engine.windows import ROWS_AT_ONCE, sizes, windows
+from minillm.engine.windows import sizes, windows
 from minillm.llm import LLM
 from minillm.model.moe import MoE
 from minillm.ops.routing import Routing
 from minillm.routes.measure import Picks, joined, picks
 
 MAX_PICKS = 2**27  # choices that are kept, over all layers: some 16 bytes each with what goes with them
+
+ROWS_AT_ONCE = 4096  # tokens of windows that go through the model together
 
 
 class Recording(NamedTuple):

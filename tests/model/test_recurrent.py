@@ -97,27 +97,3 @@ def test_padding_leaves_no_trace() -> None:
     model(random_tokens(1, 9), padded)
     assert not padded.layers[0].state.any()
     assert not padded.layers[0].inputs.any()
-
-
-@pytest.mark.parametrize("singly", [False, True])
-@settings(max_examples=10, deadline=None)
-@given(st.integers(1, 70), st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=4))
-@torch.no_grad()
-def test_what_was_read_in_vain_is_taken_back(singly: bool, begin: int, rounds: list[tuple[int, int]]) -> None:
-    """Guesses are read behind a mark and some of them taken back, again and again, as in speculation."""
-    model, total = build(HYBRID), begin + sum(guessed for guessed, _ in rounds)
-    tokens = random_tokens(1, total)
-    cache, at = Cache(HYBRID, 1, total + 8, torch.float32), begin
-    model(tokens[:, :begin], cache)
-    for guessed, kept in rounds:
-        kept = min(kept, guessed)
-        right = tokens[:, at : at + kept]
-        read = torch.cat((right, (random_tokens(1, guessed - kept, seed=at) + 1) % 31), dim=1)
-        cache.mark(guessed)
-        for piece in read.split(1, dim=1) if singly else [read]:
-            model(piece, cache)
-        at += kept
-        cache.rewind(at)
-    following = random_tokens(1, 1, seed=99)
-    expected = model(torch.cat((tokens[:, :at], following), dim=1))[:, -1]
-    assert (model(following, cache)[:, -1] - expected).abs().max() <= EXACT
