@@ -17,7 +17,7 @@ from minillm.weights import foreign, holding, ints
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
 from minillm.weights.forms import Segment
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.ints import Int4, Int8, Integers
 from minillm.weights.load import check
 from minillm.weights.load import load as load_weights
 from minillm.weights.rules import Plan
@@ -81,7 +81,7 @@ def load(
 
 
 def _hold(
-    model: Decoder, checkpoint: Checkpoint, planned: Plan, formats: Mapping[str, Int8 | Int4], said: list[str]
+    model: Decoder, checkpoint: Checkpoint, planned: Plan, formats: Mapping[str, Integers], said: list[str]
 ) -> dict[str, tuple[Segment, ...]]:
     """Lay the parameters that stay quantised out so, which are those of `formats` where it has any; returns which they
     are, and adds to what users are told."""

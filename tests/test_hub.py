@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,9 @@ from minillm.explain import __main__ as explain
 from minillm.hub import DEMO
 from minillm.plan import __main__ as plan
 from tests.conftest import ROOT
+from tests.families.test_makers import made  # noqa: F401
 
-REPO = "someone/stories"
+REPO, MAKER = "someone/stories", "maker/own"
 UNNEEDED = {"README.md": b"# hello", "pytorch_model.bin": b"\0" * 10, "extra/adapter.safetensors": b"\0" * 10}
 COMMIT = "a" * 40
 REVISIONS = ("main", "v1.0")
@@ -44,12 +46,13 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         repo, _, rest = self.path.partition("/resolve/")
         revision, _, name = rest.partition("/")
-        data = FILES.get(name) if repo == f"/{REPO}" and revision in REVISIONS else None
+        files = {f"/{REPO}": FILES, f"/{MAKER}": self.server.own}.get(repo)
+        data = files.get(name) if files is not None and revision in REVISIONS else None
         if data is not None and body:
             self.server.asked.append(name)
         if data is None:
             entry = "EntryNotFound" if revision in REVISIONS else "RevisionNotFound"
-            status, code = REFUSED.get(repo[1:], (404, entry if repo == f"/{REPO}" else "RepoNotFound"))
+            status, code = REFUSED.get(repo[1:], (404, "RepoNotFound" if files is None else entry))
             self.send_response(status)
             self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
@@ -70,7 +73,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked = []
+    server.asked, server.own = [], {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -113,6 +116,24 @@ def test_an_incomplete_cache_is_completed(hub: ThreadingHTTPServer, tmp_path: Pa
     hub.asked.clear()
     assert generate(tmp_path, endpoint).returncode == 0
     assert hub.asked == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("made", ["mistral", "llama 2"], indirect=True)
+def test_a_maker_s_own_files(hub: ThreadingHTTPServer, made: tuple[Path, Any], tmp_path: Path) -> None:  # noqa: F811
+    """Where there is no config.json: params.json, and weights in one file or in as many parts as there are."""
+    hub.own = {path.name: path.read_bytes() for path in made[0].iterdir()}
+    endpoint, options = f"http://127.0.0.1:{hub.server_port}", ("--prompt-ids", "1,5", "--max-new-tokens", "3")
+    told = run(tmp_path, endpoint, "minillm.explain", "--weights", MAKER)
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
+    assert "in its maker's own layout" in told.stderr
+    first = run(tmp_path, endpoint, "minillm.generate", "--weights", MAKER, *options)
+    assert first.returncode == 0, first.stderr
+    assert set(hub.asked) == set(hub.own)
+    hub.shutdown()
+    again = run(tmp_path, endpoint, "minillm.generate", "--weights", MAKER, *options)
+    assert again.returncode == 0, again.stderr
+    expected = minillm.load(made[0]).generate(prompt_ids=[1, 5], max_new_tokens=3, temperature=0).token_ids
+    assert json.loads(again.stdout)["token_ids"] == json.loads(first.stdout)["token_ids"] == expected
 
 
 @pytest.mark.parametrize("weights", [REPO, "someone/else"])

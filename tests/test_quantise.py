@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from minillm.model.held import held_in
 from minillm.weights import ints
 from minillm.weights.gguf import reader
 from minillm.weights.gguf.mixtures import MIXTURES
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.ints import Int4, Int6, Int8
 from tests.conftest import exit_code, shared
 
 
@@ -45,6 +46,51 @@ def test_int4_by_its_formula(group: int, symmetric: bool) -> None:
     assert (made - w).square().sum() <= (step.square() / 12).sum() * 1.1
 
 
+@pytest.mark.parametrize("columns", [64, 70, 17])
+def test_int6_by_its_formula(columns: int) -> None:
+    """Number by number as a folder keeps it, and at most half a step off, but for what the codes of factors round."""
+    w = torch.randn(4, columns, generator=torch.Generator().manual_seed(3))
+    fields = Int6().quantise(w)
+    parts, made = Int6().pack(fields), Int6().form.values(fields)
+    assert torch.equal(Int6().fields(parts, columns).apart().q, fields.q)
+    for o in range(4):
+        low = parts[""][o, :2].flatten()
+        for i in range(columns):
+            q = int(low[i // 2]) >> 4 * (i % 2) & 15 | (int(parts[""][o, 2, i // 4]) >> 2 * (i % 4) & 3) << 4
+            expected = (q - 32) * int(parts["_scale"][o, i // 16]) * float(parts["_factor"][o])
+            assert made[o, i] == pytest.approx(expected, rel=1e-6)
+    step = torch.stack([each.abs().amax(1) for each in w.split(16, 1)], 1).repeat_interleave(16, 1)[:, :columns] / 31
+    assert (made - w).square().sum() <= (step.square() / 12).sum() * 1.1
+
+
+@pytest.mark.parametrize("tile", [1, 16])
+@pytest.mark.parametrize("columns", [32, 96, 70])
+@pytest.mark.parametrize("made", [Int4(), Int6(), Int4(5, False)], ids=str)
+def test_what_a_folder_has_is_laid_out_as_what_was_quantised(made: Int4 | Int6, columns: int, tile: int) -> None:
+    """Whole words of numbers at once, or one after the other where a row has to be filled up."""
+    w, form = torch.randn(33, columns, generator=torch.Generator().manual_seed(4)), replace(made.form, tile=tile)
+    fields = made.quantise(w)
+    expected, found = form.pack(fields), form.pack(made.fields(made.pack(fields), columns))
+    assert expected.keys() == found.keys()
+    for name, part in expected.items():
+        assert torch.equal(found[name], part), name
+
+
+@pytest.mark.parametrize("older", ["int8", None])
+def test_embedding_and_head_of_int4(saved: Path, tmp_path: Path, older: str | None) -> None:
+    """They have 6 bits; a folder of an older version, which had them in int8, loads as it is, and is what it says."""
+    outer = Int8() if older else Int6()
+    quantize.quantize(saved, tmp_path / "made", Int4(outer=outer))
+    section = json.loads((tmp_path / "made/config.json").read_text())["quantization_config"]
+    assert section["embedding_format"] == outer.name
+    assert ints.read(section) == Int4(outer=outer)
+    model = minillm.load(tmp_path / "made").model
+    (segment,) = held_in(model.embedding)["weight"].segments
+    assert replace(segment.form, tile=1) == outer.form
+    plain = minillm.load(saved, kernels="reference").model.embedding.weight
+    assert torch.equal(model.embedding(torch.arange(50)[None])[0], outer.form.values(outer.quantise(plain[:50])))
+
+
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_a_folder_is_what_a_load_makes(
     saved: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -70,6 +116,15 @@ def test_a_folder_is_what_a_load_makes(
     texts = [m.generate(prompt_ids=prompt, max_new_tokens=5, temperature=0).token_ids
              for m in (minillm.load(made), minillm.load(saved, quantize=name))]  # fmt: skip
     assert texts[0] == texts[1]
+
+
+def test_a_load_in_inference_mode(saved: Path, tmp_path: Path) -> None:
+    """Which is of one thread, and others fill its tensors."""
+    quantize.quantize(saved, tmp_path / "made", Int4())
+    with torch.inference_mode():
+        found = minillm.load(tmp_path / "made").model
+    expected = minillm.load(tmp_path / "made").model
+    assert all(torch.equal(found.get_parameter(name), each) for name, each in expected.named_parameters())
 
 
 @pytest.mark.parametrize("bad", [{"quantize": "int3"}, {"group_size": 16}, {"quantize": "int8", "group_size": 16}])

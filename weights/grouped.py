@@ -20,7 +20,7 @@ lie side by side. With `C` columns and `T` tiles of `t` rows:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,30 @@ class Fields:
     def map(self, change: Callable[[Tensor], Tensor]) -> Fields:
         """The same with each tensor changed."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        given: dict[str, Any] = {name: each if each is None else change(each) for name, each in found.items()}
-        return Fields(**given)
+        given: dict[str, Any] = {n: change(each) if isinstance(each, Tensor) else each for n, each in found.items()}
+        return type(self)(**given)
+
+    def apart(self) -> Fields:
+        """The same with each number in a byte of its own."""
+        return self
+
+
+@dataclass(frozen=True)
+class Paired(Fields):
+    """Fields of which a byte of q has the low four bits of two of `inputs` numbers, the first in its low half, and a
+    byte of `high` the next two of four: how folders keep them. Whole words of them are laid out as they are."""
+
+    high: Tensor | None = None
+    inputs: int = 0
+
+    def apart(self) -> Fields:
+        q = apart(self.q, 4) if self.high is None else apart(self.q, 4) | apart(self.high, 2) << 4
+        return Fields(q[:, : self.inputs], self.scale, self.factor, self.zero, self.least, self.floor)
+
+    @property
+    def whole(self) -> bool:
+        """Whether no number has to be filled in."""
+        return self.inputs % CHUNK == 0 and 2 * self.q.shape[1] == self.inputs
 
 
 @dataclass(frozen=True)
@@ -96,18 +118,29 @@ class Grouped:
 
     def pack(self, fields: Fields) -> dict[str, Tensor]:
         """The parts of whole tiles of rows; the last is filled up with zeros."""
-        q = F.pad(fields.q, (0, -fields.q.shape[1] % CHUNK, 0, -fields.q.shape[0] % self.tile))
-        q = q.view(-1, self.tile, q.shape[1])
-        per = INPUTS[self.bits]
-        found = {"": _plane(q if per == 4 else q & 15, per, 8 // (per // 4))}
-        if self.bits in HIGH:
-            found["_high"] = _plane(q >> 4, *HIGH[self.bits])
+        if isinstance(fields, Paired) and fields.whole:
+            found = {"": _turned(self._rows(fields.q), ((8, 0xFF00), (4, 0xF000F0)))}
+            if fields.high is not None:
+                found["_high"] = _turned(self._rows(fields.high), ((6, 0xCC00CC), (12, 0xF0F0)))
+        else:
+            fields, per = fields.apart(), INPUTS[self.bits]
+            q = self._rows(fields.q, CHUNK)
+            found = {"": _plane(q if per == 4 else q & 15, per, 8 // (per // 4))}
+            if self.bits in HIGH:
+                found["_high"] = _plane(q >> 4, *HIGH[self.bits])
         rest = {"_scale": fields.scale, "_factor": fields.factor, "_zero": fields.zero, "_least": fields.least,
                 "_floor": fields.floor}  # fmt: skip
         return found | {name: self._tiled(values) for name, values in rest.items() if values is not None}
 
+    def _rows(self, q: Tensor, columns: int = 1) -> Tensor:
+        """uint8 `[O, C]` in tiles, `[T, t, C]`, filled up with zeros, C to a multiple of `columns`."""
+        more = -q.shape[1] % columns, -q.shape[0] % self.tile
+        q = F.pad(q, (0, more[0], 0, more[1])) if any(more) else q
+        return q.view(-1, self.tile, q.shape[1])
+
     def _tiled(self, values: Tensor) -> Tensor:
-        values = F.pad(values, (0, 0, 0, -values.shape[0] % self.tile))
+        if more := -values.shape[0] % self.tile:
+            values = F.pad(values, (0, 0, 0, more))
         return values.view(-1, self.tile, values.shape[1]).transpose(1, 2).contiguous()
 
     def fields(self, parts: Parts, inputs: int) -> Fields:
@@ -122,7 +155,7 @@ class Grouped:
 
     def values(self, fields: Fields) -> Tensor:
         """fp32 `[O, I]`."""
-        made = self._values(fields)
+        made = self._values(fields.apart())
         return made if self.rounded is None else made.to(self.rounded).float()
 
     def _values(self, fields: Fields) -> Tensor:
@@ -186,12 +219,41 @@ def grouped(numbers: Tensor, values: Tensor, group: int) -> tuple[Tensor, Tensor
 def _plane(q: Tensor, per: int, bits: int) -> Tensor:
     """uint8 `[T, t, C]` -> `[T, C / per, t, 4]`: each byte has `per / 4` numbers of `bits` bits, four inputs apart.
     Four bytes are moved, and shifted, as one word: numbers have no more bits than there is room for."""
-    words = q.reshape(-1).view(torch.int32).view(*q.shape[:2], -1).transpose(1, 2).contiguous()
+    words = _words(q)
     words = words.view(len(q), -1, per // 4, q.shape[1])
     made = words[:, :, 0]
     for n in range(1, per // 4):
         made = made | words[:, :, n] << (bits * n)
     return made.reshape(-1).view(torch.uint8).view(*made.shape, 4)
+
+
+def _words(q: Tensor) -> Tensor:
+    """uint8 `[T, t, C]` -> int32 `[T, C / 4, t]`."""
+    return q.reshape(-1).view(torch.int32).view(*q.shape[:2], -1).transpose(1, 2).contiguous()
+
+
+def _turned(q: Tensor, steps: Iterable[tuple[int, int]]) -> Tensor:
+    """uint8 `[T, t, C]` -> `[T, C / 4, t, 4]`, the bits of each word in another order. A step exchanges those of a mask
+    with those so many places above them."""
+    words = _words(q)
+    for by, mask in steps:
+        changed = (words >> by).bitwise_xor_(words).bitwise_and_(mask)
+        words.bitwise_xor_(changed).bitwise_xor_(changed.bitwise_left_shift_(by))
+    return words.reshape(-1).view(torch.uint8).view(*words.shape, 4)
+
+
+def side_by_side(q: Tensor, bits: int) -> Tensor:
+    """Numbers of few bits of rows, uint8 `[O, I]`, as bytes: the first of each in the lowest bits."""
+    per = 8 // bits
+    made = q[:, 0::per]
+    for n in range(1, per):
+        made = made | q[:, n::per] << (bits * n)
+    return made
+
+
+def apart(packed: Tensor, bits: int) -> Tensor:
+    """What `side_by_side` made bytes of."""
+    return torch.stack([packed >> (bits * n) & 2**bits - 1 for n in range(8 // bits)], dim=-1).flatten(1)
 
 
 def _numbers(plane: Tensor, per: int, bits: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,12 +20,12 @@ from minillm.weights.formats.packed import Made
 from minillm.weights.forms import ORDER, Packer, Packing, Plain, Segment
 from minillm.weights.gguf.tensors import Blocks, InBlocks
 from minillm.weights.grouped import Fields, Grouped
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.ints import Integers
 from minillm.weights.rules import Destination, Plan
 from minillm.weights.tensorfile import blocks
 from minillm.weights.threads import in_threads
 
-PIECE = 2**18  # values packed at a time
+PIECE, AS_STORED = 2**18, 8  # values packed at a time; times as many where they are not quantised first
 Held = Mapping[str, tuple[Segment, ...]]  # parameter -> its segments
 
 
@@ -39,7 +39,7 @@ class Rows(Protocol):
 
 def segments(
     checkpoint: Checkpoint, planned: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tile: int,
-    formats: Mapping[str, Int8 | Int4] | None = None,
+    formats: Mapping[str, Integers] | None = None,
 ) -> Held:  # fmt: skip
     """The segments of each parameter of `shapes`, `[O, I]` or `[E, O, I]`, that quantised tensors fill, or any where
     `formats` says what to quantise them to; others have none. Forms that lie in tiles do so in those of `tile` rows,
@@ -139,23 +139,34 @@ def fill(held: Sequence[Segment], stored: Stored | Rows, to: Destination, place:
     form, first = segment.form, (to.start - segment.start) // segment.form.tile
     if segment.ordered:
         place(f"{segment.mark}{ORDER}").copy_(stored.order)  # type: ignore[union-attr, arg-type]
-    for start, parts in packed(cast(Packing, form), stored, to):  # as all that `segments` has are
+    shapes = form.parts(to.shape)
+    flat = {name: place(f"{segment.mark}{name}").view(-1, *shape[1:]) for name, (shape, _) in shapes.items()}
+
+    def put(start: int, parts: Mapping[str, Tensor]) -> None:
+        at = first + start // form.tile
         for name, part in parts.items():
-            into = place(f"{segment.mark}{name}")
-            shape = form.parts(to.shape)[name][0]
-            flat = into.view(-1, *shape[1:])
-            at = first + start // form.tile
-            flat[at : at + len(part)] = part
+            flat[name][at : at + len(part)] = part
+
+    for _ in packed(cast(Packing, form), stored, to, put):  # as all that `segments` has are
+        pass
 
 
-def packed(form: Packer, stored: Stored | Rows, to: Destination) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The rows that a tensor fills as the parts of a form, in order: (number of the first row, parts)."""
+def packed(
+    form: Packer, stored: Stored | Rows, to: Destination, put: Callable[[int, dict[str, Tensor]], Any] | None = None
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The rows that a tensor fills as the parts of a form, in order: (number of the first row, parts). `put` is called
+    with these in the thread that made them: memory that nobody has used yet takes as long to get as to fill."""
     count = to.shape[0]
     laid = None if to.layout is None else _fields(stored, 0, count).map(_turned(to))
-    step = max(PIECE // to.shape[-1] // form.tile, 1) * form.tile
+    piece = PIECE * AS_STORED if isinstance(stored, Made) and stored.by_rows else PIECE
+    step = max(piece // to.shape[-1] // form.tile, 1) * form.tile
 
     def pack(block: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
-        return block[0], form.pack(_fields(stored, *block) if laid is None else laid.rows(slice(*block)))
+        parts = form.pack(_fields(stored, *block) if laid is None else laid.rows(slice(*block)))
+        if put is None:
+            return block[0], parts
+        put(block[0], parts)
+        return block[0], {}
 
     return in_threads(pack, blocks(count, step))
 

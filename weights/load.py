@@ -16,7 +16,7 @@ from torch import Tensor
 from minillm.weights import fp8, holding
 from minillm.weights.checkpoint import DTYPES, Checkpoint, Stored, TensorInfo, brief
 from minillm.weights.grouped import Fields
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.ints import Integers
 from minillm.weights.memory import allocator
 from minillm.weights.rules import Destination, Plan, rows
 from minillm.weights.tensorfile import blocks
@@ -68,7 +68,7 @@ def load(
     skeleton: Mapping[str, Tensor],
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    formats: Mapping[str, Int8 | Int4] | None = None,
+    formats: Mapping[str, Integers] | None = None,
     held: holding.Held | None = None,
 ) -> dict[str, Tensor]:
     """Fill parameters like those of `skeleton`, name -> tensor whose shape and dtype count, on `device`.
@@ -155,7 +155,7 @@ class Quantised:
 
     order = None
 
-    def __init__(self, made: Int8 | Int4, stored: Stored, to: Destination):
+    def __init__(self, made: Integers, stored: Stored, to: Destination):
         self.made, self.stored, self.to = made, stored, replace(to, layout=None)
         self._lying, self._lock = to, threading.Lock()
         self._laid: Tensor | None = None

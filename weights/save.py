@@ -17,7 +17,7 @@ from torch import Tensor
 from minillm.guard.writing import complete
 from minillm.weights.checkpoint import Checkpoint, Stored, brief
 from minillm.weights.holding import apart, packed
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.ints import Integers
 from minillm.weights.load import BLOCK_VALUES, Quantised, check_finite
 from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, units
 from minillm.weights.tensorfile import BITS, NAMES, Writer, blocks
@@ -61,7 +61,7 @@ def save_quantised(
     folder: Path,
     checkpoint: Checkpoint,
     planned: Plan,
-    formats: Mapping[str, Int8 | Int4],
+    formats: Mapping[str, Integers],
     progress: Callable[[int, int], None],
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def save_quantised(
     return {"bytes": sum((folder / file).stat().st_size for file in set(located.values())), "bits_per_value": bits}
 
 
-def _entries(name: str, checkpoint: Checkpoint, planned: Plan, formats: Mapping[str, Int8 | Int4]) -> Entries:
+def _entries(name: str, checkpoint: Checkpoint, planned: Plan, formats: Mapping[str, Integers]) -> Entries:
     """What a tensor becomes."""
     to = planned.assignments[name]
     if to.parameter in formats:
@@ -116,7 +116,7 @@ def _entries(name: str, checkpoint: Checkpoint, planned: Plan, formats: Mapping[
     return {name: (info.dtype, info.shape)}
 
 
-def _pieces(stored: Stored, to: Destination, made: Int8 | Int4 | None) -> Iterator[tuple[str, int, Tensor]]:
+def _pieces(stored: Stored, to: Destination, made: Integers | None) -> Iterator[tuple[str, int, Tensor]]:
     """What a tensor becomes, piece by piece: the ending of its name, the number of its first value, the values; of one
     that is quantised already in fp32, so that any dtype is rounded to once."""
     if made is not None:

@@ -19,7 +19,7 @@ from minillm.ops.stacked import GroupedMatrices, HeldMatrices
 from minillm.weights.forms import ORDER, Parts, Plain, Segment
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.ints import Int4, Int8, Integers
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Held:
     dtype: torch.dtype
 
 
-def integers(model: nn.Module, scheme: Int8 | Int4) -> dict[str, Int8 | Int4]:
+def integers(model: nn.Module, scheme: Int8 | Int4) -> dict[str, Integers]:
     """Which parameters of a model become which integers: all that a product or a lookup can take so.
 
-    Embedding and head are int8 under int4 too: at 4 bits they would add about half as much perplexity as all other
-    matrices together.
+    Embedding and head have more bits than 4 under int4 too: with those they would add about half as much perplexity as
+    all other matrices together.
     """
-    found: dict[str, Int8 | Int4] = {}
+    found: dict[str, Integers] = {}
     for name, shape in holdable(model).items():
         owner = name.split(".")[-2]
         if shape[0] > 1:  # not the gate of a shared expert
-            found[name] = Int8() if owner in ("embedding", "head") else scheme
+            found[name] = scheme.outer if owner in ("embedding", "head") else scheme
     return found
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minillm.ops import reference
-from minillm.ops.cpu import fp8, loops
+from minillm.ops.cpu import fp8, loops, tiles
 from minillm.ops.cpu.arrays import LIKE, address
+from minillm.ops.stacked import HeldMatrices
 from minillm.weights.fp8 import Fp8
 from tests.ops.test_tiles import DTYPES
 
@@ -63,6 +64,18 @@ def test_what_is_no_number_stays_none(bits: int, rows: int) -> None:
     assert found[:, 1].isnan().all()
 
 
+@torch.no_grad()
+def test_a_row_ends_before_the_next_one() -> None:
+    """The last group begins within the last step, and what lies behind it in x is no number."""
+    weight, scale = matrix(3, 32, 16, 5)
+    x = torch.randn(2, 32)
+    alone = fp8.fp8_linear(x[:1], weight, scale, None, 16)
+    x[1] = float("nan")
+    found = fp8.fp8_linear(x, weight, scale, None, 16)
+    assert torch.equal(found[:1], alone)
+    assert found[1].isnan().all()
+
+
 def test_the_rest_is_left_to_pytorch() -> None:
     weight, scale = matrix(4, 40, 20, 0)
     x = torch.randn(2, 40, requires_grad=True)
@@ -70,3 +83,32 @@ def test_the_rest_is_left_to_pytorch() -> None:
     assert torch.equal(fp8.fp8_linear(x.detach(), weight, scale, None, 20), expected)
     fp8.fp8_linear(x, weight, scale[:, :1], None, 0).sum().backward()
     assert x.grad is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_experts_are_those_of_the_written_out_matrices(count: int, dtype: torch.dtype) -> None:
+    made = torch.Generator().manual_seed(count)
+    pairs = [
+        [matrix(outputs, inputs, 16, 7 * e + outputs) for e in range(5)] for outputs, inputs in ((48, 80), (80, 24))
+    ]
+    parts = [{"": torch.stack([w for w, _ in each]), "_scale": torch.stack([s for _, s in each])} for each in pairs]
+    held = [HeldMatrices(each, Fp8(16), each[""].shape[-1], dtype) for each in parts]
+    x, biases = torch.randn(count, 80, generator=made).to(dtype), [torch.randn(5, n).to(dtype) for n in (48, 80)]
+    weights, chosen = torch.rand(count, 5, generator=made).topk(2)
+    assert fp8.are_fp8(x, *held)
+    found = tiles.experts(x, chosen, weights, *held, "silu", tuple(biases)).float()
+    wide = [Fp8(16).dequantise(each, each[""].shape[-1], torch.float32) for each in parts]
+    given = x.float(), chosen, weights, *wide, "silu", tuple(each.float() for each in biases)
+    exact = reference.experts(*given)
+    largest = exact.abs().max()
+    assert (found - exact).abs().max() <= largest * (1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps)
+
+
+def test_experts_that_are_not_all_fp8_are_left_to_others() -> None:
+    weight, scale = matrix(4, 40, 0, 0)
+    held = HeldMatrices({"": weight[None], "_scale": scale[None]}, Fp8(0), 40, torch.float32)
+    assert fp8.are_fp8(torch.ones(1, 40), held, held)
+    assert not fp8.are_fp8(torch.ones(1, 40), held, torch.ones(1, 4, 40))
+    assert not fp8.are_fp8(torch.ones(1, 40, dtype=torch.float64), held, held)

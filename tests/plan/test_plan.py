@@ -40,7 +40,8 @@ def test_by_hand() -> None:
     norms = 2 * 65 * 4096
     assert report["formats"]["fp8"]["tensor_bytes"] == matrices + 4 * matrices // 128**2 + 4 * head + norms
     assert report["formats"]["int8"]["tensor_bytes"] == matrices + 2 * head + 4 * (rows + 2 * 128256) + norms
-    int4 = matrices // 2 + matrices // 16 + 4 * rows + 2 * head + 8 * 128256 + norms
+    # Embedding and head take 6 bits and 8 for each 16 values.
+    int4 = matrices // 2 + matrices // 16 + 4 * rows + 2 * head * 13 // 16 + 8 * 128256 + norms
     assert report["formats"]["int4"]["tensor_bytes"] == int4
 
 

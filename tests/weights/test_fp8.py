@@ -324,6 +324,25 @@ def test_stacked_experts(rows: int) -> None:
         assert torch.equal(made.values().view(made.shape)[number], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e8m0fnu])
+@pytest.mark.parametrize("pair", ["qwen3_moe"], indirect=True)
+def test_factors_that_are_powers_of_two_in_a_byte(pair: tuple[Path, Path], dtype: torch.dtype, tmp_path: Path) -> None:
+    """E8M0: 2^(byte - 127). The byte 255 is no number, and refused."""
+    (stored, config), (plain, plain_config) = map(read, pair)
+    for name in [name for name in stored if name.endswith(SCALE)]:
+        powers = torch.randint(110, 125, stored[name].shape, dtype=torch.uint8)
+        stored[name], weight = powers.view(dtype), name.removesuffix(SCALE)
+        plain[weight] = formula(stored[weight], 2.0 ** (powers.double() - 127)).float()
+    write(tmp_path / "fp8", stored, config)
+    write(tmp_path / "plain", plain, plain_config)
+    expected = minillm.load(tmp_path / "plain", "float32", kernels="reference").model.state_dict()
+    found = minillm.load(tmp_path / "fp8", "float32", kernels="reference", keep_quantized=False).model.state_dict()
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    stored[ODD + SCALE].view(torch.uint8)[0, 0] = 255
+    write(tmp_path / "bad", stored, config)
+    refused(tmp_path / "bad", f"{ODD}{SCALE} has values that no factor has")
+
+
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("pair", ["deepseek_v3"], indirect=True)
 @torch.no_grad()

@@ -2,9 +2,9 @@
 
     W[o, i] = X[o, i] X_scale_inv[o // 128, i // 128]
 
-X is e4m3 `[O, I]`, mostly called "….weight", and `X_scale_inv`, in a float type, `[ceil(O / 128), ceil(I / 128)]`: the
-last row and column of blocks are ragged. The factors multiply, whatever their name says. Matrices of experts may be
-stacked, X `[E, O, I]` with as many factors each.
+X is e4m3 `[O, I]`, mostly called "….weight", and `X_scale_inv`, in a float type or as the bytes of E8M0 (powers of two,
+"scale_fmt": "ue8m0"), `[ceil(O / 128), ceil(I / 128)]`: the last row and column of blocks are ragged. The factors
+multiply, whatever their name says. Matrices of experts may be stacked, X `[E, O, I]` with as many factors each.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from minillm.weights.formats.mx import SCALES
 from minillm.weights.formats.packed import Infos, Packed, Section, Stays, expect, spelled
 from minillm.weights.formats.stated import scaled, spread
 from minillm.weights.fp8 import BLOCK, NAME, Fp8
@@ -23,7 +24,7 @@ from minillm.weights.grouped import Fields
 TITLE = "FP8"
 SCALE = "_scale_inv"
 SPELLINGS, OPTIONAL = (("", SCALE),), tuple[str, ...]()
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16", *SCALES)
 SIZE = BLOCK, BLOCK
 
 
@@ -67,6 +68,8 @@ def fields(parts: Mapping[str, Tensor], name: str) -> Fields:
 
 def _sound(scale: Tensor, name: str) -> Tensor:
     """The factors. Raises ValueError where these are no positive numbers."""
+    if scale.element_size() == 1:
+        scale = scale.view(torch.float8_e8m0fnu).float()
     if not bool(((scale > 0) & (scale < torch.inf)).all()):
         raise ValueError(f"{name} has values that no factor has; download it again")
     return scale

@@ -1,7 +1,7 @@
 """int8 and int4 as `minillm.quantize` writes them (`weights/ints.py`).
 
-    int8   W[o, i] = q[o, i] s[o]
-    int4   W[o, i] = (q[o, i] - z[o, i / g]) s[o, i / g] f[o]
+    int8         W[o, i] = q[o, i] s[o]
+    int4, int6   W[o, i] = (q[o, i] - z[o, i / g]) s[o, i / g] f[o]
 
 A tensor X has q under its own name, `X_scale`, and of int4 `X_factor` and where it has zeros `X_zero`. Rows are in the
 order that the model has them in, whatever layout the plain tensor was published in, those of all experts one under the
@@ -18,7 +18,7 @@ from torch import Tensor
 from minillm.weights import ints
 from minillm.weights.formats.packed import METADATA, Infos, Packed, Section, Stays, expect, matrix, spelled
 from minillm.weights.grouped import Fields
-from minillm.weights.ints import Int4, Int8
+from minillm.weights.ints import Int6, Int8, Integers
 from minillm.weights.source import NAMES
 
 TITLE = "integers"
@@ -28,15 +28,19 @@ SPELLINGS, OPTIONAL = (("", "_scale"),), ("_factor", "_zero")
 def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
     """The tensors with companions of a folder that this project wrote."""
     scheme = ints.read({key: value for key, value in section.items() if key != METADATA})
-    found = {}
-    for name in spelled(infos, SPELLINGS[0], OPTIONAL) if scheme else ():
-        made = Int8() if scheme is None or infos[name].dtype == "I8" else scheme
-        rows, columns = matrix(name, infos[name], TITLE)
-        found[name] = _packed(infos, name, made, rows, columns if isinstance(made, Int8) else 2 * columns)
-    return found
+    if scheme is None:
+        return {}
+    return {name: _packed(infos, name, scheme) for name in spelled(infos, SPELLINGS[0], OPTIONAL)}
 
 
-def _packed(infos: Infos, name: str, made: Int8 | Int4, rows: int, columns: int) -> Packed:
+def _packed(infos: Infos, name: str, scheme: Integers) -> Packed:
+    found = infos[name]
+    made: Integers = Int8() if found.dtype == "I8" else Int6() if len(found.shape) == 3 else scheme
+    if isinstance(made, Int6):
+        rows, columns = found.shape[0], 4 * found.shape[2]
+    else:
+        rows, columns = matrix(name, found, TITLE)
+        columns = columns if isinstance(made, Int8) else 2 * columns
     wanted = made.parts((rows, columns))
     if missing := [f"{name}{ending}" for ending in wanted if f"{name}{ending}" not in infos]:
         raise ValueError(f"{missing[0]} is missing, without which {name} is no {TITLE}; write the folder again")
@@ -54,12 +58,12 @@ def _packed(infos: Infos, name: str, made: Int8 | Int4, rows: int, columns: int)
     return of_width(columns)
 
 
-def dequantise(parts: Mapping[str, Tensor], name: str, made: Int8 | Int4, columns: int) -> Tensor:
+def dequantise(parts: Mapping[str, Tensor], name: str, made: Integers, columns: int) -> Tensor:
     """fp32 `[O, I]`."""
     return made.form.values(fields(parts, name, made, columns))
 
 
-def fields(parts: Mapping[str, Tensor], name: str, made: Int8 | Int4, columns: int) -> Fields:
+def fields(parts: Mapping[str, Tensor], name: str, made: Integers, columns: int) -> Fields:
     """Rows as they go into a form. Raises ValueError for factors that quantising makes none of."""
     for ending, values in parts.items():
         if ending and not ints.sound(ending, values):

@@ -155,6 +155,11 @@ class Made(Kept):
         return self.packed.stays.order if self.packed.stays else None
 
     @property
+    def by_rows(self) -> bool:
+        """Whether it is read some rows at a time."""
+        return self.packed.stays is not None and self.packed.stays.by_rows
+
+    @property
     def stacked(self) -> bool:
         """Whether it is a stack of matrices, and so is each of its parts."""
         return len(self.shape) == 3 and all(part.shape[:1] == self.shape[:1] for part in self.parts.values())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.ops import grouped, reference
-from minillm.ops.cpu import loops, matrices
+from minillm.ops.cpu import fp8, loops, matrices
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import few, here, plain
 from minillm.ops.stacked import GroupedMatrices
@@ -58,8 +58,11 @@ def experts(
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`reference.experts`: for few tokens with the matrices as they lie, for many with each one written out."""
+    """`reference.experts`: for few tokens with the matrices as they lie, for many with each one written out; those of
+    e4m3 in `fp8.py`."""
     given, numbers = (gate_up, down), matrices.activation_number(activation)
+    if fp8.are_fp8(x, *given):
+        return fp8.experts(x, chosen, weights, gate_up, down, activation, biases, places)
     if not any(isinstance(each, GroupedMatrices) for each in given):
         return matrices.experts(x, chosen, weights, gate_up, down, activation, biases, places)
     known = all(isinstance(each, GroupedMatrices) and laid(each.made) and whole(each.parts) for each in given)

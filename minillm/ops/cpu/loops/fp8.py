@@ -1,8 +1,8 @@
-"""Matrices of e4m3 with factors of rows (`weights/fp8.py`): a row is written out as fp32, for products with a few rows
-of x, which it serves from the cache, and for all of the matrix.
+"""Matrices of e4m3 with factors of rows (`weights/fp8.py`): multiplied with a few rows of x in fp32, or written out.
 
 The bits of an e4m3 number, seven places higher and its sign apart, are an fp16 that is 2^8 times smaller, subnormal
-numbers too; the largest of either sign is no number.
+numbers too; the largest of either sign is no number. A product takes numbers as these fp16, and makes up for it with
+the factor of their group; whether one was no number is looked at once for a row.
 
 Shapes: R rows of x, I inputs, O outputs, G groups of `width` columns that share a factor.
 """
@@ -14,28 +14,38 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
+from numba.core.cgutils import get_or_insert_function
 from numba.np.arrayobj import make_array
 
-from minillm.ops.cpu.loops.jit import aligned, array, inline, kernel, parallel
-from minillm.ops.cpu.loops.products import dot
+from minillm.ops.cpu.loops.jit import aligned, array, function, inline, kernel, parallel
 from minillm.ops.cpu.loops.vector import (
     BYTE,
     FLOAT,
     FLOATS,
     HALF,
+    INT,
     LANES,
     SHORT,
+    ask,
+    constant,
     floats,
+    fused,
     intrinsic,
     load,
     number,
+    read,
     rounded,
     same,
     splat,
     store,
+    total,
+    zeros,
 )
 
 BLOCK = 4  # rows of W that a thread takes at a time
+TOGETHER = 4  # rows of x for which numbers are widened once
+WIDE, HALF_WIDE = 64, 32  # numbers that a step takes
+AHEAD = 4096  # bytes before a number is read that it is asked for
 
 
 def _as_floats(builder: Any, raw: Any) -> Any:
@@ -90,17 +100,130 @@ def _write_rows(w: Any, scale: Any, sizes: Any, y: Any) -> None:
                 y[o * inputs + i] = rounded(values[i], y)
 
 
-@parallel
-def _multiply(w: Any, scale: Any, sizes: Any, x: Any, bias: Any, y: Any) -> None:
-    inputs = sizes[0]
-    rows, outputs = len(x) // inputs, len(w) // inputs
-    for block in prange(-(-outputs // BLOCK)):
-        near, values = np.zeros(LANES, np.uint8), aligned(inputs + LANES, np.float32)
-        for o in range(BLOCK * block, min(BLOCK * block + BLOCK, outputs)):
-            _write(w, scale, o, sizes, near, values)
+def _adding(width: int) -> Any:
+    """What adds to the sums of R rows of x the products of `width` numbers, 2^8 times smaller than they are; behind the
+    sums is the largest byte without its sign that was met in each place."""
+
+    @intrinsic
+    def add(typing: Any, sums: Any, w: Any, at: Any, x: Any, start: Any, stride: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            sums, w, at, x, start, stride = given
+            (_, w_kind, _, x_kind, _, _), rows = signature.args, len(signature.return_type) - 1
+            ask(context, builder, w_kind, w, builder.add(at, at.type(AHEAD)))
+            raw = read(context, builder, w_kind, w, at, BYTE, width)
+            words = builder.shl(builder.sext(raw, ir.VectorType(SHORT, width)), same(SHORT, 7, width))
+            words = builder.and_(words, same(SHORT, -0x4080, width))  # the sign, and seven bits below the next place
+            halves = builder.bitcast(words, ir.VectorType(HALF, width))
+            parts = [
+                builder.fpext(builder.shuffle_vector(halves, halves, constant(INT, range(n, n + LANES))), FLOATS)
+                for n in range(0, width, LANES)
+            ]
+            found = []
             for r in range(rows):
-                value = dot(values, 0, x, r * inputs, inputs)
-                y[r * outputs + o] = rounded(value + number(bias[o]) if len(bias) else value, y)
+                place = builder.add(start, builder.mul(stride, stride.type(r)))
+                of_x = [
+                    read(context, builder, x_kind, x, builder.add(place, place.type(LANES * n)), FLOAT)
+                    for n in range(len(parts))
+                ]
+                value = builder.extract_value(sums, r)
+                for n in range(0, len(parts), 2):
+                    pair = fused(builder, parts[n], of_x[n], builder.fmul(parts[n + 1], of_x[n + 1]))
+                    value = builder.fadd(value, pair)
+                found.append(value)
+            most = builder.bitcast(builder.extract_value(sums, rows), ir.VectorType(BYTE, WIDE))
+            low = builder.and_(raw, same(BYTE, 127, width))
+            if width < WIDE:
+                low = builder.shuffle_vector(low, low, constant(INT, [n % width for n in range(WIDE)]))
+            most = builder.select(builder.icmp_unsigned(">", low, most), low, most)
+            return context.make_tuple(builder, signature.return_type, [*found, builder.bitcast(most, FLOATS)])
+
+        return sums(sums, w, types.intp, x, types.intp, types.intp), generate
+
+    return add
+
+
+_add_wide, _add_half = _adding(WIDE), _adding(HALF_WIDE)
+
+
+@intrinsic
+def _scaled(typing: Any, y: Any, sums: Any, factor: Any) -> Any:
+    """y and sums times a factor, of R rows; what was met stays behind them."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        y, sums, factor = given
+        pairs = [[builder.extract_value(each, r) for each in (sums, y)] for r in range(len(signature.return_type))]
+        found = [fused(builder, one, factor, other) for one, other in pairs[:-1]]
+        return context.make_tuple(builder, signature.return_type, [*found, pairs[-1][0]])
+
+    return y(y, sums, factor), generate
+
+
+@intrinsic
+def _anew(typing: Any, y: Any) -> Any:
+    """Sums of nothing; what was met stays."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        rows = len(signature.return_type) - 1
+        met = builder.extract_value(given[0], rows)
+        return context.make_tuple(builder, signature.return_type, [same(FLOAT, 0.0)] * rows + [met])
+
+    return y(y), generate
+
+
+@intrinsic
+def _none_met(typing: Any, met: Any) -> Any:
+    """0, or no number where one of the bytes was none."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        all_bytes = ir.VectorType(BYTE, WIDE)
+        kind = ir.FunctionType(BYTE, [all_bytes])
+        most = get_or_insert_function(builder.module, kind, "llvm.vector.reduce.umax.v64i8")
+        none = builder.icmp_unsigned("==", builder.call(most, [builder.bitcast(given[0], all_bytes)]), BYTE(127))
+        return builder.select(none, FLOAT(float("nan")), FLOAT(0.0))
+
+    return types.float32(floats), generate
+
+
+@function
+def _products(w: Any, scale: Any, row: int, sizes: Any, near: Any, x: Any, start: int, stride: int, y: Any) -> Any:
+    """y, which are zeros, and the sums of row `row` of the matrix with R rows of x."""
+    inputs, width, groups = sizes
+    for g in range(groups):
+        first, last, sums = g * width, min((g + 1) * width, inputs), _anew(y)
+        at, whole = row * inputs, first + (last - first) // WIDE * WIDE
+        for i in range(first, whole, WIDE):
+            sums = _add_wide(sums, w, at + i, x, start + i, stride)
+        if last - whole >= HALF_WIDE:
+            sums, whole = _add_half(sums, w, at + whole, x, start + whole, stride), whole + HALF_WIDE
+        if whole < last:
+            for i in range(HALF_WIDE):
+                near[i] = w[at + whole + i] if whole + i < last else 0
+            sums = _add_half(sums, near, 0, x, start + whole, stride)
+        y = _scaled(y, sums, splat(scale[row * groups + g] * np.float32(256)))
+    return y
+
+
+@parallel
+def _multiply(w: Any, scale: Any, sizes: Any, x: Any, rows: int, bias: Any, y: Any) -> None:
+    """y `[R, O]`; rows of x are filled up with zeros."""
+    stride = len(x) // rows
+    outputs = len(w) // sizes[0]
+    for block in prange(-(-outputs // BLOCK)):
+        near, together = np.zeros(HALF_WIDE, np.uint8), rows // TOGETHER * TOGETHER
+        for o in range(BLOCK * block, min(BLOCK * block + BLOCK, outputs)):
+            for r in range(0, together, TOGETHER):
+                none = (zeros(), zeros(), zeros(), zeros(), zeros())
+                a, b, c, d, met = _products(w, scale, o, sizes, near, x, r * stride, stride, none)
+                for k, each in enumerate((a, b, c, d)):
+                    _put(total(each) + _none_met(met), bias, o, y, (r + k) * outputs + o)
+            for r in range(together, rows):
+                each, met = _products(w, scale, o, sizes, near, x, r * stride, stride, (zeros(), zeros()))
+                _put(total(each) + _none_met(met), bias, o, y, r * outputs + o)
+
+
+@inline
+def _put(value: Any, bias: Any, o: int, y: Any, at: int) -> None:
+    y[at] = rounded(value + number(bias[o]) if len(bias) else value, y)
 
 
 @inline
@@ -125,8 +248,11 @@ def linear(x_at: int, at: Any, bias_at: int, y_at: int, rows: int, sizes: Any, l
     """y `[R, O]` of x `[R, I]`, in fp32."""
     outputs, inputs, width = sizes
     w, scale, of_row = _matrix(at, outputs, inputs, width)
-    narrow, x = array(x_at, rows * inputs, like), aligned(rows * inputs, np.float32)
-    for i in range(rows * inputs):
-        x[i] = number(narrow[i])
+    # A group's last step may read behind a row, where zeros must not meet what is no number.
+    narrow, stride = array(x_at, rows * inputs, like), (-(-inputs // HALF_WIDE) + 1) * HALF_WIDE
+    x = aligned(rows * stride, np.float32)
+    for r in range(rows):
+        for i in range(stride):
+            x[r * stride + i] = number(narrow[r * inputs + i]) if i < inputs else np.float32(0)
     bias, y = array(bias_at, outputs if bias_at else 0, like), array(y_at, rows * outputs, like)
-    _multiply(w, scale, of_row, x, bias, y)
+    _multiply(w, scale, of_row, x, rows, bias, y)

@@ -10,36 +10,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minillm.config import SIDECARS
 from minillm.families.gguf import config as gguf_config
 from minillm.families.gguf import vocabulary as gguf_vocabulary
 from minillm.families.shared import makers
 from minillm.guard.files import is_there, mount, read_bytes
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note
+from minillm.hub.download import SMALL_FILES as SMALL_FILES
+from minillm.hub.download import cached, download
 from minillm.text import ranks
 from minillm.weights import consolidated, foreign
-from minillm.weights.checkpoint import Checkpoint, brief, entry, find, read_index
+from minillm.weights.checkpoint import Checkpoint, entry
 from minillm.weights.gguf import reader, tensors
 
-DEMO = Path(__file__).parent / "demo"  # the checkpoint that ships with the package
+DEMO = Path(__file__).parent.parent / "demo"  # the checkpoint that ships with the package
 REPO_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@(.*))?")
 VERSION = re.compile(r"tokenizer\.model\.v\d+(m\d+)?")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 REVISION = re.compile(r"[\w./+-]+")
-
-# What a checkpoint may have besides its config and weights.
-SMALL_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def resolve(weights: str | Path | None, tensors: bool = True, card: bool = False, revision: str | None = None) -> Path:
@@ -66,15 +54,19 @@ def resolve(weights: str | Path | None, tensors: bool = True, card: bool = False
     wanted = behind if revision is None else revision
     if wanted is not None and (not REVISION.fullmatch(wanted) or ".." in wanted):
         raise ValueError(f"the revision {wanted!r} cannot be one; give a branch, a tag or a commit")
-    cached, lacks = _cached(repo, tensors, wanted)
-    if cached and not lacks:
-        return cached
+    there, lacks = cached(repo, tensors, wanted)
+    if there and not lacks:
+        return _opened(there)
     try:
-        return _download(repo, tensors, card, wanted, lacks)
+        return _opened(download(repo, tensors, card, wanted, lacks))
     except ValueError:
-        if cached and not tensors:  # without a connection its config alone still tells much
-            return cached
+        if there and not tensors:  # without a connection its config alone still tells much
+            return _opened(there)
         raise
+
+
+def _opened(snapshot: Path) -> Path:
+    return _makers(snapshot) if consolidated.is_one(entry(snapshot)) else snapshot
 
 
 def _without(revision: str | None, what: str, folder: Path) -> Path:
@@ -203,89 +195,3 @@ def name_of(folder: Path) -> str:
     if folder.parent.name == "snapshots" and repo.startswith("models--"):
         return repo.removeprefix("models--").replace("--", "/", 1)
     return folder.name
-
-
-def _cached(repo: str, tensors: bool, revision: str | None) -> tuple[Path | None, list[str]]:
-    """The snapshot in the local cache that has a config, and which of the files that are needed it lacks."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(repo, "config.json", revision=revision)
-    if not isinstance(config, str):
-        return None, []
-    folder = Path(config).parent
-    found = find(folder)
-    if found is None:
-        return folder, [" or ".join(WEIGHTS[:2])]
-    return folder, [file for file in found[0] if tensors and not (folder / file).is_file()]
-
-
-def _download(repo: str, tensors: bool, card: bool, revision: str | None, lacks: list[str]) -> Path:
-    """Fetch config.json, the small files that exist, and the first kind of weights that does.
-
-    Only the files named here are asked for; the library shows the progress of each and keeps them in its cache.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    def fetch(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(repo, file, revision=revision))
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):  # no connection, which is another thing than no file
-                raise
-            return None
-
-    try:
-        # Asked once and without the library's retries, so that a machine without a connection hears so at once.
-        get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision))
-        config = Path(hf_hub_download(repo, "config.json", revision=revision))
-        if not tensors:
-            for file in ("model.safetensors.index.json", *SIDECARS):
-                fetch(file)
-            if card:
-                fetch("README.md")
-            return config.parent
-        for file in (*SMALL_FILES, *SIDECARS):
-            fetch(file)
-        weights = next((path for kind in WEIGHTS if (path := fetch(kind))), None)
-        shards = sorted(set(read_index(weights).values())) if weights and weights.suffix == ".json" else []
-        missing = [shard for shard in shards if fetch(shard) is None]
-    except Exception as error:  # which one depends on the HTTP library that this version of the hub client uses
-        raise ValueError(_refusal(repo, revision, lacks, error)) from None
-    if weights is None or missing:
-        absent = ", ".join(missing) if missing else " and ".join(WEIGHTS)
-        raise ValueError(f"{repo}: the repository lacks {absent}; it cannot be loaded")
-    return config.parent
-
-
-def _refusal(repo: str, revision: str | None, lacks: list[str], error: Exception) -> str:
-    """Why nothing could be downloaded, and what to do."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    login = "`hf auth login` or HF_TOKEN"
-    page = f"https://huggingface.co/{repo}"
-    if isinstance(error, GatedRepoError) and error.response.status_code == 403:
-        return (
-            f"{repo} is gated, and the account of this token has no access to it (yet): ask for it at {page}, wait "
-            f"until it is granted, or give another account's token ({login})"
-        )
-    if isinstance(error, GatedRepoError):
-        return f"{repo} is gated: accept its terms at {page}, then log in by {login}"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{repo}: the hub knows no such repository; check the name, and if it is private log in by {login}"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo} has no revision {revision!r}; give one of the branches, tags and commits of {page}"
-    if isinstance(error, EntryNotFoundError) and getattr(error, "response", None) is not None:
-        return f"{repo}: the repository has no config.json; give one in Hugging Face layout"
-    reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
-    at = f" at revision {revision}" if revision else ""
-    if lacks:
-        there = f"the local Hugging Face cache has only a part{at} and lacks {brief(lacks)}, which"
-    else:
-        there = f"not a folder, not in the local Hugging Face cache{at}, and it"
-    return f"{repo}: {there} could not be downloaded ({reason}); check the name and the connection, or give a folder"
