@@ -47,7 +47,7 @@ def listening(
     chosen = ops.select("auto", torch.device("cpu"), dtype) if compiled else ops.CPU
     model = build(spec, seed, replace(chosen, sample=heard.sample))
     for name, parameter in model.named_parameters():
-        if ".router." not in name:  # which is fp32 whatever the rest is
+        if ".router." not in name or ".streams." in name:  # that of experts is fp32 whatever the rest is
             parameter.data = parameter.data.to(dtype)
     return model, heard
 
