@@ -255,3 +255,15 @@ def command(name: str) -> Main:
     if hasattr(module, "__path__"):  # a command of several files
         module = importlib.import_module(f"minillm.{name}.__main__")
     return module.main
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A parser of comma-separated lists of known words."""
+
+    def names(text: str) -> list[str]:
+        found = list(dict.fromkeys(text.split(",")))
+        if odd := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"{odd[0]!r} is none of {', '.join(known)}")
+        return found
+
+    return names

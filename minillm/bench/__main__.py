@@ -25,7 +25,7 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,6 @@ def numbers(text: str) -> list[int]:
     if min(found) < 1:
         raise argparse.ArgumentTypeError(f"{min(found)} is less than 1")
     return list(dict.fromkeys(found))
-
-
-def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """A parser of comma-separated lists of known words."""
-
-    def names(text: str) -> list[str]:
-        found = list(dict.fromkeys(text.split(",")))
-        if odd := [name for name in found if name not in known]:
-            raise argparse.ArgumentTypeError(f"{odd[0]!r} is none of {', '.join(known)}")
-        return found
-
-    return names
 
 
 def points(arguments: argparse.Namespace) -> list[Point]:
@@ -181,9 +169,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt-tokens", type=numbers, default=[128], metavar="N,…")
     made.add_argument("--context", type=numbers, default=[1], metavar="N,…", help="positions in the cache at first")
     made.add_argument("--batch", type=numbers, default=[1], metavar="N,…")
-    made.add_argument("--dtypes", type=some_of(tuple(DTYPES)), default=["bfloat16"], metavar="NAME,…")
-    made.add_argument("--quantize", type=some_of(QUANTIZATIONS), default=["none"], metavar="NAME,…")
-    made.add_argument("--against", type=some_of(PEERS), default=[], metavar="PEER,…", help=" and ".join(PEERS))
+    made.add_argument("--dtypes", type=cli.some_of(tuple(DTYPES)), default=["bfloat16"], metavar="NAME,…")
+    made.add_argument("--quantize", type=cli.some_of(QUANTIZATIONS), default=["none"], metavar="NAME,…")
+    made.add_argument("--against", type=cli.some_of(PEERS), default=[], metavar="PEER,…", help=" and ".join(PEERS))
     made.add_argument("--llama-python", metavar="PATH", help="an interpreter with llama-cpp-python (default: this one)")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))

@@ -1,6 +1,7 @@
 """Many sequences of many lengths at once: new tokens per second in all, as nano-vllm and vLLM report it.
 
     python -m minillm.bench throughput --random qwen3-0.6b     256 prompts of 100 to 1024 random tokens, and as many new
+                                                    [--against vllm,llama.cpp --vllm-python PATH --llama-python PATH]
 
 Prompts wait for a place in the batch, and whatever ends makes room. New tokens are drawn at temperature 0.6 and no
 token ends a sequence, so that there are as many as were drawn for it. One short run goes before the clock starts. The
@@ -19,12 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from minillm import cli
-from minillm.bench import blocks
+from minillm.bench import blocks, crowd
 from minillm.bench.blocks import Watch
-from minillm.bench.weights import checkpoint, scratch_folder
+from minillm.bench.weights import checkpoint, scratch_folder, write_gguf
 from minillm.engine.batching.engine import Engine
 from minillm.engine.batching.room import BUDGET, bytes_for, counts, nbytes, positions_in, room_for
 from minillm.engine.completion import Completion, Timings
@@ -34,6 +36,7 @@ from minillm.llm import LLM
 from minillm.loading import load
 from minillm.report import picture
 from minillm.report.measure import peak_memory
+from minillm.weights.gguf import reader as gguf
 
 TEMPERATURE = 0.6
 
@@ -82,10 +85,16 @@ def measure(llm: LLM, rows: Sequence[Completion], max_batch: int, memory: float 
         "peak_memory_gb": peak_memory(llm.device) / 1e9,
         "cache_gb": nbytes(llm.model, counts(llm.model, positions, max_batch, BUDGET)) / 1e9,
         "preempted": sum(each.preempted for each in requests), "cached_tokens": sum(each.cached for each in requests),
-        "first_token_s": percentiles([times[0] for times in arrived.values()]),
-        "between_tokens_s": percentiles([b - a for each in arrived.values() for a, b in itertools.pairwise(each)]),
-        "watch": watch,
+        **delays(list(arrived.values())), "watch": watch,
     }  # fmt: skip
+
+
+def delays(times: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Of requests whose tokens came at these seconds."""
+    return {
+        "first_token_s": percentiles([each[0] for each in times]),
+        "between_tokens_s": percentiles([b - a for each in times for a, b in itertools.pairwise(each)]),
+    }
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -107,7 +116,38 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, metavar="N")
     made.add_argument("--cache-memory", type=float, metavar="SHARE|BYTES", help="of keys and values (default: for all)")
     made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw who has which share of the cache")
+    made.add_argument(
+        "--against", type=cli.some_of(crowd.PEERS), default=[], metavar="PEER,…", help=", ".join(crowd.PEERS)
+    )
+    made.add_argument("--vllm-python", metavar="PATH", default=sys.executable, help="an interpreter that has vllm")
+    made.add_argument("--llama-python", metavar="PATH", default=sys.executable, help="one that has llama-cpp-python")
     return made
+
+
+def peers(
+    arguments: argparse.Namespace, rows: Sequence[Completion], scratch: Path, room: int, dtype: str
+) -> dict[str, Any]:
+    """What the peers do with the same requests, one after the other, with so many bytes for keys and values."""
+    found = {}
+    for peer in arguments.against:
+        print(f"running {peer}", file=sys.stderr)
+        weights = arguments.weights
+        if peer == "llama.cpp" and not gguf.is_one(weights):
+            weights = scratch / "model.gguf"
+            write_gguf(weights, arguments.weights, dtype)
+        settings = {
+            "engine": peer, "weights": str(weights), "rows": [(row.prompt, row.max_new_tokens) for row in rows],
+            "most": arguments.max_batch or len(rows), "threads": torch.get_num_threads(),
+            "dtype": dtype, "bytes": room,
+        }  # fmt: skip
+        answer = crowd.measured(python_of(arguments, peer), settings)
+        new = sum(map(len, answer["times"]))
+        found[peer] = {"seconds": answer["seconds"], "new_tok_s": new / answer["seconds"], **delays(answer["times"])}
+    return found
+
+
+def python_of(arguments: argparse.Namespace, peer: str) -> str:
+    return arguments.vllm_python if peer == "vllm" else arguments.llama_python
 
 
 @cli.command_line
@@ -120,10 +160,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error("--sequences and --max-batch must be at least 1, and 1 <= --least <= --most")
     if arguments.plot is not None:
         picture.check(arguments.plot)
+    if arguments.against and arguments.quantize:
+        made.error("--against compares weights as they are stored; leave out --quantize")
+    for peer in arguments.against:
+        crowd.check(peer, python_of(arguments, peer))
     with scratch_folder() as scratch:
         arguments.weights = checkpoint(arguments.weights, arguments.random, scratch)
-        name = arguments.random or arguments.weights.name
-        llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
+        report = run(arguments, scratch)
+    steps = f"{report['rows_per_step']:.1f} sequences a step"
+    ratios = [f"{report['new_tok_s'] / each['new_tok_s']:.2f} times {peer}" for peer, each in report["peers"].items()]
+    print(
+        f"{report['shape']} on {report['device']}: {report['sequences']} sequences, {report['prompt_tokens']} + "
+        f"{report['new_tokens']} tokens in {report['seconds']:.1f} s: {report['new_tok_s']:.0f} new tok/s, "
+        f"{', '.join([steps, *ratios])}\n\n{json.dumps(report)}"
+    )
+    return 0
+
+
+def run(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """The requests through minillm, then through the peers."""
+    name = arguments.random or arguments.weights.name
+    llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
     if 2 * arguments.most > llm.spec.context:
         raise ValueError(
             f"--most {arguments.most} is as many new tokens again, but the model is meant for {llm.spec.context}"
@@ -135,9 +192,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     watch = report.pop("watch")
     if arguments.plot is not None:
         blocks.draw(arguments.plot, watch, rows, f"{picture.plain(name)}: the cache of {len(rows)} requests")
-    print(
-        f"{name} on {llm.device}: {report['sequences']} sequences, {report['prompt_tokens']} + "
-        f"{report['new_tokens']} tokens in {report['seconds']:.1f} s: {report['new_tok_s']:.0f} new tok/s, "
-        f"{report['rows_per_step']:.1f} sequences a step\n\n{json.dumps(report)}"
-    )
-    return 0
+    dtype = str(llm.model.dtype).removeprefix("torch.")
+    return {**report, "peers": peers(arguments, rows, scratch, round(report["cache_gb"] * 1e9), dtype)}
