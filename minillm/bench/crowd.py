@@ -52,7 +52,7 @@ def vllm(settings: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     from vllm import EngineArgs, LLMEngine, SamplingParams
 
-    longest = max(len(prompt) + most for prompt, most in settings["rows"])
+    longest = max(len(prompt) + most for prompt, most in [*WARM, *settings["rows"]])
     limits = {"max_model_len": longest, "max_num_seqs": settings["most"]}
     wanted = EngineArgs(settings["weights"], skip_tokenizer_init=True, dtype=settings["dtype"], **limits)
     engine = LLMEngine.from_engine_args(wanted)
@@ -85,7 +85,7 @@ def llama_cpp(settings: dict[str, Any]) -> dict[str, Any]:
     model = api.llama_model_load_from_file(settings["weights"].encode(), api.llama_model_default_params())
     if not model:
         raise ValueError(f"llama.cpp does not load {settings['weights']}")
-    sizes = sorted((len(prompt) + most for prompt, most in settings["rows"]), reverse=True)
+    sizes = sorted((len(prompt) + most for prompt, most in [*WARM, *settings["rows"]]), reverse=True)
     params = api.llama_context_default_params()
     params.n_ctx, params.n_seq_max, params.kv_unified = sum(sizes[: settings["most"]]), settings["most"], True
     params.n_batch, params.n_threads, params.n_threads_batch = LONGEST, settings["threads"], settings["threads"]

@@ -50,7 +50,7 @@ VLLM = '''
 class EngineArgs:
     def __init__(self, model, **options):
         print("what a library prints")
-        assert 4 <= options.pop("max_model_len") <= 12
+        assert options.pop("max_model_len") == 16
         assert options == {"skip_tokenizer_init": True, "dtype": "float32", "max_num_seqs": 2}
 
 class SamplingParams:
@@ -69,6 +69,7 @@ class LLMEngine:
         self.going = {}
 
     def add_request(self, number, prompt, wanted):
+        assert len(prompt["prompt_token_ids"]) + wanted.left <= 16
         assert all(type(id) is int for id in prompt["prompt_token_ids"])
         self.going[number] = Output(number), wanted
 
