@@ -94,7 +94,7 @@ class Doors:
             said = f"this server answers to {', '.join(hosts)}; keys (--api-keys) open it to other names"
             raise Refusal(403, said, "wrong_host")
         origin = headers.get("origin")
-        if origin and urlsplit(origin).netloc != headers.get("host") and not self._origin(headers):
+        if origin and origin.partition("://")[2] != headers.get("host") and not self._origin(headers):
             raise Refusal(403, "pages of this origin may not ask; see --allow-origin", "wrong_origin")
 
     def _origin(self, headers: Mapping[str, str]) -> dict[str, str]:

@@ -67,6 +67,15 @@ def test_silence_has_signs_of_life(scripted: Start) -> None:
     assert found.count(": keep-alive\n\n") >= 3
 
 
+def test_nothing_waits_for_the_client_to_confirm_what_it_has(server: Running) -> None:
+    """Nagle's algorithm: on connections that are used again each answer would wait 40 ms."""
+    with httpx.Client() as client:
+        client.get(server.url + "/health")
+        (connection, *_) = server.server.server_state.connections
+        made = connection.transport.get_extra_info("socket")
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_headers_of_a_stream(server: Running) -> None:
     found = server.post(CHAT, {**LONG, "max_tokens": 2, "stream": True})
     assert found.headers["content-type"].startswith("text/event-stream")
