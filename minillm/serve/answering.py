@@ -146,7 +146,7 @@ class Job:
         self.served, self.asked, self.choices, self.lease = served, asked, choices, lease
         self.keep_alive, self.on_end = keep_alive, on_end
         self.began, self.made = time.monotonic(), int(time.time())
-        self.reasoning = [""] * len(choices)
+        self._reasoning, self._thought = [""] * len(choices), 0  # text whose tokens are not counted yet, and the others
         self.closed = False
         self._changed: set[int] = set()
         self._there = asyncio.Event()
@@ -207,19 +207,20 @@ class Job:
     def usage(self) -> dict[str, int]:
         """Tokens: of prompts and of answers, and of these the cached and what was reasoning."""
         prompts, tokenizer = self.prompts(), self.served.llm.tokenizer
-        thought = [len(tokenizer.encode(text, special=False)) if text and tokenizer else 0 for text in self.reasoning]
+        new, self._reasoning = self._reasoning, [""] * len(self.choices)
+        self._thought += sum(len(tokenizer.encode(text, special=False)) for text in new if text and tokenizer)
         return {
             "prompt": sum(count for count, _ in prompts),
             "cached": sum(cached for _, cached in prompts),
             "completion": self.written,
-            "reasoning": min(sum(thought), self.written),
+            "reasoning": min(self._thought, self.written),
         }
 
     def _event(self, index: int) -> Event | None:
         event = self.choices[index].event(self.asked.tool_choice == "named")
         for piece in event.pieces if event else ():
             self.choices[index].called |= piece.kind == "call"
-            self.reasoning[index] += piece.text if piece.kind == "reasoning" else ""
+            self._reasoning[index] += piece.text if piece.kind == "reasoning" else ""
         return event
 
     async def _watch(self, choice: Choice) -> None:

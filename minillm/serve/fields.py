@@ -14,7 +14,7 @@ import msgspec
 
 from minillm.guard.screen import shown
 from minillm.serve.errors import Refusal
-from minillm.serve.settings import MAX_DEPTH
+from minillm.serve.settings import MAX_DEPTH, MAX_NESTED
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -29,6 +29,9 @@ Kind = TypeVar("Kind", bound=Body)
 
 def parsed(data: bytes) -> dict[str, Any]:
     """A body as a JSON object. Raises Refusal for anything else, NaN, numbers beyond a float and lone surrogates."""
+    if data.count(b"[") + data.count(b"{") > MAX_NESTED:  # those in texts too, as this is to be quick
+        said = f"the body has more than {MAX_NESTED:,} brackets and braces; send less"
+        raise Refusal(413, said, "body_too_large")
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

@@ -61,6 +61,7 @@ class Service:
         served, key, record = self.models.find(asked.model), key_of(request), record_of(request)
         record.update(model=served.name, stream=asked.stream, **({"idle": asked.idle} if asked.idle else {}))
         groups = await self.beside(lambda: prepare(served, asked, self.settings))
+        self.open()  # it may have begun to drain meanwhile
         rows = [row for group, _ in groups for row in group]
         likely = min(asked.most or DEFAULT_NEW_TOKENS, rows[0].max_new_tokens)
         try:

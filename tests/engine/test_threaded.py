@@ -127,3 +127,56 @@ def test_what_is_no_field_of_a_request_is_the_callers_error(llm: minillm.LLM, en
 def test_a_cache_that_cannot_be(llm: minillm.LLM, memory: float) -> None:
     with pytest.raises(ValueError, match=f"memory for the cache is {memory}; give a number of bytes, or a share"):
         minillm.Engine(llm, cache_memory=memory)
+
+
+def test_a_step_interrupts_an_event_loop_once(llm: minillm.LLM, engine: minillm.Engine) -> None:
+    """Whatever it wrote, and for however many: each time the loop takes Python's lock from the engine's thread."""
+    calls: list[Any] = []
+
+    async def all_of_them() -> None:
+        loop = asyncio.get_running_loop()
+        call = loop.call_soon_threadsafe
+
+        def counted(*given: Any, **named: Any) -> Any:
+            calls.append(given)
+            return call(*given, **named)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        rows = [llm.completion("Once", max_new_tokens=20, ignore_eos=True, seed=seed) for seed in range(4)]
+        tickets = engine.submit_many(rows)
+
+        async def one(ticket: Any) -> None:
+            async for _ in ticket.changes():
+                pass
+
+        await asyncio.gather(*map(one, tickets))
+
+    asyncio.run(all_of_them())
+    assert len(calls) <= 30  # 20 steps, and a few in which not all begin
+
+
+def test_a_loop_that_is_closed_does_the_engine_no_harm(llm: minillm.LLM, engine: minillm.Engine) -> None:
+    async def begun() -> Any:
+        ticket = engine.submit(llm.completion("Once", max_new_tokens=400, ignore_eos=True))
+        changes = ticket.changes()
+        await anext(changes)
+        ticket.kept = changes  # type: ignore[attr-defined]
+        return ticket
+
+    loop = asyncio.new_event_loop()
+    ticket = loop.run_until_complete(begun())
+    loop.close()
+    assert engine.drain(30)
+    assert ticket.row.finish_reason == "length"
+    assert engine.health()["alive"]
+
+
+def test_after_a_rest_the_engine_does_not_seem_to_stand_still(llm: minillm.LLM, engine: minillm.Engine) -> None:
+    go = threading.Event()
+    engine._messages.put(go.wait)  # the thread has not read the request yet
+    engine._last -= 1000
+    ticket = engine.submit(llm.completion("Once", max_new_tokens=2))
+    since = engine.health()["seconds_since_step"]
+    go.set()
+    "".join(ticket)
+    assert since < 500

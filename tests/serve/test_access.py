@@ -177,6 +177,8 @@ def test_pages_of_others_may_not_ask(llm: minillm.LLM) -> None:
         assert httpx.get(server.url + "/v1/models", headers=here).status_code == 200
         other = {"origin": "http://evil.example"}
         assert server.post("/v1/chat/completions", CHAT, headers=other).status_code == 403
+        for broken in ("http://[", "null", "file://"):
+            assert httpx.get(server.url + "/v1/models", headers={"origin": broken}).status_code == 403, broken
         friend = httpx.get(server.url + "/v1/models", headers={"origin": "http://friend.example"})
         assert friend.headers["access-control-allow-origin"] == "http://friend.example"
         assert "access-control-allow-origin" not in httpx.get(server.url + "/v1/models", headers=here).headers

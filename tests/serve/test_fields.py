@@ -7,9 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from minillm.serve import app
+from minillm.serve import app, fields
 from minillm.serve.apis import anthropic, embeddings, ollama, openai_chat, openai_completions, plain, responses
+from minillm.serve.errors import Refusal
 from minillm.serve.fields import Body
+from minillm.serve.settings import MAX_NESTED
 from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "serve.md"
@@ -59,3 +61,10 @@ def test_only_the_files_of_the_page_are_served(tmp_path: Path) -> None:
     assert {path: kind for path, (_, kind) in app.page_files(tmp_path).items()} == {
         "/": "text/html", "/page/index.html": "text/html", "/page/chat.js": "text/javascript",
     }  # fmt: skip
+
+
+def test_a_body_of_many_small_lists_is_not_decoded() -> None:
+    """12 MB of them took six seconds, in which nobody else was answered."""
+    with pytest.raises(Refusal) as refused:
+        fields.parsed(b'{"messages":[' + b",".join([b"[]"] * MAX_NESTED) + b"]}")
+    assert refused.value.status == 413

@@ -275,3 +275,8 @@ def test_a_fault_of_our_own_shows_nothing(server: Running, monkeypatch: pytest.M
     assert "secret" not in found.text
     assert server.idle()
     assert "secret" in server.log[-1]["fault"]
+
+
+def test_who_needs_no_key_can_leave_nothing_in_memory(server: Running) -> None:
+    assert httpx.request("GET", server.url + "/health", content=b"x" * 1000).status_code == 413
+    assert httpx.get(server.url + "/health").status_code == 200

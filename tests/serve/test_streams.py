@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 import minillm
+from minillm.serve import service
 from tests.helpers.server import Running, serve
 
 Start = Callable[..., Running]
@@ -65,6 +66,15 @@ def test_silence_has_signs_of_life(scripted: Start) -> None:
     assert found.count("event: ping") >= 4
     found = server.post("/v1/responses", {"input": "x", "stream": True}).text
     assert found.count(": keep-alive\n\n") >= 3
+
+
+def test_nothing_waits_for_the_client_to_confirm_what_it_has(server: Running) -> None:
+    """Nagle's algorithm: on connections that are used again each answer would wait 40 ms."""
+    with httpx.Client() as client:
+        client.get(server.url + "/health")
+        (connection, *_) = server.server.server_state.connections
+        made = connection.transport.get_extra_info("socket")
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_headers_of_a_stream(server: Running) -> None:
@@ -198,3 +208,39 @@ def test_metrics_count(server: Running) -> None:
     assert value("minillm:generation_tokens_total") == before[0] + 7
     assert value("minillm:e2e_request_latency_seconds_count") == before[1] + 1
     assert value("minillm:num_requests_running") == 0
+
+
+def test_what_is_being_read_when_the_server_stops_is_told_to_come_again(
+    scripted: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would begin after the server has waited for all others, and be cut off."""
+    server = scripted("word " * 10)
+    prepare = service.prepare
+
+    def late(*given: Any) -> Any:
+        server.service.draining = True
+        return prepare(*given)
+
+    monkeypatch.setattr(service, "prepare", late)
+    answer = server.post(CHAT, {"messages": LONG["messages"]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+
+
+def test_reasoning_is_counted_once(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With usage in each chunk: as much work as there is text, not its square."""
+    server = scripted("<think>" + "so and so " * 20 + "</think>yes")
+    tokenizer = server.service.models.all[0].llm.tokenizer
+    assert tokenizer is not None
+    encode, sizes = tokenizer.encode, []
+
+    def counted(text: str, *given: Any, **named: Any) -> Any:
+        sizes.append(len(text))
+        return encode(text, *given, **named)
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"messages": LONG["messages"], "stream": True, "stream_options": options}
+    answer = server.post(CHAT, body).text
+    assert sum(sizes) < 600  # 200 characters, and the prompt
+    *_, last = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: {")]
+    assert last["usage"]["completion_tokens_details"]["reasoning_tokens"] > 50

@@ -11,10 +11,11 @@ Python's lock, so a process of its own would gain nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from minillm.engine.batching.engine import Engine
@@ -41,12 +42,11 @@ class Ticket:
     def __init__(self, request: Request):
         self.request, self.row = request, request.row
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._wake: Callable[[], Any] = lambda: None
+        self.waiting: tuple[asyncio.AbstractEventLoop, Callable[[], Any]] | None = None  # where, and what wakes it
 
     def put(self, piece: str | None) -> None:
-        """A piece, or None for the end."""
+        """A piece, or None for the end. Who waits in an event loop is to be woken after it (`wake`)."""
         self._pieces.put(piece)
-        self._wake()
 
     def __iter__(self) -> Iterator[str]:
         while (piece := self._pieces.get()) is not None:
@@ -64,22 +64,41 @@ class Ticket:
     async def changes(self) -> AsyncIterator[None]:
         """Wakes its caller when `row` has something new, any token, and when it has ended; then raises `Failed` where
         it could not go on."""
-        loop, there, ended = asyncio.get_running_loop(), asyncio.Event(), False
-        self._wake = lambda: loop.call_soon_threadsafe(there.set)
-        while not ended:
-            there.clear()
-            new = False
-            while not self._pieces.empty():
-                new, ended = True, self._pieces.get() is None
-            if new:
-                yield
-            if not ended:
-                await there.wait()
+        there, ended = asyncio.Event(), False
+        self.waiting = asyncio.get_running_loop(), there.set
+        try:
+            while not ended:
+                there.clear()
+                new = False
+                while not self._pieces.empty():
+                    new, ended = True, self._pieces.get() is None
+                if new:
+                    yield
+                if not ended:
+                    await there.wait()
+        finally:
+            self.waiting = None
         self._raise()
 
     def _raise(self) -> None:
         if self.request.error is not None:
             raise Failed(self.request.error)
+
+
+def wake(tickets: Iterable[Ticket]) -> None:
+    """Wake who waits for these, once an event loop: each call interrupts it, and may cost the caller Python's lock."""
+    found: dict[asyncio.AbstractEventLoop, list[Callable[[], Any]]] = {}
+    for ticket in tickets:
+        if (waiting := ticket.waiting) is not None:
+            found.setdefault(waiting[0], []).append(waiting[1])
+    for loop, wakers in found.items():
+        with contextlib.suppress(RuntimeError):  # a loop that was closed, with nobody left in it
+            loop.call_soon_threadsafe(_call, wakers)
+
+
+def _call(wakers: Sequence[Callable[[], Any]]) -> None:
+    for each in wakers:
+        each()
 
 
 class Loaded(Protocol):
@@ -134,6 +153,8 @@ class AsyncEngine:
                 raise Busy("the engine is closing and takes no more requests")
             if self._count + len(tickets) > self.engine.scheduler.max_rows + self.max_waiting:
                 raise Busy(f"all {self.max_waiting:,} places in the queue are taken; try again later")
+            if not self._count:
+                self._last = time.monotonic()  # rest was no standing still
             self._count += len(tickets)
             self._idle.clear()
         self._messages.put(lambda: self._add(tickets))
@@ -174,19 +195,22 @@ class AsyncEngine:
                 found = self.engine.step()
             except Exception as error:  # the requests of this step end, and the engine lives on
                 found = self.engine.abandon(f"a step failed: {type(error).__name__}: {error}")
+            changed = {request: self._tickets[request] for request, _ in found}
             for request, piece in found:
-                self._tickets[request].put(piece)
-            self._settle()
+                changed[request].put(piece)
+            self._settle(changed)
 
-    def _settle(self) -> None:
-        """Let go of the requests that have ended."""
+    def _settle(self, changed: dict[Request, Ticket]) -> None:
+        """Let go of the requests that have ended, and wake who waits for these or for what has `changed`."""
         self._last = time.monotonic()
         for request in [each for each in self._tickets if each.finished]:
-            self._tickets.pop(request).put(None)
+            changed[request] = self._tickets.pop(request)
+            changed[request].put(None)
             with self._lock:
                 self._count -= 1
                 if not self._count:
                     self._idle.set()
+        wake(changed.values())
 
     def _add(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
@@ -198,4 +222,4 @@ class AsyncEngine:
         self._going = False
         for request in self._tickets:
             self.engine.cancel(request)
-        self._settle()
+        self._settle({})
