@@ -157,6 +157,43 @@ def test_what_cannot_be_kept_is_not(kind: str, tmp_path: Path, capsys: pytest.Ca
     assert not list(Path(__file__).parent.rglob("*.nb[ic]"))
 
 
+@jit.parallel
+def _number_of_threads(x: Any) -> None:
+    for i in numba.prange(len(x)):
+        x[i] = jit.threads()
+
+
+def threaded(at: int, count: int, like: Any) -> None:
+    x = jit.array(at, count, like)
+    x[0] = jit.threads()
+    _number_of_threads(x)
+
+
+def addressed(at: int, count: int, like: Any) -> None:
+    jit.array(at, count, like)[0] = numba.get_num_threads()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_loop_with_an_address_in_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loops can ask for the number of threads and be kept, though not by numba's own function."""
+    expected = [float(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))] * 2
+    assert doubled(jit.kernel(threaded)) == expected
+    assert [path.name.partition("-")[0] for path in tmp_path.iterdir()] == ["threaded"]
+    again = jit.kernel(threaded)
+    assert doubled(again) == expected
+    assert again.compiled.stats.cache_hits
+    assert capsys.readouterr().err == ""
+    doubled(jit.kernel(addressed))
+    assert "addressed is compiled in every run: it has addresses" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_loop_asks_numba_for_threads() -> None:
+    """Each would be compiled anew in every process, the largest for a minute."""
+    folder = Path(loops.__file__).parent
+    assert not [path for path in folder.rglob("*.py") if "numba.get_num_threads(" in path.read_text(encoding="utf-8")]
+
+
 def test_somebody_elses_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept.write(tmp_path / "loop", b"code")
     assert kept.read(tmp_path / "loop") == b"code"

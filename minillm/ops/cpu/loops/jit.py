@@ -24,6 +24,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.core import serialize
 from numba.core.compiler import CompileResult
+from numba.core.typing import signature
 
 from minillm.guard.screen import note
 from minillm.ops.cpu import kept, usable
@@ -46,6 +47,9 @@ inline = numba.njit(**INLINE)
 # A loop over `prange` that a kernel calls. What it writes must be a parameter of its own: numba takes an array that
 # was made inside for one that nobody will look at.
 parallel = numba.njit(parallel=True, **OPTIONS)
+# How many threads `prange` has, int32. By its name: numba.get_num_threads puts an address into the code, which then
+# cannot be kept for another process.
+threads = types.ExternalFunction("get_num_threads", signature(types.int32))
 
 
 COMPILED = kept.folder()
@@ -101,7 +105,8 @@ class Kept:
             return None
 
     def save_overload(self, types: tuple[Any, ...], result: Any) -> None:
-        if result.library.has_dynamic_globals:  # addresses of this process
+        if result.library.has_dynamic_globals:
+            _say(f"{self.function.__name__} is compiled in every run: it has addresses of this process in its code")
             return
         try:
             kept.write(self.path(types, result.library.codegen), serialize.dumps(result._reduce()))

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numba import prange
 
-from minillm.ops.cpu.loops.jit import aligned, array, array_of, function, inline, kernel, parallel
+from minillm.ops.cpu.loops.jit import aligned, array, array_of, function, inline, kernel, parallel, threads
 from minillm.ops.cpu.loops.pointwise import activated
 from minillm.ops.cpu.loops.tiles.dots import multiply_rows
 from minillm.ops.cpu.loops.tiles.floats import multiply_picked, widened_rows
@@ -53,7 +52,7 @@ def _products(x: Any, rows: int, inputs: int, at: Any, given: Any, picks: Any, t
     form = bits, counts, (kind, factor_kind, NATURAL), (chunks, counts[0], group, steps, high_steps)
     x, taken, powers, sums = prepared(x, rows, at, zero, group, counts[0])
     y = aligned(len(picks) * outputs, np.float32)
-    runs = numba.get_num_threads()
+    runs = np.int64(threads())
     _multiply(x, taken, powers, sums, at, form, picks, room(counts, chunks, runs), y, (top_k, outputs, runs))
     return y
 
@@ -61,7 +60,7 @@ def _products(x: Any, rows: int, inputs: int, at: Any, given: Any, picks: Any, t
 @function
 def _of_floats(x: Any, rows: int, inputs: int, at: Any, given: Any, picks: Any, top_k: int, outputs: int) -> Any:
     form, counts, kinds = laid(inputs, given)
-    y, runs = aligned(len(picks) * outputs, np.float32), numba.get_num_threads()
+    y, runs = aligned(len(picks) * outputs, np.float32), np.int64(threads())
     memory = room(counts, form[3], runs)
     wide = widened_rows(x, rows, form[3])
     multiply_picked(at, form, counts, kinds, (top_k, outputs, runs), wide, picks, memory, y)

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numba import prange
 
-from minillm.ops.cpu.loops.jit import array, array_of, function, inline, kernel, parallel
+from minillm.ops.cpu.loops.jit import array, array_of, function, inline, kernel, parallel, threads
 from minillm.ops.cpu.loops.tiles.dots import multiply_rows
 from minillm.ops.cpu.loops.tiles.scales import CODE, NATURAL, fill, fill_numbers, grouping, places, room
 from minillm.ops.cpu.loops.tiles.whole import CHUNK, split, sum_of
@@ -162,5 +161,5 @@ def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, form: Any, l
     parts = bits, counts, (kind, factor_kind, NATURAL), (chunks, counts[0], group, steps, high_steps)
     x, taken, powers, sums = prepared(array(x_at, rows * inputs, like), rows, at, zero, group, counts[0])
     y, bias = array(y_at, rows * outputs, like), array(bias_at, outputs if bias_at else 0, like)
-    wanted = rows, outputs, min(numba.get_num_threads(), -(-outputs // LANES))
+    wanted = rows, outputs, min(np.int64(threads()), -(-outputs // LANES))
     _multiply(x, taken, powers, sums, at, parts, bias, room(counts, chunks, wanted[2]), y, wanted)

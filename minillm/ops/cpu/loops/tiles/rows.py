@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core.cgutils import get_or_insert_function
 
-from minillm.ops.cpu.loops.jit import aligned, array, array_of, function, inline, kernel, parallel
+from minillm.ops.cpu.loops.jit import aligned, array, array_of, function, inline, kernel, parallel, threads
 from minillm.ops.cpu.loops.products import dot
 from minillm.ops.cpu.loops.tiles.floats import multiply, takes, widened_rows
 from minillm.ops.cpu.loops.tiles.scales import BFLOAT, CHUNK, HALF, NATURAL, fill, grouping, places, room
@@ -234,7 +233,7 @@ def laid(inputs: int, given: Any) -> Any:
 @kernel
 def dequantise(at: Any, y_at: int, sizes: Any, given: Any, like: Any) -> None:
     """y `[O, I]` = the matrix at `at`; sizes are O and I, the rest as in `tiles.linear`."""
-    (outputs, inputs), runs = sizes, min(numba.get_num_threads(), -(-sizes[0] // LANES))
+    (outputs, inputs), runs = sizes, min(np.int64(threads()), -(-sizes[0] // LANES))
     form, counts, kinds = laid(inputs, given)
     memory, y = room(counts, form[3], runs), array(y_at, outputs * inputs, like)
     _write_tiles(at, form, counts, kinds, (outputs, inputs, runs), memory, y)
@@ -243,7 +242,7 @@ def dequantise(at: Any, y_at: int, sizes: Any, given: Any, like: Any) -> None:
 @kernel
 def linear(x_at: int, at: Any, bias_at: int, y_at: int, sizes: Any, given: Any, like: Any) -> None:
     """As `tiles.linear`, of any x, in fp32."""
-    (rows, inputs, outputs), runs = sizes, min(numba.get_num_threads(), -(-sizes[2] // LANES))
+    (rows, inputs, outputs), runs = sizes, min(np.int64(threads()), -(-sizes[2] // LANES))
     form, counts, kinds = laid(inputs, given)
     x = widened_rows(array(x_at, rows * inputs, like), rows, form[3])
     y, bias = array(y_at, rows * outputs, like), array(bias_at, outputs if bias_at else 0, like)
