@@ -76,60 +76,70 @@ def vllm(settings: dict[str, Any]) -> dict[str, Any]:
 
 def llama_cpp(settings: dict[str, Any]) -> dict[str, Any]:
     """Raises ValueError where llama.cpp does."""
-    import llama_cpp as api
-    import numpy
+    engine = LlamaCpp(settings)
+    engine.run(WARM)
+    return engine.run(settings["rows"]).report()
 
-    quiet = api.llama_log_callback(lambda *_: None)
-    api.llama_log_set(quiet, None)
-    api.llama_backend_init()
-    model = api.llama_model_load_from_file(settings["weights"].encode(), api.llama_model_default_params())
-    if not model:
-        raise ValueError(f"llama.cpp does not load {settings['weights']}")
-    sizes = sorted((len(prompt) + most for prompt, most in [*WARM, *settings["rows"]]), reverse=True)
-    params = api.llama_context_default_params()
-    params.n_ctx, params.n_seq_max, params.kv_unified = sum(sizes[: settings["most"]]), settings["most"], True
-    params.n_batch, params.n_threads, params.n_threads_batch = LONGEST, settings["threads"], settings["threads"]
-    room = api.llama_init_from_model(model, params)
-    if not room:
-        raise ValueError(f"llama.cpp has no room for {params.n_ctx} positions of {settings['most']} sequences")
-    vocabulary, batch = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model)), api.llama_batch_init(LONGEST, 0, 1)
 
-    def decode(items: list[tuple[int, int, int, bool]]) -> list[int]:
+class LlamaCpp:
+    """`most` sequences at a time, in one cache for the longest of them."""
+
+    def __init__(self, settings: dict[str, Any]):
+        import llama_cpp as api
+        import numpy
+
+        self.api, self.numpy, self.most = api, numpy, settings["most"]
+        self.quiet = api.llama_log_callback(lambda *_: None)
+        api.llama_log_set(self.quiet, None)
+        api.llama_backend_init()
+        model = api.llama_model_load_from_file(settings["weights"].encode(), api.llama_model_default_params())
+        if not model:
+            raise ValueError(f"llama.cpp does not load {settings['weights']}")
+        sizes = sorted((len(prompt) + most for prompt, most in [*WARM, *settings["rows"]]), reverse=True)
+        params = api.llama_context_default_params()
+        params.n_ctx, params.n_seq_max, params.kv_unified = sum(sizes[: self.most]), self.most, True
+        params.n_batch, params.n_threads, params.n_threads_batch = LONGEST, settings["threads"], settings["threads"]
+        self.room = api.llama_init_from_model(model, params)
+        if not self.room:
+            raise ValueError(f"llama.cpp has no room for {params.n_ctx} positions of {self.most} sequences")
+        self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
+        self.batch = api.llama_batch_init(LONGEST, 0, 1)
+
+    def decode(self, items: Sequence[tuple[int, int, int, bool]]) -> list[int]:
         """The likeliest token behind each item (token, position, sequence, whether it is wanted) that is wanted."""
+        batch = self.batch
         batch.n_tokens = len(items)
         for i, (token, position, sequence, wanted) in enumerate(items):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, wanted
             batch.seq_id[i][0] = sequence
-        if code := api.llama_decode(room, batch):
+        if code := self.api.llama_decode(self.room, batch):
             raise ValueError(f"llama.cpp could not decode: code {code}")
-        wanted = [i for i, item in enumerate(items) if item[-1]]
-        found = (api.llama_get_logits_ith(room, i) for i in wanted)
-        return [int(numpy.ctypeslib.as_array(each, (vocabulary,)).argmax()) for each in found]
+        found = (self.api.llama_get_logits_ith(self.room, i) for i, item in enumerate(items) if item[-1])
+        return [int(self.numpy.ctypeslib.as_array(each, (self.vocabulary,)).argmax()) for each in found]
 
-    def run(rows: Sequence[Any]) -> Clock:
+    def run(self, rows: Sequence[Any]) -> Clock:
+        """Requests to their ends: whoever has a place is decoded, and whoever gets one is read."""
         clock, waiting = Clock(len(rows)), list(range(len(rows)))
-        places, last = dict.fromkeys(range(settings["most"])), dict[int, int]()  # which request has a place
+        places, last = dict.fromkeys(range(self.most), 0), dict[int, int]()  # which request has a place, and its token
         while waiting or last:
-            items, asked = [], [*last]
-            for place in asked:
-                number = places[place]
-                items.append((last[place], len(rows[number][0]) + len(clock.times[number]) - 1, place, True))
+            asked = [*last]
+            items = [
+                (last[place], len(rows[places[place]][0]) + len(clock.times[places[place]]) - 1, place, True)
+                for place in asked
+            ]
             for place in [each for each in places if each not in last]:
                 if waiting and len(items) + len(rows[waiting[0]][0]) <= LONGEST:
-                    places[place] = number = waiting.pop(0)
-                    prompt = rows[number][0]
+                    places[place] = waiting.pop(0)
+                    prompt = rows[places[place]][0]
                     items += [(token, at, place, at == len(prompt) - 1) for at, token in enumerate(prompt)]
                     asked.append(place)
-            for place, token in zip(asked, decode(items), strict=True):
+            for place, token in zip(asked, self.decode(items), strict=True):
                 clock.saw(places[place])
                 last[place] = token
                 if len(clock.times[places[place]]) == rows[places[place]][1]:
                     del last[place]
-                    api.llama_memory_seq_rm(api.llama_get_memory(room), place, -1, -1)
+                    self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.room), place, -1, -1)
         return clock
-
-    run(WARM)
-    return run(settings["rows"]).report()
 
 
 ENGINES = {"vllm": vllm, "llama.cpp": llama_cpp}
