@@ -49,7 +49,7 @@ inline = numba.njit(**INLINE)
 parallel = numba.njit(parallel=True, **OPTIONS)
 # How many threads `prange` has, int32. By its name: numba.get_num_threads puts an address into the code, which then
 # cannot be kept for another process.
-threads = types.ExternalFunction("get_num_threads", signature(types.int32))
+threads: Any = types.ExternalFunction("get_num_threads", signature(types.int32))
 
 
 COMPILED = kept.folder()
