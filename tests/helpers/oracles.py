@@ -143,6 +143,15 @@ class Routes:
     other_choices: int = 0
     weight_error: float = 0.0  # over tokens of the same choice
 
+    def cut(self, at: int, rows: int) -> tuple[Routes, Routes]:
+        """Those of the first `at` tokens of each row, and those of the others."""
+        parts = Routes(), Routes()
+        for call in self.calls:
+            split = [each.unflatten(0, (rows, -1)).tensor_split([at], dim=1) for each in call]
+            for part, experts, weights in zip(parts, *split, strict=True):
+                part.calls.append((experts.flatten(0, 1), weights.flatten(0, 1)))
+        return parts
+
     def compare(self, own: Routing, experts: Tensor, weights: Tensor) -> None:
         mine, theirs = own.experts.sort(-1), experts.sort(-1)
         same = (mine.values == theirs.values).all(-1)
