@@ -33,12 +33,9 @@ def nats(
     llm: LLM, ids: Sequence[int], context: int, stride: int, progress: Callable[[int, int], None] = lambda *_: None
 ) -> float:
     """The sum of -log p over all tokens but the first, in nats."""
-    pairs = [
-        (ids[first : last + 1 - count], ids[last + 1 - count : last + 1])
-        for first, last, count in windows(len(ids), context, stride)
-    ]
-    ends = [last for _, last, _ in windows(len(ids), context, stride)]
-    found = score(llm.model, pairs, progress=lambda done, _: progress(ends[done - 1] if done else 0, len(ids) - 1))
+    planned = windows(len(ids), context, stride)
+    pairs = [(ids[first : last + 1 - count], ids[last + 1 - count : last + 1]) for first, last, count in planned]
+    found = score(llm.model, pairs, progress=lambda done, _: progress(planned[done - 1][1], len(ids) - 1))
     return -sum(logprob for logprob, _ in found)
 
 

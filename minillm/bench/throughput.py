@@ -26,6 +26,7 @@ from tqdm import tqdm
 from minillm import cli
 from minillm.bench import blocks, crowd
 from minillm.bench.blocks import Watch
+from minillm.bench.serving import spread
 from minillm.bench.weights import checkpoint, scratch_folder, write_gguf
 from minillm.engine.batching.engine import Engine
 from minillm.engine.batching.room import BUDGET, bytes_for, counts, nbytes, positions_in, room_for
@@ -92,17 +93,9 @@ def measure(llm: LLM, rows: Sequence[Completion], max_batch: int, memory: float 
 def delays(times: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
     """Of requests whose tokens came at these seconds."""
     return {
-        "first_token_s": percentiles([each[0] for each in times]),
-        "between_tokens_s": percentiles([b - a for each in times for a, b in itertools.pairwise(each)]),
+        "first_token_s": spread([each[0] for each in times]),
+        "between_tokens_s": spread([b - a for each in times for a, b in itertools.pairwise(each)]),
     }
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99."""
-    ordered = sorted(values)
-    if not ordered:
-        return {}
-    return {f"p{share}": ordered[min(len(ordered) * share // 100, len(ordered) - 1)] for share in (50, 95, 99)}
 
 
 def parser() -> argparse.ArgumentParser:

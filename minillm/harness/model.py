@@ -42,7 +42,7 @@ class HarnessLM(TemplateLM):  # the registry takes nothing but subclasses
     context (default: BOS, else EOS). `enable_thinking` is handed to the chat template; what a model writes up to its
     last `think_end_token`, a text, is left out of the answer.
 
-    `batch_size` is the most rows that go through the model together; "auto" leaves it to what padding costs, with
+    `batch_size` is the most rows that go through the model together; "auto" leaves it to the engine, with
     `max_batch_size` rows at most. Raises ValueError for whatever cannot be, unknown arguments included.
     """
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from minillm import spec
+from minillm.engine.asked import LOGITS_AT_ONCE
 from minillm.model.decoder import Decoder
 from minillm.report import observe
 
-LOGITS_AT_ONCE = 2**25  # values: bounds the fp32 logits
 MAX_ATTENTION = 2**25  # weights of all heads: 128 MiB in fp32
 
 

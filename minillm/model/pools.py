@@ -87,7 +87,7 @@ class StatePool(StateCache):
     def __init__(self, spec: GatedDeltaNet, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
         self.spec = spec
         self.state = torch.empty((blocks, STATES, *self.shape(spec, 1)[1:]), dtype=torch.float32, device=device)
-        self.inputs = torch.empty((blocks, *self.of_inputs(spec, STATES)), dtype=dtype, device=device)
+        self.inputs = torch.empty((blocks, *self.of_inputs(spec)), dtype=dtype, device=device)
 
     @staticmethod
     def nbytes(spec: GatedDeltaNet, size: int, width: int) -> int:

@@ -117,14 +117,8 @@ class GatedDeltaNet(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _read(self, given: tuple[Tensor, ...], state: Tensor, first: int, cache: StateCache | None) -> Tensor:
-        """o `[B, T, H, V]`; the cache is given the state behind the last position, or behind each as far as it keeps
-        that many."""
-        if cache is None:
-            return self.ops.delta_rule(*given, state)[0]
-        count = given[0].shape[1]
-        size, parts = 1 if count < cache.states else count, []
-        for at in range(0, count, size):
-            o, state = self.ops.delta_rule(*(each[:, at : at + size] for each in given), state)
-            cache.put_state(state, first + at + size - 1)
-            parts.append(o)
-        return torch.cat(parts, dim=1)
+        """o `[B, T, H, V]`; the cache is given the state behind the last position."""
+        o, state = self.ops.delta_rule(*given, state)
+        if cache is not None:
+            cache.put_state(state, first + given[0].shape[1] - 1)
+        return o

@@ -1,10 +1,9 @@
 """What a recurrent layer keeps of the past: its state, and the last inputs of its convolution; as much behind a million
 positions as behind one.
 
-The state behind position p lies in slot p mod `states`, so that it never overwrites the one that it was made from: a
-step may be made twice, as a recording does, and gives the same. The convolution's inputs lie in a ring too, as far back
-as any of these states needs them.
-Nothing here depends on where a row begins: what is padded has left no trace.
+The state behind position p lies in slot p mod `STATES`, so that it never overwrites the one that it was made from: a
+step may be made twice, as a recording does, and gives the same. The convolution's inputs lie in a ring too, as far
+back as any of these states needs them. Nothing here depends on where a row begins: what is padded has left no trace.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class StateCache:
         self.spec = spec
         heads = self.shape(spec, batch)[1:]
         self.state = torch.zeros((batch, STATES, *heads), dtype=torch.float32, device=device)
-        self.inputs = torch.zeros((batch, *self.of_inputs(spec, STATES)), dtype=dtype, device=device)
+        self.inputs = torch.zeros((batch, *self.of_inputs(spec)), dtype=dtype, device=device)
 
     @staticmethod
     def shape(spec: GatedDeltaNet, batch: int) -> tuple[int, int, int, int]:
@@ -41,22 +40,18 @@ class StateCache:
         return batch, spec.num_v_heads, spec.k_dim, spec.v_dim
 
     @staticmethod
-    def of_inputs(spec: GatedDeltaNet, states: int) -> tuple[int, int]:
-        """Of what is kept of the inputs: the conv_kernel - 1 before each position that can be returned to."""
+    def of_inputs(spec: GatedDeltaNet) -> tuple[int, int]:
+        """Of what is kept of the inputs: the conv_kernel - 1 before each position whose state is kept."""
         channels = 2 * spec.num_k_heads * spec.k_dim + spec.num_v_heads * spec.v_dim
-        return states + spec.conv_kernel - 2, channels
+        return STATES + spec.conv_kernel - 2, channels
 
     @classmethod
     def nbytes(cls, spec: GatedDeltaNet, capacity: int, width: int) -> int:
         """Of one row, with inputs of `width` bytes, whatever the capacity: what is held, and what a step reads and
         writes."""
         _, heads, keys, values = cls.shape(spec, 1)
-        slots, channels = cls.of_inputs(spec, STATES)
+        slots, channels = cls.of_inputs(spec)
         return 4 * STATES * heads * keys * values + width * slots * channels
-
-    @property
-    def states(self) -> int:
-        return self.state.shape[1]
 
     def following(self, first: int | Tensor) -> Tensor:
         """The position of the first token, as int64 `[B]`; where that is the first of all, nothing is kept any more."""
@@ -71,7 +66,7 @@ class StateCache:
         """What the positions from `first` on follow: the inputs before them, in order, `[B, conv_kernel - 1, C]`, and
         the state behind them, `[B, H, K, V]`."""
         self.following(first)
-        return self.inputs[:, self._slots(first, self.spec.conv_kernel - 1)], self.state[:, (first - 1) % self.states]
+        return self.inputs[:, self._slots(first, self.spec.conv_kernel - 1)], self.state[:, (first - 1) % STATES]
 
     def put_inputs(self, inputs: Tensor, first: int) -> None:
         """Store `[B, T, C]` of the positions from `first` on, as many of the last as are kept."""
@@ -80,7 +75,7 @@ class StateCache:
 
     def put_state(self, state: Tensor, position: int) -> None:
         """Store `[B, H, K, V]` behind a position."""
-        self.state[:, position % self.states] = state
+        self.state[:, position % STATES] = state
 
     def _slots(self, end: int, count: int) -> Tensor:
         """Where the inputs of the `count` positions before `end` lie."""
