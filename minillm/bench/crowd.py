@@ -47,7 +47,8 @@ class Clock:
 def vllm(settings: dict[str, Any]) -> dict[str, Any]:
     """Draws at temperature 0.6, as minillm does."""
     os.environ |= {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": str(-(-settings["bytes"] // 2**30)),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": f"0-{settings['threads'] - 1}",
+        "VLLM_CPU_KVCACHE_SPACE": str(-(-settings["bytes"] // 2**30)),
         "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
     }  # fmt: skip
     from vllm import EngineArgs, LLMEngine, SamplingParams

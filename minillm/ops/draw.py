@@ -3,6 +3,8 @@ of seed, position and token. The settings as people give them are in `engine/sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,16 +19,26 @@ def distribution(
     if 0 < top_k < logits_V.shape[-1]:
         least = logits_V.topk(top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < least, float("-inf"))
-    if top_p < 1:
-        ascending, order = logits_V.sort()
-        cut = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        cut[-1] = False  # the likeliest token always stays
-        logits_V = logits_V.masked_fill(cut.scatter(0, order, cut), float("-inf"))
     chances_V = logits_V.softmax(-1)
+    if top_p < 1:
+        chances_V = nucleus(chances_V, top_p)
     if min_p > 0:
         chances_V = chances_V.masked_fill(chances_V < min_p * chances_V.max(), 0.0)
         chances_V = chances_V / chances_V.sum()
     return chances_V
+
+
+def nucleus(chances_V: Tensor, top_p: float) -> Tensor:
+    """Chances without the least likely tokens, as many as have at most 1 - `top_p` together: fp32 `[V]`. Those below
+    1 / V of that need not be sorted."""
+    few_V = chances_V >= min((1 - top_p) / len(chances_V), chances_V.max().item())
+    rest = 1 - chances_V[few_V].sum()
+    ascending_K, order_K = chances_V[few_V].sort(stable=True)
+    cut_K = rest + ascending_K.cumsum(-1) <= 1 - top_p
+    cut_K[-1] = False  # the likeliest token always stays
+    chosen_K = few_V.nonzero()[:, 0][order_K[~cut_K]]
+    chances_V = torch.zeros_like(chances_V).index_copy(0, chosen_K, chances_V[chosen_K])
+    return chances_V / chances_V.sum()
 
 
 def sample(
@@ -47,10 +59,11 @@ def sample(
     """
     best_B = logits_BV.argmax(-1)  # of any NaN the first
     found_B = torch.where(logits_BV.gather(-1, best_B[:, None])[:, 0].isfinite(), best_B, -1)
-    return drawn(found_B, logits_BV, temperature_B, top_k_B, top_p_B, min_p_B, seed_B, position_B)
+    return drawn(race, found_B, logits_BV, temperature_B, top_k_B, top_p_B, min_p_B, seed_B, position_B)
 
 
 def drawn(
+    race: Callable[[Tensor, int, int, Tensor], Tensor],
     found_B: Tensor,
     logits_BV: Tensor,
     temperature_B: Tensor,
@@ -60,17 +73,23 @@ def drawn(
     seed_B: Tensor,
     position_B: Tensor,
 ) -> Tensor:
-    """`sample`, given the likeliest token of each row, or -1: what a row without a temperature keeps."""
+    """`sample`, given an implementation of `race` and the likeliest token of each row, or -1: what a row without a
+    temperature keeps."""
     for row in (temperature_B > 0).nonzero()[:, 0].tolist():
         if found_B[row] < 0:
             continue
         temperature = max(temperature_B[row].item(), MIN_TEMPERATURE)  # which fp32 may have rounded down
         cuts = (int(top_k_B[row]), top_p_B[row].item(), min_p_B[row].item())
         chances_V = distribution(logits_BV[row], temperature, *cuts)
-        kept = chances_V.nonzero()[:, 0]
-        clock = -torch.log1p(-uniform(int(seed_B[row]), int(position_B[row]), kept))
-        found_B[row] = kept[(chances_V[kept].log() - clock.log()).argmax()]
+        found_B[row] = race(chances_V, int(seed_B[row]), int(position_B[row]), found_B[row])
     return found_B
+
+
+def race(chances_V: Tensor, seed: int, position: int, likeliest: Tensor) -> Tensor:
+    """The token whose clock rings first: an int64."""
+    kept = chances_V.nonzero()[:, 0]
+    clock = -torch.log1p(-uniform(seed, position, kept))
+    return kept[(chances_V[kept].log() - clock.log()).argmax()]
 
 
 def uniform(seed: int, position: int, token: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 What changes from step to step lies in memory: tokens, positions, tables of blocks. What does not is the shape: how many
 sequences there are, how long their tables, what rotary frequencies go by. A shape is recorded once it has lasted for
-some passes, as a recording costs several of them, and the last recordings are kept, for shapes come back.
+some passes, as a recording costs several of them, and the last recordings are kept, for shapes come back. On a CPU only
+passes of few rows are: products of many write matrices out, and a tape would keep all of those.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from minillm.engine.batching.passes import Single, hidden
 from minillm.engine.batching.store import Store
 from minillm.model.decoder import Decoder
 from minillm.ops.cpu import usable
+from minillm.ops.cpu.matrices import FEW_ROWS
 
 PATIENCE = 8  # passes of a shape before it is recorded
 MOST = 8  # recordings that are kept: each holds the activations of a pass
@@ -40,7 +42,7 @@ class Recorded:
 
     def __call__(self, single: Single) -> Tensor:
         plain = self.record is None or self.watched
-        if plain or (self.record is graphs.on_tape and not usable.to_record()):
+        if plain or (self.record is graphs.on_tape and not (len(single.tokens) <= FEW_ROWS and usable.to_record())):
             return self._run(single)
         shapes = tuple((group, each.shape) for group, each in single.tables.items())
         turning = self.model.turned(single.lengths or (0,))

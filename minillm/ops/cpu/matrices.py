@@ -16,7 +16,7 @@ from minillm.ops.cpu import loops
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.spec import Activation, ClampedSwiGLU
 
-FEW_ROWS = 16  # more are oneDNN's
+FEW_ROWS = 32  # more are oneDNN's
 WIDENED = 2**23  # values of a matrix that are fp32 at a time
 OWN_MEMORY = (Tensor, nn.Parameter)  # a subclass may have none, or other values in it
 

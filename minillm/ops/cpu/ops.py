@@ -89,7 +89,14 @@ def sample(logits_BV: Tensor, *settings: Tensor) -> Tensor:
         return draw.sample(logits_BV, *settings)
     found_B = logits_BV.new_empty(len(logits_BV), dtype=torch.int64)
     loops.greedy.best(address(logits_BV), address(found_B), *logits_BV.shape, LIKE[logits_BV.dtype])
-    return draw.drawn(found_B, logits_BV, *settings)
+    return draw.drawn(_race, found_B, logits_BV, *settings)
+
+
+def _race(chances_V: Tensor, seed: int, position: int, likeliest: Tensor) -> Tensor:
+    """`draw.race`."""
+    found = torch.empty_like(likeliest)
+    loops.race.race(address(chances_V), address(found), len(chances_V), seed, position, int(likeliest))
+    return found
 
 
 def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
