@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import minillm
 from minillm import perplexity, quantize
@@ -17,6 +20,7 @@ from minillm.weights.gguf import reader
 from minillm.weights.gguf.mixtures import MIXTURES
 from minillm.weights.ints import Int4, Int6, Int8
 from tests.conftest import exit_code, shared
+from tests.helpers import tiny
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (3, 100), (2, 7)])
@@ -116,6 +120,25 @@ def test_a_folder_is_what_a_load_makes(
     texts = [m.generate(prompt_ids=prompt, max_new_tokens=5, temperature=0).token_ids
              for m in (minillm.load(made), minillm.load(saved, quantize=name))]  # fmt: skip
     assert texts[0] == texts[1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    hidden=st.integers(3, 40),
+    inner=st.integers(3, 40),
+    made=st.one_of(st.builds(Int4, st.integers(1, 20), st.booleans()), st.just(Int8())),
+)
+def test_a_folder_of_any_width_is_read_back(hidden: int, inner: int, made: Int4 | Int8) -> None:
+    """Also where bytes, of two numbers or of four, have room for more columns than there are."""
+    with tempfile.TemporaryDirectory() as place:
+        source, folder = Path(place) / "plain", Path(place) / "made"
+        sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": 1, "head_dim": 4}
+        tiny.save(source, "llama", {**sizes, "num_attention_heads": 1, "num_key_value_heads": 1})
+        quantize.quantize(source, folder, made)
+        group = {"group_size": made.group, "symmetric": made.symmetric} if isinstance(made, Int4) else {}
+        expected = minillm.load(source, quantize=made.name, **group).model
+        found = minillm.load(folder).model
+        assert all(torch.equal(found.get_parameter(name), each) for name, each in expected.named_parameters())
 
 
 def test_a_load_in_inference_mode(saved: Path, tmp_path: Path) -> None:

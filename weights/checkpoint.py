@@ -198,8 +198,8 @@ class Checkpoint:
             stored = self.stored[name]
             if isinstance(stored, Made) and (of_width := stored.packed.of_width):
                 planned.assignments[name] = replace(to, layout=None, whole=None)
-                if to.shape[-1] % 2 and stored.shape[-1] == to.shape[-1] + 1:  # of two in a byte the last is none
-                    made = self.stored[name] = Made(of_width(to.shape[-1]), stored.parts)
+                if stored.shape[-1] != to.shape[-1] and (packed := of_width(to.shape[-1])):
+                    made = self.stored[name] = Made(packed, stored.parts)
                     self.info[name] = replace(self.info[name], shape=made.shape)
         return planned
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,14 +22,15 @@ def experts(
     x: Tensor,
     chosen: Tensor,
     weights: Tensor,
-    gate_up: ExpertMatrices,
-    down: ExpertMatrices,
+    gate_up: ExpertMatrices | Any,
+    down: ExpertMatrices | Any,
     activation: Activation | ClampedSwiGLU,
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
+    product: Callable[[Tensor, Any, Tensor | None], Tensor] = linear,
 ) -> Tensor:
     """x `[N, H]`, chosen int64 and weights fp32 `[N, k]` -> `[N, H]`; see `reference.experts`. Weights are rounded to
-    x's dtype, as the experts' results are."""
+    x's dtype, as the experts' results are. `product` multiplies with what stands for the matrix of an expert."""
     picks = chosen.flatten()  # pick p belongs to token p // k
     order = picks.argsort(stable=True)
     results = []
@@ -34,8 +38,8 @@ def experts(
         if len(tokens):
             rows = x[F.pad(tokens, (0, -len(tokens) % ROWS))]
             inner, outer = (bias[expert] for bias in biases) if biases else (None, None)
-            hidden = gated_act(linear(rows, gate_up[expert], inner), activation)
-            results.append(linear(hidden, down[expert], outer)[: len(tokens)])
+            hidden = gated_act(product(rows, gate_up[expert], inner), activation)
+            results.append(product(hidden, down[expert], outer)[: len(tokens)])
     # For each token n the sum over k of weights[n, k] * y[rows[n, k]], in fp32: an embedding bag.
     rows, y = order.argsort().view_as(chosen), torch.cat(results)
     return F.embedding_bag(rows, y, mode="sum", per_sample_weights=weights.to(y.dtype))

@@ -96,10 +96,10 @@ def matrix(form: Grouped, outputs: int, inputs: int, seed: int) -> Made:
 
 
 @st.composite
-def problems(draw: Any) -> tuple[Made, Tensor, Tensor | None]:
+def problems(draw: Any, least: int = 1, most: int = 17) -> tuple[Made, Tensor, Tensor | None]:
     """A matrix, rows of x, and a bias or none."""
     form, seed, dtype = draw(FORMS), draw(st.integers(0, 999)), draw(st.sampled_from(DTYPES))
-    rows, outputs, inputs = draw(st.integers(1, 17)), draw(st.integers(1, 40)), draw(st.integers(1, 400))
+    rows, outputs, inputs = draw(st.integers(least, most)), draw(st.integers(1, 40)), draw(st.integers(1, 400))
     random = torch.Generator().manual_seed(seed)
     bias = draw(st.sampled_from((None, torch.randn(outputs, generator=random))))
     x = torch.randn(rows, inputs, generator=random)
@@ -109,19 +109,20 @@ def problems(draw: Any) -> tuple[Made, Tensor, Tensor | None]:
 def allowed(made: Made, x: Tensor, exact: Tensor) -> Tensor:
     """What a result may be wrong by.
 
-    The sums and the result's rounding; in 16 bits, of few rows, that of x to 16 bits: 2^-14.98 of the largest of a
-    chunk of 32, and that of a table to 16 bits, 2^-15.98 of its largest; of many rows, that of W to x's type, which is
-    also what a rounded form is spared.
+    The sums and the result's rounding; in 16 bits that of x to 16 bits, or to 15 among many rows: 2^-14.98 or 2^-13.98
+    of the largest of a chunk of 32, and that of a table to 16 bits, 2^-15.98 of its largest. Where W is written out for
+    many rows, that of W to x's type, which is also what a rounded form is spared.
     """
     sums = x.double().abs() @ made.weight.abs().t()
     if x.dtype == torch.float32:
         return sums * 2.0**-21 + exact.abs() * 2.0**-24 + SMALLEST[x.dtype]
     eps = torch.finfo(x.dtype).eps
     error = exact.abs() * eps / 2 + sums * 2.0**-20 + SMALLEST[x.dtype] * (1 + x.double().abs().sum(-1, keepdim=True))
-    if len(x) > 16 or not whole.VNNI or made.form.rounded:
+    many = len(x) > 16
+    if (many and not tiles.in_shorts(x, made.form)) or not whole.VNNI or made.form.rounded:
         error = error + sums * max(eps, torch.finfo(made.form.rounded or x.dtype).eps)
     most = torch.stack([part.amax(-1) for part in x.double().abs().split(32, -1)], -1)
-    error = error + most.repeat_interleave(32, -1)[:, : x.shape[1]] @ made.weight.abs().t() * 2.0**-14.98
+    error = error + most.repeat_interleave(32, -1)[:, : x.shape[1]] @ made.weight.abs().t() * 2.0 ** (many - 14.98)
     of_table = x.double().abs().sum(-1, keepdim=True) * made.weight.abs().amax(-1) * 2.0**-15.98
     return error if made.form.table is None else error + of_table
 
@@ -133,6 +134,38 @@ def test_products_are_the_formula(given: tuple[Made, Tensor, Tensor | None]) -> 
     made, x, bias = given
     exact = x.double() @ made.weight.t() + (0 if bias is None else bias.double())
     assert ((made.times(x, bias).double() - exact).abs() <= allowed(made, x, exact)).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems(17, 60))
+@torch.no_grad()
+def test_prompts_are_the_formula(given: tuple[Made, Tensor, Tensor | None]) -> None:
+    """In pieces of uneven sizes, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "ROWS", 23)
+        test_products_are_the_formula.hypothesis.inner_test(given)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("span", [0, 16, 48, 64])
+def test_factors_of_a_prompt_may_change_within_a_chunk(span: int) -> None:
+    made = matrix(Grouped(4, 16, torch.int8, torch.float16, span, zero=8, tile=tiles.TILE), 20, 300, 0)
+    x = torch.randn(20, 300).bfloat16()
+    exact = x.double() @ made.weight.t()
+    assert ((made.times(x).double() - exact).abs() <= allowed(made, x, exact)).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_no_sum_of_a_prompt_is_too_large(bits: int, sign: int) -> None:
+    """All numbers and all codes of scales as large as they can be, and all of x too."""
+    form = Grouped(bits, 32, torch.int8, torch.float16, 256, zero=2 ** (bits - 1), tile=tiles.TILE)
+    q, scale = torch.zeros(16, 256, dtype=torch.uint8), torch.full((16, 8), -128, dtype=torch.int8)
+    fields = Fields(q, scale, torch.ones(16, 1).half() / 2**12)
+    made = Made(form, form.pack(fields), 16, form.values(fields).double())
+    x = torch.full((20, 256), sign * 126.5).bfloat16()  # n is 32384
+    assert torch.equal(made.times(x), (x.double() @ made.weight.t()).bfloat16())
 
 
 @settings(max_examples=40, deadline=None)
@@ -169,6 +202,7 @@ def without_bytes() -> Iterator[None]:
 @pytest.mark.usefixtures("without_bytes")
 def test_other_processors() -> None:
     test_products_are_the_formula()
+    test_prompts_are_the_formula()
     test_a_batch_gives_each_row_what_it_gives_alone()
 
 

@@ -34,28 +34,33 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
 
 
 def _packed(infos: Infos, name: str, scheme: Integers) -> Packed:
+    """A matrix of as many columns as its bytes have room for, or of as many less as its factors say."""
     found = infos[name]
     made: Integers = Int8() if found.dtype == "I8" else Int6() if len(found.shape) == 3 else scheme
-    if isinstance(made, Int6):
-        rows, columns = found.shape[0], 4 * found.shape[2]
+    if isinstance(made, Int6) and 0 not in found.shape:
+        rows, columns, least = found.shape[0], 4 * found.shape[2], 4 * found.shape[2] - 3
     else:
         rows, columns = matrix(name, found, TITLE)
-        columns = columns if isinstance(made, Int8) else 2 * columns
+        columns, least = (columns, columns) if isinstance(made, Int8) else (2 * columns, 2 * columns - 1)
     wanted = made.parts((rows, columns))
     if missing := [f"{name}{ending}" for ending in wanted if f"{name}{ending}" not in infos]:
         raise ValueError(f"{missing[0]} is missing, without which {name} is no {TITLE}; write the folder again")
-    for ending, (shape, dtype) in wanted.items():
-        expect(f"{name}{ending}", infos[f"{name}{ending}"], shape, (NAMES[dtype],), TITLE)
     names = {ending: f"{name}{ending}" for ending in wanted}
 
-    def of_width(count: int) -> Packed:
-        count = columns if isinstance(made, Int8) else count
+    def of_width(count: int) -> Packed | None:
+        if any(infos[names[ending]].shape != shape for ending, (shape, _) in made.parts((rows, count)).items()):
+            return None
         read = partial(fields, name=name, made=made, columns=count)
         stays, title = Stays(made.form, read, by_rows=True), f"{TITLE} of {made.form.bits} bits"
         values = partial(dequantise, name=name, made=made, columns=count)
         return Packed(title, (rows, count), names, values, stays=stays, of_width=of_width)
 
-    return of_width(columns)
+    packed = next(filter(None, map(of_width, range(columns, least - 1, -1))), None)
+    for ending, (shape, dtype) in wanted.items():
+        here = infos[names[ending]]
+        expect(names[ending], here, here.shape if packed else shape, (NAMES[dtype],), TITLE)
+    assert packed is not None  # or some shape is not as expected
+    return packed
 
 
 def dequantise(parts: Mapping[str, Tensor], name: str, made: Integers, columns: int) -> Tensor:

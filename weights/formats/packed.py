@@ -52,7 +52,7 @@ class Packed:
     calls them, `idle` the names of others that go with it and change nothing here; `dequantise` makes fp32 of `shape`,
     or of one matrix, of the parts' values; `stays` is how it can lie in memory, None where it has to be dequantised.
     Where rows lie as the model has them, whatever layout the rules speak of, `of_width` gives the matrix of so many
-    columns, which the tensors alone may not tell."""
+    columns, which the tensors alone may not tell; None where they cannot have so many."""
 
     title: str
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class Packed:
     dequantise: Callable[[Mapping[str, Tensor]], Tensor]
     idle: tuple[str, ...] = ()
     stays: Stays | None = None
-    of_width: Callable[[int], Packed] | None = None
+    of_width: Callable[[int], Packed | None] | None = None
 
 
 class Format(Protocol):

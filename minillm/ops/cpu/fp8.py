@@ -4,16 +4,16 @@ lie for few rows, written out for many."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.ops import grouped, reference
 from minillm.ops.cpu import loops
 from minillm.ops.cpu.arrays import LIKE, address
-from minillm.ops.cpu.matrices import few, here, plain
+from minillm.ops.cpu.matrices import few, here, in_pieces, plain
 from minillm.ops.stacked import HeldMatrices
 from minillm.spec import Activation, ClampedSwiGLU
 from minillm.weights import fp8
@@ -26,7 +26,7 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
     if not (_taken(weight, scale, width) and plain(x, bias) and x.numel() and len(weight)):
         return reference.fp8_linear(x, weight, scale, bias, width)
     if not few(x):
-        return F.linear(x, _written(weight, scale, width, x.dtype), bias)
+        return in_pieces(x, len(weight), partial(_rows, weight, scale, width), bias)
     y = x.new_empty(*x.shape[:-1], len(weight))
     at, rows = (address(weight), address(scale)), x.numel() // x.shape[-1]
     loops.fp8.linear(address(x), at, address(bias), address(y), rows, (*weight.shape, width), LIKE[x.dtype])
@@ -40,9 +40,11 @@ def _taken(weight: Tensor, scale: Tensor, width: int) -> bool:
     return fits and weight.is_contiguous() and here(weight) and plain(scale)
 
 
-def _written(weight: Tensor, scale: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    made = torch.empty(weight.shape, dtype=dtype, device="cpu")
-    loops.fp8.dequantise((address(weight), address(scale)), address(made), (*weight.shape, width), LIKE[dtype])
+def _rows(weight: Tensor, scale: Tensor, width: int, some: slice, dtype: torch.dtype) -> Tensor:
+    """Some rows of a matrix, written out."""
+    chosen, factors = weight[some], scale[some]
+    made = torch.empty(chosen.shape, dtype=dtype, device="cpu")
+    loops.fp8.dequantise((address(chosen), address(factors)), address(made), (*chosen.shape, width), LIKE[dtype])
     return made
 
 
@@ -70,8 +72,8 @@ def experts(
 ) -> Tensor:
     """`reference.experts` of matrices that `are_fp8`; each token's sum is in fp32."""
     if not few(x):
-        wide = _Written(gate_up, x.dtype), _Written(down, x.dtype)
-        return grouped.experts(x, chosen, weights, *wide, activation, biases, places)
+        lying = _Lying(gate_up), _Lying(down)
+        return grouped.experts(x, chosen, weights, *lying, activation, biases, places, _times)
     y = torch.zeros(x.shape, dtype=torch.float32, device="cpu")
     for expert in sorted(set(chosen.flatten().tolist())):
         tokens, picks = (chosen == expert).nonzero(as_tuple=True)
@@ -88,11 +90,15 @@ def _given(held: HeldMatrices, expert: int, bias: Tensor | None) -> tuple[Tensor
 
 
 @dataclass(frozen=True)
-class _Written:
-    """Matrices `[E, O, I]` of which the one that is asked for is written out."""
+class _Lying:
+    """Matrices `[E, O, I]`, of which one is asked for as it lies."""
 
     held: HeldMatrices
-    dtype: torch.dtype
 
-    def __getitem__(self, expert: int, /) -> Tensor:
-        return _written(*_one(self.held, expert), self.dtype)
+    def __getitem__(self, expert: int, /) -> tuple[Tensor, Tensor, int]:
+        return _one(self.held, expert)
+
+
+def _times(x: Tensor, one: tuple[Tensor, Tensor, int], bias: Tensor | None) -> Tensor:
+    weight, scale, width = one
+    return fp8_linear(x, weight, scale, bias, width)

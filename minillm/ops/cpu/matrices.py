@@ -3,6 +3,7 @@ for few rows and through oneDNN for many. See `ops/cpu/ops.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,16 +66,24 @@ def fast(x: Tensor) -> Tensor:
 
 
 def many(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`reference.linear` for many rows of x. Where the processor multiplies no bf16, oneDNN takes four times as long
-    with that as with fp32: rows of W become that, some at a time."""
+    """`reference.linear` for many rows of x."""
+    if fast(x).dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    return in_pieces(x, len(weight), lambda some, dtype: weight[some].to(dtype), bias)
+
+
+def in_pieces(
+    x: Tensor, outputs: int, rows: Callable[[slice, torch.dtype], Tensor], bias: Tensor | None = None
+) -> Tensor:
+    """The same of rows of W that are there once they are asked for. Where the processor multiplies no bf16, oneDNN
+    takes four times as long with that as with fp32: they are to be that, a multiple of 16 at a time."""
     wide = fast(x)
     if wide.dtype == x.dtype:
-        return F.linear(x, weight, bias)
-    y = x.new_empty(*x.shape[:-1], len(weight))
-    step = max(WIDENED // weight.shape[1], 1)
-    for start in range(0, len(weight), step):
-        some = slice(start, start + step)
-        y[..., some] = F.linear(wide, weight[some].float(), None if bias is None else bias[some].float())
+        return F.linear(x, rows(slice(0, outputs), x.dtype), bias)
+    y, step = x.new_empty(*x.shape[:-1], outputs), max(WIDENED // x.shape[-1] // 16, 1) * 16
+    for start in range(0, outputs, step):
+        some = slice(start, min(start + step, outputs))
+        y[..., some] = F.linear(wide, rows(some, wide.dtype), None if bias is None else bias[some].to(wide.dtype))
     return y
 
 

@@ -1,50 +1,50 @@
-"""Products with matrices of few bits in tiles (`weights/grouped.py`) on a CPU: as they lie for few rows, written out
-for many, through the loops of `loops/tiles/`."""
+"""Products with matrices of few bits in tiles (`weights/grouped.py`) on a CPU, through the loops of `loops/tiles/`: as
+they lie for few rows; for many written out, which a loop does by the way where the processor multiplies numbers of 16
+bits, but no bf16."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.ops import grouped, reference
 from minillm.ops.cpu import fp8, loops, matrices
 from minillm.ops.cpu.arrays import LIKE, address
-from minillm.ops.cpu.matrices import few, here, plain
+from minillm.ops.cpu.matrices import FEW_ROWS, few, here, plain
 from minillm.ops.stacked import GroupedMatrices
 from minillm.spec import Activation, ClampedSwiGLU
 from minillm.weights.grouped import Grouped
 
 TILE = 16  # rows, which are the places of a vector
 PARTS = ("", "_high", "_scale", "_factor", "_zero", "_least", "_floor")  # in the order in which loops take them
-ROWS = 64  # of x that stay near meanwhile
+ROWS = 512  # of x that stay near meanwhile, of many
 BYTES = {4: (256, 0), 5: (256, 64), 6: (256, 128), 8: (512, 0)}  # of 32 columns of a tile, in both planes
 
 
 def grouped_linear(
     x: Tensor, parts: Mapping[str, Tensor], made: Grouped, outputs: int, bias: Tensor | None = None
 ) -> Tensor:
-    """`reference.grouped_linear`. Where groups are as small as half a chunk, a prompt takes 10 % less time with the
-    matrix written out than through bytes, on a processor without bf16."""
+    """`reference.grouped_linear`."""
     form = laid(made)
     if not (form and plain(x, bias) and whole(parts) and x.numel() and outputs):
         return reference.grouped_linear(x, parts, made, outputs, bias)
     at, inputs = located(parts, made), x.shape[-1]
-    if not (few(x) or (in_bytes(x) and not loops.dots.NATIVE_BF16 and made.group != TILE)):
-        wide = matrices.fast(x)
-        made_bias = None if bias is None else bias.to(wide.dtype)
-        return F.linear(wide, written(at, form, outputs, inputs, wide.dtype), made_bias).to(x.dtype)
-    y, multiply = x.new_empty(*x.shape[:-1], outputs), loops.tiles.rows.linear
-    if in_bytes(x):
+    multiply, rows = loops.tiles.rows.linear, FEW_ROWS
+    if not few(x):
+        if not in_shorts(x, made):
+            return matrices.in_pieces(x, outputs, partial(_rows, parts, made, inputs), bias)
+        multiply, form, rows = loops.tiles.many.linear, laid_in_bytes(made), ROWS
+    elif in_bytes(x):
         multiply, form = loops.tiles.products.linear, laid_in_bytes(made)
-    for some, into in zip(x.view(-1, inputs).split(ROWS), y.view(-1, outputs).split(ROWS), strict=True):
-        sizes = len(some), inputs, outputs
-        multiply(address(some), at, address(bias), address(into), sizes, form, LIKE[x.dtype])
+    y, pieces = x.new_empty(*x.shape[:-1], outputs), -(-x.numel() // (inputs * rows))
+    for some, into in zip(x.view(-1, inputs).chunk(pieces), y.view(-1, outputs).chunk(pieces), strict=True):
+        multiply(address(some), at, address(bias), address(into), (len(some), inputs, outputs), form, LIKE[x.dtype])
     return y
 
 
@@ -58,8 +58,8 @@ def experts(
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`reference.experts`: for few tokens with the matrices as they lie, for many with each one written out; those of
-    e4m3 in `fp8.py`."""
+    """`reference.experts`: for few tokens in one loop, for many with a product for each one; those of e4m3 in
+    `fp8.py`."""
     given, numbers = (gate_up, down), matrices.activation_number(activation)
     if fp8.are_fp8(x, *given):
         return fp8.experts(x, chosen, weights, gate_up, down, activation, biases, places)
@@ -70,10 +70,8 @@ def experts(
     if not (known and fits and numbers and (in_bytes(x) or all(_whole_numbers(each.made) for each in given))):
         if not all(whole(each.parts) for each in given if isinstance(each, GroupedMatrices)):
             return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
-        fast = matrices.fast(x)  # what the processor multiplies
-        gate_up, down = (_Written.of(each, fast) for each in given)
-        biases = biases and (biases[0].to(fast.dtype), biases[1].to(fast.dtype))
-        return grouped.experts(fast, chosen, weights, gate_up, down, activation, biases, places).to(x.dtype)
+        gate_up, down = (_Lying(each) if isinstance(each, GroupedMatrices) else each for each in given)
+        return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places, _times)
     y, sizes = torch.empty_like(x), (len(x), chosen.shape[1], x.shape[1], gate_up.outputs // 2)
     at, form = [address(each) for each in (x, chosen, weights, y)], laid_in_bytes if in_bytes(x) else laid
     into, out_of = ((located(each.parts, each.made), form(each.made)) for each in (gate_up, down))
@@ -88,24 +86,27 @@ def _whole_numbers(made: Grouped) -> bool:
 
 
 @dataclass(frozen=True)
-class _Written:
-    """Matrices `[E, O, I]` in tiles; the one that is asked for is written out."""
+class _Lying:
+    """Matrices `[E, O, I]`, of which one is asked for as it lies."""
 
     held: GroupedMatrices
-    form: tuple[int, ...]
-    dtype: torch.dtype
 
-    @classmethod
-    def of(cls, given: Any, x: Tensor) -> Any:
-        """What the loops know, so; anything else as it is, in x's type."""
-        known = isinstance(given, GroupedMatrices) and x.dtype in LIKE and here(x) and whole(given.parts)
-        form = laid(given.made) if known else None
-        return matrices.InType(given, x.dtype) if form is None else cls(given, form, x.dtype)
+    def __getitem__(self, expert: int, /) -> dict[str, Any]:
+        parts = {name: part[expert] for name, part in self.held.parts.items()}
+        return {"parts": parts, "made": self.held.made, "outputs": self.held.outputs}
 
-    def __getitem__(self, expert: int, /) -> Tensor:
-        held = self.held
-        at = located({name: part[expert] for name, part in held.parts.items()}, held.made)
-        return written(at, self.form, held.outputs, held.columns, self.dtype)
+
+def _times(x: Tensor, one: Any, bias: Tensor | None) -> Tensor:
+    """x times one of `_Lying`, or a plain matrix."""
+    return matrices.linear(x, one, bias) if isinstance(one, Tensor) else grouped_linear(x, **one, bias=bias)
+
+
+def _rows(parts: Mapping[str, Tensor], made: Grouped, inputs: int, some: slice, dtype: torch.dtype) -> Tensor:
+    """Some rows of a matrix, from the first of a tile on, written out."""
+    of_tiles = slice(some.start // TILE, -(-some.stop // TILE))
+    at, form = located({name: part[of_tiles] for name, part in parts.items()}, made), laid(made)
+    assert form is not None  # of what comes here
+    return written(at, form, some.stop - some.start, inputs, dtype)
 
 
 def written(at: tuple[int, ...], form: tuple[int, ...], outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
@@ -123,6 +124,12 @@ def whole(parts: Mapping[str, Tensor]) -> bool:
 def in_bytes(x: Tensor) -> bool:
     """Whether x goes through bytes: where the processor multiplies them, and 16 bits can say what x is."""
     return loops.tiles.whole.VNNI and x.dtype != torch.float32
+
+
+def in_shorts(x: Tensor, made: Grouped) -> bool:
+    """Whether many rows of x go through numbers of 16 bits: where those of W fit into them, and the processor does not
+    multiply bf16, which is as fast."""
+    return in_bytes(x) and not loops.dots.NATIVE_BF16 and (made.table is None or _table(made.table)[1] == 1)
 
 
 def located(parts: Mapping[str, Tensor], made: Grouped) -> tuple[int, ...]:

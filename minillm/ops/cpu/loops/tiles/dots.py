@@ -57,7 +57,7 @@ def _line(builder: Any, address: Any, index: int) -> Any:
     return builder.load(at_place(builder, address, LINE * index, INTS), align=1)
 
 
-def _same_word(builder: Any, address: Any, offset: int) -> Any:
+def same_word(builder: Any, address: Any, offset: int) -> Any:
     """Four bytes in all 16 places."""
     word = builder.load(at_place(builder, address, offset, INT), align=1)
     one = builder.insert_element(ir.Constant(INTS, ir.Undefined), word, INT(0))
@@ -85,7 +85,7 @@ def of_chunk(builder: Any, bits: int, at: Any, high_at: Any) -> Any:
     return found
 
 
-def _looked_up(builder: Any, table: Any, offset: int, q: Any) -> Any:
+def looked_up(builder: Any, table: Any, offset: int, q: Any) -> Any:
     """The bytes that a table of 16 has for numbers."""
     sixteen, all_places = ir.VectorType(BYTE, LANES), ir.VectorType(BYTE, LINE)
     one = builder.load(at_place(builder, table, offset, sixteen), align=1)
@@ -97,21 +97,21 @@ def _looked_up(builder: Any, table: Any, offset: int, q: Any) -> Any:
 
 def _multiplied(builder: Any, lines: Any, x: Any, taken: Any, steps: range) -> Any:
     """The sums over some steps of a chunk of numbers times n of x, less what is taken off, as floats."""
-    low, high = _same_word(builder, taken, 0), same(INT, 0)
+    low, high = same_word(builder, taken, 0), same(INT, 0)
     for n in steps:
-        high = _dot(builder, high, lines[n], _same_word(builder, x, 4 * n))
-        low = _dot(builder, low, lines[n], _same_word(builder, x, CHUNK + 4 * n))
+        high = _dot(builder, high, lines[n], same_word(builder, x, 4 * n))
+        low = _dot(builder, low, lines[n], same_word(builder, x, CHUNK + 4 * n))
     return builder.sitofp(builder.add(builder.shl(high, same(INT, 8)), low), FLOATS)
 
 
 def _multiplied_wide(builder: Any, lines: Any, x: Any, taken: Any, steps: range) -> Any:
     """The same of numbers of two bytes, whose sums have more bits than an int."""
-    high, middle, low = same(INT, 0), _same_word(builder, taken, 0), same(INT, 0)
+    high, middle, low = same(INT, 0), same_word(builder, taken, 0), same(INT, 0)
     for n in steps:
         (of_low, of_high), x_high, x_low = (
             lines[n],
-            _same_word(builder, x, 4 * n),
-            _same_word(builder, x, CHUNK + 4 * n),
+            same_word(builder, x, 4 * n),
+            same_word(builder, x, CHUNK + 4 * n),
         )
         high = _dot(builder, high, of_high, x_high)
         middle = _dot(builder, _dot(builder, middle, of_high, x_low), of_low, x_high)
@@ -125,9 +125,9 @@ def _products(builder: Any, bits: int, given: Any, rows: int, parts: int) -> Ite
     at, high_at, table, x, taken, chunks = given
     lines = of_chunk(builder, max(bits, 4), at, high_at)
     if bits == TABLE:
-        lines = [_looked_up(builder, table, LOW_BYTES, q) for q in lines]
+        lines = [looked_up(builder, table, LOW_BYTES, q) for q in lines]
     if bits == WIDE_TABLE:
-        lines = [[_looked_up(builder, table, offset, q) for offset in (LOW_BYTES, HIGH_BYTES)] for q in lines]
+        lines = [[looked_up(builder, table, offset, q) for offset in (LOW_BYTES, HIGH_BYTES)] for q in lines]
     multiplied, count = _multiplied_wide if bits == WIDE_TABLE else _multiplied, STEPS // parts
     for index in range(STEPS if bits == 8 else STEPS // 2):
         ask_for(builder, at_place(builder, at, AHEAD + LINE * index, BYTE))
@@ -159,7 +159,7 @@ def _adding(bits: int, parts: int) -> Any:
                 if parts == 2:
                     value = fused(builder, of_row[1], scales[1], builder.fmul(value, scales[0]))
                 place = builder.add(powers, builder.mul(chunks, chunks.type(4 * r)))
-                power = builder.bitcast(_same_word(builder, place, 0), FLOATS)
+                power = builder.bitcast(same_word(builder, place, 0), FLOATS)
                 found.append(fused(builder, value, power, builder.extract_value(sums, r)))
             return context.make_tuple(builder, signature.return_type, found)
 

@@ -66,7 +66,7 @@ def _write(typing: Any, parts: Any, start: Any, x: Any) -> Any:
 
 
 @inline
-def _power(x: Any, at: int) -> Any:
+def power_of(x: Any, at: int) -> Any:
     """p of a chunk of x; not a number where the chunk has what is infinite or none."""
     most, finite = zeros(), zeros()
     for i in range(at, at + CHUNK, LANES):
@@ -94,7 +94,7 @@ def split(x: Any, rows: int) -> Any:
             row[i] = number(x[r * count + i])
         for c in range(chunks):
             of_chunk = r * chunks + c
-            power = _power(row, c * CHUNK)
+            power = power_of(row, c * CHUNK)
             powers[of_chunk], inverse = power, splat(np.float32(1) / power)
             for half in range(2):
                 place = half * LANES
