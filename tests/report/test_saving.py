@@ -289,3 +289,41 @@ def test_llama_cpp_goes_on_with_the_same_ids(row: str, tmp_path: Path) -> None:
     found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     llm = load(tmp_path / "folder", "float32", "cpu", "reference")
     assert found == ids + llm.generate(prompt_ids=ids, max_new_tokens=40, temperature=0, ignore_eos=True).token_ids  # type: ignore[union-attr]
+
+
+OF_FILES = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama
+for path in json.loads(sys.argv[2]):
+    model = Llama(path, n_ctx=64, n_threads=1, verbose=False, logits_all=True, type_k=0, type_v=0)
+    model.eval(json.loads(sys.argv[1]))
+    np.save(path + ".npy", np.array(model.scores[: model.n_tokens]))
+"""
+PLAIN = (
+    "mistral3 seed_oss minimax-m2 exaone exaone4 qwen baichuan internlm2 chatglm glm4 ernie4_5 stablelm glm4moe dots1"
+)
+ROUNDED = ("gemma4", "falcon", "starcoder2")  # llama.cpp has GELU in a table of fp16
+RUN = [
+    variant
+    for variant, (architecture, _, _) in VARIANTS.items()
+    if architecture in (*PLAIN.split(), *ROUNDED, "hy_v3", "ernie4_5-moe", "mellum") and variant not in NOT_RUN
+]
+
+
+def test_llama_cpp_computes_the_same(tmp_path: Path) -> None:
+    """The logits of every architecture that no published checkpoint here is of, in fp32."""
+    python, ids = llama_python(), [3, 17, 9, 5, 42, 7, 60, 11, 2, 90, 33, 21]
+    paths = {}
+    for i, variant in enumerate(RUN):
+        _, family, changes = VARIANTS[variant]
+        tiny.save(tmp_path / str(i), family, changes)
+        paths[variant] = tmp_path / f"{i}.gguf"
+        written(tmp_path / str(i), paths[variant])
+    subprocess.run([python, "-c", OF_FILES, json.dumps(ids), json.dumps([*map(str, paths.values())])], check=True)
+    for variant, path in paths.items():
+        with torch.no_grad():
+            ours = load(path, "float32", "cpu", "reference").model(torch.tensor([ids]))[0].numpy()
+        theirs, architecture = np.load(f"{path}.npy"), VARIANTS[variant][0]
+        near = 2e-2 if architecture in ROUNDED else NEAR
+        assert np.abs(ours - theirs).max() <= near * np.abs(ours).max(), variant

@@ -18,7 +18,8 @@ import torch
 from minillm import config, families, hub
 from minillm.families.gguf import architectures
 from minillm.loading import load
-from tests.families.gguf.converter import SHIFTED, converted, joined, metadata, written
+from minillm.spec import ProportionalScaling
+from tests.families.gguf.converter import SHIFTED, STILL, converted, joined, metadata, said, written
 from tests.families.gguf.variants import VARIANTS
 from tests.helpers import tiny
 
@@ -42,6 +43,72 @@ def test_the_same_model_from_a_file(variant: str, tmp_path: Path) -> None:
             assert (values - theirs[name]).abs().max() <= 2**-22 * max(1.0, float(values.abs().max()))
         else:
             assert torch.equal(values, theirs[name]), name
+
+
+def test_gate_and_up_of_experts_in_one(tmp_path: Path) -> None:
+    """As the converter writes those of Gemma 4; and a factor of each expert is a parameter, not one of its matrix."""
+    architecture, family, changes = VARIANTS["gemma4 (experts)"]
+    tiny.save(tmp_path / "folder", family, changes)
+    model = load(tmp_path / "folder", "float32", "cpu", "reference").model
+    named, pairs = joined(model, architecture), metadata(architecture, said(tmp_path / "folder"))
+    for i in range(len(model.spec.layers)):
+        parts = [named.pop(f"blk.{i}.ffn_{part}_exps.weight") for part in ("gate", "up")]
+        named[f"blk.{i}.ffn_gate_up_exps.weight"] = torch.cat(parts, dim=1)
+    written(tmp_path / "model.gguf", pairs, named)
+    found = load(tmp_path / "model.gguf", "float32", "cpu", "reference").model.state_dict()
+    for name, values in model.state_dict().items():
+        assert torch.equal(values, found[name]), name
+    named["blk.0.ffn_gate_up_exps.weight"] = named["blk.0.ffn_gate_up_exps.weight"][:, 1:]
+    written(tmp_path / "model.gguf", pairs, named)
+    with pytest.raises(ValueError, match="ffn_gate_up_exps has 39 rows an expert, which are no two equal halves"):
+        load(tmp_path / "model.gguf", "float32", "cpu", "reference")
+
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("gemma4", {"feed_forward_length": [80, 80, 160, 99]}, "may have twice the width of the others"),
+    ("gemma4", {"attention.value_length": 10}, "attention.value_length is 10; heads of this family are 12 wide"),
+    ("gemma4", {"rope.scaling.type": "yarn"}, "rope.scaling.type is 'yarn'; this family scales by a tensor"),
+    ("baichuan", {"block_count": 40}, "that of the 13B models, whose positions have ALiBi"),
+    ("mistral3", {"attention.temperature_scale": 0.1}, "scores that grow with the position"),
+    ("qwen", {"feed_forward_length": 81}, "is that of two equal parts, and odd"),
+    ("glm4moe", {"expert_gating_func": 1}, "glm4moe.expert_gating_func is 1; this family's is 2"),
+    ("hy_v3", {"expert_shared_feed_forward_length": 21}, "21 is no multiple of 20 of one expert"),
+    ("hy_v3", {"expert_weights_norm": False}, "expert_weights_norm is not true"),
+    ("ernie4_5-moe", {"expert_shared_feed_forward_length": 21}, "21 is no multiple of 20"),
+    ("exaone4", {"attention.sliding_window": 4096}, "sliding_window is 4096; layers without positions"),
+    ("falcon", {"attention.head_count_kv": 2}, "multi_query is False"),
+]
+
+
+@pytest.mark.parametrize(("variant", "changes", "words"), WRONG)
+def test_what_no_family_has(variant: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    architecture, family, own = VARIANTS[variant]
+    tiny.save(tmp_path / "folder", family, own)
+    named = joined(load(tmp_path / "folder", "float32", "cpu", "reference").model, architecture)
+    pairs = metadata(architecture, said(tmp_path / "folder"))
+    written(tmp_path / "a.gguf", pairs | {f"{architecture}.{key}": value for key, value in changes.items()}, named)
+    with pytest.raises(ValueError, match=words) as error:
+        families.resolve(config.read(hub.resolve(tmp_path / "a.gguf")))
+    assert "\n" not in str(error.value)
+
+
+def test_pairs_that_turn(tmp_path: Path) -> None:
+    """Of layers without a window: the first of each head, all by one factor; other tensors say something else."""
+    architecture, family, changes = VARIANTS["gemma4"]
+    tiny.save(tmp_path / "folder", family, changes)
+    named = joined(load(tmp_path / "folder", "float32", "cpu", "reference").model, architecture)
+    pairs, path = metadata(architecture, said(tmp_path / "folder")), tmp_path / "a.gguf"
+
+    def read(*factors: float) -> Any:
+        written(path, pairs, {**named, "rope_freqs.weight": torch.tensor(factors)})
+        return families.resolve(config.read(hub.resolve(path)))[0].layers[-1].attention.rope.scaling  # type: ignore[union-attr]
+
+    assert read(2.0, STILL, STILL, STILL, STILL, STILL) == ProportionalScaling(1 / 6, 2.0)
+    assert read(1.0, 1.0, 1.0, 1.0, 1.0, STILL) == ProportionalScaling(5 / 6)
+    assert read(*[1.0] * 6) is None
+    for factors in ([1.0, 2.0, *[STILL] * 4], [1.0, STILL, 1.0, STILL, STILL, STILL]):
+        with pytest.raises(ValueError, match="has factors that differ"):
+            read(*factors)
 
 
 def test_every_architecture_is_here() -> None:
