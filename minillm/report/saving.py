@@ -95,7 +95,9 @@ def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: boo
     spec, architecture = model.spec, gguf_described.architecture(values)
     of_scaling = _of_scaling(spec.attentions[0].rope)
     metadata = gguf_described.metadata(spec, architecture, families.resolve(values)[2].values)
-    factors = {name: torch.tensor(each) for name, each in gguf_described.factors(spec, of_scaling).items()}
+    factors = {
+        name: torch.tensor(each) for name, each in gguf_described.factors(spec, architecture, of_scaling).items()
+    }
     tensors = named(spec, architecture, model.destinations())
     read = families.resolve(gguf_config.config(metadata, _Shapes(tensors, factors)))[0]
     found = gguf_described.difference(spec, read, of_scaling) or gguf_limits.refusal(spec, architecture)
@@ -153,7 +155,8 @@ def _words(llm: LLM) -> dict[str, Any]:
     known = {name.removesuffix("_token"): tokenizer.backend.id_of(text) for name, text in tokenizer.special.items()}
     ids = {role: i for role, i in known.items() if i is not None}
     front, behind = _around(tokenizer)
-    said |= gguf_words.roles(ids, front, behind, sorted(llm.turn_ids), gguf_words.ends_by_text(said))
+    stops, told, model = sorted(llm.turn_ids), gguf_words.ends_by_text(said), said["tokenizer.ggml.model"]
+    said |= gguf_words.roles(ids, front, behind, stops, told, model)
     template, tools = (chat.find(folder, tokenizer.config, each) for each in (False, True))
     said |= {"tokenizer.chat_template": template} if template else {}
     said |= {"tokenizer.chat_template.tool_use": tools} if tools and tools != template else {}

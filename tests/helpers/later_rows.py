@@ -176,5 +176,10 @@ LATER: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mimo": ("mimo", {"rope_parameters": {"rope_type": "default", "rope_theta": 640000.0}}),
+    "internlm2": ("internlm2", {"attention_bias": True}),
+    "internlm2-plain": (
+        "internlm2",
+        {"num_key_value_heads": 3, "rope_parameters": {**ROPES["dynamic"], "rope_theta": 500.0}},
+    ),
     "baichuan": ("baichuan", {"num_key_value_heads": 6, "head_dim": 8}),
 }

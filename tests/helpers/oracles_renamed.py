@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 # The model_type whose class computes the same.
-CLASS = {"exaone": "llama", "qwen": "qwen2", "chatglm": "glm", "mimo": "qwen2", "baichuan": "llama"}
+CLASS = {
+    "exaone": "llama",
+    "qwen": "qwen2",
+    "chatglm": "glm",
+    "mimo": "qwen2",
+    "baichuan": "llama",
+    "internlm2": "llama",
+}
 LAYER = r"model\.layers\.(\d+)\."
 GPT = {r"^model\.embed_tokens": "transformer.wte", r"^model\.norm": "transformer.ln_f", LAYER: r"transformer.h.\1."}
 NORMS = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
@@ -37,6 +44,12 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "mimo": {},
     "baichuan": {r"q\+k\+v": "W_pack"},
+    "internlm2": {
+        "embed_tokens": "tok_embeddings", "^lm_head": "output", "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm", r"self_attn\.q\+k\+v": "attention.wqkv",
+        r"self_attn\.o_proj": "attention.wo", r"mlp\.gate_proj": "feed_forward.w1", r"mlp\.up_proj": "feed_forward.w3",
+        r"mlp\.down_proj": "feed_forward.w2",
+    },
 }  # fmt: skip
 
 
@@ -53,19 +66,20 @@ def save(model: Any, folder: Path, family: str) -> None:
     model.save_pretrained(folder / "oracle")
     tensors = load_file(folder / "oracle/model.safetensors")
     if "q+k+v" in " ".join(NAMES[family]).replace("\\", ""):
-        tensors = joined(tensors)
+        tensors = joined(tensors, model.config.num_key_value_heads if family == "internlm2" else 1)
     published = {renamed(name, NAMES[family]): tensor for name, tensor in tensors.items()}
     published |= {"model.mtp_layers.0.input_layernorm.weight": torch.ones(2)} if family == "mimo" else {}
     save_file(published, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(keys(model.config, family)))
 
 
-def joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def joined(tensors: dict[str, Tensor], groups: int) -> dict[str, Tensor]:
+    """q, k and v of a layer in one tensor: of each group its part of q, then of k, then of v."""
     made = {}
     for name, tensor in tensors.items():
         if ".q_proj." in name:
-            parts = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            made[name.replace("q_proj", "q+k+v")] = torch.cat(parts)
+            parts = [tensors[name.replace("q_proj", f"{part}_proj")].unflatten(0, (groups, -1)) for part in "qkv"]
+            made[name.replace("q_proj", "q+k+v")] = torch.cat(parts, 1).flatten(0, 1)
         elif not any(f".{part}_proj." in name for part in "kv"):
             made[name] = tensor
     return made
@@ -101,6 +115,8 @@ def keys(config: Any, family: str) -> dict[str, Any]:
             "add_qkv_bias": config.attention_bias,
         }  # fmt: skip
     values = config.to_dict()
+    if family == "internlm2":
+        return {**{key: value for key, value in values.items() if "bias" not in key}, "bias": values["attention_bias"]}
     if family == "baichuan":
         return {**values, "model_max_length": positions}
     return {**values, "head_dim": head_dim, "attention_bias": True}

@@ -22,7 +22,9 @@ from minillm.weights import ints
 from minillm.weights.gguf import reader, tensors
 from minillm.weights.gguf.mixtures import MIXTURES
 from tests.conftest import shared
-from tests.families.test_gguf import VARIANTS, joined, metadata
+from tests.families.gguf.converter import joined, metadata
+from tests.families.gguf.converter import said as stated
+from tests.families.gguf.variants import VARIANTS
 from tests.helpers import tiny
 from tests.helpers.rows import BASE, ROWS
 from tests.weights.gguf.test_fixtures import only
@@ -40,19 +42,23 @@ def values(entry: reader.Entry) -> torch.Tensor:
     return tensors.stored(entry).values().float().view(entry.shape)
 
 
+# What may be otherwise: 0 for nothing, a default that is written, how an image's positions are split.
+FREE = ("attention.q_lora_rank", "weights_norm", "rope.dimension_sections")
+NOT_RUN = {  # variants that are read all the same
+    "deepseek2 (v2)": "it takes groups of experts by the best two",
+    "seed_oss biases": "its attention has biases on the way in alone",
+}
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_architecture(variant: str, tmp_path: Path) -> None:
-    """The tensors and numbers of a file by tables of `test_gguf.py`, and the same model when it is read."""
+    """The tensors and numbers of a file by tables of `converter.py`, and the same model when it is read."""
     architecture, family, changes = VARIANTS[variant]
     folder, file = tmp_path / "folder", tmp_path / "model.gguf"
     folder.mkdir()
     tiny.save(folder, family, {**changes, "num_key_value_heads": 6} if architecture == "olmoe" else changes)
-    if variant == "deepseek2 (v2)":  # chosen from groups by their best expert
-        with pytest.raises(ValueError, match=r"it takes groups of experts by the best two"):
-            written(folder, file)
-        return
-    if architecture not in gguf_described.FAMILIES.values():  # read, and not written
-        with pytest.raises(ValueError, match="no GGUF architecture is known here for model_type"):
+    if variant in NOT_RUN:
+        with pytest.raises(ValueError, match=NOT_RUN[variant]):
             written(folder, file)
         return
     contents, model = written(folder, file), load(folder, "float32", "cpu", "reference").model
@@ -61,10 +67,12 @@ def test_every_architecture(variant: str, tmp_path: Path) -> None:
     assert set(contents.entries) - factors == set(expected)
     for name, each in expected.items():
         assert torch.equal(values(contents.entries[name]), each), name
-    said = metadata(architecture, json.loads((folder / "config.json").read_text()))
-    named = {key: value for key, value in said.items() if not key.endswith(("attention.q_lora_rank", "weights_norm"))}
+    said = metadata(architecture, stated(folder))
+    named = {key: value for key, value in said.items() if not key.endswith(FREE)}
     for key, value in named.items():
-        assert contents.metadata[key] == (np.float32(value) if isinstance(value, float) else value), key
+        own = contents.metadata[key]
+        like = own.dtype if isinstance(own, np.ndarray) else np.float32 if isinstance(own, float) else None
+        assert np.array_equal(own, np.asarray(value, like)), key
     again = load(file, "float32", "cpu", "reference").model
     assert gguf_described.difference(model.spec, again.spec, None) is None
     for name, parameter in model.state_dict().items():
@@ -281,3 +289,41 @@ def test_llama_cpp_goes_on_with_the_same_ids(row: str, tmp_path: Path) -> None:
     found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     llm = load(tmp_path / "folder", "float32", "cpu", "reference")
     assert found == ids + llm.generate(prompt_ids=ids, max_new_tokens=40, temperature=0, ignore_eos=True).token_ids  # type: ignore[union-attr]
+
+
+OF_FILES = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama
+for path in json.loads(sys.argv[2]):
+    model = Llama(path, n_ctx=64, n_threads=1, verbose=False, logits_all=True, type_k=0, type_v=0)
+    model.eval(json.loads(sys.argv[1]))
+    np.save(path + ".npy", np.array(model.scores[: model.n_tokens]))
+"""
+PLAIN = (
+    "mistral3 seed_oss minimax-m2 exaone exaone4 qwen baichuan internlm2 chatglm glm4 ernie4_5 stablelm glm4moe dots1"
+)
+ROUNDED = ("gemma4", "falcon", "starcoder2")  # llama.cpp has GELU in a table of fp16
+RUN = [
+    variant
+    for variant, (architecture, _, _) in VARIANTS.items()
+    if architecture in (*PLAIN.split(), *ROUNDED, "hy_v3", "ernie4_5-moe", "mellum") and variant not in NOT_RUN
+]
+
+
+def test_llama_cpp_computes_the_same(tmp_path: Path) -> None:
+    """The logits of every architecture that no published checkpoint here is of, in fp32."""
+    python, ids = llama_python(), [3, 17, 9, 5, 42, 7, 60, 11, 2, 90, 33, 21]
+    paths = {}
+    for i, variant in enumerate(RUN):
+        _, family, changes = VARIANTS[variant]
+        tiny.save(tmp_path / str(i), family, changes)
+        paths[variant] = tmp_path / f"{i}.gguf"
+        written(tmp_path / str(i), paths[variant])
+    subprocess.run([python, "-c", OF_FILES, json.dumps(ids), json.dumps([*map(str, paths.values())])], check=True)
+    for variant, path in paths.items():
+        with torch.no_grad():
+            ours = load(path, "float32", "cpu", "reference").model(torch.tensor([ids]))[0].numpy()
+        theirs, architecture = np.load(f"{path}.npy"), VARIANTS[variant][0]
+        near = 2e-2 if architecture in ROUNDED else NEAR
+        assert np.abs(ours - theirs).max() <= near * np.abs(ours).max(), variant

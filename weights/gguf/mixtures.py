@@ -17,6 +17,11 @@ PLAIN = ("F32", "F16", "BF16")
 OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 KEPT = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d")  # routers, and what llama.cpp convolves with
+HALF = (
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+)  # what names begin with of matrices that llama.cpp leaves as they are
 SMALLER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # blocks of 32 values in place of 256
 VALUES, KEYS, OUT, DOWN = "attn_v attn_qkv attn_kv_b", "attn_k", "attn_output", "ffn_down ffn_down_exps ffn_down_shexp"
 
@@ -89,6 +94,8 @@ def kind(name: str, tensor: str, shape: Sequence[int], of: Model, pure: bool = F
         return "F32"
     if base in PLAIN:
         return base
+    if (part or tensor).startswith(HALF):
+        return "F16"
     if pure:
         return _fitting(base, shape[-1])
     if tensor == OUTPUT or (of.tied and tensor == EMBEDDING):

@@ -2,9 +2,12 @@
 
 Names and order of rows stay the file's own, which the rules of a family know. What differs is what no rule can say:
 
-    X_exps.weight [E, …]       all experts of a layer: one tensor for each, X.E.weight, as old files have them
+    X_exps.weight [E, …]       all experts of a layer: one tensor for each, X.E.weight, as old files have them; of
+                               ffn_gate_up_exps two, ffn_gate and ffn_up
+    altup_proj.weight [S, …]   and altup_unembd_proj of several residual streams: likewise
     attn_k_b [heads, R, nope]  and attn_v_b [heads, V, R]: one matrix attn_kv_b [heads (nope + V), R]
-    X.scale [1] or [E]         a factor of X.weight (NVFP4)
+    X.scale [1] or [E]         a factor of X.weight (NVFP4), but for the router's ffn_gate_inp and for ffn_down_exps
+                               where the config's section says `scales_apart`: tensors of their own
     X.input_scale              quantises activations, which stay as they are
     norms                      to which a converter has added what the config's section calls `norm_offset`, but for
                                those inside a recurrent layer
@@ -30,7 +33,10 @@ from minillm.weights.grouped import Fields
 from minillm.weights.source import InFile, Source
 
 PIECE = 2**18  # values dequantised at a time: a multiple of every block
-EXPERTS = re.compile(r"(.*)_exps\.(weight|bias)")
+STACKS = re.compile(r"(.*)_exps\.(weight|bias)|(altup_(?:unembd_)?proj)\.(weight)")
+ONE_OF = re.compile(r"(.*\.ffn_(?:gate|up|down)|altup_(?:unembd_)?proj)\.(\d+)\.(weight|bias)")
+GATE_UP = "ffn_gate_up"
+APART = ("ffn_gate_inp.scale", "ffn_down_exps.scale")
 K_UP, V_UP, KV_UP = "attn_k_b.weight", "attn_v_b.weight", "attn_kv_b.weight"
 WEIGHT, FACTOR, IDLE, NORM = ".weight", ".scale", ".input_scale", "norm.weight"
 WITHIN, DECAY = "ssm_norm.weight", ".ssm_a"
@@ -138,16 +144,19 @@ def tensors(contents: Contents, section: Section) -> tuple[dict[str, Stored], li
         matrix: _factor(entries, name, matrix)
         for name in entries
         if name.endswith(FACTOR) and (matrix := name.removesuffix(FACTOR) + WEIGHT) in entries
+        if not (section.get("scales_apart") and name.endswith(APART))
     }
     found: dict[str, Stored] = {}
     for name, entry in entries.items():
         if name in idle or (name.endswith(FACTOR) and name.removesuffix(FACTOR) + WEIGHT in factors):
             continue
         factor, subtracted = factors.get(name), offset if shifted(name) else 0.0
-        if (experts := EXPERTS.fullmatch(name)) and len(entry.shape) > 1:
+        if (stack := STACKS.fullmatch(name)) and len(entry.shape) > 1:
+            of, kind = stack[1] or stack[3], stack[2] or stack[4]
             for e, part in enumerate(_experts(entry)):
                 one = 1.0 if factor is None else factor[e if len(factor) > 1 else 0]
-                found[f"{experts[1]}.{e}.{experts[2]}"] = stored(part, one)
+                for to, piece in _halves(of, part):
+                    found[f"{to}.{e}.{kind}"] = stored(piece, one)
         else:
             found[name] = stored(entry, 1.0 if factor is None else factor[0], subtracted)
     return _joined(found, entries), idle
@@ -182,6 +191,25 @@ def _experts(entry: Entry) -> list[Entry]:
     count, nbytes = entry.shape[0], entry.nbytes // entry.shape[0]
     places = [entry.start + e * nbytes for e in range(count)]
     return [Entry(entry.source, entry.kind, entry.shape[1:], place, nbytes) for place in places]
+
+
+def _halves(name: str, entry: Entry) -> list[tuple[str, Entry]]:
+    """Of a matrix that has the rows of gate and up, one below the other, both; any other as it is."""
+    if not name.endswith(GATE_UP):
+        return [(name, entry)]
+    rows, nbytes = entry.shape[0] // 2, entry.nbytes // 2
+    if entry.shape[0] % 2:
+        raise ValueError(f"{name}_exps has {entry.shape[0]} rows an expert, which are no two equal halves")
+    halves = [replace(entry, shape=(rows, *entry.shape[1:]), start=entry.start + i * nbytes, nbytes=nbytes)
+              for i in range(2)]  # fmt: skip
+    return list(zip((name.replace("_gate_up", part) for part in ("_gate", "_up")), halves, strict=True))
+
+
+def stack(name: str) -> str | None:
+    """The tensor that one of several equal ones is a part of in a file; None for what stands alone."""
+    if (one := ONE_OF.fullmatch(name)) is None:
+        return None
+    return f"{one[1]}.{one[3]}" if one[1].startswith("altup") else f"{one[1]}_exps.{one[3]}"
 
 
 def _joined(found: dict[str, Stored], entries: Mapping[str, Entry]) -> dict[str, Stored]:

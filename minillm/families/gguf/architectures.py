@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from minillm.families.gguf import dense, on_device, sparse
 from minillm.families.gguf.metadata import LONG, SHORT, File, factors, scaling
+from minillm.families.gguf.sparse import by_sigmoid
+from minillm.families.gguf.sparse import experts as _experts
 
-
-def _experts(file: File, name: str = "num_experts") -> dict[str, Any]:
-    return {
-        name: file.need("expert_count"),
-        "num_experts_per_tok": file.need("expert_used_count"),
-        "moe_intermediate_size": file.need("expert_feed_forward_length"),
-    }
+# What files of mixtures with latent attention say, and those without a mixture too.
+ROUTED = ("expert_shared_count", "expert_feed_forward_length", "leading_dense_block_count", "expert_weights_scale",
+          "expert_used_count", "expert_gating_func")  # fmt: skip
 
 
 def _llama(file: File) -> dict[str, Any]:
@@ -58,8 +57,7 @@ def _seed_oss(file: File) -> dict[str, Any]:
 
 
 def _minimax_m2(file: File) -> dict[str, Any]:
-    if (gate := file.get("expert_gating_func", 2)) != 2:
-        raise ValueError(f"{file.architecture}.expert_gating_func is {gate}; this family's is 2")
+    by_sigmoid(file)
     values = _experts(file, "num_local_experts")
     width, turned = values.pop("moe_intermediate_size"), file.get("rope.dimension_count")
     return {"model_type": "minimax_m2", **values, "intermediate_size": width, "rotary_dim": turned}
@@ -206,23 +204,17 @@ def _deepseek(file: File) -> dict[str, Any]:
 
 def _deepseek2(file: File) -> dict[str, Any]:
     """The version with sigmoid scores is known by the correction of its router; what says neither is the older."""
-    turned, gate = file.size("rope.dimension_count"), file.get("expert_gating_func")
-    head = file.size("attention.key_length_mla", 0) or file.size("attention.key_length")
-    value = file.size("attention.value_length_mla", 0) or file.size("attention.value_length")
+    if not file.get("expert_count", 0):
+        file.asked.update(ROUTED)
+        return _latent(file, "youtu")
+    gate = file.get("expert_gating_func")
     corrected = any(file.has(f"blk.{i}.exp_probs_b.bias") for i in range(min(file.size("block_count"), 4096)))
     if gate not in ((None, 2) if corrected else (None, 0, 1)):
         raise ValueError(f"{file.architecture}.expert_gating_func is {gate}, which does not go with its tensors")
     groups = {"n_group": file.size("expert_group_count", 1), "topk_group": file.get("expert_group_used_count", 1)}
     limited = {} if corrected else {"topk_method": "group_limited_greedy" if groups["n_group"] > 1 else "greedy"}
     return {
-        "model_type": "deepseek_v3" if corrected else "deepseek_v2",
-        "num_key_value_heads": file.need("attention.head_count"),
-        "head_dim": None,
-        "q_lora_rank": file.get("attention.q_lora_rank") or None,
-        "kv_lora_rank": file.need("attention.kv_lora_rank"),
-        "qk_rope_head_dim": turned,
-        "qk_nope_head_dim": head - turned,
-        "v_head_dim": value,
+        **_latent(file, "deepseek_v3" if corrected else "deepseek_v2"),
         **_experts(file, "n_routed_experts"),
         "n_shared_experts": file.get("expert_shared_count", 0),
         "first_k_dense_replace": file.get("leading_dense_block_count", 0),
@@ -230,6 +222,22 @@ def _deepseek2(file: File) -> dict[str, Any]:
         "norm_topk_prob": file.get("expert_weights_norm", False),
         **groups,
         **limited,
+    }
+
+
+def _latent(file: File, kind: str) -> dict[str, Any]:
+    turned = file.size("rope.dimension_count")
+    head = file.size("attention.key_length_mla", 0) or file.size("attention.key_length")
+    value = file.size("attention.value_length_mla", 0) or file.size("attention.value_length")
+    return {
+        "model_type": kind,
+        "num_key_value_heads": file.need("attention.head_count"),
+        "head_dim": None,
+        "q_lora_rank": file.get("attention.q_lora_rank") or None,
+        "kv_lora_rank": file.need("attention.kv_lora_rank"),
+        "qk_rope_head_dim": turned,
+        "qk_nope_head_dim": head - turned,
+        "v_head_dim": value,
     }
 
 
@@ -251,6 +259,8 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "gemma3n": on_device.gemma3n,
+    "gemma4": on_device.gemma4,
     "phi3": _phi3,
     "phi2": _phi2,
     "gptneox": _gptneox,
@@ -260,7 +270,11 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     "olmoe": _olmoe,
     "deepseek": _deepseek,
     "deepseek2": _deepseek2,
+    **dense.ARCHITECTURES,
+    **sparse.ARCHITECTURES,
 }
+ON_DEVICE = ("gemma3n", "gemma4")
 HYBRID = ("qwen3next", "qwen35", "qwen35moe")
 # That a converter has added to the weights of norms.
 NORM_OFFSETS = dict.fromkeys(("gemma", "gemma2", "gemma3", *HYBRID), 1.0)
+SCALES_APART = ("gemma4",)  # in which a factor of a router's or an expert's product is a parameter

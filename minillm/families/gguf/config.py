@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from minillm.families.gguf.architectures import ARCHITECTURES, NORM_OFFSETS
+from minillm.families.gguf.architectures import ARCHITECTURES, NORM_OFFSETS, SCALES_APART
 from minillm.families.gguf.metadata import File, Tensors, scaling
 
 METHOD, NAMES = "gguf", "gguf_names"  # the key that says whose names the tensors have
@@ -37,11 +37,13 @@ def config(metadata: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
     section = {
         "quant_method": METHOD,
         "norm_offset": NORM_OFFSETS.get(str(file.architecture), 0.0),
+        **({"scales_apart": True} if str(file.architecture) in SCALES_APART else {}),
     }
     kinds = tensors.kinds()
     dtype = PLAIN.get(max(kinds, key=lambda kind: kinds[kind]), "bfloat16")
     said = {NAMES: file.architecture, "dtype": dtype, "quantization_config": section}
-    return {**_shared(file), **make(file), **said, **file.unread()}
+    own = make(file)  # first: what differs from layer to layer
+    return {**_shared(file), **own, **said, **file.unread()}
 
 
 def _shared(file: File) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from minillm.families.gguf import on_device
+from minillm.families.gguf.architectures import ON_DEVICE
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
+from minillm.families.gguf.widths import widths
 from minillm.spec import (
     GQA,
     MLA,
@@ -23,23 +26,59 @@ from minillm.spec import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
-    MoE,
     Rope,
     YarnScaling,
 )
 
-FAMILIES = {  # model_type -> architecture
-    "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
-    "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3",
-    "gemma3_text": "gemma3", "phi": "phi2", "phi3": "phi3", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss",
-    "olmo": "olmo", "olmo2": "olmo2", "olmo3": "olmo2", "olmoe": "olmoe", "deepseek": "deepseek",
-    "qwen3_next": "qwen3next", "qwen3_5": "qwen35", "qwen3_5_text": "qwen35", "qwen3_5_moe": "qwen35moe",
-    "qwen3_5_moe_text": "qwen35moe", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "kimi_k2": "deepseek2",
-}  # fmt: skip
-# Whose experts have a width of their own.
-FINE = ("qwen2moe", "qwen3moe", "qwen3next", "qwen35moe", "gpt-oss", "deepseek", "deepseek2")
-SHARED = ("deepseek", "deepseek2")  # with experts that every token goes to
-SOFTMAX, SIGMOID = 1, 2  # what llama.cpp calls the scores of a router
+ARCHITECTURES = {  # by the model_types whose decoders are written as files of it
+    "llama": "llama mistral mixtral internlm3",
+    "mistral3": "mistral3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "qwen3next": "qwen3_next",
+    "qwen35": "qwen3_5 qwen3_5_text",
+    "qwen35moe": "qwen3_5_moe qwen3_5_moe_text",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3 gemma3_text",
+    "gemma3n": "gemma3n gemma3n_text",
+    "gemma4": "gemma4 gemma4_text gemma4_unified gemma4_unified_text",
+    "phi2": "phi",
+    "phi3": "phi3",
+    "gptneox": "gpt_neox",
+    "gpt-oss": "gpt_oss",
+    "olmo": "olmo",
+    "olmo2": "olmo2 olmo3",
+    "olmoe": "olmoe",
+    "deepseek": "deepseek",
+    "deepseek2": "deepseek_v2 deepseek_v3 kimi_k2 kimi_k25 glm4_moe_lite youtu",
+    "qwen2vl": "qwen2_vl qwen2_vl_text qwen2_5_vl qwen2_5_vl_text",
+    "qwen3vl": "qwen3_vl qwen3_vl_text",
+    "qwen3vlmoe": "qwen3_vl_moe qwen3_vl_moe_text",
+    "exaone": "exaone",
+    "exaone4": "exaone4",
+    "qwen": "qwen",
+    "baichuan": "baichuan",
+    "internlm2": "internlm2",
+    "chatglm": "chatglm glm",
+    "glm4": "glm4",
+    "ernie4_5": "ernie4_5",
+    "starcoder2": "starcoder2",
+    "stablelm": "stablelm",
+    "falcon": "falcon",
+    "seed_oss": "seed_oss",
+    "minimax-m2": "minimax_m2",
+    "glm4moe": "glm4_moe solar_open",
+    "dots1": "dots1",
+    "hy_v3": "hy_v3",
+    "ernie4_5-moe": "ernie4_5_moe",
+    "mellum": "mellum",
+}
+FAMILIES = {kind: name for name, kinds in ARCHITECTURES.items() for kind in kinds.split()}
+SERIAL_OR_NOT = ("gptneox", "stablelm")
+IMAGES = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")  # whose positions can be those of an image
 
 
 def architecture(values: Mapping[str, Any]) -> str:
@@ -59,25 +98,29 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
     epsilon = "attention.layer_norm_epsilon" if isinstance(norm, LayerNorm) else "attention.layer_norm_rms_epsilon"
     said = {
         "vocab_size": decoder.vocab_size,
-        "context_length": positions if type(positions) is int else decoder.context,
+        "context_length": min(positions, decoder.context) if type(positions) is int else decoder.context,
         "embedding_length": decoder.hidden_size,
         "block_count": len(decoder.layers),
         epsilon: float(norm.eps),
-        **_widths(decoder, name, values),
+        **widths(decoder, name, values),
         **(_latent(attention) if isinstance(attention, MLA) else _grouped(attention)),
         **_windows(decoder, name),
-        **_recurrent(decoder, name),
+        **_recurrent(decoder),
+        "rope.dimension_sections": _sections(decoder) if name in IMAGES else None,
         **_positions(decoder),
         "final_logit_softcapping": decoder.logit_softcap,
-        "use_parallel_residual": decoder.layers[0].parallel if name == "gptneox" else None,
+        "use_parallel_residual": decoder.layers[0].parallel if name in SERIAL_OR_NOT else None,
+        **(on_device.metadata(decoder) if name in ON_DEVICE else {}),
     }
     described = {f"{name}.{key}": value for key, value in said.items() if value is not None}
     return {"general.architecture": name, **described}
 
 
-def factors(decoder: Decoder, of_scaling: Sequence[float] | None) -> dict[str, Sequence[float]]:
+def factors(decoder: Decoder, name: str, of_scaling: Sequence[float] | None) -> dict[str, Sequence[float]]:
     """The tensors that have a factor for each frequency; `of_scaling` are those that a rule of scaling amounts to."""
     scaling = _everywhere(decoder).scaling
+    if name == "gemma4":
+        return {FACTORS: on_device.rope_factors(_everywhere(decoder))}
     if isinstance(scaling, Llama3Scaling) and of_scaling:
         return {FACTORS: of_scaling}
     if not isinstance(scaling, LongRopeScaling):
@@ -89,7 +132,7 @@ def factors(decoder: Decoder, of_scaling: Sequence[float] | None) -> dict[str, S
 
 def difference(decoder: Decoder, read: Decoder, of_scaling: Sequence[float] | None) -> str | None:
     """Where a decoder is another one than what a file of it is read as; None where it is not."""
-    wanted = decoder
+    wanted = on_device.plain(decoder)
     if isinstance(_everywhere(decoder).scaling, Llama3Scaling) and of_scaling:
         same = _constant(tuple(of_scaling), decoder.context)
         layers = tuple(
@@ -120,32 +163,6 @@ def _everywhere(decoder: Decoder) -> Rope:
     return _rope(next((each for each in layers if each.window is None), layers[0]))
 
 
-def _widths(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    ffns = [layer.ffn for layer in decoder.layers]
-    moe = next((each for each in ffns if isinstance(each, MoE)), None)
-    stated = values.get("intermediate_size")
-    said: dict[str, Any] = {"feed_forward_length": stated if type(stated) is int else ffns[0].intermediate_size}
-    if moe is None:
-        return said
-    router, shared = moe.router, moe.shared
-    said |= {"expert_count": router.num_experts, "expert_used_count": router.top_k}
-    if name in FINE:
-        said["expert_feed_forward_length"] = moe.intermediate_size
-    if moe.shared_gate and shared:
-        said["expert_shared_feed_forward_length"] = shared.intermediate_size
-    if name in SHARED:
-        said |= {
-            "leading_dense_block_count": next(i for i, each in enumerate(ffns) if isinstance(each, MoE)),
-            "expert_shared_count": shared.intermediate_size // moe.intermediate_size if shared else 0,
-            "expert_weights_scale": float(router.scale),
-            "expert_weights_norm": router.renormalize,
-        }
-    if name == "deepseek2":
-        said["expert_gating_func"] = SIGMOID if router.score == "sigmoid" else SOFTMAX
-        said |= {"expert_group_count": router.num_groups, "expert_group_used_count": router.top_groups}
-    return said
-
-
 def _grouped(attention: GQA) -> dict[str, Any]:
     return {
         "attention.head_count": attention.num_heads,
@@ -174,13 +191,17 @@ def _latent(attention: MLA) -> dict[str, Any]:
     }
 
 
-def _recurrent(decoder: Decoder, name: str) -> dict[str, Any]:
+def _sections(decoder: Decoder) -> np.ndarray:
+    """How many pairs each of an image's three positions turns."""
+    half = _everywhere(decoder).dim // 2
+    return np.array([(half + 2) // 3, (half + 1) // 3, half // 3, 0], np.int32)
+
+
+def _recurrent(decoder: Decoder) -> dict[str, Any]:
     mixers = [layer.attention for layer in decoder.layers]
     net = next((each for each in mixers if isinstance(each, GatedDeltaNet)), None)
     if net is None:
         return {}
-    half = _everywhere(decoder).dim // 2
-    sections = [(half + 2) // 3, (half + 1) // 3, half // 3, 0]  # of pairs that an image's three positions turn
     return {
         "ssm.conv_kernel": net.conv_kernel,
         "ssm.state_size": net.k_dim,
@@ -188,7 +209,6 @@ def _recurrent(decoder: Decoder, name: str) -> dict[str, Any]:
         "ssm.time_step_rank": net.num_v_heads,
         "ssm.inner_size": net.num_v_heads * net.v_dim,
         "full_attention_interval": next(i for i, each in enumerate(mixers, 1) if isinstance(each, GQA)),
-        "rope.dimension_sections": np.array(sections, np.int32) if name != "qwen3next" else None,
     }
 
 
@@ -197,10 +217,12 @@ def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
     if not any(windows):
         return {}
     said: dict[str, Any] = {"attention.sliding_window": next(filter(None, windows))}
-    if name == "gemma3":
+    if name in ("gemma3", "mellum"):
         local = next(each for each in decoder.attentions if each.window)
         said["rope.freq_base_swa"] = float(_rope(local).theta)
-        if None in windows:
+        if name == "mellum":
+            said["attention.sliding_window_pattern"] = np.array([each is not None for each in windows])
+        elif None in windows:
             said["attention.sliding_window_pattern"] = windows.index(None) + 1
     return said
 

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from minillm.families.gguf import rules as gguf_rules
 from minillm.families.gguf.architectures import NORM_OFFSETS
-from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet
-from minillm.weights.gguf.tensors import DECAY, K_UP, KV_UP, V_UP, shifted
+from minillm.families.gguf.on_device import TABLE, unused
+from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet, MoE
+from minillm.weights.gguf.tensors import DECAY, K_UP, KV_UP, V_UP, shifted, stack
 from minillm.weights.rows import Rows
 from minillm.weights.rules import Destination
 from minillm.weights.save import published
 
-EXPERT = re.compile(r"(.*\.ffn_(?:gate|up|down))\.(\d+)\.(weight|bias)")
 FIRST = ("output.weight", "token_embd.weight", "output_norm.weight")
 
 
 @dataclass(frozen=True)
 class Named:
-    """A tensor of a file: the rows of parameters that it is made of, in order, and what becomes of all of them."""
+    """A tensor of a file: the rows of parameters that it is made of, in order, and what becomes of all of them. One
+    made of none has zeros, which llama.cpp wants and does not use."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,6 +32,9 @@ class Named:
 
     def pieces(self, rows: Rows) -> Iterator[Tensor]:
         """Its values in order, fp32."""
+        if not self.parts:
+            yield torch.zeros(self.shape)
+            return
         if self.change is not None:
             yield self.change(torch.cat([piece for part in self.parts for piece in rows.pieces(part)]))
             return
@@ -46,28 +49,42 @@ def named(decoder: Decoder, architecture: str, destinations: Mapping[str, Destin
     latent_queries = isinstance(attention, MLA) and attention.q_rank is not None
     nets = (layer.attention for layer in decoder.layers if isinstance(layer.attention, GatedDeltaNet))
     sizes = next(((net.num_k_heads, net.num_v_heads, net.k_dim, net.v_dim) for net in nets), None)
-    table, offset = gguf_rules.table(architecture, latent_queries, heads, sizes), NORM_OFFSETS.get(architecture, 0.0)
+    beside = any(isinstance(layer.ffn, MoE) and layer.ffn.norm is not None for layer in decoder.layers)
+    table = gguf_rules.table(architecture, latent_queries, heads, sizes, beside)
+    offset = NORM_OFFSETS.get(architecture, 0.0)
     joined: dict[str, list[Destination]] = {}
     try:
         found = published(table, destinations)
     except ValueError as error:
         raise ValueError(f"llama.cpp's {architecture} is another model than this one: {error}") from None
+    stacks = set[str]()
     for name, to in found.items():
-        expert = EXPERT.fullmatch(name)
-        joined.setdefault(f"{expert[1]}_exps.{expert[3]}" if expert else name, []).append(to)
-    made = list[Named]()
-    for name, parts in sorted(joined.items(), key=lambda each: _place(each[0])):
+        if whole := stack(name):
+            stacks.add(whole)
+        joined.setdefault(whole or name, []).append(to)
+    made = [Named(name, shape, ()) for name, shape in unused(decoder, architecture)]
+    for name, parts in joined.items():
         if name.endswith(KV_UP) and isinstance(attention, MLA):
             made += _apart(name.removesuffix(KV_UP), parts, attention)
         else:
-            made.append(_plain(name, parts, offset if shifted(name) else 0.0))
-    return made
+            made.append(_plain(name, parts, offset if shifted(name) else 0.0, name in stacks))
+        if name == TABLE:
+            made.append(_every_token(made.pop(), decoder.vocab_size))
+    return sorted(made, key=lambda each: _place(each.name))
 
 
-def _plain(name: str, parts: list[Destination], offset: float) -> Named:
+def _every_token(table: Named, count: int) -> Named:
+    """With a row for each of `count` tokens: those without one have the first."""
+    rows, size = table.shape
+    if rows == count:
+        return table
+    return replace(table, shape=(count, size), change=lambda each: torch.cat((each, each[:1].expand(count - rows, -1))))
+
+
+def _plain(name: str, parts: list[Destination], offset: float, stacked: bool) -> Named:
     first = parts[0]
     shape = first.shape if first.layout is None else first.layout.shape(first.shape)
-    shape = (len(parts), *shape) if "_exps." in name else shape
+    shape = (len(parts), *shape) if stacked else shape
     if name.endswith(DECAY):
         restore = first.layout.restore if first.layout else None
         return Named(name, shape, parts, lambda values: -(restore(values) if restore else values).exp())

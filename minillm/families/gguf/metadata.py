@@ -31,19 +31,29 @@ class File:
             for key, value in metadata.items()
             if key.startswith(f"{self.architecture}.")
         }
-        self.tensors, self.asked = tensors, set[str]()
+        self.tensors, self.asked, self.listed = tensors, set[str](), set[str]()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value; one for all layers, where the file lists one for each. Raises ValueError where these differ."""
+        """A value; one for all layers, where the file lists one for each. Raises ValueError where these differ, and
+        `each` was not asked for them before."""
         self.asked.add(key)
         value = self.own.get(key, default)
         if isinstance(value, np.ndarray):
-            if len(value) == 0 or (value != value[0]).any():
+            if len(value) == 0 or (key not in self.listed and (value != value[0]).any()):
                 raise ValueError(f"{self.architecture}.{key} differs from layer to layer, which is not supported")
             value = value[0].item()
         if isinstance(value, list):
             raise ValueError(f"{self.architecture}.{key} is a list of texts, expected a number")
         return _shortest(value) if isinstance(value, float) else value
+
+    def each(self, key: str) -> list[Any] | None:
+        """What a file lists, one for each layer, or the one that is for all; None where it says nothing."""
+        self.asked.add(key)
+        self.listed.add(key)
+        value = self.own.get(key)
+        if isinstance(value, np.ndarray):
+            return [_shortest(each) if isinstance(each, float) else each for each in value.tolist()]
+        return None if value is None else [self.get(key)]
 
     def need(self, key: str) -> Any:
         if (value := self.get(key)) is None:

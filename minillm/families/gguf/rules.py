@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minillm.config import Config
-from minillm.families.gguf.architectures import ARCHITECTURES, HYBRID
+from minillm.families.gguf.architectures import ARCHITECTURES, HYBRID, ON_DEVICE
 from minillm.families.gguf.config import NAMES
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
 from minillm.families.shared import hybrid
+from minillm.families.shared.on_device import shared
 from minillm.weights.rules import DROP, Rules
 
 LAYER, OURS = "blk.{i}.", "layers.{i}."
@@ -94,17 +95,60 @@ RECURRENT = {
     f"{LAYER}ssm_norm.weight": f"{OURS}attention.norm",
     f"{LAYER}ssm_out.weight": f"{OURS}attention.output.weight",
 }
+LAYERS_TOLD = {
+    "per_layer_token_embd.weight": "per_layer.embedding.weight",
+    "per_layer_model_proj.weight": "per_layer.model.weight",
+    "per_layer_proj_norm.weight": "per_layer.norm.weight",
+    f"{LAYER}inp_gate.weight": f"{OURS}per_layer.gate.weight",
+    f"{LAYER}proj.weight": f"{OURS}per_layer.out.weight",
+    f"{LAYER}post_norm.weight": f"{OURS}per_layer.norm.weight",
+}
+STREAMS = {
+    "altup_proj.{i}.weight": "streams.begin.{i}.weight",
+    "altup_unembd_proj.{i}.weight": "streams.end.{i}.weight",
+    f"{LAYER}altup_correct_scale.weight": f"{OURS}streams.scale",
+    f"{LAYER}altup_correct_coef.weight": f"{OURS}streams.correct.weight",
+    f"{LAYER}altup_predict_coef.weight": f"{OURS}streams.predict.weight",
+    f"{LAYER}altup_router.weight": f"{OURS}streams.router.weight",
+    f"{LAYER}altup_router_norm.weight": f"{OURS}streams.norm.weight",
+    f"{LAYER}laurel_l.weight": f"{OURS}low_rank.down.weight",
+    f"{LAYER}laurel_r.weight": f"{OURS}low_rank.up.weight",
+    f"{LAYER}laurel_post_norm.weight": f"{OURS}low_rank.norm.weight",
+}
+BESIDE = {  # a mixture beside an MLP
+    f"{LAYER}ffn_norm.weight": f"{OURS}ffn.shared_norm.weight",
+    f"{LAYER}post_ffw_norm_1.weight": f"{OURS}ffn.shared_post_norm.weight",
+    f"{LAYER}pre_ffw_norm_2.weight": f"{OURS}ffn.norm.weight",
+    f"{LAYER}post_ffw_norm_2.weight": f"{OURS}ffn.post_norm.weight",
+    f"{LAYER}ffn_gate_inp.scale": f"{OURS}ffn.router.input_scale",
+    f"{LAYER}ffn_down_exps.scale": f"{OURS}ffn.router.expert_scale",
+    f"{LAYER}ffn_gate.weight": f"{OURS}ffn.shared.gate_up.weight[gate]",
+    f"{LAYER}ffn_up.weight": f"{OURS}ffn.shared.gate_up.weight[up]",
+    f"{LAYER}ffn_down.weight": f"{OURS}ffn.shared.down.weight",
+}
+KEYS_AND_VALUES = ("attn_k", "attn_v", "attn_k_norm")  # of layers that use those of others
 READ = dict.fromkeys((FACTORS, SHORT, LONG), DROP)  # as values of the config
 AHEAD = f"{DROP}: layers of multi-token prediction, which generation does without"
 
 OWN = {  # before or in place of the names that most have
     "gemma2": BEHIND,
     "gemma3": BEHIND,
+    "gemma3n": {**BEHIND, **LAYERS_TOLD, **STREAMS},
+    "gemma4": {**BEHIND, **LAYERS_TOLD, f"{LAYER}layer_output_scale.weight": f"{OURS}scale"},
     "olmo2": BEHIND,
     "phi3": FUSED,
     "phi2": PLAIN,
     "gptneox": {**FUSED_QKV, **PLAIN},
     "gpt-oss": SINKS,
+    "exaone4": BEHIND,
+    "qwen": FUSED_QKV,
+    "chatglm": FUSED,
+    "glm4": {**BEHIND, f"{LAYER}ffn_up.weight": f"{OURS}ffn.gate_up.weight"},
+    "starcoder2": PLAIN,
+    "stablelm": {name: to for name, to in PLAIN.items() if "norm" in name},
+    "falcon": {**FUSED_QKV, **PLAIN},
+    "glm4moe": {f"{LAYER}post_attention_norm.weight": f"{OURS}ffn_norm.weight"},
+    "hy_v3": {f"{LAYER}exp_probs_b": f"{OURS}ffn.router.bias"},
     "qwen3next": {name: to for name, to in RECURRENT.items() if ".ba." not in to},
     "qwen35": RECURRENT,
     "qwen35moe": RECURRENT,
@@ -113,7 +157,7 @@ OWN = {  # before or in place of the names that most have
 }
 ALSO = {"phi2": FUSED_QKV}  # behind them: what older converters wrote
 # The architectures in which llama.cpp pairs neighbours when it rotates: rows of each head of q and k are stored so.
-TURNED = ("llama", "olmo", "deepseek")
+TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek")
 TURN = "(head half pair) ... -> (head pair half) ..., head={heads} pair=2"
 
 
@@ -124,17 +168,25 @@ def rules(config: Config) -> Rules | None:
     architecture: str = config.choice(NAMES, {name: name for name in ARCHITECTURES})
     counts = (config.size("num_attention_heads"), config.size("num_key_value_heads")) if architecture in TURNED else ()
     net = hybrid.head_sizes(config) if architecture in HYBRID else None
-    made = {**table(architecture, config.values.get("q_lora_rank") is not None, counts, net), **READ}
+    latent, beside = config.values.get("q_lora_rank") is not None, bool(config.values.get("enable_moe_block"))
+    made = {**table(architecture, latent, counts, net, beside), **READ}
     layers, ahead = config.size("num_hidden_layers"), config.values.get("num_nextn_predict_layers") or 0
+    if architecture in ON_DEVICE:
+        first = layers - shared(config)
+        made |= {f"blk.{i}.{part}.weight": DROP for i in range(first, layers) for part in KEYS_AND_VALUES}
     return made | {f"blk.{layers + i}.*": AHEAD for i in range(ahead)}
 
 
 def table(
-    architecture: str, latent_queries: bool, heads: Sequence[int], recurrent: Sequence[int] | None = None
+    architecture: str,
+    latent_queries: bool,
+    heads: Sequence[int],
+    recurrent: Sequence[int] | None = None,
+    beside: bool = False,
 ) -> dict[str, str]:
     """The tensors that are parameters; `heads` are those of q and of k, `recurrent` the k and v heads of recurrent
-    layers and their sizes."""
-    own = OWN.get(architecture, {})
+    layers and their sizes, `beside` whether there are mixtures beside MLPs."""
+    own = {**OWN.get(architecture, {}), **(BESIDE if beside else {})}
     made = {**own, **{name: to for name, to in {**DENSE, **EXPERTS, **BIASES}.items() if name not in own}}
     made |= ALSO.get(architecture, {})
     if architecture in TURNED:

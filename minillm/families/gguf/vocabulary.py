@@ -1,9 +1,11 @@
 """The vocabulary of a GGUF file as tokenizer.json and tokenizer_config.json, which `minillm/text/` reads.
 
-    tokenizer.ggml.model         llama (SentencePiece: characters joined by score), gpt2 (bytes joined by a list)
+    tokenizer.ggml.model         llama (SentencePiece: characters joined by score), gpt2 (bytes joined by a list),
+                                 gemma4 (characters joined by a list)
     tokenizer.ggml.tokens, token_type (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte)
     tokenizer.ggml.scores        of llama; the pair that makes the token with the highest score is joined first
-    tokenizer.ggml.merges, pre   of gpt2; pre names the rule by which texts are split first (`gguf_splits.py`)
+    tokenizer.ggml.merges        of gpt2 and gemma4
+    tokenizer.ggml.pre           of gpt2; it names the rule by which texts are split first (`gguf_splits.py`)
     tokenizer.ggml.{bos,eos,unknown,padding,eot,eom}_token_id, add_bos_token, add_eos_token, add_space_prefix
     tokenizer.chat_template, tokenizer.chat_template.NAME
 
@@ -24,11 +26,11 @@ from minillm.families.gguf.splits import SPLITS, WHOLE
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 PREFIX = "tokenizer.ggml."
 MAX_ID = 2**31
-SPACE = "▁"
+SPACE, LETTERS = "▁", "gemma4"
 ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 ENDS = ("eos", "eot", "eom")
 # Tokens that end a turn in files which only name the end of a text.
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<turn|>")
 
 
 def files(metadata: Mapping[str, Any]) -> dict[str, Callable[[], bytes]]:
@@ -44,8 +46,8 @@ def files(metadata: Mapping[str, Any]) -> dict[str, Callable[[], bytes]]:
 def refusal(metadata: Mapping[str, Any]) -> str | None:
     """Why a vocabulary is not read, or None."""
     model, pre = metadata.get(f"{PREFIX}model"), metadata.get(f"{PREFIX}pre", "gpt-2")
-    if model not in ("llama", "gpt2"):
-        return f"tokenizer.ggml.model is {str(model)[:40]!r}; llama and gpt2 are read"
+    if not isinstance(model, str) or model not in MODELS:
+        return f"tokenizer.ggml.model is {str(model)[:40]!r}; {', '.join(MODELS)} are read"
     if model == "gpt2" and str(pre) not in SPLITS:
         return f"tokenizer.ggml.pre is {str(pre)[:40]!r}, a rule that is not known here"
     return None
@@ -125,17 +127,16 @@ def _tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any]:
         for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
         if kind in (UNKNOWN, CONTROL, USER) and token
     ]  # fmt: skip
-    make = _by_score if metadata[f"{PREFIX}model"] == "llama" else _by_list
-    parts = make(metadata, tokens, kinds, vocabulary)
+    parts = MODELS[metadata[f"{PREFIX}model"]](metadata, tokens, kinds, vocabulary)
     parts["post_processor"] = _around(metadata, tokens) or parts.get("post_processor")
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
 
 
 def _around(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any] | None:
     """What is put around a text: BOS in front, EOS behind."""
-    spm = metadata[f"{PREFIX}model"] == "llama"
-    begins = _flag(metadata, "add_bos_token", spm or metadata.get(f"{PREFIX}pre") in WHOLE)
-    first = _id(metadata, "bos", len(tokens)) if begins else None
+    model = metadata[f"{PREFIX}model"]
+    begins = _flag(metadata, "add_bos_token", model == "llama" or metadata.get(f"{PREFIX}pre") in WHOLE)
+    first = _id(metadata, "bos", len(tokens)) if begins or model == LETTERS else None  # whatever such a file says
     last = _id(metadata, "eos", len(tokens)) if _flag(metadata, "add_eos_token", False) else None
     if first is None and last is None:
         return None
@@ -163,11 +164,31 @@ def _by_score(
         for at in range(1, len(token))
         if token[:at] in vocabulary and token[at:] in vocabulary
     ]
+    prefixed = _flag(metadata, "add_space_prefix", True)
+    merges = [[tokens[i][:at], tokens[i][at:]] for _, i, at in sorted(pairs)]
+    return _of_letters(metadata, tokens, kinds, vocabulary, merges, prefixed)
+
+
+def _by_letters(
+    metadata: Mapping[str, Any], tokens: list[str], kinds: list[int], vocabulary: dict[str, int]
+) -> dict[str, Any]:
+    """Letters in the order of a list, over the whole of a text."""
+    return _of_letters(metadata, tokens, kinds, vocabulary, _pairs(metadata), False)
+
+
+def _of_letters(
+    metadata: Mapping[str, Any],
+    tokens: list[str],
+    kinds: list[int],
+    vocabulary: dict[str, int],
+    merges: list[list[str]],
+    prefixed: bool,
+) -> dict[str, Any]:
+    """A text whose blanks are letters of their own, with bytes for letters that the vocabulary has not."""
     unknown = next((tokens[i] for i, kind in enumerate(kinds) if kind == UNKNOWN), None)
     if unknown is None and (i := _id(metadata, "unknown", len(tokens))) is not None:
         unknown = tokens[i]
     spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-    prefixed = _flag(metadata, "add_space_prefix", True)
     first: list[dict[str, Any]] = [{"type": "Prepend", "prepend": SPACE}] if prefixed else []
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}
@@ -183,7 +204,7 @@ def _by_score(
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": vocabulary,
-            "merges": [[tokens[i][:at], tokens[i][at:]] for _, i, at in sorted(pairs)],
+            "merges": merges,
         },
     }
 
@@ -196,12 +217,7 @@ def _by_list(
     metadata: Mapping[str, Any], tokens: list[str], kinds: list[int], vocabulary: dict[str, int]
 ) -> dict[str, Any]:
     """Bytes, written as letters, in the pieces that a rule makes of a text, joined in the order of a list."""
-    merges, pre = metadata.get(f"{PREFIX}merges"), metadata.get(f"{PREFIX}pre", "gpt-2")
-    if not isinstance(merges, list):
-        raise ValueError(f"{PREFIX}merges is missing; download the file again")
-    pairs = [each.split(" ", 1) for each in merges]
-    if odd := next((each for each in pairs if len(each) != 2), None):
-        raise ValueError(f"{PREFIX}merges has {odd[0][:60]!r}, expected two tokens")
+    pairs, pre = _pairs(metadata), metadata.get(f"{PREFIX}pre", "gpt-2")
     splits: list[dict[str, Any]] = [
         {"type": "Split", "pattern": {"Regex": each}, "behavior": "Isolated", "invert": False} for each in SPLITS[pre]
     ]
@@ -213,3 +229,16 @@ def _by_list(
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {**_BPE, "vocab": vocabulary, "merges": pairs, "ignore_merges": pre in WHOLE},
     }
+
+
+def _pairs(metadata: Mapping[str, Any]) -> list[list[str]]:
+    merges = metadata.get(f"{PREFIX}merges")
+    if not isinstance(merges, list):
+        raise ValueError(f"{PREFIX}merges is missing; download the file again")
+    pairs = [each.split(" ", 1) for each in merges]
+    if odd := next((each for each in pairs if len(each) != 2), None):
+        raise ValueError(f"{PREFIX}merges has {odd[0][:60]!r}, expected two tokens")
+    return pairs
+
+
+MODELS = {"llama": _by_score, "gpt2": _by_list, LETTERS: _by_letters}

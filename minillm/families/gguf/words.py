@@ -19,6 +19,7 @@ from minillm.families.gguf.vocabulary import (
     BYTE,
     CONTROL,
     ENDS,
+    LETTERS,
     NORMAL,
     PREFIX,
     ROLES,
@@ -50,11 +51,19 @@ def vocabulary(words: Mapping[str, Any], size: int) -> tuple[dict[str, Any], lis
 
 
 def roles(
-    ids: Mapping[str, int], front: Sequence[int], behind: Sequence[int], stops: Sequence[int], told: Sequence[int]
+    ids: Mapping[str, int],
+    front: Sequence[int],
+    behind: Sequence[int],
+    stops: Sequence[int],
+    told: Sequence[int],
+    model: str = "",
 ) -> dict[str, Any]:
     """The metadata of special tokens: `ids` by what tokenizer_config.json calls their role, those put in front of a
     text and behind it, and those that end an answer, but for what a token's own text tells (`told`). Raises
     ValueError where there are more than a file can say."""
+    if model == LETTERS and not front:
+        raise ValueError(f"the tokenizer puts nothing in front of a text; llama.cpp begins every text of such a "
+                         f"vocabulary with the bos token; {ADVICE}")  # fmt: skip
     named = {name: ids[role] for name, role in ROLES.items() if role in ids}
     for name, around in (("bos", front), ("eos", behind)):
         if len(around) > 1 or (around and named.get(name, around[0]) != around[0]):
@@ -116,10 +125,19 @@ def _by_score(
         if token[:at] in known and token[at:] in known
     }
     if every != set(pairs) or any(a > b for a, b in itertools.pairwise(joined)):
+        if not _prefixed(words):
+            return _by_letters(pairs)
         raise ValueError(f"the merges of tokenizer.json are not those of scores, as llama.cpp has them; {ADVICE}")
     scores = np.array([-float(rank.get(token, len(rank))) for token in tokens], np.float32)
     said: dict[str, Any] = {"model": "llama", "pre": "default", "scores": scores}
     return said | ({} if _prefixed(words) else {"add_space_prefix": False}), []
+
+
+def _by_letters(pairs: Sequence[tuple[str, ...]]) -> tuple[dict[str, Any], list[str]]:
+    """Letters in the order of the list itself; llama.cpp then cuts texts before and behind line ends."""
+    mixed = [joined for pair in pairs if "\n" in (joined := "".join(pair)) and joined.strip("\n")]
+    remarks = [f"that {len(mixed)} tokens have line ends beside letters, such as {mixed[0]!r}"] if mixed else []
+    return {"model": LETTERS, "merges": [" ".join(pair) for pair in pairs], "add_space_prefix": False}, remarks
 
 
 def _prefixed(words: Mapping[str, Any]) -> bool:

@@ -90,6 +90,22 @@ def test_letters_joined_by_score() -> None:
     assert said({**SPM, "normalizer": None, "pre_tokenizer": never})["add_space_prefix"] is False
 
 
+def test_letters_joined_by_a_list() -> None:
+    """Where scores cannot say the order, and nothing is put in front of a text."""
+    whole = changed(SPM, lambda made: made["normalizer"]["normalizers"].pop(0))
+    listed = changed(whole, lambda made: made["model"].update(merges=APART))
+    found = said(listed)
+    assert (found["model"], found["merges"]) == ("gemma4", ["ab c", "b c", "a bc", "a b"])
+    assert "pre" not in found
+    assert found["add_space_prefix"] is False
+    mixed = changed(listed, lambda made: made["model"]["merges"].append(["\n", "a"]))
+    _, remarks = gguf_words.vocabulary(mixed, 10)
+    assert remarks == ["that 1 tokens have line ends beside letters, such as '\\na'"]
+    with pytest.raises(ValueError, match="begins every text of such a vocabulary with the bos token"):
+        gguf_words.roles({"bos": 5}, [], [], [], [], "gemma4")
+    assert gguf_words.roles({"bos": 5}, [5], [], [], [], "gemma4")["tokenizer.ggml.add_bos_token"] is True
+
+
 def splitting(*parts: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
     return lambda made: made.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [*parts]})
 

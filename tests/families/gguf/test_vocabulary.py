@@ -120,3 +120,27 @@ def test_what_is_not_read() -> None:
 def test_what_contradicts_itself(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         tokenizer({**SPM, **{f"tokenizer.ggml.{key}": value for key, value in changes.items()}})
+
+
+# Letters by a list, as Gemma 4 has them: "bc" comes before "ab".
+LETTERS = ["<unk>", "<s>", "</s>", "▁", "a", "b", "c", "bc", "ab", "▁a", "\n", "\n\n", "<0xC3>", "<0xA4>", "<turn|>"]
+LISTED: dict[str, Any] = {
+    "tokenizer.ggml.model": "gemma4",
+    "tokenizer.ggml.tokens": LETTERS,
+    "tokenizer.ggml.token_type": np.array([2, 3, 3, *[1] * 9, 6, 6, 3], np.int32),
+    "tokenizer.ggml.merges": ["b c", "a b", "▁ a", "\n \n"],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
+
+
+def test_letters_joined_by_a_list() -> None:
+    """No blank in front, one before each word; bytes where there is no letter; BOS in front, whatever the file says."""
+    found = tokenizer({**LISTED, "tokenizer.ggml.add_bos_token": False})
+    assert found.encode("abc") == [1, 4, 7]
+    assert found.encode("ab ab", special=False) == [8, 3, 8]
+    assert found.encode("\n\nä<turn|>", special=False) == [11, 12, 13, 14]
+    assert found.decode([9, 7, 11]) == " abc\n\n"
+    assert gguf_vocabulary.end_ids(LISTED) == [2, 14]
+    with pytest.raises(ValueError, match="merges is missing"):
+        tokenizer({**LISTED, "tokenizer.ggml.merges": None})
