@@ -11,7 +11,7 @@ MAX_DEPTH = 200  # of brackets; Python's own JSON reader gives up at about 1000
 
 
 class Marks:
-    """Texts to look for in one that comes in pieces. There may be hundreds, and each token of an answer is looked at."""
+    """Texts to look for in one that comes in pieces: there may be hundreds, and this is done for each token."""
 
     def __init__(self, marks: Iterable[str]):
         ordered = sorted(marks, key=len, reverse=True)
