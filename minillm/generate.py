@@ -244,9 +244,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_chat(parser)
     samples = "several completions of the prompt, which is read once; sample i with --seed + i"
     parser.add_argument("--samples", metavar="N", type=int, help=samples)
-    parser.add_argument(
-        "--json", action="store_true", help="a JSON object on stdout instead of text, or one a sample"
-    )
+    parser.add_argument("--json", action="store_true", help="a JSON object on stdout instead of text, or one a sample")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="default: generation_config.json, else 256")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after a stop token")
     stop = "stop before this text, which may be a special token (repeatable; default: generation_config.json)"
