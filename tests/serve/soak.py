@@ -4,8 +4,9 @@
 
 64 clients ask without a pause, for random things: whole answers and streams, several at a time, by slow readers, by
 some that leave, and for what cannot be. Each answer must be what the model gives alone, none may be lost or late,
-memory must not grow, and /health is asked by a process of its own. Then a server is told to stop in the middle, and one
-is killed and started again. The last line of stdout is JSON; exit code 1 where something is not as it must be.
+memory must not grow, and /health is asked by a process of its own. Then the server is killed in the middle, and another
+at the same address told to stop in the middle. The last line of stdout is JSON; the exit code is 1 where something is
+not as it must be.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ WRONG: list[dict[str, Any]] = [{"top_p": 9}, {"max_tokens": "many"}, {"unknown":
 KINDS = ("whole", "stream", "stream", "slow", "two", "leave", "give up", "wrong")
 NEW = 24  # tokens of an answer
 LATE = 60.0  # seconds until an answer is lost
-GROWTH = 0.05  # of the server's memory, after the first third: its caches are full then
+GROWTH = 0.05  # of the server's memory after two fifths of the time: its caches are full then
+BAD = ("Traceback", '"fault"')  # in the server's log
 HEADERS = "host: localhost\r\nconnection: close\r\n"
 HEALTHY = 0.1  # seconds between two questions after health
 
@@ -173,30 +175,38 @@ def watch(url: str) -> None:
     print(json.dumps(seconds))
 
 
-def crowd(llm: minillm.LLM, count: int, seconds: float) -> dict[str, Any]:
-    """Clients of all kinds. `faults` has what was not as it must be."""
-    server = Command("--dtype", "float32")
+def soak(llm: minillm.LLM, count: int, seconds: float) -> dict[str, Any]:
+    """Clients of all kinds, and SIGKILL while requests are under way; then another server at the same address, which
+    answers as if nothing had been, and SIGTERM. `faults` has what was not as it must be."""
+    first, second = Command("--dtype", "float32"), None
     watcher = subprocess.Popen(
-        [sys.executable, "-m", "tests.serve.soak", "--watch", server.url],
+        [sys.executable, "-m", "tests.serve.soak", "--watch", first.url],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        clients = Clients(server.url, llm)
-        sizes = asyncio.run(clients.run(count, seconds, server.process.pid))
+        clients = Clients(first.url, llm)
+        sizes = asyncio.run(clients.run(count, seconds, first.process.pid))
         health = spread(json.loads(watcher.communicate()[0]))
         faults = Counter(clients.faults)
-        if left := asyncio.run(busy(server.url)):
+        if left := asyncio.run(busy(first.url)):
             faults[f"still busy: {left}"] += 1
         if seconds >= 60 and sizes[-1] > sizes[3] * (1 + GROWTH):
             faults[f"memory grew: {sizes}"] += 1
-        code = server.end()
-        faults.update(line for line in server.said if "Traceback" in line or '"fault"' in line)
-        faults.update([f"exit code {code}"] if code else [])
-        return {"requests": dict(clients.kinds), "faults": dict(faults), "memory_mb": sizes, "health_s": health}
+        killed = asyncio.run(interrupted(clients, first, signal.SIGKILL))
+        port = first.url.rpartition(":")[2]
+        second = Command("--dtype", "float32", "--port", port, "--drain-timeout", "1", "--max-batch", "8")
+        answered = [asyncio.run(clients.ask(kind, random.Random(0))) for kind in ("whole", "stream", "two")]
+        faults.update(f"after SIGKILL: {fault}" for fault in answered if fault)
+        ended = asyncio.run(interrupted(clients, second, signal.SIGTERM))
+        faults.update(f"SIGTERM: a request ends with {end}" for end in ended if end not in ("whole", "error"))
+        faults.update([f"SIGTERM: exit code {code}"] if (code := second.process.wait(LATE)) else [])
+        faults.update(line for each in (first, second) for line in each.said if any(sign in line for sign in BAD))
     finally:
-        for process in (watcher, server.process):
+        for process in (watcher, first.process, *((second.process,) if second else ())):
             process.kill()
             process.wait()
+    ends = {"SIGKILL": dict(Counter(killed)), "SIGTERM": dict(Counter(ended))}
+    return {"requests": clients.kinds, "faults": faults, "memory_mb": sizes, "health_s": health, "ends": ends}
 
 
 async def busy(url: str) -> list[str]:
@@ -214,31 +224,6 @@ async def busy(url: str) -> list[str]:
     return found
 
 
-def stopped(llm: minillm.LLM, how: signal.Signals) -> dict[str, Any]:
-    """A signal while 24 requests are under way. After SIGTERM each ends, with all its text or with an error, and so
-    does the server; after SIGKILL another server at the same address answers as if nothing had been."""
-    server = Command("--dtype", "float32", "--drain-timeout", "1", "--max-batch", "8")
-    again = None
-    try:
-        clients, faults = Clients(server.url, llm), Counter[str]()
-        ends = asyncio.run(interrupted(clients, server, how))
-        code = server.process.wait(60)
-        if how == signal.SIGKILL:
-            again = Command("--dtype", "float32", "--port", server.url.rpartition(":")[2])
-            faults.update(fault for _ in range(3) if (fault := asyncio.run(clients.ask("whole", random.Random(0)))))
-            faults.update([f"exit code {again.end()}"] if again.end() else [])
-        else:
-            faults.update([f"exit code {code}"] if code else [])
-            faults.update(f"a request has no end: {end}" for end in ends if end not in ("whole", "error"))
-        faults.update(line for line in server.said if "Traceback" in line)
-        return {"ends": dict(Counter(ends)), "faults": dict(faults)}
-    finally:
-        for each in (server, again):
-            if each is not None:
-                each.process.kill()
-                each.process.wait()
-
-
 async def interrupted(clients: Clients, server: Command, how: signal.Signals) -> list[str]:
     """How each of the requests has ended."""
     body = {**clients.questions[0], "max_tokens": 300, "ignore_eos": True}
@@ -254,7 +239,7 @@ async def interrupted(clients: Clients, server: Command, how: signal.Signals) ->
         return "whole" if text_of(text) is not None else "error" if '"code":"shutting_down"' in text else text[-200:]
 
     tasks = [asyncio.create_task(one(bool(number % 2))) for number in range(24)]
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(0.5)
     server.process.send_signal(how)
     return list(await asyncio.wait_for(asyncio.gather(*tasks), LATE))
 
@@ -268,21 +253,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.watch:
         watch(given.watch)
         return 0
-    llm = minillm.load(dtype="float32")
-    report = {
-        "crowd": crowd(llm, given.clients, 60 * given.minutes),
-        "SIGTERM": stopped(llm, signal.SIGTERM),
-        "SIGKILL": stopped(llm, signal.SIGKILL),
-    }
-    found = report["crowd"]
-    print(f"{sum(found['requests'].values())} requests of {given.clients} clients in {given.minutes:g} minutes")
-    print(f"memory {found['memory_mb'][3]:.0f} MB after the first third, {found['memory_mb'][-1]:.0f} MB at the end")
+    found = soak(minillm.load(dtype="float32"), given.clients, 60 * given.minutes)
+    print(f"{found['requests'].total()} requests of {given.clients} clients in {given.minutes:g} minutes")
+    print(f"memory {found['memory_mb'][3]:.0f} MB after two fifths, {found['memory_mb'][-1]:.0f} MB at the end")
     print("/health " + ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in found["health_s"].items()))
-    for name in ("SIGTERM", "SIGKILL"):
-        print(f"{name} with 24 requests under way: {report[name]['ends']}")
-    faults = [fault for each in report.values() for fault in each["faults"]]
-    print(f"faults: {faults or 'none'}\n\n{json.dumps(report)}")
-    return 1 if faults else 0
+    for name, ends in found["ends"].items():
+        print(f"{name} with 24 requests under way: {ends}")
+    print(f"faults: {list(found['faults']) or 'none'}\n\n{json.dumps(found)}")
+    return 1 if found["faults"] else 0
 
 
 if __name__ == "__main__":
