@@ -236,7 +236,7 @@ async def interrupted(clients: Clients, server: Command, how: signal.Signals) ->
             text = await clients.stream(body, random.Random(0))
         except Exception as error:
             return f"{type(error).__name__}"
-        return "whole" if text_of(text) is not None else "error" if '"code":"shutting_down"' in text else text[-200:]
+        return "whole" if text_of(text) is not None else "error" if '"code":"shutting_down"' in text else "cut"
 
     tasks = [asyncio.create_task(one(bool(number % 2))) for number in range(24)]
     await asyncio.sleep(0.5)
