@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm import cli
-from minillm.engine.completion import Completion, Timings
+from minillm.engine.completion import Completion, Result, Timings
 from minillm.engine.sampling import LIMITS, Sampling
 from minillm.guard import files, jsonfile, screen
 from minillm.guard.screen import note
@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     if argv is None or sys.argv[1:2] == ["generate"]:  # the process is for this text
         beside.start()
-    return _chat(arguments) if arguments.chat else _complete(arguments)
+    if arguments.chat:
+        return _chat(arguments)
+    return _complete(arguments) if arguments.samples is None else _sample(arguments)
 
 
 def _complete(arguments: argparse.Namespace) -> int:
@@ -46,13 +48,30 @@ def _complete(arguments: argparse.Namespace) -> int:
     interrupted = _write(llm, row, timings, ways, quiet=arguments.json)
     cost = report.measured(llm, timings, ways["draft"], quick=interrupted)
     if arguments.json:
-        print(json.dumps(report.as_json(row, cost), ensure_ascii=False), flush=True)
+        print(json.dumps(report.as_json(Result.of(row, timings), cost), ensure_ascii=False), flush=True)
     else:
         # On a terminal the text ends its line; elsewhere stdout is the text and nothing else.
         print(end="\n" if sys.stdout.isatty() else "", flush=True)
         between = "" if sys.stdout.isatty() else "\n"
         print(between + report.line(cost), file=sys.stderr)
     return cli.EXIT_INTERRUPTED if interrupted else 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    """Several completions of a prompt, each printed when all are there."""
+    prompt = _prompt(arguments)
+    llm, ways = _load(arguments)
+    results = llm.generate(**prompt, n=arguments.samples, **_options(arguments), **ways)
+    assert isinstance(results, list)
+    cost = report.measured(llm, results[0].timings, ways["draft"], quick=False)
+    for number, result in enumerate(results, 1):
+        if arguments.json:
+            print(json.dumps(report.as_json(result, cost), ensure_ascii=False))
+        else:
+            screen.text(f"--- {number}\n{result.text}\n")
+    if not arguments.json:
+        print(report.line(cost), file=sys.stderr)
+    return 0
 
 
 def _write(llm: LLM, row: Completion, timings: Timings, ways: dict[str, Any], quiet: bool = False) -> bool:
@@ -223,7 +242,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--prompt-ids", metavar="1,2,3", type=cli.token_ids, help="raw token ids, nothing is added to them"
     )
     _add_chat(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+    samples = "several completions of the prompt, which is read once; sample i with --seed + i"
+    parser.add_argument("--samples", metavar="N", type=int, help=samples)
+    parser.add_argument("--json", action="store_true", help="a JSON object on stdout instead of text, or one a sample")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="default: generation_config.json, else 256")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after a stop token")
     stop = "stop before this text, which may be a special token (repeatable; default: generation_config.json)"
@@ -253,10 +274,11 @@ def _checked(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     of_chats = (arguments.system, arguments.template_variables, arguments.prefill, arguments.chat_template)
     if not arguments.chat and any(value is not None for value in of_chats):
         parser.error("--system and --template-variables need --chat; so do --prefill and --chat-template")
-    if arguments.chat and (arguments.json or arguments.prompt_ids or arguments.prompt_file):
-        parser.error(
-            "--chat reads its turns from --prompt and stdin; --json, --prompt-ids and --prompt-file do not apply"
-        )
+    if arguments.chat and (arguments.json or arguments.prompt_ids or arguments.prompt_file or arguments.samples):
+        others = "--json, --prompt-ids, --prompt-file and --samples"
+        parser.error(f"--chat reads its turns from --prompt and stdin; {others} do not apply")
+    if arguments.samples is not None and arguments.samples < 1:
+        parser.error(f"--samples is {arguments.samples}, it must be at least 1")
     try:
         Sampling(**{name: v for name in LIMITS if (v := getattr(arguments, name)) is not None})
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -23,7 +24,7 @@ from minillm.text.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
 ASKED = ("min_new_tokens", "logprobs", "prompt_logprobs", "guide", "raw")
-OPTIONS = ("max_new_tokens", *ASKED, "stop", "stop_token_ids", "ignore_eos", "tools", "template_variables",
+OPTIONS = ("n", "max_new_tokens", *ASKED, "stop", "stop_token_ids", "ignore_eos", "tools", "template_variables",
            "continue_final_message", *decoding.OPTIONS)  # of `generate`, beside those of sampling  # fmt: skip
 
 
@@ -73,9 +74,13 @@ class LLM:
         *,
         prompt_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         messages: Sequence[chat.Message] | Sequence[Sequence[chat.Message]] | None = None,
+        n: int | None = None,
         **options: Any,
     ) -> Result | list[Result]:
         """Complete a text, a list of ids, a conversation, or a list of either as one batch.
+
+        With `n` there are so many completions of each prompt, which is read once, as one list: first all of the first
+        prompt. Completion i is drawn with seed + i where a seed is given.
 
         Options: max_new_tokens; stop, strings before which the text ends, and which may be or hold special tokens;
         stop_token_ids; ignore_eos; the fields of `sampling.Sampling`; of those of `asked.Asked` min_new_tokens,
@@ -88,11 +93,11 @@ class LLM:
         """
         ways = decoding.split(options)
         prompts, single = self._prompts(prompt, prompt_ids, messages, options)
-        rows, timings = self._rows(prompts, messages is not None, **options), Timings()
+        rows, timings = self._rows(prompts, messages is not None, n, **options), Timings()
         for _ in self.run(rows, timings, **ways):
             pass
         results = [Result.of(row, timings) for row in rows]
-        return results[0] if single else results
+        return results[0] if single and n is None else results
 
     def stream(
         self,
@@ -205,6 +210,7 @@ class LLM:
         self,
         prompts: list[list[int]],
         is_chat: bool,
+        n: int | None = None,
         max_new_tokens: int | None = None,
         stop: str | Sequence[str] | None = None,
         stop_token_ids: Sequence[int] | None = None,
@@ -230,10 +236,11 @@ class LLM:
         chosen = self.sampling(**{name: value for name, value in options.items() if name not in ASKED})
         if unknown := sorted(id for id in chosen.logit_bias or () if not 0 <= id < self.spec.vocab_size):
             raise ValueError(f"logit_bias names token {unknown[0]}, outside the vocabulary of {self.spec.vocab_size}")
+        settings = self._samples(chosen, extras, 1 if n is None else n, len(prompts))
         return [
             Completion(
                 ids,
-                chosen,
+                sampling,
                 max_new_tokens=min(limit, self.spec.context - len(ids)),
                 stop_ids=asked if ignore_eos else asked | eos,
                 stops=stops,
@@ -241,7 +248,20 @@ class LLM:
                 asked=extras,
             )
             for ids in prompts
+            for sampling in settings
         ]
+
+    def _samples(self, chosen: sampling.Sampling, extras: Asked, n: int, prompts: int) -> list[sampling.Sampling]:
+        """The settings of each of `n` completions of a prompt."""
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+            raise ValueError(f"n is {n!r}, it must be a whole number of at least 1")
+        if extras.guide is not None and n * prompts > 1:
+            raise ValueError(f"a guide follows one text, and {n * prompts} are asked for; ask for them one by one")
+        if chosen.temperature == 0 and n > 1:
+            note(f"temperature 0 is greedy: all {n} completions of a prompt are the same")
+        if chosen.seed is None:
+            return [chosen] * int(n)
+        return [dataclasses.replace(chosen, seed=(chosen.seed + i) % 2**63) for i in range(int(n))]
 
     def sampling(self, **options: Any) -> sampling.Sampling:
         """The checkpoint's defaults with the given fields in their place; None means not given."""

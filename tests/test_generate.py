@@ -31,6 +31,21 @@ def test_stop_token_ids(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["token_ids"] == ids[: ids.index(ids[4]) + 1]
 
 
+def test_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each as a text of its own, or as an object, with the seeds one after the other."""
+    given = ["--prompt", "Once upon a time", "--temperature", "1", "--seed", "3", "--max-new-tokens", "8"]
+    assert generate.main([*given, "--samples", "3", "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert generate.main([*given, "--seed", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["token_ids"] == found[2]["token_ids"]
+    assert generate.main([*given, "--samples", "3"]) == 0
+    assert capsys.readouterr().out == "".join(f"--- {i}\n{each['text']}\n" for i, each in enumerate(found, 1))
+    assert found[0]["timings"]["prompt_tokens"] == len(found[0]["prompt_token_ids"])
+    for wrong, word in ((["--samples", "0"], "at least 1"), (["--samples", "2", "--chat"], "do not apply")):
+        assert exit_code(generate.main, [*given, *wrong]) == 2
+        assert word in capsys.readouterr().err
+
+
 def test_a_chat_with_a_template_of_its_own_and_begun_answers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,26 @@ def test_prompts_in_pieces_under_dynamic_scaling(tmp_path: Path, monkeypatch: py
     assert (ours - theirs_next).abs().max() <= 2e-5
 
 
+@pytest.mark.parametrize("ways", [{}, {"prompt_lookup": 2}, {"deterministic": True}, {"max_batch": 2}])
+def test_samples_of_a_prompt_are_what_their_seeds_give_alone(llm: minillm.LLM, ways: dict) -> None:
+    """The prompt is read once, for all that have a place when it has been."""
+    prompts = ["Once upon a time there was a little", "The dog"]
+    options = {"temperature": 1.0, "max_new_tokens": 16}
+    found = llm.generate(prompts, n=3, seed=5, **options, **ways)
+    alone = [llm.generate(prompt, seed=5 + i, **options) for prompt in prompts for i in range(3)]
+    assert [each.token_ids for each in found] == [each.token_ids for each in alone]
+    if "max_batch" not in ways:
+        assert found[0].timings.prompt_tokens == sum(len(llm.tokenizer.encode(prompt)) for prompt in prompts)
+    (one,) = llm.generate(prompts[1], n=1, seed=5, **options)
+    assert one.token_ids == alone[3].token_ids
+
+
+def test_each_sample_has_the_scores_of_its_prompt(llm: minillm.LLM) -> None:
+    first, second = llm.generate("The dog and", n=2, temperature=1.0, max_new_tokens=2, prompt_logprobs=1)
+    assert first.prompt_scores == second.prompt_scores
+    assert [each is None for each in first.prompt_scores] == [True] + [False] * (len(first.prompt_scores) - 1)
+
+
 def test_the_stream_is_the_text(llm: minillm.LLM) -> None:
     result = llm.generate(PROMPTS[0], max_new_tokens=40)
     pieces = list(llm.stream(PROMPTS[0], max_new_tokens=40))
@@ -182,6 +202,9 @@ def test_the_context_is_the_limit(llm: minillm.LLM, capsys: pytest.CaptureFixtur
         ({"prompt": "a", "max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
         ({"prompt": "a", "temprature": 1}, "unknown option temprature"),
         ({"prompt": "a", "top_k": 2.5}, "top_k is 2.5"),
+        ({"prompt": "a", "n": 0}, "n is 0"),
+        ({"prompt": "a", "n": True}, "n is True"),
+        ({"prompt": ["a", "b"], "guide": object()}, "a guide follows one text, and 2 are asked for"),
         ({"prompt": 5}, "prompt is 5"),
         ({"prompt": ["a", None]}, "prompt is None"),
         ({"prompt": "a\udcff"}, "cannot encode"),

@@ -6,6 +6,7 @@
     python -m minillm.bench profile     where the time of a model goes, see `bench/profile.py`
     python -m minillm.bench throughput  many sequences at once, see `bench/throughput.py`
     python -m minillm.bench serve       a server under load, see `bench/serving.py`
+    python -m minillm.bench http        what the server costs beside the engine alone, see `bench/http.py`
 
 Every combination of the lists is measured. Each engine has a process of its own, and they take turns round by round,
 so that what else the machine does falls on all alike: quote the ratios. A round is one prefill of a prompt in each row
@@ -33,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 from minillm import cli, config, families
-from minillm.bench import kernels, plot, profile, serving, throughput
+from minillm.bench import http, kernels, plot, profile, serving, throughput
 from minillm.bench.engines import PEERS, Worker, check
 from minillm.bench.report import Limits, Point, ratios, speeds, table
 from minillm.bench.weights import checkpoint, gguf_bytes_per_step, scratch_folder, stored_bytes_per_step, write_gguf
@@ -185,7 +186,8 @@ def parser() -> argparse.ArgumentParser:
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
-    modes = {"kernels": kernels, "profile": profile, "throughput": throughput, "serve": serving}
+    modes = {"kernels": kernels, "profile": profile, "throughput": throughput}
+    modes |= {"serve": serving, "http": http}
     if given[:1] and given[0] in modes:
         return modes[given[0]].main(given[1:])
     made = parser()

@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 
 MAX_LINE = 4 << 20  # bytes
 MAX_HEADERS = 200
+SAYS = ("content", "reasoning_content", "reasoning", "tool_calls")  # of a delta: what something is in
 
 
 class Refused(Exception):
@@ -62,29 +63,48 @@ async def ask(where: SplitResult, path: str, body: Mapping[str, Any], key: str |
     return answer
 
 
-async def _ask(answer: Answer, where: SplitResult, path: str, body: Mapping[str, Any], key: str | None) -> None:
+async def status(where: SplitResult, path: str) -> int | None:
+    """What a server says to GET of a path; None where it says nothing."""
+    try:
+        async with _connected(where) as (reader, writer):
+            writer.write(f"GET {path} HTTP/1.1\r\nhost: {_host(where)}\r\nconnection: close\r\n\r\n".encode())
+            return (await _head(reader))[0]
+    except (OSError, EOFError, Refused):
+        return None
+
+
+@contextlib.asynccontextmanager
+async def _connected(where: SplitResult) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     secure = ssl.create_default_context() if where.scheme == "https" else None
     port = where.port or (443 if secure else 80)
     reader, writer = await asyncio.open_connection(where.hostname, port, ssl=secure, limit=MAX_LINE)
     try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def _host(where: SplitResult) -> str:
+    return where.netloc.rpartition("@")[2]
+
+
+async def _ask(answer: Answer, where: SplitResult, path: str, body: Mapping[str, Any], key: str | None) -> None:
+    async with _connected(where) as (reader, writer):
         data = json.dumps(body).encode()
-        host = where.netloc.rpartition("@")[2]
-        lines = [f"POST {where.path}/v1/{path} HTTP/1.1", f"host: {host}", "content-type: application/json"]
+        lines = [f"POST {where.path}/v1/{path} HTTP/1.1", f"host: {_host(where)}", "content-type: application/json"]
         lines += [f"content-length: {len(data)}", "accept: text/event-stream", "connection: close"]
         lines += [f"authorization: Bearer {key}"] if key else []
         writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + data)
         answer.began = time.perf_counter()
         await writer.drain()
-        status, headers = await _head(reader)
+        code, headers = await _head(reader)
         pieces = _pieces(reader, headers)
-        if status != 200:
+        if code != 200:
             said = b"".join([piece async for piece in pieces])[:2000].decode(errors="replace")
-            raise Refused(f"{status}: {_message(said)}")
+            raise Refused(f"{code}: {_message(said)}")
         await _events(answer, pieces)
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
@@ -135,7 +155,7 @@ def _take(answer: Answer, chunk: Mapping[str, Any]) -> None:
         answer.prompt_tokens, answer.tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
     for choice in chunk.get("choices") or ():
         delta = choice.get("delta") or {"content": choice.get("text")}
-        if any(delta.get(name) for name in ("content", "reasoning_content", "reasoning", "tool_calls")):
+        if choice.get("token_ids") or any(delta.get(name) for name in SAYS):
             answer.times.append(time.perf_counter())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from minillm.engine.completion import Completion, Timings
+from minillm.engine.completion import Result, Timings
 from minillm.llm import LLM
 from minillm.ops.cpu import usable
 from minillm.report.measure import copy_bandwidth, peak_memory
@@ -58,13 +58,13 @@ def line(report: dict[str, Any]) -> str:
     )
 
 
-def as_json(row: Completion, report: dict[str, Any]) -> dict[str, Any]:
+def as_json(result: Result, report: dict[str, Any]) -> dict[str, Any]:
     """What `--json` prints."""
     return {
-        "text": row.text,
-        **({"reasoning": row.reasoning} if row.reasoning else {}),
-        "token_ids": row.token_ids,
-        "prompt_token_ids": row.prompt,
-        "finish_reason": row.finish_reason,
+        "text": result.text,
+        **({"reasoning": result.reasoning} if result.reasoning else {}),
+        "token_ids": result.token_ids,
+        "prompt_token_ids": result.prompt_token_ids,
+        "finish_reason": result.finish_reason,
         "timings": report,
     }

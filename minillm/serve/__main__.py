@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     listener = _listen(arguments.host, arguments.port)
     served = _served(arguments)
     _warm(served)
+    gc.collect()
+    gc.freeze()  # what is there by now stays: to look through it again and again would stop all threads for 0.1 s each
     service = Service(Models([served]), known, settings)
     server = connection.Server(app.build(service), service, arguments.host, arguments.port)
     _say(arguments, listener, service)

@@ -10,18 +10,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import anyio
-
 from minillm.engine.asked import Score
-from minillm.engine.batching.threaded import Failed, Ticket
+from minillm.engine.batching.threaded import Ticket
 from minillm.engine.completion import Completion
 from minillm.serve.answers.reader import Piece, Reader
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.keys import Lease
 from minillm.serve.models import Served
+from minillm.serve.patience import Patience
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Choice:
         self.most = most  # tokens asked for, which may be more than there was room for
         self.index, self.ticket, self.row, self.reader, self.scored = index, ticket, ticket.row, reader, scored
         self.finish: str | None = None
-        self.error: str | None = None
-        self.ended = self.called = False
+        self.called = False
         self.gaps: list[float] = []  # seconds a token, as they came
         self._text = self._tokens = 0  # what of it was given out
         self._seen: float | None = None
@@ -56,13 +55,18 @@ class Choice:
         return times.arrived, times.started, times.first, times.last
 
     @property
+    def error(self) -> str | None:
+        """Why it could not go on."""
+        return self.ticket.request.error
+
+    @property
     def shown(self) -> int:
         """How many tokens are part of the answer: a token that only ends it is not."""
         return len(self.row.token_ids) - isinstance(self.row.stopped_by, int)
 
     def event(self, named: bool) -> Event | None:
         """What has come since the last one. Raises Refusal where the request could not go on."""
-        ended = self.ended
+        ended = self.ticket.ended  # before the row is looked at, all of which is there then
         row, shown = self.row, self.shown if ended else len(self.row.token_ids)
         count = min(shown, len(row.scores)) if self.scored else shown
         if not ended and self.scored and row.token_ids and row.token_ids[count - 1] in row.stop_ids:
@@ -153,22 +157,23 @@ class Job:
 
     async def events(self) -> AsyncIterator[Event | None]:
         """What is new, to the end of all choices; None where nothing has come for a while. Raises Refusal."""
-        tasks = [asyncio.create_task(self._watch(choice)) for choice in self.choices]
+        for choice in self.choices:
+            choice.ticket.listen(partial(self._mark, choice.index))
+        silence = Patience(self.keep_alive, self._there.set)
         try:
             while any(choice.finish is None for choice in self.choices):
-                with anyio.move_on_after(self.keep_alive):  # asyncio.wait_for may lose a cancellation (bpo-37658)
-                    await self._there.wait()
-                if not self._there.is_set():
-                    yield None
-                    continue
+                silence.start()
+                await self._there.wait()
+                silence.stop()
                 self._there.clear()
+                if silence.over:
+                    yield None
                 changed, self._changed = sorted(self._changed), set()
                 for index in changed:
                     if self.choices[index].finish is None and (event := self._event(index)):
                         yield event
         finally:
-            for task in tasks:
-                task.cancel()
+            silence.close()
             self.close()
 
     async def whole(self) -> list[Answer]:
@@ -223,15 +228,6 @@ class Job:
             self._reasoning[index] += piece.text if piece.kind == "reasoning" else ""
         return event
 
-    async def _watch(self, choice: Choice) -> None:
-        try:
-            async for _ in choice.ticket.changes():
-                self._mark(choice)
-        except Failed as error:
-            choice.error = str(error)
-        choice.ended = True
-        self._mark(choice)
-
-    def _mark(self, choice: Choice) -> None:
-        self._changed.add(choice.index)
+    def _mark(self, index: int) -> None:
+        self._changed.add(index)
         self._there.set()

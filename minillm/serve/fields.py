@@ -67,7 +67,7 @@ def read(value: dict[str, Any], kind: type[Kind]) -> tuple[Kind, list[str]]:
         if given.get(name):
             raise Refusal(400, f"{name} is not supported: {why}", "unsupported_parameter", name)
     kept = {name: each for name, each in given.items() if name not in kind.IDLE and name not in kind.REFUSED}
-    if unknown := sorted(set(kept) - {field.encode_name for field in msgspec.structs.fields(kind)}):
+    if unknown := sorted(set(kept) - set(kind.__struct_encode_fields__)):
         raise Refusal(400, f"unknown field {shown(unknown[0])}; leave it out", "unknown_parameter", unknown[0][:60])
     return converted(kept, kind), idle
 

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from minillm.serve.answering import Job
 from minillm.serve.errors import Refusal
+from minillm.serve.patience import Patience
 
 KEEP_ALIVE = b": keep-alive\n\n"
 SSE = {"cache-control": "no-cache", "x-accel-buffering": "no", "content-type": "text/event-stream; charset=utf-8"}
@@ -44,32 +45,33 @@ class Stream(Response):
         self.job, self.chunks, self.broken, self.patience = job, chunks, broken, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        taking = Patience(self.patience, lambda: group.cancel_scope.cancel())
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with anyio.create_task_group() as group:
                 group.start_soon(_left, receive, group.cancel_scope)
-                if not await self._send_all(send):
-                    scope["state"]["record"]["client"] = "took nothing any more"
+                await self._send_all(send, taking)
                 group.cancel_scope.cancel()
+            if taking.over:
+                scope["state"]["record"]["client"] = "took nothing any more"
         finally:
+            taking.close()
             with anyio.CancelScope(shield=True):
                 await self.chunks.aclose()
             self.job.close()
 
-    async def _send_all(self, send: Send) -> bool:
-        """Whether the client took it all."""
+    async def _send_all(self, send: Send, taking: Patience) -> None:
+        async def give(chunk: bytes, more: bool = True) -> None:
+            taking.start()
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+            taking.stop()
+
         try:
             async for chunk in self.chunks:
-                if not await self._send(send, chunk, True):
-                    return False
+                await give(chunk)
         except Refusal as refusal:
-            await self._send(send, self.broken(refusal), True)
-        return await self._send(send, b"", False)
-
-    async def _send(self, send: Send, chunk: bytes, more: bool) -> bool:
-        with anyio.move_on_after(self.patience) as scope:
-            await send({"type": "http.response.body", "body": chunk, "more_body": more})
-        return not scope.cancelled_caught
+            await give(self.broken(refusal))
+        await give(b"", more=False)
 
 
 async def _left(receive: Receive, scope: anyio.CancelScope) -> None:

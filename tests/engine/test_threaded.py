@@ -146,7 +146,7 @@ def test_a_step_interrupts_an_event_loop_once(llm: minillm.LLM, engine: minillm.
         tickets = engine.submit_many(rows)
 
         async def one(ticket: Any) -> None:
-            async for _ in ticket.changes():
+            async for _ in ticket:
                 pass
 
         await asyncio.gather(*map(one, tickets))
@@ -158,9 +158,8 @@ def test_a_step_interrupts_an_event_loop_once(llm: minillm.LLM, engine: minillm.
 def test_a_loop_that_is_closed_does_the_engine_no_harm(llm: minillm.LLM, engine: minillm.Engine) -> None:
     async def begun() -> Any:
         ticket = engine.submit(llm.completion("Once", max_new_tokens=400, ignore_eos=True))
-        changes = ticket.changes()
-        await anext(changes)
-        ticket.kept = changes  # type: ignore[attr-defined]
+        ticket.kept = aiter(ticket)  # type: ignore[attr-defined]
+        await anext(ticket.kept)  # type: ignore[attr-defined]
         return ticket
 
     loop = asyncio.new_event_loop()

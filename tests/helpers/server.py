@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,16 +98,21 @@ class Script:
 class ScriptedTicket:
     def __init__(self, row: Completion, llm: minillm.LLM, text: str, wait: float):
         assert llm.tokenizer is not None
-        self.row, self.wait = row, wait
+        self.row, self.wait, self.ended = row, wait, False
         self.tokens = [*llm.tokenizer.encode(text, special=False), *sorted(llm.stop_ids)[:1]]
         now = time.monotonic()
         times = SimpleNamespace(arrived=now, started=now, first=now, last=now)
         self.request = SimpleNamespace(row=row, cached=0, preempted=0, times=times, error=None)
 
-    async def changes(self) -> AsyncIterator[None]:
+    def listen(self, heard: Callable[[], Any]) -> None:
+        self.writing = asyncio.get_running_loop().create_task(self._write(heard))
+
+    async def _write(self, heard: Callable[[], Any]) -> None:
         for token in self.tokens:
             if self.row.finish_reason:
                 break
             await asyncio.sleep(self.wait)
             self.row.push(token)
-            yield None
+            heard()
+        self.ended = True
+        heard()

@@ -8,6 +8,7 @@ import torch
 
 from minillm.engine.batching.engine import Engine
 from minillm.engine.batching.guessing import Guesser
+from minillm.engine.batching.request import Request
 from minillm.engine.batching.room import BUDGET, MAX_ROWS, room_for
 from minillm.engine.completion import Completion, Timings
 from minillm.model.decoder import Decoder
@@ -23,14 +24,20 @@ def generate(
     lag: int | None = None,
     guesser: Callable[[int, int], Guesser] | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Run completions, at most `max_rows` at a time, until each has finished; yields (row, new text) as it comes.
+    """Run completions, at most `max_rows` at a time, until each has finished; yields (row, new text) as it comes. What
+    has the same prompt takes it over from the first of them.
     A `guesser` is made for so many positions and rows. Raises ValueError where a row cannot go on: its logits are not
     numbers to choose by, or the cache has no room."""
     max_rows = min(max_rows, len(rows))
     positions, share = room_for(model, rows, max_rows), len(rows) > 1
     made = guesser and guesser(positions, max_rows)
     engine = Engine(model, positions, max_rows, BUDGET, deterministic, share, lag, timings=timings, guesser=made)
-    numbers = {engine.add(row): index for index, row in enumerate(rows)}
+    numbers: dict[Request, int] = {}
+    firsts: dict[tuple[int, ...], Request] = {}
+    for index, row in enumerate(rows):
+        request = engine.add(row, leader=firsts.get(prompt := tuple(row.prompt)))
+        firsts.setdefault(prompt, request)
+        numbers[request] = index
     while engine.busy:
         for request, text in engine.step():
             if request.error:

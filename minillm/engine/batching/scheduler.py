@@ -113,8 +113,10 @@ class Scheduler:
         request.times.started = request.times.started or time.monotonic()
 
     def followers(self, request: Request) -> list[Request]:
-        """Those that wait for what it has read, as many as may join."""
-        waiting = [each for each in self.waiting if each.leader is request and not each.finished]
+        """Those that wait for what it has read, as many as may join; not those whose prompt somebody wants to see."""
+        waiting = [
+            each for each in self.waiting if each.leader is request and not each.finished and each.reader is None
+        ]
         return waiting[: self.max_rows - len(self.running)]
 
     def _sweep(self) -> None:

@@ -37,16 +37,24 @@ class Failed(Exception):
 
 class Ticket:
     """A request that was handed in. Iterating, in either way, gives its text piece by piece, to its end; raises
-    `Failed` where it could not go on. `row` has all that has come so far."""
+    `Failed` where it could not go on. `row` has all that has come so far, and nothing more once it has `ended`."""
 
     def __init__(self, request: Request):
-        self.request, self.row = request, request.row
+        self.request, self.row, self.ended = request, request.row, False
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.waiting: tuple[asyncio.AbstractEventLoop, Callable[[], Any]] | None = None  # where, and what wakes it
+        self.listener: tuple[asyncio.AbstractEventLoop, Callable[[], Any]] | None = None
+
+    def listen(self, heard: Callable[[], Any]) -> None:
+        """Call this, from the running event loop, when `row` has something new, any token, and when it has ended."""
+        self.listener = asyncio.get_running_loop(), heard
+        if self.ended or self.row.token_ids:  # it came before anybody listened
+            self.listener[0].call_soon(heard)
 
     def put(self, piece: str | None) -> None:
-        """A piece, or None for the end. Who waits in an event loop is to be woken after it (`wake`)."""
-        self._pieces.put(piece)
+        """A piece, or None for the end. Who listens in an event loop is to be told after it (`tell`)."""
+        self.ended = piece is None
+        if self.listener is None or self.ended:
+            self._pieces.put(piece)
 
     def __iter__(self) -> Iterator[str]:
         while (piece := self._pieces.get()) is not None:
@@ -55,29 +63,18 @@ class Ticket:
         self._raise()
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        given = 0
-        async for _ in self.changes():
-            if piece := self.row.text[given:]:
-                given += len(piece)
-                yield piece
-
-    async def changes(self) -> AsyncIterator[None]:
-        """Wakes its caller when `row` has something new, any token, and when it has ended; then raises `Failed` where
-        it could not go on."""
-        there, ended = asyncio.Event(), False
-        self.waiting = asyncio.get_running_loop(), there.set
+        given, ended, there = 0, False, asyncio.Event()
+        self.listen(there.set)
         try:
             while not ended:
+                await there.wait()
                 there.clear()
-                new = False
-                while not self._pieces.empty():
-                    new, ended = True, self._pieces.get() is None
-                if new:
-                    yield
-                if not ended:
-                    await there.wait()
+                ended = self.ended  # before the text is looked at, all of which is there then
+                if piece := self.row.text[given:]:
+                    given += len(piece)
+                    yield piece
         finally:
-            self.waiting = None
+            self.listener = None
         self._raise()
 
     def _raise(self) -> None:
@@ -85,19 +82,19 @@ class Ticket:
             raise Failed(self.request.error)
 
 
-def wake(tickets: Iterable[Ticket]) -> None:
-    """Wake who waits for these, once an event loop: each call interrupts it, and may cost the caller Python's lock."""
+def tell(tickets: Iterable[Ticket]) -> None:
+    """Tell who listens to these, once an event loop: each call interrupts it, and may cost the caller Python's lock."""
     found: dict[asyncio.AbstractEventLoop, list[Callable[[], Any]]] = {}
     for ticket in tickets:
-        if (waiting := ticket.waiting) is not None:
-            found.setdefault(waiting[0], []).append(waiting[1])
-    for loop, wakers in found.items():
+        if (listener := ticket.listener) is not None:
+            found.setdefault(listener[0], []).append(listener[1])
+    for loop, listeners in found.items():
         with contextlib.suppress(RuntimeError):  # a loop that was closed, with nobody left in it
-            loop.call_soon_threadsafe(_call, wakers)
+            loop.call_soon_threadsafe(_call, listeners)
 
 
-def _call(wakers: Sequence[Callable[[], Any]]) -> None:
-    for each in wakers:
+def _call(listeners: Sequence[Callable[[], Any]]) -> None:
+    for each in listeners:
         each()
 
 
@@ -201,7 +198,7 @@ class AsyncEngine:
             self._settle(changed)
 
     def _settle(self, changed: dict[Request, Ticket]) -> None:
-        """Let go of the requests that have ended, and wake who waits for these or for what has `changed`."""
+        """Let go of the requests that have ended, and tell who listens to these or to what has `changed`."""
         self._last = time.monotonic()
         for request in [each for each in self._tickets if each.finished]:
             changed[request] = self._tickets.pop(request)
@@ -210,7 +207,7 @@ class AsyncEngine:
                 self._count -= 1
                 if not self._count:
                     self._idle.set()
-        wake(changed.values())
+        tell(changed.values())
 
     def _add(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:

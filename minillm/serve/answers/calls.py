@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from minillm.serve.answers.bodies import BODIES, scanner
 from minillm.serve.answers.pieces import Piece, new_id
-from minillm.serve.answers.scanning import partial
+from minillm.serve.answers.scanning import marks_of
 from minillm.serve.answers.styles import Style
 
 MAX_LEAD = 300  # characters between an opening mark and its JSON
@@ -125,7 +125,7 @@ class Closes:
             if mark is not None:
                 self.marks = self.marks[self.marks.index(mark) + 1 :]
                 self.pending = text[len(mark) :]
-            elif not text or partial(text, self.marks) == text:
+            elif not text or marks_of(*self.marks).held(text) == text:
                 return None
             else:
                 break

@@ -42,4 +42,7 @@ def merged(pieces: Iterable[Piece]) -> list[Piece]:
         elif piece.text:
             found.append(piece)
             texts.append([piece.text])
-    return [replace(piece, text="".join(parts)) for piece, parts in zip(found, texts, strict=True)]
+    return [
+        piece if len(parts) == 1 else replace(piece, text="".join(parts))
+        for piece, parts in zip(found, texts, strict=True)
+    ]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from minillm.serve.answers.calls import Calls, Out, WholeCalls
 from minillm.serve.answers.jsoncalls import JsonCalls
 from minillm.serve.answers.pieces import Piece, merged
-from minillm.serve.answers.scanning import partial
+from minillm.serve.answers.scanning import Marks, marks_of
 from minillm.serve.answers.styles import TURN, Style
 
 START, CHANNEL, MESSAGE, ENDS = "<|start|>", "<|channel|>", "<|message|>", ("<|end|>", "<|return|>", "<|call|>")
@@ -62,16 +62,16 @@ class Reader:
         if begins is None:  # no way to tell what a user wrote: only what stands at the very end counts
             opens = [each.opens for each in self.style.thinking]
             ends = (tail.rindex(mark.strip()) for mark in opens if tail.rstrip().endswith(mark.strip()))
-            begins = next(ends, len(tail) - len(partial(tail, opens)))
+            begins = next(ends, len(tail) - len(marks_of(*opens).held(tail)))
         self.marks = self._marks()
         self.push(tail[begins:])
         if self.part != "header":
-            self.buffer = partial(self.buffer, [each.opens for each in self.style.thinking])
+            self.buffer = marks_of(*(each.opens for each in self.style.thinking)).held(self.buffer)
         self.known, self.out.pieces = len(self.buffer), []
         self._clear()
         self.trim = self.part == "reasoning"
 
-    def _marks(self) -> dict[str, tuple[list[str], re.Pattern[str]]]:
+    def _marks(self) -> dict[str, Marks]:
         style = self.style
         opens = [*style.opens] if self.out.tools and style.body else []
         shared = [*opens, *style.drops, *self.specials]
@@ -81,8 +81,7 @@ class Reader:
         for each in style.thinking:
             found[each.closes] = [*shared, each.closes]
         found["analysis"] = shared
-        pattern = {key: "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) for key, marks in found.items()}
-        return {key: (marks, re.compile(pattern[key] or r"(?!)")) for key, marks in found.items()}
+        return {key: marks_of(*marks) for key, marks in found.items()}
 
     def push(self, raw: str) -> list[Piece]:
         """What this text adds."""
@@ -161,10 +160,10 @@ class Reader:
 
     def _plain(self) -> bool:
         """Take text up to the next mark, and the mark; returns whether there was one."""
-        marks, regex = self.marks["content" if self.part == "content" else self.closing or "analysis"]
-        match = regex.search(self.buffer)
+        marks = self.marks["content" if self.part == "content" else self.closing or "analysis"]
+        match = marks.search(self.buffer)
         if match is None:
-            held = len(partial(self.buffer, marks))
+            held = len(marks.held(self.buffer))
             taken = len(self.buffer) - held
             text, self.buffer = self.buffer[:taken], self.buffer[taken:]
             self._unless_known(text)

@@ -1,12 +1,34 @@
-"""Where a body ends: the bracket that closes its first, or a mark, neither of them inside a string. Linear in the text,
-which comes in pieces."""
+"""Marks in a text that comes in pieces, and where a body ends: the bracket that closes its first, or a mark, neither
+of them inside a string. Linear in the text."""
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 MAX_DEPTH = 200  # of brackets; Python's own JSON reader gives up at about 1000
+
+
+class Marks:
+    """Texts to look for in one that comes in pieces: there may be hundreds, and this is done for each token."""
+
+    def __init__(self, marks: Iterable[str]):
+        ordered = sorted(marks, key=len, reverse=True)
+        self.search = re.compile("|".join(map(re.escape, ordered)) or r"(?!)").search
+        self.begun = {mark[:size] for mark in ordered for size in range(1, len(mark))}
+        self.longest = max(map(len, self.begun), default=0)
+
+    def held(self, text: str) -> str:
+        """The longest end of a text that a mark begins with, but is not all of."""
+        ends = (text[-size:] for size in range(min(len(text), self.longest), 0, -1))
+        return next((end for end in ends if end in self.begun), "")
+
+
+@functools.lru_cache(maxsize=256)
+def marks_of(*marks: str) -> Marks:
+    """`Marks`, made once: those of a model are the same for all its answers."""
+    return Marks(marks)
 
 
 class Scanner:
@@ -18,8 +40,7 @@ class Scanner:
         self.quotes, self.ends = quotes, ends
         outside = [*quotes, *brackets, *ends]
         inside = {close: [close, "\\"] if escapes else [close] for close in quotes.values()}
-        self._find = {"": outside, **inside}
-        self._regex = {key: re.compile("|".join(map(re.escape, marks))) for key, marks in self._find.items()}
+        self._marks = {key: marks_of(*marks) for key, marks in {"": outside, **inside}.items()}
         self.closing = ""  # of the string that we are in
         self.depth, self.carry, self.skip, self.failed = 0, "", False, False
 
@@ -30,7 +51,7 @@ class Scanner:
         text, self.carry, at = self.carry + text, "", 0
         if self.skip and len(text) > known:
             at, self.skip = known + 1, False
-        while match := self._regex[self.closing].search(text, at):
+        while match := self._marks[self.closing].search(text, at):
             at, mark = match.end(), match.group()
             if mark == "\\" and self.closing:
                 self.skip = at == len(text)
@@ -41,20 +62,10 @@ class Scanner:
                 self.closing = self.quotes[mark]
             elif mark in self.ends or self._closed(mark):
                 return at - known
-        self.carry = "" if self.skip else partial(text[min(at, len(text)) :], self._find[self.closing])
+        self.carry = "" if self.skip else self._marks[self.closing].held(text[min(at, len(text)) :])
         return None
 
     def _closed(self, bracket: str) -> bool:
         self.depth += 1 if bracket in "{[(" else -1
         self.failed |= self.depth > MAX_DEPTH
         return self.depth <= 0 or self.failed
-
-
-def partial(text: str, marks: Sequence[str]) -> str:
-    """The longest end of a text that one of the marks begins with, but is not all of."""
-    longest = max((len(mark) for mark in marks), default=0)
-    for size in range(min(len(text), longest - 1), 0, -1):
-        end = text[-size:]
-        if any(mark.startswith(end) for mark in marks if len(mark) > size):
-            return end
-    return ""
