@@ -19,10 +19,11 @@ from minillm.serve.answers import grammar
 from minillm.serve.answers.reader import Reader
 from minillm.serve.answers.styles import Style
 from minillm.serve.asked import Asked
+from minillm.serve.catalog import Catalog, Copy
 from minillm.serve.errors import Refusal, retry, too_long
 from minillm.serve.keys import Key, Keys
 from minillm.serve.metrics import Metrics
-from minillm.serve.models import Models, Served
+from minillm.serve.models import Served
 from minillm.serve.settings import MAX_PROMPTS, Settings
 
 PLAIN = Style("plain", thinking=())  # of a text that is no answer to messages
@@ -30,6 +31,7 @@ WORKERS = 4  # threads that make tokens and grammars, so that the event loop doe
 TAIL = 400  # tokens at the end of a prompt that say how an answer begins
 
 T = TypeVar("T")
+Groups = list[tuple[list[Completion], list[Reader]]]  # rows for each prompt, each with the reader of its answer
 
 
 class Gone(Exception):
@@ -39,7 +41,7 @@ class Gone(Exception):
 class Service:
     """One server's."""
 
-    def __init__(self, models: Models, keys: Keys, settings: Settings):
+    def __init__(self, models: Catalog, keys: Keys, settings: Settings):
         self.models, self.keys, self.settings = models, keys, settings
         self.metrics = Metrics(models, settings.metrics_prefix)
         self.jobs: set[Job] = set()
@@ -55,13 +57,26 @@ class Service:
         if self.draining:
             raise self.rejected(retry(503, "the server is shutting down; try another, or later", 5, "shutting_down"))
 
-    async def start(self, request: Request, asked: Asked) -> Job:
-        """Hand a request in. Raises Refusal, before anything of an answer is sent."""
+    async def start(self, request: Request, asked: Asked, rows: Callable[[Served], Groups] | None = None) -> Job:
+        """Hand a request in; `rows` makes what goes to the engine of it, by default answers to its prompts. Raises
+        Refusal, before anything of an answer is sent."""
         self.open()
-        served, key, record = self.models.find(asked.model), key_of(request), record_of(request)
-        record.update(model=served.name, stream=asked.stream, **({"idle": asked.idle} if asked.idle else {}))
-        groups = await self.beside(lambda: prepare(served, asked, self.settings))
+        copy = self.models.ready(asked.model)
+        if copy is None:
+            copy = await unless_gone(request, self.models.take(asked.model))
+        try:
+            made, served = rows or (lambda served: prepare(served, asked, self.settings)), copy.served
+            groups = await self.beside(lambda: made(served))
+            return self._submit(request, copy, asked, groups)
+        except BaseException:
+            copy.give()
+            raise
+
+    def _submit(self, request: Request, copy: Copy, asked: Asked, groups: Groups) -> Job:
+        """Hand rows in; the job that comes of them gives the model back. Raises Refusal."""
         self.open()  # it may have begun to drain meanwhile
+        served, key, record = copy.served, key_of(request), record_of(request)
+        record.update(model=served.name, stream=asked.stream, **({"idle": asked.idle} if asked.idle else {}))
         rows = [row for group, _ in groups for row in group]
         likely = min(asked.most or DEFAULT_NEW_TOKENS, rows[0].max_new_tokens)
         try:
@@ -88,7 +103,7 @@ class Service:
             if isinstance(error, Busy):
                 raise self.rejected(retry(503, str(error), 2, "overloaded")) from None
             raise Refusal(400, str(error), "context_length_exceeded") from None
-        job = Job(served, asked, choices, lease, self.settings.keep_alive, lambda job: self._ended(job, record))
+        job = Job(served, asked, choices, lease, self.settings.keep_alive, lambda job: self._ended(job, copy, record))
         self.jobs.add(job)
         return job
 
@@ -97,8 +112,9 @@ class Service:
         self.metrics.rejected.labels(refusal.code or str(refusal.status)).inc()
         return refusal
 
-    def _ended(self, job: Job, record: dict[str, Any]) -> None:
+    def _ended(self, job: Job, copy: Copy, record: dict[str, Any]) -> None:
         self.jobs.discard(job)
+        copy.give()
         self.metrics.count(job)
         record.update(job.usage(), finish=[choice.finish or "abort" for choice in job.choices])
         if errors := sorted({choice.error for choice in job.choices if choice.error}):
@@ -109,7 +125,7 @@ class Service:
 
     async def drain(self, timeout: float) -> None:
         """Take no more, let what runs come to its end, and after `timeout` seconds end it."""
-        self.draining = True
+        self.draining = self.models.closing = True
         until = time.monotonic() + timeout
         while self.jobs and time.monotonic() < until:
             await asyncio.sleep(0.05)
@@ -118,7 +134,7 @@ class Service:
 
     def healthy(self) -> bool:
         """Whether each engine lives, and makes steps where it has something to do."""
-        states = [each.engine.health() for each in self.models.all]
+        states = [each.engine.health() for each in self.models.loaded]
         return all(each["alive"] and each["seconds_since_step"] < self.settings.stuck_after for each in states)
 
     def close(self) -> None:
@@ -126,7 +142,7 @@ class Service:
         self.models.close()
 
 
-def prepare(served: Served, asked: Asked, settings: Settings) -> list[tuple[list[Completion], list[Reader]]]:
+def prepare(served: Served, asked: Asked, settings: Settings) -> Groups:
     """Rows for each prompt, each with the reader of its answer. Raises Refusal."""
     if not 1 <= asked.n <= settings.max_batch:
         raise Refusal(400, f"n is {asked.n}, it must be from 1 to {settings.max_batch}", "invalid_value", "n")

@@ -106,6 +106,11 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             ("--api-keys", str(tmp_path / "none")): "no such file",
             ("--port", "0", "--tool-style", "none-such"): "tagged",
             ("--port", "0", "--cache-memory", "-3"): "cache",
+            ("--models", str(tmp_path), "--weights", "x"): "exclude each other",
+            ("--model-memory", "1"): "goes with --models",
+            ("--port", "0", "--models", str(tmp_path)): "no checkpoint",
+            ("--port", "0", "--models", str(tmp_path), "--model-memory", "-1"): "--model-memory is -1",
+            ("--port", "0", "--models", str(tmp_path / "none")): "no such file",
             ("--port", "0", "--chat-template", str(tmp_path / "none")): "no such file",
         }.items():
             assert exit_code(main, [*arguments]) == 2, arguments
