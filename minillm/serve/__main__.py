@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -77,7 +78,7 @@ def _settings(arguments: argparse.Namespace, has_keys: bool) -> Any:
     given = {name: getattr(arguments, name) for name in names}
     is_demo = arguments.weights is None and arguments.models is None
     given["fold_system"] = arguments.fold_system or is_demo  # the demo knows users only
-    hosts = (*LOCAL, arguments.host) if local and not has_keys else ()
+    hosts = tuple(dict.fromkeys((*LOCAL, arguments.host))) if local and not has_keys else ()
     return Settings(**given, hosts=hosts, origins=tuple(arguments.allow_origin))
 
 
@@ -86,9 +87,13 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=kind, backlog=512)
-    except (OSError, OverflowError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot listen at {host}:{port}: {said}; choose another --host or --port") from None
+    except socket.gaierror as error:
+        reason = error.strerror
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)  # without the address, which follows
+    except OverflowError as error:
+        reason = str(error)
+    raise ValueError(f"cannot listen at {host}:{port}: {reason}; choose another --host or --port")
 
 
 def _say(arguments: argparse.Namespace, listener: socket.socket, service: Any) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from minillm.engine.batching.threaded import Busy
 from minillm.engine.completion import Completion
 from minillm.llm import DEFAULT_NEW_TOKENS
-from minillm.serve import prompts
+from minillm.serve import fields, prompts
 from minillm.serve.answering import Answer, Choice, Job
 from minillm.serve.answers import grammar
 from minillm.serve.answers.reader import Reader
@@ -27,6 +28,7 @@ from minillm.serve.models import Served
 from minillm.serve.settings import MAX_PROMPTS, Settings
 
 PLAIN = Style("plain", thinking=())  # of a text that is no answer to messages
+LONG = 100_000  # bytes of a body
 WORKERS = 4  # threads that make tokens and grammars, so that the event loop does not
 TAIL = 400  # tokens at the end of a prompt that say how an answer begins
 
@@ -51,6 +53,11 @@ class Service:
     async def beside(self, work: Callable[[], T]) -> T:
         """Run what takes long beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+    async def parsed(self, request: Request) -> dict[str, Any]:
+        """A body as a JSON object; a long one is read beside the event loop. Raises Refusal."""
+        data = await request.body()
+        return fields.parsed(data) if len(data) < LONG else await self.beside(lambda: fields.parsed(data))
 
     def open(self) -> None:
         """Raises Refusal where the server takes no more requests."""
@@ -107,6 +114,21 @@ class Service:
         self.jobs.add(job)
         return job
 
+    @contextlib.asynccontextmanager
+    async def using(self, request: Request, name: str | None) -> AsyncIterator[Served]:
+        """A model, for a request without an answer of its own; it counts among those of its key. Raises Refusal."""
+        self.open()
+        try:
+            lease = key_of(request).admit(0)
+        except Refusal as refusal:
+            raise self.rejected(refusal) from None
+        try:
+            async with self.models.using(name) as served:
+                record_of(request)["model"] = served.name
+                yield served
+        finally:
+            lease.end(0)
+
     def rejected(self, refusal: Refusal) -> Refusal:
         """Count a refusal that is none of the client's doing."""
         self.metrics.rejected.labels(refusal.code or str(refusal.status)).inc()
@@ -162,6 +184,9 @@ def _rows(served: Served, asked: Asked, prompt: list[int]) -> tuple[list[Complet
         raise too_long(len(prompt), asked.most or 1, served.room)
     stated = llm.generation_config.get("max_new_tokens")
     most = min(room, asked.most or (stated if isinstance(stated, int) else room))
+    if (least := asked.options.get("min_new_tokens", 0)) > most:
+        said = f"min_tokens is {least:,}, and at most {most:,} tokens can be written; ask for fewer"
+        raise Refusal(400, said, "invalid_value", "min_tokens")
     options: dict[str, Any] = {**asked.options, "max_new_tokens": most, "raw": True}
     tail = ""
     if asked.messages is not None and not asked.options.get("ignore_eos"):

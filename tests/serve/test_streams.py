@@ -84,6 +84,17 @@ def test_headers_of_a_stream(server: Running) -> None:
     assert found.text.endswith("data: [DONE]\n\n")
 
 
+def test_the_token_that_ends_an_answer_is_no_part_of_it(scripted: Start) -> None:
+    """Nor of its ids, however they come: here one by one."""
+    server = scripted("A cat sat.", wait=0.01)
+    body = {**LONG, "ignore_eos": False, "stream": True, "return_token_ids": True}
+    said = [line for line in server.post(CHAT, body).text.split("data: ") if line.startswith("{")]
+    found = [token for each in said for token in json.loads(each)["choices"][0].get("token_ids", [])]
+    tokenizer = server.service.models.loaded[0].llm.tokenizer
+    assert tokenizer is not None
+    assert found == tokenizer.encode("A cat sat.", special=False)
+
+
 def test_what_breaks_in_the_middle_is_an_event(scripted: Start) -> None:
     """The engine's own words stay in the log."""
     for path, body, sign in [

@@ -86,7 +86,7 @@ class MessagesBody(CountBody, kw_only=True):
 
 
 async def create(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), MessagesBody)
+    body, idle = fields.read(await service.parsed(request), MessagesBody)
     wanted = of(body, idle)
     wanted.most, wanted.clamp, wanted.stream = body.max_tokens, True, body.stream
     wanted.options = asked.sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k)
@@ -101,7 +101,7 @@ async def create(service: Service, request: Request) -> Response:
 
 
 async def count_tokens(service: Service, request: Request) -> Response:
-    body, _ = fields.read(fields.parsed(await request.body()), CountBody)
+    body, _ = fields.read(await service.parsed(request), CountBody)
     wanted = of(body, [])
 
     def count(served: Served) -> int:
@@ -110,7 +110,7 @@ async def count_tokens(service: Service, request: Request) -> Response:
         except ValueError as error:
             raise Refusal(400, str(error).replace(str(served.llm.folder), served.name)) from None
 
-    async with service.models.using(body.model) as served:
+    async with service.using(request, body.model) as served:
         return json({"input_tokens": await service.beside(lambda: count(served))})
 
 

@@ -44,7 +44,7 @@ class EmbeddingsBody(Body, kw_only=True):
 
 
 async def create(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), EmbeddingsBody)
+    body, idle = fields.read(await service.parsed(request), EmbeddingsBody)
     pools: list[Pool] = []
 
     def rows(served: Served) -> Groups:

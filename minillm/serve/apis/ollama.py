@@ -37,7 +37,7 @@ vocab_only logits_all repeat_last_n draft_num_predict penalize_newline""".split(
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """How to choose tokens. A `num_predict` of -1 or -2 is all that there is room for."""
+    """How to choose tokens. A `num_predict` of 0 or less is all that there is room for, as in Ollama's own runner."""
 
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
     top_k: asked.TopK | None = None
@@ -89,9 +89,9 @@ class NameBody(Body, kw_only=True):
 
 
 async def chat(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), ChatBody)
+    body, idle = fields.read(await service.parsed(request), ChatBody)
     if not body.messages:
-        return await _loaded(service, body, {"message": {"role": "assistant", "content": ""}})
+        return await _loaded(service, request, body, {"message": {"role": "assistant", "content": ""}})
     made = of(body, idle)
     made.messages = messages([_message(each) for each in body.messages])
     made.tools = tools(body.tools)
@@ -104,9 +104,9 @@ async def chat(service: Service, request: Request) -> Response:
 
 
 async def generate(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), GenerateBody)
+    body, idle = fields.read(await service.parsed(request), GenerateBody)
     if not body.prompt:
-        return await _loaded(service, body, {"response": ""})
+        return await _loaded(service, request, body, {"response": ""})
     made = of(body, idle)
     if body.raw or service.models.find(body.model).card.template is None:
         if body.system:
@@ -244,12 +244,11 @@ def _between(start: float | None, end: float | None) -> int:
     return 0 if start is None or end is None else max(0, int((end - start) * 1e9))
 
 
-async def _loaded(service: Service, body: Shared, empty: dict[str, Any]) -> Response:
+async def _loaded(service: Service, request: Request, body: Shared, empty: dict[str, Any]) -> Response:
     """Without a prompt clients only ask for the model to be loaded."""
     if body.model is None:
         raise Refusal(400, "model is required")
-    service.open()
-    async with service.models.using(body.model) as served:
+    async with service.using(request, body.model) as served:
         return json({**_head(served.name), **empty, "done": True, "done_reason": "load"})
 
 
@@ -269,7 +268,7 @@ async def ps(service: Service, request: Request) -> Response:
 
 
 async def show(service: Service, request: Request) -> Response:
-    body, _ = fields.read(fields.parsed(await request.body()), NameBody)
+    body, _ = fields.read(await service.parsed(request), NameBody)
     found = service.models.find(body.model or body.name).card
     architecture = re.sub(r"\W", "_", found.architecture)
     info = {"general.architecture": architecture, f"{architecture}.context_length": found.room}

@@ -60,7 +60,7 @@ async def show_model(service: Service, request: Request) -> Response:
 
 
 async def tokenize(service: Service, request: Request) -> Response:
-    body, _ = fields.read(fields.parsed(await request.body()), TokenizeBody)
+    body, _ = fields.read(await service.parsed(request), TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
         raise Refusal(400, "give prompt or messages, one of them", "invalid_value", "prompt")
 
@@ -79,15 +79,15 @@ async def tokenize(service: Service, request: Request) -> Response:
         except ValueError as error:
             raise Refusal(400, str(error).replace(str(served.llm.folder), served.name), "invalid_value") from None
 
-    async with service.models.using(body.model) as served:
+    async with service.using(request, body.model) as served:
         found = await service.beside(lambda: ids(served))
         names = [served.tokens.label(each) for each in found] if body.return_token_strs else None
         return json({"count": len(found), "max_model_len": served.room, "tokens": found, "token_strs": names})
 
 
 async def detokenize(service: Service, request: Request) -> Response:
-    body, _ = fields.read(fields.parsed(await request.body()), DetokenizeBody)
-    async with service.models.using(body.model) as served:
+    body, _ = fields.read(await service.parsed(request), DetokenizeBody)
+    async with service.using(request, body.model) as served:
         tokenizer = served.llm.tokenizer
         if tokenizer is None:
             raise Refusal(400, "this model has no tokenizer", "invalid_value")
@@ -99,7 +99,7 @@ async def detokenize(service: Service, request: Request) -> Response:
 
 async def health(service: Service, request: Request) -> Response:
     if not service.healthy():
-        raise Refusal(503, "the engine stands still", "stuck")
+        raise Refusal(503, "an engine has made no progress for too long", "stuck")
     return json({"status": "ok"})
 
 
