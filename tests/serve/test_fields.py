@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -43,6 +44,20 @@ def row(path: str, body: type[Body]) -> str:
 def test_the_page_lists_all_fields(path: str) -> None:
     expected = row(path, BODIES[path])
     assert expected in PAGE.read_text(), f"docs/serve.md lacks this line:\n{expected}"
+
+
+def test_the_document_has_all_routes_and_the_fields_of_each_body(server: Running) -> None:
+    found = httpx.get(f"{server.url}/openapi.json").json()
+    assert {(method.upper(), path) for path, each in found["paths"].items() for method in each} == {
+        (method, path.replace("{name:path}", "{name}")) for method, path, _ in app.ROUTES
+    }
+    for path, body in app.BODIES.items():
+        schema = found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        named = found["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        assert set(named["properties"]) == {field.encode_name for field in msgspec.structs.fields(body)}
+        assert named["additionalProperties"] is False
+    names = [each["operationId"] for path in found["paths"].values() for each in path.values()]
+    assert len(set(names)) == len(names)
 
 
 def test_no_field_is_in_two_lists() -> None:
