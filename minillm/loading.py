@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -54,6 +54,52 @@ def load(
     unless `symmetric`; folders that `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is
     wrong.
     """
+    laid = lay_out(path, dtype, device, kernels, keep_quantized, quantize, group_size, symmetric, revision)
+    named = dict(laid.model.named_parameters())
+    formats, stay = laid.formats, laid.stay
+    parameters = load_weights(laid.checkpoint, laid.planned, named, laid.device, progress, formats, stay)
+    laid.model.load_state_dict(parameters, assign=True)
+    laid.model.requires_grad_(False).eval()
+    del parameters
+    llm = LLM(laid.folder, laid.values, laid.model, laid.device)
+    _say(laid)  # now: a load that fails says one thing only
+    return llm
+
+
+class Laid(NamedTuple):
+    """A checkpoint before any of its weights is read: the parameters of `model` are on the meta device, in the forms
+    that they will have."""
+
+    folder: Path
+    values: dict[str, Any]
+    model: Decoder
+    device: torch.device
+    checkpoint: Checkpoint
+    planned: Plan
+    formats: Mapping[str, Integers]
+    stay: Mapping[str, tuple[Segment, ...]]
+    unread: Sequence[str]
+    said: Sequence[str]
+    slow: torch.dtype | None  # what it is stored in, where this CPU has no fast arithmetic for it
+
+    @property
+    def nbytes(self) -> int:
+        """What its weights take in memory."""
+        return sum(each.nbytes for each in self.model.parameters())
+
+
+def lay_out(
+    path: str | Path | None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    kernels: ops.Kernels = "auto",
+    keep_quantized: bool = True,
+    quantize: str | None = None,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    revision: str | None = None,
+) -> Laid:
+    """All of `load` but the reading of weights; takes and raises what it does."""
     folder = hub.resolve(path, revision=revision)
     values = config.read(folder)
     written = integers(folder, values)
@@ -71,13 +117,8 @@ def load(
     said = fits(planned, checkpoint, values)
     formats = held.integers(model, scheme) if scheme else {}
     stay = _hold(model, checkpoint, planned, formats, said) if keep_quantized or scheme else {}
-    parameters = load_weights(checkpoint, planned, dict(model.named_parameters()), target, progress, formats, stay)
-    model.load_state_dict(parameters, assign=True)
-    model.requires_grad_(False).eval()
-    del parameters
-    llm = LLM(folder, values, model, target)
-    _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
-    return llm
+    stored = wanted if slow else None
+    return Laid(folder, values, model, target, checkpoint, planned, formats, stay, read.unread, said, stored)
 
 
 def _hold(
@@ -142,19 +183,19 @@ def _quantised_as_said(values: dict[str, Any], checkpoint: Checkpoint) -> list[s
     return notes
 
 
-def _say(folder: Path, unread: Sequence[str], planned: Plan, said: list[str], slow: torch.dtype | None) -> None:
-    if other := foreign.instead_of_tokenizer(folder):
+def _say(laid: Laid) -> None:
+    if other := foreign.instead_of_tokenizer(laid.folder):
         note(f"no tokenizer.json: {other}")
-    if unread:
-        note(f"config.json keys not understood and ignored: {', '.join(unread)}")
-    for each in said:
+    if laid.unread:
+        note(f"config.json keys not understood and ignored: {', '.join(laid.unread)}")
+    for each in laid.said:
         note(each)
-    for reason, count in planned.reasons.items():
+    for reason, count in laid.planned.reasons.items():
         note(f"{count} tensors left out: {reason}")
-    for wrapper, count in planned.wrappers.items():
+    for wrapper, count in laid.planned.wrappers.items():
         note(f"{count} tensors have names with {wrapper!r} in front, which a wrapper put there: read without it")
-    if slow:
-        note(f"this CPU has no fast {str(slow).removeprefix('torch.')} arithmetic: running in float32")
+    if laid.slow:
+        note(f"this CPU has no fast {str(laid.slow).removeprefix('torch.')} arithmetic: running in float32")
 
 
 def asked_scheme(quantize: str | None, group_size: int | None, symmetric: bool) -> Int8 | Int4 | None:

@@ -6,22 +6,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-import minillm
 from minillm import cli
 from minillm.guard import files, screen
 from minillm.guard.screen import note
-from minillm.loading import load
 
 DEMO_NAME = "demo"
-WARM = 20  # tokens of a first prompt
+WARM = 64  # tokens
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -30,18 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         from minillm.serve import app, connection, keys
-        from minillm.serve.models import Models
         from minillm.serve.service import Service
     except ModuleNotFoundError as error:
         raise ValueError(f"the server needs {error.name}; install minillm[serve]") from None
     known = keys.load(files.text_file("--api-keys", arguments.api_keys)) if arguments.api_keys else keys.Keys()
     settings = _settings(arguments, bool(known))
     listener = _listen(arguments.host, arguments.port)
-    served = _served(arguments)
-    _warm(served)
+    catalog = _catalog(arguments)
     gc.collect()
     gc.freeze()  # what is there by now stays: to look through it again and again would stop all threads for 0.1 s each
-    service = Service(Models([served]), known, settings)
+    service = Service(catalog, known, settings)
     server = connection.Server(app.build(service), service, arguments.host, arguments.port)
     _say(arguments, listener, service)
     try:
@@ -51,18 +49,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.EXIT_INTERRUPTED if server.stopped_by == signal.SIGINT else 0
 
 
-def _served(arguments: argparse.Namespace) -> Any:
-    from minillm.serve.models import Served
+def _catalog(arguments: argparse.Namespace) -> Any:
+    """All that are to be served: one, which is loaded now, or those of --models."""
+    from minillm.serve import sources
+    from minillm.serve.catalog import Catalog, Model
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
-    if arguments.chat_template is not None:
-        llm.use_chat_template(files.read_text(files.text_file("--chat-template", arguments.chat_template)))
-    memory, rows, waiting = arguments.cache_memory, arguments.max_batch, arguments.max_waiting
-    engine = minillm.Engine(llm, memory, rows, waiting, deterministic=arguments.deterministic)
-    names = arguments.served_model_name or [arguments.weights or DEMO_NAME]
-    return Served(llm, engine, names, arguments.tool_style)
+    base = sources.Source(
+        names=tuple(arguments.served_model_name or [arguments.weights or DEMO_NAME]),
+        options=cli.model_options(arguments),
+        cache_memory=arguments.cache_memory,
+        max_batch=arguments.max_batch,
+        max_waiting=arguments.max_waiting,
+        deterministic=arguments.deterministic,
+        template=sources.template(arguments.chat_template, "--chat-template") if arguments.chat_template else None,
+        style=arguments.tool_style,
+    )
+    if arguments.models is None:
+        served = base.served(cli.progress_bar("loading"))
+        _warm(served)
+        return Catalog([Model.of(served)])
+    most = sources.bound(arguments.model_memory, arguments.device)
+    return Catalog(*sources.models(Path(arguments.models), base, most), most)
 
 
 def _warm(served: Any) -> None:
@@ -79,8 +88,9 @@ def _settings(arguments: argparse.Namespace, has_keys: bool) -> Any:
         note(f"{arguments.host} is open to others, and no key is asked for; give --api-keys FILE")
     names = ("drain_timeout", "request_timeout", "max_batch", "max_waiting", "metrics_prefix", "max_body")
     given = {name: getattr(arguments, name) for name in names}
-    given["fold_system"] = arguments.fold_system or arguments.weights is None  # the demo knows users only
-    hosts = (*LOCAL, arguments.host) if local and not has_keys else ()
+    is_demo = arguments.weights is None and arguments.models is None
+    given["fold_system"] = arguments.fold_system or is_demo  # the demo knows users only
+    hosts = tuple(dict.fromkeys((*LOCAL, arguments.host))) if local and not has_keys else ()
     return Settings(**given, hosts=hosts, origins=tuple(arguments.allow_origin))
 
 
@@ -89,18 +99,22 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=kind, backlog=512)
-    except (OSError, OverflowError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot listen at {host}:{port}: {said}; choose another --host or --port") from None
+    except socket.gaierror as error:
+        reason = error.strerror
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)  # without the address, which follows
+    except OverflowError as error:
+        reason = str(error)
+    raise ValueError(f"cannot listen at {host}:{port}: {reason}; choose another --host or --port")
 
 
 def _say(arguments: argparse.Namespace, listener: socket.socket, service: Any) -> None:
-    (served,) = service.models.all
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     screen.release()
-    names = ", ".join(served.names)
-    note(f"serving {names} (context {served.room:,}) at http://{shown}:{port}; programs use http://{shown}:{port}/v1")
+    cards = [each.card for each in service.models.all]
+    names = ", ".join(f"{', '.join(each.names)} (context {each.room:,})" for each in cards)
+    note(f"serving {names} at http://{shown}:{port}; programs use http://{shown}:{port}/v1")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -108,6 +122,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_model_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 is any that is free (default 8000)")
+    several = (
+        "serve all checkpoints of a folder, or those that a YAML file lists, loaded when asked for; see docs/serve.md"
+    )
+    parser.add_argument("--models", metavar="PATH", help=several)
     name = "what clients call the model (default: what --weights says)"
     parser.add_argument("--served-model-name", metavar="NAME", nargs="+", help=name)
     _add_model(parser)
@@ -121,13 +139,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for flag in ("drain_timeout", "request_timeout"):
         if getattr(arguments, flag) < 0:
             parser.error(f"--{flag.replace('_', '-')} is {getattr(arguments, flag)}, it must be at least 0")
+    one = [each for each in ("weights", "revision", "served_model_name") if getattr(arguments, each) is not None]
+    if arguments.models is not None and one:
+        parser.error(f"--models and --{one[0].replace('_', '-')} exclude each other")
+    if arguments.models is None and arguments.model_memory is not None:
+        parser.error("--model-memory goes with --models")
     if not 0 <= arguments.port < 2**16:
         parser.error(f"--port is {arguments.port}, it must be from 0 to {2**16 - 1}")
     return arguments
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    memory = "for keys and values: bytes, or a share of what is left (default 0.5)"
+    bound = "for all of --models that are loaded: bytes, or a share of what is left (default 0.8)"
+    parser.add_argument("--model-memory", metavar="X", type=float, help=bound)
+    memory = "for keys and values: bytes, or a share of what is left (default 0.5; with --models: of that bound, 0.1)"
     parser.add_argument("--cache-memory", metavar="X", type=float, help=memory)
     parser.add_argument("--threads", metavar="N", type=int, help="of a CPU (default: all)")
     exact = "each request by itself, bit for bit as if alone, and slower"

@@ -69,7 +69,7 @@ class Choice:
         ended = self.ticket.ended  # before the row is looked at, all of which is there then
         row, shown = self.row, self.shown if ended else len(self.row.token_ids)
         count = min(shown, len(row.scores)) if self.scored else shown
-        if not ended and self.scored and row.token_ids and row.token_ids[count - 1] in row.stop_ids:
+        if not ended and count and row.token_ids[count - 1] in row.stop_ids:
             count -= 1  # whether it is shown is known at the end
         tokens = row.token_ids[self._tokens : count]
         scores = list(row.scores[self._tokens : count]) if self.scored else []

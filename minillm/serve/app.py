@@ -12,14 +12,35 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from minillm.serve import errors
+from minillm.serve import errors, openapi
 from minillm.serve.apis import anthropic, embeddings, ollama, openai_chat, openai_completions, plain, responses
+from minillm.serve.apis.openai import json
 from minillm.serve.doors import Doors, to_stderr
 from minillm.serve.errors import Refusal
+from minillm.serve.fields import Body
 from minillm.serve.service import Service
 
 APIS = (openai_chat, openai_completions, responses, anthropic, embeddings, ollama, plain)
-ROUTES = [route for api in APIS for route in api.ROUTES]
+BODIES: dict[str, type[Body]] = {
+    "/v1/chat/completions": openai_chat.ChatBody,
+    "/v1/completions": openai_completions.CompletionBody,
+    "/v1/responses": responses.ResponsesBody,
+    "/v1/messages": anthropic.MessagesBody,
+    "/v1/messages/count_tokens": anthropic.CountBody,
+    "/api/chat": ollama.ChatBody,
+    "/api/generate": ollama.GenerateBody,
+    "/api/show": ollama.NameBody,
+    "/v1/embeddings": embeddings.EmbeddingsBody,
+    "/tokenize": plain.TokenizeBody,
+    "/detokenize": plain.DetokenizeBody,
+}
+
+
+async def described(service: Service, request: Request) -> Response:
+    return json(openapi.document(ROUTES, BODIES))
+
+
+ROUTES = [*(route for api in APIS for route in api.ROUTES), ("GET", "/openapi.json", described)]
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"

@@ -29,6 +29,11 @@ from minillm.serve.service import Gone, Service
 
 OPEN = {"/", "/health"}  # no key is asked for here; the page holds no data
 CLOSED_STATUS = 499  # nginx's number for a client that left
+LIMITS = ("limit", "remaining", "reset")
+EXPOSED = ", ".join(  # to pages of other origins
+    ["x-request-id", "retry-after", "x-should-retry"]
+    + [f"x-ratelimit-{what}-{of}" for what in LIMITS for of in ("requests", "tokens")]
+)
 SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
@@ -56,7 +61,7 @@ class Doors:
         try:
             key = self._enter(scope, headers)
             scope["state"]["key"], record["key"] = key, key.name
-            sent.headers |= key.headers()
+            sent.limits = key.headers
             if scope["method"] == "OPTIONS" and self._origin(headers):  # a browser asks whether a page may ask
                 return await Response(status_code=204)(scope, receive, sent)
             body = await self._body(scope, headers, receive)
@@ -101,8 +106,11 @@ class Doors:
         """What a browser is told where the page of another origin may ask."""
         if (origin := headers.get("origin", "")) not in self.service.settings.origins:
             return {}
-        allowed = {"origin": origin, "methods": "GET, POST", "headers": "authorization, content-type, x-api-key"}
-        return {f"access-control-allow-{what}": value for what, value in allowed.items()} | {"vary": "origin"}
+        wanted = headers.get("access-control-request-headers", "")  # clients have many of their own
+        known = wanted if re.fullmatch(r"[\w\-, ]{1,4000}", wanted, re.ASCII) else ""
+        allowed = {"origin": origin, "methods": "GET, POST", "headers": known}
+        found = {f"access-control-allow-{what}": value for what, value in allowed.items() if value}
+        return {**found, "access-control-expose-headers": EXPOSED, "vary": "origin"}
 
     async def _body(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> bytes:
         """All of a body. Raises Refusal where it is too large, said or sent, or takes too long; Gone."""
@@ -137,13 +145,14 @@ class Sent:
 
     def __init__(self, send: Send, headers: dict[str, str], record: dict[str, Any]):
         self.send, self.headers, self.record, self.begun = send, headers, record, False
+        self.limits: Callable[[], dict[str, str]] = dict  # what is left of them when the answer begins
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
             self.record["status"] = message["status"]
-            own = {name for name, _ in message["headers"]}
-            more = [(name.encode(), value.encode("latin-1", "replace")) for name, value in self.headers.items()]
+            own, headers = {name for name, _ in message["headers"]}, self.headers | self.limits()
+            more = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
             message = {**message, "headers": [*message["headers"], *(pair for pair in more if pair[0] not in own)]}
         await self.send(message)
 

@@ -6,6 +6,7 @@ refused too. null means absent, as in OpenAI's API.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
@@ -14,7 +15,7 @@ import msgspec
 
 from minillm.guard.screen import shown
 from minillm.serve.errors import Refusal
-from minillm.serve.settings import MAX_DEPTH, MAX_NESTED
+from minillm.serve.settings import MAX_DEPTH, MAX_NESTED, MAX_VALUES
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -29,14 +30,14 @@ Kind = TypeVar("Kind", bound=Body)
 
 def parsed(data: bytes) -> dict[str, Any]:
     """A body as a JSON object. Raises Refusal for anything else, NaN, numbers beyond a float and lone surrogates."""
-    if data.count(b"[") + data.count(b"{") > MAX_NESTED:  # those in texts too, as this is to be quick
-        said = f"the body has more than {MAX_NESTED:,} brackets and braces; send less"
-        raise Refusal(413, said, "body_too_large")
+    for marks, most, what in ((b"[{", MAX_NESTED, "brackets and braces"), (b",", MAX_VALUES, "commas")):
+        if sum(data.count(mark) for mark in marks) > most:  # those in texts too, as this is to be quick
+            raise Refusal(413, f"the body has more than {most:,} {what}; send less", "body_too_large")
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Refusal(400, f"the body is no JSON: {why}", "invalid_json") from None
+        raise Refusal(400, f"the body is not JSON: {why}", "invalid_json") from None
     if not isinstance(value, dict):
         raise Refusal(400, f"the body is {shown(value)}, expected a JSON object", "invalid_json")
     if depth(value) > MAX_DEPTH:
@@ -67,8 +68,11 @@ def read(value: dict[str, Any], kind: type[Kind]) -> tuple[Kind, list[str]]:
         if given.get(name):
             raise Refusal(400, f"{name} is not supported: {why}", "unsupported_parameter", name)
     kept = {name: each for name, each in given.items() if name not in kind.IDLE and name not in kind.REFUSED}
-    if unknown := sorted(set(kept) - set(kind.__struct_encode_fields__)):
-        raise Refusal(400, f"unknown field {shown(unknown[0])}; leave it out", "unknown_parameter", unknown[0][:60])
+    used = kind.__struct_encode_fields__
+    if unknown := sorted(set(kept) - set(used)):
+        near = difflib.get_close_matches(unknown[0][:60], [*used, *kind.IDLE], 1)
+        advice = f"did you mean {near[0]}?" if near else "leave it out"
+        raise Refusal(400, f"unknown field {shown(unknown[0])}; {advice}", "unknown_parameter", unknown[0][:60])
     return converted(kept, kind), idle
 
 

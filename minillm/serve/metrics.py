@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 import minillm
 from minillm.serve.answering import Job
-from minillm.serve.models import Models
+from minillm.serve.catalog import Catalog
 
 SHORT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
 LONG = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
@@ -37,13 +36,18 @@ TOTALS = {
     "generation_tokens": "tokens written",
     "num_preemptions": "requests that gave up their place in the cache",
 }
+STATES = {
+    "running": ("num_requests_running", "requests under way"),
+    "waiting": ("num_requests_waiting", "requests that wait"),
+    "usage": ("kv_cache_usage_perc", "share of the cache in use, 0 to 1"),
+}
 
 
 class Metrics:
     """Counters of one server."""
 
-    def __init__(self, models: Models, prefix: str):
-        self.registry, names = CollectorRegistry(), ["model_name"]
+    def __init__(self, models: Catalog, prefix: str):
+        self.models, self.registry, names = models, CollectorRegistry(), ["model_name"]
         common: dict[str, Any] = {"registry": self.registry}
         self.seconds = {
             name: Histogram(f"{prefix}:{name}", text, names, buckets=buckets, **common)
@@ -53,18 +57,18 @@ class Metrics:
         finished = [*names, "finished_reason"]
         self.success = Counter(f"{prefix}:request_success", "requests that came to their end", finished, **common)
         self.rejected = Counter(f"{prefix}:admission_rejections", "requests refused", ["reason"], **common)
-        gauges = {
-            "num_requests_running": ("requests under way", "running"),
-            "num_requests_waiting": ("requests that wait", "waiting"),
-            "kv_cache_usage_perc": ("share of the cache in use, 0 to 1", "usage"),
-        }
-        for name, (text, key) in gauges.items():
-            gauge = Gauge(f"{prefix}:{name}", text, names, **common)
-            for served in models.all:
-                gauge.labels(served.name).set_function(partial(_reading, served.engine, key))
+        self.states = {key: Gauge(f"{prefix}:{name}", text, names, **common) for key, (name, text) in STATES.items()}
+        self.loaded = Gauge(f"{prefix}:model_loaded", "whether a model is in memory, 0 or 1", names, **common)
         Gauge(f"{prefix}:info", "what is running", ["version"], **common).labels(minillm.__version__).set(1)
 
     def text(self) -> bytes:
+        loaded = self.models.loaded
+        for model in self.models.all:
+            self.loaded.labels(model.card.name).set(any(each.name == model.card.name for each in loaded))
+        for key, gauge in self.states.items():
+            gauge.clear()
+            for served in loaded:
+                gauge.labels(served.name).set(state(served.engine)[key])
         return bytes(generate_latest(self.registry))
 
     def count(self, job: Job) -> None:
@@ -105,10 +109,6 @@ class Metrics:
 
     def _add(self, name: str, model: str, value: float) -> None:
         self.seconds[name].labels(model).observe(value)
-
-
-def _reading(engine: minillm.Engine, key: str) -> float:
-    return state(engine)[key]
 
 
 def state(engine: minillm.Engine) -> dict[str, float]:

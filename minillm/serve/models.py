@@ -1,28 +1,72 @@
-"""A loaded checkpoint with its engine, and the names that it is served under."""
+"""A checkpoint as lists show it, which takes no more than its small files; and a loaded one, with its engine."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import minillm
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import shown
 from minillm.llm import LLM
+from minillm.model.decoder import Decoder
+from minillm.model.held import plain_shapes
 from minillm.serve.answers.styles import Style, style_of, styles
-from minillm.serve.errors import Refusal
 from minillm.serve.tokens import Tokens, specials
 
 
+@dataclass(frozen=True)
+class Card:
+    """What lists say of a checkpoint. The first of its `names` is what answers say; `room` is how many tokens a request
+    can have in all, `architecture` the `model_type` of its config, `size` the bytes of its weights in memory, and
+    `template` the source of its chat template."""
+
+    names: tuple[str, ...]
+    room: int
+    architecture: str
+    parameters: int
+    size: int
+    dtype: str
+    template: str | None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def abilities(self) -> list[str]:
+        """In Ollama's words, which its clients ask for."""
+        source = self.template or ""
+        thinks = "enable_thinking" in source or "reasoning_effort" in source  # it can be told to, or not
+        found = {"completion": True, "tools": "tools" in source, "thinking": thinks}
+        return [name for name, there in found.items() if there]
+
+
+def card(names: Sequence[str], values: Mapping[str, Any], model: Decoder, template: str | None, positions: int) -> Card:
+    """That of a model, with memory or without, whose cache has room for so many positions."""
+    return Card(
+        tuple(names),
+        room=min(model.spec.context, positions + 1),
+        architecture=str(values.get("model_type", "unknown")),
+        parameters=sum(math.prod(shape) for shape in plain_shapes(model).values()),
+        size=sum(each.nbytes for each in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        template=template,
+    )
+
+
 class Served:
-    """One checkpoint. The first of its `names` is what answers say; `style` is how it writes calls and reasoning, by
-    default what its chat template says. Raises ValueError for a style that is not there."""
+    """A loaded checkpoint. `style` is how it writes calls and reasoning, by default what its chat template says. Raises
+    ValueError for a style that is not there."""
 
     def __init__(self, llm: LLM, engine: minillm.Engine, names: Sequence[str], style: str | None = None):
         self.llm, self.engine, self.names = llm, engine, tuple(names)
-        self.created = int(time.time())
         self.tokens = Tokens(llm.tokenizer)
         self.specials = specials(llm.folder, llm.tokenizer)
         if style is not None and style not in styles:
@@ -58,59 +102,11 @@ class Served:
         marks = [find(mark) for mark in self.style.closes] if self.style.channels else []
         return self.llm.turn_ids | {each for each in marks if each is not None}
 
+    @functools.cached_property
+    def card(self) -> Card:
+        values, positions = read_json(self.llm.folder / "config.json"), self.engine.engine.store.most()
+        return card(self.names, values, self.llm.model, self.template, positions)
+
     @property
     def room(self) -> int:
-        """Tokens that a request can have in all: what the model and the cache have room for."""
-        return min(self.llm.spec.context, self.engine.engine.store.most() + 1)
-
-    @functools.cached_property
-    def architecture(self) -> str:
-        """The `model_type` of its config."""
-        return str(read_json(self.llm.folder / "config.json").get("model_type", "unknown"))
-
-    @functools.cached_property
-    def parameters(self) -> int:
-        return sum(each.numel() for each in self.llm.model.parameters())
-
-    @functools.cached_property
-    def size(self) -> int:
-        """Bytes of the parameters in memory."""
-        return sum(each.numel() * each.element_size() for each in self.llm.model.parameters())
-
-    @property
-    def dtype(self) -> str:
-        return str(self.llm.model.dtype).removeprefix("torch.")
-
-    @property
-    def abilities(self) -> list[str]:
-        """In Ollama's words, which its clients ask for."""
-        template = self.template or ""
-        found = {"completion": True, "tools": "tools" in template, "thinking": bool(template) and self.reasons}
-        return [name for name, there in found.items() if there]
-
-    @property
-    def reasons(self) -> bool:
-        """Whether the template can tell the model to reason or not."""
-        return "enable_thinking" in (self.template or "") or "reasoning_effort" in (self.template or "")
-
-
-class Models:
-    """All that are served."""
-
-    def __init__(self, served: Sequence[Served]):
-        self.all = tuple(served)
-        self.named = {name: each for each in served for name in each.names}
-
-    def find(self, name: str | None) -> Served:
-        """The model of a name; without one the first. Raises Refusal 404."""
-        if name is None:
-            return self.all[0]
-        found = self.named.get(name) or self.named.get(name.removesuffix(":latest"))
-        if found is None:
-            known = ", ".join(self.named)
-            raise Refusal(404, f"The model {shown(name)} does not exist; there are {known}", "model_not_found", "model")
-        return found
-
-    def close(self) -> None:
-        for each in self.all:
-            each.engine.close()
+        return self.card.room

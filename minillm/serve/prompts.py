@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from minillm.guard.screen import shown
 from minillm.llm import LLM
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal, too_long
@@ -39,11 +40,11 @@ def within(llm: LLM, prompt: str) -> None:
 def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> list[int]:
     """The ids of a conversation. Arguments of calls go in as objects, which most templates want, and where that does
     not work as the text that they came as. Raises Refusal for tools where the template knows of none."""
-    shown = asked.tool_choice != "none"
+    offered = asked.tools if asked.tool_choice != "none" else []
     if asked.messages and llm.tokenizer is None:
         raise Refusal(400, "this model has no tokenizer: send token ids to /v1/completions", "invalid_value")
-    template = llm.chat_template(with_tools=bool(asked.tools) and shown)
-    if asked.tools and shown and "tools" not in template.source:
+    template = llm.chat_template(with_tools=bool(offered))
+    if offered and "tools" not in template.source:
         said = "the chat template of this model knows no tools; leave them out, or set tool_choice to none"
         raise Refusal(400, said, "unsupported_parameter", "tools")
     messages = [_known_role(each, template.source) for each in asked.messages or []]
@@ -54,7 +55,7 @@ def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> list[int]
         return template.render(
             [_with_arguments(each, arguments) for each in messages],
             add_generation_prompt=asked.prompted,
-            tools=[_shown(each) for each in asked.tools] if asked.tools and shown else None,
+            tools=[_shown(each) for each in offered] or None,
             variables=asked.variables,
             continue_final_message=asked.unfinished,
         )
@@ -85,18 +86,28 @@ def folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*rest[:first], {**rest[first], "content": text}, *rest[first + 1 :]]
 
 
+# Of a part of a content: what text is called, and what clients put beside it that changes nothing here.
+TEXTS = (None, "text", "input_text", "output_text", "reasoning_text", "summary_text")
+IDLE_IN_PARTS = {"annotations", "cache_control", "citations", "logprobs", "prompt_cache_breakpoint"}
+
+
 def plain_text(content: Any) -> str:
     """Content as one text. Raises Refusal for parts that are none."""
     if content is None or isinstance(content, str):
         return content or ""
-    texts = []
-    for part in content:
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = str(part.get("type") if isinstance(part, dict) else type(part).__name__)[:60]
-            said = f"content of type {kind!r} is not supported: this server takes text only"
-            raise Refusal(400, said, "unsupported_content", "messages")
-        texts.append(part["text"])
-    return "\n".join(texts)
+    return "\n".join(map(_part, content))
+
+
+def _part(part: Any) -> str:
+    given = part if isinstance(part, dict) else {"type": type(part).__name__}
+    if given.get("type") not in TEXTS or not isinstance(given.get("text"), str):
+        said = f"content of type {str(given.get('type'))[:60]!r} is not supported: this server takes text only"
+        raise Refusal(400, said, "unsupported_content", "messages")
+    known = {"type", "text", *IDLE_IN_PARTS}
+    if unknown := sorted(name for name, each in given.items() if name not in known and each is not None):
+        said = f"a part of a content has the unknown field {shown(unknown[0])}; leave it out"
+        raise Refusal(400, said, "unknown_parameter", "messages")
+    return str(given["text"])
 
 
 def _known_role(message: dict[str, Any], source: str) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -13,23 +14,26 @@ from starlette.requests import Request
 from minillm.engine.batching.threaded import Busy
 from minillm.engine.completion import Completion
 from minillm.llm import DEFAULT_NEW_TOKENS
-from minillm.serve import prompts
+from minillm.serve import fields, prompts
 from minillm.serve.answering import Answer, Choice, Job
 from minillm.serve.answers import grammar
 from minillm.serve.answers.reader import Reader
 from minillm.serve.answers.styles import Style
 from minillm.serve.asked import Asked
+from minillm.serve.catalog import Catalog, Copy
 from minillm.serve.errors import Refusal, retry, too_long
 from minillm.serve.keys import Key, Keys
 from minillm.serve.metrics import Metrics
-from minillm.serve.models import Models, Served
+from minillm.serve.models import Served
 from minillm.serve.settings import MAX_PROMPTS, Settings
 
 PLAIN = Style("plain", thinking=())  # of a text that is no answer to messages
+LONG = 100_000  # bytes of a body
 WORKERS = 4  # threads that make tokens and grammars, so that the event loop does not
 TAIL = 400  # tokens at the end of a prompt that say how an answer begins
 
 T = TypeVar("T")
+Groups = list[tuple[list[Completion], list[Reader]]]  # rows for each prompt, each with the reader of its answer
 
 
 class Gone(Exception):
@@ -39,7 +43,7 @@ class Gone(Exception):
 class Service:
     """One server's."""
 
-    def __init__(self, models: Models, keys: Keys, settings: Settings):
+    def __init__(self, models: Catalog, keys: Keys, settings: Settings):
         self.models, self.keys, self.settings = models, keys, settings
         self.metrics = Metrics(models, settings.metrics_prefix)
         self.jobs: set[Job] = set()
@@ -50,18 +54,36 @@ class Service:
         """Run what takes long beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
+    async def parsed(self, request: Request) -> dict[str, Any]:
+        """A body as a JSON object; a long one is read beside the event loop. Raises Refusal."""
+        data = await request.body()
+        return fields.parsed(data) if len(data) < LONG else await self.beside(lambda: fields.parsed(data))
+
     def open(self) -> None:
         """Raises Refusal where the server takes no more requests."""
         if self.draining:
             raise self.rejected(retry(503, "the server is shutting down; try another, or later", 5, "shutting_down"))
 
-    async def start(self, request: Request, asked: Asked) -> Job:
-        """Hand a request in. Raises Refusal, before anything of an answer is sent."""
+    async def start(self, request: Request, asked: Asked, rows: Callable[[Served], Groups] | None = None) -> Job:
+        """Hand a request in; `rows` makes what goes to the engine of it, by default answers to its prompts. Raises
+        Refusal, before anything of an answer is sent."""
         self.open()
-        served, key, record = self.models.find(asked.model), key_of(request), record_of(request)
-        record.update(model=served.name, stream=asked.stream, **({"idle": asked.idle} if asked.idle else {}))
-        groups = await self.beside(lambda: prepare(served, asked, self.settings))
+        copy = self.models.ready(asked.model)
+        if copy is None:
+            copy = await unless_gone(request, self.models.take(asked.model))
+        try:
+            made, served = rows or (lambda served: prepare(served, asked, self.settings)), copy.served
+            groups = await self.beside(lambda: made(served))
+            return self._submit(request, copy, asked, groups)
+        except BaseException:
+            copy.give()
+            raise
+
+    def _submit(self, request: Request, copy: Copy, asked: Asked, groups: Groups) -> Job:
+        """Hand rows in; the job that comes of them gives the model back. Raises Refusal."""
         self.open()  # it may have begun to drain meanwhile
+        served, key, record = copy.served, key_of(request), record_of(request)
+        record.update(model=served.name, stream=asked.stream, **({"idle": asked.idle} if asked.idle else {}))
         rows = [row for group, _ in groups for row in group]
         likely = min(asked.most or DEFAULT_NEW_TOKENS, rows[0].max_new_tokens)
         try:
@@ -88,17 +110,33 @@ class Service:
             if isinstance(error, Busy):
                 raise self.rejected(retry(503, str(error), 2, "overloaded")) from None
             raise Refusal(400, str(error), "context_length_exceeded") from None
-        job = Job(served, asked, choices, lease, self.settings.keep_alive, lambda job: self._ended(job, record))
+        job = Job(served, asked, choices, lease, self.settings.keep_alive, lambda job: self._ended(job, copy, record))
         self.jobs.add(job)
         return job
+
+    @contextlib.asynccontextmanager
+    async def using(self, request: Request, name: str | None) -> AsyncIterator[Served]:
+        """A model, for a request without an answer of its own; it counts among those of its key. Raises Refusal."""
+        self.open()
+        try:
+            lease = key_of(request).admit(0)
+        except Refusal as refusal:
+            raise self.rejected(refusal) from None
+        try:
+            async with self.models.using(name) as served:
+                record_of(request)["model"] = served.name
+                yield served
+        finally:
+            lease.end(0)
 
     def rejected(self, refusal: Refusal) -> Refusal:
         """Count a refusal that is none of the client's doing."""
         self.metrics.rejected.labels(refusal.code or str(refusal.status)).inc()
         return refusal
 
-    def _ended(self, job: Job, record: dict[str, Any]) -> None:
+    def _ended(self, job: Job, copy: Copy, record: dict[str, Any]) -> None:
         self.jobs.discard(job)
+        copy.give()
         self.metrics.count(job)
         record.update(job.usage(), finish=[choice.finish or "abort" for choice in job.choices])
         if errors := sorted({choice.error for choice in job.choices if choice.error}):
@@ -109,7 +147,7 @@ class Service:
 
     async def drain(self, timeout: float) -> None:
         """Take no more, let what runs come to its end, and after `timeout` seconds end it."""
-        self.draining = True
+        self.draining = self.models.closing = True
         until = time.monotonic() + timeout
         while self.jobs and time.monotonic() < until:
             await asyncio.sleep(0.05)
@@ -118,7 +156,7 @@ class Service:
 
     def healthy(self) -> bool:
         """Whether each engine lives, and makes steps where it has something to do."""
-        states = [each.engine.health() for each in self.models.all]
+        states = [each.engine.health() for each in self.models.loaded]
         return all(each["alive"] and each["seconds_since_step"] < self.settings.stuck_after for each in states)
 
     def close(self) -> None:
@@ -126,7 +164,7 @@ class Service:
         self.models.close()
 
 
-def prepare(served: Served, asked: Asked, settings: Settings) -> list[tuple[list[Completion], list[Reader]]]:
+def prepare(served: Served, asked: Asked, settings: Settings) -> Groups:
     """Rows for each prompt, each with the reader of its answer. Raises Refusal."""
     if not 1 <= asked.n <= settings.max_batch:
         raise Refusal(400, f"n is {asked.n}, it must be from 1 to {settings.max_batch}", "invalid_value", "n")
@@ -146,6 +184,9 @@ def _rows(served: Served, asked: Asked, prompt: list[int]) -> tuple[list[Complet
         raise too_long(len(prompt), asked.most or 1, served.room)
     stated = llm.generation_config.get("max_new_tokens")
     most = min(room, asked.most or (stated if isinstance(stated, int) else room))
+    if (least := asked.options.get("min_new_tokens", 0)) > most:
+        said = f"min_tokens is {least:,}, and at most {most:,} tokens can be written; ask for fewer"
+        raise Refusal(400, said, "invalid_value", "min_tokens")
     options: dict[str, Any] = {**asked.options, "max_new_tokens": most, "raw": True}
     tail = ""
     if asked.messages is not None and not asked.options.get("ignore_eos"):

@@ -14,6 +14,7 @@ MAX_PROMPTS = 256  # of one request, or texts to embed
 MAX_SALT = 128  # characters
 MAX_HEADERS = 65_536  # bytes of a request's head
 MAX_DEPTH = 100  # of JSON in a body
+MAX_VALUES = 2_000_000  # commas of a body: a list of 7 million ids would take seconds to look at
 MAX_NESTED = 300_000  # lists and objects of a body: decoding more keeps the event loop for seconds, with Python's lock
 
 

@@ -16,9 +16,10 @@ import httpx
 import minillm
 from minillm.engine.completion import Completion
 from minillm.serve import app
+from minillm.serve.catalog import Catalog, Model
 from minillm.serve.connection import Server
 from minillm.serve.keys import Keys
-from minillm.serve.models import Models, Served
+from minillm.serve.models import Served
 from minillm.serve.service import Service
 from minillm.serve.settings import Settings
 
@@ -35,9 +36,10 @@ TOOLS_TEMPLATE = """{{ bos_token }}{% for tool in tools or [] %}{{ tool.function
 class Running:
     """A service behind a socket. `log` has a dict for each request."""
 
-    def __init__(self, served: Served, keys: Keys | None = None, **settings: Any):
+    def __init__(self, served: Served | Catalog, keys: Keys | None = None, **settings: Any):
         self.log: list[dict[str, Any]] = []
-        self.service = Service(Models([served]), keys or Keys(), Settings(**settings))
+        models = Catalog([Model.of(served)]) if isinstance(served, Served) else served
+        self.service = Service(models, keys or Keys(), Settings(**settings))
         self.app = app.build(self.service, lambda line: self.log.append(json.loads(line)))
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
@@ -53,7 +55,7 @@ class Running:
     def idle(self, seconds: float = 20) -> bool:
         """Whether all requests end soon, in the engines too."""
         until = time.monotonic() + seconds
-        engines = [each.engine for each in self.service.models.all]
+        engines = [each.engine for each in self.service.models.loaded]
         while time.monotonic() < until:
             states = [each.health() for each in engines]
             if not self.server.server_state.tasks and not any(each["running"] or each["waiting"] for each in states):

@@ -27,6 +27,7 @@ def guarded(llm: minillm.LLM) -> Iterator[Running]:
     entries = [
         Entry(name="anna", key=SECRET),
         Entry(name="bert", key=LIMITED, requests_per_minute=2, tokens_per_minute=500),
+        Entry(name="carl", key="sk-secret-of-carl", requests_per_minute=3),
     ]
     made = Running(serve(llm), Keys(entries))
     yield made
@@ -81,7 +82,8 @@ def test_limits_are_told_and_kept(guarded: Running) -> None:
     for left in (1, 0):
         found = guarded.post("/v1/chat/completions", CHAT, headers=headers)
         assert found.status_code == 200
-        assert int(found.headers["x-ratelimit-remaining-requests"]) == left + 1  # as it was when the request came
+        assert int(found.headers["x-ratelimit-remaining-requests"]) == left
+        assert 400 < int(found.headers["x-ratelimit-remaining-tokens"]) < 500  # what is reserved is not left
     found = guarded.post("/v1/chat/completions", CHAT, headers=headers)
     assert found.status_code == 429
     assert found.json()["error"]["code"] == "rate_limit_exceeded"
@@ -89,6 +91,16 @@ def test_limits_are_told_and_kept(guarded: Running) -> None:
     assert "bert" in found.json()["error"]["message"]
     other = guarded.post("/v1/chat/completions", CHAT, headers={"x-api-key": SECRET})
     assert other.status_code == 200
+
+
+def test_small_requests_count_too(guarded: Running) -> None:
+    headers = {"authorization": "Bearer sk-secret-of-carl"}
+    count = {"messages": [{"role": "user", "content": "Hi"}]}
+    asked: list[tuple[str, Any]] = [("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [5]})]
+    asked += [("/v1/messages/count_tokens", count), ("/tokenize", {"prompt": "x"})]
+    found = [guarded.post(path, body, headers=headers).status_code for path, body in asked]
+    assert found == [200, 200, 200, 429]
+    assert guarded.service.keys.holder("sk-secret-of-carl").running == 0
 
 
 def test_the_log_has_names_and_no_words(guarded: Running) -> None:
@@ -183,7 +195,13 @@ def test_pages_of_others_may_not_ask(llm: minillm.LLM) -> None:
         assert friend.headers["access-control-allow-origin"] == "http://friend.example"
         assert "access-control-allow-origin" not in httpx.get(server.url + "/v1/models", headers=here).headers
         asks = {"origin": "http://friend.example", "access-control-request-method": "POST"}
-        assert httpx.options(server.url + "/v1/chat/completions", headers=asks).status_code == 204
+        wanted = "authorization, anthropic-version, x-stainless-os"  # of clients in browsers
+        asks["access-control-request-headers"] = wanted
+        found = httpx.options(server.url + "/v1/chat/completions", headers=asks)
+        assert (found.status_code, found.headers["access-control-allow-headers"]) == (204, wanted)
+        assert "retry-after" in found.headers["access-control-expose-headers"]
+        asks["access-control-request-headers"] = "x: y"
+        assert "access-control-allow-headers" not in httpx.options(server.url + "/v1/models", headers=asks).headers
     finally:
         server.stop()
         server.service.close()

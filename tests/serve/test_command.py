@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from minillm.serve.__main__ import main
+from minillm.serve.__main__ import LOCAL, _parse, _settings, main
 from tests.conftest import ROOT, exit_code
 
 BODY: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 450, "ignore_eos": True, "stream": True}
@@ -95,6 +95,10 @@ def test_what_takes_too_long_ends_with_an_error(command: Command) -> None:
     assert command.process.wait(30) == 0
 
 
+def test_a_host_that_is_named_again_is_one() -> None:
+    assert _settings(_parse(["--host", "127.0.0.1"]), False).hosts == LOCAL
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -106,9 +110,15 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             ("--api-keys", str(tmp_path / "none")): "no such file",
             ("--port", "0", "--tool-style", "none-such"): "tagged",
             ("--port", "0", "--cache-memory", "-3"): "cache",
+            ("--models", str(tmp_path), "--weights", "x"): "exclude each other",
+            ("--model-memory", "1"): "goes with --models",
+            ("--port", "0", "--models", str(tmp_path)): "no checkpoint",
+            ("--port", "0", "--models", str(tmp_path), "--model-memory", "-1"): "--model-memory is -1",
+            ("--port", "0", "--models", str(tmp_path / "none")): "no such file",
             ("--port", "0", "--chat-template", str(tmp_path / "none")): "no such file",
         }.items():
             assert exit_code(main, [*arguments]) == 2, arguments
             said = capsys.readouterr().err.strip()
             assert said.count("\n") == 0, said
+            assert said.count("127.0.0.1") <= 1, said
             assert word in said

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
 
 import minillm
-from tests.helpers.server import Running
+from tests.helpers.server import Running, serve
 
 TEXTS = ["The cat sat by the sea", "A dog", "Once upon a time there was a small house in a wood " * 3]
 
@@ -48,3 +49,22 @@ def test_ids_and_numbers(client: openai.OpenAI, llm: minillm.LLM) -> None:
 def test_what_cannot_be(server: Running, change: dict[str, Any]) -> None:
     found = server.post("/v1/embeddings", {"model": "demo", "input": "x", **change})
     assert found.status_code == 400
+
+
+def test_they_are_requests_as_any_other(server: Running, llm: minillm.LLM) -> None:
+    """Counted, logged, and ended by a time limit and by a server that stops."""
+    before = httpx.get(f"{server.url}/metrics").text
+    found = server.post("/v1/embeddings", {"model": "demo", "input": TEXTS})
+    assert found.status_code == 200
+    server.idle()
+    assert (server.log[-1]["prompt"], server.log[-1]["completion"]) == (found.json()["usage"]["prompt_tokens"], 0)
+    name = 'minillm:request_success_total{finished_reason="length",model_name="demo"} '
+    texts = (before, httpx.get(f"{server.url}/metrics").text)
+    counts = [sum(float(line.split()[1]) for line in text.splitlines() if line.startswith(name)) for text in texts]
+    assert counts[1] - counts[0] == len(TEXTS)
+    hurried = Running(serve(llm), request_timeout=0.0)
+    assert hurried.post("/v1/embeddings", {"input": TEXTS}).status_code == 504
+    hurried.service.draining = True
+    assert hurried.post("/v1/embeddings", {"input": TEXTS}).status_code == 503
+    hurried.stop()
+    hurried.service.close()

@@ -24,7 +24,7 @@ OPERATIONS = ROOT / "examples/serve"
 
 
 class NoModels:
-    all = ()
+    all = loaded = ()
 
 
 def flags(words: list[str]) -> Any:

@@ -42,7 +42,7 @@ def test_a_client_that_leaves_ends_its_request(scripted: Start, path: str, strea
     messages = {} if "input" in fields else {"messages": LONG["messages"]}
     leave(server.url + path, {**messages, **fields}, stream)
     assert server.idle()
-    (row,) = server.service.models.all[0].engine.rows  # type: ignore[attr-defined]
+    (row,) = server.service.models.loaded[0].engine.rows  # type: ignore[attr-defined]
     assert row.finish_reason == "cancelled"
     assert not server.service.jobs
     assert server.log[-1]["finish"] == ["abort"]
@@ -52,7 +52,7 @@ def test_a_client_that_leaves_ends_its_request(scripted: Start, path: str, strea
 def test_its_place_in_the_engine_is_free_again(server: Running, stream: bool) -> None:
     leave(server.url + "/v1/completions", {"prompt": "x", "n": 8, "ignore_eos": True, "max_tokens": 500}, stream)
     assert server.idle()
-    engine = server.service.models.all[0].engine.engine
+    engine = server.service.models.loaded[0].engine.engine
     assert all(not blocks.users for blocks in engine.store.groups.values())
     assert server.log[-1]["completion"] < 8 * 500
 
@@ -84,6 +84,17 @@ def test_headers_of_a_stream(server: Running) -> None:
     assert found.text.endswith("data: [DONE]\n\n")
 
 
+def test_the_token_that_ends_an_answer_is_no_part_of_it(scripted: Start) -> None:
+    """Nor of its ids, however they come: here one by one."""
+    server = scripted("A cat sat.", wait=0.01)
+    body = {**LONG, "ignore_eos": False, "stream": True, "return_token_ids": True}
+    said = [line for line in server.post(CHAT, body).text.split("data: ") if line.startswith("{")]
+    found = [token for each in said for token in json.loads(each)["choices"][0].get("token_ids", [])]
+    tokenizer = server.service.models.loaded[0].llm.tokenizer
+    assert tokenizer is not None
+    assert found == tokenizer.encode("A cat sat.", special=False)
+
+
 def test_what_breaks_in_the_middle_is_an_event(scripted: Start) -> None:
     """The engine's own words stay in the log."""
     for path, body, sign in [
@@ -93,7 +104,7 @@ def test_what_breaks_in_the_middle_is_an_event(scripted: Start) -> None:
         ("/api/chat", {"messages": LONG["messages"]}, '{"error":"'),
     ]:
         server = scripted("one two three four five six", wait=0.05)
-        engine: Any = server.service.models.all[0].engine
+        engine: Any = server.service.models.loaded[0].engine
         with httpx.stream("POST", server.url + path, json=body, timeout=20) as answer:
             text = ""
             for piece in answer.iter_text():
@@ -181,14 +192,14 @@ def test_many_at_once_get_what_they_get_alone(llm: minillm.LLM, server: Running)
     assert set(asyncio.run(all_of_them())) == {"whole", "stream", "leave", "bad"}
     assert server.idle()
     assert not server.service.jobs
-    engine = server.service.models.all[0].engine.engine
+    engine = server.service.models.loaded[0].engine.engine
     assert all(not blocks.users for blocks in engine.store.groups.values())
 
 
 def test_health_answers_while_the_engine_works_and_tells_when_it_does_not(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = server.service.models.all[0].engine
+    engine = server.service.models.loaded[0].engine
     stuck = {"alive": True, "running": 1, "waiting": 0, "seconds_since_step": 1e6}
     assert httpx.get(server.url + "/health").status_code == 200
     monkeypatch.setattr(engine, "health", lambda: stuck)
@@ -229,7 +240,7 @@ def test_what_is_being_read_when_the_server_stops_is_told_to_come_again(
 def test_reasoning_is_counted_once(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """With usage in each chunk: as much work as there is text, not its square."""
     server = scripted("<think>" + "so and so " * 20 + "</think>yes")
-    tokenizer = server.service.models.all[0].llm.tokenizer
+    tokenizer = server.service.models.loaded[0].llm.tokenizer
     assert tokenizer is not None
     encode, sizes = tokenizer.encode, []
 

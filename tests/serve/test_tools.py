@@ -179,7 +179,7 @@ def test_a_conversation_with_calls_goes_back_in(scripted: Start) -> None:
     }
     back = {"role": "tool", "content": "rain", "tool_name": "weather"}
     Client(host=server.url).chat("demo", messages=[*ASKED, said, back], tools=[TOOL])
-    rows = server.service.models.all[0].engine.rows  # type: ignore[attr-defined]
+    rows = server.service.models.loaded[0].engine.rows  # type: ignore[attr-defined]
     assert len(rows) == 4
     assert {tuple(row.prompt) for row in rows} == {tuple(rows[0].prompt)}
 
@@ -196,8 +196,8 @@ def test_a_result_and_a_text_in_one_turn(scripted: Start) -> None:
         max_tokens=9,
         messages=[*ASKED, {"role": "assistant", "content": "hm"}, {"role": "user", "content": blocks}],
     )
-    (row,) = server.service.models.all[0].engine.rows  # type: ignore[attr-defined]
-    text = server.service.models.all[0].llm.tokenizer.decode(row.prompt)  # type: ignore[union-attr]
+    (row,) = server.service.models.loaded[0].engine.rows  # type: ignore[attr-defined]
+    text = server.service.models.loaded[0].llm.tokenizer.decode(row.prompt)  # type: ignore[union-attr]
     assert text.index("Error: rain") < text.index("and tomorrow?")
 
 

@@ -18,6 +18,7 @@ from minillm.serve.apis.openai import json
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.fields import Body
+from minillm.serve.models import Served
 from minillm.serve.prompts import plain_text
 from minillm.serve.service import Service, whole
 from minillm.serve.streaming import SSE, Stream
@@ -85,7 +86,7 @@ class MessagesBody(CountBody, kw_only=True):
 
 
 async def create(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), MessagesBody)
+    body, idle = fields.read(await service.parsed(request), MessagesBody)
     wanted = of(body, idle)
     wanted.most, wanted.clamp, wanted.stream = body.max_tokens, True, body.stream
     wanted.options = asked.sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k)
@@ -100,16 +101,17 @@ async def create(service: Service, request: Request) -> Response:
 
 
 async def count_tokens(service: Service, request: Request) -> Response:
-    body, _ = fields.read(fields.parsed(await request.body()), CountBody)
-    wanted, served = of(body, []), service.models.find(body.model)
+    body, _ = fields.read(await service.parsed(request), CountBody)
+    wanted = of(body, [])
 
-    def count() -> int:
+    def count(served: Served) -> int:
         try:
             return len(prompts.conversation(served.llm, wanted, service.settings.fold_system))
         except ValueError as error:
             raise Refusal(400, str(error).replace(str(served.llm.folder), served.name)) from None
 
-    return json({"input_tokens": await service.beside(count)})
+    async with service.using(request, body.model) as served:
+        return json({"input_tokens": await service.beside(lambda: count(served))})
 
 
 def of(body: CountBody, idle: list[str]) -> Asked:

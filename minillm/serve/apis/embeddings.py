@@ -18,17 +18,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from torch import Tensor
 
-from minillm.engine.asked import Asked
-from minillm.engine.batching.threaded import Busy, Failed
+from minillm.engine.asked import Asked as Read
 from minillm.engine.completion import Completion
 from minillm.engine.sampling import Sampling
 from minillm.serve import fields, prompts
+from minillm.serve.answers.reader import Reader
 from minillm.serve.apis.openai import BOOKKEEPING, json
 from minillm.serve.apis.openai_completions import prompts as inputs
-from minillm.serve.errors import Refusal, retry, too_long
+from minillm.serve.asked import Asked
+from minillm.serve.errors import Refusal, too_long
 from minillm.serve.fields import Body
 from minillm.serve.models import Served
-from minillm.serve.service import Service, key_of, record_of, unless_gone
+from minillm.serve.service import PLAIN, Groups, Service, whole
 
 
 class EmbeddingsBody(Body, kw_only=True):
@@ -43,24 +44,27 @@ class EmbeddingsBody(Body, kw_only=True):
 
 
 async def create(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), EmbeddingsBody)
-    service.open()
-    served, record = service.models.find(body.model), record_of(request)
-    width = served.llm.spec.hidden_size
-    if body.dimensions not in (None, width):
-        said = f"dimensions is {body.dimensions}, this model's vectors have {width}; leave it out"
-        raise Refusal(400, said, "invalid_value", "dimensions")
-    ids = await service.beside(lambda: _ids(served, body))
-    tokens = sum(map(len, ids))
-    lease = key_of(request).admit(tokens)
-    try:
-        vectors = await unless_gone(request, _vectors(served, ids, body.pooling, key_of(request).name))
-    finally:
-        lease.end(tokens)
-    record.update(model=served.name, prompt=tokens, **({"idle": idle} if idle else {}))
+    body, idle = fields.read(await service.parsed(request), EmbeddingsBody)
+    pools: list[Pool] = []
+
+    def rows(served: Served) -> Groups:
+        width = served.llm.spec.hidden_size
+        if body.dimensions not in (None, width):
+            said = f"dimensions is {body.dimensions}, this model's vectors have {width}; leave it out"
+            raise Refusal(400, said, "invalid_value", "dimensions")
+        found = _ids(served, body)
+        pools.extend(Pool(served, len(each), body.pooling) for each in found)
+        made = [Read(reader=pool.read) for pool in pools]
+        texts = zip(found, made, strict=True)
+        return [([Completion(ids, Sampling(), 0, asked=each)], [Reader(PLAIN, "")]) for ids, each in texts]
+
+    job = await service.start(request, Asked(model=body.model, parse=False, idle=idle), rows)
+    await whole(request, job)
+    vectors = [pool.vector() for pool in pools]
     found = [{"object": "embedding", "index": at, "embedding": _encoded(each, body)} for at, each in enumerate(vectors)]
+    tokens = job.usage()["prompt"]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return json({"object": "list", "data": found, "model": served.name, "usage": usage})
+    return json({"object": "list", "data": found, "model": job.served.name, "usage": usage})
 
 
 def _ids(served: Served, body: EmbeddingsBody) -> list[list[int]]:
@@ -74,27 +78,6 @@ def _ids(served: Served, body: EmbeddingsBody) -> list[list[int]]:
             raise too_long(len(ids), 0, served.room - 1)
         found.append(ids)
     return found
-
-
-async def _vectors(served: Served, ids: list[list[int]], pooling: str, client: str) -> list[Tensor]:
-    """A vector fp32 `[E]` for each text, computed among the requests of others."""
-    readers = [Pool(served, len(each), pooling) for each in ids]
-    tickets = []
-    try:
-        for each, reader in zip(ids, readers, strict=True):
-            row = Completion(each, Sampling(), 0, asked=Asked(reader=reader.read))
-            tickets.append(served.engine.submit(row, client=client))
-        for ticket in tickets:
-            async for _ in ticket.changes():
-                pass
-    except Busy as error:
-        raise retry(503, str(error), 2, "overloaded") from None
-    except Failed:
-        raise Refusal(500, "the engine could not go on with this request", "engine_error") from None
-    finally:
-        for ticket in tickets:
-            served.engine.cancel(ticket)
-    return [reader.vector() for reader in readers]
 
 
 class Pool:

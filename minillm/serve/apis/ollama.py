@@ -24,7 +24,7 @@ from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.errors import ollama as error_body
 from minillm.serve.fields import Body
-from minillm.serve.models import Served
+from minillm.serve.models import Card
 from minillm.serve.service import Service, whole
 from minillm.serve.settings import MAX_LOGPROBS
 from minillm.serve.streaming import LINES, Chunks, Stream, line
@@ -37,7 +37,7 @@ vocab_only logits_all repeat_last_n draft_num_predict penalize_newline""".split(
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """How to choose tokens. A `num_predict` of -1 or -2 is all that there is room for."""
+    """How to choose tokens. A `num_predict` of 0 or less is all that there is room for, as in Ollama's own runner."""
 
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
     top_k: asked.TopK | None = None
@@ -89,9 +89,9 @@ class NameBody(Body, kw_only=True):
 
 
 async def chat(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), ChatBody)
+    body, idle = fields.read(await service.parsed(request), ChatBody)
     if not body.messages:
-        return _loaded(service, body, {"message": {"role": "assistant", "content": ""}})
+        return await _loaded(service, request, body, {"message": {"role": "assistant", "content": ""}})
     made = of(body, idle)
     made.messages = messages([_message(each) for each in body.messages])
     made.tools = tools(body.tools)
@@ -104,11 +104,11 @@ async def chat(service: Service, request: Request) -> Response:
 
 
 async def generate(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), GenerateBody)
+    body, idle = fields.read(await service.parsed(request), GenerateBody)
     if not body.prompt:
-        return _loaded(service, body, {"response": ""})
+        return await _loaded(service, request, body, {"response": ""})
     made = of(body, idle)
-    if body.raw or service.models.find(body.model).template is None:
+    if body.raw or service.models.find(body.model).card.template is None:
         if body.system:
             raise Refusal(400, "system needs a chat template: none is used here, or this model has none")
         made.prompts, made.parse = [body.prompt], False
@@ -244,12 +244,12 @@ def _between(start: float | None, end: float | None) -> int:
     return 0 if start is None or end is None else max(0, int((end - start) * 1e9))
 
 
-def _loaded(service: Service, body: Shared, empty: dict[str, Any]) -> Response:
-    """Without a prompt clients only ask for the model to be loaded, which it is."""
+async def _loaded(service: Service, request: Request, body: Shared, empty: dict[str, Any]) -> Response:
+    """Without a prompt clients only ask for the model to be loaded."""
     if body.model is None:
         raise Refusal(400, "model is required")
-    served = service.models.find(body.model)
-    return json({**_head(served.name), **empty, "done": True, "done_reason": "load"})
+    async with service.using(request, body.model) as served:
+        return json({**_head(served.name), **empty, "done": True, "done_reason": "load"})
 
 
 async def version(service: Service, request: Request) -> Response:
@@ -257,34 +257,35 @@ async def version(service: Service, request: Request) -> Response:
 
 
 async def tags(service: Service, request: Request) -> Response:
-    return json({"models": [_card(each, name) for name, each in service.models.named.items()]})
+    return json({"models": [_card(each.card, name) for name, each in service.models.named.items()]})
 
 
 async def ps(service: Service, request: Request) -> Response:
     far = {"expires_at": _now(time.time() + 365 * 86400), "context_length": 0}
-    cards = [{**_card(each, name), **far, "context_length": each.room} for name, each in service.models.named.items()]
+    there = [(name, served.card) for served in service.models.loaded for name in served.names]
+    cards = [{**_card(card, name), **far, "context_length": card.room} for name, card in there]
     return json({"models": [{**each, "size_vram": 0} for each in cards]})
 
 
 async def show(service: Service, request: Request) -> Response:
-    body, _ = fields.read(fields.parsed(await request.body()), NameBody)
-    served = service.models.find(body.model or body.name)
-    architecture = re.sub(r"\W", "_", str(served.architecture))
-    info = {"general.architecture": architecture, f"{architecture}.context_length": served.room}
-    info["general.parameter_count"] = served.parameters
-    found = {"modelfile": "", "parameters": "", "template": served.template or "", "license": ""}
-    card = _card(served, served.name)
-    return json({**found, "details": card["details"], "model_info": info, "capabilities": served.abilities,
+    body, _ = fields.read(await service.parsed(request), NameBody)
+    found = service.models.find(body.model or body.name).card
+    architecture = re.sub(r"\W", "_", found.architecture)
+    info = {"general.architecture": architecture, f"{architecture}.context_length": found.room}
+    info["general.parameter_count"] = found.parameters
+    made = {"modelfile": "", "parameters": "", "template": found.template or "", "license": ""}
+    card = _card(found, found.name)
+    return json({**made, "details": card["details"], "model_info": info, "capabilities": found.abilities,
                  "modified_at": card["modified_at"]})  # fmt: skip
 
 
-def _card(served: Served, name: str) -> dict[str, Any]:
-    millions = served.parameters / 1e6
+def _card(card: Card, name: str) -> dict[str, Any]:
+    millions = card.parameters / 1e6
     size = f"{millions / 1000:.1f}B" if millions >= 1000 else f"{millions:.2f}M"
-    details = {"parent_model": "", "format": "safetensors", "family": served.architecture, "families": None,
-               "parameter_size": size, "quantization_level": served.dtype}  # fmt: skip
-    digest = hashlib.sha256(served.name.encode()).hexdigest()
-    found = {"name": name, "model": name, "modified_at": _now(served.created), "size": served.size}
+    details = {"parent_model": "", "format": "safetensors", "family": card.architecture, "families": None,
+               "parameter_size": size, "quantization_level": card.dtype}  # fmt: skip
+    digest = hashlib.sha256(card.name.encode()).hexdigest()
+    found = {"name": name, "model": name, "modified_at": _now(card.created), "size": card.size}
     return {**found, "digest": digest, "details": details}
 
 

@@ -69,7 +69,7 @@ class ChatBody(openai.Shared, kw_only=True):
 
 
 async def create(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), ChatBody)
+    body, idle = fields.read(await service.parsed(request), ChatBody)
     wanted = of(body, idle)
     job = await service.start(request, wanted)
     if body.stream:

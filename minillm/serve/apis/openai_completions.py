@@ -42,7 +42,7 @@ class CompletionBody(openai.Shared, kw_only=True):
 
 
 async def create(service: Service, request: Request) -> Response:
-    body, idle = fields.read(fields.parsed(await request.body()), CompletionBody)
+    body, idle = fields.read(await service.parsed(request), CompletionBody)
     job = await service.start(request, of(body, idle))
     if body.stream:
         return openai.stream(job, chunks(job, body), service.settings.write_timeout)

@@ -16,7 +16,7 @@ from minillm.serve.apis.openai_chat import messages, tools
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.fields import Body
-from minillm.serve.models import Served
+from minillm.serve.models import Card, Served
 from minillm.serve.service import Service
 
 METRICS = "text/plain; version=1.0.0; charset=utf-8"
@@ -45,27 +45,26 @@ class DetokenizeBody(Body, kw_only=True):
     tokens: Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(max_length=MAX_TOKENS)]
 
 
-def _card(served: Served, name: str) -> dict[str, Any]:
-    found = {"id": name, "object": "model", "created": served.created, "owned_by": "minillm"}
-    return {**found, "root": served.name, "max_model_len": served.room}
+def _card(card: Card, name: str) -> dict[str, Any]:
+    found = {"id": name, "object": "model", "created": card.created, "owned_by": "minillm"}
+    return {**found, "root": card.name, "max_model_len": card.room}
 
 
 async def list_models(service: Service, request: Request) -> Response:
-    return json({"object": "list", "data": [_card(each, name) for name, each in service.models.named.items()]})
+    return json({"object": "list", "data": [_card(each.card, name) for name, each in service.models.named.items()]})
 
 
 async def show_model(service: Service, request: Request) -> Response:
     name = request.path_params["name"]
-    return json(_card(service.models.find(name), name))
+    return json(_card(service.models.find(name).card, name))
 
 
 async def tokenize(service: Service, request: Request) -> Response:
-    body, _ = fields.read(fields.parsed(await request.body()), TokenizeBody)
+    body, _ = fields.read(await service.parsed(request), TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
         raise Refusal(400, "give prompt or messages, one of them", "invalid_value", "prompt")
-    served = service.models.find(body.model)
 
-    def ids() -> list[int]:
+    def ids(served: Served) -> list[int]:
         try:
             if body.prompt is not None:
                 return prompts.text(served.llm, body.prompt, body.add_special_tokens)
@@ -80,26 +79,27 @@ async def tokenize(service: Service, request: Request) -> Response:
         except ValueError as error:
             raise Refusal(400, str(error).replace(str(served.llm.folder), served.name), "invalid_value") from None
 
-    found = await service.beside(ids)
-    names = [served.tokens.label(each) for each in found] if body.return_token_strs else None
-    return json({"count": len(found), "max_model_len": served.room, "tokens": found, "token_strs": names})
+    async with service.using(request, body.model) as served:
+        found = await service.beside(lambda: ids(served))
+        names = [served.tokens.label(each) for each in found] if body.return_token_strs else None
+        return json({"count": len(found), "max_model_len": served.room, "tokens": found, "token_strs": names})
 
 
 async def detokenize(service: Service, request: Request) -> Response:
-    body, _ = fields.read(fields.parsed(await request.body()), DetokenizeBody)
-    served = service.models.find(body.model)
-    tokenizer = served.llm.tokenizer
-    if tokenizer is None:
-        raise Refusal(400, "this model has no tokenizer", "invalid_value")
-    if absent := next((each for each in body.tokens if each >= served.llm.spec.vocab_size), None):
-        said = f"token id {absent} is outside the vocabulary of {served.llm.spec.vocab_size}"
-        raise Refusal(400, said, "invalid_value", "tokens")
-    return json({"prompt": await service.beside(lambda: tokenizer.decode(body.tokens, skip_special=False))})
+    body, _ = fields.read(await service.parsed(request), DetokenizeBody)
+    async with service.using(request, body.model) as served:
+        tokenizer = served.llm.tokenizer
+        if tokenizer is None:
+            raise Refusal(400, "this model has no tokenizer", "invalid_value")
+        if absent := next((each for each in body.tokens if each >= served.llm.spec.vocab_size), None):
+            said = f"token id {absent} is outside the vocabulary of {served.llm.spec.vocab_size}"
+            raise Refusal(400, said, "invalid_value", "tokens")
+        return json({"prompt": await service.beside(lambda: tokenizer.decode(body.tokens, skip_special=False))})
 
 
 async def health(service: Service, request: Request) -> Response:
     if not service.healthy():
-        raise Refusal(503, "the engine stands still", "stuck")
+        raise Refusal(503, "an engine has made no progress for too long", "stuck")
     return json({"status": "ok"})
 
 

@@ -95,7 +95,7 @@ class ResponsesBody(Body, kw_only=True):
 
 
 async def create(service: Service, request: Request) -> Response:
-    given = fields.parsed(await request.body())
+    given = await service.parsed(request)
     body, idle = fields.read(given, ResponsesBody)
     wanted = of(body, idle)
     job = await service.start(request, wanted)
