@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm import spec
+from minillm.model import lora
 from minillm.model.attention import Step
 from minillm.model.cache import Cache
 from minillm.model.embedding import Embedding
@@ -125,9 +126,9 @@ class Decoder(nn.Module):
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
         head = self.embedding if self.head is None else self.head
-        if held_in(head):
-            raise ValueError("a loss needs a head of plain weights; load the checkpoint without quantising it")
         x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
+        if held_in(head) or lora.adapted(head) is not None:
+            return F.cross_entropy(self.project(x_NE).float(), tokens_BT[:, 1:].flatten())
         cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
         return self.ops.linear_cross_entropy(x_NE, head.weight, tokens_BT[:, 1:].flatten(), cap, bias=bias)
 
