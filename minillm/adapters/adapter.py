@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minillm.adapters.config import FILE, AdapterConfig
 from minillm.guard.writing import complete
-from minillm.model import held, lora
+from minillm.model import adapted, held
 from minillm.model.decoder import Decoder
 from minillm.model.linear import Linear
 from minillm.weights.adapter import PREFIX
@@ -39,7 +39,7 @@ class Adapter:
 
     def __init__(self, model: Decoder, name: str, config: AdapterConfig):
         self.model, self.name, self.config = model, name, config
-        self.choice = choice(model)
+        self.choice = model.choice
         self.trained: dict[str, nn.Parameter] = {}  # by the name in the file
         self.filed: dict[str, Filed] = {}
         self.whole: dict[str, nn.Parameter] = {}  # new values of the model's parameters
@@ -57,7 +57,7 @@ class Adapter:
     @property
     def deltas(self) -> dict[tuple[str, str], Any]:
         """What is added, by the module and its parameter."""
-        return dict(lora.taken(self.model, self.name))
+        return dict(adapted.taken(self.model, self.name))
 
     def freeze(self) -> None:
         """No more training: what is the same for every step is then made once."""
@@ -108,14 +108,6 @@ class Adapter:
         made = replace(self.config, base_model_name_or_path=base, **targets, **narrowed).values()
         with complete(folder / FILE) as file:
             file.write(json.dumps(made, indent=2, ensure_ascii=False).encode())
-
-
-def choice(model: Decoder) -> lora.Choice:
-    """Which adapters a model's next step goes through."""
-    if "choice" not in model.__dict__:
-        model.__dict__["choice"] = lora.Choice()
-    found: lora.Choice = model.__dict__["choice"]
-    return found
 
 
 def own_head(model: Decoder) -> Linear:

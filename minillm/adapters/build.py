@@ -13,7 +13,7 @@ from minillm import families
 from minillm.adapters.adapter import Adapter, Filed, own_head
 from minillm.adapters.config import AdapterConfig
 from minillm.llm import LLM
-from minillm.model import held, lora
+from minillm.model import adapted, held, lora
 from minillm.model.decoder import skeleton
 from minillm.model.embedding import Embedding
 from minillm.model.linear import Linear
@@ -62,17 +62,19 @@ class Build:
     def deltas(self, to: Destination) -> lora.Deltas:
         """Where parts of a parameter's adapter go."""
         module, leaf = self.module(to)
-        found = lora.adapted(module)
+        found = adapted.adapted(module)
         known = found.of.get(leaf, {}).get(self.adapter.name) if found else None
         if known is None:
             known = lora.Deltas()
-            lora.put(module, leaf, self.adapter.name, self.adapter.choice, known)
+            adapted.put(module, leaf, self.adapter.name, self.adapter.choice, known)
         assert isinstance(known, lora.Deltas)
         return known
 
     def matrix(self, stem: str, to: Destination, given: Mapping[str, Tensor]) -> lora.Part:
         """The adapter of a matrix: its tensors by kind, as they are in the file."""
         start, inside = to.start, f"{stem}.lora_"
+        if isinstance(self.module(to)[0], Router) and given.keys() > {"a", "b"}:
+            raise ValueError(f"{stem}: a router has nothing but lora_A and lora_B; switch use_dora and lora_bias off")
         a = self.parameter(f"{inside}A.weight", given["a"])
         b = self.parameter(f"{inside}B.weight", names.straight(given["b"], to))
         self.file(f"{inside}A.weight", a)
@@ -111,7 +113,7 @@ class Build:
         for half, each in zip("AB", kept, strict=True):
             self.file(f"{stem}.lora_embedding_{half}", each)
         delta = lora.EmbeddingDelta(kept[0], kept[1], self.config.scale(stem))
-        lora.put(module, leaf, self.adapter.name, self.adapter.choice, delta)
+        adapted.put(module, leaf, self.adapter.name, self.adapter.choice, delta)
         self.target(stem, to)
 
     def experts(self, name: str, stem: str, to: Destination, a: Tensor, b: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm import spec
-from minillm.model import lora
+from minillm.model.adapted import Choice, adapted
 from minillm.model.attention import Step
 from minillm.model.cache import Cache
 from minillm.model.embedding import Embedding
@@ -42,6 +42,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = decoder
         self.ops = ops
+        self.choice = Choice()  # of adapters
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
         size, told = decoder.hidden_size, decoder.per_layer
         self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
         head = self.embedding if self.head is None else self.head
         x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
-        if held_in(head) or lora.adapted(head) is not None:
+        if held_in(head) or adapted(head) is not None:
             return F.cross_entropy(self.project(x_NE).float(), tokens_BT[:, 1:].flatten())
         cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
         return self.ops.linear_cross_entropy(x_NE, head.weight, tokens_BT[:, 1:].flatten(), cap, bias=bias)
