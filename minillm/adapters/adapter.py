@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from minillm.adapters.config import FILE, AdapterConfig
 from minillm.guard.writing import complete
-from minillm.model import adapted, held
+from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.linear import Linear
+from minillm.model.lora import adapted
 from minillm.weights.adapter import PREFIX
 from minillm.weights.tensorfile import NAMES, Writer
 
@@ -103,8 +104,9 @@ class Adapter:
             for name, each in values.items():
                 writer.write(f"{PREFIX}{name}", each)
         base = base_name or self.config.base_model_name_or_path
-        targets = {"target_modules": self.modules, "target_parameters": self.targeted or None}
-        narrowed = {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}  # all are named
+        # All are named, so nothing narrows them any more.
+        targets: dict[str, Any] = {"target_modules": self.modules, "target_parameters": self.targeted or None}
+        narrowed: dict[str, Any] = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
         made = replace(self.config, base_model_name_or_path=base, **targets, **narrowed).values()
         with complete(folder / FILE) as file:
             file.write(json.dumps(made, indent=2, ensure_ascii=False).encode())

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from minillm.adapters.adapter import Adapter, own_head
-from minillm.model import adapted, held, lora
+from minillm.model import held
+from minillm.model.lora import adapted, deltas
 
 
 @dataclass
@@ -35,9 +36,9 @@ class Moved:
 
 def mergeable(adapter: Adapter) -> bool:
     """Whether all that an adapter changes are plain weights, with a bias where it adds to one."""
-    for (owner, leaf), deltas in adapter.deltas.items():
+    for (owner, leaf), change in adapter.deltas.items():
         module = adapter.model.get_submodule(owner)
-        biased = isinstance(deltas, lora.Deltas) and any(part.bias is not None for part in deltas.parts)
+        biased = isinstance(change, deltas.Deltas) and any(part.bias is not None for part in change.parts)
         if leaf in held.held_in(module) or (biased and getattr(module, "bias", None) is None):
             return False
     return True
@@ -47,12 +48,12 @@ def mergeable(adapter: Adapter) -> bool:
 def merge(adapter: Adapter) -> Moved:
     """Put an adapter into the weights of its model; it is no longer an adapter then. Check `mergeable` first."""
     model, moved = adapter.model, Moved()
-    for (owner, leaf), deltas in adapter.deltas.items():
+    for (owner, leaf), change in adapter.deltas.items():
         module = model.get_submodule(owner)
         if owner == "embedding":
             own_head(model)  # which stays as it is where the two are tied
         weight, bias = getattr(module, leaf), getattr(module, "bias", None) if leaf == "weight" else None
-        exact, exact_bias = deltas.merged(weight, bias)
+        exact, exact_bias = change.merged(weight, bias)
         made = exact.to(weight.dtype)
         moved.saw(weight, exact, made)
         # In a place of its own: head and embedding may be one matrix, of which only one is meant.

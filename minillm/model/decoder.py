@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm import spec
-from minillm.model.adapted import Choice, adapted
 from minillm.model.attention import Step
 from minillm.model.cache import Cache
 from minillm.model.embedding import Embedding
 from minillm.model.held import held_in, product
 from minillm.model.linear import Linear
+from minillm.model.lora.adapted import Choice, adapted
 from minillm.model.moe import Experts, MoE
 from minillm.model.norm import norm
 from minillm.model.ragged import Ragged

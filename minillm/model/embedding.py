@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.model.adapted import adapted
 from minillm.model.held import held_in, lookup
+from minillm.model.lora.adapted import adapted
 
 
 class Embedding(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.model import held
-from minillm.model.adapted import adapted
+from minillm.model.lora.adapted import adapted
 from minillm.ops import REFERENCE, Ops
 
 

@@ -18,10 +18,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minillm.model.adapted import adapted
 from minillm.model.attention import Step
 from minillm.model.cache import LatentCache
 from minillm.model.linear import Linear
+from minillm.model.lora.adapted import adapted
 from minillm.model.norm import Norm
 from minillm.model.pools import LatentPool
 from minillm.ops import Ops

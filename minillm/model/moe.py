@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from minillm import spec
 from minillm.model import held
-from minillm.model.adapted import adapted
 from minillm.model.ffn import GatedMLP
 from minillm.model.linear import Linear
+from minillm.model.lora.adapted import adapted
 from minillm.model.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.routing import Routing

@@ -1,4 +1,4 @@
-"""Which adapters the tokens of a step go through, and what these add at each module (`lora.py`).
+"""Which adapters the tokens of a step go through, and what these add at each module (`deltas.py`).
 
 A module has no more to do with it than to ask `adapted(self)`, which is None where there is no adapter.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.model.lora import Deltas
+from minillm.model.lora.deltas import Deltas
 from minillm.ops.reference import expert_product
 
 
@@ -30,9 +30,9 @@ class Choice:
 
     def each(self, names: Sequence[str | None], device: torch.device) -> None:
         """Let each row go through the adapter of this name, or through none."""
-        if not self.known or (names := tuple(names)) == self.names:
+        if not self.known or tuple(names) == self.names:
             return
-        self.names, chosen = names, list(dict.fromkeys(names))
+        self.names, chosen = tuple(names), list(dict.fromkeys(names))
         if len(chosen) < 2:
             self.rows, self.rest = tuple((name, None) for name in chosen if name is not None), None
             return
@@ -165,7 +165,8 @@ def taken(model: nn.Module, name: str) -> Mapping[tuple[str, str], Any]:
     """What an adapter adds, by module and parameter."""
     found = {}
     for owner, module in model.named_modules():
-        for leaf, by_name in (adapted(module).of if adapted(module) else {}).items():
+        changed = adapted(module)
+        for leaf, by_name in changed.of.items() if changed else ():
             if name in by_name:
                 found[owner, leaf] = by_name[name]
     return found

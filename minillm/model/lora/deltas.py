@@ -105,13 +105,16 @@ class Deltas:
         at = self.parts[0].a.device if self.parts else self.biases[0][1].device
         if factors:
             made.share = _placed([(start, factor - 1) for start, factor in factors.items()], outputs, at)
-        added = [(start, values - bias[start : start + len(values)].float()) for start, values in self.biases]
+        added = []
+        for start, values in self.biases:
+            assert bias is not None  # whose values these replace
+            added.append((start, values - bias[start : start + len(values)].float()))
         for part in self.parts:
             if part.bias is not None:
                 of_b, factor = part.bias * part.scale, factors.get(part.start)
                 added.append((part.start, of_b if factor is None else of_b * factor))
         if added:
-            made.offset = sum(_placed([each], outputs, at) for each in added)
+            made.offset = torch.stack([_placed([each], outputs, at) for each in added]).sum(0)
         self.kept = None if trained else made
         return made
 
