@@ -19,7 +19,7 @@ the second of every expert, and so on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -186,10 +186,9 @@ def crooked(values: Tensor, to: Destination) -> Tensor:
     return values if to.layout is None else to.layout.restore(values)
 
 
-def of_one(to: Destination) -> tuple[Destination, int, int] | None:
-    """Where rows of one expert's matrix lie: the whole parameter, the expert, and the first of its rows; None for what
-    is no part of a stack of matrices."""
-    if to.whole is None or len(to.whole) != 3 or to.shape[0] == to.whole[0] * to.whole[1]:
+def of_one(to: Destination, whole: tuple[int, ...]) -> tuple[int, int] | None:
+    """Which expert rows of a parameter of this shape are of, and the first of them in its matrix; None for what is no
+    part of a stack of matrices."""
+    if len(whole) != 3 or to.shape[0] == whole[0] * whole[1]:
         return None
-    expert, start = divmod(to.start, to.whole[1])
-    return replace(to, start=0, shape=(to.whole[0] * to.whole[1], to.whole[2])), expert, start
+    return divmod(to.start, whole[1])

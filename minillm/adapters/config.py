@@ -116,6 +116,8 @@ class AdapterConfig:
     def scale(self, module: str, rank: int | None = None) -> float:
         """What B A x is multiplied by."""
         rank, alpha = rank or self.rank(module), _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+            raise ValueError(f"alpha_pattern gives {module} {shown(alpha)}; it must be a number")
         return float(alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, module: str, is_head: bool = False) -> bool:

@@ -67,6 +67,8 @@ class _Reading:
     def fill(self) -> None:
         """Raises ValueError with all that does not fit."""
         stems, whole = self.parts.stems, self.parts.whole
+        if not stems and not whole:
+            raise ValueError("there are no tensors in it; copy it again")
         found, reasons = self.build.names.find([*(f"{stem}.weight" for stem in stems), *whole])
         fused = {stem: self._fused(stem) for stem in stems if f"{stem}.weight" not in found}
         at = {stem: found.get(f"{stem}.weight") or fused[stem] for stem in stems}
@@ -78,6 +80,7 @@ class _Reading:
         for reason, count in reasons.items():
             note(f"{count} modules of the adapter left out: {reason}")
         known = {stem: to for stem, to in at.items() if to is not None}
+        self._say_what_lacks(known)
         self._check_shapes({stem: to for stem, to in known.items() if stem not in fused}, found)
         for stem, to in known.items():
             self._one(stem, to, stem in fused)
@@ -86,6 +89,18 @@ class _Reading:
         for name, tensor in whole.items():
             if name in found:
                 self._whole(name, found[name], tensor)
+
+    def _say_what_lacks(self, known: Mapping[str, Destination]) -> None:
+        """An adapter may be for less than its config says, or be the half of one."""
+        config, there = self.build.config, {(to.parameter, to.start) for to in known.values()}
+        lacking = [
+            name.removesuffix(".weight")
+            for name, to in self.build.names.matrices().items()
+            if (to.parameter, to.start) not in there and name.endswith(".weight") and self._of_one(to) is None
+            if isinstance(config.target_modules, list) and config.targets(name.removesuffix(".weight"))
+        ]
+        if lacking:
+            note(f"the adapter has no tensors for {len(lacking)} of its target_modules: {brief(lacking)}")
 
     def _check_shapes(self, at: Mapping[str, Destination], found: Mapping[str, Destination]) -> None:
         expected: list[tuple[str, tuple[int, ...]]] = []
@@ -123,7 +138,7 @@ class _Reading:
                 raise ValueError(f"{kinds[odd[0]]}: experts have nothing but lora_A and lora_B")
             a, b = (self.values(kinds[half]) for half in "ab")
             self._of_experts(stem, to, a, b)
-        elif names.of_one(to) is None:
+        elif self._of_one(to) is None:
             given = {kind: self.values(tensor) for kind, tensor in kinds.items()}
             if "embedding_a" in given:
                 return self.build.embedding(stem, to, given["embedding_a"], given["embedding_b"])
@@ -149,13 +164,16 @@ class _Reading:
             raise ValueError(f"{stem}: rank {rank}, but adapter_config.json says {config.rank(parameter)}")
         self.build.experts(parameter, stem, to, *split)
 
+    def _of_one(self, to: Destination) -> tuple[int, int] | None:
+        return names.of_one(to, self.build.shapes[to.parameter])
+
     def _stacks(self, known: Mapping[str, Destination]) -> dict[tuple[str, int], dict[int, str]]:
         """The modules of single experts: by the parameter they lie in and the row there, expert -> module."""
         found: dict[tuple[str, int], dict[int, str]] = {}
         for stem, to in known.items():
-            if (one := names.of_one(to)) is not None:
-                whole, expert, start = one
-                found.setdefault((whole.parameter, start), {})[expert] = stem
+            if (one := self._of_one(to)) is not None:
+                expert, start = one
+                found.setdefault((to.parameter, start), {})[expert] = stem
         return found
 
     def _stacked(self, parameter: str, start: int, stack: Mapping[int, str]) -> None:

@@ -6,13 +6,14 @@ The largest difference seen of a gradient was 4.1e-6 of the largest value in its
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import minillm
@@ -163,6 +164,74 @@ def test_made_here(name: str, tmp_path: Path) -> None:
     }
     with torch.no_grad():
         assert (llm.model(tokens) - tiny.logits(loaded, tokens)).abs().max() <= LOGITS
+
+
+@pytest.mark.parametrize("row", ["llama", "qwen2-tied"])
+@torch.no_grad()
+def test_dropout(row: str, tmp_path: Path) -> None:
+    """Values of x are dropped before A, each matrix its own: with one seed the same ones as in PEFT."""
+    theirs, folder = adapters.made(tmp_path, row, lora_dropout=0.3, **LINEAR)
+    llm = minillm.load(tmp_path, device="cpu", kernels="reference")
+    read(llm, folder)
+    tokens, found = tiny.tokens(97, 2, 20), []
+    for model in (theirs, llm.model):
+        model.train()
+        torch.manual_seed(8)
+        result = model(tokens)
+        found.append(getattr(result, "logits", result))
+        model.eval()
+    assert (found[0] - found[1]).abs().max() <= LOGITS
+    assert (found[1] - llm.model(tokens)).abs().max() > 0.1
+
+
+def old_experts(folder: Path, spelling: str) -> tuple[Any, Path]:
+    """A mixture with an adapter of its experts as older PEFT wrote them, and the model with it in its weights."""
+    theirs, draw = tiny.save(folder, *tiny.ROWS["mixtral"]), torch.Generator().manual_seed(4)
+    tensors, rank, scale = dict[str, Tensor](), 3, 5 / 3
+    for index, layer in enumerate(theirs.model.layers):
+        experts = layer.mlp.experts
+        count, inner = experts.down_proj.shape[0], experts.down_proj.shape[2]
+        for leaf, matrix in (("gate_up_proj", experts.gate_up_proj.data), ("down_proj", experts.down_proj.data)):
+            if spelling == "transposed":
+                stem = f"base_model.model.model.layers.{index}.mlp.experts{'.base_layer' if leaf[0] == 'g' else ''}"
+                a = torch.randn(count * rank, matrix.shape[1], generator=draw) * 0.1
+                b = torch.randn(matrix.shape[2], rank * count, generator=draw) * 0.1
+                tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+                for expert in range(count):
+                    some = a[expert * rank : (expert + 1) * rank]
+                    matrix[expert] += scale * (b[:, expert::count] @ some).T
+                continue
+            places = {"w1": slice(inner), "w3": slice(inner, None)} if leaf[0] == "g" else {"w2": slice(None)}
+            for expert in range(count):
+                for name, rows in places.items():
+                    stem = f"base_model.model.model.layers.{index}.block_sparse_moe.experts.{expert}.{name}"
+                    a = torch.randn(rank, matrix.shape[2], generator=draw) * 0.1
+                    b = torch.randn(len(matrix[expert, rows]), rank, generator=draw) * 0.1
+                    tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+                    matrix[expert, rows] += scale * b @ a
+    values = {"peft_type": "LORA", "r": rank, "lora_alpha": 5, "target_modules": ["w1", "w2", "w3"]}
+    if spelling == "transposed":
+        values |= {"target_modules": [], "target_parameters": BOTH, "peft_version": "0.18.0"}
+    (folder / "old").mkdir()
+    save_file(tensors, folder / "old/adapter_model.safetensors")
+    (folder / "old/adapter_config.json").write_text(json.dumps(values))
+    return theirs, folder / "old"
+
+
+@pytest.mark.parametrize("spelling", ["transposed", "each"])
+@torch.no_grad()
+def test_old_spellings_of_experts(spelling: str, tmp_path: Path) -> None:
+    """Both older spellings are read, and written again as PEFT has them now: it reads them, to the same logits."""
+    theirs, folder = old_experts(tmp_path, spelling)
+    llm, tokens = minillm.load(tmp_path, device="cpu", kernels="reference"), tiny.tokens(97, 2, 20)
+    before = llm.model(tokens)
+    adapter = read(llm, folder)
+    expected = tiny.logits(theirs, tokens)
+    assert (llm.model(tokens) - expected).abs().max() <= LOGITS
+    assert (before - expected).abs().max() > 0.1
+    adapter.write(tmp_path / "again", str(tmp_path))
+    loaded = peft.PeftModel.from_pretrained(tiny.reference(tmp_path), tmp_path / "again").eval()
+    assert (tiny.logits(loaded, tokens) - expected).abs().max() <= LOGITS
 
 
 def test_begins_as_nothing(tmp_path: Path) -> None:
