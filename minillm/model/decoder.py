@@ -20,6 +20,7 @@ from minillm.model.cache import Cache
 from minillm.model.embedding import Embedding
 from minillm.model.held import held_in, product
 from minillm.model.linear import Linear
+from minillm.model.lora.adapted import Choice, adapted
 from minillm.model.moe import Experts, MoE
 from minillm.model.norm import norm
 from minillm.model.ragged import Ragged
@@ -41,6 +42,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = decoder
         self.ops = ops
+        self.choice = Choice()  # of adapters
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
         size, told = decoder.hidden_size, decoder.per_layer
         self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
@@ -125,9 +127,9 @@ class Decoder(nn.Module):
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
         head = self.embedding if self.head is None else self.head
-        if held_in(head):
-            raise ValueError("a loss needs a head of plain weights; load the checkpoint without quantising it")
         x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
+        if held_in(head) or adapted(head) is not None:
+            return F.cross_entropy(self.project(x_NE).float(), tokens_BT[:, 1:].flatten())
         cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
         return self.ops.linear_cross_entropy(x_NE, head.weight, tokens_BT[:, 1:].flatten(), cap, bias=bias)
 

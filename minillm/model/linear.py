@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.model import held
+from minillm.model.lora.adapted import adapted
 from minillm.ops import REFERENCE, Ops
 
 
@@ -33,7 +34,9 @@ class Linear(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return held.product(self, "weight", self.ops, x, self.bias)
+        y = held.product(self, "weight", self.ops, x, self.bias)
+        changed = adapted(self)
+        return y if changed is None else changed.added(self, "weight", x, y)
 
     def blocks(self, name: str) -> dict[str, int] | None:
         """The named row blocks of a parameter, in order; None where it is one block."""

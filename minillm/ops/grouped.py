@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops.reference import ExpertMatrices, gated_act, linear
+from minillm.ops.reference import ExpertMatrices, expert_product, gated_act
 from minillm.spec import Activation, ClampedSwiGLU
 
 # Products have a multiple of so many rows: oneDNN compiles a kernel for each number of rows it meets, and every prompt
@@ -22,15 +19,14 @@ def experts(
     x: Tensor,
     chosen: Tensor,
     weights: Tensor,
-    gate_up: ExpertMatrices | Any,
-    down: ExpertMatrices | Any,
+    gate_up: ExpertMatrices,
+    down: ExpertMatrices,
     activation: Activation | ClampedSwiGLU,
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
-    product: Callable[[Tensor, Any, Tensor | None], Tensor] = linear,
 ) -> Tensor:
     """x `[N, H]`, chosen int64 and weights fp32 `[N, k]` -> `[N, H]`; see `reference.experts`. Weights are rounded to
-    x's dtype, as the experts' results are. `product` multiplies with what stands for the matrix of an expert."""
+    x's dtype, as the experts' results are."""
     picks = chosen.flatten()  # pick p belongs to token p // k
     order = picks.argsort(stable=True)
     results = []
@@ -38,8 +34,8 @@ def experts(
         if len(tokens):
             rows = x[F.pad(tokens, (0, -len(tokens) % ROWS))]
             inner, outer = (bias[expert] for bias in biases) if biases else (None, None)
-            hidden = gated_act(product(rows, gate_up[expert], inner), activation)
-            results.append(product(hidden, down[expert], outer)[: len(tokens)])
+            hidden = gated_act(expert_product(rows, gate_up, expert, inner), activation)
+            results.append(expert_product(hidden, down, expert, outer)[: len(tokens)])
     # For each token n the sum over k of weights[n, k] * y[rows[n, k]], in fp32: an embedding bag.
     rows, y = order.argsort().view_as(chosen), torch.cat(results)
     return F.embedding_bag(rows, y, mode="sum", per_sample_weights=weights.to(y.dtype))

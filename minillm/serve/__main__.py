@@ -21,7 +21,7 @@ from minillm.guard import files, screen
 from minillm.guard.screen import note
 
 DEMO_NAME = "demo"
-WARM = 64  # tokens
+WARM = 20  # tokens of a first prompt
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 

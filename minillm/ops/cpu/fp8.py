@@ -73,7 +73,7 @@ def experts(
     """`reference.experts` of matrices that `are_fp8`; each token's sum is in fp32."""
     if not few(x):
         lying = _Lying(gate_up), _Lying(down)
-        return grouped.experts(x, chosen, weights, *lying, activation, biases, places, _times)
+        return grouped.experts(x, chosen, weights, *lying, activation, biases, places)
     y = torch.zeros(x.shape, dtype=torch.float32, device="cpu")
     for expert in sorted(set(chosen.flatten().tolist())):
         tokens, picks = (chosen == expert).nonzero(as_tuple=True)
@@ -91,14 +91,9 @@ def _given(held: HeldMatrices, expert: int, bias: Tensor | None) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class _Lying:
-    """Matrices `[E, O, I]`, of which one is asked for as it lies."""
+    """Matrices `[E, O, I]` that are multiplied as they lie."""
 
     held: HeldMatrices
 
-    def __getitem__(self, expert: int, /) -> tuple[Tensor, Tensor, int]:
-        return _one(self.held, expert)
-
-
-def _times(x: Tensor, one: tuple[Tensor, Tensor, int], bias: Tensor | None) -> Tensor:
-    weight, scale, width = one
-    return fp8_linear(x, weight, scale, bias, width)
+    def product(self, expert: int, x: Tensor, bias: Tensor | None) -> Tensor:
+        return fp8_linear(x, *_given(self.held, expert, bias))

@@ -71,7 +71,7 @@ def experts(
         if not all(whole(each.parts) for each in given if isinstance(each, GroupedMatrices)):
             return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
         gate_up, down = (_Lying(each) if isinstance(each, GroupedMatrices) else each for each in given)
-        return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places, _times)
+        return grouped.experts(x, chosen, weights, gate_up, down, activation, biases, places)
     y, sizes = torch.empty_like(x), (len(x), chosen.shape[1], x.shape[1], gate_up.outputs // 2)
     at, form = [address(each) for each in (x, chosen, weights, y)], laid_in_bytes if in_bytes(x) else laid
     into, out_of = ((located(each.parts, each.made), form(each.made)) for each in (gate_up, down))
@@ -87,18 +87,13 @@ def _whole_numbers(made: Grouped) -> bool:
 
 @dataclass(frozen=True)
 class _Lying:
-    """Matrices `[E, O, I]`, of which one is asked for as it lies."""
+    """Matrices `[E, O, I]` that are multiplied as they lie."""
 
     held: GroupedMatrices
 
-    def __getitem__(self, expert: int, /) -> dict[str, Any]:
+    def product(self, expert: int, x: Tensor, bias: Tensor | None) -> Tensor:
         parts = {name: part[expert] for name, part in self.held.parts.items()}
-        return {"parts": parts, "made": self.held.made, "outputs": self.held.outputs}
-
-
-def _times(x: Tensor, one: Any, bias: Tensor | None) -> Tensor:
-    """x times one of `_Lying`, or a plain matrix."""
-    return matrices.linear(x, one, bias) if isinstance(one, Tensor) else grouped_linear(x, **one, bias=bias)
+        return grouped_linear(x, parts, self.held.made, self.held.outputs, bias)
 
 
 def _rows(parts: Mapping[str, Tensor], made: Grouped, inputs: int, some: slice, dtype: torch.dtype) -> Tensor:
