@@ -5,7 +5,7 @@ conversation up to it rendered as generation renders it, p, and with the answer,
 to the first stop token is the answer. Three rules follow:
 
 1. a template with {% generation %} says itself what is learnt;
-2. where the sequence of one turn is how that of the next turn begins, they are one sequence, and all answers are learnt;
+2. where the sequence of one turn is how that of the next begins, they are one sequence, whose answers are all learnt;
 3. where it is not (reasoning that is dropped once another question follows, an end that changes), each turn is a
    sequence of its own, as the model will see it.
 
@@ -141,7 +141,7 @@ class Masking:
             learnt += [number % 2 == 1 and at < stop for at in range(start, len(ids))]
             before += part
         if not self.llm.turn_ids & {i for i, is_learnt in zip(ids, learnt, strict=True) if is_learnt}:
-            raise ValueError("no stop token is in what the chat template marks with {% generation %}, so that the model "
+            raise ValueError("no stop token is in what the chat template marks with {% generation %}, so the model "
                              "would never learn to stop; let it mark the end of each answer too")  # fmt: skip
         self.counts["as the template marks it"] += 1
         return Example(ids, learnt, record.line)

@@ -144,7 +144,7 @@ def test_what_was_asked_for_is_asked_for_again(model: Decoder, tmp_path: Path) -
     run = made_run(model)
     assert state.restore(tmp_path, run.named, run.optimizer, {}) is None
     state.save(tmp_path, run.named, run.optimizer, run.progress, {"rate": 1e-3, "seed": 3})
-    with pytest.raises(ValueError, match="had rate 0.001, this one has 0.002"):
+    with pytest.raises(ValueError, match=r"had rate 0\.001, this one has 0\.002"):
         state.restore(tmp_path, run.named, run.optimizer, {"rate": 2e-3, "seed": 3})
 
 
