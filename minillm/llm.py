@@ -32,6 +32,7 @@ class LLM:
 
     def __init__(self, folder: Path, values: Mapping[str, Any], model: Decoder, device: torch.device):
         self.folder = folder
+        self.values = values
         self.model = model
         self.spec = model.spec
         self.device = device

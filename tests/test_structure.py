@@ -34,6 +34,7 @@ ROOMS = [
     ["model"],
     ["engine"],
     ["llm", "hub"],
+    ["adapters"],
     ["loading", "cli"],
     ["report"],
     ["generate", "serve", "quantize", "perplexity", "explain", "plan", "diff", "lens", "routes", "bench", "harness"],

@@ -209,10 +209,21 @@ def untied(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **changed, **({"text_config": {**section, **changed}} if isinstance(section, dict) else {})}
 
 
+def own_names(values: Mapping[str, Any]) -> tuple[Decoder, Rules]:
+    """The spec of a config.json with a head of its own, and the rules for the names that the family's checkpoints have,
+    whatever kind of file the weights are in: adapters are written with those."""
+    family, config = _read(untied(values))
+    return family.spec(config), _family_rules(family, config)
+
+
 def _rules(family: ModuleType, config: Config) -> Rules:
     for made in (gguf_rules.rules(config), makers.rules(config)):
         if made is not None:
             return made
+    return _family_rules(family, config)
+
+
+def _family_rules(family: ModuleType, config: Config) -> Rules:
     return dict(family.rules(config) if hasattr(family, "rules") else family.RULES)
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minillm import spec
+from minillm.model import lora
 from minillm.model.attention import Step
 from minillm.model.cache import Cache
 from minillm.model.embedding import Embedding
-from minillm.model.held import matrix, product
+from minillm.model.held import held_in, product
 from minillm.model.linear import Linear
 from minillm.model.moe import Experts, MoE
 from minillm.model.norm import norm
@@ -30,6 +31,7 @@ from minillm.model.residual.per_layer import PerLayerEmbedding
 from minillm.model.residual.streams import Streams
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
+from minillm.ops.reference import MOST_LOGITS
 from minillm.ops.routing import Routing
 from minillm.ops.visibility import Visibility
 from minillm.weights.rules import Destination
@@ -149,8 +151,17 @@ class Decoder(nn.Module):
     def cross_entropy(self, x_NE: Tensor, targets_N: Tensor) -> Tensor:
         """The mean of -log p(target) behind hidden states as `hidden` gives them, fp32 `[]`."""
         head = self.embedding if self.head is None else self.head
-        weight, bias = matrix(head, "weight", x_NE.dtype), getattr(head, "bias", None)
-        return self.ops.linear_cross_entropy(self.norm(x_NE), weight, targets_N, self.spec.logit_softcap, bias=bias)
+        x_NE = self.norm(x_NE)
+        if not held_in(head) and lora.adapted(head) is None:
+            cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
+            return self.ops.linear_cross_entropy(x_NE, head.weight, targets_N, cap, bias=bias)
+
+        def summed(x: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(self.project(x).float(), targets, reduction="sum")
+
+        parts = (each.split(max(MOST_LOGITS // self.spec.vocab_size, 1)) for each in (x_NE, targets_N))
+        made = [checkpoint(summed, *part, use_reentrant=False) for part in zip(*parts, strict=True)]
+        return torch.stack(made).sum() / len(targets_N)
 
     @contextlib.contextmanager
     def collected(self) -> Iterator[list[Routing | None]]:

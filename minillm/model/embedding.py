@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minillm.model import lora
 from minillm.model.held import held_in, lookup
 
 
@@ -24,9 +25,9 @@ class Embedding(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        if held_in(self):
-            return lookup(self, "weight", tokens_BT)
-        return F.embedding(tokens_BT, self.weight)
+        y = lookup(self, "weight", tokens_BT) if held_in(self) else F.embedding(tokens_BT, self.weight)
+        adapted = lora.adapted(self)
+        return y if adapted is None else adapted.looked_up(tokens_BT, y)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from minillm.model import held
+from minillm.model import held, lora
 from minillm.ops import REFERENCE, Ops
 
 
@@ -33,7 +33,9 @@ class Linear(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return held.product(self, "weight", self.ops, x, self.bias)
+        y = held.product(self, "weight", self.ops, x, self.bias)
+        adapted = lora.adapted(self)
+        return y if adapted is None else adapted.added(self, "weight", x, y)
 
     def blocks(self, name: str) -> dict[str, int] | None:
         """The named row blocks of a parameter, in order; None where it is one block."""

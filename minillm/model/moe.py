@@ -9,12 +9,14 @@ Shapes: N tokens, E experts, k chosen per token, H hidden size, F intermediate s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm import spec
-from minillm.model import held
+from minillm.model import held, lora
 from minillm.model.ffn import GatedMLP
 from minillm.model.linear import Linear
 from minillm.model.norm import norm
@@ -43,7 +45,10 @@ class Router(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Routing:
-        logits = F.linear(self.given(x.float()), self.weight, self.logit_bias)
+        given, adapted = self.given(x.float()), lora.adapted(self)
+        logits = F.linear(given, self.weight, self.logit_bias)
+        if adapted is not None:
+            logits = adapted.added(self, "weight", given, logits)
         return self.scaled(self.ops.route(logits, self.bias, self.spec))
 
     def scaled(self, found: Routing) -> Routing:
@@ -81,6 +86,16 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         gate_up, down = (held.matrices(self, name, x.dtype) for name in ("gate_up", "down"))
+        if (adapted := lora.adapted(self)) is None:
+            return self._sum(x, routing, gate_up, down)
+        groups = adapted.groups({"gate_up": gate_up, "down": down}, x)
+        if groups[0][0] is None:
+            return self._sum(x, routing, *groups[0][1])
+        made = [self._sum(x[rows], routing.of(rows), *matrices) for rows, matrices in groups if rows is not None]
+        return torch.cat(made)[torch.cat([rows for rows, _ in groups if rows is not None]).argsort()]
+
+    def _sum(self, x: Tensor, routing: Routing, gate_up: Any, down: Any) -> Tensor:
+        """Of each token's experts, with these matrices."""
         biases = None
         if self.gate_up_bias is not None and self.down_bias is not None:
             count = self.spec.router.num_experts

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops.reference import ExpertMatrices, gated_act, linear
+from minillm.ops.reference import ExpertMatrices, expert_product, gated_act
 from minillm.spec import Activation, ClampedSwiGLU
 
 # Products have a multiple of so many rows: oneDNN compiles a kernel for each number of rows it meets, and every prompt
@@ -34,8 +34,8 @@ def experts(
         if len(tokens):
             rows = x[F.pad(tokens, (0, -len(tokens) % ROWS))]
             inner, outer = (bias[expert] for bias in biases) if biases else (None, None)
-            hidden = gated_act(linear(rows, gate_up[expert], inner), activation)
-            results.append(linear(hidden, down[expert], outer)[: len(tokens)])
+            hidden = gated_act(expert_product(rows, gate_up, expert, inner), activation)
+            results.append(expert_product(hidden, down, expert, outer)[: len(tokens)])
     # For each token n the sum over k of weights[n, k] * y[rows[n, k]], in fp32: an embedding bag.
     rows, y = order.argsort().view_as(chosen), torch.cat(results)
     return F.embedding_bag(rows, y, mode="sum", per_sample_weights=weights.to(y.dtype))

@@ -240,9 +240,17 @@ def experts(
     for expert in chosen.unique().tolist():
         token, pick = torch.where(chosen == expert)
         inner, outer = (bias[expert] for bias in biases) if biases else (None, None)
-        y = F.linear(gated_act(F.linear(x[token], gate_up[expert], inner), activation), down[expert], outer)
+        y = expert_product(gated_act(expert_product(x[token], gate_up, expert, inner), activation), down, expert, outer)
         total.index_add_(0, token, y * weights[token, pick, None])
     return total.to(x.dtype)
+
+
+def expert_product(x: Tensor, matrices: ExpertMatrices, expert: int, bias: Tensor | None = None) -> Tensor:
+    """x `[N, I]` times the matrix `[O, I]` of an expert, plus bias; as the matrices do it themselves where they do."""
+    if (product := getattr(matrices, "product", None)) is not None:
+        made: Tensor = product(expert, x, bias)
+        return made
+    return F.linear(x, matrices[expert], bias)
 
 
 def grouped_linear(

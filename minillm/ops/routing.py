@@ -24,6 +24,10 @@ class Routing(NamedTuple):
     logits: Tensor  # fp32 [N, E], before any score
     places: tuple[Tensor, Tensor] | None = None
 
+    def of(self, rows: Tensor) -> Routing:
+        """That of some of the tokens, int64 `[n]`."""
+        return Routing(self.experts[rows], self.weights[rows], self.logits[rows])
+
 
 def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> Routing:
     """fp32 `[N, E]`, and what is added to the scores for the choice, fp32 `[E]` or None -> best experts first."""
