@@ -23,12 +23,13 @@ from minillm import cli
 from minillm.guard.screen import printable
 from minillm.tune import job
 from minillm.tune.optimizers import KINDS, SCHEDULES
+from minillm.tune.prepare import prepare
 
 
 def _parser() -> argparse.ArgumentParser:
     made = cli.parser("tune", "Train a checkpoint on your own data: an adapter beside it, or all of it.")
     cli.add_model_arguments(made)
-    made.add_argument("--data", metavar="FILE", type=Path, required=True, help="lines of JSON; docs/tune.md has formats")
+    made.add_argument("--data", metavar="FILE", type=Path, required=True, help="lines of JSON (docs/tune.md)")
     made.add_argument("--output", metavar="FOLDER", type=Path, help="what is trained, and the log")
     made.add_argument("--show", metavar="N", type=int, help="print N examples with what is learnt of them, and end")
     what = made.add_argument_group("what is trained")
@@ -47,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     steps.add_argument("--micro-batch", metavar="N", type=int, default=4, help="rows at a time (4)")
     steps.add_argument("--rate", metavar="R", type=float, help="peak (2e-4; 2e-5 with --full, 5e-6 with --preference)")
     steps.add_argument("--schedule", choices=SCHEDULES, default="cosine")
-    steps.add_argument("--warmup", metavar="SHARE", type=float, default=0.03, help="of the steps, up to the peak (0.03)")
+    steps.add_argument(
+        "--warmup", metavar="SHARE", type=float, default=0.03, help="of the steps, up to the peak (0.03)"
+    )
     steps.add_argument("--floor", metavar="SHARE", type=float, default=0.1, help="of the peak, at the end (0.1)")
     steps.add_argument("--optimizer", choices=KINDS, default="adamw")
     steps.add_argument("--decay", metavar="D", type=float, default=0.0, help="of weights (0)")
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    prepared = job.prepare(arguments)
+    prepared = prepare(arguments)
     if arguments.show is not None:
         print("\n\n".join(prepared.material.shown))
         return 0

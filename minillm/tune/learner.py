@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ def whole(llm: LLM) -> Learner:
     odd = next((name for name, each in model.named_parameters() if not each.is_floating_point()), None)
     if odd is not None or any("held" in module.__dict__ for module in model.modules()):
         raise ValueError("--full: matrices of this checkpoint are quantised, and integers do not learn; give the "
-                         "checkpoint that it was made from, or leave --full out to train an adapter beside it")  # fmt: skip
+                         "checkpoint that it was made from, or leave --full out for an adapter beside it")  # fmt: skip
     named = {name: each for name, each in model.named_parameters() if not name.endswith(NEVER)}
     for each in named.values():
         each.requires_grad_(True)
@@ -99,4 +98,4 @@ def adapter_values(model: nn.Module, rank: int) -> int:
     for to in model.destinations().values():  # type: ignore[operator]
         if len(to.shape) == 2 and min(to.shape) > 1 and not to.parameter.startswith(("embedding.", "head.")):
             total += rank * sum(to.shape) if ".experts." not in to.parameter and ROUTER not in to.parameter else 0
-    return int(math.ceil(total))
+    return total

@@ -33,7 +33,9 @@ class Log:
     def add(self, taken: Taken) -> None:
         """Write a step down; what has been written stays, whatever happens to the process."""
         line = {key: value for key, value in taken._asdict().items() if value is not None and key != "best"}
-        self.lines.append({key: round(value, 6) if key in ("seconds", "norm") else value for key, value in line.items()})
+        self.lines.append(
+            {key: round(value, 6) if key in ("seconds", "norm") else value for key, value in line.items()}
+        )
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(self.lines[-1])}\n")
 
