@@ -97,10 +97,15 @@ def product(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | No
     held = held_in(module).get(leaf)
     if held is None:
         return ops.linear(x, getattr(module, leaf), bias)
-    if x.requires_grad and torch.is_grad_enabled():
+    if differentiable(x):
         y = _Differentiable.apply(x, module, leaf, ops)
         return y if bias is None else y + bias
     return _in_segments(module, leaf, ops, x, bias)
+
+
+def differentiable(x: Tensor) -> bool:
+    """Whether a gradient of x is wanted."""
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 class _Differentiable(torch.autograd.Function):

@@ -94,20 +94,25 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
 
 
 def _check(a: argparse.Namespace) -> None:
-    whole = {"rank": 1, "epochs": 0, "steps": 1, "batch": 1, "micro_batch": 1, "every": 1, "patience": 1, "show": 1}
-    for name, least in whole.items():
-        value = getattr(a, name)
-        if value is not None and (value < least or value == 0):
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {value}, it must be {'more than' if not least else 'at least'} {least}"
-            )
+    least = {
+        "rank": 1,
+        "steps": 1,
+        "batch": 1,
+        "micro_batch": 1,
+        "every": 1,
+        "patience": 1,
+        "show": 1,
+        "clip": 0,
+        "decay": 0,
+    }
+    for name in (*least, "epochs", "rate", "beta"):
+        value, bound = getattr(a, name), least.get(name)
+        if value is not None and (value <= 0 if bound is None else value < bound):
+            must = "more than 0" if bound is None else f"at least {bound}"
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, it must be {must}")
     for name in ("warmup", "floor", "evaluation_share", "dropout"):
         if not 0 <= getattr(a, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(a, name)}, it must be at least 0 and less than 1")
-    for name in ("rate", "beta", "clip", "decay"):
-        value = getattr(a, name)
-        if value is not None and (value < 0 or (value == 0 and name in ("rate", "beta"))):
-            raise ValueError(f"--{name} is {value}, it must be a positive number")
     adapter = {"rank": 16, "alpha": None, "dropout": 0.0, "targets": None}
     idle = [f"--{name}" for name, default in adapter.items() if a.full and getattr(a, name) != default]
     idle += ["--quantize"] if a.full and a.quantize else []
