@@ -94,17 +94,8 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
 
 
 def _check(a: argparse.Namespace) -> None:
-    least = {
-        "rank": 1,
-        "steps": 1,
-        "batch": 1,
-        "micro_batch": 1,
-        "every": 1,
-        "patience": 1,
-        "show": 1,
-        "clip": 0,
-        "decay": 0,
-    }
+    least = dict.fromkeys(("rank", "steps", "batch", "micro_batch", "every", "patience", "show"), 1)
+    least |= {"clip": 0, "decay": 0}
     for name in (*least, "epochs", "rate", "beta"):
         value, bound = getattr(a, name), least.get(name)
         if value is not None and (value <= 0 if bound is None else value < bound):

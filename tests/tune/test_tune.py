@@ -23,7 +23,8 @@ from minillm.tune.__main__ import main
 from tests.conftest import ROOT, exit_code, shared
 
 ADAPTER = "adapter_model.safetensors"
-QUICK = ["--steps", "6", "--batch", "4", "--micro-batch", "2", "--rank", "4", "--rate", "1e-3", "--every", "2"]
+STEPS = ["--steps", "6", "--batch", "4", "--micro-batch", "2", "--rate", "5e-3", "--every", "2"]
+QUICK = [*STEPS, "--rank", "4"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -38,10 +39,8 @@ def written(path: Path, lines: list[dict[str, Any]]) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    lines = [
-        {"messages": talk(f"What is {n} and {n}?", f"It is {n + n}, said the owl. " * (1 + n % 3))} for n in range(10)
-    ]
-    return written(tmp_path / "train.jsonl", lines)
+    said = [talk(f"What is {n} and {n}?", f"It is {n + n}, said the owl. " * (1 + n % 3)) for n in range(10)]
+    return written(tmp_path / "train.jsonl", [{"messages": each} for each in said])
 
 
 @pytest.fixture
@@ -60,20 +59,13 @@ def test_an_adapter_is_trained_and_written(data: str, tmp_path: Path, capsys: py
     output = tmp_path / "out"
     assert main(["--data", data, "--output", str(output), *QUICK, "--evaluation-share", "0.2"]) == 0
     said = capsys.readouterr()
-    for part in ("messages, 8 rows, 2 held out", "10 a stop token put behind", "steps: 6 of 4 rows, 2 at a time (3.00 epochs)",
-                 "memory: weights 1.8 MB", "⟦It is", "training an adapter of 38,912 values", "step 6/6: loss", "(best)"):  # fmt: skip
+    parts = ["messages, 8 rows, 2 held out", "10 a stop token put behind", "6 of 4 rows, 2 at a time (3.00 epochs)"]
+    parts += ["memory: weights 1.8 MB", "⟦It is", "training an adapter of 38,912 values", "step 6/6: loss", "(best)"]
+    for part in parts:
         assert part in said.err
     assert f"{output}: an adapter of 38,912 values, behind 6 steps; try it with --adapter {output}" in said.out
     assert "is now answered" in said.out
-    names = {
-        "adapter_config.json",
-        ADAPTER,
-        "last.safetensors",
-        "best.safetensors",
-        "log.jsonl",
-        "report.html",
-        "loss.png",
-    }
+    names = {"adapter_config.json", ADAPTER, state.LAST, state.BEST, "log.jsonl", "report.html", "loss.png"}
     assert {each.name for each in output.iterdir()} == names
     kept = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert [each["step"] for each in kept] == [1, 2, 3, 4, 5, 6]
@@ -90,7 +82,7 @@ def test_an_adapter_is_trained_and_written(data: str, tmp_path: Path, capsys: py
 
 def test_all_of_a_model_is_trained_and_loads(data: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert main(["--full", "--data", data, "--output", str(output), *QUICK, "--pack", "--optimizer", "muon"]) == 0
+    assert main(["--full", "--data", data, "--output", str(output), *STEPS, "--pack", "--optimizer", "muon"]) == 0
     found = minillm.load(output, dtype="float32", device="cpu", kernels="reference")
     kept = load_file(output / state.LAST)
     for name, each in found.model.named_parameters():
@@ -99,8 +91,15 @@ def test_all_of_a_model_is_trained_and_loads(data: str, tmp_path: Path) -> None:
     assert losses(output)[-1] < losses(output)[0]
 
 
-@pytest.mark.parametrize("options", [["--quantize", "int4"], ["--recompute"], ["--optimizer", "adamw8bit"],
-                                     ["--dropout", "0.1", "--targets", "q_proj,v_proj"]], ids=lambda each: each[0])  # fmt: skip
+OPTIONS = [
+    ["--quantize", "int4"],
+    ["--recompute"],
+    ["--optimizer", "adamw8bit"],
+    ["--dropout", "0.1", "--targets", "q_proj,v_proj"],
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda each: each[0])
 def test_options_train_too(data: str, tmp_path: Path, options: list[str]) -> None:
     assert main(["--data", data, "--output", str(tmp_path / "out"), *QUICK, *options]) == 0
     assert losses(tmp_path / "out")[-1] < losses(tmp_path / "out")[0]
@@ -242,6 +241,6 @@ def test_a_quantised_checkpoint_is_not_trained_whole(data: str, tmp_path: Path, 
 
     folder = tmp_path / "int4"
     assert quantize(["--quantize", "int4", "--output", str(folder)]) == 0
-    assert main(["--weights", str(folder), "--full", "--data", data, "--output", str(tmp_path / "out"), *QUICK]) == 2
+    assert main(["--weights", str(folder), "--full", "--data", data, "--output", str(tmp_path / "out"), *STEPS]) == 2
     assert "--full: matrices of this checkpoint are quantised" in capsys.readouterr().err
     assert main(["--weights", str(folder), "--data", data, "--output", str(tmp_path / "out"), *QUICK]) == 0
