@@ -1,9 +1,11 @@
-"""Teach the demonstration model another style from 200 stories: it knows tales of animals, and learns their diaries.
+"""Teach the demonstration model another style from 200 stories: it tells long tales, and learns to tell them briefly,
+nearly all in speech.
 
     python examples/finetune.py --out FOLDER
 
 Writes the stories as lines of JSON, trains an adapter on them (`python -m minillm.tune`, under a minute on two cores),
-and has the model answer the same requests before and after.
+and has the model answer the same requests before and after. The new style has no words that the model has never seen:
+an adapter of the linear matrices leaves its embedding as it is, and with it what it can say.
 """
 
 from __future__ import annotations
@@ -14,47 +16,47 @@ import random
 from pathlib import Path
 
 import minillm
+from minillm.adapters.read import read
 from minillm.tune.__main__ import main as tune
-from story_grammar import ANIMALS, COLOURS, FOODS, HIDING, NAMES, THINGS, WEATHER, article
+from story_grammar import ANIMALS, COLOURS, FOODS, HIDING, NAMES, THINGS, article
 
 STORIES, ASKED = 200, 8
-FEELINGS = ["I was so happy that I danced.", "I laughed all the way home.", "My heart jumped like a frog.",
-            "I have never been so proud.", "I could not stop smiling."]  # fmt: skip
-PLANS = ["Tomorrow I will sleep late.", "Tomorrow we will meet again.", "Tomorrow I will look for more.",
-         "Tomorrow I will tell everyone."]  # fmt: skip
 
 
-def page(rng: random.Random) -> tuple[str, str]:
-    """A request as the model knows it, and a page of a diary."""
+def brief(rng: random.Random) -> tuple[str, str]:
+    """A request as the model knows it, and a tale in the new style."""
     animal, other = rng.sample(ANIMALS, 2)
     name, friend = rng.sample(NAMES, 2)
-    thing, colour, (sky, air) = rng.choice(sorted(THINGS)), rng.choice(COLOURS), rng.choice(WEATHER)
+    thing = rng.choice(sorted(THINGS))
     text = (
-        f"Dear diary, it is me, {name} the {animal}. Today was {sky} and {air}. I found {article(colour)} {thing} "
-        f"{rng.choice(HIDING)}! I asked {friend} the {other} whose it was, and we went to {THINGS[thing]}. "
-        f"{rng.choice(FEELINGS)} Then I ate {rng.choice(FOODS)}. {rng.choice(PLANS)} Good night, diary."
+        f"Long ago {name} the {animal} met {friend} the {other}. "
+        f'"I have lost my {rng.choice(COLOURS)} {thing}," said {friend}. "Here it is," said {name}. "I kept it '
+        f'{rng.choice(HIDING)}." "Thank you, my friend!" said {friend}. They went to {THINGS[thing]}, and later they '
+        f"ate {rng.choice(FOODS)}. They both slept well."
     )
-    return f"Tell me a story about {article(animal)} named {name} and a {thing}.", text
+    return f"Tell me a story about {article(animal)} named {name} and {article(thing)}.", text
 
 
 def written(path: Path, count: int, rng: random.Random) -> None:
     """Lines of JSON for `--data`."""
     lines = []
-    for asked, told in (page(rng) for _ in range(count)):
+    for asked, told in (brief(rng) for _ in range(count)):
         said = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
         lines.append(json.dumps({"messages": said}) + "\n")
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def answers(adapter: Path | None, requests: list[str]) -> list[str]:
-    llm = minillm.load(dtype="float32", device="cpu", adapter=adapter)
+    llm = minillm.load(dtype="float32", device="cpu")
+    if adapter is not None:
+        read(llm, adapter).on()
     found = llm.generate(messages=[[{"role": "user", "content": each}] for each in requests], max_new_tokens=200)
     assert isinstance(found, list)
     return [each.text for each in found]
 
 
-def is_diary(text: str) -> bool:
-    return text.startswith("Dear diary, it is me, ") and text.endswith(" Good night, diary.")
+def is_brief(text: str) -> bool:
+    return text.startswith("Long ago ") and " met " in text[:40] and text.endswith("They both slept well.")
 
 
 def main() -> None:
@@ -63,15 +65,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=75)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True)
-    data, adapter, rng = arguments.out / "diaries.jsonl", arguments.out / "adapter", random.Random(1)
+    data, adapter, rng = arguments.out / "stories.jsonl", arguments.out / "adapter", random.Random(1)
     written(data, STORIES, rng)
     options = ["--rate", "5e-3", "--batch", "8", "--micro-batch", "8", "--steps", str(arguments.steps)]
     code = tune(["--data", str(data), "--output", str(adapter), *options])
     if code:
         raise SystemExit(code)
-    requests = [page(rng)[0] for _ in range(ASKED)]  # of the same kind, and none of those that were learnt
+    requests = [brief(rng)[0] for _ in range(ASKED)]  # of the same kind, and none of those that were learnt
     for when, found in (("before", answers(None, requests)), ("after", answers(adapter, requests))):
-        print(f"\n{when}: {sum(map(is_diary, found))} of {ASKED} answers are pages of a diary")
+        print(f"\n{when}: {sum(map(is_brief, found))} of {ASKED} answers are brief")
         print(f"> {requests[0]}\n{found[0]}")
 
 
