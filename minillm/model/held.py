@@ -114,12 +114,12 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, leaf: str, ops: Any) -> Tensor:
-        ctx.of, ctx.dtype = (module, leaf), x.dtype
+        ctx.module, ctx.leaf, ctx.dtype = module, leaf, x.dtype
         return _in_segments(module, leaf, ops, x, None)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return dy @ matrix(*ctx.of, ctx.dtype), None, None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return dy @ matrix(ctx.module, ctx.leaf, ctx.dtype), None, None, None
 
 
 def _in_segments(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -62,8 +62,7 @@ class Prepared:
     def asked(self) -> dict[str, Any]:
         """What a run that goes on must have been asked for too."""
         kept = {key: str(v) if isinstance(v, Path) else v for key, v in vars(self.arguments).items() if key not in FREE}
-        with open(self.arguments.data, "rb") as file:
-            return {**kept, "data_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {**kept, "data_sha256": hashlib.sha256(self.arguments.data.read_bytes()).hexdigest()}
 
 
 def prepare(arguments: argparse.Namespace) -> Prepared:
