@@ -3,9 +3,9 @@
     weights      as they are held, quantised ones in their forms
     learning     for each value that learns 4 bytes of its gradient (2 of 16 bits), 8 of the optimiser (2 and a bit with
                  states of 8 bits, 4 with Muon) and, of a parameter of 16 bits, 4 of its master copy
-    activations  per token and layer 6 E + 4 (Q + 2 K) + 4 F values: E the hidden size, Q and K those of queries and
+    activations  per token and layer 6 E + 4 (Q + K) + 4 F values: E the hidden size, Q and K those of queries and
                  keys, F of the feed-forward as far as a token goes through it; where layers are computed again E, and
-                 one layer's; 4 H more for each other token where scores are made one by one
+                 one layer's; 2 H more for each other token where scores are made one by one
     logits       of the words of a chunk, in fp32, and their gradients
 
 The formula of activations is within a tenth of what autograd keeps of plain layers (tests/tune/test_budget.py).
@@ -79,9 +79,9 @@ def _kept(spec: Spec, layer: Layer, length: int) -> int:
     attention, ffn = layer.attention, layer.ffn
     scores = 0
     if isinstance(attention, GQA):
-        heads = attention.num_heads * attention.head_dim + 2 * attention.num_kv_heads * attention.head_dim
+        heads = (attention.num_heads + attention.num_kv_heads) * attention.head_dim
         by_formula = attention.scores.softcap is not None or attention.sinks
-        scores = 4 * attention.num_heads * length if by_formula else 0
+        scores = 2 * attention.num_heads * length if by_formula else 0
     elif isinstance(attention, MLA):
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
     else:
