@@ -19,6 +19,7 @@ from minillm import config, families, generate, loading, quantize
 from minillm.explain import __main__ as explain
 from minillm.model import held as quantised
 from minillm.model.costs import active_values, bytes_per_step
+from minillm.model.decoder import next_token_loss
 from minillm.ops.stacked import GroupedMatrices
 from minillm.weights import holding, ints
 from minillm.weights import save as saving
@@ -201,10 +202,12 @@ def test_bytes_of_a_step(name: str, tmp_path: Path) -> None:
     assert shape == (share.num_experts, 2 * model.layers[0].ffn.experts.spec.intermediate_size)
 
 
-def test_a_loss_needs_a_plain_head(saved: Path) -> None:
-    model = minillm.load(saved, quantize="int8").model
-    with pytest.raises(ValueError, match="without quantising"):
-        model.loss(tiny.tokens(97, 1, 9))
+def test_the_loss_of_a_quantised_head_is_that_of_its_logits(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts of two words too, which is all that is there at once then."""
+    model, words = minillm.load(saved, dtype="float32", quantize="int8").model, tiny.tokens(97, 1, 9)
+    for most in (2**26, 2 * 97):
+        monkeypatch.setattr("minillm.model.decoder.MOST_LOGITS", most)
+        assert model.loss(words).item() == pytest.approx(next_token_loss(model(words), words).item(), rel=1e-6)
 
 
 def test_values_that_are_hard() -> None:

@@ -183,7 +183,7 @@ def test_examples_are_shown_and_nothing_is_trained(data: str, tmp_path: Path, ca
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
+    monkeypatch.setattr(memory, "available", lambda: 1_000_000)
     monkeypatch.setattr(job, "load", lambda *given, **named: pytest.fail("loaded"))
     assert main(["--data", data, "--output", str(tmp_path / "out")]) == 2
     assert "training takes 0.0 GB and 0.0 GB are left; give a smaller --micro-batch" in capsys.readouterr().err
