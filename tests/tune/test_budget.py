@@ -10,7 +10,6 @@ from minillm.tune import budget
 from minillm.tune.optimizers import Update
 from tests.conftest import shared
 
-
 NAMES = [("", 0.1), ("stories260K", 0.1), ("stories-phi3", 0.1), ("stories-gemma2", 0.2)]
 
 
