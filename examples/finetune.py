@@ -16,7 +16,6 @@ import random
 from pathlib import Path
 
 import minillm
-from minillm.adapters.read import read
 from minillm.tune.__main__ import main as tune
 from story_grammar import ANIMALS, COLOURS, FOODS, HIDING, NAMES, THINGS, article
 
@@ -47,9 +46,7 @@ def written(path: Path, count: int, rng: random.Random) -> None:
 
 
 def answers(adapter: Path | None, requests: list[str]) -> list[str]:
-    llm = minillm.load(dtype="float32", device="cpu")
-    if adapter is not None:
-        read(llm, adapter).on()
+    llm = minillm.load(dtype="float32", device="cpu", adapter=adapter)
     found = llm.generate(messages=[[{"role": "user", "content": each}] for each in requests], max_new_tokens=200)
     assert isinstance(found, list)
     return [each.text for each in found]

@@ -77,6 +77,7 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))
     add_dequantize(made)
     add_quantize_arguments(made)
+    made.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter in PEFT's format, for all requests")
 
 
 def add_dequantize(made: argparse.ArgumentParser) -> None:
@@ -122,7 +123,7 @@ def add_quantize_arguments(made: argparse.ArgumentParser, required: bool = False
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `loading.load` takes of the arguments that `add_model_arguments` adds."""
-    names = ("dtype", "device", "kernels", "keep_quantized", "quantize", "group_size")
+    names = ("dtype", "device", "kernels", "keep_quantized", "quantize", "group_size", "adapter")
     options = {name: getattr(arguments, name) for name in names}
     return {"path": arguments.weights, "revision": arguments.revision, **options, "symmetric": not arguments.asymmetric}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -22,7 +23,7 @@ from minillm.text import chat
 from minillm.text.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
-ASKED = ("min_new_tokens", "logprobs", "prompt_logprobs", "guide", "raw")
+ASKED = ("min_new_tokens", "logprobs", "prompt_logprobs", "guide", "raw", "adapter")
 OPTIONS = ("max_new_tokens", *ASKED, "stop", "stop_token_ids", "ignore_eos", "tools", "template_variables",
            "continue_final_message", *decoding.OPTIONS)  # of `generate`, beside those of sampling  # fmt: skip
 
@@ -33,6 +34,7 @@ class LLM:
     def __init__(self, folder: Path, values: Mapping[str, Any], model: Decoder, device: torch.device):
         self.folder = folder
         self.values = values
+        self.adapter: str | None = None  # that of requests which name none
         self.model = model
         self.spec = model.spec
         self.device = device
@@ -80,7 +82,7 @@ class LLM:
 
         Options: max_new_tokens; stop, strings before which the text ends, and which may be or hold special tokens;
         stop_token_ids; ignore_eos; the fields of `sampling.Sampling`; of those of `asked.Asked` min_new_tokens,
-        logprobs, prompt_logprobs and guide; those of `decoding.run` (max_batch,
+        logprobs, prompt_logprobs, guide and adapter; those of `decoding.run` (max_batch,
         deterministic, draft, draft_tokens, prompt_lookup). For messages: tools, template_variables (a dict such as
         {"enable_thinking": False}), continue_final_message (go on with the last message; None: where it is the
         assistant's). What is not given comes from generation_config.json. A batch gives each prompt what it gets alone,
@@ -227,6 +229,11 @@ class LLM:
         room = self.spec.context - max(map(len, prompts))
         if max_new_tokens is not None and limit > room:
             note(f"{limit} new tokens asked for, the context has room for {room}")
+        if self.adapter is not None and options.get("adapter") is None:
+            options["adapter"] = self.adapter
+        if (asked_for := options.get("adapter")) is not None and asked_for not in self.model.choice.known:
+            there = f"there are {', '.join(known)}" if (known := self.model.choice.known) else "none was loaded by name"
+            raise ValueError(f"no adapter {asked_for!r}; {there}")
         extras = Asked(**{name: options.pop(name) for name in ASKED if options.get(name) is not None})
         chosen = self.sampling(**{name: value for name, value in options.items() if name not in ASKED})
         if unknown := sorted(id for id in chosen.logit_bias or () if not 0 <= id < self.spec.vocab_size):
@@ -260,6 +267,12 @@ class LLM:
         if chosen.temperature == 0 and idle:
             note(f"temperature 0 is greedy: {', '.join(idle)} without effect")
         return chosen
+
+    def through(self, adapter: str) -> LLM:
+        """The same model for requests that go through one of its adapters."""
+        made = copy.copy(self)
+        made.adapter = adapter
+        return made
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

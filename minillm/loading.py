@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from minillm import config, families, hub, ops
+from minillm.adapters.use import use
 from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.model import held
@@ -43,6 +44,7 @@ def load(
     group_size: int | None = None,
     symmetric: bool = True,
     revision: str | None = None,
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
 ) -> LLM:
     """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
 
@@ -51,8 +53,9 @@ def load(
     `kernels` "auto" takes the fastest path for the device, "reference" plain PyTorch. Quantised matrices stay as they
     are stored and are multiplied so; without `keep_quantized` they are dequantised while they are read. `quantize`
     "int8" or "int4" makes integers of matrices (`held.integers`), int4 in groups of `group_size`, with zero points
-    unless `symmetric`; folders that `minillm.quantize` wrote come so by themselves. Raises ValueError for whatever is
-    wrong.
+    unless `symmetric`; folders that `minillm.quantize` wrote come so by themselves. `adapter` is the folder of a LoRA
+    adapter, or names and folders of several, of which each request chooses (`adapters/use.py`). Raises ValueError for
+    whatever is wrong.
     """
     folder = hub.resolve(path, revision=revision)
     values = config.read(folder)
@@ -77,6 +80,8 @@ def load(
     del parameters
     llm = LLM(folder, values, model, target)
     _say(folder, read.unread, planned, said, wanted if slow else None)  # now: a load that fails says one thing only
+    if adapter is not None:
+        use(llm, adapter)
     return llm
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from minillm.adapters.config import FILE, AdapterConfig
 from minillm.guard.writing import complete
-from minillm.model import held, lora
+from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.linear import Linear
+from minillm.model.lora import adapted
 from minillm.weights.adapter import PREFIX
 from minillm.weights.tensorfile import NAMES, Writer
 
@@ -39,7 +40,7 @@ class Adapter:
 
     def __init__(self, model: Decoder, name: str, config: AdapterConfig):
         self.model, self.name, self.config = model, name, config
-        self.choice = choice(model)
+        self.choice = model.choice
         self.trained: dict[str, nn.Parameter] = {}  # by the name in the file
         self.filed: dict[str, Filed] = {}
         self.whole: dict[str, nn.Parameter] = {}  # new values of the model's parameters
@@ -57,7 +58,7 @@ class Adapter:
     @property
     def deltas(self) -> dict[tuple[str, str], Any]:
         """What is added, by the module and its parameter."""
-        return dict(lora.taken(self.model, self.name))
+        return dict(adapted.taken(self.model, self.name))
 
     def freeze(self) -> None:
         """No more training: what is the same for every step is then made once."""
@@ -103,19 +104,12 @@ class Adapter:
             for name, each in values.items():
                 writer.write(f"{PREFIX}{name}", each)
         base = base_name or self.config.base_model_name_or_path
-        targets = {"target_modules": self.modules, "target_parameters": self.targeted or None}
-        narrowed = {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}  # all are named
+        # All are named, so nothing narrows them any more.
+        targets: dict[str, Any] = {"target_modules": self.modules, "target_parameters": self.targeted or None}
+        narrowed: dict[str, Any] = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
         made = replace(self.config, base_model_name_or_path=base, **targets, **narrowed).values()
         with complete(folder / FILE) as file:
             file.write(json.dumps(made, indent=2, ensure_ascii=False).encode())
-
-
-def choice(model: Decoder) -> lora.Choice:
-    """Which adapters a model's next step goes through."""
-    if "choice" not in model.__dict__:
-        model.__dict__["choice"] = lora.Choice()
-    found: lora.Choice = model.__dict__["choice"]
-    return found
 
 
 def own_head(model: Decoder) -> Linear:

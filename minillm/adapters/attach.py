@@ -12,9 +12,9 @@ from minillm.adapters.adapter import Adapter
 from minillm.adapters.build import HEAD, Build
 from minillm.adapters.config import ALL, AdapterConfig
 from minillm.llm import LLM
-from minillm.model import lora
 from minillm.model.embedding import Embedding
 from minillm.model.linear import Linear
+from minillm.model.lora import deltas
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Router
 from minillm.weights import adapter as names
@@ -85,8 +85,9 @@ def _begin(build: Build, stem: str, to: Destination, draw: torch.Generator) -> N
         if config.use_dora:
             raise ValueError(f"{stem}: an embedding has no DoRA here; leave it out of target_modules")
         return build.embedding(stem, to, torch.zeros(rank, outputs), torch.randn(inputs, rank, generator=draw))
-    a = torch.randn(rank, inputs, generator=draw) / rank if config.init_lora_weights == "gaussian" else None
-    given = {"a": _uniform((rank, inputs), draw) if a is None else a, "b": torch.zeros(outputs, rank)}
+    gaussian = config.init_lora_weights == "gaussian"
+    begun = torch.randn(rank, inputs, generator=draw) / rank if gaussian else _uniform((rank, inputs), draw)
+    given = {"a": begun, "b": torch.zeros(outputs, rank)}
     if config.init_lora_weights is False:
         given["b"] = _uniform((outputs, rank), draw)
     if config.lora_bias:
@@ -95,7 +96,7 @@ def _begin(build: Build, stem: str, to: Destination, draw: torch.Generator) -> N
     if config.use_dora:
         module, leaf = build.module(to)
         name = f"{stem}.lora_magnitude_vector"
-        part.magnitude = build.parameter(name, lora.row_norms(module, leaf, part))
+        part.magnitude = build.parameter(name, deltas.row_norms(module, leaf, part))
         build.file(name, part.magnitude, to)
 
 

@@ -13,10 +13,12 @@ from minillm import families
 from minillm.adapters.adapter import Adapter, Filed, own_head
 from minillm.adapters.config import AdapterConfig
 from minillm.llm import LLM
-from minillm.model import held, lora
+from minillm.model import held
 from minillm.model.decoder import skeleton
 from minillm.model.embedding import Embedding
 from minillm.model.linear import Linear
+from minillm.model.lora import adapted
+from minillm.model.lora.deltas import Deltas, EmbeddingDelta, Part, together
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, Router
 from minillm.weights import adapter as names
@@ -59,25 +61,27 @@ class Build:
             raise ValueError(f"{to.parameter}: no adapter can be there")
         return module, leaf
 
-    def deltas(self, to: Destination) -> lora.Deltas:
+    def deltas(self, to: Destination) -> Deltas:
         """Where parts of a parameter's adapter go."""
         module, leaf = self.module(to)
-        found = lora.adapted(module)
+        found = adapted.adapted(module)
         known = found.of.get(leaf, {}).get(self.adapter.name) if found else None
         if known is None:
-            known = lora.Deltas()
-            lora.put(module, leaf, self.adapter.name, self.adapter.choice, known)
-        assert isinstance(known, lora.Deltas)
+            known = Deltas()
+            adapted.put(module, leaf, self.adapter.name, self.adapter.choice, known)
+        assert isinstance(known, Deltas)
         return known
 
-    def matrix(self, stem: str, to: Destination, given: Mapping[str, Tensor]) -> lora.Part:
+    def matrix(self, stem: str, to: Destination, given: Mapping[str, Tensor]) -> Part:
         """The adapter of a matrix: its tensors by kind, as they are in the file."""
         start, inside = to.start, f"{stem}.lora_"
+        if isinstance(self.module(to)[0], Router) and given.keys() > {"a", "b"}:
+            raise ValueError(f"{stem}: a router has nothing but lora_A and lora_B; switch use_dora and lora_bias off")
         a = self.parameter(f"{inside}A.weight", given["a"])
         b = self.parameter(f"{inside}B.weight", names.straight(given["b"], to))
         self.file(f"{inside}A.weight", a)
         self.file(f"{inside}B.weight", b, to)
-        part = lora.Part(start, a, b, self.config.scale(stem), dropout=self.config.lora_dropout)
+        part = Part(start, a, b, self.config.scale(stem), dropout=self.config.lora_dropout)
         if "bias" in given:
             part.bias = self.parameter(f"{inside}B.bias", names.straight(given["bias"], to))
             self.file(f"{inside}B.bias", part.bias, to)
@@ -95,7 +99,7 @@ class Build:
         else:
             self.adapter.modules.append(stem)
 
-    def place(self, to: Destination, part: lora.Part) -> None:
+    def place(self, to: Destination, part: Part) -> None:
         parts = self.deltas(to).parts
         parts.append(part)
         parts.sort(key=lambda each: each.start)
@@ -110,8 +114,8 @@ class Build:
         kept = [self.parameter(f"{stem}.lora_embedding_{half}", each) for half, each in (("A", a), ("B", b))]
         for half, each in zip("AB", kept, strict=True):
             self.file(f"{stem}.lora_embedding_{half}", each)
-        delta = lora.EmbeddingDelta(kept[0], kept[1], self.config.scale(stem))
-        lora.put(module, leaf, self.adapter.name, self.adapter.choice, delta)
+        delta = EmbeddingDelta(kept[0], kept[1], self.config.scale(stem))
+        adapted.put(module, leaf, self.adapter.name, self.adapter.choice, delta)
         self.target(stem, to)
 
     def experts(self, name: str, stem: str, to: Destination, a: Tensor, b: Tensor) -> None:
@@ -122,7 +126,7 @@ class Build:
             self.adapter.filed[f"{stem}.lora_{half}.weight"] = Filed(
                 tuple(kept), lambda a, b, which=which: names.fused(a, b, to)[which]
             )
-        self.place(to, lora.Part(0, kept[0], kept[1], self.config.scale(name)))
+        self.place(to, Part(0, kept[0], kept[1], self.config.scale(name)))
         self.adapter.targeted.append(name)
 
     def stacked(self, stem: str, parameter: str, start: int, a: Tensor, b: Tensor, scale: float) -> None:
@@ -130,7 +134,7 @@ class Build:
         expert; `stem` is that of one of them."""
         kept = [self.parameter(f"{stem}.all.lora_{half}", each) for half, each in (("A", a), ("B", b))]
         to = Destination(parameter, 0, self.shapes[parameter])
-        self.place(to, lora.Part(start, kept[0], kept[1], scale))
+        self.place(to, Part(start, kept[0], kept[1], scale))
         self.spread.add(parameter)
 
     def finish(self) -> Adapter:
@@ -156,7 +160,7 @@ class Build:
         inner = name.endswith(names.FUSED[0]) and f"{owner}.{names.FUSED[1]}" in self.adapter.targeted
         stem, given = owner + (names.INNER if inner else ""), tuple(each for part in parts for each in (part.a, part.b))
         outputs = self.shapes[to.parameter][1]
-        pair = lambda: names.fused(*lora.together(parts, outputs), to)  # noqa: E731
+        pair = lambda: names.fused(*together(parts, outputs), to)  # noqa: E731
         self.adapter.filed[f"{stem}.lora_A.weight"] = Filed(given, lambda *_: pair()[0])
         self.adapter.filed[f"{stem}.lora_B.weight"] = Filed(given, lambda *_: pair()[1])
 

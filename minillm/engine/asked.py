@@ -39,7 +39,8 @@ class Asked:
     """Before `min_new_tokens` no stop id is drawn, and no stop string looked for. With `logprobs` each new token has a
     `Score` that names so many of the likeliest; with `prompt_logprobs` so has each token of the prompt but the first.
     `raw` keeps the text with special tokens in it. `reader` is given what is behind the last layer at the positions of
-    the prompt from `read_from` on: a position and `[T, E]` from there, perhaps more than once."""
+    the prompt from `read_from` on: a position and `[T, E]` from there, perhaps more than once. `adapter` names one of
+    those that the model has to choose from; None is the model without any."""
 
     min_new_tokens: int = 0
     logprobs: int | None = None
@@ -48,6 +49,7 @@ class Asked:
     raw: bool = False
     reader: Reader | None = None
     read_from: int = 0
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("logprobs", "prompt_logprobs"):

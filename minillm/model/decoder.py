@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minillm import spec
-from minillm.model import lora
 from minillm.model.attention import Step
 from minillm.model.cache import Cache
 from minillm.model.embedding import Embedding
 from minillm.model.held import held_in, product
 from minillm.model.linear import Linear
+from minillm.model.lora.adapted import Choice, adapted
 from minillm.model.moe import Experts, MoE
 from minillm.model.norm import norm
 from minillm.model.ragged import Ragged
@@ -46,6 +46,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = decoder
         self.ops = ops
+        self.choice = Choice()  # of adapters
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
         size, told = decoder.hidden_size, decoder.per_layer
         self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
@@ -152,7 +153,7 @@ class Decoder(nn.Module):
         """The mean of -log p(target) behind hidden states as `hidden` gives them, fp32 `[]`."""
         head = self.embedding if self.head is None else self.head
         x_NE = self.norm(x_NE)
-        if not held_in(head) and lora.adapted(head) is None:
+        if not held_in(head) and adapted(head) is None:
             cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
             return self.ops.linear_cross_entropy(x_NE, head.weight, targets_N, cap, bias=bias)
 

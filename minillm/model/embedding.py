@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.model import lora
 from minillm.model.held import held_in, lookup
+from minillm.model.lora.adapted import adapted
 
 
 class Embedding(nn.Module):
@@ -26,8 +26,8 @@ class Embedding(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         y = lookup(self, "weight", tokens_BT) if held_in(self) else F.embedding(tokens_BT, self.weight)
-        adapted = lora.adapted(self)
-        return y if adapted is None else adapted.looked_up(tokens_BT, y)
+        changed = adapted(self)
+        return y if changed is None else changed.looked_up(tokens_BT, y)
 
     @property
     def dtype(self) -> torch.dtype:

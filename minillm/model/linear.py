@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from minillm.model import held, lora
+from minillm.model import held
+from minillm.model.lora.adapted import adapted
 from minillm.ops import REFERENCE, Ops
 
 
@@ -34,8 +35,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = held.product(self, "weight", self.ops, x, self.bias)
-        adapted = lora.adapted(self)
-        return y if adapted is None else adapted.added(self, "weight", x, y)
+        changed = adapted(self)
+        return y if changed is None else changed.added(self, "weight", x, y)
 
     def blocks(self, name: str) -> dict[str, int] | None:
         """The named row blocks of a parameter, in order; None where it is one block."""

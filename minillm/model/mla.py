@@ -18,10 +18,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minillm.model import lora
 from minillm.model.attention import Step
 from minillm.model.cache import LatentCache
 from minillm.model.linear import Linear
+from minillm.model.lora.adapted import adapted
 from minillm.model.norm import Norm
 from minillm.model.pools import LatentPool
 from minillm.ops import Ops
@@ -95,8 +95,8 @@ class LatentAttention(nn.Module):
         """Attention over the keys and values of each head, made from the cached `[B, S, R + P]`; `[B, H, T, V]`."""
         spec = self.spec
         c, k_rope = latent.split((spec.kv_rank, spec.rope.dim), dim=-1)
-        kv, adapted = self.ops.linear(c, self.kv_up), lora.adapted(self)
-        kv = kv if adapted is None else adapted.added(self, "kv_up", c, kv)
+        kv, changed = self.ops.linear(c, self.kv_up), adapted(self)
+        kv = kv if changed is None else changed.added(self, "kv_up", c, kv)
         kv = rearrange(kv, "B S (H D) -> B H S D", H=spec.num_heads)
         k_nope, v = kv.split((spec.nope_dim, spec.v_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, spec.num_heads, -1, -1)), dim=-1)
@@ -105,8 +105,8 @@ class LatentAttention(nn.Module):
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility | Paged) -> Tensor:
         """The same with W_uk moved to the query and W_uv behind the sum: one kv head, of R + P and R values."""
         spec = self.spec
-        adapted = lora.adapted(self)
-        kv_up = self.kv_up if adapted is None else adapted.matrix(self, "kv_up")
+        changed = adapted(self)
+        kv_up = self.kv_up if changed is None else changed.matrix(self, "kv_up")
         up = rearrange(kv_up, "(H D) R -> H D R", H=spec.num_heads)
         w_uk, w_uv = up.split((spec.nope_dim, spec.v_dim), dim=1)
         q = torch.cat((q_nope @ w_uk, q_rope), dim=-1)  # [B, H, T, R + P]

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm import spec
-from minillm.model import held, lora
+from minillm.model import held
 from minillm.model.ffn import GatedMLP
 from minillm.model.linear import Linear
+from minillm.model.lora.adapted import adapted
 from minillm.model.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.routing import Routing
@@ -45,10 +46,10 @@ class Router(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Routing:
-        given, adapted = self.given(x.float()), lora.adapted(self)
+        given, changed = self.given(x.float()), adapted(self)
         logits = F.linear(given, self.weight, self.logit_bias)
-        if adapted is not None:
-            logits = adapted.added(self, "weight", given, logits)
+        if changed is not None:
+            logits = changed.added(self, "weight", given, logits)
         return self.scaled(self.ops.route(logits, self.bias, self.spec))
 
     def scaled(self, found: Routing) -> Routing:
@@ -86,9 +87,9 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         gate_up, down = (held.matrices(self, name, x.dtype) for name in ("gate_up", "down"))
-        if (adapted := lora.adapted(self)) is None:
+        if (changed := adapted(self)) is None:
             return self._sum(x, routing, gate_up, down)
-        groups = adapted.groups({"gate_up": gate_up, "down": down}, x)
+        groups = changed.groups({"gate_up": gate_up, "down": down})
         if groups[0][0] is None:
             return self._sum(x, routing, *groups[0][1])
         made = [self._sum(x[rows], routing.of(rows), *matrices) for rows, matrices in groups if rows is not None]

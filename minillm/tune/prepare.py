@@ -112,6 +112,10 @@ def _check(a: argparse.Namespace) -> None:
         raise ValueError("--bf16-weights is about weights that learn, and an adapter's are fp32; give --full too")
     if a.preference and (a.teacher or a.pack or a.dropout):
         raise ValueError("--preference goes with none of --teacher, --pack and --dropout; leave these out")
+    if a.adapter:
+        raise ValueError(
+            f"--adapter {a.adapter}: a new one is trained; give the checkpoint merged with it as --weights"
+        )
     if a.evaluation and a.evaluation_share:
         raise ValueError("--evaluation and --evaluation-share: give one of the two")
     if a.patience and not (a.evaluation or a.evaluation_share):

@@ -158,7 +158,9 @@ def test_made_here(name: str, tmp_path: Path) -> None:
     loaded = peft.PeftModel.from_pretrained(tiny.reference(tmp_path), tmp_path / "made").eval()
     asked = peft.LoraConfig(r=4, lora_alpha=10, task_type="CAUSAL_LM", **options)
     wanted = peft.get_peft_model_state_dict(peft.get_peft_model(tiny.reference(tmp_path), asked))
-    assert {name for name in wanted if "base_layer.weight" not in name} == {f"base_model.model.{n}" for n in adapter.filed}
+    assert {name for name in wanted if "base_layer.weight" not in name} == {
+        f"base_model.model.{n}" for n in adapter.filed
+    }
     with torch.no_grad():
         assert (llm.model(tokens) - tiny.logits(loaded, tokens)).abs().max() <= LOGITS
 

@@ -9,9 +9,7 @@ import peft
 import torch
 from torch import Tensor
 
-from tests.helpers import oracles, tiny
-
-OLD = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+from tests.helpers import tiny
 
 
 def made(folder: Path, row: str, **options: Any) -> tuple[Any, Path]:
@@ -38,14 +36,13 @@ def randomise(model: Any) -> None:
 def gradients(model: Any) -> dict[str, Tensor]:
     """Of what is trained, by the names in the file."""
     return {
-        name.removeprefix("base_model.model.").replace(".default", "").replace(".modules_to_save", ""): each.grad
+        name.removeprefix("base_model.model.")
+        .replace(".default", "")
+        .replace(".modules_to_save", "")
+        .replace("magnitude_vector.weight", "magnitude_vector"): each.grad
         for name, each in model.named_parameters()
         if each.requires_grad
     }
-
-
-def logits(model: Any, tokens: Tensor) -> Tensor:
-    return oracles.logits(model, tokens) if hasattr(oracles, "logits") else model(tokens).logits
 
 
 def randomise_ours(adapter: Any) -> None:

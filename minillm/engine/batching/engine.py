@@ -179,6 +179,7 @@ class Engine:
             for end, (request, count) in zip(ends, work, strict=True)
             if count == request.unread + len(request.guesses)
         ]
+        self._choose(work)
         readers = [pair for pair in zip(ends, work, strict=True) if pair[1][0].wants(pair[1][1])]
         if not readers and all(alone(pair, self.store) for pair in work):
             drawn = self.drawn.clamp(min=0) if self.flying and self.drawn is not None else None
@@ -188,12 +189,20 @@ class Engine:
             skipped = max(request.row.asked.read_from - request.computed, 0)
             read = min(len(request.row.prompt) - request.computed, count)
             assert request.reader is not None
+            self._choose([(request, 1)])
             request.reader(request.computed + skipped, x_1NE[0, end - count + skipped : end - count + read])
         wanted = [at for _, each in through for at in each]
+        self._choose([(request, len(each)) for request, each in through])
         firsts = itertools.accumulate((len(each) for _, each in through), initial=0)
         logits_NV = self.model.logits(x_1NE[:, wanted])[0] if wanted else x_1NE[0, :0]
         places = {request: range(at, at + len(each)) for at, (request, each) in zip(firsts, through, strict=False)}
         return logits_NV, places
+
+    def _choose(self, work: Work) -> None:
+        """Let the next rows go through the adapters of these requests, so many for each."""
+        if self.model.choice.known:
+            names = [request.row.asked.adapter for request, count in work for _ in range(count)]
+            self.model.choice.each(names, self.device)
 
     def _chooser(self, known: list[Request]) -> Chooser:
         """What draws the next tokens of these; the last one where it is for the same."""

@@ -44,7 +44,10 @@ class Recorded:
             return self._run(single)
         shapes = tuple((group, each.shape) for group, each in single.tables.items())
         turning = self.model.turned(single.lengths or (0,))
-        key = (len(single.tokens), shapes, *map(id, turning))  # of those that are kept nothing else has the number
+        choice = self.model.choice
+        adapters = choice.names, tuple(name for name, _ in choice.rows)
+        # Of the frequencies that are kept nothing else has the number.
+        key = (len(single.tokens), shapes, adapters, *map(id, turning))
         self.seen, self.last = self.seen + 1 if key == self.last else 1, key
         if key not in self.made and (self.seen <= PATIENCE or not self._recorded(key, single, turning)):
             return self._run(single)

@@ -28,6 +28,7 @@ class Store:
         self.pools = Pools(model.spec, blocks, SIZE, model.dtype, model.embedding.weight.device)
         self.groups: dict[Group, Blocks] = {group: Blocks(count) for group, count in blocks.items()}
         self.windows = {group: group for group in blocks if isinstance(group, int)}
+        self.choice = model.choice
         scalings = [each.rope.scaling for each in model.spec.attentions if each.rope is not None]
         self.dynamic = {each.original_positions for each in scalings if isinstance(each, DynamicScaling)}
         self.long = {each.original_positions for each in scalings if isinstance(each, LongRopeScaling)}
@@ -166,7 +167,8 @@ class Store:
 
     def salt(self, request: Request) -> bytes:
         """What its keys depend on beside the tokens: LongRoPE turns all of them by the length of the whole."""
-        return bytes(request.length > each for each in sorted(self.long)) + request.salt
+        of_adapter = self.choice.identity(request.row.asked.adapter)
+        return bytes(request.length > each for each in sorted(self.long)) + of_adapter + request.salt
 
     def _names(self, request: Request) -> list[bytes]:
         """Of the full blocks that it need not compute where they are there."""

@@ -12,16 +12,14 @@ Shapes: I inputs, O outputs of the whole matrix, R rank, P rows of a part, E exp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.model import held
-from minillm.ops.reference import expert_product
 
 
 @dataclass
@@ -107,30 +105,50 @@ class Deltas:
         at = self.parts[0].a.device if self.parts else self.biases[0][1].device
         if factors:
             made.share = _placed([(start, factor - 1) for start, factor in factors.items()], outputs, at)
-        added = [(start, values - bias[start : start + len(values)].float()) for start, values in self.biases]
+        added = []
+        for start, values in self.biases:
+            assert bias is not None  # whose values these replace
+            added.append((start, values - bias[start : start + len(values)].float()))
         for part in self.parts:
             if part.bias is not None:
                 of_b, factor = part.bias * part.scale, factors.get(part.start)
                 added.append((part.start, of_b if factor is None else of_b * factor))
         if added:
-            made.offset = sum(_placed([each], outputs, at) for each in added)
+            made.offset = torch.stack([_placed([each], outputs, at) for each in added]).sum(0)
         self.kept = None if trained else made
         return made
 
-    def merged(self, weight: Tensor, bias: Tensor | None, module: nn.Module, leaf: str) -> tuple[Tensor, Tensor | None]:
-        """The parameter `[O, I]`, or `[E, O, I]`, with the adapter in it, and its bias, both fp32."""
-        weight = weight.float()
-        if weight.dim() == 3:
-            made = torch.zeros_like(weight)
-            for part in self.parts:
-                made[:, part.rows] += part.scale * (part.b @ part.a)
-            return weight + made, bias
-        made = self.joined(module, leaf)
-        whole = weight if made.share is None else weight * (1 + made.share)[:, None]
-        whole = torch.addmm(whole, made.b, made.a) if self.parts else whole
-        if made.offset is None:
-            return whole, bias
-        return whole, made.offset + (0 if bias is None else bias.float())
+    def merged(self, weight: Tensor, bias: Tensor | None = None, start: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Rows of the parameter from `start` on, `[n, I]`, or all of `[E, O, I]`, with the adapter in them, and of its
+        bias `[n]`; both fp32. Raises ValueError where it adds a bias to what has none."""
+        made, kept = weight.to(torch.float32, copy=True), None if bias is None else bias.to(torch.float32, copy=True)
+        for at, values in self.biases:
+            some, rows = _within(at, len(values), start, made.shape[-2])
+            if kept is not None:
+                kept[rows] = values[some]
+        for part in self.parts:
+            some, rows = _within(part.start, part.b.shape[-2], start, made.shape[-2])
+            summed, factor = made[..., rows, :] + part.scale * (part.b[..., some, :] @ part.a), torch.ones(())
+            if part.magnitude is not None:
+                factor = part.magnitude[some] / torch.linalg.vector_norm(summed, dim=-1)
+                summed = summed * factor[:, None]
+            made[..., rows, :] = summed
+            if part.bias is not None and kept is None:
+                raise ValueError("the adapter adds a bias (lora_bias) to a matrix that has none; it cannot be merged")
+            if part.bias is not None and kept is not None:
+                kept[rows] += part.scale * part.bias[some] * factor
+        return made, kept
+
+    def of_expert(self, expert: int) -> Deltas:
+        """What it adds to the matrix of one expert."""
+        return Deltas([replace(part, a=part.a[expert], b=part.b[expert]) for part in self.parts])
+
+
+def _within(at: int, count: int, start: int, rows: int) -> tuple[slice, slice]:
+    """What `count` rows from `at` on and `rows` from `start` on have in common: its place in these, and in those."""
+    first = min(max(at, start), start + rows)
+    last = max(min(at + count, start + rows), first)
+    return slice(first - at, last - at), slice(first - start, last - start)
 
 
 def together(parts: Sequence[Part], outputs: int) -> tuple[Tensor, Tensor]:
@@ -182,78 +200,6 @@ def _factor(module: nn.Module, leaf: str, part: Part) -> Tensor:
 
 
 @dataclass
-class Choice:
-    """Which adapters the next step goes through: their names, each with the rows of x that do, int64 `[n]`, or None
-    for all. One object for all modules of a model."""
-
-    rows: tuple[tuple[str, Tensor | None], ...] = ()
-
-
-@dataclass
-class Adapted:
-    """What adapters add at one module: parameter -> adapter -> what it adds."""
-
-    choice: Choice
-    of: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def chosen(self, leaf: str) -> list[tuple[Any, Tensor | None]]:
-        """Those that count for a parameter now."""
-        found = self.of.get(leaf, {})
-        return [(found[name], rows) for name, rows in self.choice.rows if name in found]
-
-    def added(self, module: nn.Module, leaf: str, x: Tensor, y: Tensor) -> Tensor:
-        """y = x Wᵀ + b with what the adapters add."""
-        for deltas, rows in self.chosen(leaf):
-            if rows is None:
-                y = deltas.added(module, leaf, x, y)
-            else:
-                flat_x, flat_y = x.flatten(0, -2), y.flatten(0, -2)
-                some = deltas.added(module, leaf, flat_x[rows], flat_y[rows])
-                y = flat_y.index_copy(0, rows, some).view_as(y)
-        return y
-
-    def matrix(self, module: nn.Module, leaf: str) -> Tensor:
-        """The parameter with the adapters in it. Raises ValueError where not all rows go through the same ones."""
-        weight = getattr(module, leaf)
-        for deltas, rows in self.chosen(leaf):
-            if rows is not None:
-                raise ValueError("adapters of latent attention's kv_b_proj cannot be mixed in one batch; merge them")
-            weight = deltas.merged(weight, None, module, leaf)[0].to(weight.dtype)
-        return weight
-
-    def looked_up(self, tokens: Tensor, y: Tensor) -> Tensor:
-        """y `[B, T, E]`, rows of a table for tokens `[B, T]`, with what the adapters add."""
-        for delta, rows in self.chosen("weight"):
-            if rows is None:
-                y = delta.added(tokens, y)
-            else:
-                flat, some = y.flatten(0, -2), tokens.flatten()[rows]
-                y = flat.index_copy(0, rows, delta.added(some, flat[rows])).view_as(y)
-        return y
-
-    def groups(self, matrices: Mapping[str, Any], x: Tensor) -> list[tuple[Tensor | None, list[Any]]]:
-        """Tokens of x `[N, I]` that go through the same adapters, int64 `[n]` or None for all of them, and the matrices
-        of experts with these; every token is in one group."""
-        if all(rows is None for _, rows in self.choice.rows):
-            return [(None, self._experts(matrices, [name for name, _ in self.choice.rows]))]
-        found: list[tuple[Tensor | None, list[Any]]] = []
-        left = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        for name, rows in self.choice.rows:
-            left[rows] = False
-            found.append((rows, self._experts(matrices, [name])))
-        return [*found, (left.nonzero().flatten(), list(matrices.values()))]
-
-    def _experts(self, matrices: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-        made = []
-        for leaf, each in matrices.items():
-            for name in names:
-                deltas = self.of.get(leaf, {}).get(name)
-                each = each if deltas is None else ExpertsWith(each, deltas)
-            made.append(each)
-        return made
-
-
-@dataclass
 class EmbeddingDelta:
     """s B A[:, token]: a `[R, V]`, b `[E, R]`."""
 
@@ -268,58 +214,7 @@ class EmbeddingDelta:
         """y `[..., E]` of tokens `[...]`; in y's dtype."""
         return (y.float() + F.linear(F.embedding(tokens, self.a.T), self.b) * self.scale).to(y.dtype)
 
-    def merged(self, weight: Tensor) -> Tensor:
-        """The table `[V, E]` with the adapter in it, fp32."""
-        return torch.addmm(weight.float(), self.a.T, self.b.T, alpha=self.scale)
-
-
-class ExpertsWith:
-    """The matrices `[E, O, I]` of experts and what an adapter adds to them: given to the op `experts` in their place.
-    The products of a token with A and B are thin, so no matrix is made but where one is asked for."""
-
-    def __init__(self, matrices: Any, deltas: Deltas):
-        self.matrices, self.parts = matrices, deltas.parts
-        # In pieces once: the gradient of one expert's piece would else be as large as that of all.
-        self.pieces = [(part.a.unbind(), part.b.unbind()) for part in deltas.parts]
-
-    def __getitem__(self, expert: int, /) -> Tensor:
-        weight = self.matrices[expert]
-        added = torch.zeros(weight.shape, device=weight.device)
-        for part, (a, b) in zip(self.parts, self.pieces, strict=True):
-            added[part.rows] += part.scale * (b[expert] @ a[expert])
-        return (weight.float() + added).to(weight.dtype)
-
-    def product(self, expert: int, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x `[N, I]` times the matrix of an expert, plus bias: `[N, O]`."""
-        y = expert_product(x, self.matrices, expert, bias)
-        made = [F.linear(F.linear(x.float(), a[expert]), b[expert]) * part.scale
-                for part, (a, b) in zip(self.parts, self.pieces, strict=True)]  # fmt: skip
-        end, columns = 0, []
-        for part, values in zip(self.parts, made, strict=True):
-            columns += [values.new_zeros(len(x), part.start - end), values]
-            end = part.rows.stop
-        added = torch.cat([*columns, y.new_zeros(len(x), y.shape[1] - end, dtype=torch.float32)], dim=1)
-        return (y.float() + added).to(y.dtype)
-
-
-def adapted(module: nn.Module) -> Adapted | None:
-    """What adapters add at a module; None where none is."""
-    found: Adapted | None = module.__dict__.get("adapted")
-    return found
-
-
-def put(module: nn.Module, leaf: str, name: str, choice: Choice, delta: Any) -> None:
-    """Let an adapter add to a parameter of a module."""
-    if adapted(module) is None:
-        module.__dict__["adapted"] = Adapted(choice)
-    module.__dict__["adapted"].of.setdefault(leaf, {})[name] = delta
-
-
-def taken(model: nn.Module, name: str) -> Mapping[tuple[str, str], Any]:
-    """What an adapter adds, by module and parameter."""
-    found = {}
-    for owner, module in model.named_modules():
-        for leaf, by_name in (adapted(module).of if adapted(module) else {}).items():
-            if name in by_name:
-                found[owner, leaf] = by_name[name]
-    return found
+    def merged(self, weight: Tensor, bias: None = None, start: int = 0) -> tuple[Tensor, None]:
+        """Rows of the table from `start` on, `[n, E]`, with the adapter in them, fp32."""
+        columns = self.a[:, start : start + len(weight)]
+        return torch.addmm(weight.float(), columns.T, self.b.T, alpha=self.scale), None

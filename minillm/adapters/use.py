@@ -1,0 +1,62 @@
+"""Adapters on a model that is loaded to be used: one for all, or several of which each request chooses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from minillm.adapters.adapter import FILE, TENSORS
+from minillm.adapters.merging import merge, mergeable
+from minillm.adapters.read import read
+from minillm.guard.screen import note
+from minillm.llm import LLM
+from minillm.ops import REFERENCE
+
+CHUNK = 2**22
+
+
+def use(llm: LLM, given: str | Path | Mapping[str, str | Path], merged: bool | None = None) -> None:
+    """Put the adapter of a folder on a model, or those of a map, of which a request names one (`adapter=`).
+
+    The one adapter of a model that runs through the compiled loops is `merged` into plain weights, as these take
+    nothing but weights; anywhere else, and where that is False, it stays beside them. Raises ValueError for folders
+    that are no adapters of this model.
+    """
+    if isinstance(given, Mapping):
+        return _several(llm, given)
+    adapter = read(llm, given)
+    adapter.freeze()
+    loops = llm.device.type == "cpu" and llm.model.ops is not REFERENCE
+    if merged is None:
+        merged = loops and mergeable(adapter)
+    elif merged and not mergeable(adapter):
+        raise ValueError(f"{given}: the weights are quantised or have no bias to add to, so it cannot be merged; leave "
+                         "it beside them")  # fmt: skip
+    if merged:
+        note(f"the adapter {given} is merged into the weights: {merge(adapter)}")
+    else:
+        note(
+            f"the adapter {given} is applied beside the weights ({len(adapter.modules) + len(adapter.targeted)} names)"
+        )
+
+
+def _several(llm: LLM, given: Mapping[str, str | Path]) -> None:
+    for name, folder in given.items():
+        adapter = read(llm, folder, name)
+        adapter.off()
+        adapter.freeze()
+        if adapter.whole:
+            raise ValueError(f"{folder}: it has whole modules of its own ({', '.join(adapter.whole)}), which requests "
+                             "cannot choose; load it alone, or merge it")  # fmt: skip
+        llm.model.choice.known[name] = _identity(Path(folder).expanduser())
+
+
+def _identity(folder: Path) -> bytes:
+    """Another one for any other adapter."""
+    made = hashlib.sha256()
+    for name in (FILE, TENSORS):
+        with (folder / name).open("rb") as file:
+            while data := file.read(CHUNK):
+                made.update(data)
+    return made.digest()
