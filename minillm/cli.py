@@ -26,6 +26,7 @@ from minillm.guard import screen
 COMMANDS = {
     "generate": "run a checkpoint: text in, text out; --chat for a conversation",
     "serve": "answer over HTTP: the APIs of OpenAI, Anthropic and Ollama, and a page to chat at",
+    "tune": "train a checkpoint on your own data: an adapter beside it, or all of it",
     "explain": "describe a checkpoint: spec, equations, sizes, tensors",
     "plan": "what a checkpoint needs, before downloading it: bytes, cache, speed, fit, licence",
     "quantize": "write a copy of a checkpoint with int8 or int4 matrices, or as a GGUF file",

@@ -40,6 +40,7 @@ EXAMPLES = {
     "balance_experts.py": (["bias: loss", "wrote"], ["--steps", "2", "--out", "{tmp}/balance.png"]),
     "build_from_spec.py": (["parameters", "The quick brown fox jumps over the lazy dog"], []),
     "expert_routes.py": (["layer 3: ", "Daisy"], []),
+    "finetune.py": (["before: 0 of 8", "after: 8 of 8 answers are brief"], ["--out", "{tmp}/tuned"]),
     "train_demo.py": ([], ["--steps", "2", "--out", "{tmp}/demo"]),
     "story_grammar.py": ([], []),
     "study.py": ([], []),

@@ -37,7 +37,20 @@ ROOMS = [
     ["adapters"],
     ["loading", "cli"],
     ["report"],
-    ["generate", "serve", "quantize", "perplexity", "explain", "plan", "diff", "lens", "routes", "bench", "harness"],
+    [
+        "generate",
+        "serve",
+        "tune",
+        "quantize",
+        "perplexity",
+        "explain",
+        "plan",
+        "diff",
+        "lens",
+        "routes",
+        "bench",
+        "harness",
+    ],
 ]
 COMMANDS = ROOMS[-1]
 FLOOR = {f"minillm.{room}": floor for floor, rooms in enumerate(ROOMS) for room in rooms}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minillm import spec
 from minillm.model.attention import Step
@@ -30,9 +31,12 @@ from minillm.model.residual.per_layer import PerLayerEmbedding
 from minillm.model.residual.streams import Streams
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
+from minillm.ops.reference import MOST_LOGITS
 from minillm.ops.routing import Routing
 from minillm.ops.visibility import Visibility
 from minillm.weights.rules import Destination
+
+IGNORED = -100  # what a label is where nothing is to be learnt
 
 
 class Decoder(nn.Module):
@@ -54,6 +58,7 @@ class Decoder(nn.Module):
         ropes = {attention.rope for attention in decoder.attentions if attention.rope is not None}
         self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in ropes}
         self._windows = {attention.window for attention in decoder.attentions}
+        self.recomputes = False  # whether layers keep their inputs alone for the way back, and run once more there
         for index in {each.kv.layer for each in decoder.attentions if each.kv.layer is not None}:
             lender: Any = self.layers[index]
             lender.attention.lent_as = index
@@ -77,15 +82,22 @@ class Decoder(nn.Module):
         or None where it has no router.
         """
         if collect_routing:
-            with self._collected() as routing:
+            with self.collected() as routing:
                 return self(tokens_BT, cache, last_only), routing
         x_BTE = self.hidden(tokens_BT, cache)
         return self.logits(x_BTE[:, -1:] if last_only else x_BTE)
 
-    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, position_B: Tensor | None = None) -> Tensor:
-        """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`."""
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        cache: Cache | None = None,
+        position_B: Tensor | None = None,
+        starts_BT: Tensor | None = None,
+    ) -> Tensor:
+        """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`,
+        `loss` has `starts_BT`."""
         x_BTE = self.embed(tokens_BT)
-        step = self.step(tokens_BT, cache, position_B, x_BTE)
+        step = self.step(tokens_BT, cache, position_B, x_BTE, starts_BT)
         x_BTE = self._through(x_BTE, step, None if cache is None else cache.layers)
         if cache is not None and position_B is None:
             cache.length += tokens_BT.shape[1]
@@ -105,7 +117,8 @@ class Decoder(nn.Module):
     def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
         x = x_BTE if self.streams is None else self.streams.parted(x_BTE)
         for index, layer in enumerate(self.layers):
-            x = layer(x, step, None if caches is None else caches[index])
+            given = (x, step, None if caches is None else caches[index])
+            x = checkpoint(layer, *given, use_reentrant=False) if self.recomputes else layer(*given)
         return self.merged(x)
 
     def merged(self, x: Tensor) -> Tensor:
@@ -124,17 +137,35 @@ class Decoder(nn.Module):
         knows: a step that a graph can record. The cache is filled, and its length stays as it is."""
         return self.logits(self.hidden(tokens_B[:, None], cache, position_B))[:, -1]
 
-    def loss(self, tokens_BT: Tensor) -> Tensor:
-        """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`)."""
+    def loss(self, tokens_BT: Tensor, labels_BT: Tensor | None = None, starts_BT: Tensor | None = None) -> Tensor:
+        """`next_token_loss` of the tokens; through the kernels without their logits (`kernels/cross_entropy.py`).
+
+        With `labels_BT`, which has IGNORED wherever it is not the token, the mean over the others. `starts_BT`, where
+        rows hold several documents: int64, of each position the one where its document begins.
+        """
+        targets_N = (tokens_BT if labels_BT is None else labels_BT)[:, 1:].flatten()
+        x_NE = self.hidden(tokens_BT, starts_BT=starts_BT)[:, :-1].flatten(0, 1)
+        if labels_BT is not None:
+            x_NE, targets_N = x_NE[targets_N != IGNORED], targets_N[targets_N != IGNORED]
+        return self.cross_entropy(x_NE, targets_N)
+
+    def cross_entropy(self, x_NE: Tensor, targets_N: Tensor) -> Tensor:
+        """The mean of -log p(target) behind hidden states as `hidden` gives them, fp32 `[]`."""
         head = self.embedding if self.head is None else self.head
-        x_NE = self.norm(self.hidden(tokens_BT)[:, :-1]).flatten(0, 1)
-        if held_in(head) or adapted(head) is not None:
-            return F.cross_entropy(self.project(x_NE).float(), tokens_BT[:, 1:].flatten())
-        cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
-        return self.ops.linear_cross_entropy(x_NE, head.weight, tokens_BT[:, 1:].flatten(), cap, bias=bias)
+        x_NE = self.norm(x_NE)
+        if not held_in(head) and adapted(head) is None:
+            cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
+            return self.ops.linear_cross_entropy(x_NE, head.weight, targets_N, cap, bias=bias)
+
+        def summed(x: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(self.project(x).float(), targets, reduction="sum")
+
+        parts = (each.split(max(MOST_LOGITS // self.spec.vocab_size, 1)) for each in (x_NE, targets_N))
+        made = [checkpoint(summed, *part, use_reentrant=False) for part in zip(*parts, strict=True)]
+        return torch.stack(made).sum() / len(targets_N)
 
     @contextlib.contextmanager
-    def _collected(self) -> Iterator[list[Routing | None]]:
+    def collected(self) -> Iterator[list[Routing | None]]:
         """What each layer's router returns meanwhile."""
         found: list[Routing | None] = [None] * len(self.layers)
         routers = {i: layer.ffn.router for i, layer in enumerate(self.layers) if isinstance(layer.ffn, MoE)}
@@ -162,6 +193,7 @@ class Decoder(nn.Module):
         cache: Cache | None,
         position_B: Tensor | None = None,
         x_BTE: Tensor | None = None,
+        starts_BT: Tensor | None = None,
     ) -> Step:
         """What all layers share while these tokens go through, whose embedding is x."""
         count, device = tokens_BT.shape[1], tokens_BT.device
@@ -170,6 +202,7 @@ class Decoder(nn.Module):
         assert start + count <= capacity, f"{start + count} positions in a cache of {capacity}"
         if position_B is None:
             positions_BT = torch.arange(start, start + count, device=device)[None]
+            positions_BT = positions_BT if starts_BT is None else positions_BT - starts_BT
         else:
             positions_BT, start = position_B[:, None], capacity - 1
         first, real = start if position_B is None else position_B, None
@@ -181,7 +214,7 @@ class Decoder(nn.Module):
         rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
         visible = {
             window: Visibility(
-                start, count, window if window and window < capacity else None, padding_B, device, position_B
+                start, count, window if window and window < capacity else None, padding_B, device, position_B, starts_BT
             )
             for window in self._windows
         }

@@ -97,6 +97,33 @@ def product(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | No
     held = held_in(module).get(leaf)
     if held is None:
         return ops.linear(x, getattr(module, leaf), bias)
+    if differentiable(x):
+        y = _Differentiable.apply(x, module, leaf, ops)
+        return y if bias is None else y + bias
+    return _in_segments(module, leaf, ops, x, bias)
+
+
+def differentiable(x: Tensor) -> bool:
+    """Whether a gradient of x is wanted."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+class _Differentiable(torch.autograd.Function):
+    """y = x Wᵀ and dx = dy W, with W dequantised once more on the way back: by itself autograd would keep the numbers
+    of every matrix until then, which is what holding them quantised saves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module, leaf: str, ops: Any) -> Tensor:
+        ctx.module, ctx.leaf, ctx.dtype = module, leaf, x.dtype
+        return _in_segments(module, leaf, ops, x, None)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return dy @ matrix(ctx.module, ctx.leaf, ctx.dtype), None, None, None
+
+
+def _in_segments(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+    held = held_in(module)[leaf]
     if len(held.segments) == 1:
         return _product(module, leaf, ops, x, held.segments[0], bias)
     biases = [None if bias is None else bias[each.start : each.start + each.rows] for each in held.segments]

@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.weights import fp8
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
+
+MOST_LOGITS = 2**26  # 256 MB of fp32
 
 
 class ExpertMatrices(Protocol):
@@ -274,10 +277,18 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean of -log softmax(cap(W h_n + b))[target_n] over the targets that are not `ignore_index`; 0 without such.
 
-    hidden `[N, H]`, weight `[V, H]`, targets int64 `[N]`, bias `[V]` -> fp32 `[]`.
+    hidden `[N, H]`, weight `[V, H]`, targets int64 `[N]`, bias `[V]` -> fp32 `[]`. No more than MOST_LOGITS are there
+    at once: with gradients those of a part are computed once more on the way back.
     """
-    logits = F.linear(hidden, weight, bias).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+
+    def summed(x: Tensor, wanted: Tensor) -> Tensor:
+        logits = F.linear(x, weight, bias).float()
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        return F.cross_entropy(logits, wanted, ignore_index=ignore_index, reduction="sum")
+
+    parts = list(zip(*(each.split(max(MOST_LOGITS // len(weight), 1)) for each in (hidden, targets)), strict=True))
     count = (targets != ignore_index).sum().clamp(min=1)
-    return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum") / count
+    if len(parts) <= 1:
+        return summed(hidden, targets) / count
+    return torch.stack([checkpoint(summed, *part, use_reentrant=False) for part in parts]).sum() / count

@@ -75,6 +75,8 @@ def attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks."""
+    if visible.starts_BT is not None:
+        return reference.attention(q, k, v, visible, scale, softcap, sinks)
     first, past = visible.padding_B, visible.start - visible.first_key
     where = (past, visible.window, first, visible.first_key)
     if differentiable(q, k, v, sinks):

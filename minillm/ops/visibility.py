@@ -23,6 +23,9 @@ class Visibility:
     position that the cache has room for, all slots of the cache are keys, and nothing here is a number that changes
     from step to step, so that a recorded graph stays valid. `lengths_B`, int32 `[B]`, are then the positions that each
     row has, its query's included.
+
+    With `starts_BT`, int64 `[B, T]`, rows hold several documents one after the other, and a query sees nothing before
+    the position where its own begins. That is for training: `start` is 0 then, and there is no padding.
     """
 
     start: int
@@ -31,6 +34,7 @@ class Visibility:
     padding_B: Tensor | None
     device: torch.device
     position_B: Tensor | None = None
+    starts_BT: Tensor | None = None
     lengths_B: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,13 +78,15 @@ class Visibility:
 
     @cached_property
     def spans(self) -> tuple[Tensor, Tensor]:
-        """The positions of the first and the last key that each query sees, int64 `[T]` each, or `[B, T]` with padding
-        or `position_B`; a padded one sees itself."""
+        """The positions of the first and the last key that each query sees, int64 `[T]` each, or `[B, T]` with padding,
+        `position_B` or `starts_BT`; a padded one sees itself."""
         if self.position_B is None:
             last = torch.arange(self.start, self.start + self.count, device=self.device)
         else:
             last = self.position_B[:, None]
         first = torch.zeros_like(last) if self.window is None else (last - self.window + 1).clamp(min=0)
+        if self.starts_BT is not None:
+            return torch.maximum(first, self.starts_BT), last.expand_as(self.starts_BT)
         if self.padding_B is None:
             return first, last
         last = last.expand(len(self.padding_B), -1)
@@ -88,21 +94,23 @@ class Visibility:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """True where a query sees a key, bool `[T, S]`, with padding or `position_B` `[B, 1, T, S]`; None where nothing
-        but the future is hidden from all queries, or from the only one nothing.
+        """True where a query sees a key, bool `[T, S]`, with padding, `position_B` or `starts_BT` `[B, 1, T, S]`; None
+        where nothing but the future is hidden from all queries, or from the only one nothing.
 
         A padded position sees itself: its output is never used, but a row with nothing to see would be NaN and spread.
         """
         end = self.start + self.count
         fresh = self.start == 0 and (self.window is None or end <= self.window)
         static = self.position_B is not None
-        if not static and self.padding_B is None and (self.count == 1 or fresh):
+        if not static and self.padding_B is None and self.starts_BT is None and (self.count == 1 or fresh):
             return None
         queries = self._query if static else torch.arange(self.start, end, device=self.device)[:, None]
         keys = self.key_positions
         seen = (keys <= queries) & (keys >= 0) if static else keys <= queries
         if self.window is not None:
             seen &= keys > queries - self.window
+        if self.starts_BT is not None:
+            return seen & (keys >= self.starts_BT[:, None, :, None])
         if self.padding_B is None:
             return seen
         return (seen & (keys >= self.padding_B[:, None, None, None])) | (keys == queries)

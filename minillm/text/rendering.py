@@ -6,14 +6,15 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 KEPT_TEMPLATES = 8
+GENERATION = ("generation_begins", "generation_ends")
 
 
 def prepare(_: None) -> None:
@@ -37,10 +38,20 @@ def answer(source: str, given: Mapping[str, Any] | None, most: int) -> str:
 
 @functools.lru_cache(KEPT_TEMPLATES)
 def compiled(source: str) -> Any:
-    # {% generation %} marks what an assistant said, for training; to a reader it is nothing.
-    source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
-    source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
     return environment().from_string(source)
+
+
+class Generation(Extension):
+    """{% generation %} … {% endgeneration %}, around what an assistant said, for training: what is inside, between two
+    names that are nothing to who does not give them."""
+
+    tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
+
+    def parse(self, parser: Any) -> list[Any]:
+        line = next(parser.stream).lineno
+        inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        begins, ends = (nodes.Output([nodes.Name(name, "load")], lineno=line) for name in GENERATION)
+        return [begins, *inside, ends]
 
 
 @functools.cache
@@ -51,7 +62,9 @@ def environment() -> ImmutableSandboxedEnvironment:
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)

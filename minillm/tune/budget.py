@@ -1,0 +1,108 @@
+"""What training takes in memory, from sizes alone, before anything is loaded.
+
+    weights      as they are held, quantised ones in their forms
+    learning     for each value that learns 4 bytes of its gradient (2 of 16 bits), 8 of the optimiser (2 and a bit with
+                 states of 8 bits, 4 with Muon) and, of a parameter of 16 bits, 4 of its master copy
+    activations  per token and layer 6 E + 4 (Q + K) + 4 F values: E the hidden size, Q and K those of queries and
+                 keys, F of the feed-forward as far as a token goes through it; where layers are computed again E, and
+                 one layer's; 2 H more for each other token where scores are made one by one
+    logits       of the words of a chunk, in fp32, and their gradients
+
+The formula of activations is within a tenth of what autograd keeps of plain layers (tests/tune/test_budget.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from minillm.guard import memory
+from minillm.model.decoder import Decoder
+from minillm.ops.reference import MOST_LOGITS
+from minillm.spec import GQA, MLA, Layer, MoE
+from minillm.spec import Decoder as Spec
+from minillm.tune.optimizers import Update
+from minillm.weights.ints import Integers
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes."""
+
+    weights: int
+    learning: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.learning + self.activations + self.logits
+
+    def words(self) -> str:
+        parts = {"weights": self.weights, "gradients and optimiser": self.learning, "activations": self.activations,
+                 "logits": self.logits}  # fmt: skip
+        return ", ".join(f"{name} {size(each)}" for name, each in parts.items()) + f": {size(self.total)} in all"
+
+
+def size(nbytes: float) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
+
+
+def held_weights(model: Decoder, formats: Mapping[str, Integers]) -> int:
+    """Bytes of a skeleton's parameters, those of `formats` as integers."""
+    total = 0
+    for name, each in model.named_parameters():
+        parts = formats[name].parts(tuple(each.shape)).values() if name in formats else [(each.shape, each.dtype)]
+        total += sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts)
+    return total
+
+
+def learning(values: int, dtype: torch.dtype, update: Update) -> int:
+    """Bytes of what belongs to values that learn, without themselves."""
+    states = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256, "muon": 4.0}[update.kind]
+    master = 4 if dtype != torch.float32 and not update.stochastic else 0
+    return int(values * (dtype.itemsize + states + master))
+
+
+def activations(spec: Spec, rows: int, length: int, width: int, recomputes: bool) -> int:
+    """Bytes of what autograd keeps of `rows` of `length` tokens, values being of `width` bytes."""
+    layers = [_kept(spec, layer, length) for layer in spec.layers]
+    values = len(layers) * spec.hidden_size + max(layers) if recomputes else sum(layers)
+    return rows * length * width * values
+
+
+def _kept(spec: Spec, layer: Layer, length: int) -> int:
+    """Values of a token in a layer."""
+    attention, ffn = layer.attention, layer.ffn
+    scores = 0
+    if isinstance(attention, GQA):
+        heads = (attention.num_heads + attention.num_kv_heads) * attention.head_dim
+        by_formula = attention.scores.softcap is not None or attention.sinks
+        scores = 2 * attention.num_heads * length if by_formula else 0
+    elif isinstance(attention, MLA):
+        heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
+    else:
+        heads = 2 * attention.num_k_heads * attention.k_dim + 3 * attention.num_v_heads * attention.v_dim
+    inner = ffn.intermediate_size
+    if isinstance(ffn, MoE):
+        inner = inner * ffn.router.top_k + (ffn.shared.intermediate_size if ffn.shared else 0)
+    return 6 * spec.hidden_size + 4 * heads + 4 * inner + scores
+
+
+def logits(spec: Spec, tokens: int) -> int:
+    """Bytes of a chunk of logits and of their gradients."""
+    return 2 * 4 * min(tokens * spec.vocab_size, max(MOST_LOGITS, spec.vocab_size))
+
+
+def refuse(needed: Budget, device: torch.device) -> None:
+    """Raise ValueError where a run cannot fit, before anything is taken."""
+    remedy = "give a smaller --micro-batch or --max-length, --recompute, or --quantize int4"
+    if device.type != "cuda":
+        memory.refuse(needed.total, "training", remedy)
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed.total > free:
+        raise ValueError(f"training takes {size(needed.total)} and the GPU has {size(free)} left; {remedy}")

@@ -1,0 +1,191 @@
+"""A run, in the order in which it is done: the model, what learns, the steps, and what is written."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm import cli, config, families
+from minillm.adapters.attach import attach
+from minillm.adapters.config import ALL, AdapterConfig
+from minillm.guard.files import is_there
+from minillm.guard.screen import note, printable
+from minillm.llm import LLM
+from minillm.loading import load
+from minillm.report.measure import peak_memory
+from minillm.tune import budget, learner, report, state
+from minillm.tune.budget import size
+from minillm.tune.learner import Learner
+from minillm.tune.objectives import Distillation, NextToken, Objective
+from minillm.tune.optimizers import Optimizer, rate_of
+from minillm.tune.preference import LN2, ROUNDING, Preference, first_words
+from minillm.tune.prepare import Prepared
+from minillm.tune.training import Pairs, Plan, Run, Sequences, Taken, train
+
+LINES = 20  # about steps, where no terminal shows each
+ANSWER = 64  # tokens of the answer that is generated at the end
+
+
+def run(prepared: Prepared) -> int:
+    """Load, train and write; returns an exit code. Raises ValueError for what cannot be."""
+    a, output = prepared.arguments, Path(prepared.arguments.output)
+    _refuse_other(output)
+    budget.refuse(prepared.needed, prepared.device)
+    on_cpu = prepared.device.type == "cpu"  # where loops that are compiled meanwhile would change what a run gives
+    options = {**cli.model_options(a), "kernels": "reference" if on_cpu else a.kernels}
+    llm = load(**options, progress=cli.progress_bar("loading"))
+    learning = _learner(llm, a)
+    made = _run(prepared, llm, learning)
+    output.mkdir(parents=True, exist_ok=True)
+    if (progress := state.restore(output, learning.named, made.optimizer, prepared.asked())) is not None:
+        note(f"going on behind step {progress.step:,} of {made.plan.steps:,}")
+        made.progress = progress
+    print(f"training {learning.described()}", file=sys.stderr)
+    log = report.Log(output, made.progress.step)
+    with asked_to_stop() as stopped:
+        for taken in train(made):
+            log.add(taken)
+            _say(taken, made, log)
+            if taken.best:
+                state.save_best(output, learning.named, made.progress)
+            if stopped or taken.evaluated is not None or (made.plan.every and taken.step % made.plan.every == 0):
+                state.save(output, learning.named, made.optimizer, made.progress, prepared.asked())
+            if stopped:
+                print(
+                    f"\nstopped behind step {taken.step:,}, which is saved; the same command goes on", file=sys.stderr
+                )
+                return cli.EXIT_INTERRUPTED
+    state.save(output, learning.named, made.optimizer, made.progress, prepared.asked())
+    _finish(prepared, made, learning, log)
+    return 0
+
+
+def _refuse_other(output: Path) -> None:
+    """Raise ValueError for a place that holds anything but a run."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is there and is no folder; choose another")
+    known = is_there(output / report.LOG) if output.is_dir() else True
+    if not known and any(output.iterdir()):
+        raise ValueError(f"--output {output}: is there and holds something else; remove it or choose another")
+
+
+def _learner(llm: LLM, a: argparse.Namespace) -> Learner:
+    if a.full:
+        return learner.whole(llm)
+    targets = ALL if a.targets is None else a.targets.split(",")
+    alpha = 2 * a.rank if a.alpha is None else a.alpha
+    adapter = attach(llm, AdapterConfig(a.rank, alpha, targets, lora_dropout=a.dropout), a.seed)
+    return Learner(llm, adapter.named(), {name: [each.shape[0]] for name, each in adapter.named().items()}, adapter)
+
+
+def _run(prepared: Prepared, llm: LLM, learning: Learner) -> Run:
+    a, plan, rows, held_out = prepared.arguments, prepared.plan, prepared.material.rows, prepared.material.held_out
+    llm.model.recomputes, judge = a.recompute, None
+    if a.preference:
+        objective: Objective = _preference(a, llm, rows, plan)
+        judge = None if held_out is None else _preference(a, llm, held_out, plan)
+    else:
+        objective = _objective(prepared, llm, learning)
+    optimizer = Optimizer(learning.named, prepared.update, learning.parts)
+    rate = rate_of(a.schedule, prepared.peak, plan.steps, round(a.warmup * plan.steps), a.floor)
+    return Run(llm.model, learning.named, objective, rows, plan, optimizer, rate, llm.device, held_out, judge)
+
+
+def _objective(prepared: Prepared, llm: LLM, learning: Learner) -> Objective:
+    a = prepared.arguments
+    if a.teacher:
+        teacher = load(a.teacher, a.dtype, a.device, "reference" if llm.device.type == "cpu" else a.kernels)
+        sizes = [each.spec.vocab_size for each in (llm, teacher)]
+        words = [each.tokenizer and each.tokenizer.encode("The 3 owls, 日本; naïve?") for each in (llm, teacher)]
+        if sizes[0] != sizes[1] or words[0] != words[1]:
+            raise ValueError(f"--teacher {a.teacher}: another vocabulary (of {sizes[1]:,} tokens, this model's has "
+                             f"{sizes[0]:,}); take a teacher of the same family")  # fmt: skip
+        return Distillation(teacher.model)
+    coefficient = float(families.resolve(config.read(prepared.folder))[2].values.get("router_aux_loss_coef") or 0)
+    if coefficient and not learning.routes:
+        note("the routers stay as they are, and so their loss for balance (router_aux_loss_coef) is left out")
+    return NextToken(coefficient if learning.routes else 0.0)
+
+
+def _preference(a: argparse.Namespace, llm: LLM, rows: Any, plan: Plan) -> Preference:
+    assert isinstance(rows, Pairs)
+    return Preference(a.preference, a.beta, first_words(llm.model, rows.pairs, a.preference, plan.micro, llm.device))
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or a request to end has come; a second one ends at once."""
+    asked: list[int] = []
+
+    def heard(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {each: signal.signal(each, heard) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _say(taken: Taken, run: Run, log: report.Log) -> None:
+    """A step in a line: each on a terminal, where it takes the place of the one before, else some of them."""
+    steps, shown = run.plan.steps, sys.stderr.isatty()
+    due = taken.step in (1, steps) or taken.step % max(steps // LINES, 1) == 0 or taken.evaluated is not None
+    if not (shown or due):
+        return
+    times = sorted(each["seconds"] for each in log.lines[-LINES:])
+    left = time.strftime("%H:%M:%S", time.gmtime(times[len(times) // 2] * (steps - taken.step)))
+    memory = size(peak_memory(run.device))
+    judged = "" if taken.evaluated is None else f", held out {taken.evaluated:.4f}{' (best)' if taken.best else ''}"
+    line = (
+        f"step {taken.step:,}/{steps:,}: {run.objective.name} {taken.loss:.4f}{judged}, gradient {taken.norm:.2f}, "
+        f"rate {taken.rate:.2e}, {taken.tokens / taken.seconds:,.0f} tok/s, {memory}, {left} left"
+    )
+    print(f"\r\x1b[K{line}" if shown else line, end="\n" if not shown or due else "", file=sys.stderr, flush=True)
+    if taken.step == 1 and run.objective.name == "dpo" and abs(taken.loss - LN2) > ROUNDING:
+        note(f"the first loss is {taken.loss:.6f} and not ln 2: the model is not the one that spoke before training")
+
+
+def _finish(prepared: Prepared, run: Run, learning: Learner, log: report.Log) -> None:
+    """Write what did best, and the report; then let the model answer once."""
+    a, output, progress = prepared.arguments, Path(prepared.arguments.output), run.progress
+    state.take_best(output, learning.named)
+    learning.write(output, str(a.weights or learning.llm.folder))
+    run.model.eval()
+    told = {
+        "weights": a.weights or "the built-in demo", "data": a.data, "trained": learning.described(),
+        "steps": f"{progress.step:,}", "tokens": f"{progress.tokens:,}", "memory": prepared.needed.words(),
+        "most memory": size(peak_memory(run.device)),
+    }  # fmt: skip
+    if math.isfinite(progress.best):
+        told["best"] = f"{progress.best:.4f} on what is held out, behind step {progress.best_step:,}"
+    report.write(output, f"tuning {learning.llm.folder.name}", log, told, prepared.material.shown)
+    use = "--weights" if a.full else f"--weights {a.weights} --adapter" if a.weights else "--adapter"
+    print(printable(f"{output}: {learning.described()}, behind {progress.step:,} steps; try it with {use} {output}"))
+    if isinstance(run.rows, Sequences):
+        _answer(learning.llm, run.rows)
+
+
+def _answer(llm: LLM, rows: Sequences) -> None:
+    """What the model now says to the first example, and whether it stops."""
+    example = rows.rows[0][0]
+    prompt = example.ids[: max(example.learnt.index(True), 1)]
+    with torch.no_grad():
+        result = llm.generate(prompt_ids=prompt, max_new_tokens=ANSWER, stop_token_ids=sorted(llm.turn_ids))
+    assert not isinstance(result, list)
+    said = printable(result.text)
+    print(
+        f"line {example.line} is now answered, {'to its end' if result.finish_reason == 'stop' else 'so far'}: {said}"
+    )

@@ -1,0 +1,101 @@
+"""What learns: an adapter beside a model that stays as it is, or the model itself; and how either is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minillm import config, families, hub
+from minillm.guard.files import is_there, read_bytes
+from minillm.guard.writing import complete
+from minillm.llm import LLM
+from minillm.weights.save import save
+
+ROUTER = ".router."
+NEVER = ("router.bias",)  # the correction of a router's scores, which no gradient reaches
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The parameters that learn, by name; of matrices the rows that lie one under the other in them, for Muon."""
+
+    llm: LLM
+    named: Mapping[str, nn.Parameter]
+    parts: Mapping[str, Sequence[int]]
+    adapter: Any = None
+
+    @property
+    def values(self) -> int:
+        return sum(each.numel() for each in self.named.values())
+
+    @property
+    def routes(self) -> bool:
+        """Whether routers learn."""
+        return any(ROUTER in name for name in self.named)
+
+    def described(self) -> str:
+        total = sum(each.numel() for each in self.llm.model.parameters()) if self.adapter is None else None
+        kind = "all of the model" if total == self.values else "the model, but corrections of routers"
+        return f"{kind}, {self.values:,} values" if self.adapter is None else f"an adapter of {self.values:,} values"
+
+    def write(self, folder: Path, base: str) -> None:
+        """The adapter as PEFT has it, or the checkpoint, into a folder; each file is complete or as it was."""
+        if self.adapter is not None:
+            self.adapter.write(folder, base)
+        else:
+            write_checkpoint(self.llm, folder)
+
+
+def whole(llm: LLM) -> Learner:
+    """All parameters of a model. Raises ValueError where some are quantised."""
+    model = llm.model
+    odd = next((name for name, each in model.named_parameters() if not each.is_floating_point()), None)
+    if odd is not None or any("held" in module.__dict__ for module in model.modules()):
+        raise ValueError("--full: matrices of this checkpoint are quantised, and integers do not learn; give the "
+                         "checkpoint that it was made from, or leave --full out for an adapter beside it")  # fmt: skip
+    named = {name: each for name, each in model.named_parameters() if not name.endswith(NEVER)}
+    for each in named.values():
+        each.requires_grad_(True)
+    rows: dict[str, dict[int, int]] = {}
+    for to in model.destinations().values():
+        if len(to.shape) == 2 and min(to.shape) > 1:
+            rows.setdefault(to.parameter, {})[to.start] = to.shape[0]
+    parts = {name: [found[start] for start in sorted(found)] for name, found in rows.items()}
+    parts = {name: found for name, found in parts.items() if not name.startswith(("embedding.", "head."))}
+    return Learner(llm, named, parts)
+
+
+def write_checkpoint(llm: LLM, folder: Path) -> None:
+    """The model as a checkpoint in the layout that it came in, in the type that was stored; config.json last."""
+    values = config.read(llm.folder)
+    spec, rules, read = families.resolve(values)
+    stored = getattr(torch, read.dtype) if read.dtype in ("bfloat16", "float16", "float32") else torch.float32
+    model = llm.model
+    fp32 = {f"{path}.{name}" for path, module in model.named_modules() for name in getattr(module, "FP32", ())}
+    parameters = {
+        name: each.detach().to(torch.float32 if name in fp32 else stored) for name, each in model.named_parameters()
+    }
+    if spec.tied is not model.spec.tied:
+        values = families.untied(values)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / "model.safetensors", parameters, rules, model.destinations())
+    small = {name: read_bytes(llm.folder / name) for name in hub.SMALL_FILES if is_there(llm.folder / name)}
+    small["config.json"] = json.dumps(values, indent=2, ensure_ascii=False).encode()
+    for name, content in small.items():
+        with complete(folder / name) as file:
+            file.write(content)
+
+
+def adapter_values(model: nn.Module, rank: int) -> int:
+    """About how many values an adapter of all linear matrices has: r (O + I) each, of their parts one by one."""
+    total = 0
+    for to in model.destinations().values():  # type: ignore[operator]
+        if len(to.shape) == 2 and min(to.shape) > 1 and not to.parameter.startswith(("embedding.", "head.")):
+            total += rank * sum(to.shape) if ".experts." not in to.parameter and ROUTER not in to.parameter else 0
+    return total

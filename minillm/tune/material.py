@@ -1,0 +1,95 @@
+"""From a file to what a run goes through: examples in rows, and a share of them held out."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.llm import LLM
+from minillm.spec import GatedDeltaNet
+from minillm.tune import data
+from minillm.tune.masking import Example, Masking, Pair
+from minillm.tune.packing import rows_of
+from minillm.tune.training import Pairs, Rows, Sequences
+
+MAX_LENGTH = 4096  # tokens of a row, where nobody asks for another number
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How data is to be read. `share` of it is held out, or all of another file."""
+
+    file: Path
+    evaluation: Path | None = None
+    share: float = 0.0
+    most: int = MAX_LENGTH
+    truncate: bool = False
+    pack: bool = False
+    preferences: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Material:
+    """Rows, what is held out of them, and what to tell: the format, the tokens and those of them that are learnt, the
+    longest row, how often the rules of `masking.py` were used, and some examples."""
+
+    format: str
+    rows: Rows
+    held_out: Rows | None
+    tokens: int
+    learnt: int
+    longest: int
+    counts: Counter[str]
+    shown: list[str]
+
+
+def gather(llm: LLM, asked: Asked, show: int = 0, colours: bool = False) -> Material:
+    """Read the files that are asked for. Raises ValueError for what cannot be learnt from, or by this model."""
+    masking = Masking(llm, asked.most, asked.truncate)
+    format, records = data.read(asked.file)
+    other = None if asked.evaluation is None else data.read(asked.evaluation)[1]
+    if (format == "preference") != asked.preferences:
+        remedy = "give --preference dpo or ipo" if format == "preference" else "give lines of chosen and rejected"
+        raise ValueError(f"{asked.file}: lines of the format {format!r}; {remedy}")
+    random.Random(f"{asked.seed} held out").shuffle(records)
+    count = round(asked.share * len(records))
+    groups = [records[count:], records[:count] if other is None else other]
+    if asked.preferences:
+        pairs = [[pair for each in group if (pair := masking.pair(each))] for group in groups]
+        return _of_pairs(format, pairs[0], pairs[1], masking, show, colours)
+    made = [[example for each in group for example in masking.examples(each)] for group in groups]
+    if asked.pack and any(isinstance(layer.attention, GatedDeltaNet) for layer in llm.spec.layers):
+        raise ValueError("--pack: this model has recurrent layers, whose state would go from one example of a row to "
+                         "the next; leave --pack out")  # fmt: skip
+    rows = [[[some[n] for n in row] for row in rows_of(some, asked.most if asked.pack else None)] for some in made]
+    _refuse_nothing(rows[0], masking)
+    shown = [masking.shown(each, colours) for each in made[0][:show]]
+    held_out = Sequences(rows[1]) if rows[1] else None
+    longest = max(sum(len(each.ids) for each in row) for some in rows for row in some)
+    return Material(format, Sequences(rows[0]), held_out, *_tokens(made[0]), longest, masking.counts, shown)
+
+
+def _of_pairs(
+    format: str, pairs: list[Pair], held_out: list[Pair], masking: Masking, show: int, colours: bool
+) -> Material:
+    _refuse_nothing(pairs, masking)
+    shown = [f"{masking.shown(c, colours)}\nrather than\n{masking.shown(r, colours)}" for c, r in pairs[:show]]
+    tokens = _tokens([each for pair in pairs for each in pair])
+    longest = max(len(each.ids) for pair in [*pairs, *held_out] for each in pair)
+    return Material(
+        format, Pairs(pairs), Pairs(held_out) if held_out else None, *tokens, longest, masking.counts, shown
+    )
+
+
+def _tokens(examples: Sequence[Example]) -> tuple[int, int]:
+    return sum(len(each.ids) for each in examples), sum(sum(each.learnt) for each in examples)
+
+
+def _refuse_nothing(rows: Sequence[object], masking: Masking) -> None:
+    if not rows:
+        raise ValueError(f"no example is left to learn from ({masking.counts['left out, being too long']} are longer "
+                         f"than {masking.most} tokens); give a larger --max-length, or more data")  # fmt: skip

@@ -1,0 +1,104 @@
+"""What is left of a run to be looked at: `log.jsonl` with a line for each step, `loss.png` where Matplotlib is there,
+and `report.html` with the same picture as lines that need nothing."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minillm.guard.writing import complete
+from minillm.report import page, picture
+from minillm.tune.training import Taken
+
+LOG, PICTURE, PAGE = "log.jsonl", "loss.png", "report.html"
+WIDTH, HEIGHT = 900, 320  # of the picture in the page
+SMOOTH = 20  # steps that a smoothed line looks back, about
+
+
+class Log:
+    """The steps of a run. One that goes on drops the lines of steps that are taken again."""
+
+    def __init__(self, folder: Path, done: int):
+        self.path = folder / LOG
+        self.lines: list[dict[str, Any]] = []
+        if done and self.path.is_file():
+            kept = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line]
+            self.lines = [each for each in kept if each["step"] <= done]
+        with complete(self.path) as file:
+            file.write("".join(f"{json.dumps(each)}\n" for each in self.lines).encode())
+
+    def add(self, taken: Taken) -> None:
+        """Write a step down; what has been written stays, whatever happens to the process."""
+        line = {key: value for key, value in taken._asdict().items() if value is not None and key != "best"}
+        self.lines.append(
+            {key: round(value, 6) if key in ("seconds", "norm") else value for key, value in line.items()}
+        )
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(self.lines[-1])}\n")
+
+    def values(self, key: str) -> list[tuple[int, float]]:
+        """The steps that have a value, and the values."""
+        return [(each["step"], each[key]) for each in self.lines if key in each]
+
+
+def smoothed(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The running mean, of which each value is a share."""
+    found: list[tuple[int, float]] = []
+    for step, value in values:
+        share = max(1 / SMOOTH, 1 / (len(found) + 1))
+        found.append((step, value if not found else found[-1][1] + share * (value - found[-1][1])))
+    return found
+
+
+def write(folder: Path, title: str, log: Log, told: Mapping[str, Any], shown: Sequence[str]) -> None:
+    """`report.html`, and `loss.png` where Matplotlib is installed."""
+    curves = {"loss": log.values("loss"), "smoothed": smoothed(log.values("loss")), "held out": log.values("evaluated")}
+    curves = {name: each for name, each in curves.items() if each}
+    rows = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in told.items())
+    examples = "".join(f"<pre>{html.escape(each)}</pre>" for each in shown)
+    body = f"<div class=scroll>{_drawn(curves)}</div><table>{rows}</table>"
+    body += f"<h2>What is learnt, between ⟦ and ⟧</h2>{examples}" if shown else ""
+    page.write(folder / PAGE, title, body, style="pre { white-space: pre-wrap; } svg { max-width: 100%; }")
+    try:
+        picture.check(folder / PICTURE)
+    except ValueError:  # no Matplotlib: the page has the picture
+        return
+    _plotted(folder / PICTURE, title, curves)
+
+
+def _drawn(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """Lines over steps, as SVG."""
+    points = [point for each in curves.values() for point in each]
+    last, low, high = max(s for s, _ in points), min(v for _, v in points), max(v for _, v in points)
+    spread = (high - low) or 1.0
+
+    def at(step: int, value: float) -> str:
+        return f"{50 + (WIDTH - 60) * step / last:.1f},{10 + (HEIGHT - 40) * (high - value) / spread:.1f}"
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="loss over steps">']
+    for number, (name, values) in enumerate(curves.items()):
+        colour = picture.COLOURS[(5, 0, 1)[number]]
+        line = " ".join(at(*point) for point in values)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{1 + (number > 0)}"/>')
+        parts.append(f'<text x="{60 + 110 * number}" y="{HEIGHT - 6}" fill="{colour}">{name}</text>')
+    for value, y in ((high, 16), (low, HEIGHT - 32)):
+        parts.append(f'<text x="2" y="{y}" fill="currentColor" font-size="12">{value:.3g}</text>')
+    return "".join([*parts, f'<text x="{WIDTH - 90}" y="{HEIGHT - 6}" fill="currentColor">{last} steps</text></svg>'])
+
+
+@picture.quiet()
+def _plotted(path: Path, title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", title=picture.plain(title))
+    for (name, values), number in zip(curves.items(), (5, 0, 1), strict=False):
+        width = 0.8 if name == "loss" else 2.0
+        axes.plot(*zip(*values, strict=True), color=picture.COLOURS[number], linewidth=width, label=name)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    picture.save(figure, path)
