@@ -17,7 +17,7 @@ from minillm.weights import fp8, holding
 from minillm.weights.checkpoint import DTYPES, Checkpoint, Stored, TensorInfo, brief
 from minillm.weights.grouped import Fields
 from minillm.weights.ints import Integers
-from minillm.weights.memory import allocator
+from minillm.weights.memory import GivingBack, allocator
 from minillm.weights.rules import Destination, Plan, rows
 from minillm.weights.tensorfile import blocks
 
@@ -86,7 +86,7 @@ def load(
         read += nbytes
         progress(read, checkpoint.nbytes)
 
-    allocate = allocator(skeleton.values(), device)
+    allocate, give_back = allocator(skeleton.values(), device), GivingBack()
 
     def allocated(name: str) -> Tensor:
         if name not in parameters:
@@ -106,6 +106,8 @@ def load(
     for name, stored in checkpoint.read(planned.assignments.__contains__, done):
         for one, to in holding.apart(stored, planned.assignments[name]):
             put(one, to)
+        if held and planned.assignments[name].parameter in held:
+            give_back(stored.nbytes)
     _check_values(parameters)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters

@@ -164,14 +164,14 @@ def _of_int8(infos: Infos, module: str) -> Packed:
     rows, columns = stored.shape if len(stored.shape) == 2 else (0, 0)
     expect(name, stored, (rows, columns), ("I8",), title)
     expect(f"{module}SCB", factors, (rows,), FLOATS, title)
-    names = {PLAIN: name, "SCB": f"{module}SCB"}
+    names, idle = {PLAIN: name, "SCB": f"{module}SCB"}, tuple[str, ...]()
     if (layout := infos.get(f"{module}weight_format")) is not None:
         expect(f"{module}weight_format", layout, (), ("U8",), title)
         if (value := look(layout)) is not None and int(value):
             raise ValueError(f"{module}weight_format is {int(value)}: a layout for GPUs, only 0 (rows) is read")
-        names["weight_format"] = f"{module}weight_format"
-    stays = Stays(Grouped(8, 0, torch.float32, zero=128), fields_of_int8)
-    return Packed(title, (rows, columns), names, dequantise_int8, stays=stays)
+        idle = (f"{module}weight_format",)
+    stays = Stays(Grouped(8, 0, torch.float32, zero=128), fields_of_int8, by_rows=True)
+    return Packed(title, (rows, columns), names, dequantise_int8, idle, stays)
 
 
 def dequantise_int8(parts: Mapping[str, Tensor]) -> Tensor:

@@ -46,7 +46,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
                 partial(dequantise, spelling=spelling, name=name),
                 partial(fields, spelling=spelling, name=name),
             )
-            found[name] = Packed(TITLE, (rows, 2 * half), names, make, stays=Stays(form, read))
+            found[name] = Packed(TITLE, (rows, 2 * half), names, make, stays=Stays(form, read, by_rows=True))
     return found
 
 

@@ -38,7 +38,7 @@ Infos = Mapping[str, Info]
 class Stays:
     """The form that a matrix can stay in, and what makes of the parts what goes into it; where the inputs of a group do
     not follow each other, the order in which they do, int64 `[I]`. `by_rows` says that it takes any rows of the parts,
-    all of which have those of the matrix."""
+    all of which have those of the matrix, or one value."""
 
     form: Packing
     fields: Callable[[Mapping[str, Tensor]], Fields]
@@ -196,7 +196,9 @@ class Made(Kept):
 
 
 def _rows(part: Stored, start: int, stop: int) -> Tensor:
-    """Rows start … stop - 1 of a tensor."""
+    """Rows start … stop - 1 of a tensor, or its one value."""
+    if part.shape in ((), (1,)):
+        return part.values().view(part.shape)
     size = math.prod(part.shape[1:])
     return part.values(start * size, stop * size).view(stop - start, *part.shape[1:])
 
