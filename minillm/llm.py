@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -244,11 +243,13 @@ class LLM:
         chosen = self.sampling(**{name: value for name, value in options.items() if name not in ASKED})
         if unknown := sorted(id for id in chosen.logit_bias or () if not 0 <= id < self.spec.vocab_size):
             raise ValueError(f"logit_bias names token {unknown[0]}, outside the vocabulary of {self.spec.vocab_size}")
-        settings = self._samples(chosen, extras, 1 if n is None else n, len(prompts))
+        settings = sampling.repeated(chosen, 1 if n is None else n)
+        if extras.guide is not None and (texts := len(settings) * len(prompts)) > 1:
+            raise ValueError(f"a guide follows one text, and {texts} are asked for; ask for them one by one")
         return [
             Completion(
                 ids,
-                sampling,
+                each,
                 max_new_tokens=min(limit, self.spec.context - len(ids)),
                 stop_ids=asked if ignore_eos else asked | eos,
                 stops=stops,
@@ -256,20 +257,8 @@ class LLM:
                 asked=extras,
             )
             for ids in prompts
-            for sampling in settings
+            for each in settings
         ]
-
-    def _samples(self, chosen: sampling.Sampling, extras: Asked, n: int, prompts: int) -> list[sampling.Sampling]:
-        """The settings of each of `n` completions of a prompt."""
-        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-            raise ValueError(f"n is {n!r}, it must be a whole number of at least 1")
-        if extras.guide is not None and n * prompts > 1:
-            raise ValueError(f"a guide follows one text, and {n * prompts} are asked for; ask for them one by one")
-        if chosen.temperature == 0 and n > 1:
-            note(f"temperature 0 is greedy: all {n} completions of a prompt are the same")
-        if chosen.seed is None:
-            return [chosen] * int(n)
-        return [dataclasses.replace(chosen, seed=(chosen.seed + i) % 2**63) for i in range(int(n))]
 
     def sampling(self, **options: Any) -> sampling.Sampling:
         """The checkpoint's defaults with the given fields in their place; None means not given."""

@@ -54,7 +54,8 @@ class Alone:
         assert self.process.stdout is not None
         if not (line := self.process.stdout.readline()):
             raise ValueError(f"the engine's process ended with exit code {self.process.wait()}; its words are above")
-        return json.loads(line)  # type: ignore[no-any-return]
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 class Behind:
@@ -139,7 +140,7 @@ def running(arguments: argparse.Namespace, weights: Path, scratch: Path) -> Iter
     """Both processes; ended when the block is left."""
     names = ("dtype", "device", "threads", "memory")
     settings = {"weights": str(weights), **{name: getattr(arguments, name) for name in names}}
-    processes = []
+    processes: list[subprocess.Popen[Any]] = []
     try:
         alone = Alone(settings)
         processes.append(alone.process)

@@ -6,14 +6,14 @@ bias -> penalties -> temperature -> top-k -> top-p -> min-p -> draw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minillm.guard.screen import shown
+from minillm.guard.screen import note, shown
 from minillm.ops.draw import MIN_TEMPERATURE, distribution
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -155,6 +155,17 @@ def penalise(logits_V: Tensor, sampling: Sampling, history: History) -> Tensor:
 def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     """The distribution that a setting draws from, fp32 `[V]`; see `draw.distribution`."""
     return distribution(logits_V, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+
+
+def repeated(sampling: Sampling, n: Any) -> list[Sampling]:
+    """The settings of each of `n` completions of one prompt: number i is drawn with seed + i. Raises ValueError."""
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"n is {n!r}, it must be a whole number of at least 1")
+    if sampling.temperature == 0 and n > 1:
+        note(f"temperature 0 is greedy: all {n} completions of a prompt are the same")
+    if (seed := sampling.seed) is None:
+        return [sampling] * int(n)
+    return [replace(sampling, seed=(seed + i) % 2**63) for i in range(int(n))]
 
 
 def as_tensors(wanted: Sequence[Sampling], device: torch.device | str = "cpu") -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops.reference import ExpertMatrices, expert_product, gated_act
+from minillm.ops.reference import ExpertMatrices, ExpertProducts, expert_product, gated_act
 from minillm.spec import Activation, ClampedSwiGLU
 
 # Products have a multiple of so many rows: oneDNN compiles a kernel for each number of rows it meets, and every prompt
@@ -19,8 +19,8 @@ def experts(
     x: Tensor,
     chosen: Tensor,
     weights: Tensor,
-    gate_up: ExpertMatrices,
-    down: ExpertMatrices,
+    gate_up: ExpertMatrices | ExpertProducts,
+    down: ExpertMatrices | ExpertProducts,
     activation: Activation | ClampedSwiGLU,
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,

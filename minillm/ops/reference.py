@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import NormalDist
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,12 @@ class ExpertMatrices(Protocol):
     """One matrix per expert, by its number: a tensor `[E, out, in]`, or what makes each when it is asked for."""
 
     def __getitem__(self, expert: int, /) -> Tensor: ...
+
+
+class ExpertProducts(Protocol):
+    """What multiplies with the matrix of an expert itself: x `[N, in]` -> `[N, out]`."""
+
+    def product(self, expert: int, x: Tensor, bias: Tensor | None) -> Tensor: ...
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -245,12 +251,14 @@ def experts(
     return total.to(x.dtype)
 
 
-def expert_product(x: Tensor, matrices: ExpertMatrices, expert: int, bias: Tensor | None = None) -> Tensor:
+def expert_product(
+    x: Tensor, matrices: ExpertMatrices | ExpertProducts, expert: int, bias: Tensor | None = None
+) -> Tensor:
     """x `[N, I]` times the matrix `[O, I]` of an expert, plus bias; as the matrices do it themselves where they do."""
     if (product := getattr(matrices, "product", None)) is not None:
         made: Tensor = product(expert, x, bias)
         return made
-    return F.linear(x, matrices[expert], bias)
+    return F.linear(x, cast(ExpertMatrices, matrices)[expert], bias)
 
 
 def grouped_linear(

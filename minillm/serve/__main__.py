@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _catalog(arguments: argparse.Namespace) -> Any:
     """All that are to be served: one, which is loaded now, or those of --models."""
-    from minillm.serve import sources
-    from minillm.serve.catalog import Catalog, Model
+    from minillm.serve.models import sources
+    from minillm.serve.models.catalog import Catalog, Model
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)

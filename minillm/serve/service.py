@@ -20,11 +20,11 @@ from minillm.serve.answers import grammar
 from minillm.serve.answers.reader import Reader
 from minillm.serve.answers.styles import Style
 from minillm.serve.asked import Asked
-from minillm.serve.catalog import Catalog, Copy
 from minillm.serve.errors import Refusal, retry, too_long
 from minillm.serve.keys import Key, Keys
 from minillm.serve.metrics import Metrics
 from minillm.serve.models import Served
+from minillm.serve.models.catalog import Catalog, Copy
 from minillm.serve.settings import MAX_PROMPTS, Settings
 
 PLAIN = Style("plain", thinking=())  # of a text that is no answer to messages

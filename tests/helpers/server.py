@@ -16,10 +16,10 @@ import httpx
 import minillm
 from minillm.engine.completion import Completion
 from minillm.serve import app
-from minillm.serve.catalog import Catalog, Model
 from minillm.serve.connection import Server
 from minillm.serve.keys import Keys
 from minillm.serve.models import Served
+from minillm.serve.models.catalog import Catalog, Model
 from minillm.serve.service import Service
 from minillm.serve.settings import Settings
 

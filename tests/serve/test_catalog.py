@@ -20,11 +20,10 @@ import pytest
 import minillm
 from minillm.hub import DEMO
 from minillm.plan.budget import Question, budget
-from minillm.serve import sources
-from minillm.serve.catalog import Catalog, Model
 from minillm.serve.errors import Refusal
-from minillm.serve.models import Card
-from minillm.serve.sources import Source
+from minillm.serve.models import Card, sources
+from minillm.serve.models.catalog import Catalog, Model
+from minillm.serve.models.sources import Source
 from tests.helpers.server import Running
 
 CACHE = 600_000  # which have room for fewer positions than the model

@@ -27,8 +27,8 @@ from minillm.guard import files, memory
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note
 from minillm.loading import Laid, lay_out, load, resolve_device
-from minillm.serve.catalog import Model
 from minillm.serve.models import Served, card
+from minillm.serve.models.catalog import Model
 from minillm.text import chat
 
 WARM = 20  # tokens of a first prompt
