@@ -234,11 +234,7 @@ class LLM:
         room = self.spec.context - max(map(len, prompts))
         if max_new_tokens is not None and limit > room:
             note(f"{limit} new tokens asked for, the context has room for {room}")
-        if self.adapter is not None and options.get("adapter") is None:
-            options["adapter"] = self.adapter
-        if (asked_for := options.get("adapter")) is not None and asked_for not in self.model.choice.known:
-            there = f"there are {', '.join(known)}" if (known := self.model.choice.known) else "none was loaded by name"
-            raise ValueError(f"no adapter {asked_for!r}; {there}")
+        options["adapter"] = self.model.choice.checked(options.get("adapter", self.adapter))
         extras = Asked(**{name: options.pop(name) for name in ASKED if options.get(name) is not None})
         chosen = self.sampling(**{name: value for name, value in options.items() if name not in ASKED})
         if unknown := sorted(id for id in chosen.logit_bias or () if not 0 <= id < self.spec.vocab_size):

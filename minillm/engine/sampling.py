@@ -159,9 +159,9 @@ def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
 
 def repeated(sampling: Sampling, n: Any) -> list[Sampling]:
     """The settings of each of `n` completions of one prompt: number i is drawn with seed + i. Raises ValueError."""
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, Integral) or int(n) < 1:
         raise ValueError(f"n is {n!r}, it must be a whole number of at least 1")
-    if sampling.temperature == 0 and n > 1:
+    if sampling.temperature == 0 and int(n) > 1:
         note(f"temperature 0 is greedy: all {n} completions of a prompt are the same")
     if (seed := sampling.seed) is None:
         return [sampling] * int(n)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import NormalDist
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -255,10 +255,9 @@ def expert_product(
     x: Tensor, matrices: ExpertMatrices | ExpertProducts, expert: int, bias: Tensor | None = None
 ) -> Tensor:
     """x `[N, I]` times the matrix `[O, I]` of an expert, plus bias; as the matrices do it themselves where they do."""
-    if (product := getattr(matrices, "product", None)) is not None:
-        made: Tensor = product(expert, x, bias)
-        return made
-    return F.linear(x, cast(ExpertMatrices, matrices)[expert], bias)
+    if hasattr(matrices, "product"):
+        return matrices.product(expert, x, bias)
+    return F.linear(x, matrices[expert], bias)
 
 
 def grouped_linear(

@@ -40,6 +40,13 @@ class Choice:
         self.rest = at.pop(None, None)
         self.rows = tuple((name, rows) for name, rows in at.items() if name is not None)
 
+    def checked(self, name: str | None) -> str | None:
+        """The name. Raises ValueError where no adapter has it."""
+        if name is not None and name not in self.known:
+            there = f"there are {', '.join(self.known)}" if self.known else "none was loaded by name"
+            raise ValueError(f"no adapter {name!r}; {there}")
+        return name
+
     def identity(self, name: str | None) -> bytes:
         """What the keys of a request depend on that goes through an adapter of this name."""
         if self.known:
