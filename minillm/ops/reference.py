@@ -44,10 +44,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def rms_norm(
     x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, cast: NormCast = "before_weight"
 ) -> Tensor:
-    """(offset + w) * x / sqrt(mean(x²) + eps) over the last dimension, in fp32; `cast` as in `spec.Norm`.
-
-    x `[..., N]`, weight `[N]`, or None for a factor of 1; returns x's shape and dtype.
-    """
+    """(offset + w) * x / sqrt(mean(x²) + eps) over the last dimension, in fp32; `cast` as in `spec.Norm`. x `[..., N]`,
+    weight `[N]`, or None for a factor of 1; returns x's shape and dtype."""
     x32 = x.float()
     normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
     if weight is None:
