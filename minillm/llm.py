@@ -234,7 +234,7 @@ class LLM:
         room = self.spec.context - max(map(len, prompts))
         if max_new_tokens is not None and limit > room:
             note(f"{limit} new tokens asked for, the context has room for {room}")
-        options["adapter"] = self.model.choice.checked(options.get("adapter", self.adapter))
+        options["adapter"] = self.model.choice.checked(options.get("adapter") or self.adapter)
         extras = Asked(**{name: options.pop(name) for name in ASKED if options.get(name) is not None})
         chosen = self.sampling(**{name: value for name, value in options.items() if name not in ASKED})
         if unknown := sorted(id for id in chosen.logit_bias or () if not 0 <= id < self.spec.vocab_size):
