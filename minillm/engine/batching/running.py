@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -33,10 +34,11 @@ def generate(
     made = guesser and guesser(positions, max_rows)
     engine = Engine(model, positions, max_rows, BUDGET, deterministic, share, lag, timings=timings, guesser=made)
     numbers: dict[Request, int] = {}
-    firsts: dict[tuple[int, ...], Request] = {}
+    firsts: dict[Any, Request] = {}
     for index, row in enumerate(rows):
-        request = engine.add(row, leader=firsts.get(prompt := tuple(row.prompt)))
-        firsts.setdefault(prompt, request)
+        alike = row.asked.adapter, tuple(row.prompt)
+        request = engine.add(row, leader=None if deterministic else firsts.get(alike))
+        firsts.setdefault(alike, request)
         numbers[request] = index
     while engine.busy:
         for request, text in engine.step():
