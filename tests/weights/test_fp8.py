@@ -123,12 +123,17 @@ def test_a_load_dequantises(pair: tuple[Path, Path], dtype: str, kernels: str) -
 )
 @torch.no_grad()
 def test_held_fp8_computes_the_same(pair: tuple[Path, Path], dtype: str, kernels: str) -> None:
-    """To the bit where the arithmetic is the same: a prompt, and token by token through the cache."""
+    """To the bit where the arithmetic is the same: a prompt, and token by token through the cache. In loops an expert's
+    few rows of a prompt are summed in another order than oneDNN's."""
     kept = minillm.load(pair[0], dtype, kernels=kernels, keep_quantized=True)
     plain = minillm.load(pair[1], dtype, kernels=kernels)
     given = tokens(2, 20, seed=1)
     whole, steps = kept.model(given), token_by_token(kept, given, dtype)
-    assert torch.equal(whole, plain.model(given))
+    expected = plain.model(given)
+    if kernels == "auto" and dtype == "float32":
+        assert (whole - expected).abs().max() <= EXACT
+    else:
+        assert torch.equal(whole, expected)
     if kernels == "reference":  # else a plain row goes through the loops, and a held one is dequantised
         assert torch.equal(steps, token_by_token(plain, given, dtype))
     if dtype == "float32":

@@ -199,7 +199,7 @@ def _rows(part: Stored, start: int, stop: int) -> Tensor:
     """Rows start … stop - 1 of a tensor, or its one value."""
     if part.shape in ((), (1,)):
         return part.values().view(part.shape)
-    size = math.prod(part.shape[1:])
+    size, stop = math.prod(part.shape[1:]), min(stop, part.shape[0])
     return part.values(start * size, stop * size).view(stop - start, *part.shape[1:])
 
 
