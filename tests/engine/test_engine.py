@@ -161,7 +161,7 @@ def test_rows_that_have_finished_leave_at_once(deterministic: bool) -> None:
     llm, found = minillm.load(dtype="float32"), []
     limits = [5, 10, 15, 20, 25, 30, 35, 40]
     llm.model.ops = replace(ops.CPU, sample=lambda *given: found.append(len(given[0])) or draw.sample(*given))
-    rows = [llm.completion("Once", max_new_tokens=most, ignore_eos=True) for most in limits]
+    rows = [llm.completion(f"Once {most}", max_new_tokens=most, ignore_eos=True) for most in limits]
     run(llm.model, rows, deterministic=deterministic)
     together = [sum(most > step for most in limits) for step in range(max(limits))]
     assert found == ([1] * sum(limits) if deterministic else together)

@@ -37,7 +37,7 @@ def generate(
     firsts: dict[Any, Request] = {}
     for index, row in enumerate(rows):
         alike = row.asked.adapter, tuple(row.prompt)
-        request = engine.add(row, leader=None if deterministic else firsts.get(alike))
+        request = engine.add(row, leader=firsts.get(alike))
         firsts.setdefault(alike, request)
         numbers[request] = index
     while engine.busy:
