@@ -21,7 +21,7 @@ def distribution(
         logits_V = logits_V.masked_fill(logits_V < least, float("-inf"))
     chances_V = logits_V.softmax(-1)
     if top_p < 1:
-        chances_V = nucleus(chances_V, top_p)
+        chances_V = logits_V.masked_fill(~nucleus(chances_V, top_p), float("-inf")).softmax(-1)
     if min_p > 0:
         chances_V = chances_V.masked_fill(chances_V < min_p * chances_V.max(), 0.0)
         chances_V = chances_V / chances_V.sum()
@@ -29,16 +29,15 @@ def distribution(
 
 
 def nucleus(chances_V: Tensor, top_p: float) -> Tensor:
-    """Chances without the least likely tokens, as many as have at most 1 - `top_p` together: fp32 `[V]`. Those below
-    1 / V of that need not be sorted."""
+    """All but the least likely tokens, as many as have at most 1 - `top_p` together: bool `[V]`. Those below 1 / V of
+    that need not be sorted."""
     few_V = chances_V >= min((1 - top_p) / len(chances_V), chances_V.max().item())
     rest = 1 - chances_V[few_V].sum()
     ascending_K, order_K = chances_V[few_V].sort(stable=True)
     cut_K = rest + ascending_K.cumsum(-1) <= 1 - top_p
     cut_K[-1] = False  # the likeliest token always stays
     chosen_K = few_V.nonzero()[:, 0][order_K[~cut_K]]
-    chances_V = torch.zeros_like(chances_V).index_copy(0, chosen_K, chances_V[chosen_K])
-    return chances_V / chances_V.sum()
+    return torch.zeros_like(few_V).index_fill(0, chosen_K, True)
 
 
 def sample(

@@ -32,6 +32,7 @@ BASE = {
     "quantize": "--weights {d} --quantize int8 --output made",
     "perplexity": "--weights {d} --text {d}/config.json --kernels reference",
     "lens": "--weights {d} --prompt the --kernels reference",
+    "tune": "--weights {d} --data {d}/config.json --show 1",
     "routes": "--weights {d} --text {d}/config.json --kernels reference",
 }
 
