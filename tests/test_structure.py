@@ -208,6 +208,9 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("minillm-*.whl")
     script = "import minillm; print(minillm.__file__, len(minillm.load().generate('Once', max_new_tokens=3).token_ids))"
     subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(tmp_path / "site")], check=True)
+    for folder, within in (("minillm", ""), ("weights", "minillm/"), ("kernels", "minillm/")):
+        for path in (copy / folder).rglob("*.py"):
+            assert (tmp_path / "site" / within / path.relative_to(copy)).exists(), path.relative_to(copy)
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {script}"],
         capture_output=True, text=True, cwd=tmp_path,
