@@ -21,7 +21,6 @@ from minillm.guard import files, screen
 from minillm.guard.screen import note
 
 DEMO_NAME = "demo"
-WARM = 20  # tokens of a first prompt
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -56,9 +55,12 @@ def _catalog(arguments: argparse.Namespace) -> Any:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    options = cli.model_options(arguments)
+    if arguments.models is not None:
+        del options["adapter"]  # which is of one checkpoint
     base = sources.Source(
         names=tuple(arguments.served_model_name or [arguments.weights or DEMO_NAME]),
-        options=cli.model_options(arguments),
+        options=options,
         cache_memory=arguments.cache_memory,
         max_batch=arguments.max_batch,
         max_waiting=arguments.max_waiting,
@@ -67,16 +69,9 @@ def _catalog(arguments: argparse.Namespace) -> Any:
         style=arguments.tool_style,
     )
     if arguments.models is None:
-        served = base.served(cli.progress_bar("loading"))
-        _warm(served)
-        return Catalog([Model.of(served)])
+        return Catalog([Model.of(base.served(cli.progress_bar("loading")))])
     most = sources.bound(arguments.model_memory, arguments.device)
     return Catalog(*sources.models(Path(arguments.models), base, most), most)
-
-
-def _warm(served: Any) -> None:
-    """One answer before anybody asks, in which loops are compiled: else the first client waits for it."""
-    tuple(served.engine.submit(served.llm.completion(prompt_ids=[0] * WARM, max_new_tokens=2, ignore_eos=True)))
 
 
 def _settings(arguments: argparse.Namespace, has_keys: bool) -> Any:
@@ -139,7 +134,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for flag in ("drain_timeout", "request_timeout"):
         if getattr(arguments, flag) < 0:
             parser.error(f"--{flag.replace('_', '-')} is {getattr(arguments, flag)}, it must be at least 0")
-    one = [each for each in ("weights", "revision", "served_model_name") if getattr(arguments, each) is not None]
+    one = [
+        each for each in ("weights", "revision", "adapter", "served_model_name") if getattr(arguments, each) is not None
+    ]
     if arguments.models is not None and one:
         parser.error(f"--models and --{one[0].replace('_', '-')} exclude each other")
     if arguments.models is None and arguments.model_memory is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +17,10 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
-from minillm.serve.__main__ import LOCAL, _parse, _settings, main
+from minillm import hub
+from minillm.serve.__main__ import LOCAL, _catalog, _parse, _settings, main
 from tests.conftest import ROOT, exit_code
 
 BODY: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 450, "ignore_eos": True, "stream": True}
@@ -122,3 +125,18 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             assert said.count("\n") == 0, said
             assert said.count("127.0.0.1") <= 1, said
             assert word in said
+
+
+def test_flags_of_loading_hold_for_all_models(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(hub.DEMO, tmp_path / name)
+    catalog = _catalog(_parse(["--models", str(tmp_path), "--model-memory", "1e9", "--dtype", "float32"]))
+    served = catalog.all[1].load(lambda done, total: None)
+    assert [each.card.name for each in catalog.all] == ["a", "b"]
+    assert served.llm.model.dtype == torch.float32
+    served.engine.close()
+
+
+def test_an_adapter_is_of_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, ["--models", str(tmp_path), "--adapter", "some"]) == 2
+    assert "--models and --adapter exclude each other" in capsys.readouterr().err

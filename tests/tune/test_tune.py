@@ -245,3 +245,10 @@ def test_a_quantised_checkpoint_is_not_trained_whole(data: str, tmp_path: Path, 
     assert main(["--weights", str(folder), "--full", "--data", data, "--output", str(tmp_path / "out"), *STEPS]) == 2
     assert "--full: matrices of this checkpoint are quantised" in capsys.readouterr().err
     assert main(["--weights", str(folder), "--data", data, "--output", str(tmp_path / "out"), *QUICK]) == 0
+
+
+@pytest.mark.parametrize("flag", ["--data", "--evaluation"])
+def test_a_file_that_is_not_there(flag: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    given = {"--data": data, "--output": str(tmp_path / "out"), flag: str(tmp_path / "none")}
+    assert exit_code(main, [each for pair in given.items() for each in pair]) == 2
+    assert f"{flag} {tmp_path / 'none'}: no such file" in capsys.readouterr().err
