@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minillm import cli
-from minillm.guard import files
 from minillm.guard.screen import printable
 from minillm.tune import job
 from minillm.tune.optimizers import KINDS, SCHEDULES
@@ -74,9 +73,6 @@ def _parser() -> argparse.ArgumentParser:
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    for flag in ("data", "evaluation"):
-        if (path := getattr(arguments, flag)) is not None:
-            files.text_file(f"--{flag}", path)
     prepared = prepare(arguments)
     if arguments.show is not None:
         print("\n\n".join(prepared.material.shown))

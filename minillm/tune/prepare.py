@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from minillm import cli, config, families, hub
+from minillm.guard import files
 from minillm.llm import LLM
 from minillm.loading import asked_scheme, integers, is_fast, opened, resolve_device, stored_dtype
 from minillm.model import held
@@ -120,6 +121,9 @@ def _check(a: argparse.Namespace) -> None:
         raise ValueError("--evaluation and --evaluation-share: give one of the two")
     if a.patience and not (a.evaluation or a.evaluation_share):
         raise ValueError("--patience looks at what is held out; give --evaluation-share 0.1 too")
+    for flag, path in (("--data", a.data), ("--evaluation", a.evaluation)):
+        if path is not None:
+            files.text_file(flag, path)
     if a.output is None and a.show is None:
         raise ValueError("--output is missing; name a folder for what is trained")
 
