@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,12 @@ BODIES: dict[str, type[Body]] = {
 
 
 async def described(service: Service, request: Request) -> Response:
-    return json(openapi.document(ROUTES, BODIES))
+    return json(_document())
+
+
+@functools.cache
+def _document() -> dict[str, Any]:
+    return openapi.document(ROUTES, BODIES)
 
 
 ROUTES = [*(route for api in APIS for route in api.ROUTES), ("GET", "/openapi.json", described)]

@@ -150,3 +150,11 @@ def test_names_are_checked(several: tuple[Path, dict[str, Path]]) -> None:
     assert view.completion(prompt_ids=[1]).asked.adapter == "two"
     with pytest.raises(ValueError, match=r"no adapter 'one'; none was loaded by name"):
         minillm.load(folder, device="cpu", kernels="reference").generate(prompt_ids=[1], adapter="one")
+
+
+def test_no_salt_is_taken_for_an_adapter(several: tuple[Path, dict[str, Path]]) -> None:
+    """A request without an adapter, whose salt is an adapter's identity, has other keys than one with that adapter."""
+    folder, given = several
+    choice = minillm.load(folder, device="cpu", kernels="reference", adapter=given).model.choice
+    assert choice.identity(None) + choice.identity("one") != choice.identity("one") + b""
+    assert len({len(choice.identity(name)) for name in (None, *given)}) == 1

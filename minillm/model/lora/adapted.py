@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from minillm.model.lora.deltas import Deltas
 from minillm.ops.reference import expert_product
 
+NONE = bytes(32)  # as long as the others, which are digests: what follows is never taken for one
+
 
 @dataclass
 class Choice:
@@ -50,7 +52,7 @@ class Choice:
     def identity(self, name: str | None) -> bytes:
         """What the keys of a request depend on that goes through an adapter of this name."""
         if self.known:
-            return b"" if name is None else self.known[name]
+            return NONE if name is None else self.known[name]
         return "\n".join(name for name, _ in self.rows).encode()
 
 
