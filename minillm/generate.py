@@ -21,6 +21,7 @@ from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.ops.cpu import beside
+from minillm.parallel import launch
 from minillm.report import cost as report
 from minillm.text import chat
 
@@ -32,6 +33,8 @@ ENDS = ("max_new_tokens", "ignore_eos", "stop", "stop_token_ids")  # what of `LL
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
+    if (code := launch.elsewhere(arguments.ranks, "generate", argv)) is not None:
+        return code
     if argv is None or sys.argv[1:2] == ["generate"]:  # the process is for this text
         beside.start()
     if arguments.chat:
@@ -235,6 +238,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "generate", "Run a checkpoint: text in, text out, with the defaults of its generation_config.json."
     )
     cli.add_model_arguments(parser)
+    cli.add_ranks(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (default: stdin)")
     prompt.add_argument("--prompt-file", metavar="F", help="a UTF-8 file with the text to continue; - is stdin")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,12 @@ from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
-from minillm.weights import foreign, holding, ints
+from minillm.ops.ranks import ALONE, Alone
+from minillm.parallel import split
+from minillm.parallel.follow import begin
+from minillm.parallel.launch import join
+from minillm.parallel.ranks import TIMEOUT
+from minillm.weights import cut, foreign, holding, ints
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
 from minillm.weights.forms import Segment
@@ -45,6 +51,8 @@ def load(
     symmetric: bool = True,
     revision: str | None = None,
     adapter: str | Path | Mapping[str, str | Path] | None = None,
+    ranks: int = 1,
+    rank_timeout: float = TIMEOUT,
 ) -> LLM:
     """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
 
@@ -54,16 +62,22 @@ def load(
     are stored and are multiplied so; without `keep_quantized` they are dequantised while they are read. `quantize`
     "int8" or "int4" makes integers of matrices (`held.integers`), int4 in groups of `group_size`, with zero points
     unless `symmetric`; folders that `minillm.quantize` wrote come so by themselves. `adapter` is the folder of a LoRA
-    adapter, or names and folders of several, of which each request chooses (`adapters/use.py`). Raises ValueError for
-    whatever is wrong.
+    adapter, or names and folders of several, of which each request chooses (`adapters/use.py`). Of a model over several
+    `ranks` this process loads its share, and only the first of them returns from here (`parallel/`); each waits for
+    another `rank_timeout` seconds at most. Raises ValueError for whatever is wrong.
     """
-    laid = lay_out(path, dtype, device, kernels, keep_quantized, quantize, group_size, symmetric, revision)
+    how = (dtype, kernels, keep_quantized, quantize, group_size, symmetric)
+    if ranks != 1 and adapter is not None:
+        raise ValueError("--ranks (ranks) does not split an adapter; leave one of them out, or merge the adapter first")
+    group, place = (ALONE, device) if ranks == 1 else join(ranks, resolve_device(device), rank_timeout)
+    laid = lay_out(path, dtype, place, *how[1:], revision, group)
     named = dict(laid.model.named_parameters())
     formats, stay = laid.formats, laid.stay
     parameters = load_weights(laid.checkpoint, laid.planned, named, laid.device, progress, formats, stay)
     laid.model.load_state_dict(parameters, assign=True)
     laid.model.requires_grad_(False).eval()
     del parameters
+    begin(laid.model, group, f"{how} {laid.values} {laid.checkpoint.info}")
     llm = LLM(laid.folder, laid.values, laid.model, laid.device)
     _say(laid)  # now: a load that fails says one thing only
     if adapter is not None:
@@ -103,6 +117,7 @@ def lay_out(
     group_size: int | None = None,
     symmetric: bool = True,
     revision: str | None = None,
+    ranks: Alone = ALONE,
 ) -> Laid:
     """All of `load` but the reading of weights; takes and raises what it does."""
     folder = hub.resolve(path, revision=revision)
@@ -120,6 +135,10 @@ def lay_out(
     model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
     planned = checkpoint.plan(rules, model.destinations())
     said = fits(planned, checkpoint, values)
+    if ranks.count > 1:
+        which = spec, ranks.count, ranks.rank
+        model = skeleton(split.local(*which), chosen, replace(model.ops, ranks=ranks))
+        checkpoint, planned = cut.taken(checkpoint, planned, split.kept(*which))
     formats = held.integers(model, scheme) if scheme else {}
     stay = _hold(model, checkpoint, planned, formats, said) if keep_quantized or scheme else {}
     stored = wanted if slow else None

@@ -58,7 +58,7 @@ def listing() -> list[dict[str, Any]]:
     """Every op and whether it has a Triton version. Looks at files, so that it works where Triton does not."""
     kernels = {path.stem for path in (Path(__file__).parents[2] / "kernels").glob("*.py")}
     kernels |= {path.stem for path in (Path(__file__).parents[1] / "kernels").glob("*.py")}
-    seam = [field.name for field in dataclasses.fields(Ops) if field.name != "tile"]
+    seam = [field.name for field in dataclasses.fields(Ops) if field.name not in ("tile", "ranks")]
     named = {**{name: FILES.get(name) for name in seam if name not in WITHOUT}, **BESIDE}
     return [{"op": op, "triton": file in kernels, "file": file, "in_ops": op in seam} for op, file in named.items()]
 

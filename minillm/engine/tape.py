@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minillm.ops.cpu.loops.jit import noted, ready
+from minillm.ops.cpu.loops.jit import CALLER, noted, ready
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 MEMORY_ONLY = ("empty", "empty_like", "empty_strided", "new_empty")
@@ -60,6 +60,12 @@ class Tape(TorchDispatchMode):
         with ready(), torch.inference_mode():
             for call, given in self.calls:
                 call(*given)
+
+
+def note(call: Callable[..., Any], *given: Any) -> None:
+    """Put a call on the tape that this thread records, if any: one that the dispatcher does not see whole."""
+    if (calls := getattr(CALLER, "calls", None)) is not None:
+        calls.append((call, given))
 
 
 def _shown(result: Any, given: list[Tensor]) -> bool:

@@ -56,8 +56,8 @@ class GroupedQueryAttention(nn.Module):
         self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
         made = spec.qk_norm.norm if spec.qk_norm else None
         of_k = made if spec.kv.layer is None else None
-        self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops)
-        self.k_norm = norm(of_k, kv if self.normed_together else spec.head_dim, ops)
+        self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops, self.normed_together)
+        self.k_norm = norm(of_k, kv if self.normed_together else spec.head_dim, ops, self.normed_together)
         self.v_norm = norm(spec.kv.v_norm, spec.head_dim, ops)
         each_head = made is None or (isinstance(self.q_norm, Norm) and not self.normed_together)
         # norm, rotation and cache can be one op

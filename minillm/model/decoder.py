@@ -47,14 +47,15 @@ class Decoder(nn.Module):
         self.spec = decoder
         self.ops = ops
         self.choice = Choice()  # of adapters
-        self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
+        self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size, ops, decoder.vocabulary)
         size, told = decoder.hidden_size, decoder.per_layer
         self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
         self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
         self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         bias = decoder.head_bias
-        self.head = None if decoder.tied else Linear(decoder.hidden_size, decoder.vocab_size, ops, bias=bias)
+        first, end = decoder.vocabulary or (0, decoder.vocab_size)
+        self.head = None if decoder.tied else Linear(decoder.hidden_size, end - first, ops, bias=bias)
         ropes = {attention.rope for attention in decoder.attentions if attention.rope is not None}
         self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in ropes}
         self._windows = {attention.window for attention in decoder.attentions}
@@ -183,7 +184,7 @@ class Decoder(nn.Module):
     def project(self, x_BTE: Tensor) -> Tensor:
         """The head alone: normed hidden states `[B, T, E]` -> logits `[B, T, V]`."""
         head = self.head or functools.partial(product, self.embedding, "weight", self.ops)
-        logits = head(x_BTE)
+        logits = self.ops.ranks.joined(head(x_BTE), self.spec.vocab_size)
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

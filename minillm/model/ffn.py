@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minillm import spec
 from minillm.model.linear import Linear
-from minillm.ops import Ops
+from minillm.ops import Ops, ranks
 from minillm.ops.reference import above_quantile, activate
 
 
@@ -31,7 +31,11 @@ class GatedMLP(nn.Module):
         if not self.spec.sparsity:
             return gate_up
         gate, up = gate_up.chunk(2, dim=-1)
-        return torch.cat((above_quantile(gate, self.spec.sparsity), up), dim=-1)
+        if self.ops.ranks.count == 1:
+            kept = above_quantile(gate, self.spec.sparsity)
+        else:
+            kept = ranks.above_quantile(gate, self.spec.sparsity, self.ops.ranks)
+        return torch.cat((kept, up), dim=-1)
 
 
 class MLP(nn.Module):

@@ -22,6 +22,7 @@ from minillm.model.linear import Linear
 from minillm.model.lora.adapted import adapted
 from minillm.model.norm import norm
 from minillm.ops import REFERENCE, Ops
+from minillm.ops.ranks import ALONE
 from minillm.ops.routing import Routing
 
 
@@ -117,6 +118,8 @@ class MoE(nn.Module):
 
     def __init__(self, moe: spec.MoE, hidden_size: int, ops: Ops):
         super().__init__()
+        self.ops = ops
+        self.summed = moe.norm is not None  # what it gives is the sum over all ranks: its norms need that
         self.router = Router(moe.router, hidden_size, ops)
         self.experts = Experts(moe, hidden_size, ops)
         self.shared = GatedMLP(moe.shared, hidden_size, ops) if moe.shared else None
@@ -127,8 +130,9 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
-        y = self.post_norm(self.experts(self.norm(tokens), self.router(tokens))).view_as(x)
+        total = self.ops.ranks.total if self.summed else ALONE.total
+        y = self.post_norm(total(self.experts(self.norm(tokens), self.router(tokens)))).view_as(x)
         if self.shared is None:
             return y
-        shared = self.shared_post_norm(self.shared(self.shared_norm(x)))
+        shared = self.shared_post_norm(total(self.shared(self.shared_norm(x))))
         return y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)

@@ -10,20 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm import spec
-from minillm.ops import Ops
+from minillm.ops import Ops, ranks
 
 
 class Norm(nn.Module):
     """RMSNorm, y = (offset + weight) * x / rms(x) over the last dimension, of `size` values; the factor may be left
-    out."""
+    out. `wide`: other ranks may have more of the values."""
 
-    def __init__(self, norm: spec.Norm, size: int, ops: Ops):
+    def __init__(self, norm: spec.Norm, size: int, ops: Ops, wide: bool = False):
         super().__init__()
         self.spec = norm
         self.ops = ops
+        self.split = wide and ops.ranks.count > 1
         self.weight = nn.Parameter(torch.ones(size)) if norm.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.split:
+            how = (self.spec.eps, self.spec.offset, self.spec.cast)
+            return ranks.rms_norm(x, self.weight, *how, self.ops.ranks)
         return self.ops.rms_norm(x, self.weight, self.spec.eps, self.spec.offset, self.spec.cast)
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +41,7 @@ class Norm(nn.Module):
 class LayerNorm(nn.Module):
     """y = weight * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values; both may be left out."""
 
-    def __init__(self, norm: spec.LayerNorm, size: int, ops: Ops):
+    def __init__(self, norm: spec.LayerNorm, size: int, ops: Ops, wide: bool = False):
         super().__init__()
         self.spec = norm
         self.weight = nn.Parameter(torch.ones(size)) if norm.affine else None
@@ -64,9 +68,11 @@ class NoNorm(nn.Module):
         return total, total
 
 
-NORMS: dict[type, Callable[[Any, int, Ops], Norm | LayerNorm]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
+NORMS: dict[type, Callable[[Any, int, Ops, bool], Norm | LayerNorm]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
 
 
-def norm(made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops) -> Norm | LayerNorm | NoNorm:
+def norm(
+    made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops, wide: bool = False
+) -> Norm | LayerNorm | NoNorm:
     """The module of a norm over `size` values; one that changes nothing for None."""
-    return NoNorm() if made is None else NORMS[type(made)](made, size, ops)
+    return NoNorm() if made is None else NORMS[type(made)](made, size, ops, wide)

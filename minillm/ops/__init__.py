@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from minillm.ops import draw, grouped, paged, recurrent, reference, routing
+from minillm.ops.ranks import ALONE, Alone
 from minillm.ops.routing import Routing
 
 Kernels = Literal["auto", "reference", "triton"]
@@ -25,9 +26,11 @@ Kernels = Literal["auto", "reference", "triton"]
 @dataclass(frozen=True)
 class Ops:
     """Every op that has more than one implementation; `reference.py`, `recurrent.py`, `routing.py` and `draw.py` say
-    what each computes. Matrices in groups (`weights/grouped.py`) lie in tiles of `tile` rows."""
+    what each computes. Matrices in groups (`weights/grouped.py`) lie in tiles of `tile` rows. A model may lie in several
+    `ranks`."""
 
     tile: int = 1
+    ranks: Alone = ALONE
     linear: Callable[..., Tensor] = reference.linear
     rms_norm: Callable[..., Tensor] = reference.rms_norm
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = reference.add_rms_norm

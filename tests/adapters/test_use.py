@@ -120,7 +120,7 @@ def test_a_recorded_pass_is_that_of_its_adapter(several: tuple[Path, dict[str, P
         tuple(engine.submit(row))
         written.append(row.token_ids)
     # Which experts have a token only the host knows, where these have an adapter: such a pass is not recorded.
-    assert bool(engine.engine.recorded.made) == (not any("experts" in name for name in llm.model.state_dict()))
+    assert bool(engine.engine.runner.recorded.made) == (not any("experts" in name for name in llm.model.state_dict()))
     engine.close()
     assert written == [_alone(folder, given.get(name or ""), "auto", [prompt], LONG)[0] for name in names]
 

@@ -176,6 +176,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Spec, "embedding_scale"): ("gemma", 1.0),
     (Spec, "logit_softcap"): ("gemma2", None),
     (Spec, "per_layer"): ("gemma4", None),
+    (Spec, "vocabulary"): ("llama", (0, 90)),
 }
 
 
@@ -194,7 +195,7 @@ MISFITS = {
     (GQA, "kv"), (KV, "v_is_k"), (KV, "layer"), (Norm, "affine"), (MoE, "norm"), (Layer, "scaled"),
     (PerLayer, "vocab_size"), (PerLayer, "layers"), (PerLayer, "size"), (Spec, "per_layer"),
     (Spec, "vocab_size"), (Spec, "hidden_size"), (Spec, "layers"), (Spec, "tied"),
-    (Layer, "low_rank"), (LowRank, "rank"), (Streams, "count"), (Spec, "streams"),
+    (Layer, "low_rank"), (LowRank, "rank"), (Streams, "count"), (Spec, "streams"), (Spec, "vocabulary"),
 }  # fmt: skip
 
 

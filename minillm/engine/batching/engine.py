@@ -21,10 +21,10 @@ from minillm.engine.asked import LOGITS_AT_ONCE, scored
 from minillm.engine.batching.flying import Fetched, Flying
 from minillm.engine.batching.guessing import Guesser
 from minillm.engine.batching.pace import Pace
-from minillm.engine.batching.passes import Single, alone, mixed
-from minillm.engine.batching.recorded import Recorded
+from minillm.engine.batching.passes import Mixed, Single, alone
 from minillm.engine.batching.request import Request
 from minillm.engine.batching.room import BUDGET, MAX_ROWS, SIZE, counts
+from minillm.engine.batching.runner import Runner
 from minillm.engine.batching.scheduler import Scheduler, Work
 from minillm.engine.batching.store import Store
 from minillm.engine.choosing import NOT_FINITE, Chooser
@@ -62,9 +62,9 @@ class Engine:
         self.model, self.deterministic, self.timings = model, deterministic, timings or Timings()
         self.device = model.embedding.weight.device
         self.lag = (LAG if self.device.type == "cuda" else 0) if lag is None else lag
-        self.store = Store(model, counts(model, positions, max_rows, budget), budget, share and not deterministic)
+        self.runner = Runner(model, counts(model, positions, max_rows, budget))
+        self.store = Store(model, self.runner, budget, share and not deterministic)
         self.scheduler = Scheduler(self.store, max_rows, budget, fixed=deterministic)
-        self.recorded = Recorded(model, self.store)
         self.pace = None if pace is None else Pace(pace)
         self.guesser = guesser
         self.numbers = itertools.count()
@@ -91,7 +91,7 @@ class Engine:
         size = max(LOGITS_AT_ONCE // self.model.spec.vocab_size, 1)
         for at in range(0, len(following), size):
             tokens = following[at : at + size]
-            logits_NV = self.model.logits(x_TE[None, at : at + len(tokens)])[0]
+            logits_NV = self.runner.logits(x_TE[None, at : at + len(tokens)])[0]
             found = scored(logits_NV, tokens, row.asked.prompt_logprobs or 0)
             row.prompt_scores[start + at + 1 : start + at + 1 + len(tokens)] = found
 
@@ -183,8 +183,8 @@ class Engine:
         readers = [pair for pair in zip(ends, work, strict=True) if pair[1][0].wants(pair[1][1])]
         if not readers and all(alone(pair, self.store) for pair in work):
             drawn = self.drawn.clamp(min=0) if self.flying and self.drawn is not None else None
-            return self.recorded(Single.of(work, self.store, self.device, drawn)), dict(through)
-        x_1NE = mixed(self.model, work, self.store)
+            return self.runner.single(Single.of(work, self.store, self.device, drawn)), dict(through)
+        x_1NE = self.runner.mixed(Mixed.of(work, self.store, self.device))
         for end, (request, count) in readers:
             skipped = max(request.row.asked.read_from - request.computed, 0)
             read = min(len(request.row.prompt) - request.computed, count)
@@ -194,7 +194,7 @@ class Engine:
         wanted = [at for _, each in through for at in each]
         self._choose([(request, len(each)) for request, each in through])
         firsts = itertools.accumulate((len(each) for _, each in through), initial=0)
-        logits_NV = self.model.logits(x_1NE[:, wanted])[0] if wanted else x_1NE[0, :0]
+        logits_NV = self.runner.logits(x_1NE[:, wanted])[0] if wanted else x_1NE[0, :0]
         places = {request: range(at, at + len(each)) for at, (request, each) in zip(firsts, through, strict=False)}
         return logits_NV, places
 

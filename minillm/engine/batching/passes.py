@@ -16,7 +16,7 @@ from minillm.engine.batching.request import Request
 from minillm.engine.batching.scheduler import Work
 from minillm.engine.batching.store import Store
 from minillm.model.decoder import Decoder
-from minillm.model.pools import Group
+from minillm.model.pools import Group, Pools
 from minillm.model.ragged import Piece, Ragged
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
@@ -58,37 +58,63 @@ class Single:
         return Ragged(len(self.tokens), paged, self.positions, states, slots)
 
 
-def hidden(model: Decoder, single: Single, store: Store) -> Tensor:
+@dataclass(frozen=True)
+class Part:
+    """Several tokens of one sequence, the first at position `first`, and its blocks."""
+
+    ids: list[int]
+    first: int
+    tables: Mapping[Group, list[int]]
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Tokens of many sequences: those that go through alone, then parts; `lengths` are those of all tokens."""
+
+    single: Single
+    parts: tuple[Part, ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, work: Work, store: Store, device: torch.device) -> Mixed:
+        """Those of the work in its order, in which those `alone` are first."""
+        single = Single.of([pair for pair in work if alone(pair, store)], store, device)
+        parts, lengths = [], [*single.lengths]
+        for request, count in (pair for pair in work if not alone(pair, store)):
+            first, last = request.computed, request.computed + count
+            tables = {group: request.tables[group] for group in store.groups}
+            parts.append(Part(request.ids(first, last), first, tables))
+            lengths += turned_as(request, store, first, last)
+        return cls(single, tuple(parts), tuple(lengths))
+
+
+def hidden(model: Decoder, single: Single, pools: Pools) -> Tensor:
     """`[1, n, E]` behind the last layer."""
-    ragged = single.ragged(store.size)
-    return model.hidden_of_many(single.tokens, single.positions, single.lengths or (0,), ragged, store.pools.layers)
+    ragged = single.ragged(pools.size)
+    return model.hidden_of_many(single.tokens, single.positions, single.lengths or (0,), ragged, pools.layers)
 
 
-def mixed(model: Decoder, work: Work, store: Store) -> Tensor:
-    """`[1, N, E]` behind the last layer, of tokens in the order of the work: those `alone` first."""
-    device = model.embedding.weight.device
-    single = Single.of([pair for pair in work if alone(pair, store)], store, device)
-    base = single.ragged(store.size)
-    pieces = [pair for pair in work if not alone(pair, store)]
-    tokens, positions, lengths = [single.tokens], [single.positions], [*single.lengths]
+def hidden_of(model: Decoder, mixed: Mixed, pools: Pools) -> Tensor:
+    """`[1, N, E]` behind the last layer."""
+    single, device = mixed.single, model.embedding.weight.device
+    base = single.ragged(pools.size)
+    tokens, positions = [single.tokens], [single.positions]
     slots = {group: [each[0]] for group, each in base.slots.items()}
     made, at = [], len(single.tokens)
-    for request, count in pieces:
-        first, last = request.computed, request.computed + count
-        tokens.append(torch.tensor(request.ids(first, last), device=device))
-        positions.append(torch.arange(first, last, device=device))
-        lengths += turned_as(request, store, first, last)
-        visible = {group: seen(group, first, count, device) for group in slots}
-        keys = {group: located(request.tables[group], each, store.size) for group, each in visible.items()}
+    for part in mixed.parts:
+        count = len(part.ids)
+        tokens.append(torch.tensor(part.ids, device=device))
+        positions.append(torch.arange(part.first, part.first + count, device=device))
+        visible = {group: seen(group, part.first, count, device) for group in slots}
+        keys = {group: located(part.tables[group], each, pools.size) for group, each in visible.items()}
         for group, found in keys.items():
             slots[group].append(found[-count:])
-        state = request.tables["state"][0] if "state" in store.groups else None
-        made.append(Piece(slice(at, at + count), first, visible, keys, state))
+        state = part.tables["state"][0] if "state" in part.tables else None
+        made.append(Piece(slice(at, at + count), part.first, visible, keys, state))
         at += count
     places = {group: torch.cat(each)[None] for group, each in slots.items()}
     ragged = Ragged(base.singles, base.paged, base.position_N, base.states, places, tuple(made))
-    whole = torch.cat(tokens), torch.cat(positions), tuple(lengths) or (0,)
-    return model.hidden_of_many(*whole, ragged, store.pools.layers)
+    return model.hidden_of_many(torch.cat(tokens), torch.cat(positions), mixed.lengths or (0,), ragged, pools.layers)
 
 
 def alone(pair: tuple[Request, int], store: Store) -> bool:

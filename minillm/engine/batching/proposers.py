@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.engine.batching.guessing import Wanted
-from minillm.engine.batching.passes import Single, alone, mixed
-from minillm.engine.batching.recorded import Recorded
+from minillm.engine.batching.passes import Mixed, Single, alone
 from minillm.engine.batching.request import Request
 from minillm.engine.batching.room import counts
+from minillm.engine.batching.runner import Runner
 from minillm.engine.batching.scheduler import Work
 from minillm.engine.batching.store import Store
 from minillm.engine.choosing import Chooser
@@ -80,8 +80,8 @@ class Draft:
     def __init__(self, model: Decoder, target: Decoder, positions: int, rows: int, budget: int, timings: Timings):
         self.model, self.target, self.budget, self.timings = model, target, budget, timings
         self.cost = bytes_per_step(model) / bytes_per_step(target)
-        self.store = Store(model, counts(model, positions, rows, budget), budget, share=False)
-        self.recorded = Recorded(model, self.store)
+        self.runner = Runner(model, counts(model, positions, rows, budget))
+        self.store = Store(model, self.runner, budget, share=False)
         self.shadows: dict[Request, Shadow] = {}
 
     def propose(self, wanted: Wanted) -> list[list[int]]:
@@ -153,10 +153,10 @@ class Draft:
         device = self.model.embedding.weight.device
         self.timings.draft_steps += 1
         if all(alone(pair, self.store) for pair in work):
-            logits_NV = self.recorded(Single.of(work, self.store, device))
+            logits_NV = self.runner.single(Single.of(work, self.store, device))
         else:
             ends = torch.tensor([count for _, count in work]).cumsum(0) - 1
-            logits_NV = self.model.logits(mixed(self.model, work, self.store)[:, ends])[0]
+            logits_NV = self.runner.logits(self.runner.mixed(Mixed.of(work, self.store, device))[:, ends])[0]
         for shadow, count in work:
             if ahead:
                 shadow.computed += count

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minillm.engine import graphs
 from minillm.engine.batching.passes import Single, hidden
-from minillm.engine.batching.store import Store
 from minillm.model.decoder import Decoder
+from minillm.model.pools import Pools
 from minillm.ops.cpu import usable
 from minillm.ops.cpu.matrices import FEW_ROWS
 
@@ -31,7 +31,7 @@ class Recorded:
     """Logits `[n, V]` behind single tokens; those of a recording are overwritten by the next call."""
 
     model: Decoder
-    store: Store
+    pools: Pools
 
     def __post_init__(self) -> None:
         self.record = graphs.recorder(self.model)
@@ -62,7 +62,7 @@ class Recorded:
         return logits_NV
 
     def _run(self, single: Single) -> Tensor:
-        return self.model.logits(hidden(self.model, single, self.store))[0]
+        return self.model.logits(hidden(self.model, single, self.pools))[0]
 
     def _recorded(self, key: Any, single: Single, turning: list[Tensor]) -> bool:
         """Record a pass, or say in one line why not; it writes what it will write again when it is repeated."""

@@ -8,26 +8,36 @@ for the state, and a copy of it at the end of a block of tokens, for a state can
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import torch
+from typing import Protocol
 
 from minillm.engine.batching.blocks import Blocks
 from minillm.engine.batching.names import extended
 from minillm.engine.batching.request import GONE, Request
 from minillm.engine.batching.room import SIZE, reach
 from minillm.model.decoder import Decoder
-from minillm.model.pools import Group, Pools, StatePool
+from minillm.model.pools import Group
 from minillm.spec import DynamicScaling, LongRopeScaling
+
+
+class Memory(Protocol):
+    """What there is in blocks, so many of each group (`runner.py`)."""
+
+    blocks: Mapping[Group, int]
+
+    def copy(self, group: Group, source: int, target: int) -> None:
+        """One block of a group into another."""
+
+    def clear(self, block: int) -> None:
+        """What a state is before the first position."""
 
 
 class Store:
     """Blocks for requests. What a method takes and gives back is counted; nothing is ever lost."""
 
-    def __init__(self, model: Decoder, blocks: Mapping[Group, int], piece: int, share: bool = True):
-        self.share, self.piece, self.size = share, piece, SIZE
-        self.pools = Pools(model.spec, blocks, SIZE, model.dtype, model.embedding.weight.device)
-        self.groups: dict[Group, Blocks] = {group: Blocks(count) for group, count in blocks.items()}
-        self.windows = {group: group for group in blocks if isinstance(group, int)}
+    def __init__(self, model: Decoder, memory: Memory, piece: int, share: bool = True):
+        self.share, self.piece, self.size, self.memory = share, piece, SIZE, memory
+        self.groups: dict[Group, Blocks] = {group: Blocks(count) for group, count in memory.blocks.items()}
+        self.windows = {group: group for group in memory.blocks if isinstance(group, int)}
         self.choice = model.choice
         scalings = [each.rope.scaling for each in model.spec.attentions if each.rope is not None]
         self.dynamic = {each.original_positions for each in scalings if isinstance(each, DynamicScaling)}
@@ -59,7 +69,7 @@ class Store:
         for group, count in wanted.items():
             request.tables[group] += [self.groups[group].take() for _ in range(count)]
             if group == "state" and count:
-                self._clear(request.tables[group][0])
+                self.memory.clear(request.tables[group][0])
         return True
 
     def release(self, request: Request) -> None:
@@ -98,7 +108,7 @@ class Store:
                     blocks.drop(source)
                     return self.release(request)
                 request.tables[group] = [blocks.take()]
-                self.pools.copy(group, source, request.tables[group][0])
+                self.memory.copy(group, source, request.tables[group][0])
                 blocks.drop(source)
                 continue
             first = self._reached(group, count)
@@ -127,7 +137,7 @@ class Store:
             other.tables[group] = [block if block == GONE else blocks.share(block) for block in table[:count]]
             for source in table[count:]:
                 other.tables[group].append(blocks.take())
-                self.pools.copy(group, source, other.tables[group][-1])
+                self.memory.copy(group, source, other.tables[group][-1])
         other.computed, other.named, other.cached = request.computed, request.named, request.computed
         other.names, other.salted = [*request.names], request.salted
         return True
@@ -139,7 +149,7 @@ class Store:
         if not blocks.free:
             return False
         request.saved = blocks.take()
-        self.pools.copy("state", request.tables["state"][0], request.saved)
+        self.memory.copy("state", request.tables["state"][0], request.saved)
         return True
 
     def restore(self, request: Request) -> None:
@@ -231,15 +241,9 @@ class Store:
         if blocks.find(name) is not None or not blocks.free:
             return
         copy = blocks.take()
-        self.pools.copy("state", request.tables["state"][0], copy)
+        self.memory.copy("state", request.tables["state"][0], copy)
         blocks.name(copy, name)
         blocks.drop(copy)
         if request.snapshot is not None:  # of new tokens the last state will do
             blocks.unname(*request.snapshot)
         request.snapshot = (copy, name) if request.computed > len(request.row.prompt) else None
-
-    @torch.inference_mode()
-    def _clear(self, block: int) -> None:
-        for layer in self.pools.of("state"):
-            assert isinstance(layer, StatePool)
-            layer.clear(block)

@@ -47,13 +47,14 @@ class Block(nn.Module):
         super().__init__()
         self.index = index
         hidden_size, per_layer, streams = whole.hidden_size, whole.per_layer, whole.streams
-        self.add = ops.add
+        self.add, self.total = ops.add, ops.ranks.total
         self.parallel, self.shares_norm = layer.parallel, layer.parallel and layer.ffn_norm is None
         self.attention_norm = norm(layer.attention_norm, hidden_size, ops)
         self.attention = build(layer.attention, hidden_size, ops)
         self.post_attention_norm = norm(layer.post_attention_norm, hidden_size, ops)
         self.ffn_norm = norm(layer.ffn_norm, hidden_size, ops)
         self.ffn = build(layer.ffn, hidden_size, ops)
+        self.summed = getattr(self.ffn, "summed", False)
         self.post_ffn_norm = norm(layer.post_ffn_norm, hidden_size, ops)
         self.per_layer = PerLayerInput(per_layer, index, hidden_size, ops) if per_layer else None
         self.streams = LayerStreams(streams, hidden_size, ops) if streams else None
@@ -75,7 +76,7 @@ class Block(nn.Module):
     def _one(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
         """Attention and feed-forward on one stream, `[B, T, E]`."""
         normed = self.attention_norm(x)
-        attended = self.post_attention_norm(self.attention(normed, step, cache))
+        attended = self.post_attention_norm(self.total(self.attention(normed, step, cache)))
         if self.low_rank is not None:
             h = (self.add(x, attended) + self.low_rank(normed)) * 2**-0.5
             normed = self.ffn_norm(h)
@@ -84,4 +85,5 @@ class Block(nn.Module):
             normed = normed if self.shares_norm else self.ffn_norm(x)
         else:
             normed, h = self.ffn_norm.of_sum(x, attended)
-        return self.add(h, self.post_ffn_norm(self.ffn(normed)))
+        made = self.ffn(normed)
+        return self.add(h, self.post_ffn_norm(made if self.summed else self.total(made)))

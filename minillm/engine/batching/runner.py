@@ -1,0 +1,92 @@
+"""A model over the memory of many requests: all that an engine has it do. Where the model lies in several ranks, each
+call is told to the others first, whose runners `obey`: what is decided, is decided in one place."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.engine.batching.passes import Mixed, Part, Single, hidden_of
+from minillm.engine.batching.recorded import Recorded
+from minillm.engine.batching.room import SIZE
+from minillm.model.decoder import Decoder
+from minillm.model.pools import Group, Pools, StatePool
+
+NUMBERS = itertools.count()
+
+
+class Runner:
+    """`blocks` of each group, and passes over them."""
+
+    def __init__(self, model: Decoder, blocks: Mapping[Group, int]):
+        self.model, self.ranks, self.blocks, self.number = model, model.ops.ranks, blocks, next(NUMBERS)
+        self.ranks.tell("open", number=self.number, blocks=[*blocks.items()])
+        weakref.finalize(self, self.ranks.forget, self.number)
+        self.pools = Pools(model.spec, blocks, SIZE, model.dtype, model.embedding.weight.device)
+        self.recorded = Recorded(model, self.pools)
+
+    def single(self, single: Single) -> Tensor:
+        """The logits `[n, V]` behind one token of each sequence; those of a recording are overwritten by the next."""
+        with self.ranks.undisturbed():
+            self._tell("single", _tensors(single), **_of_single(single))
+            return self.recorded(single)
+
+    def mixed(self, mixed: Mixed) -> Tensor:
+        """The hidden states `[1, N, E]` behind tokens of many sequences."""
+        parts = [[part.first, part.ids, [*part.tables.items()]] for part in mixed.parts]
+        with self.ranks.undisturbed():
+            given = {"parts": parts, "whole": mixed.lengths, **_of_single(mixed.single)}
+            self._tell("mixed", _tensors(mixed.single), **given)
+            return hidden_of(self.model, mixed, self.pools)
+
+    def logits(self, x_BTE: Tensor) -> Tensor:
+        """The logits `[B, T, V]` of hidden states."""
+        with self.ranks.undisturbed():
+            self._tell("logits", [x_BTE])
+            return self.model.logits(x_BTE)
+
+    def copy(self, group: Group, source: int, target: int) -> None:
+        """One block of a group into another, in all its layers."""
+        self._tell("copy", group=group, source=source, target=target)
+        self.pools.copy(group, source, target)
+
+    @torch.inference_mode()
+    def clear(self, block: int) -> None:
+        """What a state is before the first position."""
+        self._tell("clear", block=block)
+        for layer in self.pools.of("state"):
+            assert isinstance(layer, StatePool)
+            layer.clear(block)
+
+    def _tell(self, what: str, tensors: Sequence[Tensor] = (), **given: Any) -> None:
+        if self.ranks.count > 1:
+            self.ranks.tell(what, tensors, number=self.number, **given)
+
+    def obey(self, what: str, tensors: Sequence[Tensor], given: dict[str, Any]) -> None:
+        """Do what another rank's runner does."""
+        if what in ("single", "mixed"):
+            tokens, positions, *tables = tensors
+            single = Single(tokens, positions, dict(zip(given["groups"], tables, strict=True)), tuple(given["lengths"]))
+            if what == "single":
+                self.recorded(single)
+                return
+            parts = tuple(Part(ids, first, dict(map(tuple, tables))) for first, ids, tables in given["parts"])
+            hidden_of(self.model, Mixed(single, parts, tuple(given["whole"])), self.pools)
+        elif what == "logits":
+            self.model.logits(*tensors)
+        else:
+            assert what in ("copy", "clear"), what
+            getattr(self, what)(**given)
+
+
+def _tensors(single: Single) -> list[Tensor]:
+    return [single.tokens, single.positions, *single.tables.values()]
+
+
+def _of_single(single: Single) -> dict[str, Any]:
+    return {"groups": [*single.tables], "lengths": single.lengths}

@@ -1,0 +1,49 @@
+"""What ranks behind the first do: what that one tells them, until it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+
+import torch
+
+from minillm import __version__
+from minillm.engine.batching.runner import Runner
+from minillm.model.decoder import Decoder
+from minillm.ops.ranks import Alone
+from minillm.parallel.ranks import Ranks
+
+
+def begin(model: Decoder, ranks: Alone, what: str) -> None:
+    """Find that all ranks have the same model, of which `what` says where it is from; ranks behind the first follow it
+    then, and end with it. Raises ValueError where they have not."""
+    if not isinstance(ranks, Ranks):
+        return
+    made = hashlib.sha256(f"{__version__} {what}".encode())
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight") and ".q_norm" not in name and ".k_norm" not in name:  # which no rank has parts of
+            made.update(parameter.detach().cpu().view(torch.uint8).numpy())
+    ranks.agreed(made.hexdigest())
+    if ranks.rank:
+        follow(model, ranks)
+        raise SystemExit(0)
+
+
+@torch.inference_mode()
+def follow(model: Decoder, ranks: Ranks) -> None:
+    """Returns when the first rank has nothing more to do."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first rank
+    runners: dict[int, Runner] = {}
+    while True:
+        what, tensors, given = ranks.told()
+        for number in given.pop("gone"):
+            del runners[number]
+        if what == "end":
+            return
+        number = given.pop("number")
+        if what == "open":
+            runners[number] = Runner(model, dict(map(tuple, given["blocks"])))
+        else:
+            runners[number].obey(what, tensors, given)

@@ -1,0 +1,159 @@
+"""How ranks come to be: `--ranks N` starts N processes of the same command on this machine, or is one of those that a
+launcher has started, by what that has put into the environment.
+
+    RANK, WORLD_SIZE                 torchrun, Ray Train, Kubernetes by hand; LOCAL_RANK is the number on its machine
+    SLURM_PROCID, SLURM_NTASKS       srun
+    MASTER_ADDR, MASTER_PORT         where the first rank listens
+
+The first rank has the terminal, stdin and all. What another one says when it fails is the one line that is shown, and
+then all end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from minillm.guard import screen
+from minillm.ops.ranks import ALONE, Alone
+from minillm.parallel.ranks import FAILED, TIMEOUT, Ranks
+from minillm.parallel.split import MOST
+
+NAMES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+STORE = "MINILLM_RANKS"  # a file where the processes of this machine find each other
+POLL, OWN_WORD, LEAVE = 0.05, 1.0, 10.0  # seconds between looks; for the first rank's own line; to leave by itself
+ERROR = "minillm: error: "
+
+
+class Place(NamedTuple):
+    """Which rank this process is; `local` is its number on its machine, `store` a file that all of them see."""
+
+    rank: int
+    count: int
+    local: int
+    store: str | None
+
+
+def place(count: int) -> Place | None:
+    """This process among the `count` that a launcher has started; None where there is none. Raises ValueError for other
+    numbers than the launcher's."""
+    for names in NAMES:
+        rank, size, local = (os.environ.get(name) for name in names)
+        if rank is None or size is None:
+            continue
+        if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+            raise ValueError(f"{names[0]} is {rank[:20]!r} and {names[1]} {size[:20]!r} in the environment, expected a number below a number")  # fmt: skip
+        if int(size) != count:
+            raise ValueError(f"--ranks is {count}, and {names[1]} in the environment is {size}; start as many")
+        store = os.environ.get(STORE)
+        if store is None and (lacks := [each for each in ("MASTER_ADDR", "MASTER_PORT") if each not in os.environ]):
+            raise ValueError(f"{' and '.join(lacks)} must be set: the address of the first rank, and a free port there")
+        os.environ.update({"RANK": rank, "WORLD_SIZE": size})
+        return Place(int(rank), count, int(local or 0), store)
+    return None
+
+
+def start(count: int, command: str, argv: Sequence[str]) -> int:
+    """Run a command in `count` ranks on this machine; its exit code. Their sockets are those of this machine alone."""
+    threads = str(max((os.cpu_count() or 1) // count, 1))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minillm-")))
+        loopback = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+        common = {"OMP_NUM_THREADS": threads, **loopback, **os.environ, STORE: str(folder / "store")}
+        said = [stack.enter_context(open(folder / f"rank{rank}", "wb+")) for rank in range(count)]
+        made: list[subprocess.Popen[bytes]] = []
+        stack.callback(_end, made)
+        before = [signal.signal(each, lambda number, _: _pass_on(made, number)) for each in (signal.SIGINT, signal.SIGTERM)]  # fmt: skip
+        try:
+            for rank in range(count):
+                own = {**common, "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+                line = [sys.executable, "-m", "minillm", command, *argv]
+                quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": said[rank]}
+                made.append(subprocess.Popen(line, env=own, **(quiet if rank else {})))  # type: ignore[call-overload]
+            return _watched(made, [folder / f"rank{rank}" for rank in range(count)])
+        finally:
+            for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+                signal.signal(each, handler)
+
+
+def _pass_on(made: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    """Ctrl-C reaches all processes of a terminal by itself; what ends this one is for the first rank to follow."""
+    if number == signal.SIGTERM and made:
+        made[0].send_signal(number)
+
+
+def _watched(made: Sequence[subprocess.Popen[bytes]], said: Sequence[Path]) -> int:
+    """Wait until the first rank has ended, or another has failed, which is then said; the exit code."""
+    first = made[0]
+    while first.poll() is None:
+        failed = [rank for rank, each in enumerate(made) if each.poll() not in (None, 0)]
+        if failed and not _ends(first, OWN_WORD):
+            screen.error(f"rank {failed[0]} of {len(made)}: {_last_words(made[failed[0]], said[failed[0]])}")
+            return FAILED
+        time.sleep(POLL)
+    code = first.returncode
+    if code == 0:
+        for each in made[1:]:
+            _ends(each, LEAVE)
+    return code if code >= 0 else 128 - code
+
+
+def _last_words(process: subprocess.Popen[bytes], said: Path) -> str:
+    """What a process that has failed says of it."""
+    lines = said.read_text(errors="replace").splitlines()
+    own = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    if own:
+        return own[-1]
+    code = process.returncode
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}, as the system does where memory runs out; all others end too"
+    return f"ended with exit code {code}" + (f": {lines[-1]}" if lines else "") + "; all others end too"
+
+
+def _ends(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _end(made: Sequence[subprocess.Popen[bytes]]) -> None:
+    for each in made:
+        if each.poll() is None:
+            each.kill()
+        each.wait()
+
+
+def join(count: int, device: torch.device, timeout: float = TIMEOUT) -> tuple[Alone, torch.device]:
+    """The ranks that this process is one of, and its device: of several GPUs the one with its number. Raises ValueError
+    where nothing has started so many."""
+    if count == 1:
+        return ALONE, device
+    if (found := place(count)) is None:
+        raise ValueError(f"ranks is {count}, and this process is none of several; start it by torchrun, or a command with --ranks")  # fmt: skip
+    if device.type == "cuda" and device.index is None:
+        if found.local >= torch.cuda.device_count():
+            raise ValueError(f"rank {found.rank} is number {found.local} on a machine with {torch.cuda.device_count()} GPUs; start fewer")  # fmt: skip
+        device = torch.device("cuda", found.local)
+        torch.cuda.set_device(device)
+    return Ranks(found.rank, count, device, found.store, timeout), device
+
+
+def elsewhere(count: int | None, command: str, argv: Sequence[str] | None) -> int | None:
+    """The exit code of a command whose ranks are still to be started; None in each of them, and where there is one."""
+    if count is None or count == 1 or place(count) is not None:
+        return None
+    if not 1 < count <= MOST:
+        raise ValueError(f"--ranks is {count}, it must be from 1 to {MOST}")
+    return start(count, command, sys.argv[1:] if argv is None else argv)

@@ -1,0 +1,195 @@
+"""What crosses between ranks, through torch.distributed: gloo on CPUs, NCCL on GPUs.
+
+    total     the sum of what each rank has computed of a tensor, in fp32 whatever its type
+    joined    each rank's share of the logits, side by side
+    tell      what the first rank does next, as JSON and tensors: the others do the same (`follow.py`)
+
+A rank that is gone or does not answer leaves the others nothing to go on with: they end, each with one line, of which
+the launcher shows the first (`launch.py`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
+
+from minillm.guard import screen
+from minillm.guard.jsonfile import parsed
+from minillm.ops.ranks import Alone
+from minillm.parallel.split import cut
+
+TIMEOUT = 120.0  # seconds that a rank waits for another in the middle of a pass
+START = 600.0  # for all to be there and to have read their weights
+IDLE = 365 * 24 * 3600.0  # for the first to say what is next
+GRACE = 3.0  # for the launcher to end a rank that can only say that another is gone; so many times longer for others
+FAILED = 2  # exit code
+HEAD = 1024  # bytes of a message that come at once
+INTEGERS = (torch.int64, torch.int32)
+_gathered = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class Ranks(Alone):
+    """The process group, as rank `rank` of `count`. The first of them is asked for text, the others follow."""
+
+    def __init__(self, rank: int, count: int, device: torch.device, store: str | None, timeout: float = TIMEOUT):
+        self.rank, self.count, self.timeout, self.device = rank, count, timeout, device
+        self._gone: list[int] = []
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        try:
+            how = {"init_method": f"file://{store}"} if store else {}
+            start = timedelta(seconds=START)
+            dist.init_process_group(backend, rank=rank, world_size=count, timeout=start, **how)
+            self.data = dist.new_group(timeout=timedelta(seconds=timeout))
+            self.words = dist.new_group(timeout=timedelta(seconds=IDLE if rank else timeout))
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"rank {rank} of {count} found no way to the others ({reason}); MASTER_ADDR and MASTER_PORT must be a "
+                "free port of the first rank's machine"
+            ) from None
+        if rank == 0:
+            atexit.register(self._end)
+
+    def agreed(self, mark: str) -> None:
+        """Raise ValueError where ranks do not have the same to begin with, of which `mark` is a digest."""
+        found: Any = [torch.empty(64, dtype=torch.uint8) for _ in range(self.count)]
+        own = torch.tensor(list(mark.encode()[:64].ljust(64)), dtype=torch.uint8)
+        with self._or_end():
+            dist.all_gather(found, own)
+        odd = [str(rank) for rank, each in enumerate(found) if not torch.equal(each, found[0])]
+        if odd:
+            raise ValueError(
+                f"rank {', '.join(odd)} has another checkpoint, options or version of minillm than rank 0; "
+                "give all the same files"
+            )
+
+    def total(self, y: Tensor) -> Tensor:
+        summed = y.float().contiguous()
+        self._done(self._sum, summed)
+        return summed.to(y.dtype)
+
+    def _sum(self, y: Tensor) -> None:
+        with self._or_end():
+            dist.all_reduce(y, group=self.data)
+
+    def joined(self, part: Tensor, size: int) -> Tensor:
+        sizes = [end - first for first, end in (cut(size, self.count, rank) for rank in range(self.count))]
+        padded = part.new_zeros(*part.shape[:-1], max(sizes))
+        padded[..., : part.shape[-1]] = part
+        found = part.new_empty(self.count * padded.numel())
+        self._done(self._gather, found, padded.view(-1))
+        shares = found.view(self.count, *padded.shape)
+        return torch.cat([share[..., :count] for share, count in zip(shares, sizes, strict=True)], dim=-1)
+
+    def _gather(self, found: Tensor, own: Tensor) -> None:
+        with self._or_end():
+            _gathered(found, own, group=self.data)
+
+    def _done(self, call: Callable[..., None], *given: Tensor) -> None:
+        """A call that a recording has to repeat, which would not see it by itself."""
+        if not is_in_torch_dispatch_mode():
+            return call(*given)
+        from minillm.engine.tape import note
+
+        note(call, *given)
+        with _disable_current_modes():
+            call(*given)
+
+    def forget(self, number: int) -> None:
+        self._gone.append(number)  # is told with what comes next: this may be called at any time
+
+    def tell(self, what: str, tensors: Sequence[Tensor] = (), **given: Any) -> None:
+        if self.rank:
+            return
+        shapes = [[str(each.dtype).removeprefix("torch."), *each.shape] for each in tensors]
+        gone, self._gone = self._gone, []
+        text = json.dumps({"what": what, "gone": gone, "shapes": shapes, **given}).encode()
+        first = torch.zeros(HEAD, dtype=torch.uint8)
+        message = len(text).to_bytes(8, "little") + text
+        first[: len(message)] = torch.frombuffer(bytearray(message[:HEAD]), dtype=torch.uint8)
+        self._broadcast(first)
+        if rest := message[HEAD:]:
+            self._broadcast(torch.frombuffer(bytearray(rest), dtype=torch.uint8))
+        if whole := [each.flatten().long() for each in tensors if each.dtype in INTEGERS]:
+            self._broadcast(torch.cat(whole))
+        for each in tensors:
+            if each.dtype not in INTEGERS:
+                self._broadcast(each.contiguous())
+
+    def told(self) -> tuple[str, list[Tensor], dict[str, Any]]:
+        """What the first rank says next: a word, tensors, and what else goes with it."""
+        message = self._received(torch.empty(HEAD, dtype=torch.uint8)).numpy().tobytes()
+        length = int.from_bytes(message[:8], "little")
+        if (rest := length + 8 - HEAD) > 0:
+            message += self._received(torch.empty(rest, dtype=torch.uint8)).numpy().tobytes()
+        given = dict(parsed(message[8 : 8 + length].decode(), "a message"))
+        kinds = [(getattr(torch, dtype), shape) for dtype, *shape in given.pop("shapes")]
+        count = sum(torch.Size(shape).numel() for dtype, shape in kinds if dtype in INTEGERS)
+        whole = self._received(torch.empty(count, dtype=torch.int64, device=self.device)) if count else torch.empty(0)
+        tensors, at = [], 0
+        for dtype, shape in kinds:
+            size = torch.Size(shape).numel()
+            if dtype in INTEGERS:
+                tensors.append(whole[at : at + size].to(dtype).view(shape))
+                at += size
+            else:
+                tensors.append(self._received(torch.empty(shape, dtype=dtype, device=self.device)))
+        return given.pop("what"), tensors, given
+
+    def _broadcast(self, values: Tensor) -> None:
+        with self._or_end():
+            dist.broadcast(values, 0, group=self.words)
+
+    def _received(self, into: Tensor) -> Tensor:
+        self._broadcast(into)
+        return into
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """A pass from its beginning to its end: Ctrl-C in the middle would leave the others waiting."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        asked: list[int] = []
+        before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if asked:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def _or_end(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._lost(error)
+
+    def _lost(self, error: RuntimeError) -> NoReturn:
+        """End this process, whatever it was about to do: nothing can be computed any more."""
+        time.sleep(GRACE * (1 + 2 * (self.rank > 0)))
+        silent = "time" in str(error).lower()
+        what = f"has not answered for {self.timeout:g} s" if silent else "has ended"
+        screen.error(f"rank {self.rank} of {self.count}: another rank {what}, so this one ends; start all of them again")
+        sys.stderr.flush()
+        os._exit(FAILED)
+
+    def _end(self) -> None:
+        """Let the others go, as this process ends."""
+        self.tell("end")
+        dist.destroy_process_group()

@@ -1,0 +1,242 @@
+"""What each of several ranks holds of a model: tensor parallelism (Shoeybi et al., arXiv:1909.08053) as a smaller model.
+
+    x -> norm -> [q k v of heads 0-3] -> attention -> W_out, columns of heads 0-3 \\
+                                                                                  + -> x + sum -> …   rank 0
+    x -> norm -> [q k v of heads 4-7] -> attention -> W_out, columns of heads 4-7 /                   rank 1
+
+A rank of a Llama-70B over 8 is a Llama of 8 heads over 1 and a feed-forward of 3584 values: `local` gives its spec, and
+`kept` which rows and columns of each parameter of the whole model are its own. Between ranks there are only sums, one
+behind attention and one behind the feed-forward, so shares need not be equal: 3, 5 or 7 ranks do. Embedding and head are
+split by the vocabulary. What `kept` does not name each rank has whole: norms, routers, latents.
+
+Where there are fewer kv heads than ranks, each of them is on as many ranks, which share its query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minillm import spec
+from minillm.spec import GQA, MLA, MLP, Decoder, GatedDeltaNet, GatedMLP, Layer, MoE
+
+Span = tuple[int, int]  # the first and the one behind the last
+MOST = 1024  # ranks
+GRAIN, ROUGH = 256, 8  # values that a share is a multiple of, where each rank has at least so many times as many
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Rows of a parameter, those of all experts one under the other, and columns of each; None is all. A parameter that
+    is `absent` is all zeros, as what it adds is added by another rank."""
+
+    rows: tuple[Span, ...] | None = None
+    columns: Span | None = None
+    absent: bool = False
+
+
+def cut(size: int, ranks: int, rank: int) -> Span:
+    """A rank's share of `size` things that stay whole."""
+    return size * rank // ranks, size * (rank + 1) // ranks
+
+
+def grains(size: int, ranks: int, rank: int) -> Span:
+    """A rank's share of `size` values: whole multiples of a power of two, as kernels and groups of quantised values
+    want them, as large as leaves shares about equal."""
+    grain = GRAIN
+    while grain > 1 and (size % grain or (size // grain % ranks and size // grain < ROUGH * ranks)):
+        grain //= 2
+    first, end = cut(size // grain, ranks, rank)
+    return first * grain, end * grain
+
+
+def heads(count: int, groups: int, ranks: int, rank: int) -> tuple[Span, Span]:
+    """A rank's share of `count` heads that come in `groups`, and of the groups, which several ranks may have part of."""
+    each = count // groups
+    if groups >= ranks:
+        first, end = cut(groups, ranks, rank)
+        return (first * each, end * each), (first, end)
+    sharers = ranks // groups
+    group, place = divmod(rank, sharers)
+    first, end = cut(each, sharers, place)
+    return (group * each + first, group * each + end), (group, group + 1)
+
+
+def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
+    """The spec of what a rank computes. Raises ValueError, with numbers that would do, where it cannot be so many."""
+    if ranks == 1:
+        return decoder
+    check(decoder, ranks)
+    layers = tuple(
+        replace(layer, attention=_mixer(layer.attention, ranks, rank), ffn=_ffn(layer.ffn, ranks, rank))
+        for layer in decoder.layers
+    )
+    return replace(decoder, layers=layers, vocabulary=cut(decoder.vocab_size, ranks, rank))
+
+
+def _mixer(made: spec.Mixer, ranks: int, rank: int) -> spec.Mixer:
+    if isinstance(made, MLA):
+        return replace(made, num_heads=_size(cut(made.num_heads, ranks, rank)))
+    if isinstance(made, GQA):
+        q, kv = heads(made.num_heads, made.num_kv_heads, ranks, rank)
+        return replace(made, num_heads=_size(q), num_kv_heads=_size(kv))
+    v, k = heads(made.num_v_heads, made.num_k_heads, ranks, rank)
+    return replace(made, num_v_heads=_size(v), num_k_heads=_size(k))
+
+
+def _ffn(made: Any, ranks: int, rank: int) -> Any:
+    inner = _size(grains(made.intermediate_size, ranks, rank))
+    if isinstance(made, MoE):
+        return replace(made, intermediate_size=inner, shared=made.shared and _ffn(made.shared, ranks, rank))
+    return replace(made, intermediate_size=inner)
+
+
+def _size(span: Span) -> int:
+    return span[1] - span[0]
+
+
+def check(decoder: Decoder, ranks: int) -> None:
+    """Raise ValueError, with numbers that would do, where a model cannot lie in so many ranks."""
+    if not 1 <= ranks <= MOST:
+        raise ValueError(f"--ranks is {ranks}, it must be from 1 to {MOST}")
+    if (reason := next(_reasons(decoder, ranks), None)) is not None:
+        able = [str(each) for each in range(1, 65) if next(_reasons(decoder, each), None) is None]
+        raise ValueError(f"{ranks} ranks cannot share this model: {reason}; it can lie in {', '.join(able)}")
+
+
+def _reasons(decoder: Decoder, ranks: int) -> Iterator[str]:
+    if ranks == 1:
+        return
+    if decoder.vocab_size < ranks:
+        yield f"the vocabulary has {decoder.vocab_size} tokens"
+    for index, layer in enumerate(decoder.layers):
+        yield from (f"layer {index} has {reason}" for reason in _of_layer(layer, decoder, ranks))
+
+
+def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
+    made, inner = layer.attention, layer.ffn.intermediate_size
+    if isinstance(made, MLA) and made.num_heads < ranks:
+        yield f"{made.num_heads} heads"
+    if isinstance(made, GQA):
+        yield from _of_groups(made.num_heads, made.num_kv_heads, ranks, "kv")
+        lender = None if made.kv.layer is None else decoder.layers[made.kv.layer].attention
+        if isinstance(lender, GQA) and lender.num_kv_heads != made.num_kv_heads:
+            yield "another number of kv heads than the layer that it takes keys from"
+        if made.qk_norm and made.qk_norm.width == "all" and isinstance(made.qk_norm.norm, spec.LayerNorm):
+            yield "a LayerNorm over all of its heads"
+    if isinstance(made, GatedDeltaNet):
+        yield from _of_groups(made.num_v_heads, made.num_k_heads, ranks, "k")
+    shared = layer.ffn.shared if isinstance(layer.ffn, MoE) else None
+    for size in (inner, shared.intermediate_size if shared else inner):
+        if size < ranks:
+            yield f"a feed-forward of {size} values"
+
+
+def _of_groups(count: int, groups: int, ranks: int, kind: str) -> Iterator[str]:
+    if groups < ranks and (ranks % groups or count < ranks):
+        yield f"{count} heads over {groups} {kind} heads"
+
+
+def kept(decoder: Decoder, ranks: int, rank: int) -> dict[str, Kept]:
+    """The parameters of the whole model of which a rank has a part, and which."""
+    vocabulary = Kept((cut(decoder.vocab_size, ranks, rank),))
+    found = {"embedding.weight": vocabulary}
+    if not decoder.tied:
+        found |= {"head.weight": vocabulary, "head.bias": vocabulary}
+    for index, layer in enumerate(decoder.layers):
+        name, made, ffn = f"layers.{index}", layer.attention, layer.ffn
+        found |= {f"{name}.attention.{leaf}": each for leaf, each in PARTS[type(made)](made, ranks, rank).items()}
+        found |= {f"{name}.ffn.{leaf}": each for leaf, each in PARTS[type(ffn)](ffn, ranks, rank).items()}
+    return found
+
+
+def _under(*parts: tuple[int, Span, int]) -> Kept:
+    """Of parts one under the other, each of so many things: those of a span, of so many rows each."""
+    found, at = [], 0
+    for count, (first, end), each in parts:
+        found.append((at + first * each, at + end * each))
+        at += count * each
+    return Kept(tuple(found))
+
+
+def _beside(span: Span, each: int = 1) -> Kept:
+    """Columns."""
+    return Kept(columns=(span[0] * each, span[1] * each))
+
+
+def _once(rank: int) -> Kept:
+    """What is added behind a sum, by one rank."""
+    return Kept(absent=rank > 0)
+
+
+def _of_gqa(made: GQA, ranks: int, rank: int) -> dict[str, Kept]:
+    q, kv = heads(made.num_heads, made.num_kv_heads, ranks, rank)
+    size, count, groups = made.head_dim, made.num_heads, made.num_kv_heads
+    parts = [(count, q, 2 * size if made.gate else size)]
+    if made.kv.layer is None:
+        parts += [(groups, kv, size)] * (1 if made.kv.v_is_k else 2)
+    rows = _under(*parts)
+    found = {"qkv.weight": rows, "qkv.bias": rows, "out.weight": _beside(q, size), "out.bias": _once(rank)}
+    if made.qk_norm and made.qk_norm.width == "all":
+        found |= {"q_norm.weight": _under((count, q, size)), "k_norm.weight": _under((groups, kv, size))}
+    return found | {"sinks": _under((count, q, 1))}
+
+
+def _of_mla(made: MLA, ranks: int, rank: int) -> dict[str, Kept]:
+    own, count = cut(made.num_heads, ranks, rank), made.num_heads
+    return {
+        "q.weight": _under((count, own, made.nope_dim + made.rope.dim)),
+        "kv_up": _under((count, own, made.nope_dim + made.v_dim)),
+        "out.weight": _beside(own, made.v_dim),
+        "out.bias": _once(rank),
+    }
+
+
+def _of_delta(made: GatedDeltaNet, ranks: int, rank: int) -> dict[str, Kept]:
+    v, k = heads(made.num_v_heads, made.num_k_heads, ranks, rank)
+    keys, values, gate = (made.num_k_heads, k, made.k_dim), (made.num_v_heads, v, made.v_dim), (made.num_v_heads, v, 1)
+    return {
+        "qkvz.weight": _under(keys, keys, values, values),
+        "ba.weight": _under(gate, gate),
+        "conv.weight": _under(keys, keys, values),
+        "decay": _under(gate),
+        "step": _under(gate),
+        "output.weight": _beside(v, made.v_dim),
+    }
+
+
+def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
+    own, size = grains(made.intermediate_size, ranks, rank), made.intermediate_size
+    first = "gate_up" if isinstance(made, GatedMLP) else "up"
+    rows = _under(*[(size, own, 1)] * (2 if isinstance(made, GatedMLP) else 1))
+    return {
+        f"{first}.weight": rows,
+        f"{first}.bias": rows,
+        "down.weight": _beside(own),
+        "down.bias": _once(rank),
+    }
+
+
+def _of_moe(made: MoE, ranks: int, rank: int) -> dict[str, Kept]:
+    own, size = grains(made.intermediate_size, ranks, rank), made.intermediate_size
+    rows = _under(*[(size, own, 1)] * (2 * made.router.num_experts))
+    found = {
+        "experts.gate_up": rows,
+        "experts.gate_up_bias": rows,
+        "experts.down": _beside(own),
+        "experts.down_bias": _once(rank),
+    }
+    shared = _of_mlp(made.shared, ranks, rank) if made.shared else {}
+    return found | {f"shared.{leaf}": each for leaf, each in shared.items()}
+
+
+# The parts of what a layer is made of, by the names of its parameters.
+PARTS: dict[type, Callable[[Any, int, int], dict[str, Kept]]] = {
+    GQA: _of_gqa,
+    MLA: _of_mla,
+    GatedDeltaNet: _of_delta,
+    GatedMLP: _of_mlp,
+    MLP: _of_mlp,
+    MoE: _of_moe,
+}

@@ -1,0 +1,219 @@
+"""A rank's share of a checkpoint: of each tensor the rows and columns that it holds, and nothing else is read.
+
+A part of a row is a read of its own, so that what others hold never comes into memory. Tensors that lie otherwise than
+their parameter, and those whose values have to be made (`source.Kept`), are read whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from minillm.weights.checkpoint import Checkpoint, Stored
+from minillm.weights.forms import Packing
+from minillm.weights.fp8 import Fp8
+from minillm.weights.grouped import Fields, Grouped
+from minillm.weights.rules import Destination, Plan
+from minillm.weights.source import InFile, Kept
+
+Span = tuple[int, int]
+BY_GROUP = ("scale", "zero", "least")
+
+
+class Wanted(Protocol):
+    """What is wanted of a parameter (`parallel/split.py`): rows, those of all experts one under the other, and columns
+    of each, None being all; or nothing, where it is `absent` and zeros."""
+
+    @property
+    def rows(self) -> Sequence[Span] | None: ...
+    @property
+    def columns(self) -> Span | None: ...
+    @property
+    def absent(self) -> bool: ...
+
+
+def taken(checkpoint: Checkpoint, planned: Plan, wanted: Mapping[str, Wanted]) -> tuple[Checkpoint, Plan]:
+    """A checkpoint of which only the wanted rows and columns are there, and where these go."""
+    made, plan = copy.copy(checkpoint), copy.copy(planned)
+    made.stored, plan.assignments = {}, {}
+    for tensor, stored in checkpoint.stored.items():
+        if (to := planned.assignments.get(tensor)) is None:
+            continue
+        if (part := wanted.get(to.parameter)) is None:
+            found: tuple[Any, Destination] | None = (stored, to)
+        else:
+            found = _share(stored, to, part)
+        if found is not None:
+            made.stored[tensor], plan.assignments[tensor] = found
+    made.nbytes = sum(each.nbytes for each in made.stored.values())
+    return made, plan
+
+
+def _share(stored: Stored, to: Destination, part: Wanted) -> tuple[Any, Destination] | None:
+    """What is read of a tensor, and the rows of a rank's parameter that it fills; None where that is nothing."""
+    if part.absent:
+        return Absent(to.shape, stored.dtype), replace(to, layout=None, whole=None)
+    end = to.start + to.shape[0]
+    rows = [(0, end)] if part.rows is None else part.rows
+    spans = [(max(first, to.start) - to.start, min(last, end) - to.start) for first, last in rows]
+    spans = [(first, last) for first, last in spans if first < last]
+    if not spans:
+        return None
+    start = sum(min(last, to.start) - first for first, last in rows if first < to.start)
+    width = to.shape[1:] if part.columns is None else (part.columns[1] - part.columns[0],)
+    shape = (sum(last - first for first, last in spans), *width)
+    made = Share(Laid(stored, to) if to.layout is not None else stored, spans, part.columns, shape, to.shape)
+    return made, replace(to, start=start, shape=shape, layout=None, whole=None)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Zeros with the methods of `source.InFile`."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    nbytes: int = 0
+
+    def fresh(self) -> Absent:
+        return self
+
+    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Values start … stop - 1."""
+        return torch.zeros((math.prod(self.shape) if stop is None else stop) - start, dtype=self.dtype)
+
+    def fill(self, into: Tensor, start: int = 0) -> None:
+        into.zero_()
+
+
+class Laid(Kept):
+    """A tensor as its parameter has it, where it lies otherwise."""
+
+    def __init__(self, stored: Stored, to: Destination):
+        self.stored, self.to, self.dtype, self.nbytes = stored, to, stored.dtype, stored.nbytes
+        self.title = getattr(stored, "title", None)
+        super().__init__()
+
+    def fresh(self) -> Laid:
+        return Laid(self.stored.fresh(), self.to)
+
+    def _read(self) -> Tensor:
+        made = torch.empty(self.to.shape, dtype=self.dtype, device="cpu")
+        assert self.to.layout is not None
+        self.to.layout.copy(self.stored.values().view(self.stored.shape), made)
+        return made.flatten()
+
+
+class Share:
+    """Rows of a tensor, or columns of all rows, with the methods of `source.InFile`."""
+
+    def __init__(
+        self, stored: Any, spans: Sequence[Span], columns: Span | None, shape: tuple[int, ...], whole: tuple[int, ...]
+    ):
+        self.stored, self.spans, self.columns, self.shape, self.whole = stored, spans, columns, shape, whole
+        self.dtype: torch.dtype = stored.dtype
+        self.title: str | None = getattr(stored, "title", None)
+        exact = isinstance(stored, InFile)
+        self.nbytes: int = math.prod(shape) * stored.dtype.itemsize if exact else stored.nbytes
+
+    def fresh(self) -> Share:
+        """The same, nothing of which has been read."""
+        return Share(self.stored.fresh(), self.spans, self.columns, self.shape, self.whole)
+
+    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Values start … stop - 1."""
+        made = torch.empty((math.prod(self.shape) if stop is None else stop) - start, dtype=self.dtype, device="cpu")
+        self.fill(made, start)
+        return made
+
+    def fill(self, into: Tensor, start: int = 0) -> None:
+        """Read into a contiguous tensor of this type on the CPU, which says how many values from `start` on."""
+        flat, at = into.view(-1), 0
+        for place, count in self._pieces(start, start + flat.numel()):
+            piece = flat[at : at + count]
+            if isinstance(self.stored, InFile):
+                self.stored.fill(piece, place)
+            else:
+                piece.copy_(self.stored.values(place, place + count))
+            at += count
+
+    def _pieces(self, start: int, stop: int) -> Iterator[Span]:
+        """Where in the tensor values start … stop - 1 lie: the first of a run, and how many."""
+        width = math.prod(self.whole[1:])
+        if self.columns is not None:
+            first, own = self.columns[0], self.shape[-1]
+            for row in range(start // own, -(-stop // own)):
+                low, high = max(start - row * own, 0), min(stop - row * own, own)
+                yield (row + self.spans[0][0]) * width + first + low, high - low
+            return
+        at = 0
+        for first, last in self.spans:
+            low, high = max(start - at, 0), min(stop - at, (last - first) * width)
+            if low < high:
+                yield first * width + low, high - low
+            at += (last - first) * width
+
+    @property
+    def form(self) -> Packing | None:
+        """What the rows can stay in: what those of the tensor can, where columns are cut between groups."""
+        form: Packing | None = getattr(self.stored, "form", None)
+        if form is None or self.columns is None:
+            return form
+        if not isinstance(form, (Grouped, Fp8)) or getattr(self.stored, "order", None) is not None:
+            return None
+        units, last = _units(form), self.whole[-1]
+        fits = all(each % unit == 0 or each == last for unit in units if unit for each in self.columns)
+        return form if fits else None
+
+    @property
+    def order(self) -> Tensor | None:
+        return getattr(self.stored, "order", None)
+
+    def fields(self, start: int, stop: int) -> Fields:
+        """Rows start … stop - 1 as they go into the form, or into that of plain rows beside them."""
+        width = math.prod(self.shape[1:])
+        if (form := self.form) is None:
+            return Fields(self.values(start * width, stop * width).view(-1, width))
+        found, at = [], 0
+        for first, last in self.spans:
+            low, high = max(start - at, 0), min(stop - at, last - first)
+            if low < high:
+                found.append(self.stored.fields(first + low, first + high))
+            at += last - first
+        made = _stacked(found)
+        return made if self.columns is None else _columns(made.apart(), self.columns, form)
+
+
+def _units(form: Any) -> tuple[int, ...]:
+    """How many inputs share a factor, of each kind; 0 is all."""
+    return (form.width,) if isinstance(form, Fp8) else (form.group, form.span)
+
+
+def _stacked(parts: list[Fields]) -> Fields:
+    """Rows one under the other."""
+    if len(parts) == 1:
+        return parts[0]
+    found = {field.name: getattr(parts[0], field.name) for field in dataclasses.fields(parts[0])}
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            found[name] = torch.cat([getattr(each, name) for each in parts])
+    return type(parts[0])(**found)
+
+
+def _columns(fields: Fields, columns: Span, form: Any) -> Fields:
+    """Some of the columns, with the factors that they have."""
+    first, last = columns
+
+    def cut(values: Tensor | None, unit: int) -> Tensor | None:
+        return values if values is None or not unit else values[:, first // unit : -(-last // unit)]
+
+    group, span = (_units(form) * 2)[:2]
+    grouped: dict[str, Any] = {name: cut(getattr(fields, name), group) for name in BY_GROUP}
+    spanned: dict[str, Any] = {name: cut(getattr(fields, name), span) for name in ("factor", "floor")}
+    return Fields(fields.q[:, first:last], **grouped, **spanned)
