@@ -33,7 +33,7 @@ ENDS = ("max_new_tokens", "ignore_eos", "stop", "stop_token_ids")  # what of `LL
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    if (code := launch.elsewhere(arguments.ranks, "generate", argv)) is not None:
+    if (code := launch.elsewhere(arguments.ranks, "generate", argv, lambda: _model(arguments))) is not None:
         return code
     if argv is None or sys.argv[1:2] == ["generate"]:  # the process is for this text
         beside.start()
@@ -155,10 +155,14 @@ def _read_turn(terminal: bool) -> str | None:
             return line.rstrip("\r\n")
 
 
+def _model(arguments: argparse.Namespace) -> LLM:
+    return load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
+
+
 def _load(arguments: argparse.Namespace) -> tuple[LLM, dict[str, Any]]:
     """The model, and how it is to be run: what `LLM.run` takes."""
     chosen = (arguments.dtype, arguments.device, arguments.kernels)
-    llm = load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
+    llm = _model(arguments)
     draft = (
         load(arguments.draft, *chosen, cli.progress_bar("loading the draft")) if arguments.draft is not None else None
     )

@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -140,6 +140,8 @@ def join(count: int, device: torch.device, timeout: float = TIMEOUT) -> tuple[Al
     where nothing has started so many."""
     if count == 1:
         return ALONE, device
+    if not timeout > 0:
+        raise ValueError(f"--rank-timeout is {timeout:g}, it must be more than 0 seconds")
     if (found := place(count)) is None:
         raise ValueError(f"ranks is {count}, and this process is none of several; start it by torchrun, or a command with --ranks")  # fmt: skip
     if device.type == "cuda" and device.index is None:
@@ -150,10 +152,15 @@ def join(count: int, device: torch.device, timeout: float = TIMEOUT) -> tuple[Al
     return Ranks(found.rank, count, device, found.store, timeout), device
 
 
-def elsewhere(count: int | None, command: str, argv: Sequence[str] | None) -> int | None:
-    """The exit code of a command whose ranks are still to be started; None in each of them, and where there is one."""
-    if count is None or count == 1 or place(count) is not None:
+def elsewhere(count: int | None, command: str, argv: Sequence[str] | None, load: Callable[[], Any]) -> int | None:
+    """The exit code of a command that is not for this process: whose ranks are still to be started, or one behind the
+    first, which does nothing but `load` its share and follow; None where it goes on here."""
+    if count is None or count == 1:
         return None
     if not 1 < count <= MOST:
         raise ValueError(f"--ranks is {count}, it must be from 1 to {MOST}")
-    return start(count, command, sys.argv[1:] if argv is None else argv)
+    if (found := place(count)) is None:
+        return start(count, command, sys.argv[1:] if argv is None else argv)
+    if found.rank:
+        load()
+    return None

@@ -124,7 +124,8 @@ class Ranks(Alone):
         self._broadcast(first)
         if rest := message[HEAD:]:
             self._broadcast(torch.frombuffer(bytearray(rest), dtype=torch.uint8))
-        if whole := [each.flatten().long() for each in tensors if each.dtype in INTEGERS]:
+        whole = [each.flatten().long() for each in tensors if each.dtype in INTEGERS and each.numel()]
+        if whole:
             self._broadcast(torch.cat(whole))
         for each in tensors:
             if each.dtype not in INTEGERS:

@@ -19,6 +19,8 @@ import torch
 from minillm import cli
 from minillm.guard import files, screen
 from minillm.guard.screen import note
+from minillm.loading import load
+from minillm.parallel import launch
 
 DEMO_NAME = "demo"
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -27,6 +29,8 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
+    if (code := launch.elsewhere(arguments.ranks, "serve", argv, lambda: load(**cli.model_options(arguments)))) is not None:
+        return code
     try:
         from minillm.serve import app, connection, keys
         from minillm.serve.service import Service
@@ -115,6 +119,7 @@ def _say(arguments: argparse.Namespace, listener: socket.socket, service: Any) -
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.parser("serve", "Serve a checkpoint: the APIs of OpenAI, Anthropic and Ollama, and a page to chat at.")
     cli.add_model_arguments(parser)
+    cli.add_ranks(parser)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 is any that is free (default 8000)")
     several = (
@@ -135,7 +140,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(arguments, flag) < 0:
             parser.error(f"--{flag.replace('_', '-')} is {getattr(arguments, flag)}, it must be at least 0")
     one = [
-        each for each in ("weights", "revision", "adapter", "served_model_name") if getattr(arguments, each) is not None
+        each
+        for each in ("weights", "revision", "adapter", "served_model_name", "ranks")
+        if getattr(arguments, each) is not None
     ]
     if arguments.models is not None and one:
         parser.error(f"--models and --{one[0].replace('_', '-')} exclude each other")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from minillm.llm import LLM
+from minillm.loading import lay_out
 from minillm.ops.ranks import Alone
+from minillm.parallel.follow import follow
+from minillm.weights.load import load
 
 
 class Meeting:
@@ -19,6 +26,7 @@ class Meeting:
     def __init__(self, count: int):
         self.barrier = threading.Barrier(count, timeout=60)
         self.brought: list[Any] = [None] * count
+        self.words: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(count)]
 
 
 class Thread(Alone):
@@ -26,7 +34,7 @@ class Thread(Alone):
 
     def __init__(self, meeting: Meeting, rank: int):
         self.meeting, self.rank, self.count = meeting, rank, len(meeting.brought)
-        self.sums = 0
+        self.gone: list[int] = []
 
     def _all(self, own: Tensor) -> list[Tensor]:
         self.meeting.brought[self.rank] = own
@@ -36,13 +44,52 @@ class Thread(Alone):
         return found
 
     def total(self, y: Tensor) -> Tensor:
-        self.sums += 1
         return torch.stack([each.float() for each in self._all(y)]).sum(0).to(y.dtype)
+
+    def tell(self, what: str, tensors: Sequence[Tensor] = (), **given: Any) -> None:
+        if self.rank == 0:
+            gone, self.gone = self.gone, []
+            text = json.dumps({"gone": gone, **given})
+            for each in self.meeting.words[1:]:
+                each.put((what, [tensor.clone() for tensor in tensors], text))
+
+    def told(self) -> tuple[str, list[Tensor], dict[str, Any]]:
+        what, tensors, text = self.meeting.words[self.rank].get(timeout=60)
+        return what, tensors, json.loads(text)
+
+    def forget(self, number: int) -> None:
+        self.gone.append(number)
 
     def joined(self, part: Tensor, size: int) -> Tensor:
         made = torch.cat(self._all(part), dim=-1)
         assert made.shape[-1] == size
         return made
+
+
+def share(folder: Path, rank: Thread, **options: Any) -> LLM:
+    """What a rank loads of a checkpoint."""
+    laid = lay_out(folder, **{"dtype": "float32", "device": "cpu", "kernels": "reference", **options}, ranks=rank)
+    named = dict(laid.model.named_parameters())
+    parameters = load(laid.checkpoint, laid.planned, named, laid.device, formats=laid.formats, held=laid.stay)
+    assert parameters.keys() == named.keys()  # each is filled, and `load` fills none twice
+    laid.model.load_state_dict(parameters, assign=True)
+    laid.model.requires_grad_(False).eval()
+    return LLM(laid.folder, laid.values, laid.model, laid.device)
+
+
+def led(folder: Path, count: int, work: Callable[[LLM], Any], **options: Any) -> Any:
+    """What `work` gives with the first rank, which the others follow."""
+
+    def each(rank: Thread) -> Any:
+        llm = share(folder, rank, **options)
+        if rank.rank:
+            return follow(llm.model, rank)
+        try:
+            return work(llm)
+        finally:
+            rank.tell("end")
+
+    return in_threads(count, each)[0]
 
 
 def in_threads(count: int, work: Callable[[Thread], Any]) -> list[Any]:
