@@ -135,7 +135,9 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {name: getattr(arguments, name) for name in names}
     if getattr(arguments, "rank_timeout", None) is not None and arguments.ranks is None:
         raise ValueError("--rank-timeout is of several ranks; give --ranks too")
-    options |= {name: value for name in ("ranks", "rank_timeout") if (value := getattr(arguments, name, None)) is not None}
+    options |= {
+        name: value for name in ("ranks", "rank_timeout") if (value := getattr(arguments, name, None)) is not None
+    }
     return {"path": arguments.weights, "revision": arguments.revision, **options, "symmetric": not arguments.asymmetric}
 
 

@@ -34,7 +34,7 @@ ROOMS = [
     ["model"],
     ["engine"],
     ["llm", "hub"],
-    ["adapters"],
+    ["adapters", "parallel"],
     ["loading", "cli"],
     ["report"],
     [

@@ -21,9 +21,7 @@ class Embedding(nn.Module):
 
     MULTIPLIED = ("weight",)  # where there is no other head
 
-    def __init__(
-        self, vocab_size: int, hidden_size: int, ops: Ops = REFERENCE, share: tuple[int, int] | None = None
-    ):
+    def __init__(self, vocab_size: int, hidden_size: int, ops: Ops = REFERENCE, share: tuple[int, int] | None = None):
         super().__init__()
         self.ops, self.share = ops, share
         first, end = share or (0, vocab_size)

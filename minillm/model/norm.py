@@ -71,8 +71,6 @@ class NoNorm(nn.Module):
 NORMS: dict[type, Callable[[Any, int, Ops, bool], Norm | LayerNorm]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
 
 
-def norm(
-    made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops, wide: bool = False
-) -> Norm | LayerNorm | NoNorm:
+def norm(made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops, wide: bool = False) -> Norm | LayerNorm | NoNorm:
     """The module of a norm over `size` values; one that changes nothing for None."""
     return NoNorm() if made is None else NORMS[type(made)](made, size, ops, wide)

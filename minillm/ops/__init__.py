@@ -26,8 +26,8 @@ Kernels = Literal["auto", "reference", "triton"]
 @dataclass(frozen=True)
 class Ops:
     """Every op that has more than one implementation; `reference.py`, `recurrent.py`, `routing.py` and `draw.py` say
-    what each computes. Matrices in groups (`weights/grouped.py`) lie in tiles of `tile` rows. A model may lie in several
-    `ranks`."""
+    what each computes. Matrices in groups (`weights/grouped.py`) lie in tiles of `tile` rows. A model may lie in
+    several `ranks`."""
 
     tile: int = 1
     ranks: Alone = ALONE

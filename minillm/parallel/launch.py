@@ -33,6 +33,7 @@ NAMES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", 
 STORE = "MINILLM_RANKS"  # a file where the processes of this machine find each other
 POLL, OWN_WORD, LEAVE = 0.05, 1.0, 10.0  # seconds between looks; for the first rank's own line; to leave by itself
 ERROR = "minillm: error: "
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Place(NamedTuple):
@@ -52,7 +53,8 @@ def place(count: int) -> Place | None:
         if rank is None or size is None:
             continue
         if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-            raise ValueError(f"{names[0]} is {rank[:20]!r} and {names[1]} {size[:20]!r} in the environment, expected a number below a number")  # fmt: skip
+            said = f"{names[0]} is {rank[:20]!r} and {names[1]} {size[:20]!r} in the environment"
+            raise ValueError(f"{said}, expected a number below a number")
         if int(size) != count:
             raise ValueError(f"--ranks is {count}, and {names[1]} in the environment is {size}; start as many")
         store = os.environ.get(STORE)
@@ -73,7 +75,7 @@ def start(count: int, command: str, argv: Sequence[str]) -> int:
         said = [stack.enter_context(open(folder / f"rank{rank}", "wb+")) for rank in range(count)]
         made: list[subprocess.Popen[bytes]] = []
         stack.callback(_end, made)
-        before = [signal.signal(each, lambda number, _: _pass_on(made, number)) for each in (signal.SIGINT, signal.SIGTERM)]  # fmt: skip
+        before = [signal.signal(each, lambda number, _: _pass_on(made, number)) for each in SIGNALS]
         try:
             for rank in range(count):
                 own = {**common, "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
@@ -82,7 +84,7 @@ def start(count: int, command: str, argv: Sequence[str]) -> int:
                 made.append(subprocess.Popen(line, env=own, **(quiet if rank else {})))  # type: ignore[call-overload]
             return _watched(made, [folder / f"rank{rank}" for rank in range(count)])
         finally:
-            for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            for each, handler in zip(SIGNALS, before, strict=True):
                 signal.signal(each, handler)
 
 
@@ -143,10 +145,12 @@ def join(count: int, device: torch.device, timeout: float = TIMEOUT) -> tuple[Al
     if not timeout > 0:
         raise ValueError(f"--rank-timeout is {timeout:g}, it must be more than 0 seconds")
     if (found := place(count)) is None:
-        raise ValueError(f"ranks is {count}, and this process is none of several; start it by torchrun, or a command with --ranks")  # fmt: skip
+        remedy = "start it by torchrun, or a command with --ranks"
+        raise ValueError(f"ranks is {count}, and this process is none of several; {remedy}")
     if device.type == "cuda" and device.index is None:
         if found.local >= torch.cuda.device_count():
-            raise ValueError(f"rank {found.rank} is number {found.local} on a machine with {torch.cuda.device_count()} GPUs; start fewer")  # fmt: skip
+            there = f"a machine with {torch.cuda.device_count()} GPUs"
+            raise ValueError(f"rank {found.rank} is number {found.local} on {there}; start fewer")
         device = torch.device("cuda", found.local)
         torch.cuda.set_device(device)
     return Ranks(found.rank, count, device, found.store, timeout), device

@@ -186,7 +186,9 @@ class Ranks(Alone):
         time.sleep(GRACE * (1 + 2 * (self.rank > 0)))
         silent = "time" in str(error).lower()
         what = f"has not answered for {self.timeout:g} s" if silent else "has ended"
-        screen.error(f"rank {self.rank} of {self.count}: another rank {what}, so this one ends; start all of them again")
+        screen.error(
+            f"rank {self.rank} of {self.count}: another rank {what}, so this one ends; start all of them again"
+        )
         sys.stderr.flush()
         os._exit(FAILED)
 

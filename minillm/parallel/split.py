@@ -1,4 +1,4 @@
-"""What each of several ranks holds of a model: tensor parallelism (Shoeybi et al., arXiv:1909.08053) as a smaller model.
+"""What each of several ranks holds: tensor parallelism (Shoeybi et al., arXiv:1909.08053) as a smaller model.
 
     x -> norm -> [q k v of heads 0-3] -> attention -> W_out, columns of heads 0-3 \\
                                                                                   + -> x + sum -> …   rank 0
@@ -6,8 +6,8 @@
 
 A rank of a Llama-70B over 8 is a Llama of 8 heads over 1 and a feed-forward of 3584 values: `local` gives its spec, and
 `kept` which rows and columns of each parameter of the whole model are its own. Between ranks there are only sums, one
-behind attention and one behind the feed-forward, so shares need not be equal: 3, 5 or 7 ranks do. Embedding and head are
-split by the vocabulary. What `kept` does not name each rank has whole: norms, routers, latents.
+behind attention and one behind the feed-forward, so shares need not be equal: 3, 5 or 7 ranks do. Embedding and
+head are split by the vocabulary. What `kept` does not name each rank has whole: norms, routers, latents.
 
 Where there are fewer kv heads than ranks, each of them is on as many ranks, which share its query heads.
 """
@@ -52,7 +52,7 @@ def grains(size: int, ranks: int, rank: int) -> Span:
 
 
 def heads(count: int, groups: int, ranks: int, rank: int) -> tuple[Span, Span]:
-    """A rank's share of `count` heads that come in `groups`, and of the groups, which several ranks may have part of."""
+    """A rank's share of `count` heads that come in `groups`, and of the groups, which several ranks may share."""
     each = count // groups
     if groups >= ranks:
         first, end = cut(groups, ranks, rank)

@@ -29,7 +29,9 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    if (code := launch.elsewhere(arguments.ranks, "serve", argv, lambda: load(**cli.model_options(arguments)))) is not None:
+    if (
+        code := launch.elsewhere(arguments.ranks, "serve", argv, lambda: load(**cli.model_options(arguments)))
+    ) is not None:
         return code
     try:
         from minillm.serve import app, connection, keys

@@ -21,7 +21,8 @@ from minillm.parallel import launch
 from tests.conftest import ROOT
 from tests.parallel.worker import CASES, answers
 
-LONG = ["--prompt", "Once upon a time", "--max-new-tokens", "100", "--ignore-eos", "--temperature", "0", "--dtype", "float32"]  # fmt: skip
+LONG = ["--prompt", "Once upon a time", "--max-new-tokens", "20", "--ignore-eos"]
+LONG += ["--temperature", "0", "--dtype", "float32"]
 ALIVE = {"OMP_NUM_THREADS": "1"}
 
 
@@ -40,7 +41,13 @@ def test_processes_are_one(count: int, tmp_path: Path, expected: dict[str, Any])
         subprocess.Popen(
             [sys.executable, "-m", "tests.parallel.worker", str(count), str(tmp_path)],
             cwd=ROOT,
-            env={**os.environ, **ALIVE, "RANK": str(rank), "WORLD_SIZE": str(count), launch.STORE: str(tmp_path / "store")},
+            env={
+                **os.environ,
+                **ALIVE,
+                "RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                launch.STORE: str(tmp_path / "store"),
+            },
         )
         for rank in range(count)
     ]
@@ -121,6 +128,10 @@ def test_a_port_in_use_is_one_line() -> None:
     assert said.count("\n") == 1
 
 
+WAIT = "import time; time.sleep(60)"
+FAIL = "import sys; print('minillm: error: no shard', file=sys.stderr); sys.exit(2)"
+
+
 def ranks_of(*scripts: str, folder: Path) -> tuple[list[subprocess.Popen[bytes]], list[Path]]:
     said = [folder / str(number) for number in range(len(scripts))]
     made = [
@@ -133,12 +144,12 @@ def ranks_of(*scripts: str, folder: Path) -> tuple[list[subprocess.Popen[bytes]]
 @pytest.mark.parametrize(
     ("scripts", "code", "words"),
     [
-        (["import time; time.sleep(60)", "import sys; print('minillm: error: no shard', file=sys.stderr); sys.exit(2)"], 2, "rank 1 of 2: no shard"),
-        (["import time; time.sleep(60)", "", "import sys; sys.exit('odd')"], 2, "rank 2 of 3: ended with exit code 1: odd"),
-        (["import sys; sys.exit(5)", "import time; time.sleep(60)"], 5, ""),
+        ([WAIT, FAIL], 2, "rank 1 of 2: no shard"),
+        ([WAIT, "", "import sys; sys.exit('odd')"], 2, "rank 2 of 3: ended with exit code 1: odd"),
+        (["import sys; sys.exit(5)", WAIT], 5, ""),
         (["", ""], 0, ""),
     ],
-)  # fmt: skip
+)
 def test_the_first_that_fails_is_heard(
     scripts: list[str], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

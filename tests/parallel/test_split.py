@@ -99,7 +99,10 @@ def test_each_value_is_held_once_or_by_all_that_share_it(drawn: tuple[Spec, int]
     held = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
     for rank in range(ranks):
         kept = split.kept(spec, ranks, rank)
-        own = {name: tuple(each.shape) for name, each in skeleton(split.local(spec, ranks, rank), torch.float32).named_parameters()}
+        own = {
+            name: tuple(each.shape)
+            for name, each in skeleton(split.local(spec, ranks, rank), torch.float32).named_parameters()
+        }
         assert own.keys() == shapes.keys()
         for name, shape in shapes.items():
             numbers = torch.arange(held[name].numel()).view(shape)
@@ -135,12 +138,14 @@ def test_shares_need_not_be_equal(ranks: int) -> None:
     """Of 7 groups of heads and 1000 values no rank has more than one group, or a grain, beyond an equal share."""
     spec = plain(14, 7, 1000, vocab_size=101)
     found = [split.local(spec, ranks, rank) for rank in range(ranks)]
-    groups, inner = zip(*[(each.layers[0].attention.num_kv_heads, each.layers[0].ffn.intermediate_size) for each in found])
+    groups = [each.layers[0].attention.num_kv_heads for each in found]
+    inner = [each.layers[0].ffn.intermediate_size for each in found]
     rows = [end - first for first, end in (each.vocabulary for each in found)]
     assert (sum(groups), sum(inner), sum(rows)) == (7, 1000, 101)
     assert max(groups) - min(groups) <= 1
     assert max(rows) - min(rows) <= 1
-    assert max(inner) - min(inner) <= 8 and all(each % 8 == 0 for each in inner[:-1])
+    assert max(inner) - min(inner) <= 8
+    assert all(each % 8 == 0 for each in inner[:-1])
 
 
 def test_shares_are_whole_blocks_where_these_are_many() -> None:
@@ -157,7 +162,11 @@ def test_fewer_kv_heads_than_ranks() -> None:
 @pytest.mark.parametrize(
     ("spec", "ranks", "words"),
     [
-        (plain(), 3, "3 ranks cannot share this model: layer 0 has 8 heads over 2 kv heads; it can lie in 1, 2, 4, 6, 8"),
+        (
+            plain(),
+            3,
+            "3 ranks cannot share this model: layer 0 has 8 heads over 2 kv heads; it can lie in 1, 2, 4, 6, 8",
+        ),
         (plain(), 16, "layer 0 has 8 heads over 2 kv heads"),
         (plain(vocab_size=3), 4, "the vocabulary has 3 tokens"),
         (plain(inner=1), 2, "layer 0 has a feed-forward of 1 values"),
@@ -178,7 +187,13 @@ def test_a_layer_norm_over_all_heads_is_refused() -> None:
 
 def test_every_kind_of_part_can_be_split() -> None:
     """What `spec` may grow is named here before it is split wrongly."""
-    kinds = {*vocabulary.Attention.__args__, vocabulary.GatedDeltaNet, vocabulary.GatedMLP, vocabulary.MLP, vocabulary.MoE}
+    kinds = {
+        *vocabulary.Attention.__args__,
+        vocabulary.GatedDeltaNet,
+        vocabulary.GatedMLP,
+        vocabulary.MLP,
+        vocabulary.MoE,
+    }
     assert set(split.PARTS) == kinds
 
 

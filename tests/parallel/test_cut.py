@@ -1,0 +1,117 @@
+"""What each rank reads of a checkpoint's files: its own rows and columns, in whatever they are stored."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import minillm
+from minillm import quantize
+from minillm.hub import DEMO
+from minillm.loading import lay_out
+from minillm.model import held
+from minillm.parallel import split
+from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.source import Source
+from tests.helpers import tiny
+from tests.parallel.threads import Thread, in_threads, led, share
+
+AGREES = 2e-5
+TOKENS = torch.tensor([[3, 17, 5, 60, 41, 8, 2, 33, 12]])
+
+
+def logits(folder: Path, ranks: int, **options: Any) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return in_threads(ranks, lambda rank: share(folder, rank, **options).model(TOKENS))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_each_value_is_read_once_or_by_all_that_hold_it(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the bytes that come out of the file; what a progress bar counts to is the same number."""
+    checkpoint, read = Checkpoint(DEMO), [0]
+    values = sum(each.nbytes for each in checkpoint.stored.values())
+    spec = lay_out(DEMO).model.spec
+    whole = {name: each.nbytes for name, each in minillm.load(DEMO, dtype="auto").model.named_parameters()}
+    plain = Source.read_into
+
+    def counted(self: Source, memory: memoryview, at: int) -> None:
+        read[0] += len(memory)
+        plain(self, memory, at)
+
+    monkeypatch.setattr(Source, "read_into", counted)
+    parts = [lay_out(DEMO, ranks=each) for each in in_threads(ranks, lambda rank: rank)]
+    for laid in parts:
+        names = laid.planned.assignments
+        for name, stored in laid.checkpoint.read(names.__contains__, lambda nbytes: None):
+            before = read[0]
+            stored.values()
+            assert read[0] - before == stored.nbytes, name
+    total = sum(laid.checkpoint.nbytes for laid in parts)
+    kept = split.kept(spec, ranks, 0)
+    replicated = sum(nbytes for name, nbytes in whole.items() if name not in kept) * (ranks - 1)
+    shared = spec.layers[0].attention.num_kv_heads < ranks
+    keys = 2 * spec.layers[0].attention.head_dim * spec.hidden_size * len(spec.layers) * 2 if shared else 0
+    assert total == values + replicated + keys * (ranks - spec.layers[0].attention.num_kv_heads if shared else 0)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_quantised_folder(scheme: str, tmp_path: Path) -> None:
+    """Matrices whose cuts fall between groups stay as they are, the others are dequantised: the same numbers."""
+    quantize.main(["--weights", str(DEMO), "--quantize", scheme, "--output", str(tmp_path / "made")])
+    expected = minillm.load(tmp_path / "made", dtype="float32", device="cpu", kernels="reference").model(TOKENS)
+    for found in logits(tmp_path / "made", 2):
+        assert (found - expected).abs().max() <= AGREES
+    model = share(tmp_path / "made", Thread(in_threads(2, lambda rank: rank.meeting)[0], 0)).model
+    stays = [name for name, module in model.named_modules() if held.held_in(module)]
+    assert any("qkv" in name for name in stays)
+    assert any("down" in name for name in stays)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
+def test_a_gguf_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "made.gguf"
+    quantize.main(["--weights", str(DEMO), "--quantize", kind, "--output", str(path)])
+    expected = minillm.load(path, dtype="float32", device="cpu", kernels="reference").model(TOKENS)
+    for found in logits(path, 2):
+        assert (found - expected).abs().max() <= AGREES
+
+
+def test_a_bin_file(tmp_path: Path) -> None:
+    from minillm.weights.checkpoint import Checkpoint
+
+    tensors = {name: each.values().view(each.shape) for name, each in Checkpoint(DEMO).stored.items()}
+    for path in DEMO.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    expected = minillm.load(tmp_path, dtype="float32", device="cpu", kernels="reference").model(TOKENS)
+    for found in logits(tmp_path, 2):
+        assert (found - expected).abs().max() <= AGREES
+
+
+def test_quantised_while_it_is_read() -> None:
+    """Each rank quantises what it holds: the same text as it, and a model of fewer bytes."""
+    how = {"prompt": "Once upon a time", "max_new_tokens": 8, "temperature": 0}
+    found = led(
+        DEMO, 2, lambda llm: (llm.generate(**how).text, sum(p.nbytes for p in llm.model.parameters())), quantize="int4"
+    )
+    one = minillm.load(DEMO, dtype="float32", device="cpu", kernels="reference", quantize="int4")
+    assert found[1] < 0.62 * sum(each.nbytes for each in one.model.parameters())
+    assert found[0] == one.generate(**how).text
+
+
+@pytest.mark.parametrize("row", ["gpt_neox", "phi3", "gpt_oss", "qwen3_next", "mixtral"])
+def test_tensors_that_lie_otherwise(row: str, tmp_path: Path) -> None:
+    """Fused, interleaved, stacked."""
+    tiny.save(tmp_path, *tiny.ROWS[row])
+    expected = minillm.load(tmp_path, dtype="float32", device="cpu", kernels="reference").model(TOKENS)
+    for found in logits(tmp_path, 2):
+        assert (found - expected).abs().max() <= AGREES
+
+
+def test_an_adapter_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not split an adapter"):
+        minillm.load(DEMO, ranks=2, adapter="anything")
