@@ -35,7 +35,8 @@ def test_each_value_is_read_once_or_by_all_that_hold_it(ranks: int, monkeypatch:
     checkpoint, read = Checkpoint(DEMO), [0]
     values = sum(each.nbytes for each in checkpoint.stored.values())
     spec = lay_out(DEMO).model.spec
-    whole = {name: each.nbytes for name, each in minillm.load(DEMO, dtype="auto").model.named_parameters()}
+    width = checkpoint.dtype.itemsize  # type: ignore[union-attr]
+    whole = {name: width * each.numel() for name, each in lay_out(DEMO).model.named_parameters()}
     plain = Source.read_into
 
     def counted(self: Source, memory: memoryview, at: int) -> None:
@@ -53,9 +54,9 @@ def test_each_value_is_read_once_or_by_all_that_hold_it(ranks: int, monkeypatch:
     total = sum(laid.checkpoint.nbytes for laid in parts)
     kept = split.kept(spec, ranks, 0)
     replicated = sum(nbytes for name, nbytes in whole.items() if name not in kept) * (ranks - 1)
-    shared = spec.layers[0].attention.num_kv_heads < ranks
-    keys = 2 * spec.layers[0].attention.head_dim * spec.hidden_size * len(spec.layers) * 2 if shared else 0
-    assert total == values + replicated + keys * (ranks - spec.layers[0].attention.num_kv_heads if shared else 0)
+    keys = spec.layers[0].attention
+    of_one = 2 * width * keys.head_dim * spec.hidden_size * len(spec.layers)  # kv head, in all layers
+    assert total == values + replicated + of_one * max(ranks - keys.num_kv_heads, 0)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
@@ -81,8 +82,6 @@ def test_a_gguf_file(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_bin_file(tmp_path: Path) -> None:
-    from minillm.weights.checkpoint import Checkpoint
-
     tensors = {name: each.values().view(each.shape) for name, each in Checkpoint(DEMO).stored.items()}
     for path in DEMO.glob("*.json"):
         shutil.copy(path, tmp_path)
