@@ -22,7 +22,7 @@ from minillm.model.decoder import Decoder
 from minillm.ops.cpu import usable
 from minillm.ops.cpu.matrices import FEW_ROWS
 
-PATIENCE = 8  # passes of a shape before it is recorded
+PATIENCE = 4  # passes of a shape before it is recorded
 MOST = 8  # recordings that are kept: each holds the activations of a pass
 
 
