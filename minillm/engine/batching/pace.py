@@ -26,11 +26,13 @@ class Pace:
         elif any(count == 1 for _, count in work):
             self.each = _averaged(self.each, max(seconds - self.base, 0.0) / read)
 
-    def budget(self, most: int, least: int) -> int:
-        """Tokens of prompts beside those that are being decoded; at least some, so that prompts come to their end."""
+    def budget(self, most: int, least: int, waiting: float = 0.0) -> int:
+        """Tokens of prompts beside those that are being decoded; at least some, so that prompts come to their end.
+        Where more requests wait to be read than are decoded, `waiting` times as many, a pass may take as much longer:
+        a few wait so that many need not."""
         if self.each is None:
             return least
-        room = (self.seconds - self.base) / max(self.each, 1e-9)
+        room = (self.seconds * max(waiting, 1.0) - self.base) / max(self.each, 1e-9)
         return max(least, min(most, int(room)))
 
 
