@@ -16,11 +16,11 @@ from minillm.llm import LLM
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
 from minillm.ops.ranks import ALONE, Alone
-from minillm.parallel import split
+from minillm.parallel import cut, split
 from minillm.parallel.follow import begin
 from minillm.parallel.launch import join
 from minillm.parallel.ranks import TIMEOUT
-from minillm.weights import cut, foreign, holding, ints
+from minillm.weights import foreign, holding, ints
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
 from minillm.weights.forms import Segment
