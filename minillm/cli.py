@@ -30,6 +30,7 @@ COMMANDS = {
     "explain": "describe a checkpoint: spec, equations, sizes, tensors",
     "plan": "what a checkpoint needs, before downloading it: bytes, cache, speed, fit, licence",
     "quantize": "write a copy of a checkpoint with int8 or int4 matrices, or as a GGUF file",
+    "merge": "write a copy of a checkpoint with LoRA adapters in its weights",
     "perplexity": "how well a checkpoint predicts a text, and what quantising costs",
     "diff": "where a model first differs from transformers or another checkpoint, and why",
     "lens": "look inside one forward pass: next tokens, attention, logit lens, norms",
