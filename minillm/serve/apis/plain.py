@@ -47,7 +47,7 @@ class DetokenizeBody(Body, kw_only=True):
 
 def _card(card: Card, name: str) -> dict[str, Any]:
     found = {"id": name, "object": "model", "created": card.created, "owned_by": "minillm"}
-    return {**found, "root": card.name, "max_model_len": card.room}
+    return {**found, "root": card.name, "parent": card.parent, "max_model_len": card.room}
 
 
 async def list_models(service: Service, request: Request) -> Response:
