@@ -52,8 +52,8 @@ def _several(llm: LLM, given: Mapping[str, str | Path]) -> None:
                              "cannot choose; load it alone, or merge it")  # fmt: skip
         owners = {owner: llm.model.get_submodule(owner) for owner, _ in adapter.deltas}
         if latent := [owner for owner, module in owners.items() if isinstance(module, LatentAttention)]:
-            raise ValueError(f"{folder}: it has an adapter of kv_b_proj ({latent[0]}), which what is cached goes through "
-                             "and not each request by itself; load it alone, or merge it")  # fmt: skip
+            raise ValueError(f"{folder}: it has an adapter of kv_b_proj ({latent[0]}), which what is cached goes "
+                             "through, of whichever request it is; load it alone, or merge it")  # fmt: skip
         llm.model.choice.known[name] = _identity(Path(folder).expanduser())
 
 
