@@ -1,9 +1,9 @@
 """Regular expressions of strangers' files, which must not keep this program busy for ever.
 
-Python's `re` tries one way through a name after the other. Of a repetition without a bound there are as many as the name
-has characters, of alternatives as many as these; of what stands side by side all combinations, and of a choice that is
-repeated, such as `(a+)+` or `(a|a)*`, more than can ever be tried: those are refused, and of others the ways are counted
-before any is tried.
+Python's `re` tries one way through a name after the other. Of a repetition without a bound there are as many as the
+name has characters, of alternatives as many as these; of what stands side by side all combinations, and of a choice
+that is repeated, such as `(a+)+` or `(a|a)*`, more than can ever be tried: those are refused, and of others the ways
+are counted before any is tried.
 """
 
 from __future__ import annotations
