@@ -29,10 +29,11 @@ from minillm.bench.weights import checkpoint, scratch_folder
 from minillm.families.shared.shapes import SHAPES
 from minillm.loading import DTYPES, load
 from minillm.report import reference
-from minillm.report.measure import peak_rss
+from minillm.report.measure import peak_memory
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RATE = 2e-4
+CPU = torch.device("cpu")
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -75,7 +76,7 @@ def _child(pipe: Connection, name: str, folder: Path, dtype: str, rank: int) -> 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        pipe.send((time.perf_counter() - started, float(loss), peak_rss()))
+        pipe.send((time.perf_counter() - started, float(loss.detach()), peak_memory(CPU)))
 
 
 def measured(folder: Path, engines: Sequence[str], arguments: Any) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def measured(folder: Path, engines: Sequence[str], arguments: Any) -> dict[str, 
             given = (other, name, folder, arguments.dtype, arguments.rank)
             processes.append(context.Process(target=_child, args=given, daemon=True))
             processes[-1].start()
+            other.close()  # so that what comes of it ends where the process does
             if isinstance(said := pipes[name].recv(), ValueError):
                 raise said
         draw = torch.Generator().manual_seed(0)
@@ -99,6 +101,8 @@ def measured(folder: Path, engines: Sequence[str], arguments: Any) -> dict[str, 
                 rounds[name].append(pipes[name].recv())
         for pipe in pipes.values():
             pipe.send(None)
+    except EOFError:
+        raise ValueError("a process ended before its time, for lack of memory perhaps; take a smaller shape") from None
     finally:
         for process in processes:
             process.join(5)
