@@ -115,8 +115,9 @@ class Service:
         return job
 
     @contextlib.asynccontextmanager
-    async def using(self, request: Request, name: str | None) -> AsyncIterator[Served]:
-        """A model, for a request without an answer of its own; it counts among those of its key. Raises Refusal."""
+    async def using(self, request: Request, name: str | None, idle: list[str]) -> AsyncIterator[Served]:
+        """A model, for a request without an answer of its own; it counts among those of its key. `idle` are the fields
+        that were without effect. Raises Refusal."""
         self.open()
         try:
             lease = key_of(request).admit(0)
@@ -127,6 +128,7 @@ class Service:
                 record_of(request)["model"] = served.name
                 yield served
         finally:
+            record_of(request).update({"idle": idle} if idle else {})
             lease.end(0)
 
     def rejected(self, refusal: Refusal) -> Refusal:
