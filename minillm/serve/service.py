@@ -102,7 +102,7 @@ class Service:
                 tickets = served.engine.submit_many(group, **how)
                 scored = asked.options.get("logprobs") is not None
                 for ticket, reader in zip(tickets, readers, strict=True):
-                    choices.append(Choice(len(choices), ticket, reader, scored, asked.most or 0))
+                    choices.append(Choice(len(choices), ticket, reader, scored, asked.most or 0, served.marks))
         except (Busy, ValueError) as error:
             for choice in choices:
                 served.engine.cancel(choice.ticket)
