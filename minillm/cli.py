@@ -87,14 +87,6 @@ def add_model_arguments(made: argparse.ArgumentParser, several: bool = False) ->
         made.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter in PEFT's format, for all requests")
 
 
-def add_ranks(made: argparse.ArgumentParser) -> None:
-    """A model over several processes."""
-    ranks = "split the model over N processes: N of this machine, or those that torchrun or srun has started"
-    made.add_argument("--ranks", metavar="N", type=int, help=ranks)
-    timeout = "seconds that a rank waits for another in a pass (default: 120)"
-    made.add_argument("--rank-timeout", metavar="S", type=float, help=timeout)
-
-
 def add_dequantize(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--dequantize", dest="keep_quantized", action="store_false", help="make plain numbers of quantised matrices"
@@ -142,11 +134,6 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {name: getattr(arguments, name) for name in names}
     if isinstance(options["adapter"], list):
         options["adapter"] = adapters(options["adapter"])
-    if getattr(arguments, "rank_timeout", None) is not None and arguments.ranks is None:
-        raise ValueError("--rank-timeout is of several ranks; give --ranks too")
-    options |= {
-        name: value for name in ("ranks", "rank_timeout") if (value := getattr(arguments, name, None)) is not None
-    }
     return {"path": arguments.weights, "revision": arguments.revision, **options, "symmetric": not arguments.asymmetric}
 
 

@@ -156,7 +156,7 @@ def _read_turn(terminal: bool) -> str | None:
 
 
 def _model(arguments: argparse.Namespace) -> LLM:
-    return load(**cli.model_options(arguments), progress=cli.progress_bar("loading"))
+    return load(**cli.model_options(arguments), **launch.options(arguments), progress=cli.progress_bar("loading"))
 
 
 def _load(arguments: argparse.Namespace) -> tuple[LLM, dict[str, Any]]:
@@ -242,7 +242,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "generate", "Run a checkpoint: text in, text out, with the defaults of its generation_config.json."
     )
     cli.add_model_arguments(parser)
-    cli.add_ranks(parser)
+    launch.add_arguments(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (default: stdin)")
     prompt.add_argument("--prompt-file", metavar="F", help="a UTF-8 file with the text to continue; - is stdin")

@@ -11,6 +11,7 @@ then all end.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -34,6 +35,22 @@ STORE = "MINILLM_RANKS"  # a file where the processes of this machine find each 
 POLL, OWN_WORD, LEAVE = 0.05, 1.0, 10.0  # seconds between looks; for the first rank's own line; to leave by itself
 ERROR = "minillm: error: "
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def add_arguments(made: argparse.ArgumentParser) -> None:
+    """A model over several processes."""
+    ranks = "split the model over N processes: N of this machine, or those that torchrun or srun has started"
+    made.add_argument("--ranks", metavar="N", type=int, help=ranks)
+    timeout = "seconds that a rank waits for another in a pass (default: 120)"
+    made.add_argument("--rank-timeout", metavar="S", type=float, help=timeout)
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `loading.load` takes of these. Raises ValueError for one without effect."""
+    if arguments.rank_timeout is not None and arguments.ranks is None:
+        raise ValueError("--rank-timeout is of several ranks; give --ranks too")
+    given = {name: getattr(arguments, name) for name in ("ranks", "rank_timeout")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 class Place(NamedTuple):

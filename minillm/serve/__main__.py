@@ -30,7 +30,9 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     if (
-        code := launch.elsewhere(arguments.ranks, "serve", argv, lambda: load(**cli.model_options(arguments)))
+        code := launch.elsewhere(
+            arguments.ranks, "serve", argv, lambda: load(**cli.model_options(arguments), **launch.options(arguments))
+        )
     ) is not None:
         return code
     try:
@@ -61,7 +63,7 @@ def _catalog(arguments: argparse.Namespace) -> Any:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    options = cli.model_options(arguments)
+    options = {**cli.model_options(arguments), **launch.options(arguments)}
     if arguments.models is not None:
         del options["adapter"]  # which is of one checkpoint
     names = tuple(arguments.served_model_name or [arguments.weights or DEMO_NAME])
@@ -130,7 +132,7 @@ def _say(arguments: argparse.Namespace, listener: socket.socket, service: Any) -
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.parser("serve", "Serve a checkpoint: the APIs of OpenAI, Anthropic and Ollama, and a page to chat at.")
     cli.add_model_arguments(parser, several=True)
-    cli.add_ranks(parser)
+    launch.add_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 is any that is free (default 8000)")
     several = (
