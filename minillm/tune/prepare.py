@@ -134,6 +134,7 @@ def _needed(
     """Bytes; `quantised` are those of a checkpoint whose matrices stay as they are stored."""
     scheme = asked_scheme(a.quantize, a.group_size, not a.asymmetric)
     weights = quantised or budget.held_weights(sketch, held.integers(sketch, scheme) if scheme else {})
+    weights += budget.dequantised(sketch) if quantised or scheme else 0
     spec, rows = sketch.spec, plan.micro * (2 if a.preference else 1)
     if a.full:
         values = sum(each.numel() for each in sketch.parameters())
