@@ -86,9 +86,11 @@ def counted(weights: Path | None, way: str, rows: int, length: int, rank: int) -
     there = sum(each.nbytes for state in optimizer.state.values() for each in state.values())
     beside = 0 if learner.adapter is None else 4 * learner.values
     said = Budget(
-        held + (budget.dequantised(skeleton(llm.spec, torch.float32)) if scheme else 0), beside + budget.learning(learner.values, torch.float32, Update()),
-        budget.activations(llm.spec, rows, length, 4, recomputes), budget.logits(llm.spec, rows * length),
-    )  # fmt: skip
+        held + (budget.dequantised(skeleton(llm.spec, torch.float32)) if scheme else 0),
+        beside + budget.learning(learner.values, torch.float32, Update()),
+        budget.activations(llm.spec, rows, length, 4, recomputes),
+        budget.logits(llm.spec, rows * length),
+    )
     return held, held + beside + there + peak(learner, optimizer, rows, length), said
 
 

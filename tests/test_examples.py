@@ -32,6 +32,7 @@ EXAMPLES = {
     "compare_formats.py": (["the model itself", "KL 0.00000  same 100.0 %"], [str(DEMO)]),
     "stored_bits.py": (["GPTQ, 4 bits                 4.156", "wrote"], ["--plot", "{tmp}/bits.png"]),
     "quantisation_error.py": (["int4, groups of 16", "4.71 bits", "wrote"], ["--plot", "{tmp}/error.png"]),
+    "grpo.py": (["before: 8 of 64 answers", "round 2: mean reward"], ["--rounds", "2", "--out", "{tmp}/grpo"]),
     "kv_cache.py": (["its slots hold 10 11 7 8 9", "537 MB", "wrote"], ["--plot", "{tmp}/cache.png"]),
     "mla_costs.py": (["formula [1862400, 990976], counted by PyTorch [1862400, 990976]"], ["--plot", "{tmp}/mla.png"]),
     "per_layer_embeddings.py": (["8,960", "wrote"], ["--plot", "{tmp}/per-layer.png"]),

@@ -18,7 +18,7 @@ from minillm.model.decoder import Decoder
 from tests.conftest import SHARED, shared
 
 ON_CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu", "kernels": "reference"}
-# Checkpoints that tools wrote, but for one whose file is not read; and those of them whose matrices are plain in memory.
+# What tools wrote, but for one whose file is not read; and those of them whose matrices are plain in memory.
 UNREAD = "hqq/w4-g64"
 STORED = sorted(
     name for path in SHARED.glob("quant/*/*") if (name := f"{path.parent.name}/{path.name}") != UNREAD
