@@ -30,6 +30,7 @@ EXAMPLES = {
     "activations.py": (["silu falls to -0.2785 at -1.278", "wrote"], ["--plot", "{tmp}/activations.png"]),
     "real_model.py": ([], ["--help"]),  # see test_real_model.py
     "compare_formats.py": (["the model itself", "KL 0.00000  same 100.0 %"], [str(DEMO)]),
+    "tool_perplexity.py": (["here", "demo ", " %"], ["--text", str(ROOT / "LICENSE"), str(DEMO)]),
     "stored_bits.py": (["GPTQ, 4 bits                 4.156", "wrote"], ["--plot", "{tmp}/bits.png"]),
     "quantisation_error.py": (["int4, groups of 16", "4.71 bits", "wrote"], ["--plot", "{tmp}/error.png"]),
     "kv_cache.py": (["its slots hold 10 11 7 8 9", "537 MB", "wrote"], ["--plot", "{tmp}/cache.png"]),
@@ -42,7 +43,7 @@ EXAMPLES = {
     "expert_routes.py": (["layer 3: ", "Daisy"], []),
     "finetune.py": (["before: 0 of 8", "after: 8 of 8 answers are brief"], ["--out", "{tmp}/tuned"]),
     "train_demo.py": ([], ["--steps", "2", "--out", "{tmp}/demo"]),
-    "story_grammar.py": ([], []),
+    "story_grammar.py": (["named Pip", "named Milo"], ["2"]),
     "study.py": ([], []),
 }
 
