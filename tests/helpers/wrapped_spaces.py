@@ -56,7 +56,11 @@ WRAPPED: dict[str, Callable[[dict[str, Any]], Draws]] = {
         sparse(c["num_hidden_layers"]),
         interleaved(),
     ),
-    "kimi_k25": lambda c: latent(c["num_hidden_layers"], c["num_attention_heads"], norm_topk_prob=FLAG),
+    "kimi_k25": lambda c: st.builds(  # always with a latent of queries, without which the class cannot be read
+        lambda a, rank: {**a, "q_lora_rank": rank},
+        latent(c["num_hidden_layers"], c["num_attention_heads"], norm_topk_prob=FLAG),
+        st.integers(3, 40),
+    ),
     "mistral3": lambda c: mappings(head_dim=HEAD_DIM, sliding_window=st.none() | WINDOW),
     "exaone": lambda c: mappings(head_dim=HEAD_DIM),
     "qwen": lambda c: alone(c, rope_parameters=PLAIN_ROPES),
