@@ -31,7 +31,7 @@ from minillm.model.residual.per_layer import PerLayerEmbedding
 from minillm.model.residual.streams import Streams
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
-from minillm.ops.reference import MOST_LOGITS
+from minillm.ops.cross_entropy import MOST_LOGITS
 from minillm.ops.routing import Routing
 from minillm.ops.visibility import Visibility
 from minillm.weights.rules import Destination

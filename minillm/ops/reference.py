@@ -13,15 +13,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from minillm.ops.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.weights import fp8
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
-
-MOST_LOGITS = 2**26  # 256 MB of fp32
 
 
 class ExpertMatrices(Protocol):
@@ -270,30 +268,3 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
     """y = x Wᵀ + b with W of `weights/fp8.py`: e4m3 `[O, I]` and factors fp32 of each row, `[O, I / width]` (rounded
     up), `[O, 1]` where width is 0. x `[..., I]`, bias `[O]` of x's dtype -> `[..., O]`."""
     return F.linear(x, Fp8(width).dequantise({"": weight, "_scale": scale}, x.shape[-1], x.dtype), bias)
-
-
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None = None,
-    ignore_index: int = -100,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """Mean of -log softmax(cap(W h_n + b))[target_n] over the targets that are not `ignore_index`; 0 without such.
-
-    hidden `[N, H]`, weight `[V, H]`, targets int64 `[N]`, bias `[V]` -> fp32 `[]`. No more than MOST_LOGITS are there
-    at once: with gradients those of a part are computed once more on the way back.
-    """
-
-    def summed(x: Tensor, wanted: Tensor) -> Tensor:
-        logits = F.linear(x, weight, bias).float()
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        return F.cross_entropy(logits, wanted, ignore_index=ignore_index, reduction="sum")
-
-    parts = list(zip(*(each.split(max(MOST_LOGITS // len(weight), 1)) for each in (hidden, targets)), strict=True))
-    count = (targets != ignore_index).sum().clamp(min=1)
-    if len(parts) <= 1:
-        return summed(hidden, targets) / count
-    return torch.stack([checkpoint(summed, *part, use_reentrant=False) for part in parts]).sum() / count
