@@ -22,6 +22,7 @@ from minillm import spec as vocabulary
 from minillm.explain.equations import equations
 from minillm.guard.screen import printable
 from minillm.report.examine import examine, explain
+from minillm.report.words import parameters, size
 from minillm.weights.rules import Plan
 
 
@@ -51,9 +52,7 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     cached = report["cached_values_per_token"]
     print(f"a token takes {cached:,} values in the cache, {cached * 2 / 1000:,.1f} kB in bfloat16")
     if state := report["state_bytes"]:
-        print(
-            f"a sequence takes {state / 1e6:,.1f} MB besides, whatever its length, for the states of recurrent layers"
-        )
+        print(f"a sequence takes {size(state)} besides, whatever its length, for the states of recurrent layers")
     for layer, indices in _alike(spec["layers"]):
         print(f"layer{'s' if len(indices) > 1 else ''} {_runs(indices)}:")
         for part, value in layer.items():
@@ -110,9 +109,9 @@ COLUMNS = "checkpoint, family, parameters, active, layers, hidden, attention, fe
 
 
 def row(report: dict[str, Any]) -> list[str]:
-    """What a table says of a checkpoint: sizes in billions, and bytes of bf16 cache per token."""
+    """What a table says of a checkpoint: sizes, and bytes of bf16 cache per token."""
     spec = report["spec"]
-    total, active = (f"{report[key] / 1e9:.2f} B" for key in ("parameter_count", "active_parameter_count"))
+    total, active = (parameters(report[key]) for key in ("parameter_count", "active_parameter_count"))
     return [
         hub.name_of(Path(report["weights"])),
         report["model_type"],

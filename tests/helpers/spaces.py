@@ -30,6 +30,7 @@ from tests.helpers.space_parts import (
     sparse,
     switched,
 )
+from tests.helpers.wrapped_spaces import WRAPPED
 
 
 @st.composite
@@ -142,4 +143,5 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     "olmo_hybrid": lambda c: hybrid(c, attention_bias=FLAG, linear_allow_neg_eigval=FLAG),
     "kimi_k2": lambda c: latent(c["num_hidden_layers"], c["num_attention_heads"]),
     **LATER,
+    **WRAPPED,
 }

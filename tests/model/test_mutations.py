@@ -199,7 +199,7 @@ MISFITS = {
 
 
 # Tokens of a sequence: beyond the original context of every row, or before it where that regime is asked for.
-LENGTH = 70
+LENGTH = 80
 SHORT = {(LongRopeScaling, "short_factors"): 40, (LongRopeScaling, "short_attention_factor"): 40}
 
 

@@ -33,7 +33,7 @@ from minillm.spec import (
 ARCHITECTURES = {  # by the model_types whose decoders are written as files of it
     "llama": "llama mistral mixtral internlm3",
     "mistral3": "mistral3",
-    "qwen2": "qwen2",
+    "qwen2": "qwen2 mimo",
     "qwen3": "qwen3",
     "qwen2moe": "qwen2_moe",
     "qwen3moe": "qwen3_moe",

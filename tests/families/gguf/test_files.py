@@ -19,7 +19,8 @@ from minillm import config, families, hub
 from minillm.families.gguf import architectures
 from minillm.loading import load
 from minillm.spec import ProportionalScaling
-from tests.families.gguf.converter import SHIFTED, STILL, converted, joined, metadata, said, written
+from tests.families.gguf.converter import SHIFTED, STILL, converted, joined, said, written
+from tests.families.gguf.stated import metadata
 from tests.families.gguf.variants import VARIANTS
 from tests.helpers import tiny
 

@@ -40,6 +40,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mixtral": ("llama", "mixtral", {"num_local_experts": 5}),
     "qwen2": ("qwen2", "qwen2", {"tie_word_embeddings": True}),
     "qwen2 yarn": ("qwen2", "qwen2", {"rope_parameters": {**YARN, **FULL}}),
+    "qwen2 (mimo)": ("qwen2", "mimo", tiny.ROWS["mimo"][1]),
     "qwen3": ("qwen3", "qwen3", {"head_dim": 16}),
     "qwen2moe": ("qwen2moe", "qwen2_moe", {**EXPERTS, **SHARED}),
     "qwen3moe": ("qwen3moe", "qwen3_moe", {**EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
