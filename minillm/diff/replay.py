@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, H heads, D head_dim, N = B * T.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from minillm.diff.compare import Error, agreement, error, precision, run
 from minillm.diff.names import Site
 from minillm.diff.trace import Trace
 from minillm.model import held
-from minillm.model.attention import GroupedQueryAttention, Step
+from minillm.model.attention import GroupedQueryAttention, Step, tempered
 from minillm.model.decoder import Decoder
 from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.linear import Linear
@@ -90,20 +91,27 @@ def normed(x: Tensor, norm: Norm | LayerNorm | NoNorm) -> Tensor:
         return x
     if isinstance(norm, LayerNorm):
         weight, bias = (None if each is None else each.double() for each in (norm.weight, norm.bias))
-        return F.layer_norm(x, x.shape[-1:], weight, bias, norm.spec.eps)
+        y = F.layer_norm(x, x.shape[-1:], eps=norm.spec.eps)
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
     own = 1.0 if norm.weight is None else norm.spec.offset + norm.weight.double()
     return own * x * torch.rsqrt(x.square().mean(-1, True) + norm.spec.eps)
 
 
 def _embedding(made: Replay) -> Tensor:
-    scale = made.model.embedding.weight.new_full((), made.model.spec.embedding_scale)  # rounded to the model's type
-    return F.embedding(made.trace.tokens, made.model.embedding.weight).double() * scale.double()
+    model, tokens = made.model, made.trace.tokens
+    scale = model.embedding.weight.new_full((), model.spec.embedding.scale)  # rounded to the model's type
+    x = F.embedding(tokens, model.embedding.weight).double() * scale.double()
+    if model.positions is not None and model.spec.embedding.positions is not None:
+        first = model.spec.embedding.positions.skipped
+        x = x + model.positions.weight[first : first + tokens.shape[1]].double()
+    return normed(x, model.embedding_norm)
 
 
 def _head(made: Replay) -> Tensor:
     model, x = made.model, made.trace.given["head"]
     logits = x.double() @ model.embedding.weight.double().T if model.head is None else _product(x, model.head)
-    cap = model.spec.logit_softcap
+    logits, cap = logits * model.spec.logit_scale, model.spec.logit_softcap
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
@@ -126,8 +134,7 @@ def _mlp(made: Replay, mlp: GatedMLP | MLP) -> None:
         inner = reference.gated_act(mlp.thinned(_product(x, mlp.gate_up)), mlp.spec.activation)
         own = mlp.ops.gated_act(mlp.thinned(mlp.gate_up(x_own)), mlp.spec.activation)
     else:
-        inner = reference.activate(_product(x, mlp.up), mlp.spec.activation)
-        own = reference.activate(mlp.up(x_own), mlp.spec.activation)
+        inner, own = mlp.activated(_product(x, mlp.up)), mlp.activated(mlp.up(x_own))
     made.op("products and activation", inner, own, theirs)
     before = inner if theirs is None else theirs
     made.op("product down", _product(before, mlp.down), mlp.down(before.to(made.model.dtype)), trace.gave[name])
@@ -193,7 +200,8 @@ def _block(made: Replay, block: Block) -> None:
         names = [f"{name}.post_{part}_norm", f"{name}.{part}", f"{name}.{part}.norm"]
         after = next((trace.gave[each] for each in names if each in trace.gave), x.new_zeros(()))
         parts.append(after.double().expand_as(x) if after.dim() == 0 else after.double().view_as(x))
-    ours, total = run(made.model, made.site, trace, made.step), x + parts[0] + parts[1] + parts[2]
+    ours, factor = run(made.model, made.site, trace, made.step), block.branch_scale
+    total = x + factor * (parts[0] + parts[1]) + parts[2]
     exact = total if block.scale is None else total * block.scale.double()
     made.op("sum of input, attention and ffn", exact, ours, trace.gave[name])
 
@@ -268,13 +276,18 @@ def _exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, ...]:
         q, k = qkv[:, :, : spec.num_heads], qkv[:, :, spec.num_heads : spec.num_heads + spec.num_kv_heads]
         v = normed(qkv[:, :, -spec.num_kv_heads :], attention.v_norm)
         for_norm = (lambda each: each.flatten(2)) if attention.normed_together else (lambda each: each)
-        q = normed(for_norm(q), attention.q_norm).view_as(q)
+        before, behind = (turn, lambda each: each) if attention.turned_first else (lambda each: each, turn)
+        clip = math.inf if spec.clip is None else spec.clip
+
+        def placed(each: Tensor, norm: Any) -> Tensor:
+            return behind(normed(for_norm(before(each)), norm).view_as(each).clamp(-clip, clip))
+
+        q = placed(q, attention.q_norm)
+        if (temperature := spec.scores.temperature) is not None:
+            q = q * tempered(torch.arange(count, device=x.device), temperature).double()[:, None, None]
         if spec.kv.layer is not None:
-            return (turn(q).transpose(1, 2),)
-        k = normed(for_norm(k), attention.k_norm).view_as(k)
-        if spec.clip is not None:
-            q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))
-        q, k = turn(q), turn(k)
+            return (q.transpose(1, 2),)
+        k, v = placed(k, attention.k_norm), v.clamp(-clip, clip)
     else:
         latent = x if spec.q_rank is None else normed(_product(x, attention.q_down), attention.q_norm)
         q = rearrange(_product(latent, attention.q), "B T (H D) -> B T H D", H=spec.num_heads)

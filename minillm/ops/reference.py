@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minillm.ops.visibility import Visibility
-from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
+from minillm.spec import XIELU, Activation, ClampedSwiGLU, NormCast, PlainActivation, RopeLayout
 from minillm.weights import fp8
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
@@ -147,11 +147,22 @@ def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") 
     return activate(gate, activation) * up
 
 
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """silu(x) = x sigmoid(x), or gelu(x) = x Phi(x), exact or by its tanh approximation."""
+def activate(x: Tensor, activation: PlainActivation) -> Tensor:
+    """silu(x) = x sigmoid(x), gelu(x) = x Phi(x), exact or by its tanh approximation, relu(x) = max(x, 0), or its
+    square."""
+    if activation in ("relu", "relu2"):
+        y = F.relu(x)
+        return y if activation == "relu" else y.square()
     if activation == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def xielu(x: Tensor, above: Tensor, below: Tensor, made: XIELU) -> Tensor:
+    """`spec.XIELU` of x, with its learned numbers t and s, `[1]` each in x's dtype."""
+    raised = torch.expm1(x.clamp(max=made.least)) - x
+    bent = torch.where(x > 0, F.softplus(above) * x * x, (made.linear + F.softplus(below)) * raised)
+    return bent + made.linear * x
 
 
 def attention(
@@ -162,14 +173,16 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q kᵀ) v over the visible keys, query head h reading kv head h // G; scale is 1 / sqrt(D) where
     None. q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; returns `[B, H, T, V]`. `softcap` and `sinks` `[H]` as
-    in `spec.GQA`.
+    in `spec.GQA`, `slopes` fp32 `[H]` as in `spec.Scores`.
     """
     mask, causal = visible.mask, visible.causal
-    if softcap is not None or sinks is not None:
-        return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks)
+    if softcap is not None or sinks is not None or slopes is not None:
+        bias = None if slopes is None else slopes.view(k.shape[1], -1, 1, 1) * visible.distances
+        return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks, bias)
     if q.shape[2] == 1:
         # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
         # and the keys need not be repeated.
@@ -199,10 +212,13 @@ def _attention_by_formula(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G."""
+    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G. `bias` is added to the
+    scores."""
     groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1])
     scores = (groups @ k.unsqueeze(2).transpose(-1, -2)).float() * scale  # [B, K, G, T, S]
+    scores = scores if bias is None else scores + bias
     weights = softmax_of_scores(scores, mask, causal, softcap, sinks)
     return rearrange(weights.to(v.dtype) @ v.unsqueeze(2), "B K G T V -> B (K G) T V")
 

@@ -148,8 +148,11 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention`."""
+    """`reference.attention`; with slopes that itself."""
+    if slopes is not None:
+        return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes)
     rows = q.transpose(1, 2)
     rows = rows if rows.is_contiguous() else rows.contiguous()
     alike = q.dtype == k.dtype == v.dtype and here(k, v) and visible.device.type == "cpu"
@@ -182,8 +185,11 @@ def paged_attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """`paged.paged_attention`."""
+    """`paged.paged_attention`; with slopes that itself."""
+    if slopes is not None:
+        return paged.paged_attention(q, k, v, pages, scale, softcap, sinks, slopes)
     rows = q.transpose(1, 2).contiguous()
     alike = q.dtype == k.dtype == v.dtype and here(k, v, pages.tables) and pages.tables.is_contiguous()
     if not (q.shape[2] and alike and _slots(k) and _slots(v) and plain(rows, sinks)):
