@@ -56,19 +56,22 @@ BESIDE = {
     "ffn.router.expert_scale": "ffn_down_exps.scale", "ffn.shared.gate_up.weight[gate]": "ffn_gate.weight",
     "ffn.shared.gate_up.weight[up]": "ffn_up.weight", "ffn.shared.down.weight": "ffn_down.weight",
 }  # fmt: skip
-WINDOWED = ("gemma2", "gemma3", "gemma3n", "gemma4", "gpt-oss", "mellum")
+WINDOWED = ("gemma2", "gemma3", "gemma3n", "gemma4", "gpt-oss", "mellum", "exaone4")
 OUTSIDE = {
     "embedding.weight": "token_embd.weight", "norm.": "output_norm.", "head.": "output.",
     "per_layer.embedding.": "per_layer_token_embd.", "per_layer.model.": "per_layer_model_proj.",
-    "per_layer.norm.": "per_layer_proj_norm.",
+    "per_layer.norm.": "per_layer_proj_norm.", "positions.": "position_embd.", "embedding_norm.": "token_embd_norm.",
 }  # fmt: skip
-FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon")
+FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon", "gpt2", "starcoder", "bloom")
 FUSED_MLP = ("phi3", "chatglm", "glm4")
-TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek")  # whose pairs are neighbours
+# Whose pairs are neighbours.
+TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe")
 ON_DEVICE = ("gemma3n", "gemma4")
 SHIFTED = ("gemma", "gemma2", "gemma3", *HYBRID)
 ROUTED = ("glm4moe", "dots1", "hy_v3", "minimax-m2")
 STILL = 1e30
+SHORT = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+         "n_positions": "max_position_embeddings", "n_inner": "intermediate_size"}  # fmt: skip
 EPSILONS = ("layer_norm_eps", "norm_epsilon", "layer_norm_epsilon")
 
 
@@ -219,7 +222,14 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         said["expert_shared_count"] = values["n_shared_experts"]
         said["expert_weights_norm"] = values["norm_topk_prob"]
     said |= mixture(architecture, values)
-    if architecture == "falcon":
+    if architecture.startswith("granite"):
+        said |= {
+            "embedding_scale": values["embedding_multiplier"], "residual_scale": values["residual_multiplier"],
+            "logit_scale": values["logits_scaling"], "attention.scale": values["attention_multiplier"],
+        }  # fmt: skip
+    if architecture == "bloom":
+        said["feed_forward_length"] = 4 * values["hidden_size"]
+    if architecture in ("falcon", "starcoder"):
         said["attention.head_count_kv"] = 1
     if architecture == "qwen":  # gate and up together
         said["feed_forward_length"] = 2 * values["intermediate_size"]
@@ -317,7 +327,8 @@ def said(folder: Path) -> dict[str, Any]:
     """The config of a folder in the words of transformers, which some families' own oracle has."""
     oracle = folder / "oracle/config.json"
     values = json.loads((oracle if oracle.exists() else folder / "config.json").read_text())
-    return {**values, **values.get("text_config", {})}
+    short = {name: values[key] for key, name in SHORT.items() if values.get(key) is not None}
+    return {**values, **short, **values.get("text_config", {})}
 
 
 def converted(folder: Path, architecture: str, file: Path) -> Decoder:
