@@ -27,6 +27,11 @@ class Tape(TorchDispatchMode):
 
     sees_loops = True  # unlike other modes
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch's own question. Yes, its default, would import the compiler, for a second or two, at the first op."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []

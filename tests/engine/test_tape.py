@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -186,3 +189,10 @@ def test_plain_ops_are_not_recorded() -> None:
     plain = build(SPEC)
     assert graphs.recorder(with_ops(plain, REFERENCE)) is None
     assert graphs.recorder(with_ops(plain, LOOPS)) is graphs.on_tape
+
+
+def test_a_recording_imports_no_compiler() -> None:
+    """It takes a second or two, in the middle of an answer."""
+    lines = "with Tape(): torch.zeros(2) + 1", "assert 'torch._dynamo' not in sys.modules"
+    code = "\n".join(["import sys, torch", "from minillm.engine.tape import Tape", *lines])
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -142,8 +142,16 @@ class Engine:
     def _planned(self) -> Work:
         if self.flying:
             return self.scheduler.again()
-        work = self.scheduler.plan(None if self.pace is None else self.pace.budget(BUDGET, SIZE))
+        work = self.scheduler.plan(self._paced())
         return work if self.guesser is None else self.guesser.guess(work, self.store, self.scheduler.budget)
+
+    def _paced(self) -> int | None:
+        """Tokens of prompts that the next pass may have beside tokens that are decoded; None for as many as fit."""
+        if self.pace is None:
+            return None
+        decoded = sum(each.unread == 1 for each in self.scheduler.running)
+        waiting = len(self.scheduler.running) - decoded + len(self.scheduler.waiting)
+        return self.pace.budget(BUDGET, SIZE, waiting / max(decoded, 1))
 
     def _pass(self, work: Work) -> Found:
         logits_NV, last = self._logits(work)
