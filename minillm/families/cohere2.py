@@ -1,4 +1,5 @@
-"""Command-R, except: three of four layers have a window; the fourth sees everything, and turns nothing.
+"""Llama, except: all that Command-R changes, and three of four layers have a window; the fourth sees everything, and
+turns nothing.
 
 Command-R7B, Command-A, Tiny Aya (Cohere, 2024 to 2026).
 """

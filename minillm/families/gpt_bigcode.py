@@ -1,4 +1,5 @@
-"""GPT-2, except: all heads share one key and value, and matrices are stored as they are everywhere else.
+"""Llama, except: all that GPT-2 changes, but all heads share one key and value, and matrices are stored as they are
+everywhere else.
 
 SantaCoder, StarCoder, StarCoderPlus, tiny_starcoder_py (Li et al., arXiv:2305.06161).
 """

@@ -1,4 +1,5 @@
-"""GPT-2, except: every second layer has a window, scores are not scaled, q, k and v have no biases and a tensor each.
+"""Llama, except: all that GPT-2 changes, and every second layer has a window, scores are not scaled, q, k and v have no
+biases and a tensor each.
 
 GPT-Neo 125M, 1.3B, 2.7B (Black et al., 2021), TinyStories.
 """

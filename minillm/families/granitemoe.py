@@ -1,5 +1,5 @@
-"""Granite, except: a mixture of experts in place of each MLP, whose weights are a softmax over the chosen ones. Gate
-and up of all experts lie in one tensor, and so do their other products.
+"""Llama, except: all that Granite changes, and a mixture of experts in place of each MLP, whose weights are a softmax
+over the chosen ones. Gate and up of all experts lie in one tensor, and so do their other products.
 
 Granite 3.x 1B-A400M and 3B-A800M, PowerMoE-3B (IBM, 2024).
 """

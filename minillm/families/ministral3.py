@@ -1,5 +1,5 @@
-"""Mistral, except: YaRN stretches positions, without a factor on cos and sin as published, and a query grows with the
-logarithm of how many original contexts lie before it.
+"""Llama, except: all that Mistral changes, and YaRN stretches positions, without a factor on cos and sin as published,
+and a query grows with the logarithm of how many original contexts lie before it.
 
 Ministral 3 3B, 8B, 14B, Devstral 2 (Mistral AI, 2025), by themselves or inside a model that also reads images.
 """

@@ -98,9 +98,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`,
         `loss` has `starts_BT`."""
-        positions_BT = None
-        if self.positions is not None:
-            positions_BT = self._positions(tokens_BT, cache, position_B, starts_BT)[0]
+        learned = self.positions is not None
+        positions_BT = self._positions(tokens_BT, cache, position_B, starts_BT)[0] if learned else None
         x_BTE = self.embed(tokens_BT, positions_BT)
         step = self.step(tokens_BT, cache, position_B, x_BTE, starts_BT)
         x_BTE = self._through(x_BTE, step, None if cache is None else cache.layers)
@@ -134,11 +133,10 @@ class Decoder(nn.Module):
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """What the first layer is given, `[B, T, E]`, at int64 positions `[B or 1, T]`, else from 0 on."""
         x_BTE, made = self.embedding(tokens_BT), self.spec.embedding
-        if made.scale != 1:
-            x_BTE = x_BTE * x_BTE.new_full((), made.scale)  # rounded to the type of x
+        x_BTE = x_BTE if made.scale == 1 else x_BTE * x_BTE.new_full((), made.scale)  # rounded to the type of x
         if self.positions is not None and made.positions is not None:
-            if positions_BT is None:
-                positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+            every = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+            positions_BT = every if positions_BT is None else positions_BT
             x_BTE = x_BTE + self.positions(positions_BT + made.positions.skipped)
         return self.embedding_norm(x_BTE)
 
@@ -163,9 +161,8 @@ class Decoder(nn.Module):
     def cross_entropy(self, x_NE: Tensor, targets_N: Tensor) -> Tensor:
         """The mean of -log p(target) behind hidden states as `hidden` gives them, fp32 `[]`."""
         head = self.embedding if self.head is None else self.head
-        x_NE = self.norm(x_NE)
-        if self.spec.logit_scale != 1 and getattr(head, "bias", None) is None:
-            x_NE = x_NE * self.spec.logit_scale
+        x_NE, scale = self.norm(x_NE), self.spec.logit_scale
+        x_NE = x_NE if scale == 1 else x_NE * scale  # no head with a factor has a bias
         if not held_in(head) and adapted(head) is None:
             cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
             return self.ops.linear_cross_entropy(x_NE, head.weight, targets_N, cap, bias=bias)
@@ -199,8 +196,7 @@ class Decoder(nn.Module):
         return self._capped(logits if scale == 1 else logits * scale)
 
     def _product(self, x_BTE: Tensor) -> Tensor:
-        head = self.head or functools.partial(product, self.embedding, "weight", self.ops)
-        return head(x_BTE)
+        return (self.head or functools.partial(product, self.embedding, "weight", self.ops))(x_BTE)
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.spec.logit_softcap
@@ -219,10 +215,9 @@ class Decoder(nn.Module):
         start, capacity = (cache.length, cache.capacity) if cache is not None else (0, count)
         padding_B = cache.padding_B if cache is not None else None
         positions_BT, real = self._positions(tokens_BT, cache, position_B, starts_BT)
-        first = start if position_B is None else position_B
-        start = start if position_B is None else capacity - 1
-        dtype, lengths = self.dtype, self._lengths(cache, count)
-        rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
+        first, start = (start, start) if position_B is None else (position_B, capacity - 1)
+        lengths = self._lengths(cache, count)
+        rotary = {rope: table(positions_BT, lengths, self.dtype) for rope, table in self._rotary.items()}
         visible = {
             window: Visibility(
                 start, count, window if window and window < capacity else None, padding_B, device, position_B, starts_BT
@@ -246,11 +241,10 @@ class Decoder(nn.Module):
         learned = self.spec.embedding.positions
         if learned is not None and start + count > learned.count:
             raise ValueError(f"{start + count} positions, and the model has learned {learned.count}: shorten the text")
-        if position_B is not None:
-            positions_BT, start = position_B[:, None], capacity - 1
-        else:
-            positions_BT = torch.arange(start, start + count, device=tokens_BT.device)[None]
-            positions_BT = positions_BT if starts_BT is None else positions_BT - starts_BT
+        every = torch.arange(start, start + count, device=tokens_BT.device)[None]
+        positions_BT = every if position_B is None else position_B[:, None]
+        positions_BT = positions_BT if starts_BT is None else positions_BT - starts_BT
+        start = start if position_B is None else capacity - 1
         if cache is None or cache.padding_B is None:
             return positions_BT, None
         positions_BT = positions_BT - cache.padding_B[:, None]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from minillm import spec
 from minillm.model.linear import Linear
 from minillm.ops import Ops
-from minillm.ops.reference import above_quantile, activate, xielu
+from minillm.ops.activations import activate, xielu
+from minillm.ops.reference import above_quantile
 
 
 class GatedMLP(nn.Module):

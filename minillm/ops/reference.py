@@ -15,8 +15,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from minillm.ops.activations import activate
 from minillm.ops.visibility import Visibility
-from minillm.spec import XIELU, Activation, ClampedSwiGLU, NormCast, PlainActivation, RopeLayout
+from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.weights import fp8
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
@@ -145,24 +146,6 @@ def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") 
         gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
         return gate * torch.sigmoid(activation.alpha * gate) * (up + 1)
     return activate(gate, activation) * up
-
-
-def activate(x: Tensor, activation: PlainActivation) -> Tensor:
-    """silu(x) = x sigmoid(x), gelu(x) = x Phi(x), exact or by its tanh approximation, relu(x) = max(x, 0), or its
-    square."""
-    if activation in ("relu", "relu2"):
-        y = F.relu(x)
-        return y if activation == "relu" else y.square()
-    if activation == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
-def xielu(x: Tensor, above: Tensor, below: Tensor, made: XIELU) -> Tensor:
-    """`spec.XIELU` of x, with its learned numbers t and s, `[1]` each in x's dtype."""
-    raised = torch.expm1(x.clamp(max=made.least)) - x
-    bent = torch.where(x > 0, F.softplus(above) * x * x, (made.linear + F.softplus(below)) * raised)
-    return bent + made.linear * x
 
 
 def attention(
