@@ -101,6 +101,7 @@ COUNTS = {
     "ibm-granite__granite-3.1-1b-a400m-instruct": 1_334_628_352,
     "openai-community__gpt2": 124_439_808,
     "bigscience__bloom": 176_247_271_424,
+    "WizardLM__WizardCoder-15B-V1.0": 15_517_462_528,
 }
 # What their authors call active per token, in billions, to as many digits as they give.
 ACTIVE = {
