@@ -6,8 +6,6 @@ Ministral 3 3B, 8B, 14B, Devstral 2 (Mistral AI, 2025), by themselves or inside 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from minillm.config import Config, number
 from minillm.families import mistral
 from minillm.families.shared import common, rotary
@@ -52,6 +50,7 @@ def _positions(config: Config, head_dim: int) -> tuple[Rope, Scores]:
     rope = rotary.rope(config, head_dim, values)
     if rate is None:
         return rope, Scores()
-    stretched = isinstance(rope.scaling, YarnScaling)
-    span = rope.scaling.original_positions if stretched else config.positions("max_position_embeddings")
-    return rope, replace(Scores(), temperature=Temperature(number("llama_4_scaling_beta", rate), span))
+    scaling = rope.scaling
+    original = scaling.original_positions if isinstance(scaling, YarnScaling) else None
+    span = original or config.positions("max_position_embeddings")
+    return rope, Scores(temperature=Temperature(number("llama_4_scaling_beta", rate), span))

@@ -148,15 +148,18 @@ def difference(decoder: Decoder, read: Decoder, of_scaling: Sequence[float] | No
     if rope is not None and isinstance(rope.scaling, Llama3Scaling) and of_scaling:
         same = _constant(tuple(of_scaling), decoder.context)
         layers = tuple(
-            dataclasses.replace(layer, attention=dataclasses.replace(each, rope=_scaled(each, same)))
+            dataclasses.replace(layer, attention=_scaled(each, same))
             for layer, each in zip(decoder.layers, decoder.attentions, strict=True)
         )
         wanted = dataclasses.replace(decoder, layers=layers)
     return _unlike(wanted, read, "")
 
 
-def _scaled(attention: GQA | MLA, scaling: LongRopeScaling) -> Rope | None:
-    return None if attention.rope is None else dataclasses.replace(attention.rope, scaling=scaling)
+def _scaled(attention: GQA | MLA, scaling: LongRopeScaling) -> GQA | MLA:
+    """The attention, turned so where it turns."""
+    if attention.rope is None:
+        return attention
+    return dataclasses.replace(attention, rope=dataclasses.replace(attention.rope, scaling=scaling))
 
 
 def _factors(decoder: Decoder) -> dict[str, Any]:
