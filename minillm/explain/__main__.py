@@ -56,12 +56,12 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     for layer, indices in _alike(spec["layers"]):
         print(f"layer{'s' if len(indices) > 1 else ''} {_runs(indices)}:")
         for part, value in layer.items():
-            if part != "kind" and value not in (None, False):
+            if part != "kind" and value != DEFAULTS.get(part):
                 print(f"  {part:20}{_line(value)}")
         for each in lines[indices[0]] if lines else ():
             print(f"      {each}")
-    for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap", "per_layer", "streams"):
-        if spec[part] not in (None, False, 1.0):
+    for part in ("final_norm", "head_bias", "embedding", "logit_scale", "logit_softcap", "per_layer", "streams"):
+        if spec[part] not in (None, False, 1.0) and _line(spec[part]) != "Embedding()":
             print(f"{part.replace('_', ' '):22}{_line(spec[part])}")
     for key in (
         "unknown_config_keys",
@@ -105,6 +105,7 @@ def _line(value: Any) -> str:
     return f"{value['kind']}({', '.join(fields)})"
 
 
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(vocabulary.Layer)}
 COLUMNS = "checkpoint, family, parameters, active, layers, hidden, attention, feed-forward, context, cache".split(", ")
 
 

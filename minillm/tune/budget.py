@@ -88,7 +88,7 @@ def _kept(spec: Spec, layer: Layer, length: int) -> int:
     scores = 0
     if isinstance(attention, GQA):
         heads = (attention.num_heads + attention.num_kv_heads) * attention.head_dim
-        by_formula = attention.scores.softcap is not None or attention.sinks
+        by_formula = attention.scores.softcap is not None or attention.scores.slopes is not None or attention.sinks
         scores = 2 * attention.num_heads * length if by_formula else 0
     elif isinstance(attention, MLA):
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)

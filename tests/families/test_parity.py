@@ -32,7 +32,6 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "kimi_k25": {"tie_word_embeddings": False},
     "glm4_moe": {"head_dim": 128},
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6},
-    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 32},
     "mistral3": {"tie_word_embeddings": False},
 }
 

@@ -59,13 +59,16 @@ BESIDE = {
 OUTSIDE = {
     "embedding.weight": "token_embd.weight", "norm.": "output_norm.", "head.": "output.",
     "per_layer.embedding.": "per_layer_token_embd.", "per_layer.model.": "per_layer_model_proj.",
-    "per_layer.norm.": "per_layer_proj_norm.",
+    "per_layer.norm.": "per_layer_proj_norm.", "positions.": "position_embd.", "embedding_norm.": "token_embd_norm.",
 }  # fmt: skip
-FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon")
+FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon", "gpt2", "starcoder", "bloom")
 FUSED_MLP = ("phi3", "chatglm", "glm4")
-TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek")  # whose pairs are neighbours
+# Whose pairs are neighbours.
+TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe")
 SHIFTED = ("gemma", "gemma2", "gemma3", *HYBRID)
 STILL = 1e30
+SHORT = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+         "n_positions": "max_position_embeddings", "n_inner": "intermediate_size"}  # fmt: skip
 
 
 def called(names: dict[str, str], row: str) -> str:
@@ -194,7 +197,8 @@ def said(folder: Path) -> dict[str, Any]:
     """The config of a folder in the words of transformers, which some families' own oracle has."""
     oracle = folder / "oracle/config.json"
     values = json.loads((oracle if oracle.exists() else folder / "config.json").read_text())
-    return {**values, **values.get("text_config", {})}
+    short = {name: values[key] for key, name in SHORT.items() if values.get(key) is not None}
+    return {**values, **short, **values.get("text_config", {})}
 
 
 def converted(folder: Path, architecture: str, file: Path) -> Decoder:

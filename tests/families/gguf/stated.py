@@ -7,7 +7,7 @@ from typing import Any
 
 from minillm.families.gguf.architectures import HYBRID
 
-WINDOWED = ("gemma2", "gemma3", "gemma3n", "gemma4", "gpt-oss", "mellum")
+WINDOWED = ("gemma2", "gemma3", "gemma3n", "gemma4", "gpt-oss", "mellum", "exaone4")
 ON_DEVICE = ("gemma3n", "gemma4")
 ROUTED = ("glm4moe", "dots1", "hy_v3", "minimax-m2")
 EPSILONS = ("layer_norm_eps", "norm_epsilon", "layer_norm_epsilon")
@@ -46,7 +46,14 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         said["expert_shared_count"] = values["n_shared_experts"]
         said["expert_weights_norm"] = values["norm_topk_prob"]
     said |= mixture(architecture, values)
-    if architecture == "falcon":
+    if architecture.startswith("granite"):
+        said |= {
+            "embedding_scale": values["embedding_multiplier"], "residual_scale": values["residual_multiplier"],
+            "logit_scale": values["logits_scaling"], "attention.scale": values["attention_multiplier"],
+        }  # fmt: skip
+    if architecture == "bloom":
+        said["feed_forward_length"] = 4 * values["hidden_size"]
+    if architecture in ("falcon", "starcoder"):
         said["attention.head_count_kv"] = 1
     if architecture == "qwen":  # gate and up together
         said["feed_forward_length"] = 2 * values["intermediate_size"]
