@@ -80,7 +80,9 @@ def _mixer(made: spec.Mixer, ranks: int, rank: int) -> spec.Mixer:
         return replace(made, num_heads=_size(cut(made.num_heads, ranks, rank)))
     if isinstance(made, GQA):
         q, kv = heads(made.num_heads, made.num_kv_heads, ranks, rank)
-        return replace(made, num_heads=_size(q), num_kv_heads=_size(kv))
+        slopes = made.scores.slopes and made.scores.slopes[slice(*q)]
+        scores = replace(made.scores, slopes=slopes)
+        return replace(made, num_heads=_size(q), num_kv_heads=_size(kv), scores=scores)
     v, k = heads(made.num_v_heads, made.num_k_heads, ranks, rank)
     return replace(made, num_v_heads=_size(v), num_k_heads=_size(k))
 
@@ -180,6 +182,9 @@ def _of_gqa(made: GQA, ranks: int, rank: int) -> dict[str, Kept]:
     found = {"qkv.weight": rows, "qkv.bias": rows, "out.weight": _beside(q, size), "out.bias": _once(rank)}
     if made.qk_norm and made.qk_norm.width == "all":
         found |= {"q_norm.weight": _under((count, q, size)), "k_norm.weight": _under((groups, kv, size))}
+    if made.qk_norm and made.qk_norm.width == "heads":
+        of_q, of_k = _under((count, q, 1)), _under((groups, kv, 1))
+        found |= {"q_norm.weight": of_q, "q_norm.bias": of_q, "k_norm.weight": of_k, "k_norm.bias": of_k}
     return found | {"sinks": _under((count, q, 1))}
 
 
