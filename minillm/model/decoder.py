@@ -55,9 +55,9 @@ class Decoder(nn.Module):
         self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
         self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
-        bias = decoder.head_bias
-        first, end = decoder.vocabulary or (0, decoder.vocab_size)
-        self.head = None if decoder.tied else Linear(decoder.hidden_size, end - first, ops, bias=bias)
+        self.head = (
+            None if decoder.tied else Linear(decoder.hidden_size, len(self.embedding.weight), ops, decoder.head_bias)
+        )
         ropes = {attention.rope for attention in decoder.attentions if attention.rope is not None}
         self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in ropes}
         self._windows = {attention.window for attention in decoder.attentions}
@@ -197,8 +197,8 @@ class Decoder(nn.Module):
         return self._capped(logits if scale == 1 else logits * scale)
 
     def _product(self, x_BTE: Tensor) -> Tensor:
-        head = self.head or functools.partial(product, self.embedding, "weight", self.ops)
-        return self.ops.ranks.joined(head(x_BTE), self.spec.vocab_size)
+        part = (self.head or functools.partial(product, self.embedding, "weight", self.ops))(x_BTE)
+        return self.ops.ranks.joined(part, self.spec.vocab_size)
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.spec.logit_softcap
