@@ -55,8 +55,7 @@ class Decoder(nn.Module):
         self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
         self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
-        rows, bias = len(self.embedding.weight), decoder.head_bias
-        self.head = None if decoder.tied else Linear(decoder.hidden_size, rows, ops, bias=bias)
+        self.head = None if decoder.tied else Linear(size, len(self.embedding.weight), ops, bias=decoder.head_bias)
         ropes = {attention.rope for attention in decoder.attentions if attention.rope is not None}
         self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in ropes}
         self._windows = {attention.window for attention in decoder.attentions}
