@@ -21,7 +21,7 @@ import torch
 
 from minillm.guard import memory
 from minillm.model.decoder import Decoder
-from minillm.ops.reference import MOST_LOGITS
+from minillm.ops.cross_entropy import MOST_LOGITS
 from minillm.spec import GQA, MLA, Layer, MoE
 from minillm.spec import Decoder as Spec
 from minillm.tune.optimizers import Update
