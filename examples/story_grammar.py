@@ -1,11 +1,14 @@
 """A grammar of short English stories: everything that the demonstration model has ever read.
 
+    python examples/story_grammar.py 80      # so many stories
+
 `story(random.Random(seed))` is reproducible and needs nothing but the standard library.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 
 ANIMALS = ["fox", "bear", "rabbit", "mouse", "owl", "frog", "duck", "cat", "dog", "hedgehog", "squirrel", "turtle"]
 NAMES = ["Pip", "Milo", "Ruby", "Daisy", "Otto", "Luna", "Finn", "Hazel", "Bruno", "Clover", "Tilly", "Oscar"]
@@ -104,3 +107,8 @@ def _ending(rng: random.Random, name: str, thing: str, friend: str) -> str:
         ]
     )
     return f'"{thanks}" said {friend}. They went to {THINGS[thing]}, and later they ate {food}. {moral}'
+
+
+if __name__ == "__main__":
+    for seed in range(int(sys.argv[1]) if len(sys.argv) > 1 else 1):
+        print(story(random.Random(seed))[1])

@@ -30,10 +30,13 @@ EXAMPLES = {
     "activations.py": (["silu falls to -0.2785 at -1.278", "wrote"], ["--plot", "{tmp}/activations.png"]),
     "real_model.py": ([], ["--help"]),  # see test_real_model.py
     "compare_formats.py": (["the model itself", "KL 0.00000  same 100.0 %"], [str(DEMO)]),
+    "tool_perplexity.py": (["here", "demo ", " %"], ["--text", str(ROOT / "LICENSE"), str(DEMO)]),
     "stored_bits.py": (["GPTQ, 4 bits                 4.156", "wrote"], ["--plot", "{tmp}/bits.png"]),
     "quantisation_error.py": (["int4, groups of 16", "4.71 bits", "wrote"], ["--plot", "{tmp}/error.png"]),
+    "grpo.py": (["before: 8 of 64 answers", "round 2: mean reward"], ["--rounds", "2", "--out", "{tmp}/grpo"]),
     "kv_cache.py": (["its slots hold 10 11 7 8 9", "537 MB", "wrote"], ["--plot", "{tmp}/cache.png"]),
     "mla_costs.py": (["formula [1862400, 990976], counted by PyTorch [1862400, 990976]"], ["--plot", "{tmp}/mla.png"]),
+    "positions.py": (["64 positions, and the model has learned 32", "wrote"], ["--plot", "{tmp}/positions.png"]),
     "per_layer_embeddings.py": (["8,960", "wrote"], ["--plot", "{tmp}/per-layer.png"]),
     "delta_rule.py": (["states of 18 layers: 38.6 MB at any length"], ["--plot", "{tmp}/linear.png"]),
     "absorb_mla.py": (["576 as latents, 71 times less"], []),
@@ -41,8 +44,9 @@ EXAMPLES = {
     "build_from_spec.py": (["parameters", "The quick brown fox jumps over the lazy dog"], []),
     "expert_routes.py": (["layer 3: ", "Daisy"], []),
     "finetune.py": (["before: 0 of 8", "after: 8 of 8 answers are brief"], ["--out", "{tmp}/tuned"]),
+    "tuning_memory.py": (["adapter, --quantize int4 --recompute", "at its peak 3.1"], ["--weights", str(DEMO)]),
     "train_demo.py": ([], ["--steps", "2", "--out", "{tmp}/demo"]),
-    "story_grammar.py": ([], []),
+    "story_grammar.py": (["named Pip", "named Milo"], ["2"]),
     "study.py": ([], []),
 }
 

@@ -1,5 +1,8 @@
 """Loading takes at most the bytes of the parameters and 300 MB, of which PyTorch itself is 220; from `.bin` files and
-for what must be laid out otherwise one tensor more. So do the first tokens."""
+for what must be laid out otherwise one tensor more. So do the first tokens.
+
+    python -m tests.test_memory [FORM …]      # the table of docs/quantisation.md
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -218,12 +222,16 @@ def test_peak_of_what_stays_quantised(config: dict, section: dict, tmp_path: Pat
 def test_peak_of_each_form(form: str, tmp_path: Path) -> None:
     """The bytes of the file and 150 MB, beside what an import takes: two to four times as many of plain numbers are
     never there, and neither is the file twice."""
-    config = {**DENSE, "vocab_size": 2000, "num_hidden_layers": 8, "tie_word_embeddings": False}
-    weights = packed_models.write(tmp_path, config, form)
-    stored = sum(path.stat().st_size for path in tmp_path.glob("model.*"))
-    found = peaks(weights, "auto")
+    stored, found = of_form(form, tmp_path)
     assert found.sizes <= 1.13 * stored  # the factors of NVFP4 have 16 bits here
     assert found.loaded <= found.imported + stored + 150e6
+
+
+def of_form(form: str, folder: Path) -> tuple[int, Peaks]:
+    """The bytes of the file and the peaks of 224 million weights in a form."""
+    config = {**DENSE, "vocab_size": 2000, "num_hidden_layers": 8, "tie_word_embeddings": False}
+    weights = packed_models.write(folder, config, form)
+    return sum(path.stat().st_size for path in folder.glob("model.*")), peaks(weights, "auto")
 
 
 class Peaks(NamedTuple):
@@ -247,5 +255,18 @@ def peaks(folder: Path, kernels: str, scheme: str = "") -> Peaks:
     )
     assert done.returncode == 0, done.stderr
     loaded, ran, sizes, dtype, imported = done.stdout.split()
-    print(folder.name, kernels, scheme, [int(each) // 10**6 for each in (loaded, ran, sizes, imported)])
     return Peaks(int(loaded), int(ran), int(sizes), dtype, int(imported))
+
+
+def main(forms: list[str]) -> None:
+    """A line for each form: MB of the file, of the parameters, at the peak, and of these before the load."""
+    print(f"{'':16}{'file':>8}{'loaded':>8}{'peak':>8}{'import':>8}")
+    for form in forms or [*packed_models.FORMS, *packed_models.BLOCKS]:
+        with tempfile.TemporaryDirectory() as folder:
+            stored, found = of_form(form, Path(folder))
+        sizes = (stored, found.sizes, found.loaded, found.imported)
+        print(f"{form:16}" + "".join(f"{each / 1e6:8.0f}" for each in sizes), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

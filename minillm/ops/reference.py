@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from minillm.ops.activations import activate
 from minillm.ops.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
@@ -145,13 +146,6 @@ def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") 
     return activate(gate, activation) * up
 
 
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """silu(x) = x sigmoid(x), or gelu(x) = x Phi(x), exact or by its tanh approximation."""
-    if activation == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
 def attention(
     q: Tensor,
     k: Tensor,
@@ -160,14 +154,16 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q kᵀ) v over the visible keys, query head h reading kv head h // G; scale is 1 / sqrt(D) where
     None. q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; returns `[B, H, T, V]`. `softcap` and `sinks` `[H]` as
-    in `spec.GQA`.
+    in `spec.GQA`, `slopes` fp32 `[H]` as in `spec.Scores`.
     """
     mask, causal = visible.mask, visible.causal
-    if softcap is not None or sinks is not None:
-        return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks)
+    if softcap is not None or sinks is not None or slopes is not None:
+        bias = None if slopes is None else slopes.view(k.shape[1], -1, 1, 1) * visible.distances
+        return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks, bias)
     if q.shape[2] == 1:
         # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
         # and the keys need not be repeated.
@@ -197,10 +193,13 @@ def _attention_by_formula(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G."""
+    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G. `bias` is added to the
+    scores."""
     groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1])
     scores = (groups @ k.unsqueeze(2).transpose(-1, -2)).float() * scale  # [B, K, G, T, S]
+    scores = scores if bias is None else scores + bias
     weights = softmax_of_scores(scores, mask, causal, softcap, sinks)
     return rearrange(weights.to(v.dtype) @ v.unsqueeze(2), "B K G T V -> B (K G) T V")
 

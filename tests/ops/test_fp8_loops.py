@@ -14,7 +14,7 @@ from minillm.ops.cpu import fp8, loops, tiles
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.stacked import HeldMatrices
 from minillm.weights.fp8 import Fp8
-from tests.ops.test_tiles import DTYPES
+from tests.helpers.tiled import DTYPES
 
 
 def matrix(outputs: int, inputs: int, width: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from minillm.ops.cpu import tiles
 from minillm.ops.stacked import GroupedMatrices
 from minillm.spec import ClampedSwiGLU
 from minillm.weights.grouped import Grouped
-from tests.ops.test_tiles import DTYPES, FORMS, matrix
+from tests.helpers.tiled import DTYPES, FORMS, matrix
 
 EXPERTS, PICKS = 4, 2
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", ClampedSwiGLU(1.702, 0.7))

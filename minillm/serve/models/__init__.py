@@ -17,7 +17,7 @@ from minillm.llm import LLM
 from minillm.model.decoder import Decoder
 from minillm.model.held import plain_shapes
 from minillm.serve.answers.styles import Style, style_of, styles
-from minillm.serve.tokens import Tokens, specials
+from minillm.serve.tokens import Tokens, added
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class Served:
     ):
         self.llm, self.engine, self.names, self.parent = llm, engine, tuple(names), parent
         self.tokens = Tokens(llm.tokenizer)
-        self.specials = specials(llm.folder, llm.tokenizer)
+        self.added = added(llm.folder, llm.tokenizer)
+        self.specials = frozenset(name for name, special in self.added.items() if special)
         if style is not None and style not in styles:
             raise ValueError(f"no style {shown(style)}; there are {', '.join(sorted(styles))}")
         self._style = style
@@ -103,6 +104,14 @@ class Served:
         """The style as far as the model is known to write it: it reasons where its template has the marks."""
         known = [each for each in self.style.thinking if each.opens in (self.template or "")]
         return dataclasses.replace(self.style, thinking=tuple(known))
+
+    @functools.cached_property
+    def marks(self) -> dict[str, int]:
+        """Marks that are tokens of their own: special tokens, and what the style has that were added."""
+        find = self.llm.tokenizer.backend.id_of if self.llm.tokenizer else lambda mark: None
+        texts = self.style.texts
+        names = [name for name in self.added if name in self.specials or any(name in each for each in texts)]
+        return {name: token for name in names if (token := find(name)) is not None}
 
     @functools.cached_property
     def turn_ids(self) -> frozenset[int]:
