@@ -28,7 +28,7 @@ def linear_cross_entropy(
     """
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
     if frozen and hidden.requires_grad and torch.is_grad_enabled():
-        loss: Tensor = _FrozenHead.apply(hidden, weight, targets, softcap, ignore_index, bias)  # type: ignore[no-untyped-call]
+        loss: Tensor = _FrozenHead.apply(hidden, weight, targets, softcap, ignore_index, bias)
         return loss
 
     def summed(x: Tensor, wanted: Tensor) -> Tensor:
