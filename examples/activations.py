@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import minillm
-from minillm.ops.reference import activate, gated_act
+from minillm.ops.activations import activate
+from minillm.ops.reference import gated_act
 from minillm.report import observe, picture
 from minillm.spec import Activation, ClampedSwiGLU
 

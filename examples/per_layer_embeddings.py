@@ -20,7 +20,7 @@ from minillm.model.cache import Cache
 from minillm.model.costs import active_values
 from minillm.model.decoder import Decoder, next_token_loss, skeleton
 from minillm.report import picture
-from minillm.spec import GQA, KV, GatedMLP, Layer, Norm, PerLayer, Rope
+from minillm.spec import GQA, KV, Embedding, GatedMLP, Layer, Norm, PerLayer, Rope
 from minillm.spec import Decoder as Spec
 
 TOKENS, STEPS = 512, 200
@@ -33,7 +33,8 @@ def small(told: bool, width: int) -> Spec:
     attention = GQA(2, 1, 8, Rope(8, 1e4))
     layers = (Layer(NORM, attention, NORM, GatedMLP(2 * width, "gelu_tanh")),) * 2
     per_layer = PerLayer(TOKENS, 2, 16, NORM, "gelu_tanh") if told else None
-    return Spec(TOKENS, width, layers, NORM, tied=True, context=64, embedding_scale=width**0.5, per_layer=per_layer)
+    scaled = Embedding(width**0.5)
+    return Spec(TOKENS, width, layers, NORM, tied=True, context=64, embedding=scaled, per_layer=per_layer)
 
 
 def learned(spec: Spec) -> tuple[list[float], int]:

@@ -30,6 +30,7 @@ COMMANDS = {
     "explain": "describe a checkpoint: spec, equations, sizes, tensors",
     "plan": "what a checkpoint needs, before downloading it: bytes, cache, speed, fit, licence",
     "quantize": "write a copy of a checkpoint with int8 or int4 matrices, or as a GGUF file",
+    "merge": "write a copy of a checkpoint with LoRA adapters in its weights",
     "perplexity": "how well a checkpoint predicts a text, and what quantising costs",
     "diff": "where a model first differs from transformers or another checkpoint, and why",
     "lens": "look inside one forward pass: next tokens, attention, logit lens, norms",
@@ -38,6 +39,7 @@ COMMANDS = {
     "bench": "measure speed against the machine's limits and other engines",
 }
 WEIGHTS = "checkpoint folder, .gguf file, org/name or org/name@revision (default: the built-in demo)"
+ADAPTER_NAME = re.compile(r"[\w.:@/-]{1,200}")
 EXIT_FAULT, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 # What PyTorch, C++ and OpenMP say in a RuntimeError where the system gives no more memory or threads.
 LACKS = ("DefaultCPUAllocator", "not enough memory", "bad_alloc", "enforce fail at alloc")
@@ -69,7 +71,8 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     return _Parser(prog=f"minillm.{program}", description=description)
 
 
-def add_model_arguments(made: argparse.ArgumentParser) -> None:
+def add_model_arguments(made: argparse.ArgumentParser, several: bool = False) -> None:
+    """`several` adapters can be given, each with the name by which requests choose it."""
     made.add_argument("--weights", metavar="PATH", help=WEIGHTS)
     add_revision(made)
     made.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
@@ -77,7 +80,11 @@ def add_model_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--kernels", default="auto", choices=("auto", "reference", "triton"))
     add_dequantize(made)
     add_quantize_arguments(made)
-    made.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter in PEFT's format, for all requests")
+    if several:
+        what = "a LoRA adapter in PEFT's format, for all requests, or for those that ask for NAME (repeatable)"
+        made.add_argument("--adapter", metavar="FOLDER or NAME=FOLDER", action="append", help=what)
+    else:
+        made.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter in PEFT's format, for all requests")
 
 
 def add_dequantize(made: argparse.ArgumentParser) -> None:
@@ -125,7 +132,25 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `loading.load` takes of the arguments that `add_model_arguments` adds."""
     names = ("dtype", "device", "kernels", "keep_quantized", "quantize", "group_size", "adapter")
     options = {name: getattr(arguments, name) for name in names}
+    if isinstance(options["adapter"], list):
+        options["adapter"] = adapters(options["adapter"])
     return {"path": arguments.weights, "revision": arguments.revision, **options, "symmetric": not arguments.asymmetric}
+
+
+def adapters(given: Sequence[str]) -> str | dict[str, str]:
+    """What --adapter names: a folder for all requests, or folders by the names that requests choose them by. Raises
+    ValueError for both together, and for a name that is none or not the only one."""
+    if len(given) == 1 and ("=" not in given[0] or Path(given[0]).is_dir()):
+        return given[0]
+    found: dict[str, str] = {}
+    for each in given:
+        name, equals, folder = each.partition("=")
+        if not equals or not folder or not ADAPTER_NAME.fullmatch(name):
+            raise ValueError(f"--adapter {each}: of several each needs a name, as in --adapter NAME=FOLDER")
+        if name in found:
+            raise ValueError(f"--adapter {name} is given twice; give each a name of its own")
+        found[name] = folder
+    return found
 
 
 def whole(text: str) -> int:

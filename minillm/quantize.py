@@ -4,36 +4,26 @@
     python -m minillm.quantize --weights PATH --output FILE.gguf --quantize q4_k_m | q8_0 | f16 | …
 
 In a folder the tensors keep their published names, and a matrix gets companions beside it (`weights/ints.py`). Loading
-it gives, bit for bit, what `--quantize` gives while it loads the original. Files are written in `report/saving.py`.
+it gives, bit for bit, what `--quantize` gives while it loads the original. Both are written in `report/writing.py`.
 Neither way ever has a whole plain model in memory.
 """
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from minillm import cli, config, families, hub
-from minillm.guard.files import is_there, read_bytes
-from minillm.guard.screen import note, printable
-from minillm.guard.writing import complete, new_folder, terminable
-from minillm.loading import asked_scheme, fits, integers, opened, stored_dtype
-from minillm.model import held
-from minillm.model.decoder import skeleton
-from minillm.report.saving import write_gguf
-from minillm.weights import ints
-from minillm.weights.checkpoint import brief
+from minillm import cli, config, hub
+from minillm.guard.screen import printable
+from minillm.loading import asked_scheme, integers
+from minillm.report import writing
+from minillm.report.original import original
 from minillm.weights.gguf.mixtures import MIXTURES
 from minillm.weights.gguf.reader import SUFFIX
 from minillm.weights.ints import Int4, Int8
-from minillm.weights.save import save_quantised
 
 
 def quantize(
@@ -52,25 +42,8 @@ def quantize(
     values = config.read(folder)
     if integers(folder, values):
         raise ValueError(f"{folder}: its weights are integers already; quantise the checkpoint it was made from")
-    output = _output(output)
-    values, checkpoint = opened(folder, values)
-    spec, rules, read = families.resolve(values)
-    model = skeleton(spec, torch.float32)
-    planned = checkpoint.plan(rules, model.destinations())
-    for each in fits(planned, checkpoint, values):
-        note(each)
-    dtype = str(stored_dtype("auto", read.dtype, checkpoint.dtype)).removeprefix("torch.")
-    key = "dtype" if "dtype" in values else "torch_dtype"
-    made = {**values, key: dtype, "quantization_config": ints.written(scheme)}
-    small = {name: read_bytes(_own(folder / name)) for name in hub.SMALL_FILES if is_there(folder / name)}
-    _own(folder / "config.json")
-    with new_folder(output) as partial:
-        written = save_quantised(partial, checkpoint, planned, held.integers(model, scheme), progress)
-        small["config.json"] = json.dumps(made, indent=2, ensure_ascii=False).encode()  # last: without it nothing loads
-        for name, content in small.items():
-            with complete(partial / name) as file:
-                file.write(content)
-    return {"output": str(output), "bytes_before": checkpoint.nbytes, **written}
+    output = writing.free(output)
+    return writing.to_folder(output, original(folder, values), scheme, progress)
 
 
 def to_file(
@@ -85,38 +58,8 @@ def to_file(
     Returns what `quantize` does, and how many tensors there are of each kind. Raises ValueError for a checkpoint that
     cannot be loaded or that llama.cpp would compute otherwise, and for an output that is there.
     """
-    folder, output = hub.resolve(weights, revision=revision), _output(output)
-    if not output.parent.is_dir():
-        raise ValueError(f"{output.parent}: no such folder; make it, or choose another --output")
-    with terminable():
-        return {"output": str(output), **write_gguf(output, folder, config.read(folder), mixture, progress)}
-
-
-def _output(path: Path) -> Path:
-    """Where the folder or file shall be. Raises ValueError where something is; what a killed run has
-    left is only said."""
-    try:
-        path = path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if os.path.lexists(path) or not path.name:
-        raise ValueError(f"{path}: is there already; remove it or choose another --output")
-    if left := sorted(each.name for each in path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
-        note(f"{path.parent}: {brief(left)} was left by a run that was cut off; remove it")
-    return path
-
-
-def _own(path: Path) -> Path:
-    """A file of a checkpoint, or in the hub's cache, which consists of links, of its repository.
-
-    Raises ValueError for a link to elsewhere: with it a checkpoint could have any file of this machine copied into a
-    folder that is to be given away. Tensors may lie anywhere, as nothing is copied that is no tensor of the model."""
-    home, real = path.parent.resolve(), path.resolve()
-    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
-        home = home.parent.parent
-    if not real.is_relative_to(home):
-        raise ValueError(f"{path}: a link to {real}, out of the checkpoint; put the file itself in its place")
-    return path
+    folder, output = hub.resolve(weights, revision=revision), writing.free(output)
+    return writing.to_file(output, original(folder, config.read(folder)), mixture, progress)
 
 
 @cli.command_line

@@ -1,12 +1,13 @@
 """Print how close minillm and transformers are, per row of `helpers/rows.py`, as the table in the README:
 
-python tests/parity_report.py
+python tests/parity_report.py [FAMILY ...]
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +46,20 @@ def run(model: Any, tokens: torch.Tensor, routes: Routes) -> torch.Tensor:
     return getattr(out, "logits", out).float()
 
 
-def main() -> None:
+def main(chosen: Sequence[str]) -> None:
     transformers.utils.logging.disable_progress_bar()
     families: dict[str, list[tuple[float, float, float]]] = {}
     for row in tiny.ROWS:
-        families.setdefault(tiny.ROWS[row][0], []).append(measure(row))
+        if not chosen or tiny.ROWS[row][0] in chosen:
+            families.setdefault(tiny.ROWS[row][0], []).append(measure(row))
     print("| family | variants | largest fp32 difference of a logit | largest logit | bf16 error, ours over theirs |")
     print("|---|---|---|---|---|")
     for family, found in families.items():
         difference, size, _ = (max(values) for values in zip(*found, strict=True))
         low, high = min(ratio for *_, ratio in found), max(ratio for *_, ratio in found)
-        print(f"| {family} | {len(found)} | {difference:.1e} | {size:.1f} | {low:.2f} to {high:.2f} |")
+        ratios = " to ".join(sorted({f"{low:.2f}", f"{high:.2f}"}))
+        print(f"| {family} | {len(found)} | {difference:.1e} | {size:.1f} | {ratios} |")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -26,6 +26,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 NAMES = (
     "gqa",
     "rope",
+    "positions",
     "rmsnorm",
     "swiglu",
     "moe",

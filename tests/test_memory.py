@@ -20,7 +20,10 @@ import torch
 from safetensors.torch import save_file
 
 from minillm import families
-from minillm.model.decoder import Decoder
+from minillm.adapters.attach import attach
+from minillm.adapters.build import Base
+from minillm.adapters.config import AdapterConfig
+from minillm.model.decoder import Decoder, skeleton
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.save import published, save
 from tests.conftest import ROOT
@@ -134,6 +137,37 @@ def test_peak_of_quantising(big: Path, scheme: str) -> None:
     loaded, _, sizes, _, _ = peaks(big, "auto", scheme)
     assert sizes <= (big / "model.safetensors").stat().st_size * (0.51 if scheme == "int8" else 0.39)
     assert loaded <= sizes + ALLOWANCE
+
+
+MERGE = """
+import sys, minillm, torch
+from minillm import merge
+from minillm.report.measure import peak_memory
+given = ["--weights", sys.argv[1], "--adapter", sys.argv[2], "--output", sys.argv[3], "--no-compare", *sys.argv[4:]]
+assert merge.main(given) == 0
+print(peak_memory(torch.device("cpu")))
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--dtype", "float32"], ["--quantize", "int4"]])
+@pytest.mark.parametrize("big", ["tied", "experts"], indirect=True, scope="module")
+def test_peak_of_merging(big: Path, more: list[str], tmp_path: Path) -> None:
+    """Half a gigabyte of weights, of which no tensor is ever whole; the adapter is, with all that PEFT saves of it."""
+    values = json.loads((big / "config.json").read_text())
+    targets = {"target_modules": ["q_proj", "down_proj", "embed_tokens"]}
+    if values["model_type"] != "qwen2":
+        targets = {"target_modules": ["o_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+    llm = Base(skeleton(families.resolve(values)[0], torch.bfloat16), values, torch.device("cpu"))
+    adapter = attach(llm, AdapterConfig(r=4, **targets))
+    adapter.write(tmp_path / "adapter")
+    done = subprocess.run(
+        [sys.executable, "-c", MERGE, str(big), str(tmp_path / "adapter"), str(tmp_path / "made"), *more],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    peak, held = int(done.stdout.split()[-1]), sum(each.nbytes for each in adapter.parameters())
+    print(big.name, more, peak // 10**6, held // 10**6)
+    assert peak <= held + ALLOWANCE
 
 
 GPT_OSS = {

@@ -42,6 +42,7 @@ ROOMS = [
         "serve",
         "tune",
         "quantize",
+        "merge",
         "perplexity",
         "explain",
         "plan",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.checkpoint import Checkpoint, Stored
 from minillm.weights.formats.packed import Made
 from minillm.weights.load import BLOCK_VALUES, check_finite, laid
 from minillm.weights.rules import Destination, Plan
@@ -40,12 +40,7 @@ class Rows:
         width, made, stored = math.prod(to.shape[1:]), self._laid(name, to), self.checkpoint.stored[name].fresh()
         for start, stop in blocks(last - first, max(BLOCK_VALUES // width, 1)):
             place = first + start, first + stop
-            if isinstance(stored, Made) and stored.packed.of_width and stored.form:
-                values = stored.form.values(stored.fields(*place))
-            else:
-                values = stored.values(place[0] * width, place[1] * width) if made is None else made[slice(*place)]
-            check_finite(to.parameter, values)
-            yield values.view(-1, *to.shape[1:]).float()
+            yield numbers(stored, to, *place) if made is None else checked(made[slice(*place)], to)
 
     def _laid(self, name: str, to: Destination) -> Tensor | None:
         """All rows that a tensor fills, where they are not its own."""
@@ -55,3 +50,17 @@ class Rows:
                 return None
             self._kept = name, made
         return self._kept[1]
+
+
+def numbers(stored: Stored, to: Destination, first: int, last: int) -> Tensor:
+    """Rows of a tensor that lie as they do in the parameter: fp32 `[last - first, …]`."""
+    if isinstance(stored, Made) and stored.packed.of_width and stored.form:
+        return checked(stored.form.values(stored.fields(first, last)), to)
+    width = math.prod(to.shape[1:])
+    return checked(stored.values(first * width, last * width), to)
+
+
+def checked(values: Tensor, to: Destination) -> Tensor:
+    """Rows of a parameter in fp32. Raises ValueError for values that are not finite."""
+    check_finite(to.parameter, values)
+    return values.view(-1, *to.shape[1:]).float()

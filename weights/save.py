@@ -1,5 +1,5 @@
 """The way back: a model's parameters as the tensors of a published checkpoint, by the same table read backwards; and a
-checkpoint as another, with integers for matrices."""
+checkpoint as another, of the same numbers or with integers for matrices."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def save(path: Path, parameters: Mapping[str, Tensor], rules: Rules, destination
             writer.write(name, made if to.layout is None else to.layout.restore(made))
 
 
-def save_quantised(
+def save_as(
     folder: Path,
     checkpoint: Checkpoint,
     planned: Plan,
@@ -75,7 +75,7 @@ def save_quantised(
 
     def done(nbytes: int) -> None:
         nonlocal read
-        read += nbytes
+        read = min(read + nbytes, checkpoint.nbytes)  # one tensor may be read for two
         progress(read, checkpoint.nbytes)
 
     order = [name for name, _ in checkpoint.read(planned.assignments.__contains__, lambda nbytes: None)]

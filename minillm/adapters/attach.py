@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minillm.adapters.adapter import Adapter
-from minillm.adapters.build import HEAD, Build
+from minillm.adapters.build import HEAD, Base, Build
 from minillm.adapters.config import ALL, AdapterConfig
 from minillm.llm import LLM
 from minillm.model.embedding import Embedding
@@ -21,7 +21,7 @@ from minillm.weights import adapter as names
 from minillm.weights.rules import Destination
 
 
-def attach(llm: LLM, config: AdapterConfig, seed: int = 0, name: str = "default") -> Adapter:
+def attach(llm: Base | LLM, config: AdapterConfig, seed: int = 0, name: str = "default") -> Adapter:
     """A new adapter on a model, to be trained: as PEFT begins, A is random and B zero, so that nothing changes yet.
     The model's own parameters are no longer trained. Raises ValueError for targets that are none."""
     llm.model.requires_grad_(False)

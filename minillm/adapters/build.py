@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from minillm.adapters.adapter import Adapter, Filed, own_head
 from minillm.adapters.config import AdapterConfig
 from minillm.llm import LLM
 from minillm.model import held
-from minillm.model.decoder import skeleton
+from minillm.model.decoder import Decoder, skeleton
 from minillm.model.embedding import Embedding
 from minillm.model.linear import Linear
 from minillm.model.lora import adapted
@@ -27,10 +28,20 @@ from minillm.weights.rules import Destination
 HEAD = "head.weight"
 
 
+@dataclass
+class Base:
+    """What an adapter is for: a model, on the meta device if only names and shapes count, and its config.json. An `LLM`
+    is one too."""
+
+    model: Decoder
+    values: Mapping[str, Any]
+    device: torch.device
+
+
 class Build:
     """An adapter that grows part by part."""
 
-    def __init__(self, llm: LLM, config: AdapterConfig, name: str, trained: bool):
+    def __init__(self, llm: Base | LLM, config: AdapterConfig, name: str, trained: bool):
         self.model, self.config, self.device = llm.model, config, llm.device
         self.adapter = Adapter(llm.model, name, config)
         self.trained = trained
@@ -165,10 +176,12 @@ class Build:
         self.adapter.filed[f"{stem}.lora_B.weight"] = Filed(given, lambda *_: pair()[1])
 
     def holds(self, to: Destination, values: Tensor) -> bool:
-        """Whether the model has these values already, rounded to its type."""
+        """Whether the model is known to have these values already, rounded to its type."""
         module, leaf = self.module(to)
         if held.held_in(module).get(leaf) is not None:
             return True
+        if getattr(module, leaf).device.type == "meta":
+            return False
         return torch.equal(
             getattr(module, leaf)[to.start : to.start + to.shape[0]], values.to(self.device, self.model.dtype)
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from minillm.guard import patterns
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note, shown
 
@@ -24,6 +25,8 @@ IDLE = {"auto_mapping", "peft_version", "base_model_name_or_path", "revision", "
 # Ways to begin that leave the base model's weights as they are; others change them, and an adapter of those is nothing
 # without the changes.
 BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal")
+# Regular expressions of the file, or parts of some, which are matched with names of modules when it is read.
+MATCHED = ("rank_pattern", "alpha_pattern", "exclude_modules", "modules_to_save", "layers_pattern")
 REMEDY = "convert it to a plain LoRA with PEFT, or merge it there (merge_and_unload)"
 
 
@@ -66,12 +69,11 @@ class AdapterConfig:
                 f"init_lora_weights is {shown(self.init_lora_weights)}, which changes the base model's weights too; "
                 f"{REMEDY}"
             )
-        for name in ("rank_pattern", "alpha_pattern"):
-            for pattern in getattr(self, name):
-                _expression(name, pattern)
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(given := getattr(self, name), str) and given != ALL:
-                _expression(name, given)
+        for name in MATCHED:
+            given = getattr(self, name) or ()
+            patterns.check(name, [given] if isinstance(given, str) else given)
+        if isinstance(wanted := self.target_modules, str) and wanted != ALL:
+            _expression("target_modules", wanted)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> AdapterConfig:
@@ -139,10 +141,10 @@ class AdapterConfig:
 
     def excludes(self, module: str) -> bool:
         left_out = self.exclude_modules
-        if any(re.match(rf"(^|.*\.){each}($|\..*)", module) for each in self.modules_to_save or ()):
+        if any(patterns.compiled(rf"(^|.*\.){each}($|\..*)").match(module) for each in self.modules_to_save or ()):
             return True
         if isinstance(left_out, str):
-            return re.fullmatch(left_out, module) is not None
+            return patterns.compiled(left_out).fullmatch(module) is not None
         return _ends_with(module, left_out or ())
 
     def _in_layers(self, module: str) -> bool:
@@ -150,10 +152,10 @@ class AdapterConfig:
         layers = self.layers_to_transform
         if layers is None or layers == []:
             return True
-        patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or []
-        ways = [rf"(?:^|.*?\.){each}\.(\d+)\." for each in patterns] or [r".*?\.[^.]*\.(\d+)\."]
-        found = next((match for way in ways if (match := re.match(way, module))), None)
-        return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+        given = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or []
+        ways = [rf"(?:^|.*?\.){each}\.(?P<layer>\d+)\." for each in given] or [r".*?\.[^.]*\.(?P<layer>\d+)\."]
+        found = next((match for way in ways if (match := patterns.compiled(way).match(module))), None)
+        return found is not None and int(found["layer"]) in ([layers] if isinstance(layers, int) else layers)
 
     def values(self) -> dict[str, Any]:
         """What adapter_config.json says."""
@@ -176,8 +178,10 @@ def _ends_with(name: str, wanted: Sequence[str]) -> bool:
     return any(name == each or name.endswith(f".{each}") for each in wanted)
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
+def _by_pattern(given: Mapping[str, Any], module: str, otherwise: Any) -> Any:
+    """The first that matches the end of a name counts."""
+    found = (value for key, value in given.items() if patterns.compiled(rf"(.*\.)?({key})$").match(module))
+    return next(found, otherwise)
 
 
 def _expression(key: str, pattern: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minillm.adapters.adapter import TENSORS, Adapter
-from minillm.adapters.build import Build
+from minillm.adapters.build import Base, Build
 from minillm.adapters.config import AdapterConfig
 from minillm.guard.screen import note
 from minillm.llm import LLM
@@ -23,7 +23,7 @@ TYPES = ("F32", "F16", "BF16", "F64")
 OLD = (0, 19)  # before this PEFT took matrices of experts for transposed ones
 
 
-def read(llm: LLM, folder: str | Path, name: str = "default") -> Adapter:
+def read(llm: Base | LLM, folder: str | Path, name: str = "default") -> Adapter:
     """The adapter of a folder, on a model and switched on. Raises ValueError for a folder that is none, for options
     that are not computed here, and for tensors that are missing, too many, or of another shape."""
     folder = Path(folder).expanduser()

@@ -11,6 +11,7 @@ from minillm.adapters.merging import merge, mergeable
 from minillm.adapters.read import read
 from minillm.guard.screen import note
 from minillm.llm import LLM
+from minillm.model.mla import LatentAttention
 from minillm.ops import REFERENCE
 
 CHUNK = 2**22
@@ -49,6 +50,10 @@ def _several(llm: LLM, given: Mapping[str, str | Path]) -> None:
         if adapter.whole:
             raise ValueError(f"{folder}: it has whole modules of its own ({', '.join(adapter.whole)}), which requests "
                              "cannot choose; load it alone, or merge it")  # fmt: skip
+        owners = {owner: llm.model.get_submodule(owner) for owner, _ in adapter.deltas}
+        if latent := [owner for owner, module in owners.items() if isinstance(module, LatentAttention)]:
+            raise ValueError(f"{folder}: it has an adapter of kv_b_proj ({latent[0]}), which what is cached goes "
+                             "through, of whichever request it is; load it alone, or merge it")  # fmt: skip
         llm.model.choice.known[name] = _identity(Path(folder).expanduser())
 
 

@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 from minillm import cli, config, families
-from minillm.bench import http, kernels, plot, profile, serving, throughput
+from minillm.bench import http, kernels, plot, profile, serving, throughput, tuning
 from minillm.bench.engines import PEERS, Worker, check
 from minillm.bench.report import Limits, Point, ratios, speeds, table
 from minillm.bench.weights import checkpoint, gguf_bytes_per_step, scratch_folder, stored_bytes_per_step, write_gguf
@@ -187,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     modes = {"kernels": kernels, "profile": profile, "throughput": throughput}
-    modes |= {"serve": serving, "http": http}
+    modes |= {"serve": serving, "http": http, "tune": tuning}
     if given[:1] and given[0] in modes:
         return modes[given[0]].main(given[1:])
     made = parser()

@@ -20,8 +20,8 @@ THETAS = (1e4, 1e5, 5e5, 1e6, 1e7)
 
 def _scores(attention: GQA) -> list[Scores]:
     scales, own = (None, 1.0, attention.num_heads**-0.5, attention.head_dim**-0.5), attention.scores
-    capped = [Scores(own.scale, cap) for cap in (None, 20.0, 30.0, 50.0)]
-    return [*(Scores(scale, own.softcap) for scale in scales), *capped]
+    capped = [dataclasses.replace(own, softcap=cap) for cap in (None, 20.0, 30.0, 50.0)]
+    return [*(dataclasses.replace(own, scale=scale) for scale in scales), *capped]
 
 
 # (class, field) -> what to try: values, a function of the object that gives them, or None for all that its type allows.

@@ -62,8 +62,8 @@ def causes(
 
 def _differences(model: Decoder, other: Decoder, site: Site) -> list[str]:
     if site.ours in ("embedding", "head"):
-        pairs = [(each.spec.embedding_scale, each.spec.logit_softcap) for each in (model, other)]
-        names = ("embedding_scale", "logit_softcap")
+        pairs = [(s.embedding, s.logit_scale, s.logit_softcap) for s in (model.spec, other.spec)]
+        names = ("embedding", "logit_scale", "logit_softcap")
         return [f"{n} is {a} here, {b} there" for n, a, b in zip(names, *pairs, strict=True) if a != b]
     parts = [_spec_of(each, site.ours, each.get_submodule(site.ours)) for each in (model, other)]
     return [] if parts[0] == parts[1] else list(differences(*parts))

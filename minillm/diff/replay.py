@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minillm.diff.compare import Error, agreement, error, precision, run
+from minillm.diff.formulas import aligned, exact_qkv, normed, product
 from minillm.diff.names import Site
 from minillm.diff.trace import Trace
 from minillm.model import held
@@ -27,9 +28,8 @@ from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.linear import Linear
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, MoE, Router
-from minillm.model.norm import LayerNorm, NoNorm, Norm
+from minillm.model.norm import LayerNorm, Norm
 from minillm.model.residual.block import Block
-from minillm.model.rope import Rotary
 from minillm.ops import reference, routing
 from minillm.ops.routing import Routing
 from minillm.report import observe
@@ -79,31 +79,20 @@ def replay(model: Decoder, site: Site, trace: Trace, step: Step) -> list[Op]:
     return made.found
 
 
-def _product(x: Tensor, linear: Linear) -> Tensor:
-    return F.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
-
-
-def normed(x: Tensor, norm: Norm | LayerNorm | NoNorm) -> Tensor:
-    """The norm in fp64."""
-    x = x.double()
-    if isinstance(norm, NoNorm):
-        return x
-    if isinstance(norm, LayerNorm):
-        weight, bias = (None if each is None else each.double() for each in (norm.weight, norm.bias))
-        return F.layer_norm(x, x.shape[-1:], weight, bias, norm.spec.eps)
-    own = 1.0 if norm.weight is None else norm.spec.offset + norm.weight.double()
-    return own * x * torch.rsqrt(x.square().mean(-1, True) + norm.spec.eps)
-
-
 def _embedding(made: Replay) -> Tensor:
-    scale = made.model.embedding.weight.new_full((), made.model.spec.embedding_scale)  # rounded to the model's type
-    return F.embedding(made.trace.tokens, made.model.embedding.weight).double() * scale.double()
+    model, tokens = made.model, made.trace.tokens
+    scale = model.embedding.weight.new_full((), model.spec.embedding.scale)  # rounded to the model's type
+    x = F.embedding(tokens, model.embedding.weight).double() * scale.double()
+    if model.positions is not None and model.spec.embedding.positions is not None:
+        first = model.spec.embedding.positions.skipped
+        x = x + model.positions.weight[first : first + tokens.shape[1]].double()
+    return normed(x, model.embedding_norm)
 
 
 def _head(made: Replay) -> Tensor:
     model, x = made.model, made.trace.given["head"]
-    logits = x.double() @ model.embedding.weight.double().T if model.head is None else _product(x, model.head)
-    cap = model.spec.logit_softcap
+    logits = x.double() @ model.embedding.weight.double().T if model.head is None else product(x, model.head)
+    logits, cap = logits * model.spec.logit_scale, model.spec.logit_softcap
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
@@ -123,14 +112,13 @@ def _mlp(made: Replay, mlp: GatedMLP | MLP) -> None:
     x, theirs = trace.given[name], trace.given.get(f"{name}.down")
     x_own = x.to(made.model.dtype)
     if isinstance(mlp, GatedMLP):
-        inner = reference.gated_act(mlp.thinned(_product(x, mlp.gate_up)), mlp.spec.activation)
+        inner = reference.gated_act(mlp.thinned(product(x, mlp.gate_up)), mlp.spec.activation)
         own = mlp.ops.gated_act(mlp.thinned(mlp.gate_up(x_own)), mlp.spec.activation)
     else:
-        inner = reference.activate(_product(x, mlp.up), mlp.spec.activation)
-        own = reference.activate(mlp.up(x_own), mlp.spec.activation)
+        inner, own = mlp.activated(product(x, mlp.up)), mlp.activated(mlp.up(x_own))
     made.op("products and activation", inner, own, theirs)
     before = inner if theirs is None else theirs
-    made.op("product down", _product(before, mlp.down), mlp.down(before.to(made.model.dtype)), trace.gave[name])
+    made.op("product down", product(before, mlp.down), mlp.down(before.to(made.model.dtype)), trace.gave[name])
 
 
 def _router(made: Replay, router: Router) -> None:
@@ -180,7 +168,7 @@ def _moe(made: Replay, moe: MoE) -> None:
     x, exact = trace.given[name].double(), trace.gave[f"{name}.experts"].double().view_as(trace.given[name])
     if moe.shared is not None:
         shared = trace.gave.get(f"{name}.shared", moe.shared(x.to(made.model.dtype))).double().view_as(x)
-        exact = exact + (shared if moe.shared_gate is None else _product(x, moe.shared_gate).sigmoid() * shared)
+        exact = exact + (shared if moe.shared_gate is None else product(x, moe.shared_gate).sigmoid() * shared)
     made.op("sum with the shared expert", exact, run(made.model, made.site, trace, made.step), trace.gave[name])
 
 
@@ -193,7 +181,8 @@ def _block(made: Replay, block: Block) -> None:
         names = [f"{name}.post_{part}_norm", f"{name}.{part}", f"{name}.{part}.norm"]
         after = next((trace.gave[each] for each in names if each in trace.gave), x.new_zeros(()))
         parts.append(after.double().expand_as(x) if after.dim() == 0 else after.double().view_as(x))
-    ours, total = run(made.model, made.site, trace, made.step), x + parts[0] + parts[1] + parts[2]
+    ours, factor = run(made.model, made.site, trace, made.step), block.branch_scale
+    total = x + factor * (parts[0] + parts[1]) + parts[2]
     exact = total if block.scale is None else total * block.scale.double()
     made.op("sum of input, attention and ffn", exact, ours, trace.gave[name])
 
@@ -205,12 +194,12 @@ def _attention(made: Replay, attention: GroupedQueryAttention | LatentAttention)
         run(made.model, made.site, trace, made.step)
     if theirs is None or not calls:
         return
-    call, exact = calls[-1], _exact_qkv(attention, trace.given[name])
+    call, exact = calls[-1], exact_qkv(attention, trace.given[name])
     for kind, ours, should, other in zip(
         ("q, normed and turned", "k, normed and turned", "v"), call.given, exact, (theirs.q, theirs.k, theirs.v),
         strict=False,
     ):  # fmt: skip
-        made.op(kind, should, ours, _aligned(other, should, attention))
+        made.op(kind, should, ours, aligned(other, should, attention))
     rest = call.given[3:]
     given: list[Any] = [each.to(made.model.dtype) for each in (theirs.q, theirs.k, theirs.v)]
     exactly: list[Any] = [each.double() if isinstance(each, Tensor) else each for each in (*given, *rest)]
@@ -225,7 +214,7 @@ def _attention(made: Replay, attention: GroupedQueryAttention | LatentAttention)
     if isinstance(attention, GroupedQueryAttention) and attention.spec.gate:
         return  # the product is with what the gate leaves, which nobody has seen
     out = attention.out(theirs.sums.to(made.model.dtype))
-    made.op("product out", _product(theirs.sums, attention.out), out, trace.gave[name])
+    made.op("product out", product(theirs.sums, attention.out), out, trace.gave[name])
 
 
 def _merged(y: Tensor) -> Tensor:
@@ -236,61 +225,9 @@ def _repeated(v: Tensor, heads: int) -> Tensor:
     return v.repeat_interleave(heads // v.shape[1], dim=1)
 
 
-def _aligned(theirs: Tensor, exact: Tensor, attention: GroupedQueryAttention | LatentAttention) -> Tensor | None:
-    """The reference's values in our order: it may keep the pairs of an interleaved rotation apart, as halves."""
-    if theirs.shape != exact.shape:
-        return None
-    if (rope := attention.spec.rope) is None or rope.layout == "half" or theirs.shape[-1] < rope.dim:
-        return theirs
-    rotated = rope.dim
-    first = theirs.shape[-1] - rotated if isinstance(attention, LatentAttention) else 0
-    middle = theirs[..., first : first + rotated]
-    paired = torch.cat(
-        (
-            theirs[..., :first],
-            middle.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2),
-            theirs[..., first + rotated :],
-        ),
-        dim=-1,
-    )
-    return min((theirs, paired), key=lambda each: (each.double() - exact).abs().max().item())
-
-
-def _exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, ...]:
-    """q, k and v in fp64 as they go into the scores, `[B, heads, T, D]`; q alone where the others are not its own."""
-    spec, count = attention.spec, x.shape[1]
-    turn = lambda each: each  # noqa: E731
-    if spec.rope is not None:
-        cos, sin = Rotary(spec.rope)(torch.arange(count, device=x.device)[None], (count,), torch.float64)
-        turn = lambda each: reference.rope(each, cos, sin, spec.rope.layout)  # noqa: E731
-    if isinstance(attention, GroupedQueryAttention):
-        qkv = rearrange(attention.gated(_product(x, attention.qkv))[0], "B T (heads D) -> B T heads D", D=spec.head_dim)
-        q, k = qkv[:, :, : spec.num_heads], qkv[:, :, spec.num_heads : spec.num_heads + spec.num_kv_heads]
-        v = normed(qkv[:, :, -spec.num_kv_heads :], attention.v_norm)
-        for_norm = (lambda each: each.flatten(2)) if attention.normed_together else (lambda each: each)
-        q = normed(for_norm(q), attention.q_norm).view_as(q)
-        if spec.kv.layer is not None:
-            return (turn(q).transpose(1, 2),)
-        k = normed(for_norm(k), attention.k_norm).view_as(k)
-        if spec.clip is not None:
-            q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))
-        q, k = turn(q), turn(k)
-    else:
-        latent = x if spec.q_rank is None else normed(_product(x, attention.q_down), attention.q_norm)
-        q = rearrange(_product(latent, attention.q), "B T (H D) -> B T H D", H=spec.num_heads)
-        q = torch.cat((q[..., : spec.nope_dim], turn(q[..., spec.nope_dim :])), dim=-1)
-        c, k_rope = _product(x, attention.kv_down).split((spec.kv_rank, spec.rope.dim), dim=-1)
-        kv = F.linear(normed(c, attention.kv_norm), attention.kv_up.double())
-        kv = rearrange(kv, "B T (H D) -> B T H D", H=spec.num_heads)
-        k_rope = turn(k_rope.unsqueeze(2)).expand(-1, -1, spec.num_heads, -1)
-        k, v = torch.cat((kv[..., : spec.nope_dim], k_rope), dim=-1), kv[..., spec.nope_dim :]
-    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-    return q, k, v
-
-
 OPS: dict[Any, Callable[[Replay, Any], None]] = {
     (Norm, LayerNorm): _whole("norm", normed),
-    Linear: _whole("product", _product),
+    Linear: _whole("product", product),
     (GatedMLP, MLP): _mlp,
     Router: _router,
     Experts: _experts,

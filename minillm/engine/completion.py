@@ -16,7 +16,8 @@ from minillm.text.tokenizer import Tokenizer, held_back, stop_position
 class Completion:
     """One prompt and what has come of it so far. `text` is the answer, without special tokens and without what the
     model marked as `reasoning`; stop strings are looked for in all that it writes, special tokens included. Where it is
-    asked for, `raw` is all that was given away, special tokens included, and `scores` are of `token_ids`."""
+    asked for, `raw` is all that was given away, special tokens included, `ends` says where in it each token ends, and
+    `scores` are of `token_ids`."""
 
     prompt: list[int]
     sampling: Sampling
@@ -30,6 +31,7 @@ class Completion:
     finish_reason: str | None = None
     asked: Asked = NOTHING
     raw: str = ""
+    ends: list[int] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     prompt_scores: list[Score | None] = field(default_factory=list)
     stopped_by: str | int | None = None  # the stop string, or the stop id
@@ -64,7 +66,10 @@ class Completion:
         if self._answer is None:
             return ""
         if token not in self.stop_ids:
-            self._pending += self._answer.push(token)
+            new = self._answer.push(token)
+            self._pending += new
+            if self.asked.raw:
+                self.ends.append((self.ends[-1] if self.ends else 0) + sum(len(chunk.raw) for chunk in new))
         return self.flush() if self.finish_reason else self._release(final=False)
 
     def _keep_to(self, guide: Guide, token: int) -> None:

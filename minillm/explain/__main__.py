@@ -22,6 +22,7 @@ from minillm import spec as vocabulary
 from minillm.explain.equations import equations
 from minillm.guard.screen import printable
 from minillm.report.examine import examine, explain
+from minillm.report.words import parameters, size
 from minillm.weights.rules import Plan
 
 
@@ -51,18 +52,16 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     cached = report["cached_values_per_token"]
     print(f"a token takes {cached:,} values in the cache, {cached * 2 / 1000:,.1f} kB in bfloat16")
     if state := report["state_bytes"]:
-        print(
-            f"a sequence takes {state / 1e6:,.1f} MB besides, whatever its length, for the states of recurrent layers"
-        )
+        print(f"a sequence takes {size(state)} besides, whatever its length, for the states of recurrent layers")
     for layer, indices in _alike(spec["layers"]):
         print(f"layer{'s' if len(indices) > 1 else ''} {_runs(indices)}:")
         for part, value in layer.items():
-            if part != "kind" and value not in (None, False):
+            if part != "kind" and value != DEFAULTS.get(part):
                 print(f"  {part:20}{_line(value)}")
         for each in lines[indices[0]] if lines else ():
             print(f"      {each}")
-    for part in ("final_norm", "head_bias", "embedding_scale", "logit_softcap", "per_layer", "streams"):
-        if spec[part] not in (None, False, 1.0):
+    for part in ("final_norm", "head_bias", "embedding", "logit_scale", "logit_softcap", "per_layer", "streams"):
+        if spec[part] not in (None, False, 1.0) and _line(spec[part]) != "Embedding()":
             print(f"{part.replace('_', ' '):22}{_line(spec[part])}")
     for key in (
         "unknown_config_keys",
@@ -106,13 +105,14 @@ def _line(value: Any) -> str:
     return f"{value['kind']}({', '.join(fields)})"
 
 
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(vocabulary.Layer)}
 COLUMNS = "checkpoint, family, parameters, active, layers, hidden, attention, feed-forward, context, cache".split(", ")
 
 
 def row(report: dict[str, Any]) -> list[str]:
-    """What a table says of a checkpoint: sizes in billions, and bytes of bf16 cache per token."""
+    """What a table says of a checkpoint: sizes, and bytes of bf16 cache per token."""
     spec = report["spec"]
-    total, active = (f"{report[key] / 1e9:.2f} B" for key in ("parameter_count", "active_parameter_count"))
+    total, active = (parameters(report[key]) for key in ("parameter_count", "active_parameter_count"))
     return [
         hub.name_of(Path(report["weights"])),
         report["model_type"],

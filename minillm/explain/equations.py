@@ -13,6 +13,7 @@ from minillm.spec import (
     GQA,
     MLA,
     MLP,
+    XIELU,
     ClampedSwiGLU,
     Decoder,
     GatedDeltaNet,
@@ -36,8 +37,9 @@ def equations(layer: Layer, decoder: Decoder) -> list[str]:
     own |= {
         name: each for name, each in (("n_a", layer.post_attention_norm), ("n_f", layer.post_ffn_norm)) if each != norm
     }
-    attended = f"{'n_a' if 'n_a' in own else 'n'}(a)" if layer.post_attention_norm else "a"
-    fed = f"{'n_f' if 'n_f' in own else 'n'}(f)" if layer.post_ffn_norm else "f"
+    factor = "" if layer.branch_scale == 1 else f"{layer.branch_scale:g} "
+    attended = factor + (f"{'n_a' if 'n_a' in own else 'n'}(a)" if layer.post_attention_norm else "a")
+    fed = factor + (f"{'n_f' if 'n_f' in own else 'n'}(f)" if layer.post_ffn_norm else "f")
     before = "n(x)" if layer.attention_norm else "x"
     inner = "x" if layer.parallel else "h"
     if layer.ffn_norm is not None:
@@ -88,18 +90,23 @@ def w(rows: int, columns: int) -> str:
 
 def _norm(norm: Norm | LayerNorm) -> str:
     if isinstance(norm, LayerNorm):
-        return f"(x - mean x) / sqrt(var x + {norm.eps:g})" + (" * w + b" if norm.affine else "")
+        weights = (" * w + b" if norm.bias else " * w") if norm.affine else ""
+        return f"(x - mean x) / sqrt(var x + {norm.eps:g})" + weights
     weight = "w " if not norm.offset else f"({norm.offset:g} + w) "
     return f"{weight if norm.affine else ''}x / sqrt(mean x² + {norm.eps:g})"
 
 
 def _gqa(a: GQA, hidden: int) -> list[str]:
     q, kv, bias = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, " + b" if a.qkv_bias else ""
-    norm = {"head": "norm of each head, ", "all": "norm over all heads, "}[a.qk_norm.width] if a.qk_norm else ""
-    clip = f"clamped to ±{a.clip:g} (v too), " if a.clip is not None else ""
+    norm = {"head": "norm of each head", "heads": "norm of each head with a weight of its own",
+            "all": "norm over all heads"}[a.qk_norm.width] if a.qk_norm else ""  # fmt: skip
+    clip = f"clamped to ±{a.clip:g} (v too)" if a.clip is not None else ""
+    steps = [_turned(a), norm, clip] if a.qk_norm and a.qk_norm.turned else [norm, clip, _turned(a)]
+    slopes, warm = a.scores.slopes, a.scores.temperature
     scale, cap = a.scores.scale or a.head_dim**-0.5, a.scores.softcap
     scores = "q_i k_j" if scale == 1 else f"{scale:.4g} q_i k_j"
     scores = scores if cap is None else f"{cap:g} tanh({scores} / {cap:g})"
+    scores += f" - m (i - j), m from {max(slopes):.4g} to {min(slopes):.4g} by head" if slopes else ""
     seen = "j <= i" if a.window is None else f"i - {a.window} < j <= i"
     sink = ", and a learned score that is only summed over" if a.sinks else ""
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
@@ -108,7 +115,8 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     return [
         f"q = {w(q, hidden)} u{bias}, {made}: {a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
         *([f"v: each head {_norm(a.kv.v_norm).replace('x', 'v')}"] if a.kv.v_norm else []),
-        f"{'q, k' if a.kv.layer is None else 'q'}: {norm}{clip}{_turned(a)}",
+        f"{'q, k' if a.kv.layer is None else 'q'}: {', '.join(filter(None, steps))}",
+        *([f"q_i = (1 + {warm.rate:g} ln(1 + floor((i + {warm.shift}) / {warm.span}))) q_i"] if warm else []),
         *([f"s = sigmoid({w(q, hidden)} u{bias})"] if a.gate else []),
         f"a_i = {w(hidden, q)} {'(s_i * ' if a.gate else ''}sum over {seen} of softmax_j({scores}) v_j"
         f"{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
@@ -117,7 +125,7 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
 
 def _turned(a: GQA) -> str:
     if a.rope is None:
-        return "as they are, whatever their position"
+        return "not turned" if a.scores.slopes else "as they are, whatever their position"
     part = "" if a.rope.dim == a.head_dim else f"the first {a.rope.dim} values of "
     return f"{part}each head turned by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling)
 
@@ -179,7 +187,14 @@ def _gated(f: GatedMLP | MoE, hidden: int) -> list[str]:
 
 def _mlp(f: MLP, hidden: int) -> list[str]:
     inner, bias = f.intermediate_size, " + b" if f.bias else ""
-    return [f"f = {w(hidden, inner)} {f.activation}({w(inner, hidden)} u{bias}){bias}"]
+    if isinstance(f.activation, XIELU):
+        b, least = f.activation.linear, f.activation.least
+        return [
+            f"f = {w(hidden, inner)} g(t){bias}, t = {w(inner, hidden)} u{bias}, g(t) = softplus(p) t² + {b:g} t where "
+            f"t > 0, else ({b:g} + softplus(m)) (exp(min(t, {least:g})) - 1 - t) + {b:g} t, with learned p and m"
+        ]
+    act = {"relu2": "relu²"}.get(f.activation, f.activation)
+    return [f"f = {w(hidden, inner)} {act}({w(inner, hidden)} u{bias}){bias}"]
 
 
 def _moe(f: MoE, hidden: int) -> list[str]:

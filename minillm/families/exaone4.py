@@ -1,8 +1,8 @@
 """Llama, except: norms stand behind attention and MLP, before the residual, and none in front; each head of q and k is
 normalised.
 
-EXAONE 4.0 1.2B (LG AI Research, arXiv:2507.11407). The 32B, where layers with a window turn and others do not, is
-refused.
+EXAONE 4.0 1.2B and 32B (LG AI Research, arXiv:2507.11407). In the 32B three of four layers have a window; the fourth
+turns nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from minillm.config import Config
 from minillm.families import llama, olmo2
 from minillm.families.shared import common, rotary
-from minillm.guard.screen import shown
 from minillm.spec import GQA, Decoder, Norm, QKNorm
 
 DEFAULTS = {
@@ -20,20 +19,27 @@ DEFAULTS = {
     "num_key_value_heads": 32,
     "rms_norm_eps": 1e-5,
     "sliding_window": 4096,
-    "sliding_window_pattern": None,
+    "sliding_window_pattern": 4,
     "layer_types": None,
 }
 RULES = olmo2.RULES
 
 
 def spec(config: Config) -> Decoder:
-    if window := common.window(config):
-        raise ValueError(f"config.json: sliding_window is {shown(window)}; layers without positions are not supported")
-    layers = common.num_layers(config)
-    common.typed_windows(config, None, [False] * layers)
-    config.get("sliding_window_pattern")  # without effect where there is no window
+    layers, window, span = common.num_layers(config), common.window(config), _span(config)
+    windows = common.typed_windows(config, window, [window is not None and (i + 1) % span != 0 for i in range(layers)])
     num_heads, num_kv_heads, head_dim = common.heads(config)
     norm = Norm(config.number("rms_norm_eps"))
-    attention = GQA(num_heads, num_kv_heads, head_dim, rotary.rope(config, head_dim), qk_norm=QKNorm(norm))
-    made = common.dense(config, [attention] * layers)
+    rope = rotary.rope(config, head_dim)
+    attention = GQA(num_heads, num_kv_heads, head_dim, rope, qk_norm=QKNorm(norm))
+    ropes = [rope if each or window is None else None for each in windows]
+    made = common.dense(config, common.in_layers(attention, windows, ropes))
     return common.every_layer(made, attention_norm=None, ffn_norm=None, post_attention_norm=norm, post_ffn_norm=norm)
+
+
+def _span(config: Config) -> int:
+    """How many layers there are to one that sees everything: a number, or a letter for each, L with a window."""
+    stated = config.get("sliding_window_pattern")
+    if isinstance(stated, str) and stated and stated == "L" * (len(stated) - 1) + "G":
+        return len(stated)
+    return config.size("sliding_window_pattern") if stated else common.MAX_LAYERS + 1

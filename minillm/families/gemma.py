@@ -12,7 +12,7 @@ from dataclasses import replace
 from minillm.config import Config
 from minillm.families import llama
 from minillm.families.shared import common, rotary
-from minillm.spec import GQA, Decoder, GatedMLP, Norm
+from minillm.spec import GQA, Decoder, Embedding, GatedMLP, Norm
 
 DEFAULTS = {
     **llama.DEFAULTS,
@@ -48,7 +48,7 @@ def decoder(config: Config, attention: list[GQA]) -> Decoder:
     activations = ACTIVATIONS if key == "hidden_act" else common.ACTIVATIONS
     mlp = GatedMLP(config.size("intermediate_size"), config.choice(key, activations))
     made = common.decoder(config, attention, [mlp] * len(attention), norm(config))
-    return replace(made, embedding_scale=made.hidden_size**0.5)
+    return replace(made, embedding=Embedding(made.hidden_size**0.5))
 
 
 def norm(config: Config) -> Norm:

@@ -15,7 +15,7 @@ from minillm.config import MAX_POSITIONS, MAX_SIZE, Config, number, positive_int
 from minillm.families import gemma3
 from minillm.families.shared import common, on_device, rotary, wrapped
 from minillm.guard.screen import shown
-from minillm.spec import GQA, KV, Decoder, GatedMLP, LowRank, Norm, QKNorm, Scores, Streams
+from minillm.spec import GQA, KV, Decoder, Embedding, GatedMLP, LowRank, Norm, QKNorm, Scores, Streams
 
 # What this family's code knows: layers work on the first stream, and what they tell the others has a learned factor.
 FIXED = {"altup_active_idx": 0, "altup_correct_scale": True}
@@ -76,7 +76,7 @@ def spec(config: Config) -> Decoder:
     made = common.every_layer(common.decoder(config, mixers, ffn, norm), **parts)
     return replace(
         made,
-        embedding_scale=made.hidden_size**0.5,
+        embedding=Embedding(made.hidden_size**0.5),
         logit_softcap=config.optional_number("final_logit_softcapping"),
         per_layer=on_device.per_layer(config, norm, ffn[0].activation, every_token=False),
         streams=Streams(config.size("altup_num_inputs", limit=64), norm),

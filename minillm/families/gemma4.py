@@ -14,7 +14,7 @@ from dataclasses import replace
 from minillm.config import Config
 from minillm.families import gemma2
 from minillm.families.shared import beside, common, on_device, rotary, wrapped
-from minillm.spec import GQA, KV, Decoder, GatedMLP, Norm, QKNorm, Scores
+from minillm.spec import GQA, KV, Decoder, Embedding, GatedMLP, Norm, QKNorm, Scores
 
 DEFAULTS = {
     **gemma2.DEFAULTS,
@@ -68,7 +68,7 @@ def spec(config: Config) -> Decoder:
     before = {"ffn_norm": None} if config.flag("enable_moe_block") else {}
     return replace(
         common.every_layer(made, **behind, **before),
-        embedding_scale=made.hidden_size**0.5,
+        embedding=Embedding(made.hidden_size**0.5),
         logit_softcap=config.optional_number("final_logit_softcapping"),
         per_layer=on_device.per_layer(config, norm, mlp.activation),
     )

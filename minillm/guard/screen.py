@@ -53,10 +53,10 @@ _waiting: list[str] | None = None  # notes of a command that may still end with 
 
 def note(message: str) -> None:
     """Something done otherwise than asked, in one line on stderr: of a command once it has something to show for it, as
-    one that fails says one thing only."""
+    one that fails says one thing only, and what loads a checkpoint twice says it once."""
     if _waiting is None:
         print(f"minillm: {one_line(message)}", file=sys.stderr)
-    else:
+    elif message not in _waiting:
         _waiting.append(message)
 
 

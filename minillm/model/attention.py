@@ -21,7 +21,7 @@ from minillm.model.pools import KeyPool
 from minillm.model.ragged import Ragged
 from minillm.ops import Ops
 from minillm.ops.visibility import Visibility
-from minillm.spec import GQA, KV, Rope
+from minillm.spec import GQA, KV, Rope, Temperature
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,18 @@ class Step:
     rotary: dict[Rope, tuple[Tensor, Tensor]]  # cos and sin `[B or 1, T, dim/2]`
     visible: dict[int | None, Visibility]  # by window
     slots: dict[int | None, Tensor | None]  # by window, as `Visibility.slots` gives them
+    positions: Tensor | None = None  # int64 `[B or 1, T]`: those of the tokens
     first: int | Tensor = 0  # the position of the first token, int64 `[B]` where only the device knows it
     real: Tensor | None = None  # bool `[B, T, 1]`, false where a row is padded; None where none is
     per_layer: Tensor | None = None  # `[B, T, layers, P]`: what each layer is told of a token
     kv: dict[int, Any] = field(default_factory=dict)  # keys and values, or the pool of them, that other layers read too
     ragged: Ragged | None = None  # where the tokens are of many sequences
+
+
+def tempered(positions: Tensor, made: Temperature) -> Tensor:
+    """The factor of a query at each position, fp32 of their shape."""
+    spans = ((positions + made.shift) // made.span).float()
+    return 1 + made.rate * torch.log1p(spans)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -56,14 +63,19 @@ class GroupedQueryAttention(nn.Module):
         self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
         made = spec.qk_norm.norm if spec.qk_norm else None
         of_k = made if spec.kv.layer is None else None
-        self.q_norm = norm(made, q if self.normed_together else spec.head_dim, ops)
-        self.k_norm = norm(of_k, kv if self.normed_together else spec.head_dim, ops)
+        sizes: list[Any] = [q, kv] if self.normed_together else [spec.head_dim] * 2
+        if spec.qk_norm is not None and spec.qk_norm.width == "heads":
+            sizes = [(spec.num_heads, spec.head_dim), (spec.num_kv_heads, spec.head_dim)]
+        self.q_norm, self.k_norm = (norm(each, size, ops) for each, size in zip((made, of_k), sizes, strict=True))
         self.v_norm = norm(spec.kv.v_norm, spec.head_dim, ops)
-        each_head = made is None or (isinstance(self.q_norm, Norm) and not self.normed_together)
+        self.turned_first = spec.qk_norm is not None and spec.qk_norm.turned
+        alike = not self.turned_first and (spec.qk_norm is None or spec.qk_norm.width == "head")
+        each_head = made is None or (isinstance(self.q_norm, Norm) and alike)
         # norm, rotation and cache can be one op
         self.fusible = each_head and spec.clip is None and spec.rope is not None and spec.kv == KV()
         self.lent_as: int | None = None  # this layer's number, where others read its keys and values
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
+        self._slopes: Tensor | None = None  # on the device, once they were asked for
 
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         qkv, gate = self.gated(self.qkv(x))
@@ -88,11 +100,11 @@ class GroupedQueryAttention(nn.Module):
                 k, v = cache.update(k, v, step.start)
         if self.lent_as is not None:
             step.kv[self.lent_as] = k, v
-        return self.ops.attention(q, k, v, visible, spec.scores.scale, spec.scores.softcap, self.sinks)
+        return self.ops.attention(self._tempered(q, step), k, v, visible, *self._how(q))
 
     def _over_blocks(self, qkv: Tensor, step: Step, pool: KeyPool, ragged: Ragged) -> Tensor:
         """y `[1, H, N, D]` of tokens of many sequences."""
-        group, how = self.spec.window, (self.spec.scores.scale, self.spec.scores.softcap, self.sinks)
+        group = self.spec.window
         if self.spec.kv.layer is not None:
             q, pool = self._query(qkv, step), step.kv[self.spec.kv.layer]
         elif self.fusible:
@@ -103,13 +115,29 @@ class GroupedQueryAttention(nn.Module):
             pool.put(k, v, ragged.slots[group])
         if self.lent_as is not None:
             step.kv[self.lent_as] = pool
-        parts = []
+        q, how, parts = self._tempered(q, step), self._how(q), []
         if ragged.singles:
             parts.append(self.ops.paged_attention(q[:, :, : ragged.singles], pool.k, pool.v, ragged.paged[group], *how))
         for piece in ragged.pieces:
             k, v = pool.read(piece.keys[group])
             parts.append(self.ops.attention(q[:, :, piece.tokens], k, v, piece.visible[group], *how))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def _how(self, q: Tensor) -> tuple[Any, ...]:
+        """What turns products of q and k into scores."""
+        scores = self.spec.scores
+        if scores.slopes is None:
+            return scores.scale, scores.softcap, self.sinks
+        if self._slopes is None or self._slopes.device != q.device:
+            self._slopes = torch.tensor(scores.slopes, dtype=torch.float32, device=q.device)
+        return scores.scale, scores.softcap, self.sinks, self._slopes
+
+    def _tempered(self, q: Tensor, step: Step) -> Tensor:
+        """q `[B, H, T, D]`, multiplied as its position wants it."""
+        if (made := self.spec.scores.temperature) is None:
+            return q
+        assert step.positions is not None
+        return (q * tempered(step.positions, made)[:, None, :, None]).to(q.dtype)
 
     def gated(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
         """q, k and v side by side, and what the sum of the values is gated by, `[B, T, H D]`."""
@@ -122,13 +150,19 @@ class GroupedQueryAttention(nn.Module):
 
     def _query(self, q: Tensor, step: Step) -> Tensor:
         """q `[B, H, T, D]` of a layer that has nothing else."""
-        q = self.q_norm(q if self.normed_together else rearrange(q, "B T (H D) -> B T H D", D=self.spec.head_dim))
-        q = q.view(*q.shape[:2], self.spec.num_heads, self.spec.head_dim)
-        if self.spec.clip is not None:
-            q = q.clamp(-self.spec.clip, self.spec.clip)
-        if (rope := self.spec.rope) is not None:
-            q = self.ops.rope(q, *step.rotary[rope], rope.layout)
-        return q.transpose(1, 2)
+        q = rearrange(q, "B T (H D) -> B T H D", D=self.spec.head_dim)
+        return self._placed(q, self.q_norm, step).transpose(1, 2)
+
+    def _placed(self, heads: Tensor, norm: Any, step: Step) -> Tensor:
+        """q or k `[B, T, their heads, D]`, normalised, clamped and rotated."""
+        rope, clip = self.spec.rope, self.spec.clip
+        if self.turned_first and rope is not None:
+            heads = self.ops.rope(heads, *step.rotary[rope], rope.layout)
+        heads = norm(heads.flatten(2)).view_as(heads) if self.normed_together else norm(heads)
+        heads = heads if clip is None else heads.clamp(-clip, clip)
+        if self.turned_first or rope is None:
+            return heads
+        return self.ops.rope(heads, *step.rotary[rope], rope.layout)
 
     def _into_cache(self, qkv: Tensor, slots: Tensor, step: Step, cache: LayerCache | KeyPool) -> Tensor:
         """q `[B, H, T, D]`; k and v go where the cache keeps them."""
@@ -140,7 +174,7 @@ class GroupedQueryAttention(nn.Module):
         return self.ops.qk_norm_rope_cache(qkv, self.spec.num_heads, *given, *weights, made.eps, made.offset, made.cast)
 
     def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v `[B, T, their heads, D]`, q and k normalised, all clamped, q and k rotated."""
+        """q, k and v `[B, T, their heads, D]`: q and k as `_placed` has them, v normalised and clamped."""
         spec = self.spec
         if (
             spec.qk_norm is None and spec.clip is None and spec.rope is not None and spec.kv == KV()
@@ -150,13 +184,5 @@ class GroupedQueryAttention(nn.Module):
             return *turned.split((spec.num_heads, spec.num_kv_heads), dim=2), v
         q, k = heads[:, :, : spec.num_heads], heads[:, :, spec.num_heads : spec.num_heads + spec.num_kv_heads]
         v = self.v_norm(heads[:, :, -spec.num_kv_heads :])  # which k is where there is nothing behind it
-        if self.normed_together:
-            q, k = self.q_norm(q.flatten(2)).view_as(q), self.k_norm(k.flatten(2)).view_as(k)
-        else:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if spec.clip is not None:
-            q, k, v = (each.clamp(-spec.clip, spec.clip) for each in (q, k, v))
-        if spec.rope is None:
-            return q, k, v
-        q, k = (self.ops.rope(each, *step.rotary[spec.rope], spec.rope.layout) for each in (q, k))
-        return q, k, v
+        v = v if spec.clip is None else v.clamp(-spec.clip, spec.clip)
+        return self._placed(q, self.q_norm, step), self._placed(k, self.k_norm, step), v

@@ -20,7 +20,8 @@ def active_values(model: Decoder, tokens: int = 1) -> dict[str, int]:
     counts = {}
     for name, parameter in model.named_parameters():
         owner, counts[name] = model.get_submodule(name.rpartition(".")[0]), parameter.numel()
-        if model.per_layer is not None and owner is model.per_layer.embedding:
+        tables = (model.positions, None if model.per_layer is None else model.per_layer.embedding)
+        if any(owner is table for table in tables if table is not None):
             counts[name] = min(tokens, len(parameter)) * counts[name] // len(parameter)
         if isinstance(owner, Experts):
             router = owner.spec.router
@@ -72,7 +73,7 @@ def multiplied(model: Decoder) -> dict[str, int]:
     return {
         name: active[name] * math.prod(shape) // parameters[name].numel()
         for name, shape in held.plain_shapes(model).items()
-        if len(shape) > 1 and not name.startswith(("embedding.", "head.", "per_layer.embedding."))
+        if len(shape) > 1 and not name.startswith(("embedding.", "head.", "positions.", "per_layer.embedding."))
     }
 
 

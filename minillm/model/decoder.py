@@ -31,7 +31,7 @@ from minillm.model.residual.per_layer import PerLayerEmbedding
 from minillm.model.residual.streams import Streams
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
-from minillm.ops.reference import MOST_LOGITS
+from minillm.ops.cross_entropy import MOST_LOGITS
 from minillm.ops.routing import Routing
 from minillm.ops.visibility import Visibility
 from minillm.weights.rules import Destination
@@ -48,7 +48,9 @@ class Decoder(nn.Module):
         self.ops = ops
         self.choice = Choice()  # of adapters
         self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size)
-        size, told = decoder.hidden_size, decoder.per_layer
+        size, told, placed = decoder.hidden_size, decoder.per_layer, decoder.embedding.positions
+        self.positions = Embedding(placed.count + placed.skipped, size) if placed else None
+        self.embedding_norm = norm(decoder.embedding.norm, size, ops)
         self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
         self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
         self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
@@ -96,7 +98,9 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The hidden states `[B, T, E]` behind the last layer, before the final norm; `decode_at` has `position_B`,
         `loss` has `starts_BT`."""
-        x_BTE = self.embed(tokens_BT)
+        learned = self.positions is not None
+        positions_BT = self._positions(tokens_BT, cache, position_B, starts_BT)[0] if learned else None
+        x_BTE = self.embed(tokens_BT, positions_BT)
         step = self.step(tokens_BT, cache, position_B, x_BTE, starts_BT)
         x_BTE = self._through(x_BTE, step, None if cache is None else cache.layers)
         if cache is not None and position_B is None:
@@ -108,11 +112,12 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """As `hidden`, `[1, N, E]`, of tokens of many sequences at int64 positions `[N]`, each turned as in a sequence
         of its length (one for all will do); `pools` are those of the layers."""
-        x_1NE, tokens_1N = self.embed(tokens_N[None]), tokens_N[None]
+        x_1NE, tokens_1N = self.embed(tokens_N[None], position_N[None]), tokens_N[None]
         tables = {rope: table(position_N[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
         rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}
         told = None if self.per_layer is None else self.per_layer(tokens_1N, x_1NE)
-        return self._through(x_1NE, Step(0, rotary, {}, {}, per_layer=told, ragged=ragged), pools)
+        step = Step(0, rotary, {}, {}, position_N[None], per_layer=told, ragged=ragged)
+        return self._through(x_1NE, step, pools)
 
     def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
         x = x_BTE if self.streams is None else self.streams.parted(x_BTE)
@@ -125,11 +130,15 @@ class Decoder(nn.Module):
         """What the final norm is given, `[B, T, E]`, of what a layer gives."""
         return x if self.streams is None else self.streams.merged(x)
 
-    def embed(self, tokens_BT: Tensor) -> Tensor:
-        """What the first layer is given, `[B, T, E]`."""
-        x_BTE = self.embedding(tokens_BT)
-        scale = self.spec.embedding_scale
-        return x_BTE if scale == 1 else x_BTE * x_BTE.new_full((), scale)  # rounded to the type of x
+    def embed(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """What the first layer is given, `[B, T, E]`, at int64 positions `[B or 1, T]`, else from 0 on."""
+        x_BTE, made = self.embedding(tokens_BT), self.spec.embedding
+        x_BTE = x_BTE if made.scale == 1 else x_BTE * x_BTE.new_full((), made.scale)  # rounded to the type of x
+        if self.positions is not None and made.positions is not None:
+            every = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+            positions_BT = every if positions_BT is None else positions_BT
+            x_BTE = x_BTE + self.positions(positions_BT + made.positions.skipped)
+        return self.embedding_norm(x_BTE)
 
     @torch.no_grad()
     def decode_at(self, tokens_B: Tensor, position_B: Tensor, cache: Cache) -> Tensor:
@@ -152,13 +161,14 @@ class Decoder(nn.Module):
     def cross_entropy(self, x_NE: Tensor, targets_N: Tensor) -> Tensor:
         """The mean of -log p(target) behind hidden states as `hidden` gives them, fp32 `[]`."""
         head = self.embedding if self.head is None else self.head
-        x_NE = self.norm(x_NE)
+        x_NE, scale = self.norm(x_NE), self.spec.logit_scale
+        x_NE = x_NE if scale == 1 else x_NE * scale  # no head with a factor has a bias
         if not held_in(head) and adapted(head) is None:
             cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
             return self.ops.linear_cross_entropy(x_NE, head.weight, targets_N, cap, bias=bias)
 
         def summed(x: Tensor, targets: Tensor) -> Tensor:
-            return F.cross_entropy(self.project(x).float(), targets, reduction="sum")
+            return F.cross_entropy(self._capped(self._product(x)).float(), targets, reduction="sum")
 
         parts = (each.split(max(MOST_LOGITS // self.spec.vocab_size, 1)) for each in (x_NE, targets_N))
         made = [checkpoint(summed, *part, use_reentrant=False) for part in zip(*parts, strict=True)]
@@ -182,8 +192,13 @@ class Decoder(nn.Module):
 
     def project(self, x_BTE: Tensor) -> Tensor:
         """The head alone: normed hidden states `[B, T, E]` -> logits `[B, T, V]`."""
-        head = self.head or functools.partial(product, self.embedding, "weight", self.ops)
-        logits = head(x_BTE)
+        logits, scale = self._product(x_BTE), self.spec.logit_scale
+        return self._capped(logits if scale == 1 else logits * scale)
+
+    def _product(self, x_BTE: Tensor) -> Tensor:
+        return (self.head or functools.partial(product, self.embedding, "weight", self.ops))(x_BTE)
+
+    def _capped(self, logits: Tensor) -> Tensor:
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -199,19 +214,10 @@ class Decoder(nn.Module):
         count, device = tokens_BT.shape[1], tokens_BT.device
         start, capacity = (cache.length, cache.capacity) if cache is not None else (0, count)
         padding_B = cache.padding_B if cache is not None else None
-        assert start + count <= capacity, f"{start + count} positions in a cache of {capacity}"
-        if position_B is None:
-            positions_BT = torch.arange(start, start + count, device=device)[None]
-            positions_BT = positions_BT if starts_BT is None else positions_BT - starts_BT
-        else:
-            positions_BT, start = position_B[:, None], capacity - 1
-        first, real = start if position_B is None else position_B, None
-        if padding_B is not None:  # a padded position counts as 0: it is never looked at
-            positions_BT = positions_BT - padding_B[:, None]
-            real = (positions_BT >= 0).unsqueeze(-1) if cache and start < max(cache.padding or [0]) else None
-            positions_BT = positions_BT.clamp(min=0)
-        dtype, lengths = self.dtype, self._lengths(cache, count)
-        rotary = {rope: table(positions_BT, lengths, dtype) for rope, table in self._rotary.items()}
+        positions_BT, real = self._positions(tokens_BT, cache, position_B, starts_BT)
+        first, start = (start, start) if position_B is None else (position_B, capacity - 1)
+        lengths = self._lengths(cache, count)
+        rotary = {rope: table(positions_BT, lengths, self.dtype) for rope, table in self._rotary.items()}
         visible = {
             window: Visibility(
                 start, count, window if window and window < capacity else None, padding_B, device, position_B, starts_BT
@@ -222,7 +228,28 @@ class Decoder(nn.Module):
         told = None
         if self.per_layer is not None:
             told = self.per_layer(tokens_BT, self.embed(tokens_BT) if x_BTE is None else x_BTE)
-        return Step(start, rotary, visible, slots, first, real, told)
+        return Step(start, rotary, visible, slots, positions_BT, first, real, told)
+
+    def _positions(
+        self, tokens_BT: Tensor, cache: Cache | None, position_B: Tensor | None, starts_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Int64 `[B or 1, T]`, and where a row is padded, if one is among these tokens, what is not, bool `[B, T, 1]`.
+        Raises ValueError beyond the last learned position."""
+        start, count = 0 if cache is None else cache.length, tokens_BT.shape[1]
+        capacity = count if cache is None else cache.capacity
+        assert start + count <= capacity, f"{start + count} positions in a cache of {capacity}"
+        learned = self.spec.embedding.positions
+        if learned is not None and start + count > learned.count:
+            raise ValueError(f"{start + count} positions, and the model has learned {learned.count}: shorten the text")
+        every = torch.arange(start, start + count, device=tokens_BT.device)[None]
+        positions_BT = every if position_B is None else position_B[:, None]
+        positions_BT = positions_BT if starts_BT is None else positions_BT - starts_BT
+        start = start if position_B is None else capacity - 1
+        if cache is None or cache.padding_B is None:
+            return positions_BT, None
+        positions_BT = positions_BT - cache.padding_B[:, None]
+        real = (positions_BT >= 0).unsqueeze(-1) if start < max(cache.padding or [0]) else None
+        return positions_BT.clamp(min=0), real  # a padded position counts as 0: it is never looked at
 
     def _lengths(self, cache: Cache | None, count: int) -> tuple[int, ...]:
         """How long each row is with `count` more positions, or all rows are: some rotary scalings go by it."""

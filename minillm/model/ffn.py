@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from minillm import spec
 from minillm.model.linear import Linear
 from minillm.ops import Ops
-from minillm.ops.reference import above_quantile, activate
+from minillm.ops.activations import activate, xielu
+from minillm.ops.reference import above_quantile
 
 
 class GatedMLP(nn.Module):
@@ -42,6 +43,16 @@ class MLP(nn.Module):
         self.spec = mlp
         self.up = Linear(hidden_size, mlp.intermediate_size, ops, bias=mlp.bias)
         self.down = Linear(mlp.intermediate_size, hidden_size, ops, bias=mlp.bias)
+        learned = isinstance(mlp.activation, spec.XIELU)
+        self.above, self.below = (nn.Parameter(torch.zeros(1)) if learned else None for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(activate(self.up(x), self.spec.activation))
+        return self.down(self.activated(self.up(x)))
+
+    def activated(self, x: Tensor) -> Tensor:
+        """act(x), of any shape."""
+        if isinstance(self.spec.activation, spec.XIELU):
+            assert self.above is not None
+            assert self.below is not None
+            return xielu(x, self.above.to(x.dtype), self.below.to(x.dtype), self.spec.activation)
+        return activate(x, self.spec.activation)

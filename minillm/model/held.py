@@ -8,7 +8,8 @@ every use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from minillm.weights.forms import ORDER, Parts, Plain, Segment
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
 from minillm.weights.ints import Int4, Int8, Integers
+
+PIECE = 2**23  # values of a matrix that are dequantised at a time in training
 
 
 @dataclass(frozen=True)
@@ -110,16 +113,38 @@ def differentiable(x: Tensor) -> bool:
 
 class _Differentiable(torch.autograd.Function):
     """y = x Wᵀ and dx = dy W, with W dequantised once more on the way back: by itself autograd would keep the numbers
-    of every matrix until then, which is what holding them quantised saves."""
+    of every matrix until then, which is what holding them quantised saves. A large one, as of a head, is dequantised
+    a piece at a time, on the way there too where no kernel takes it as it lies."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, leaf: str, ops: Any) -> Tensor:
         ctx.module, ctx.leaf, ctx.dtype = module, leaf, x.dtype
+        if x.device.type == "cpu" and math.prod(held_in(module)[leaf].shape) > PIECE:
+            return torch.cat([ops.linear(x, rows) for rows in _pieces(module, leaf, x.dtype)], dim=-1)
         return _in_segments(module, leaf, ops, x, None)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return dy @ matrix(ctx.module, ctx.leaf, ctx.dtype), None, None, None
+        total, at = None, 0
+        for rows in _pieces(ctx.module, ctx.leaf, ctx.dtype):
+            made = dy[..., at : at + len(rows)] @ rows
+            total, at = made if total is None else total + made, at + len(rows)
+        return total, None, None, None
+
+
+def _pieces(module: nn.Module, leaf: str, dtype: torch.dtype) -> Iterator[Tensor]:
+    """A held parameter `[O, I]` in blocks of rows of about PIECE values: all of a small one at once."""
+    held = held_in(module)[leaf]
+    if math.prod(held.shape) <= PIECE:
+        yield matrix(module, leaf, dtype)
+        return
+    for segment in held.segments:
+        if segment.ordered:
+            yield _dequantised(module, leaf, segment, dtype)
+            continue
+        parts, columns = _parts(module, leaf, segment), held.shape[-1]
+        for rows in torch.arange(segment.rows, device=parts[""].device).split(max(PIECE // columns, 1)):
+            yield segment.form.lookup(parts, rows, columns, dtype)
 
 
 def _in_segments(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -35,15 +35,19 @@ class Norm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """y = weight * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values; both may be left out."""
+    """y = weight * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values; both may be left out. With
+    a size (heads, values) each head has weights of its own: x `[..., heads, values]`."""
 
-    def __init__(self, norm: spec.LayerNorm, size: int, ops: Ops):
+    def __init__(self, norm: spec.LayerNorm, size: int | tuple[int, int], ops: Ops):
         super().__init__()
         self.spec = norm
         self.weight = nn.Parameter(torch.ones(size)) if norm.affine else None
-        self.bias = nn.Parameter(torch.zeros(size)) if norm.affine else None
+        self.bias = nn.Parameter(torch.zeros(size)) if norm.affine and norm.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight is not None and self.weight.dim() > 1:
+            y = F.layer_norm(x.float(), x.shape[-1:], eps=self.spec.eps) * self.weight.float()
+            return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.spec.eps)
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,9 +68,9 @@ class NoNorm(nn.Module):
         return total, total
 
 
-NORMS: dict[type, Callable[[Any, int, Ops], Norm | LayerNorm]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
+NORMS: dict[type, Callable[[Any, Any, Ops], Norm | LayerNorm]] = {spec.Norm: Norm, spec.LayerNorm: LayerNorm}
 
 
-def norm(made: spec.Norm | spec.LayerNorm | None, size: int, ops: Ops) -> Norm | LayerNorm | NoNorm:
+def norm(made: spec.Norm | spec.LayerNorm | None, size: int | tuple[int, int], ops: Ops) -> Norm | LayerNorm | NoNorm:
     """The module of a norm over `size` values; one that changes nothing for None."""
     return NoNorm() if made is None else NORMS[type(made)](made, size, ops)

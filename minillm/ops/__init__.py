@@ -84,9 +84,10 @@ def _cpu_ops() -> Ops:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         print("minillm: plain PyTorch in use, which is slower: NUMBA_DISABLE_JIT is set", file=sys.stderr)
         return CPU
+    from minillm.ops.cpu import memory
     from minillm.ops.cpu import ops as cpu_ops
 
-    cpu_ops.keep_memory()
+    memory.keep_memory()
     return Ops(**cpu_ops.OPS, tile=cpu_ops.TILE)
 
 

@@ -47,6 +47,7 @@ def paged_attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q kᵀ) v over the keys that each query sees; otherwise as `reference.attention`. q `[1, H, N, D]`,
     all sequences' keys k `[1, K, slots, D]` and values v `[1, K, slots, V]` -> `[1, H, N, V]`."""
@@ -58,6 +59,9 @@ def paged_attention(
     scores = (grouped.float() @ keys.float().transpose(2, 3)) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if slopes is not None:
+        distances = (position - paged.last[:, None])[None, :, None].float()  # [1, N, 1, S]
+        scores = scores + rearrange(slopes, "(K G) -> K 1 G 1", K=k.shape[1]) * distances
     scores = scores.masked_fill(~seen[None, :, None], float("-inf"))
     if sinks is not None:
         extra = rearrange(sinks.float(), "(K G) -> K 1 G 1", K=k.shape[1]).expand(*scores.shape[:3], 1)

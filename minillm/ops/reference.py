@@ -13,15 +13,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from minillm.ops.activations import activate
+from minillm.ops.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 from minillm.weights import fp8
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
-
-MOST_LOGITS = 2**26  # 256 MB of fp32
 
 
 class ExpertMatrices(Protocol):
@@ -147,13 +146,6 @@ def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") 
     return activate(gate, activation) * up
 
 
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """silu(x) = x sigmoid(x), or gelu(x) = x Phi(x), exact or by its tanh approximation."""
-    if activation == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
 def attention(
     q: Tensor,
     k: Tensor,
@@ -162,14 +154,16 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q kᵀ) v over the visible keys, query head h reading kv head h // G; scale is 1 / sqrt(D) where
     None. q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; returns `[B, H, T, V]`. `softcap` and `sinks` `[H]` as
-    in `spec.GQA`.
+    in `spec.GQA`, `slopes` fp32 `[H]` as in `spec.Scores`.
     """
     mask, causal = visible.mask, visible.causal
-    if softcap is not None or sinks is not None:
-        return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks)
+    if softcap is not None or sinks is not None or slopes is not None:
+        bias = None if slopes is None else slopes.view(k.shape[1], -1, 1, 1) * visible.distances
+        return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks, bias)
     if q.shape[2] == 1:
         # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
         # and the keys need not be repeated.
@@ -199,10 +193,13 @@ def _attention_by_formula(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G."""
+    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G. `bias` is added to the
+    scores."""
     groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1])
     scores = (groups @ k.unsqueeze(2).transpose(-1, -2)).float() * scale  # [B, K, G, T, S]
+    scores = scores if bias is None else scores + bias
     weights = softmax_of_scores(scores, mask, causal, softcap, sinks)
     return rearrange(weights.to(v.dtype) @ v.unsqueeze(2), "B K G T V -> B (K G) T V")
 
@@ -270,30 +267,3 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
     """y = x Wᵀ + b with W of `weights/fp8.py`: e4m3 `[O, I]` and factors fp32 of each row, `[O, I / width]` (rounded
     up), `[O, 1]` where width is 0. x `[..., I]`, bias `[O]` of x's dtype -> `[..., O]`."""
     return F.linear(x, Fp8(width).dequantise({"": weight, "_scale": scale}, x.shape[-1], x.dtype), bias)
-
-
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None = None,
-    ignore_index: int = -100,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """Mean of -log softmax(cap(W h_n + b))[target_n] over the targets that are not `ignore_index`; 0 without such.
-
-    hidden `[N, H]`, weight `[V, H]`, targets int64 `[N]`, bias `[V]` -> fp32 `[]`. No more than MOST_LOGITS are there
-    at once: with gradients those of a part are computed once more on the way back.
-    """
-
-    def summed(x: Tensor, wanted: Tensor) -> Tensor:
-        logits = F.linear(x, weight, bias).float()
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        return F.cross_entropy(logits, wanted, ignore_index=ignore_index, reduction="sum")
-
-    parts = list(zip(*(each.split(max(MOST_LOGITS // len(weight), 1)) for each in (hidden, targets)), strict=True))
-    count = (targets != ignore_index).sum().clamp(min=1)
-    if len(parts) <= 1:
-        return summed(hidden, targets) / count
-    return torch.stack([checkpoint(summed, *part, use_reentrant=False) for part in parts]).sum() / count

@@ -27,7 +27,7 @@ from minillm.kernels import (
 )
 from minillm.kernels import delta_rule as rule_kernel
 from minillm.kernels import fp8_linear as fp8_kernel
-from minillm.ops import recurrent, reference
+from minillm.ops import paged, recurrent, reference
 from minillm.ops import routing as plain_routing
 from minillm.ops.ones import ones
 from minillm.ops.paged import Paged
@@ -73,10 +73,12 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks."""
-    if visible.starts_BT is not None:
-        return reference.attention(q, k, v, visible, scale, softcap, sinks)
+    """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks. With slopes, and
+    for several documents in a row, that itself."""
+    if visible.starts_BT is not None or slopes is not None:
+        return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes)
     first, past = visible.padding_B, visible.start - visible.first_key
     where = (past, visible.window, first, visible.first_key)
     if differentiable(q, k, v, sinks):
@@ -101,9 +103,11 @@ def latent_attention(
 
 def paged_attention(
     q: Tensor, k: Tensor, v: Tensor, pages: Paged, scale: float | None = None, softcap: float | None = None,
-    sinks: Tensor | None = None,
+    sinks: Tensor | None = None, slopes: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`paged.paged_attention`."""
+    """`paged.paged_attention`; with slopes that itself."""
+    if slopes is not None:
+        return paged.paged_attention(q, k, v, pages, scale, softcap, sinks, slopes)
     keys, values = (
         each[0].unflatten(1, (-1, pages.size)).permute(1, 2, 0, 3) for each in (k, v)
     )  # [blocks, size, K, D]

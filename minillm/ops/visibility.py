@@ -93,6 +93,14 @@ class Visibility:
         return torch.minimum(torch.maximum(first, self.padding_B[:, None]), last), last
 
     @cached_property
+    def distances(self) -> Tensor:
+        """Key position less query position, fp32 `[T, S]`, with `position_B` `[B, 1, 1, 1, S]`."""
+        if self.position_B is not None:
+            return (self.key_positions - self.position_B.view(-1, 1, 1, 1)).float().unsqueeze(1)
+        queries = torch.arange(self.start, self.start + self.count, device=self.device)
+        return (self.key_positions - queries[:, None]).float()
+
+    @cached_property
     def mask(self) -> Tensor | None:
         """True where a query sees a key, bool `[T, S]`, with padding, `position_B` or `starts_BT` `[B, 1, T, S]`; None
         where nothing but the future is hidden from all queries, or from the only one nothing.

@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--devices", action="store_true", help="the devices that --gpu knows by name")
     made.add_argument("--context", metavar="N", type=int, help="positions of a sequence (default: 8192 at most)")
     made.add_argument("--batch", metavar="N", type=int, help="sequences at once (default: 1)")
-    made.add_argument("--gpu", metavar="SIZE | NAME", help="whether it fits: 24GB, 80GiB, or a name of --devices")
+    sized = "whether it fits: 24GB, 80 GiB, or a name of --devices"
+    made.add_argument("--gpu", metavar="SIZE | NAME", nargs="+", help=sized)
     made.add_argument("--gpus", metavar="N", type=int, help="how many of them share weights and cache (default: 1)")
     made.add_argument("--quantize", choices=("fp8", "int8", "int4"), help="matrices so (default: as they are stored)")
     made.add_argument("--dtype", choices=tuple(WORDS), help="all else so, and the cache (default: as stored)")
@@ -65,7 +66,7 @@ def _question(arguments: argparse.Namespace) -> Question:
     return Question(
         context=arguments.context,
         batch=arguments.batch or 1,
-        device=None if arguments.gpu is None else device(arguments.gpu),
+        device=None if arguments.gpu is None else device(" ".join(arguments.gpu)),
         devices=arguments.gpus or 1,
         dtype=arguments.dtype,
         quantize=arguments.quantize,

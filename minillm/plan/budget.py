@@ -157,7 +157,8 @@ def _checkpoint(
     try:
         kept = stored(found.values, named, sketch, WORDS[dtype], found.names)
     except ValueError as error:
-        notes.append(f"{error}: {'its size is not known' if stated is None else f'its size is as the {source} say'}")
+        if headers is None:  # which say it all
+            notes.append(f"{error}: its size is {'not known' if stated is None else 'as the index says'}")
         return None, made
     derived, outside = kept.decoder.total + sum(kept.left_out.values()), 0
     if kept.outside and headers is not None:

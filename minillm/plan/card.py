@@ -43,7 +43,7 @@ def front_matter(path: Path) -> dict[str, Any] | str:
     import yaml
 
     if not is_there(path):
-        return "there is no model card (README.md) beside config.json"
+        return "there is no model card (README.md)"
     head = read_head(path, MAX_BYTES).decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
     if not head.startswith("---\n"):
         return "the model card has no front matter"

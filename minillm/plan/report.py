@@ -9,21 +9,15 @@ from typing import Any
 
 from minillm import hub
 from minillm.plan.fit import FORMATS, MAX_DEVICES, STORED
+from minillm.report.words import parameters, size
 from minillm.weights.ints import METHOD
 
 Report = Mapping[str, Any]
 
 WIDTH, LABEL = 100, 14  # columns of a line, and those before the text
 SHOWN = (1024, 8192, 32768, 131072)  # of all contexts in a report, besides the model's own
-SIZES = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 ROUND = (3, 7, 8, 13, 34, 70, 405)  # billions of parameters that models are called by
 NO_ADVICE = "no legal advice: the licence itself counts"
-
-
-def size(nbytes: float) -> str:
-    """Decimal, three digits and more: 16060522496 -> "16.06 GB"."""
-    unit, word = next((each for each in SIZES if nbytes >= each[0]), (1, "bytes"))
-    return f"{nbytes:,.0f} bytes" if unit == 1 else f"{nbytes / unit:,.2f} {word}"
 
 
 def flops(count: float) -> str:
@@ -182,7 +176,7 @@ def table(reports: Sequence[Report]) -> list[list[str]]:
     head = ["checkpoint", "parameters", "active", "as stored", *FORMATS, "cache per token", "at its context of"]
     rows = [head]
     for report in reports:
-        total, active = (f"{report[key] / 1e9:.2f} B" for key in ("parameters", "active_parameters"))
+        total, active = (parameters(report[key]) for key in ("parameters", "active_parameters"))
         stored, last = report["checkpoint_bytes"], str(report["max_context"])
         rows.append([
             called(report), total, active if active != total else "all",

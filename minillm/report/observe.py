@@ -77,11 +77,14 @@ def attention_weights(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """What the op `attention` weighs its values with, from what it is given: fp32 (fp64 for fp64 inputs)
     `[B, H, T, S]`, 0 where a query does not see. Rows sum to 1, with sinks to less."""
     exact = torch.promote_types(q.dtype, torch.float32)
     groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1]).to(exact)
     scores = groups @ k.unsqueeze(2).transpose(-1, -2).to(exact) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if slopes is not None:
+        scores = scores + slopes.to(exact).view(k.shape[1], -1, 1, 1) * visible.distances
     weights = softmax_of_scores(scores, visible.mask, visible.causal, softcap, sinks)
     return rearrange(weights, "B K G T S -> B (K G) T S")

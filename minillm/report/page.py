@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minillm.guard.writing import complete
-from minillm.report import output
+from minillm.report import output, picture
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
+WIDTH, HEIGHT = 900, 320  # of curves
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fff; --soft: #6b6b76; --line: #d8d8de; --accent: #0072b2; }
 @media (prefers-color-scheme: dark) {
@@ -48,3 +50,23 @@ def write(path: Path, title: str, body: str, data: Any = None, style: str = "", 
     )
     with complete(path) as file:
         file.write(text.encode())
+
+
+def curves(named: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """Up to three lines over steps, by their names, as SVG that needs nothing."""
+    points = [point for each in named.values() for point in each]
+    last, low, high = max(s for s, _ in points), min(v for _, v in points), max(v for _, v in points)
+    spread = (high - low) or 1.0
+
+    def at(step: int, value: float) -> str:
+        return f"{50 + (WIDTH - 60) * step / last:.1f},{10 + (HEIGHT - 40) * (high - value) / spread:.1f}"
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="loss over steps">']
+    for number, (name, values) in enumerate(named.items()):
+        colour = picture.COLOURS[(5, 0, 1)[number]]
+        line = " ".join(at(*point) for point in values)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{1 + (number > 0)}"/>')
+        parts.append(f'<text x="{60 + 110 * number}" y="{HEIGHT - 6}" fill="{colour}">{name}</text>')
+    for value, y in ((high, 16), (low, HEIGHT - 32)):
+        parts.append(f'<text x="2" y="{y}" fill="currentColor" font-size="12">{value:.3g}</text>')
+    return "".join([*parts, f'<text x="{WIDTH - 90}" y="{HEIGHT - 6}" fill="currentColor">{last} steps</text></svg>'])

@@ -24,9 +24,9 @@ from minillm.families.gguf.made import Named, named
 from minillm.guard.files import is_there, read_bytes
 from minillm.guard.screen import note
 from minillm.llm import LLM
-from minillm.loading import fits, integers, opened
-from minillm.model.decoder import Decoder, skeleton
+from minillm.model.decoder import Decoder
 from minillm.model.rope import frequencies
+from minillm.report.original import Original, original
 from minillm.spec import MLA, Llama3Scaling, MoE, Rope
 from minillm.text import chat
 from minillm.text.added import listed
@@ -63,37 +63,41 @@ def write_gguf(
     progress: Callable[[int, int], None] = lambda done, total: None,
     bare: bool = False,
 ) -> dict[str, Any]:
-    """Write the checkpoint in `folder`, whose config.json has `values`, as a GGUF file; complete or not at all. One
-    that is `bare` has no words, and all its matrices in one kind of blocks: for measuring.
+    """`write_original` of the checkpoint in `folder`, whose config.json has `values`."""
+    return write_original(path, original(folder, values), mixture, progress, bare)
+
+
+def write_original(
+    path: Path,
+    given: Original,
+    mixture: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    bare: bool = False,
+) -> dict[str, Any]:
+    """Write a checkpoint as a GGUF file; complete or not at all. One that is `bare` has no words, and all its matrices
+    in one kind of blocks: for measuring.
 
     No more than a few blocks of a tensor are in memory, or one tensor where that is quantised already or lies
     otherwise. Returns the bytes before and after, the bits that a value takes, and how many tensors there are of each
-    kind. Raises ValueError for a checkpoint that cannot be loaded, and for what llama.cpp would compute otherwise.
+    kind. Raises ValueError for what llama.cpp would compute otherwise.
     """
-    integers(folder, dict(values))  # refuses what cannot be read
-    values, checkpoint = opened(folder, dict(values))
-    spec, rules, _ = families.resolve(values)
-    plain = skeleton(spec, torch.float32)
-    planned = checkpoint.plan(rules, plain.destinations())
-    for each in fits(planned, checkpoint, values):
-        note(each)
-    file = described(plain, values, mixture, bare)
-    for remark in gguf_limits.remarks(spec, file.metadata["general.architecture"]):
+    file = described(given.plain, given.values, mixture, bare)
+    for remark in gguf_limits.remarks(given.plain.spec, file.metadata["general.architecture"]):
         note(remark)
     if not bare:
-        file.metadata.update(_words(LLM(folder, values, plain, torch.device("cpu"))))
-    rows = Rows(checkpoint, planned)
+        file.metadata.update(_words(LLM(given.folder, given.values, given.plain, torch.device("cpu"))))
+    rows = Rows(given.checkpoint, given.planned)
     entries = [writer.Entry(each.name, each.shape, kind, each.pieces(rows)) for each, kind in file.tensors]
     entries += [writer.Entry(name, tuple(each.shape), "F32", [each]) for name, each in file.factors.items()]
-    nbytes = writer.write(path, file.metadata, entries, progress)
+    nbytes, before = writer.write(path, file.metadata, entries, progress), given.checkpoint.nbytes
     kinds = {kind: sum(each == kind for _, each in file.tensors) for _, kind in file.tensors}
-    return {"bytes_before": checkpoint.nbytes, "bytes": nbytes, "bits_per_value": file.bits_per_value, "kinds": kinds}
+    return {"bytes_before": before, "bytes": nbytes, "bits_per_value": file.bits_per_value, "kinds": kinds}
 
 
 def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: bool = False) -> File:
     """The file of a plain model, as yet without words. Raises ValueError for what llama.cpp would compute otherwise."""
     spec, architecture = model.spec, gguf_described.architecture(values)
-    of_scaling = _of_scaling(spec.attentions[0].rope)
+    of_scaling = _of_scaling(next((each.rope for each in spec.attentions if each.rope is not None), None))
     metadata = gguf_described.metadata(spec, architecture, families.resolve(values)[2].values)
     factors = {
         name: torch.tensor(each) for name, each in gguf_described.factors(spec, architecture, of_scaling).items()

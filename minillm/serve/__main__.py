@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,11 @@ def _catalog(arguments: argparse.Namespace) -> Any:
     options = cli.model_options(arguments)
     if arguments.models is not None:
         del options["adapter"]  # which is of one checkpoint
+    names = tuple(arguments.served_model_name or [arguments.weights or DEMO_NAME])
+    if both := sorted({*names} & {*named(options.get("adapter"))}):
+        raise ValueError(f"--adapter {both[0]} has the name of the model itself; give it another")
     base = sources.Source(
-        names=tuple(arguments.served_model_name or [arguments.weights or DEMO_NAME]),
+        names=names,
         options=options,
         cache_memory=arguments.cache_memory,
         max_batch=arguments.max_batch,
@@ -69,9 +72,15 @@ def _catalog(arguments: argparse.Namespace) -> Any:
         style=arguments.tool_style,
     )
     if arguments.models is None:
-        return Catalog([Model.of(base.served(cli.progress_bar("loading")))])
+        served = base.served(cli.progress_bar("loading"))
+        return Catalog([Model.of(each) for each in (served, *served.adapters())])
     most = sources.bound(arguments.model_memory, arguments.device)
     return Catalog(*sources.models(Path(arguments.models), base, most), most)
+
+
+def named(adapter: Any) -> Sequence[str]:
+    """The names of adapters that requests choose from."""
+    return tuple(adapter) if isinstance(adapter, Mapping) else ()
 
 
 def _settings(arguments: argparse.Namespace, has_keys: bool) -> Any:
@@ -114,7 +123,7 @@ def _say(arguments: argparse.Namespace, listener: socket.socket, service: Any) -
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.parser("serve", "Serve a checkpoint: the APIs of OpenAI, Anthropic and Ollama, and a page to chat at.")
-    cli.add_model_arguments(parser)
+    cli.add_model_arguments(parser, several=True)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 is any that is free (default 8000)")
     several = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,12 +16,15 @@ from typing import Any
 from minillm.engine.asked import Score
 from minillm.engine.batching.threaded import Ticket
 from minillm.engine.completion import Completion
+from minillm.serve.answers.guarding import Guarded
 from minillm.serve.answers.reader import Piece, Reader
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.keys import Lease
 from minillm.serve.models import Served
 from minillm.serve.patience import Patience
+
+NO_MARKS: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,17 @@ class Event:
 class Choice:
     """One answer, as far as it has come."""
 
-    def __init__(self, index: int, ticket: Ticket, reader: Reader, scored: bool, most: int = 0):
+    def __init__(
+        self,
+        index: int,
+        ticket: Ticket,
+        reader: Reader,
+        scored: bool,
+        most: int = 0,
+        marks: Mapping[str, int] = NO_MARKS,
+    ):
         self.most = most  # tokens asked for, which may be more than there was room for
+        self.guarded = Guarded(marks)
         self.index, self.ticket, self.row, self.reader, self.scored = index, ticket, ticket.row, reader, scored
         self.finish: str | None = None
         self.called = False
@@ -77,7 +89,7 @@ class Choice:
         self._tokens = max(self._tokens, count)
         text = row.raw
         new, self._text = text[self._text :], len(text)
-        pieces = self.reader.push(new)
+        pieces = self.reader.push(self.guarded.push(new, row.token_ids, row.ends))
         if ended:
             pieces = self._end(pieces, named)
         if not (pieces or tokens or ended):
@@ -88,7 +100,8 @@ class Choice:
         if self.error is not None or self.row.finish_reason in ("cancelled", "deadline"):
             raise failed(self.row, self.error)
         reason = str(self.row.finish_reason)
-        pieces = pieces + self.reader.finish(reason)
+        pieces = pieces + self.reader.push(self.guarded.finish(self.row.token_ids, self.row.ends))
+        pieces += self.reader.finish(reason)
         self.called = self.called or any(piece.kind == "call" for piece in pieces)
         self.finish = "tool_calls" if self.called and reason == "stop" and not named else reason
         return pieces

@@ -1,7 +1,7 @@
 """A body as the fields of an API: each is used, accepted without effect, or refused by its name.
 
 A `Body` lists the first as its fields, the second in `IDLE`, the third in `REFUSED`; whatever else stands in a body is
-refused too. null means absent, as in OpenAI's API.
+refused too. A struct inside it may have an `IDLE` of its own. null means absent, as in OpenAI's API.
 """
 
 from __future__ import annotations
@@ -73,7 +73,17 @@ def read(value: dict[str, Any], kind: type[Kind]) -> tuple[Kind, list[str]]:
         near = difflib.get_close_matches(unknown[0][:60], [*used, *kind.IDLE], 1)
         advice = f"did you mean {near[0]}?" if near else "leave it out"
         raise Refusal(400, f"unknown field {shown(unknown[0])}; {advice}", "unknown_parameter", unknown[0][:60])
-    return converted(kept, kind), idle
+    found = converted(kept, kind)
+    return found, idle + [each for name in used for each in _idle_inside(name, getattr(found, name))]
+
+
+def _idle_inside(name: str, value: Any) -> list[str]:
+    """The paths of what is without effect in a struct inside a body."""
+    if not isinstance(value, msgspec.Struct):
+        return []
+    here = [f"{name}.{each}" for each in getattr(value, "IDLE", ()) if getattr(value, each) is not None]
+    inner = value.__struct_fields__
+    return here + [path for each in inner for path in _idle_inside(f"{name}.{each}", getattr(value, each))]
 
 
 def converted(value: Any, kind: type[Any]) -> Any:

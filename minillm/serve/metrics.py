@@ -67,7 +67,7 @@ class Metrics:
             self.loaded.labels(model.card.name).set(any(each.name == model.card.name for each in loaded))
         for key, gauge in self.states.items():
             gauge.clear()
-            for served in loaded:
+            for served in (each for each in loaded if each.parent is None):  # whose engine its adapters share
                 gauge.labels(served.name).set(state(served.engine)[key])
         return bytes(generate_latest(self.registry))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from minillm.guard.screen import shown
 from minillm.llm import LLM
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal, too_long
@@ -47,6 +46,7 @@ def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> list[int]
     if offered and "tools" not in template.source:
         said = "the chat template of this model knows no tools; leave them out, or set tool_choice to none"
         raise Refusal(400, said, "unsupported_parameter", "tools")
+    asked.idle += [f"template.{name}" for name in _unread(asked.variables, template.source)]
     messages = [_known_role(each, template.source) for each in asked.messages or []]
     if fold_system:
         messages = folded(messages)
@@ -75,39 +75,21 @@ def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> list[int]
     return llm.tokenizer.encode(made, special=False)
 
 
+def _unread(variables: Mapping[str, Any], source: str) -> list[str]:
+    """Settings that a template does not look at; how much to reason says whether to, so that one of these is enough."""
+    known = {"enable_thinking"} if "reasoning_effort" in variables else set()
+    return [name for name in variables if name not in source and name not in known]
+
+
 def folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the system says in front of what the user says first, for templates without a system's turn."""
-    said = [plain_text(each.get("content")) for each in messages if each.get("role") == "system"]
+    said = [each["content"] for each in messages if each.get("role") == "system"]
     rest = [each for each in messages if each.get("role") != "system"]
     first = next((at for at, each in enumerate(rest) if each.get("role") == "user"), None)
     if not said or first is None:
         return messages
-    text = "\n\n".join([*said, plain_text(rest[first].get("content"))])
+    text = "\n\n".join([*said, rest[first]["content"]])
     return [*rest[:first], {**rest[first], "content": text}, *rest[first + 1 :]]
-
-
-# Of a part of a content: what text is called, and what clients put beside it that changes nothing here.
-TEXTS = (None, "text", "input_text", "output_text", "reasoning_text", "summary_text")
-IDLE_IN_PARTS = {"annotations", "cache_control", "citations", "logprobs", "prompt_cache_breakpoint"}
-
-
-def plain_text(content: Any) -> str:
-    """Content as one text. Raises Refusal for parts that are none."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "\n".join(map(_part, content))
-
-
-def _part(part: Any) -> str:
-    given = part if isinstance(part, dict) else {"type": type(part).__name__}
-    if given.get("type") not in TEXTS or not isinstance(given.get("text"), str):
-        said = f"content of type {str(given.get('type'))[:60]!r} is not supported: this server takes text only"
-        raise Refusal(400, said, "unsupported_content", "messages")
-    known = {"type", "text", *IDLE_IN_PARTS}
-    if unknown := sorted(name for name, each in given.items() if name not in known and each is not None):
-        said = f"a part of a content has the unknown field {shown(unknown[0])}; leave it out"
-        raise Refusal(400, said, "unknown_parameter", "messages")
-    return str(given["text"])
 
 
 def _known_role(message: dict[str, Any], source: str) -> dict[str, Any]:

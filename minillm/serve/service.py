@@ -102,7 +102,7 @@ class Service:
                 tickets = served.engine.submit_many(group, **how)
                 scored = asked.options.get("logprobs") is not None
                 for ticket, reader in zip(tickets, readers, strict=True):
-                    choices.append(Choice(len(choices), ticket, reader, scored, asked.most or 0))
+                    choices.append(Choice(len(choices), ticket, reader, scored, asked.most or 0, served.marks))
         except (Busy, ValueError) as error:
             for choice in choices:
                 served.engine.cancel(choice.ticket)
@@ -115,8 +115,9 @@ class Service:
         return job
 
     @contextlib.asynccontextmanager
-    async def using(self, request: Request, name: str | None) -> AsyncIterator[Served]:
-        """A model, for a request without an answer of its own; it counts among those of its key. Raises Refusal."""
+    async def using(self, request: Request, name: str | None, idle: list[str]) -> AsyncIterator[Served]:
+        """A model, for a request without an answer of its own; it counts among those of its key. `idle` are the fields
+        that were without effect. Raises Refusal."""
         self.open()
         try:
             lease = key_of(request).admit(0)
@@ -127,6 +128,7 @@ class Service:
                 record_of(request)["model"] = served.name
                 yield served
         finally:
+            record_of(request).update({"idle": idle} if idle else {})
             lease.end(0)
 
     def rejected(self, refusal: Refusal) -> Refusal:

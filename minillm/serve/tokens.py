@@ -50,14 +50,14 @@ class Tokens:
         return text.encode("utf-8", "replace")
 
 
-def specials(folder: Path, tokenizer: Tokenizer | None) -> frozenset[str]:
-    """Special tokens as text, which no answer shows."""
+def added(folder: Path, tokenizer: Tokenizer | None) -> dict[str, bool]:
+    """Tokens that are no part of a text by their names, and whether they are special: such no answer shows."""
     if tokenizer is None:
-        return frozenset()
-    found = {text for text, _, flags in listed(folder, tokenizer.config) if flags.get("special")}
+        return {}
+    found = {text: bool(flags.get("special")) for text, _, flags in listed(folder, tokenizer.config)}
     if isinstance(tokenizer.backend, SentencePieceBackend):
-        found |= {name for each in tokenizer.backend.special if (name := tokenizer.backend.name_of(each))}
+        found |= {name: True for each in tokenizer.backend.special if (name := tokenizer.backend.name_of(each))}
     elif is_there(folder / "tokenizer.json"):
-        added = read_json(folder / "tokenizer.json").get("added_tokens") or []
-        found |= {each["content"] for each in added if each.get("special")}
-    return frozenset(found - {""})
+        given = read_json(folder / "tokenizer.json").get("added_tokens") or []
+        found |= {each["content"]: bool(each.get("special")) or found.get(each["content"], False) for each in given}
+    return {name: special for name, special in found.items() if name.strip()}

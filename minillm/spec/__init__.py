@@ -9,8 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.spec.attention import GQA, KV, MLA, Attention, QKNorm, QKNormWidth, Scores
-from minillm.spec.ffn import MLP, Activation, ClampedSwiGLU, GatedMLP, GroupScore, MoE, Router, RouterScore
+from minillm.spec.attention import GQA, KV, MLA, Attention, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.embedding import TOKENS, Embedding, Learned
+from minillm.spec.ffn import (
+    MLP,
+    XIELU,
+    Activation,
+    ClampedSwiGLU,
+    GatedMLP,
+    GroupScore,
+    MoE,
+    PlainActivation,
+    Router,
+    RouterScore,
+)
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
 from minillm.spec.recurrent import GatedDeltaNet
@@ -32,16 +44,19 @@ __all__ = [
     "KV",
     "MLA",
     "MLP",
+    "XIELU",
     "Activation",
     "Attention",
     "ClampedSwiGLU",
     "Decoder",
     "DynamicScaling",
+    "Embedding",
     "GatedDeltaNet",
     "GatedMLP",
     "GroupScore",
     "Layer",
     "LayerNorm",
+    "Learned",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
@@ -51,6 +66,7 @@ __all__ = [
     "Norm",
     "NormCast",
     "PerLayer",
+    "PlainActivation",
     "ProportionalScaling",
     "QKNorm",
     "QKNormWidth",
@@ -61,6 +77,7 @@ __all__ = [
     "RouterScore",
     "Scores",
     "Streams",
+    "Temperature",
     "YarnScaling",
 ]
 
@@ -74,7 +91,7 @@ class Layer:
     A norm that is None is left out. `parallel`: both see the same x, x + attention(attention_norm(x)) +
     ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm. `scaled`: all that a layer returns is multiplied
     by one learned number. `low_rank` (and not parallel): what it makes of attention_norm(x) is added to h, which is
-    divided by sqrt(2).
+    divided by sqrt(2). What attention and ffn give is multiplied by `branch_scale` before it is added.
     """
 
     attention_norm: Norm | LayerNorm | None
@@ -86,15 +103,15 @@ class Layer:
     parallel: bool = False
     scaled: bool = False
     low_rank: LowRank | None = None
+    branch_scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Decoder:
     """Embedding, layers, final norm, and a head that is the embedding itself when `tied`, or has a bias.
 
-    Embeddings are multiplied by `embedding_scale`, rounded to their dtype. With a `logit_softcap` c, logits become
-    c tanh(logits / c). `per_layer`: layers have embeddings of their own. `streams`: several
-    residual streams.
+    Logits are multiplied by `logit_scale`; with a `logit_softcap` c they then become c tanh(logits / c). `per_layer`:
+    layers have embeddings of their own. `streams`: several residual streams.
     `context` is the number of positions that the published model is meant for; generation refuses to go beyond it.
     """
 
@@ -105,7 +122,8 @@ class Decoder:
     tied: bool
     context: int
     head_bias: bool = False
-    embedding_scale: float = 1.0
+    embedding: Embedding = TOKENS
+    logit_scale: float = 1.0
     logit_softcap: float | None = None
     per_layer: PerLayer | None = None
     streams: Streams | None = None

@@ -8,24 +8,42 @@ from typing import ClassVar, Literal
 from minillm.spec.norm import LayerNorm, Norm
 from minillm.spec.rope import Rope
 
-QKNormWidth = Literal["head", "all"]
+QKNormWidth = Literal["head", "heads", "all"]
 
 
 @dataclass(frozen=True)
 class QKNorm:
-    """The norms of q and k: `width` "head" normalises each head over head_dim, all heads with one weight; "all" the
-    heads together over their full width."""
+    """The norms of q and k: `width` "head" normalises each head over head_dim, all heads with one weight; "heads" each
+    head with a weight of its own; "all" the heads together over their full width. `turned`: they stand behind the
+    rotation, not before it."""
 
     norm: Norm | LayerNorm
     width: QKNormWidth = "head"
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The query at position t is multiplied by 1 + `rate` ln(1 + floor((t + `shift`) / `span`)), so that softmax stays
+    as sharp over longer texts (Nakanishi, arXiv:2501.19399)."""
+
+    rate: float
+    span: int
+    shift: int = 0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c)."""
+    """q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c).
+
+    `slopes`: head h then loses slopes[h] for each position between query and key (ALiBi, Press et al.,
+    arXiv:2108.12409). `temperature`: queries grow with their position.
+    """
 
     scale: float | None = None
     softcap: float | None = None
+    slopes: tuple[float, ...] | None = None
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
@@ -47,10 +65,10 @@ class GQA:
     """Grouped-query attention (Ainslie et al., arXiv:2305.13245): num_heads / num_kv_heads query heads share a kv head.
 
     `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
-    `qk_norm`: q and k are normalised before the rotation. `clip`: q, k and v are then clamped to [-clip, clip].
-    `rope` None: nothing says where a key lies. `weakened` by "sinks", each head has one learned score more, that takes
-    its share of the softmax and gives nothing to the sum; by a "gate", what the heads give is multiplied by
-    sigmoid(W x), value by value (Qiu et al., arXiv:2505.06708).
+    `qk_norm`: q and k are normalised. `clip`: q, k and v are then clamped to [-clip, clip].
+    `rope` None: nothing turns, and if `scores` do not say where a key lies nothing does. `weakened` by "sinks", each
+    head has one learned score more, that takes its share of the softmax and gives nothing to the sum; by a "gate", what
+    the heads give is multiplied by sigmoid(W x), value by value (Qiu et al., arXiv:2505.06708).
     """
 
     num_heads: int

@@ -8,6 +8,7 @@ from typing import Literal
 from minillm.spec.norm import Norm
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+PlainActivation = Literal[Activation, "relu", "relu2"]  # relu2: max(x, 0)² (So et al., arXiv:2109.08668)
 RouterScore = Literal["softmax", "softmax_chosen", "sigmoid", "sparsemixer"]
 GroupScore = Literal["max", "top2_sum"]
 
@@ -36,11 +37,20 @@ class GatedMLP:
 
 
 @dataclass(frozen=True)
+class XIELU:
+    """a x² + b x where x > 0, else c (exp(min(x, least)) - 1 - x) + b x; a = softplus(t), c = b + softplus(s), with two
+    learned numbers t and s (Huang and Schlag, arXiv:2411.13010)."""
+
+    linear: float = 0.5  # b
+    least: float = -1e-6
+
+
+@dataclass(frozen=True)
 class MLP:
     """down(act(up(x))): no gate."""
 
     intermediate_size: int
-    activation: Activation
+    activation: PlainActivation | XIELU
     bias: bool = False
 
 

@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--data", metavar="FILE", type=Path, required=True, help="lines of JSON (docs/tune.md)")
     made.add_argument("--output", metavar="FOLDER", type=Path, help="what is trained, and the log")
     made.add_argument("--show", metavar="N", type=int, help="print N examples with what is learnt of them, and end")
+    made.add_argument("--tensorboard", action="store_true", help="write the log for TensorBoard too")
     what = made.add_argument_group("what is trained")
     what.add_argument("--full", action="store_true", help="all weights instead of an adapter")
     what.add_argument("--rank", metavar="R", type=int, default=16, help="of the adapter (16)")

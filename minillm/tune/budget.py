@@ -1,6 +1,7 @@
 """What training takes in memory, from sizes alone, before anything is loaded.
 
-    weights      as they are held, quantised ones in their forms
+    weights      as they are held, quantised ones in their forms, and the largest of these as numbers, twice: such a
+                 matrix is dequantised where it is used, no more than `held.PIECE` values of it at a time
     learning     for each value that learns 4 bytes of its gradient (2 of 16 bits), 8 of the optimiser (2 and a bit with
                  states of 8 bits, 4 with Muon) and, of a parameter of 16 bits, 4 of its master copy
     activations  per token and layer 6 E + 4 (Q + K) + 4 F values: E the hidden size, Q and K those of queries and
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from minillm.guard import memory
+from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.ops.reference import MOST_LOGITS
 from minillm.spec import GQA, MLA, Layer, MoE
@@ -51,6 +53,12 @@ def size(nbytes: float) -> str:
     return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
 
 
+def dequantised(model: Decoder) -> int:
+    """Bytes beside the parameters of a model that is held quantised, or will be."""
+    largest = max(math.prod(shape[-2:]) for shape in held.holdable(model).values())
+    return 2 * model.dtype.itemsize * min(largest, held.PIECE)
+
+
 def held_weights(model: Decoder, formats: Mapping[str, Integers]) -> int:
     """Bytes of a skeleton's parameters, those of `formats` as integers."""
     total = 0
@@ -80,7 +88,7 @@ def _kept(spec: Spec, layer: Layer, length: int) -> int:
     scores = 0
     if isinstance(attention, GQA):
         heads = (attention.num_heads + attention.num_kv_heads) * attention.head_dim
-        by_formula = attention.scores.softcap is not None or attention.sinks
+        by_formula = attention.scores.softcap is not None or attention.scores.slopes is not None or attention.sinks
         scores = 2 * attention.num_heads * length if by_formula else 0
     elif isinstance(attention, MLA):
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)

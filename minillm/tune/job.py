@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from minillm.adapters.attach import attach
 from minillm.adapters.config import ALL, AdapterConfig
 from minillm.guard.files import is_there
 from minillm.guard.screen import note, printable
+from minillm.guard.writing import asked_to_stop
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.report.measure import peak_memory
@@ -50,7 +48,7 @@ def run(prepared: Prepared) -> int:
         note(f"going on behind step {progress.step:,} of {made.plan.steps:,}")
         made.progress = progress
     print(f"training {learning.described()}", file=sys.stderr)
-    log = report.Log(output, made.progress.step)
+    log = report.Log(output, made.progress.step, a.tensorboard)
     with asked_to_stop() as stopped:
         for taken in train(made):
             log.add(taken)
@@ -119,24 +117,6 @@ def _objective(prepared: Prepared, llm: LLM, learning: Learner) -> Objective:
 def _preference(a: argparse.Namespace, llm: LLM, rows: Any, plan: Plan) -> Preference:
     assert isinstance(rows, Pairs)
     return Preference(a.preference, a.beta, first_words(llm.model, rows.pairs, a.preference, plan.micro, llm.device))
-
-
-@contextlib.contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C or a request to end has come; a second one ends at once."""
-    asked: list[int] = []
-
-    def heard(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {each: signal.signal(each, heard) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _say(taken: Taken, run: Run, log: report.Log) -> None:

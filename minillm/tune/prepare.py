@@ -16,7 +16,7 @@ from minillm.llm import LLM
 from minillm.loading import asked_scheme, integers, is_fast, opened, resolve_device, stored_dtype
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
-from minillm.tune import budget, learner, material
+from minillm.tune import budget, learner, material, report
 from minillm.tune.budget import Budget
 from minillm.tune.material import Asked, Material
 from minillm.tune.optimizers import Update
@@ -25,7 +25,7 @@ from minillm.tune.training import Plan
 
 RATES = {"adapter": 2e-4, "full": 2e-5, "preference": 5e-6}
 # What may differ between a run and the one that goes on with it.
-FREE = ("output", "show", "device", "kernels", "micro_batch", "recompute", "every")
+FREE = ("output", "show", "device", "kernels", "micro_batch", "recompute", "every", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,8 @@ def _check(a: argparse.Namespace) -> None:
     for flag, path in (("--data", a.data), ("--evaluation", a.evaluation)):
         if path is not None:
             files.text_file(flag, path)
+    if a.tensorboard:
+        report.check_board()
     if a.output is None and a.show is None:
         raise ValueError("--output is missing; name a folder for what is trained")
 
@@ -134,6 +136,7 @@ def _needed(
     """Bytes; `quantised` are those of a checkpoint whose matrices stay as they are stored."""
     scheme = asked_scheme(a.quantize, a.group_size, not a.asymmetric)
     weights = quantised or budget.held_weights(sketch, held.integers(sketch, scheme) if scheme else {})
+    weights += budget.dequantised(sketch) if quantised or scheme else 0
     spec, rows = sketch.spec, plan.micro * (2 if a.preference else 1)
     if a.full:
         values = sum(each.numel() for each in sketch.parameters())

@@ -1,5 +1,6 @@
-"""What is left of a run to be looked at: `log.jsonl` with a line for each step, `loss.png` where Matplotlib is there,
-and `report.html` with the same picture as lines that need nothing."""
+"""What is left of a run to be looked at: `log.jsonl` with a line for each step, and the same for TensorBoard where that
+is asked for; `loss.png` where Matplotlib is there, and `report.html` with its picture as lines, which need
+nothing."""
 
 from __future__ import annotations
 
@@ -14,15 +15,16 @@ from minillm.report import page, picture
 from minillm.tune.training import Taken
 
 LOG, PICTURE, PAGE = "log.jsonl", "loss.png", "report.html"
-WIDTH, HEIGHT = 900, 320  # of the picture in the page
+BOARD = {"loss", "norm", "rate", "evaluated"}  # what TensorBoard gets
 SMOOTH = 20  # steps that a smoothed line looks back, about
 
 
 class Log:
     """The steps of a run. One that goes on drops the lines of steps that are taken again."""
 
-    def __init__(self, folder: Path, done: int):
+    def __init__(self, folder: Path, done: int, tensorboard: bool = False):
         self.path = folder / LOG
+        self.board = _board(folder, done) if tensorboard else None
         self.lines: list[dict[str, Any]] = []
         if done and self.path.is_file():
             kept = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line]
@@ -39,9 +41,28 @@ class Log:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(self.lines[-1])}\n")
 
+        if self.board is not None:
+            for key in BOARD & line.keys():
+                self.board.add_scalar(key, line[key], taken.step)
+            self.board.flush()
+
     def values(self, key: str) -> list[tuple[int, float]]:
         """The steps that have a value, and the values."""
         return [(each["step"], each[key]) for each in self.lines if key in each]
+
+
+def check_board() -> None:
+    """Raises ValueError before anything is loaded, where TensorBoard could not be written for."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise ValueError("--tensorboard needs the package tensorboard; install minillm[tensorboard]") from None
+
+
+def _board(folder: Path, done: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=done + 1)  # type: ignore[no-untyped-call]
 
 
 def smoothed(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -59,7 +80,7 @@ def write(folder: Path, title: str, log: Log, told: Mapping[str, Any], shown: Se
     curves = {name: each for name, each in curves.items() if each}
     rows = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in told.items())
     examples = "".join(f"<pre>{html.escape(each)}</pre>" for each in shown)
-    body = f"<div class=scroll>{_drawn(curves)}</div><table>{rows}</table>"
+    body = f"<div class=scroll>{page.curves(curves)}</div><table>{rows}</table>"
     body += f"<h2>What is learnt, between ⟦ and ⟧</h2>{examples}" if shown else ""
     page.write(folder / PAGE, title, body, style="pre { white-space: pre-wrap; } svg { max-width: 100%; }")
     try:
@@ -67,26 +88,6 @@ def write(folder: Path, title: str, log: Log, told: Mapping[str, Any], shown: Se
     except ValueError:  # no Matplotlib: the page has the picture
         return
     _plotted(folder / PICTURE, title, curves)
-
-
-def _drawn(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Lines over steps, as SVG."""
-    points = [point for each in curves.values() for point in each]
-    last, low, high = max(s for s, _ in points), min(v for _, v in points), max(v for _, v in points)
-    spread = (high - low) or 1.0
-
-    def at(step: int, value: float) -> str:
-        return f"{50 + (WIDTH - 60) * step / last:.1f},{10 + (HEIGHT - 40) * (high - value) / spread:.1f}"
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="loss over steps">']
-    for number, (name, values) in enumerate(curves.items()):
-        colour = picture.COLOURS[(5, 0, 1)[number]]
-        line = " ".join(at(*point) for point in values)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{1 + (number > 0)}"/>')
-        parts.append(f'<text x="{60 + 110 * number}" y="{HEIGHT - 6}" fill="{colour}">{name}</text>')
-    for value, y in ((high, 16), (low, HEIGHT - 32)):
-        parts.append(f'<text x="2" y="{y}" fill="currentColor" font-size="12">{value:.3g}</text>')
-    return "".join([*parts, f'<text x="{WIDTH - 90}" y="{HEIGHT - 6}" fill="currentColor">{last} steps</text></svg>'])
 
 
 @picture.quiet()

@@ -113,6 +113,13 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": {"(": 2}}, r"rank_pattern has '\(', which is no regular expression"),
     ({"rank_pattern": {"q_proj": -1}}, "rank_pattern gives .*q_proj -1"),
     ({"rank_pattern": [1]}, "adapter_config.json"),
+    *(({key: pattern if key == "exclude_modules" else [pattern]}, f"{key} has .*, which could take for ever to match")
+      for key in ("exclude_modules", "modules_to_save", "layers_pattern") for pattern in ("(a+)+x", ".*" * 4)),
+    *(({key: {"q_proj": 4, pattern: 4}}, f"{key} has .*, which could take for ever to match")
+      for key in ("rank_pattern", "alpha_pattern") for pattern in ("(.|.)*x", "(?:a?){3,9}", "(_?" * 30 + ")" * 30)),
+    ({"rank_pattern": {f"(.*){i}(.*)": 4 for i in range(200)}}, "rank_pattern has .*, which could take for ever"),
+    ({"alpha_pattern": {"x" * 3000: 4}}, "alpha_pattern has .*; a pattern is a text of at most 2000 characters"),
+    ({"layers_pattern": [3]}, "layers_pattern has 3; a pattern is a text"),
     ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern gives .*q_proj 'x'; it must be a number"),
 ]  # fmt: skip
 

@@ -152,6 +152,17 @@ def test_names_are_checked(several: tuple[Path, dict[str, Path]]) -> None:
         minillm.load(folder, device="cpu", kernels="reference").generate(prompt_ids=[1], adapter="one")
 
 
+def test_what_cached_latents_go_through_is_not_chosen_by_request(tmp_path: Path) -> None:
+    """Alone such an adapter is right; of several the rows of others would go through it."""
+    _, folder = adapters.made(tmp_path, "deepseek_v3", **LINEAR)
+    with pytest.raises(
+        ValueError, match=r"it has an adapter of kv_b_proj \(layers.0.attention\), which what is cached"
+    ):
+        minillm.load(tmp_path, device="cpu", adapter={"one": folder})
+    _, folder = adapters.made(tmp_path, "deepseek_v3", target_modules=["o_proj", "kv_a_proj_with_mqa"])
+    assert list(minillm.load(tmp_path, device="cpu", adapter={"one": folder}).model.choice.known) == ["one"]
+
+
 def test_no_salt_is_taken_for_an_adapter(several: tuple[Path, dict[str, Path]]) -> None:
     """A request without an adapter, whose salt is an adapter's identity, has other keys than one with that adapter."""
     folder, given = several

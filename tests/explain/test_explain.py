@@ -147,7 +147,7 @@ def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = run(capsys, "--table", *paths).splitlines()
     assert lines[0].startswith("| checkpoint | family | parameters | active |")
     assert len({line.count("|") for line in lines}) == 1
-    assert "| demo | llama | 0.00 B | all | 4 | 128 | 4 heads of 32 over 2 | gated silu 384 | 512 | 1.0 kB |" in lines
+    assert "| demo | llama | 0.89 M | all | 4 | 128 | 4 heads of 32 over 2 | gated silu 384 | 512 | 1.0 kB |" in lines
     assert "2 of 8 experts of 64" in lines[3]
     assert [each["model_type"] for each in json.loads(run(capsys, "--table", *paths, "--json"))] == ["llama", "mixtral"]
 

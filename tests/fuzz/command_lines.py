@@ -30,6 +30,7 @@ BASE = {
     "explain": "--weights {d}",
     "plan": "--weights {d}",
     "quantize": "--weights {d} --quantize int8 --output made",
+    "merge": "--weights {d} --adapter {d}/adapter --output made",
     "perplexity": "--weights {d} --text {d}/config.json --kernels reference",
     "lens": "--weights {d} --prompt the --kernels reference",
     "tune": "--weights {d} --data {d}/config.json --show 1",

@@ -39,6 +39,8 @@ SHAPES = {
     "model.norm.weight": (16,),
     "lm_head.weight": (40, 16),
 }
+HALVES = {"A": (2, 16), "B": (16, 2)}
+ADAPTER = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
 WORDS = ["<unk>", "<s>", "</s>", " ", *"abcdefghijklmnopqrstuvwxyz", "th", "he", "in", "er", "an"]
 TOKENIZER: dict[str, Any] = {
     "version": "1.0",
@@ -68,6 +70,12 @@ def tensors() -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for name, shape in SHAPES.items()}
 
 
+def adapter() -> dict[str, Tensor]:
+    """A LoRA adapter of one matrix."""
+    stem, generator = "base_model.model.model.layers.0.self_attn.q_proj.lora_", torch.Generator().manual_seed(1)
+    return {f"{stem}{half}.weight": torch.randn(shape, generator=generator) for half, shape in HALVES.items()}
+
+
 def as_bytes(value: Any) -> bytes:
     return json.dumps(value).encode()
 
@@ -77,4 +85,6 @@ FILES = {
     "model.safetensors": safetensors.torch.save(tensors(), {"format": "pt"}),
     "tokenizer.json": as_bytes(TOKENIZER),
     "tokenizer_config.json": as_bytes(TOKENIZER_CONFIG),
+    "adapter/adapter_config.json": as_bytes(ADAPTER),
+    "adapter/adapter_model.safetensors": safetensors.torch.save(adapter()),
 }

@@ -44,6 +44,7 @@ def main(requests: int, replies: int, commands: list[str]) -> None:
     folder = home / "honest"
     folder.mkdir()
     for name, data in honest.FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     for warm in WARM:
         _run(mains, {"argv": warm.split()})

@@ -34,12 +34,15 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else dumped(value)
 
 
-def _functions(calls: Sequence[Call]) -> str:
-    items = {
-        name: "".join(f"<parameter={key}>\n{_text(value)}\n</parameter>\n" for key, value in given.items())
-        for name, given in calls
-    }
-    return "\n".join(f"<tool_call>\n<function={name}>\n{items[name]}</function>\n</tool_call>" for name in items)
+def _functions(tag: str, line: str) -> Callable[[Sequence[Call]], str]:
+    def write(calls: Sequence[Call]) -> str:
+        items = {
+            name: "".join(f"<parameter={key}>{line}{_text(each)}{line}</parameter>\n" for key, each in given.items())
+            for name, given in calls
+        }
+        return "\n".join(f"<{tag}>\n<function={name}>\n{items[name]}</function>\n</{tag}>" for name in items)
+
+    return write
 
 
 def _pairs(newline: str) -> Callable[[Sequence[Call]], str]:
@@ -112,7 +115,14 @@ _CHANNEL = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>{}
 # By style and a word: several ways to write one style.
 WRITERS: dict[str, Callable[[Sequence[Call]], str]] = {
     "tagged": lambda calls: "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in _named(calls)),
-    "functions": _functions,
+    "functions": _functions("tool_call", "\n"),
+    "prefixed": _functions("seed:tool_call", ""),
+    "parted": _section(
+        "<|tool_calls|>", "<|calls|>",
+        lambda at, name, given: (
+            f"<|tool_call:begin|>{at}<|tool_call:name|>{name}<|tool_call:args|>{given}<|tool_call:end|>"
+        ),
+    ),
     "pairs": _pairs("\n"),
     "pairs dense": _pairs(""),
     "bare": lambda calls: "; ".join(_named(calls, "parameters")),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,7 @@ from minillm.kernels import (
 )
 from minillm.kernels.online_softmax import padded
 from minillm.kernels.tuning import EVERY, SHARED_MEMORY, Config
+from tests.helpers.registers import CUOBJDUMP, spilled
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -251,18 +249,6 @@ def kind(name: str, dtype: str, types: dict[str, str]) -> str:
 # at a time then, and keeps fewer addresses.
 ODD = set("top_k groups share rows_each kv_heads past first_key queries keys start ring tokens times ignore picks "
           "rows blocks count rows_each groups spans steps".split())  # fmt: skip
-CUOBJDUMP = Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump"
-
-
-def spilled(made: Any) -> tuple[int, int]:
-    """Registers of a program for sm_90, and bytes of stack: where registers that did not suffice go."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        command = [str(CUOBJDUMP), "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0]
-    return int(registers), int(stack)
 
 
 def compile_one(kernel: Any, given: dict[str, Any], dtype: str, name: str) -> str:

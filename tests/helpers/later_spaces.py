@@ -113,9 +113,6 @@ LATER: dict[str, Callable[[dict[str, Any]], Draws]] = {
         mlp_layer_types=mixed(c),
         rope_parameters=mappings(full_attention=PLAIN_ROPES, sliding_attention=PLAIN_ROPES),
     ),
-    "exaone4": lambda c: mappings(
-        sliding_window=st.none(), layer_types=st.just(["full_attention"] * c["num_hidden_layers"])
-    ),
     "internlm3": lambda c: FLAG.flatmap(
         lambda bias: mappings(head_dim=HEAD_DIM, attention_bias=st.just(bias), mlp_bias=st.just(bias))
     ),

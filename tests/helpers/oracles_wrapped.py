@@ -27,7 +27,7 @@ TEXT = {"mistral3": "mistral", "kimi_k25": "deepseek_v3"}
 
 
 def build(family: str, values: dict[str, Any]) -> Any:
-    text = {**values, **({"model_type": TEXT[family]} if family in TEXT else {})}
+    text = {**({"model_type": TEXT[family]} if family in TEXT else {}), **values}
     tied = values.get("tie_word_embeddings", False)
     whole = {"text_config": text, "vision_config": VISION[family], "tie_word_embeddings": tied}
     config = transformers.AutoConfig.for_model(family, **whole)

@@ -7,6 +7,7 @@ from typing import Any
 from tests.helpers import gemma_rows
 from tests.helpers.hybrid_rows import HYBRID
 from tests.helpers.later_rows import LATER
+from tests.helpers.placed_rows import PLACED
 from tests.helpers.sizes import BASE as BASE
 from tests.helpers.sizes import (
     CAPPED,
@@ -221,4 +222,5 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **LATER,
     **HYBRID,
     **gemma_rows.ROWS,
+    **PLACED,
 }

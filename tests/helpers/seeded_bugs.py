@@ -19,6 +19,7 @@ from minillm.spec import (
     GQA,
     MLA,
     ClampedSwiGLU,
+    Embedding,
     GatedMLP,
     Layer,
     LongRopeScaling,
@@ -241,7 +242,7 @@ BUGS: dict[str, Bug] = {
     "shared expert without its gate": Bug("qwen2_moe", field(MoE, "shared_gate", False), FFN),
     "alpha of the clamped SwiGLU": Bug("gpt_oss", field(ClampedSwiGLU, "alpha", 1.0), f"{FFN}.experts"),
     # Ends
-    "embedding without its factor": Bug("gemma", field(Spec, "embedding_scale", 1.0), "embedding", "x 6.928"),
+    "embedding without its factor": Bug("gemma", field(Embedding, "scale", 1.0), "embedding", "x 6.928"),
     "logits without their cap": Bug("gemma2", field(Spec, "logit_softcap", None), "head"),
     "head tied that is not": Bug("llama", tied, "head"),
     "eps of the last norm": Bug("llama", field(Spec, "final_norm", Norm(1e-4)), "norm", "eps is 1e-06"),

@@ -59,7 +59,7 @@ LONGROPE = {
     "short_mscale": 1.1,
     "long_mscale": 1.3,
     "factor": 2.0,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 72,
 }
 
 PLAMO3 = {"head_dim": 12}

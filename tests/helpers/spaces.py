@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.helpers import gemma_spaces
 from tests.helpers.hybrid_spaces import gated, hybrid
 from tests.helpers.later_spaces import LATER
+from tests.helpers.placed_spaces import PLACED
 from tests.helpers.space_parts import (
     FLAG,
     GEMMA_ACTIVATIONS,
@@ -30,6 +31,7 @@ from tests.helpers.space_parts import (
     sparse,
     switched,
 )
+from tests.helpers.wrapped_spaces import WRAPPED
 
 
 @st.composite
@@ -142,4 +144,6 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     "olmo_hybrid": lambda c: hybrid(c, attention_bias=FLAG, linear_allow_neg_eigval=FLAG),
     "kimi_k2": lambda c: latent(c["num_hidden_layers"], c["num_attention_heads"]),
     **LATER,
+    **WRAPPED,
+    **PLACED,
 }

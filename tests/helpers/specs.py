@@ -19,10 +19,13 @@ from minillm.spec import (
     KV,
     MLA,
     MLP,
+    XIELU,
+    Embedding,
     GatedDeltaNet,
     GatedMLP,
     Layer,
     LayerNorm,
+    Learned,
     LinearScaling,
     LowRank,
     Mixer,
@@ -35,11 +38,21 @@ from minillm.spec import (
     Router,
     Scores,
     Streams,
+    Temperature,
 )
 from minillm.spec import Decoder as Spec
 
 EXACT = 3e-5  # fp32, sums of under 100 terms of size one in another order; the largest ever seen was 2.06e-5
 MARGIN = 1e-4  # of an expert chosen over one not chosen: rounding must not decide
+
+
+MLPS = (MLP(20, "gelu", bias=True), MLP(20, "relu2"), MLP(20, XIELU()))
+
+
+def key_norms(norm: Norm) -> tuple[QKNorm | None, ...]:
+    """Of q and k."""
+    apart = QKNorm(LayerNorm(0.1, bias=False), "heads")
+    return None, QKNorm(norm), QKNorm(norm, "all"), QKNorm(norm, turned=True), apart
 
 
 class Drawn:
@@ -80,18 +93,29 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         rope=draw(st.sampled_from((rope, None))),
         window=draw(st.none() | st.integers(1, 12)),
         qkv_bias=draw(st.booleans()),
-        qk_norm=draw(st.sampled_from((None, QKNorm(norm), QKNorm(norm, "all")))),
+        qk_norm=draw(st.sampled_from(key_norms(norm))),
         clip=draw(st.none() | st.floats(0.5, 2.0)),
-        scores=Scores(draw(st.none() | st.floats(0.1, 1.0)), draw(st.none() | st.floats(0.5, 5.0))),
+        scores=draw(scores(heads)),
         kv=KV(value_norm, draw(st.booleans())),
         weakened=draw(st.sampled_from((None, "sinks", "gate"))),
     )
 
 
 @st.composite
+def scores(draw: st.DrawFn, heads: int) -> Scores:
+    slopes = tuple(2.0 ** -(i + 1) for i in range(heads))
+    return Scores(
+        draw(st.none() | st.floats(0.1, 1.0)),
+        draw(st.none() | st.floats(0.5, 5.0)),
+        draw(st.sampled_from((None, slopes))),
+        draw(st.sampled_from((None, Temperature(0.3, 5, 1)))),
+    )
+
+
+@st.composite
 def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
     if draw(st.booleans()):
-        return draw(st.sampled_from((GatedMLP(20), GatedMLP(20, sparsity=0.8), MLP(20, "gelu", bias=True))))
+        return draw(st.sampled_from((GatedMLP(20), GatedMLP(20, sparsity=0.8), *MLPS)))
     experts, score = draw(st.integers(2, 6)), draw(st.sampled_from(("softmax", "softmax_chosen", "sigmoid")))
     normalize = draw(st.sampled_from((None, Norm(0.1))))
     router = Router(
@@ -131,13 +155,16 @@ def specs(draw: st.DrawFn) -> Spec:
         behind = None if isinstance(mixer, GatedDeltaNet) else draw(norms)
         flags = {"parallel": draw(st.booleans()), "scaled": draw(st.booleans())}
         beside = None if flags["parallel"] else draw(st.sampled_from((None, LowRank(3, Norm(0.1)))))
-        layers.append(Layer(norm, mixer, draw(norms), ffn, behind, draw(norms), **flags, low_rank=beside))
+        factor = draw(st.sampled_from((1.0, 0.4)))
+        parts = norm, mixer, draw(norms), ffn, behind, draw(norms)
+        layers.append(Layer(*parts, **flags, low_rank=beside, branch_scale=factor))
     layers = draw(borrowing(layers))
     told = draw(st.sampled_from((None, PerLayer(31, len(layers), 5, Norm(0.1), "gelu_tanh"))))
-    scale, cap = draw(st.sampled_from((1.0, 4.0))), draw(st.none() | st.floats(1.0, 9.0))
+    learned, before = draw(st.sampled_from((None, Learned(64), Learned(64, 2)))), draw(st.sampled_from((None, norm)))
+    placed, cap = Embedding(draw(st.sampled_from((1.0, 4.0))), learned, before), draw(st.none() | st.floats(1.0, 9.0))
     more = {"per_layer": told, "streams": draw(st.none() | st.builds(Streams, st.integers(2, 4), st.just(Norm(0.1))))}
     tied = draw(st.booleans())
-    return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding_scale=scale, logit_softcap=cap, **more)
+    return Spec(31, 16, tuple(layers), norm, tied, context=64, embedding=placed, logit_softcap=cap, **more)
 
 
 def build(spec: Spec, seed: int = 0, ops: Ops = CPU) -> Decoder:

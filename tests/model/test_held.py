@@ -144,7 +144,7 @@ def test_a_folder_keeps_it(
 ) -> None:
     """Bit for bit what a load makes, from several files too; explain finds nothing wrong."""
     expected = parameters(minillm.load(plain, **SCHEMES[name]))
-    monkeypatch.setattr(saving.save_quantised, "__defaults__", (20_000,))
+    monkeypatch.setattr(saving.save_as, "__defaults__", (20_000,))
     report = quantize.quantize(plain, tmp_path / "made", scheme(SCHEMES[name]))
     assert len(list((tmp_path / "made").glob("model-*-of-*.safetensors"))) > 1
     assert report["bytes"] == sum(file.stat().st_size for file in (tmp_path / "made").glob("*.safetensors"))

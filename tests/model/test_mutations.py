@@ -22,12 +22,15 @@ from minillm.spec import (
     KV,
     MLA,
     MLP,
+    XIELU,
     ClampedSwiGLU,
     DynamicScaling,
+    Embedding,
     GatedDeltaNet,
     GatedMLP,
     Layer,
     LayerNorm,
+    Learned,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -41,6 +44,7 @@ from minillm.spec import (
     Router,
     Scores,
     Streams,
+    Temperature,
     YarnScaling,
 )
 from minillm.spec import Decoder as Spec
@@ -75,6 +79,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (YarnScaling, "truncate"): ("llama-yarn all", True),
     (LayerNorm, "eps"): ("phimoe", 1e-2),
     (LayerNorm, "affine"): ("phimoe", False),
+    (LayerNorm, "bias"): ("cohere", True),
     (LongRopeScaling, "short_factors"): ("phimoe-long", (1.0, 1.3, 1.6, 2.0)),
     (LongRopeScaling, "long_factors"): ("phimoe-long", (1.5, 2.4, 4.0, 7.0)),
     (LongRopeScaling, "original_positions"): ("phimoe-long", 90),
@@ -94,10 +99,16 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (GQA, "qk_norm"): ("qwen3", None),
     (QKNorm, "norm"): ("qwen3", OTHER_NORM),
     (QKNorm, "width"): ("olmoe", "head"),
+    (QKNorm, "turned"): ("hunyuan_v1_dense", False),
     (GQA, "clip"): ("olmoe-clip", 0.9),
     (GQA, "scores"): ("gemma2", Scores()),
     (Scores, "scale"): ("gemma2", None),
     (Scores, "softcap"): ("gemma2", 3.0),
+    (Scores, "slopes"): ("bloom", (0.5, 0.25, 0.125, 0.0625, 0.03, 0.02)),
+    (Scores, "temperature"): ("ministral3", None),
+    (Temperature, "rate"): ("ministral3", 0.4),
+    (Temperature, "span"): ("ministral3", 20),
+    (Temperature, "shift"): ("ministral3", 1),
     (GQA, "kv"): ("gemma4", KV()),
     (KV, "v_norm"): ("gemma4", None),
     (KV, "v_is_k"): ("gemma4-keys", False),
@@ -140,6 +151,8 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (MoE, "norm"): ("gemma4-experts", None),
     (ClampedSwiGLU, "alpha"): ("gpt_oss", 1.6),
     (ClampedSwiGLU, "limit"): ("gpt_oss-odd", 0.7),
+    (XIELU, "linear"): ("apertus", 0.6),
+    (XIELU, "least"): ("apertus", -0.5),
     (MLP, "intermediate_size"): ("phi", 72),
     (MLP, "activation"): ("phi", "silu"),
     (MLP, "bias"): ("phi", False),
@@ -156,6 +169,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Layer, "parallel"): ("gpt_neox", False),
     (Layer, "scaled"): ("gemma4", False),
     (Layer, "low_rank"): ("gemma3n", None),
+    (Layer, "branch_scale"): ("granite", 1.0),
     (LowRank, "rank"): ("gemma3n", 5),
     (LowRank, "norm"): ("gemma3n", OTHER_NORM),
     (Streams, "count"): ("gemma3n", 3),
@@ -173,7 +187,13 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Spec, "tied"): ("llama", True),
     (Spec, "context"): ("llama", 8),
     (Spec, "head_bias"): ("phimoe", False),
-    (Spec, "embedding_scale"): ("gemma", 1.0),
+    (Spec, "embedding"): ("gemma", Embedding()),
+    (Embedding, "scale"): ("gemma", 1.0),
+    (Embedding, "positions"): ("gpt2", None),
+    (Embedding, "norm"): ("bloom", None),
+    (Learned, "count"): ("gpt2", 100),
+    (Learned, "skipped"): ("opt", 0),
+    (Spec, "logit_scale"): ("granite", 1.0),
     (Spec, "logit_softcap"): ("gemma2", None),
     (Spec, "per_layer"): ("gemma4", None),
 }
@@ -194,12 +214,13 @@ MISFITS = {
     (GQA, "kv"), (KV, "v_is_k"), (KV, "layer"), (Norm, "affine"), (MoE, "norm"), (Layer, "scaled"),
     (PerLayer, "vocab_size"), (PerLayer, "layers"), (PerLayer, "size"), (Spec, "per_layer"),
     (Spec, "vocab_size"), (Spec, "hidden_size"), (Spec, "layers"), (Spec, "tied"),
+    (Embedding, "positions"), (Embedding, "norm"), (Learned, "count"), (Learned, "skipped"), (LayerNorm, "bias"),
     (Layer, "low_rank"), (LowRank, "rank"), (Streams, "count"), (Spec, "streams"),
 }  # fmt: skip
 
 
 # Tokens of a sequence: beyond the original context of every row, or before it where that regime is asked for.
-LENGTH = 70
+LENGTH = 80
 SHORT = {(LongRopeScaling, "short_factors"): 40, (LongRopeScaling, "short_attention_factor"): 40}
 
 

@@ -13,10 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minillm import config
 from minillm.families.shared.licences import ALIASES, TERMS
+from minillm.hub import DEMO
 from minillm.plan import __main__ as plan
 from minillm.plan.card import licence
 from minillm.plan.devices import DEVICES
+from minillm.report.saving import write_gguf
 from tests import test_hub
 from tests.conftest import ROOT, exit_code, shared
 from tests.test_hub import hub as hub
@@ -48,7 +51,7 @@ def test_a_single_config(stories: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_tables(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--table", stories, stories.parent / "stories-gemma2")
     assert (code, out.count("\n")) == (0, 4)
-    assert "| stories-gemma2 | 0.00 B | all |" in out
+    assert "| stories-gemma2 | 0.25 M | all |" in out
     assert len(json.loads(run(capsys, "--table", stories, "--json")[1])) == 1
     rounded = run(capsys, "--table")[1]
     assert "| 70 B | 140 GB | 70 GB | 35 GB |" in rounded
@@ -226,6 +229,25 @@ def test_a_download_brings_config_and_card_only(hub: Any, tmp_path: Path, monkey
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["licence"]["title"] == "MIT licence"
     assert hub.asked == ["config.json", "README.md"]
+
+
+def test_a_device_of_two_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether a shell gives them as one or not."""
+    for words in (["24 GB"], ["24", "GB"], ["RTX", "4090"], ["rtx 4090"]):
+        code, out, _ = run(capsys, "--gpu", *words)
+        assert code == 0
+        assert "yes: " in out
+
+
+def test_a_file_that_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its headers say its size, and nothing is said of a folder that is not there."""
+    path = tmp_path / "model.gguf"
+    write_gguf(path, DEMO, config.read(DEMO), "q8_0")
+    code, out, err = run(capsys, "--weights", path)
+    assert (code, err) == (0, "")
+    assert "as the headers of the files say" in out
+    assert "not known" not in out
+    assert "config.json" not in out
 
 
 def test_its_size_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

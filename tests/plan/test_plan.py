@@ -13,7 +13,8 @@ from minillm.plan.budget import Question, budget, contexts
 from minillm.plan.devices import DEVICES, Device, device
 from minillm.plan.fit import Need, fit, largest
 from minillm.plan.plot import apart
-from minillm.plan.report import flops, lines, size
+from minillm.plan.report import flops, lines
+from minillm.report.words import parameters, size
 from minillm.spec import GQA, Decoder, GatedMLP, Layer, Norm, Rope
 from tests.conftest import shared
 
@@ -138,6 +139,7 @@ def test_sentences() -> None:
             "bnb__Llama-3.1-8B-Instruct": "which files tell: with --dequantize it makes 16.06 GB"}  # fmt: skip
     for name, said in held.items():
         assert said in " ".join(" ".join(lines(asked(f"real-configs/{name}", device=device("h200")))).split())
+    assert [parameters(each) for each in (8_030_261_248, 885_504, 4224)] == ["8.03 B", "0.89 M", "4,224"]
     assert [size(each) for each in (999, 1000, 16060522496, 1.5e12)] == ["999 bytes", "1.00 kB", "16.06 GB", "1.50 TB"]
     assert [flops(each) for each in (2.5e6, 1e8, 16111042560)] == ["2.50 MFLOP", "0.10 GFLOP", "16.11 GFLOP"]
 

@@ -29,6 +29,12 @@ def test_reasoning_stands_apart() -> None:
     assert kinds("<think>\n\n</think>\n\nYes.") == {"content": "Yes."}
     assert kinds("Yes.", "<|im_start|>assistant\n<think>\n\n</think>\n\n") == {"content": "Yes."}
     assert kinds("[THINK]Hm.[/THINK]Yes.", style="named") == {"reasoning": "Hm.", "content": "Yes."}
+    assert kinds("<seed:think>Hm.</seed:think>Yes.", style="prefixed") == {"reasoning": "Hm.", "content": "Yes."}
+    parted = "<|think|>Hm.<|end|><|begin|>assistant<|content|>Yes.<|flush|>"
+    assert kinds(parted, "<|begin|>assistant", "parted") == {"reasoning": "Hm.", "content": "Yes."}
+    assert kinds("<|content|>Yes.", "<|begin|>assistant<|think|><|end|><|begin|>assistant", "parted") == {
+        "content": "Yes."
+    }
     channel = "<|channel>thought\nHm.\n<channel|>Yes."
     assert kinds(channel, style="quoted") == {"reasoning": "Hm.", "content": "Yes."}
 

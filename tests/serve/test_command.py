@@ -98,6 +98,26 @@ def test_what_takes_too_long_ends_with_an_error(command: Command) -> None:
     assert command.process.wait(30) == 0
 
 
+def test_killed_in_the_middle_it_starts_again_at_its_address() -> None:
+    """Nothing is left behind that would have to be repaired."""
+    first = Command()
+    with httpx.stream("POST", first.url + "/v1/completions", json=BODY, timeout=60) as answer:
+        pieces = answer.iter_text()
+        next(pieces)
+        first.process.kill()
+        with pytest.raises(httpx.TransportError):
+            list(pieces)
+    first.process.wait(30)
+    again = Command("--port", first.url.rpartition(":")[2])
+    try:
+        assert again.url == first.url
+        made = httpx.post(again.url + "/v1/completions", json={"prompt": "Once", "max_tokens": 2}, timeout=60)
+        assert made.json()["usage"]["completion_tokens"] == 2
+    finally:
+        again.process.kill()
+        again.process.wait()
+
+
 def test_a_host_that_is_named_again_is_one() -> None:
     assert _settings(_parse(["--host", "127.0.0.1"]), False).hosts == LOCAL
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
-from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
-from minillm.serve import app, fields, prompts
+from minillm.serve import app, fields
 from minillm.serve.apis import anthropic, embeddings, ollama, openai_chat, openai_completions, plain, responses
 from minillm.serve.errors import Refusal
 from minillm.serve.fields import Body
@@ -107,25 +106,6 @@ def test_a_long_body_is_read_beside_the_event_loop(server: Running, monkeypatch:
 def test_a_name_that_is_nearly_right(given: str, advice: str) -> None:
     with pytest.raises(Refusal, match=re.escape(f"'{given}'; {advice}")):
         fields.read({"messages": [], given: 1}, openai_chat.ChatBody)
-
-
-@pytest.mark.parametrize(
-    ("part", "word"),
-    [
-        ({"type": "text", "text": "Hi", "weight": 2}, "weight"),
-        ({"type": "thinking", "text": "Hi"}, "thinking"),
-        ({"type": "image_url", "image_url": {"url": "x"}}, "image_url"),
-        ("Hi", "str"),
-    ],
-)
-def test_parts_that_are_no_plain_text(part: Any, word: str) -> None:
-    with pytest.raises(Refusal, match=word):
-        prompts.plain_text([part])
-
-
-def test_parts_of_text() -> None:
-    made = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}, {"type": "output_text", "text": "b"}]
-    assert prompts.plain_text([*made, {"text": "c", "annotations": [], "weight": None}]) == "a\nb\nc"
 
 
 def test_a_least_length_beyond_the_most(server: Running) -> None:

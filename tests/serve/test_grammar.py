@@ -38,7 +38,8 @@ def marks() -> list[str]:
     found = {mark for row in styles.values() for mark in (*row.opens, *row.closes, *row.drops) if mark[0] in "<["}
     found |= {mark for row in styles.values() for each in row.thinking for mark in (each.opens, each.closes)}
     found |= {"<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<｜tool▁sep｜>"}
-    return sorted(found - {"<|channel>thought\n"} | {"<|channel>"})
+    found |= {"<|begin|>", "<|tool_call:name|>", "<|tool_call:args|>", "<|channel>"}
+    return sorted(found - {"<|channel>thought\n", "<|begin|>assistant"})
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
+from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,11 @@ from minillm.tune.optimizers import Optimizer, Update
 from minillm.tune.packing import Batch
 from minillm.tune.preference import LN2, Preference, log_probabilities
 from minillm.tune.training import Plan, Run, Taken, train
-from tests.helpers.record_trl import ALPHA, RANK, RECORDED, beginning
+from tests.conftest import ROOT
+from tests.helpers.record_trl import ALPHA, GRPO, RANK, RECORDED, beginning, even
+
+sys.path.insert(0, str(ROOT / "examples"))
+from grpo import Answers, Group, Round, advantages, log_p, made
 
 
 class Recorded:
@@ -54,7 +60,12 @@ def adapted() -> tuple[minillm.LLM, Adapter]:
 
 
 def trained(
-    llm: minillm.LLM, adapter: Adapter, kept: dict[str, Any], objective: Objective, rows: Recorded, update: Update
+    llm: minillm.LLM,
+    adapter: Adapter,
+    kept: dict[str, Any],
+    objective: Objective,
+    rows: Recorded | Said,
+    update: Update,
 ) -> list[Taken]:
     """Our loop over the recorded batches, in their order."""
     micro = len(rows) // len(kept["steps"])
@@ -68,7 +79,7 @@ def trained(
 
 def compared(taken: list[Taken], kept: dict[str, Any], adapter: Adapter, name: str) -> None:
     for ours, theirs in zip(taken, kept["steps"], strict=True):
-        assert ours.loss == pytest.approx(theirs["loss"], abs=1e-6)
+        assert ours.loss == pytest.approx(theirs["loss"], rel=1e-6, abs=1e-6)
         assert ours.norm == pytest.approx(theirs["grad_norm"], rel=1e-5)
     final = load_file(RECORDED / f"{name}.safetensors")
     assert final.keys() == adapter.named().keys()
@@ -88,24 +99,94 @@ def test_eight_steps_are_those_of_the_sft_trainer() -> None:
     compared(taken, kept, adapter, "sft")
 
 
-def test_four_steps_are_those_of_the_dpo_trainer() -> None:
-    kept = json.loads((RECORDED / "dpo.json").read_text())
+@pytest.mark.parametrize(("kind", "first"), [("dpo", LN2), ("ipo", 25.0)])
+def test_four_steps_are_those_of_the_dpo_trainer(kind: Any, first: float) -> None:
+    """Which begin, policy and reference being the same, at ln 2, and at (0 - 1 / (2 beta))²."""
+    kept = json.loads((RECORDED / f"{kind}.json").read_text())
     llm, adapter = adapted()
     rows = Recorded(kept["batches"], pairs=True)
     with torch.no_grad():
-        said = [log_probabilities(llm.model, rows.batch([number])).chunk(2) for number in range(len(rows))]
+        said = [
+            log_probabilities(llm.model, rows.batch([number]), kind == "ipo").chunk(2) for number in range(len(rows))
+        ]
     before = torch.cat([torch.stack(each, dim=1) for each in said])
-    taken = trained(llm, adapter, kept, Preference("dpo", 0.1, before), rows, Update())
+    taken = trained(llm, adapter, kept, Preference(kind, 0.1, before), rows, Update())
     assert len(taken) == 4
-    assert taken[0].loss == pytest.approx(LN2, abs=1e-6)
-    compared(taken, kept, adapter, "dpo")
+    assert taken[0].loss == pytest.approx(first, rel=1e-6)
+    compared(taken, kept, adapter, kind)
 
 
-def test_the_loss_of_ipo_begins_at_its_target() -> None:
-    """(0 - 1 / (2 beta))², policy and reference being the same."""
-    kept = json.loads((RECORDED / "dpo.json").read_text())
+def unpadded(given: dict[str, Any], part: str, row: int) -> list[int]:
+    both = zip(given[f"{part}_ids"][row], given[f"{part}_mask"][row], strict=True)
+    return [i for i, real in both if real]
+
+
+class Said:
+    """The answers of a recorded batch as the example has them, with what the model says of them before each pair of
+    steps."""
+
+    def __init__(self, llm: minillm.LLM, adapter: Adapter, batches: list[dict[str, Any]]):
+        self.llm, self.adapter, self.batches = llm, adapter, batches
+        self.rounds: dict[int, Round] = {}
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        (number,) = numbers
+        begun = number - number % GRPO["num_iterations"]
+        if number == begun:
+            self.rounds[begun] = self.round(self.batches[begun])
+        return self.rounds[begun].batch(range(8))
+
+    def round(self, given: dict[str, Any]) -> Round:
+        rows = []
+        for row in range(8):
+            asked, said = (unpadded(given, part, row) for part in ("prompt", "completion"))
+            rows.append(SimpleNamespace(prompt_token_ids=asked, token_ids=said))
+        return made(self.llm, self.adapter, rows, given["advantages"])  # type: ignore[arg-type]
+
+
+def test_four_steps_are_those_of_the_grpo_trainer() -> None:
+    """Two rounds of answers that TRL drew, each gone through twice, so that ratios are not 1 and the clip counts."""
+    kept = json.loads((RECORDED / "grpo.json").read_text())
+    llm, adapter = adapted()
+    rows = Said(llm, adapter, kept["batches"])
+    taken = trained(llm, adapter, kept, Group(GRPO["epsilon"], GRPO["beta"]), rows, Update(eps=GRPO["adam_epsilon"]))
+    compared(taken, kept, adapter, "grpo")
+    for number, found in rows.rounds.items():
+        for name, ours in (("old_per_token_logps", found.before), ("ref_per_token_logps", found.first)):
+            for theirs, each, answer in zip(kept["batches"][number][name], ours, found.answers, strict=True):
+                said = each[torch.tensor(answer.learnt[1:])]
+                torch.testing.assert_close(said, torch.tensor(theirs[: len(said)]), rtol=0, atol=2e-5)
+
+
+def test_how_good_answers_are_is_as_trl_has_it() -> None:
+    for given in json.loads((RECORDED / "grpo.json").read_text())["batches"][::2]:
+        prompts = [str(each) for each in given["prompt_ids"]]
+        order = sorted(range(8), key=lambda row: prompts[row])  # TRL shuffles its groups
+        assert sorted(Counter(prompts).values()) == [4, 4]
+        rewards = [even(unpadded(given, "completion", row)) for row in order]
+        wanted = [given["advantages"][row] for row in order]
+        assert advantages(rewards, 4) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_gains_are_clipped() -> None:
+    """Beyond 1 ± clip a good answer gains nothing more and has no gradient, nor does a bad one lose more."""
     llm, _ = adapted()
-    batch = Recorded(kept["batches"][:1], pairs=True).batch([0])
+    batch = Recorded(json.loads((RECORDED / "sft.json").read_text())["batches"][:1], pairs=False).batch([0])
     with torch.no_grad():
-        before = torch.stack(log_probabilities(llm.model, batch, mean=True).chunk(2), dim=1)
-        assert math.isclose(float(Preference("ipo", 0.1, before)(llm.model, batch)) / 4, 25, rel_tol=1e-6)
+        now = log_p(llm.model, batch)
+    for good, ratio, clipped in ((1.0, 1.5, 1.2), (-1.0, 0.5, 0.8), (1.0, 0.5, 0.5), (-1.0, 1.5, 1.5)):
+        given = Answers(batch.tokens_BT, batch.labels_BT, None, batch.real_BT, (0,), (),
+                        torch.full((len(now),), good), now - torch.tensor(ratio).log(), now)  # fmt: skip
+        group = Group(0.2, 0.0)
+        for each in llm.model.parameters():
+            each.requires_grad_(True)
+        loss = group(llm.model, given) / group.count(given)
+        assert loss.item() == pytest.approx(-good * clipped, rel=1e-5)
+        loss.backward()
+        gradient = llm.model.layers[0].attention.out.weight.grad
+        assert gradient is not None
+        assert bool(gradient.any()) is (ratio == clipped)
+        llm.model.zero_grad()

@@ -80,6 +80,31 @@ def test_an_adapter_is_trained_and_written(data: str, tmp_path: Path, capsys: py
     assert not torch.equal(llm.model(torch.tensor([[5, 6, 7]])), before)
 
 
+def test_tensorboard_has_the_log(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that was cut off once too: steps that are taken again stand there once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    command = ["--data", data, *QUICK, "--tensorboard", "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_say", lambda taken, *_: os.kill(os.getpid(), signal.SIGINT) if taken.step == 3 else None)
+        assert main(command) == 130
+    assert main(command) == 0
+    found = EventAccumulator(str(tmp_path / "out")).Reload()
+    kept = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    for name in ("loss", "rate", "norm"):
+        events = found.Scalars(name)
+        assert [each.step for each in events] == [1, 2, 3, 4, 5, 6]
+        assert [each.value for each in events] == pytest.approx([each[name] for each in kept], rel=1e-4)
+
+
+def test_tensorboard_that_is_not_there_is_said(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(["--data", data, "--output", str(tmp_path / "out"), "--tensorboard"]) == 2
+    assert "--tensorboard needs the package tensorboard; install minillm[tensorboard]" in capsys.readouterr().err
+
+
 def test_all_of_a_model_is_trained_and_loads(data: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert main(["--full", "--data", data, "--output", str(output), *STEPS, "--pack", "--optimizer", "muon"]) == 0

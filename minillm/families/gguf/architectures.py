@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minillm.families.gguf import dense, on_device, sparse
+from minillm.families.gguf import dense, on_device, placed, sparse
 from minillm.families.gguf.metadata import LONG, SHORT, File, factors, scaling
 from minillm.families.gguf.sparse import by_sigmoid
 from minillm.families.gguf.sparse import experts as _experts
@@ -272,6 +272,7 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     "deepseek2": _deepseek2,
     **dense.ARCHITECTURES,
     **sparse.ARCHITECTURES,
+    **placed.ARCHITECTURES,
 }
 ON_DEVICE = ("gemma3n", "gemma4")
 HYBRID = ("qwen3next", "qwen35", "qwen35moe")

@@ -42,7 +42,7 @@ def qwen(file: File) -> Values:
 
 
 def exaone4(file: File) -> Values:
-    """Its family refuses windows."""
+    """Windows are those of the 32B, which is known by its layers."""
     file.asked.update(("attention.sliding_window_pattern", "rope.freq_base_swa"))
     layers = file.size("block_count")
     window = file.get("attention.sliding_window", 4096 if layers == 64 else None)

@@ -16,6 +16,7 @@ import numpy as np
 from minillm.families.gguf import on_device
 from minillm.families.gguf.architectures import ON_DEVICE
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
+from minillm.families.gguf.placed import SCALED
 from minillm.families.gguf.widths import widths
 from minillm.spec import (
     GQA,
@@ -33,7 +34,7 @@ from minillm.spec import (
 ARCHITECTURES = {  # by the model_types whose decoders are written as files of it
     "llama": "llama mistral mixtral internlm3",
     "mistral3": "mistral3",
-    "qwen2": "qwen2",
+    "qwen2": "qwen2 mimo",
     "qwen3": "qwen3",
     "qwen2moe": "qwen2_moe",
     "qwen3moe": "qwen3_moe",
@@ -75,6 +76,12 @@ ARCHITECTURES = {  # by the model_types whose decoders are written as files of i
     "hy_v3": "hy_v3",
     "ernie4_5-moe": "ernie4_5_moe",
     "mellum": "mellum",
+    "gpt2": "gpt2",
+    "starcoder": "gpt_bigcode",
+    "bloom": "bloom",
+    "smollm3": "smollm3",
+    "granite": "granite",
+    "granitemoe": "granitemoe",
 }
 FAMILIES = {kind: name for name, kinds in ARCHITECTURES.items() for kind in kinds.split()}
 SERIAL_OR_NOT = ("gptneox", "stablelm")
@@ -111,6 +118,7 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         "final_logit_softcapping": decoder.logit_softcap,
         "use_parallel_residual": decoder.layers[0].parallel if name in SERIAL_OR_NOT else None,
         **(on_device.metadata(decoder) if name in ON_DEVICE else {}),
+        **(_factors(decoder) if name in SCALED else {}),
     }
     described = {f"{name}.{key}": value for key, value in said.items() if value is not None}
     return {"general.architecture": name, **described}
@@ -118,9 +126,12 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
 
 def factors(decoder: Decoder, name: str, of_scaling: Sequence[float] | None) -> dict[str, Sequence[float]]:
     """The tensors that have a factor for each frequency; `of_scaling` are those that a rule of scaling amounts to."""
-    scaling = _everywhere(decoder).scaling
+    rope = _everywhere(decoder)
+    if rope is None:
+        return {}
+    scaling = rope.scaling
     if name == "gemma4":
-        return {FACTORS: on_device.rope_factors(_everywhere(decoder))}
+        return {FACTORS: on_device.rope_factors(rope)}
     if isinstance(scaling, Llama3Scaling) and of_scaling:
         return {FACTORS: of_scaling}
     if not isinstance(scaling, LongRopeScaling):
@@ -133,23 +144,31 @@ def factors(decoder: Decoder, name: str, of_scaling: Sequence[float] | None) -> 
 def difference(decoder: Decoder, read: Decoder, of_scaling: Sequence[float] | None) -> str | None:
     """Where a decoder is another one than what a file of it is read as; None where it is not."""
     wanted = on_device.plain(decoder)
-    if isinstance(_everywhere(decoder).scaling, Llama3Scaling) and of_scaling:
+    rope = _everywhere(decoder)
+    if rope is not None and isinstance(rope.scaling, Llama3Scaling) and of_scaling:
         same = _constant(tuple(of_scaling), decoder.context)
         layers = tuple(
-            dataclasses.replace(layer, attention=dataclasses.replace(each, rope=_scaled(each, same)))
+            dataclasses.replace(layer, attention=_scaled(each, same))
             for layer, each in zip(decoder.layers, decoder.attentions, strict=True)
         )
         wanted = dataclasses.replace(decoder, layers=layers)
     return _unlike(wanted, read, "")
 
 
-def _scaled(attention: GQA | MLA, scaling: LongRopeScaling) -> Rope:
-    return dataclasses.replace(_rope(attention), scaling=scaling)
+def _scaled(attention: GQA | MLA, scaling: LongRopeScaling) -> GQA | MLA:
+    """The attention, turned so where it turns."""
+    if attention.rope is None:
+        return attention
+    return dataclasses.replace(attention, rope=dataclasses.replace(attention.rope, scaling=scaling))
 
 
-def _rope(attention: GQA | MLA) -> Rope:
-    assert attention.rope is not None, "every architecture written here turns its keys"
-    return attention.rope
+def _factors(decoder: Decoder) -> dict[str, Any]:
+    return {
+        "embedding_scale": decoder.embedding.scale,
+        "residual_scale": decoder.layers[0].branch_scale,
+        "logit_scale": 1 / decoder.logit_scale,
+        "attention.scale": next(each.scores.scale for each in decoder.attentions if isinstance(each, GQA)),
+    }
 
 
 def _constant(of_all: tuple[float, ...], context: int) -> LongRopeScaling:
@@ -157,10 +176,10 @@ def _constant(of_all: tuple[float, ...], context: int) -> LongRopeScaling:
     return LongRopeScaling(of_all, of_all, context, 1.0, 1.0)
 
 
-def _everywhere(decoder: Decoder) -> Rope:
-    """The positions of layers that see everything."""
-    layers = decoder.attentions
-    return _rope(next((each for each in layers if each.window is None), layers[0]))
+def _everywhere(decoder: Decoder) -> Rope | None:
+    """How layers that see everything turn, or those with a window where they alone do; None where nothing turns."""
+    layers = [each for each in decoder.attentions if each.rope is not None]
+    return next((each for each in layers if each.window is None), layers[0]).rope if layers else None
 
 
 def _grouped(attention: GQA) -> dict[str, Any]:
@@ -169,7 +188,7 @@ def _grouped(attention: GQA) -> dict[str, Any]:
         "attention.head_count_kv": attention.num_kv_heads,
         "attention.key_length": attention.head_dim,
         "attention.value_length": attention.head_dim,
-        "rope.dimension_count": _rope(attention).dim,
+        "rope.dimension_count": None if attention.rope is None else attention.rope.dim,
         "attn_logit_softcapping": attention.scores.softcap,
         "attention.clamp_kqv": attention.clip,
     }
@@ -193,7 +212,9 @@ def _latent(attention: MLA) -> dict[str, Any]:
 
 def _sections(decoder: Decoder) -> np.ndarray:
     """How many pairs each of an image's three positions turns."""
-    half = _everywhere(decoder).dim // 2
+    rope = _everywhere(decoder)
+    assert rope is not None
+    half = rope.dim // 2
     return np.array([(half + 2) // 3, (half + 1) // 3, half // 3, 0], np.int32)
 
 
@@ -219,7 +240,8 @@ def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
     said: dict[str, Any] = {"attention.sliding_window": next(filter(None, windows))}
     if name in ("gemma3", "mellum"):
         local = next(each for each in decoder.attentions if each.window)
-        said["rope.freq_base_swa"] = float(_rope(local).theta)
+        assert local.rope is not None
+        said["rope.freq_base_swa"] = float(local.rope.theta)
         if name == "mellum":
             said["attention.sliding_window_pattern"] = np.array([each is not None for each in windows])
         elif None in windows:
@@ -229,6 +251,8 @@ def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
 
 def _positions(decoder: Decoder) -> dict[str, Any]:
     rope, attention = _everywhere(decoder), decoder.attentions[0]
+    if rope is None:
+        return {}
     said: dict[str, Any] = {"rope.freq_base": float(rope.theta)}
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):

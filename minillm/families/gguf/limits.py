@@ -103,6 +103,10 @@ LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (("gemma3n",), lambda decoder: decoder.logit_softcap != 30, "it caps logits at 30"),
     (("gemma3n",), lambda decoder: len({getattr(layer.ffn, "intermediate_size", 0) for layer in decoder.layers}) > 1,
      "its MLPs are equally wide"),
+    (("exaone4",), lambda decoder: any(each.window for each in decoder.attentions) != (len(decoder.layers) == 64),
+     "windows are for models of 64 layers, and all of those have them"),
+    (("smollm3",), lambda decoder: any(each.window for each in decoder.attentions), "it leaves out windows"),
+    (("starcoder",), lambda decoder: not _shared_keys(decoder), "all heads share one key and value"),
     (("deepseek",), _renormalised, "it does not divide the weights of chosen experts by their sum"),
     (("deepseek2",), _groups_by_one, "it takes groups of experts by the best two of each, not by the best one"),
 ]  # fmt: skip

@@ -75,6 +75,7 @@ PLAIN = {  # an MLP without a gate, and biases of norms and head
     f"{LAYER}ffn_up.weight": f"{OURS}ffn.up.weight",
     f"{LAYER}ffn_up.bias": f"{OURS}ffn.up.bias",
 }
+EMBEDDING_NORM = {f"token_embd_norm.{kind}": f"embedding_norm.{kind}" for kind in ("weight", "bias")}
 SINKS = {
     f"{LAYER}attn_sinks.weight": f"{OURS}attention.sinks",
     f"{LAYER}post_attention_norm.weight": f"{OURS}ffn_norm.weight",
@@ -154,10 +155,12 @@ OWN = {  # before or in place of the names that most have
     "qwen35moe": RECURRENT,
     "seed_oss": {f"{LAYER}post_attention_norm.weight": f"{OURS}ffn_norm.weight"},
     "deepseek2": LATENT,
+    **{key: {**FUSED_QKV, **PLAIN, "position_embd.weight": "positions.weight"} for key in ("gpt2", "starcoder")},
+    "bloom": {**FUSED_QKV, **PLAIN, **EMBEDDING_NORM},
 }
 ALSO = {"phi2": FUSED_QKV}  # behind them: what older converters wrote
 # The architectures in which llama.cpp pairs neighbours when it rotates: rows of each head of q and k are stored so.
-TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek")
+TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe")
 TURN = "(head half pair) ... -> (head pair half) ..., head={heads} pair=2"
 
 

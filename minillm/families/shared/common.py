@@ -34,6 +34,9 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+# Of MLPs without a gate.
+PLAIN_ACTIVATIONS = {**ACTIVATIONS, "relu": "relu", "relu2": "relu2"}
+
 MAX_EXPERTS = 65536
 MAX_EXPERTS_IN_ALL = 2**18  # of all layers together: ten times those of the largest model published
 
@@ -113,7 +116,7 @@ def decoder(
         layers=tuple(Layer(norm, a, norm, f) for a, f in zip(mixers, ffn, strict=True)),
         final_norm=norm,
         tied=config.flag("tie_word_embeddings"),
-        context=rotary.context(config, next((a.rope for a in mixers if isinstance(a, Attention)), None)),
+        context=rotary.context(config, next((a.rope for a in mixers if isinstance(a, Attention) and a.rope), None)),
     )
 
 
@@ -134,7 +137,7 @@ def only(config: Config, fixed: Mapping[str, Any]) -> None:
             raise ValueError(f"config.json: {key} is {shown(config.get(key))}; this family's code knows {value!r} only")
 
 
-def in_layers(attention: GQA, windows: Sequence[int | None], ropes: Sequence[Rope]) -> list[GQA]:
+def in_layers(attention: GQA, windows: Sequence[int | None], ropes: Sequence[Rope | None]) -> list[GQA]:
     """The same attention in every layer but for its window and its rotary embedding."""
     return [replace(attention, window=window, rope=rope) for window, rope in zip(windows, ropes, strict=True)]
 
@@ -240,3 +243,13 @@ def typed_windows(config: Config, slides: int | None, default: Sequence[bool]) -
     if slides is None and "sliding_attention" in kinds:
         raise ValueError("config.json: layer_types has sliding_attention, but sliding_window is off")
     return [slides if kind == "sliding_attention" else None for kind in kinds]
+
+
+def flags(config: Config, key: str, default: Sequence[bool]) -> list[bool]:
+    """What a config lists as 0 or 1 for each layer, or the family's `default` where it is silent."""
+    listed, layers = config.get(key), num_layers(config)
+    if listed is None:
+        return list(default)
+    if not isinstance(listed, list) or len(listed) != layers or any(each not in (0, 1) for each in listed):
+        raise ValueError(f"config.json: {key} must list 0 or 1 for each of the {layers} layers")
+    return [bool(each) for each in listed]

@@ -84,6 +84,15 @@ TERMS: Mapping[str, Terms] = MappingProxyType(
         "tongyi-qianwen-research": Terms("Tongyi Qianwen Research License", _QWEN_RESEARCH[:2]),
         "deepseek": Terms("DeepSeek Model License", (_PERMISSIVE + " outside the prohibited ones", _RESTRICTED, _COPY)),
         "mrl": Terms("Mistral AI Research License", (_NON_COMMERCIAL + " without a licence of its own", _COPY)),
+        "exaone": Terms(
+            "EXAONE AI Model License Agreement - NC",
+            (_NON_COMMERCIAL + " without a licence of its own", _COPY, 'names of derived models begin with "EXAONE"'),
+        ),
+        "glm-4": Terms(
+            "GLM-4 License",
+            ("research, and commercial use behind a registration", _COPY,
+             'show "Built with glm-4"; names of derived models begin with "glm-4"'),
+        ),
         "mnpl": Terms("Mistral AI Non-Production License", ("research and tests only, no production", _COPY)),
     }
 )  # fmt: skip

@@ -58,6 +58,7 @@ class Block(nn.Module):
         self.per_layer = PerLayerInput(per_layer, index, hidden_size, ops) if per_layer else None
         self.streams = LayerStreams(streams, hidden_size, ops) if streams else None
         self.low_rank = LowRank(layer.low_rank, hidden_size, ops) if layer.low_rank else None
+        self.branch_scale = layer.branch_scale
         self.scale = nn.Parameter(torch.ones(1)) if layer.scaled else None
 
     def forward(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
@@ -75,7 +76,7 @@ class Block(nn.Module):
     def _one(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
         """Attention and feed-forward on one stream, `[B, T, E]`."""
         normed = self.attention_norm(x)
-        attended = self.post_attention_norm(self.attention(normed, step, cache))
+        attended = self._scaled(self.post_attention_norm(self.attention(normed, step, cache)))
         if self.low_rank is not None:
             h = (self.add(x, attended) + self.low_rank(normed)) * 2**-0.5
             normed = self.ffn_norm(h)
@@ -84,4 +85,7 @@ class Block(nn.Module):
             normed = normed if self.shares_norm else self.ffn_norm(x)
         else:
             normed, h = self.ffn_norm.of_sum(x, attended)
-        return self.add(h, self.post_ffn_norm(self.ffn(normed)))
+        return self.add(h, self._scaled(self.post_ffn_norm(self.ffn(normed))))
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        return y if self.branch_scale == 1 else y * self.branch_scale

@@ -18,7 +18,7 @@ from minillm.model.embedding import Embedding
 from minillm.model.linear import Linear
 from minillm.model.norm import Norm
 from minillm.ops import Ops
-from minillm.ops.reference import activate
+from minillm.ops.activations import activate
 from minillm.spec import PerLayer
 
 

@@ -6,7 +6,6 @@ many rows (whose products oneDNN does best), matrices that do not lie one row be
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,6 @@ from minillm.ops.visibility import Visibility
 from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
 
 TILE = tiles.TILE
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h; the last is 32 MiB at most
 
 
 def rms_norm(
@@ -148,8 +146,11 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention`."""
+    """`reference.attention`; with slopes that itself."""
+    if slopes is not None:
+        return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes)
     rows = q.transpose(1, 2)
     rows = rows if rows.is_contiguous() else rows.contiguous()
     alike = q.dtype == k.dtype == v.dtype and here(k, v) and visible.device.type == "cpu"
@@ -182,8 +183,11 @@ def paged_attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """`paged.paged_attention`."""
+    """`paged.paged_attention`; with slopes that itself."""
+    if slopes is not None:
+        return paged.paged_attention(q, k, v, pages, scale, softcap, sinks, slopes)
     rows = q.transpose(1, 2).contiguous()
     alike = q.dtype == k.dtype == v.dtype and here(k, v, pages.tables) and pages.tables.is_contiguous()
     if not (q.shape[2] and alike and _slots(k) and _slots(v) and plain(rows, sinks)):
@@ -247,17 +251,6 @@ def _attend_prompt(
     numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
     loops.prefill.attention(*at, batch, sizes, strides, visible.first_key, *numbers, LIKE[q.dtype])
     return y.transpose(1, 2)
-
-
-def keep_memory() -> None:
-    """Let the C library keep what is freed. A prompt's activations are allocated anew in every layer: to give their
-    pages back each time and have them filled with zeros again takes 6 to 8 % of its time."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, TypeError):  # another C library
-        return
-    for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 512 << 20), (M_TOP_PAD, 64 << 20)):
-        mallopt(option, value)
 
 
 @dataclass(frozen=True)

@@ -144,15 +144,19 @@ class Writer:
             again = f"({self.text(ANALYSIS)} {self.up_to(AGAIN)})*"
             return f"{self.up_to(AGAIN)} {again}" if state.part == "reasoning" else again
         if state.part == "reasoning":
-            return f"{self.up_to(state.closing)} /\\n{{0,3}}/"
+            behind = next(each.behind for each in self.style.thinking if each.closes == state.closing)
+            return f"{self.up_to(state.closing)} {self._behind(behind)}"
         turns = list(TURN.finditer(self.tail))
         turn = self.tail[turns[-1].end() if turns else -40 :]
         options = []
         for each in self.style.thinking:
             if each.closes not in turn:
                 opens = each.opens[len(state.buffer) :] if each.opens.startswith(state.buffer) else each.opens
-                options.append(f"{self.text(opens)} {self.up_to(each.closes)} /\\n{{0,3}}/")
+                options.append(f"{self.text(opens)} {self.up_to(each.closes)} {self._behind(each.behind)}")
         return f"({' | '.join(options)})?" if options else ""
+
+    def _behind(self, text: str) -> str:
+        return self.text(text) if text else "/\\n{0,3}/"
 
     def _calls(self, functions: Sequence[Any], parallel: bool, skipped: str = "") -> str:
         """A list of calls, without the mark that it begins with."""
@@ -173,8 +177,8 @@ class Writer:
         options = []
         for function in functions:
             before, number, rest = form.before[len(skipped) :].partition("NUMBER")
-            opens = self.text(before.replace("NAME", function["name"]))
-            opens += f" /[0-9]{{1,3}}/ {self.text(rest)}" if number else ""
+            before, rest = (each.replace("NAME", function["name"]) for each in (before, rest))
+            opens = self.text(before) + (f" /[0-9]{{1,3}}/ {self.text(rest)}" if number else "")
             schema = parameters(function)
             arguments = self._items(schema, form) if form.item else self.json(schema)
             options.append(f"{opens} {arguments} {self.text(form.after) if form.after else ''}")

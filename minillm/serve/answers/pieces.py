@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from minillm.serve.answers.guarding import GUARD
+
 _LETTERS = string.ascii_letters + string.digits
 Kind = Literal["content", "reasoning", "call", "arguments"]
 
@@ -33,7 +35,8 @@ def _long_id() -> str:
 
 
 def merged(pieces: Iterable[Piece]) -> list[Piece]:
-    """Neighbours that go to the same field as one, the empty ones left out. A call is a piece of its own."""
+    """Neighbours that go to the same field as one, without guards, the empty ones left out. A call is a piece of its
+    own."""
     found: list[Piece] = []
     texts: list[list[str]] = []
     for piece in pieces:
@@ -42,7 +45,4 @@ def merged(pieces: Iterable[Piece]) -> list[Piece]:
         elif piece.text:
             found.append(piece)
             texts.append([piece.text])
-    return [
-        piece if len(parts) == 1 else replace(piece, text="".join(parts))
-        for piece, parts in zip(found, texts, strict=True)
-    ]
+    return [replace(piece, text="".join(parts).replace(GUARD, "")) for piece, parts in zip(found, texts, strict=True)]

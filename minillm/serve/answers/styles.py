@@ -7,17 +7,18 @@ Formats are those of SGLang's and vLLM's parsers, and of published templates; na
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 
 @dataclass(frozen=True)
 class Thinking:
     """Reasoning stands between two marks. Those that are ordinary text count where nothing but white space is before
-    them: elsewhere they are talked about."""
+    them: elsewhere they are talked about. `behind` is what leads to the answer, for grammars."""
 
     opens: str
     closes: str
     anywhere: bool = False
+    behind: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,18 @@ class Style:
     ids: str = "call"  # how calls are numbered: "call", or "nine" letters and digits
     signs: tuple[tuple[str, ...], ...] = ()  # the template has all strings of one of these
     form: Form | None = field(default=None, compare=False)
+
+    @property
+    def texts(self) -> list[str]:
+        """All that is written in it, marks among it."""
+        layer, found = [*astuple(self)], []
+        while layer:
+            each = layer.pop()
+            if isinstance(each, str):
+                found.append(each)
+            elif isinstance(each, tuple):
+                layer += each
+        return found
 
 
 _FENCE = "```"
@@ -144,6 +157,25 @@ _ROWS = (
         ),
     ),
     Style(
+        "prefixed", "functions", ("<seed:tool_call>",), closes=("</seed:tool_call>",), signs=(("<seed:tool_call>",),),
+        thinking=(Thinking("<seed:think>", "</seed:think>"),),
+        form=Form(
+            "<seed:tool_call>\n<function=NAME>\n", "</function>\n</seed:tool_call>", join="\n",
+            item=("<parameter=KEY>", "</parameter>\n"),
+        ),
+    ),
+    Style(
+        "parted", "json", ("<|tool_call:begin|>",),
+        r"\s*(?P<id>[\w-]*)\s*<\|tool_call:name\|>(?P<name>[^<]+)<\|tool_call:args\|>\s*", ("<|tool_call:end|>",),
+        drops=("<|begin|>assistant", "<|content|>", "<|tool_calls|>", "<|calls|>", "<|flush|>", "<|end|>"),
+        thinking=(Thinking("<|think|>", "<|end|>", anywhere=True, behind="<|begin|>assistant"),),
+        signs=(("<|tool_call:begin|>",),),
+        form=Form(
+            "<|tool_call:begin|>NUMBER<|tool_call:name|>NAME<|tool_call:args|>", "<|tool_call:end|>", "<|tool_calls|>",
+            "", "<|calls|>",
+        ),
+    ),
+    Style(
         "tagged", "json", ("<tool_call>",), closes=("</tool_call>",), signs=(("<tool_call>",),),
         form=Form(f"<tool_call>\n{NAMED}", "}\n</tool_call>", join="\n"),
     ),
@@ -187,7 +219,7 @@ styles: dict[str, Style] = {row.name: row for row in _ROWS}
 TURN = re.compile(
     r"<\|im_start\|>\w+\n|<\|start_header_id\|>\w+<\|end_header_id\|>\n*|<｜Assistant｜>|<\|assistant\|>\n?|\[/INST\]"
     r"|<\|turn>\w+\n|<start_of_turn>\w+\n|<\|start_of_role\|>\w+<\|end_of_role\|>|<tool_response\|>"
-    r"|<\|im_assistant\|>\w+<\|im_middle\|>|(?=<\|start\|>)|\[/TOOL_RESULTS\]|<｜tool▁outputs▁end｜>|<\|header_end\|>\n*"
+    r"|<\|im_assistant\|>\w+<\|im_middle\|>|(?=<\|start\|>)|\[/TOOL_RESULTS\]|<\|begin\|>assistant|<｜tool▁outputs▁end｜>|<\|header_end\|>\n*"
 )
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from minillm.serve.answers.guarding import GUARD
+
 MAX_DEPTH = 64
 TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,), "object": (dict,),
@@ -23,7 +25,7 @@ _HEX = {"x": 2, "u": 4, "U": 8}
 def loads(text: str) -> Any:
     """JSON, strictly: no NaN, no numbers beyond those of 64 bits, no lone surrogates. Raises ValueError."""
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text.replace(GUARD, ""), parse_constant=_refuse, parse_float=_finite)
         dumps(value).encode()
     except RecursionError:
         raise ValueError("JSON of too many levels") from None

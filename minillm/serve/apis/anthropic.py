@@ -13,13 +13,14 @@ from starlette.responses import Response
 from minillm.guard.screen import shown
 from minillm.serve import asked, fields, prompts, settings
 from minillm.serve.answering import Answer, Choice, Job
+from minillm.serve.apis import objects
 from minillm.serve.apis.anthropic_events import broken, chunks
+from minillm.serve.apis.objects import plain_text, taken
 from minillm.serve.apis.openai import json
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.fields import Body
 from minillm.serve.models import Served
-from minillm.serve.prompts import plain_text
 from minillm.serve.service import Service, whole
 from minillm.serve.streaming import SSE, Stream
 
@@ -30,8 +31,12 @@ ROLES = ("user", "assistant", "system")
 
 
 class Thinking(msgspec.Struct, forbid_unknown_fields=True):
-    """Whether the model is to reason. No budget is kept: max_tokens bounds reasoning and answer together."""
+    """Whether the model is to reason."""
 
+    IDLE: ClassVar = {
+        "budget_tokens": "max_tokens bounds reasoning and answer together",
+        "display": "reasoning is always given out",
+    }
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[int, Meta(ge=1024)] | None = None
     display: str | None = None
@@ -101,8 +106,8 @@ async def create(service: Service, request: Request) -> Response:
 
 
 async def count_tokens(service: Service, request: Request) -> Response:
-    body, _ = fields.read(await service.parsed(request), CountBody)
-    wanted = of(body, [])
+    body, idle = fields.read(await service.parsed(request), CountBody)
+    wanted = of(body, idle)
 
     def count(served: Served) -> int:
         try:
@@ -110,7 +115,7 @@ async def count_tokens(service: Service, request: Request) -> Response:
         except ValueError as error:
             raise Refusal(400, str(error).replace(str(served.llm.folder), served.name)) from None
 
-    async with service.using(request, body.model) as served:
+    async with service.using(request, body.model, idle) as served:
         return json({"input_tokens": await service.beside(lambda: count(served))})
 
 
@@ -118,27 +123,29 @@ def of(body: CountBody, idle: list[str]) -> Asked:
     """The request as the server knows it. Raises Refusal."""
     if not 1 <= len(body.messages) <= settings.MAX_MESSAGES:
         raise Refusal(400, f"messages has {len(body.messages):,} of them, expected 1 to {settings.MAX_MESSAGES:,}")
-    made = Asked(model=body.model, messages=system(body.system), idle=idle, tools=tools(body.tools, idle))
+    said = system(body.system, idle)
     for at, each in enumerate(body.messages):
-        made.messages = [*(made.messages or []), *turns(f"messages[{at}]", each)]
+        said += turns(f"messages[{at}]", each, idle)
+    made = Asked(model=body.model, messages=said, idle=idle, tools=tools(body.tools, idle))
     wanted = body.tool_choice or ToolChoice()
     made.parallel = not wanted.disable_parallel_tool_use
     names = {"any": "required", "tool": "named"}
     asked.choose(made, names.get(wanted.type, wanted.type), wanted.name)
     if body.thinking and body.thinking.type != "adaptive":
         made.variables["enable_thinking"] = body.thinking.type == "enabled"
-    if body.thinking and body.thinking.budget_tokens:
-        idle.append("thinking.budget_tokens")
     if body.output_config:
         asked.effort(made, body.output_config.effort)
-        made.response_format = response_format(body.output_config.format)
+        made.response_format = response_format(body.output_config.format, idle)
     return made
 
 
-def system(given: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+def system(given: str | list[Any] | None, idle: list[str]) -> list[dict[str, Any]]:
     """The system's message, if there is one, without what changes every time."""
-    blocks = [given] if isinstance(given, str) else [plain_text([each]) for each in given or []]
-    said = "\n".join(each for each in blocks if each and not each.startswith(NONCE))
+    blocks = [given] if isinstance(given, str) else given or []
+    texts = [
+        each if isinstance(each, str) else objects.text(f"system[{at}]", each, idle) for at, each in enumerate(blocks)
+    ]
+    said = "\n".join(each for each in texts if each and not each.startswith(NONCE))
     return [{"role": "system", "content": said}] if said else []
 
 
@@ -147,63 +154,73 @@ def tools(given: list[dict[str, Any]], idle: list[str]) -> list[dict[str, Any]]:
     made = []
     for at, each in enumerate(given):
         if each.get("type") not in (None, "custom"):
-            idle.append(f"tools.{str(each.get('type'))[:40]}")
+            objects.note("tools", str(each.get("type")), idle)
             continue
-        made.append(asked.tool(f"tools[{at}]", each, each.get("input_schema")))
+        found = taken(f"tools[{at}]", each, objects.BLOCKS_TOOL, idle)
+        made.append(asked.tool(f"tools[{at}]", found, found.get("input_schema")))
     return asked.tools(made)
 
 
-def response_format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+def response_format(given: dict[str, Any] | None, idle: list[str]) -> dict[str, Any] | None:
     if given is None:
         return None
-    if given.get("type") != "json_schema" or not isinstance(given.get("schema"), dict):
+    found = taken("output_config.format", given, objects.SCHEMA_FORMAT, idle)
+    if found.get("type") != "json_schema" or not isinstance(found.get("schema"), dict):
         raise Refusal(400, "output_config.format: expected type json_schema and a schema", "invalid_value")
-    return asked.form(given["schema"], "output_config.format")
+    return asked.form(found["schema"], "output_config.format")
 
 
-def turns(at: str, given: dict[str, Any]) -> list[dict[str, Any]]:
+def turns(at: str, given: dict[str, Any], idle: list[str]) -> list[dict[str, Any]]:
     """A message as templates take it. Results of tools are messages of their own, before what the user says with them.
     Raises Refusal."""
-    role, blocks = given.get("role"), given.get("content")
-    if role not in ROLES or not isinstance(blocks, (str, list)) or set(given) - {"role", "content"}:
-        said = f"{at}: expected a role ({', '.join(ROLES)}) and content, a text or blocks, and nothing else"
+    message = taken(at, given, objects.BLOCKS_MESSAGE, idle)
+    role, blocks = message.get("role"), message.get("content")
+    if role not in ROLES or not isinstance(blocks, (str, list)):
+        said = f"{at}: expected a role ({', '.join(ROLES)}) and content, a text or blocks"
         raise Refusal(400, said, "invalid_value", "messages")
     if isinstance(blocks, str):
         return [{"role": role, "content": blocks}]
-    results, texts, thoughts, calls = [], [], [], []
-    for each in blocks:
-        kind = each.get("type") if isinstance(each, dict) else None
+    results: list[dict[str, Any]] = []
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for index, each in enumerate(blocks):
+        place, kind = f"{at}.content[{index}]", each.get("type") if isinstance(each, dict) else None
         if kind == "text":
-            texts.append(plain_text([each]))
+            texts.append(objects.text(place, each, idle))
         elif kind == "thinking" and role == "assistant":
-            thoughts.append(str(each.get("thinking") or ""))
+            thoughts.append(str(taken(place, each, objects.THINKING, idle).get("thinking", "")))
+        elif kind == "redacted_thinking" and role == "assistant":  # which nobody but Anthropic's service can read
+            taken(place, each, objects.REDACTED, idle)
         elif kind == "tool_use" and role == "assistant":
-            calls.append(_call(at, each))
+            calls.append(_call(place, each, idle))
         elif kind == "tool_result" and role == "user":
-            results.append(_result(each))
-        elif kind != "redacted_thinking":  # which nobody but Anthropic's service can read
-            said = f"{at}: a block of type {shown(kind)} is not supported in a message of {role}"
+            results.append(_result(place, each, idle))
+        else:
+            said = f"{place}: a block of type {shown(kind)} is not supported in a message of {role}"
             raise Refusal(400, said, "unsupported_content", "messages")
-    message: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
+    made: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
     if thoughts:
-        message["reasoning_content"] = "\n".join(thoughts)
+        made["reasoning_content"] = "\n".join(thoughts)
     if calls:
-        message["tool_calls"] = calls
-    return [*results, message] if texts or calls or not results else results
+        made["tool_calls"] = calls
+    return [*results, made] if texts or calls or not results else results
 
 
-def _call(at: str, block: dict[str, Any]) -> dict[str, Any]:
-    name, given = block.get("name"), block.get("input")
-    if not isinstance(name, str) or not isinstance(given, (dict, type(None))):
+def _call(at: str, block: dict[str, Any], idle: list[str]) -> dict[str, Any]:
+    found = taken(at, block, objects.TOOL_USE, idle)
+    name, given = found.get("name"), found.get("input", {})
+    if not isinstance(name, str) or not isinstance(given, dict):
         raise Refusal(400, f"{at}: a tool_use needs a name, and an object as input", "invalid_value", "messages")
-    made = {"name": name, "arguments": msgspec.json.encode(given or {}).decode()}
-    return {"id": str(block.get("id") or ""), "type": "function", "function": made}
+    function = {"name": name, "arguments": msgspec.json.encode(given).decode()}
+    return {"id": str(found.get("id") or ""), "type": "function", "function": function}
 
 
-def _result(block: dict[str, Any]) -> dict[str, Any]:
-    said = plain_text(block.get("content"))
-    said = f"Error: {said}" if block.get("is_error") else said
-    return {"role": "tool", "tool_call_id": str(block.get("tool_use_id") or ""), "content": said}
+def _result(at: str, block: dict[str, Any], idle: list[str]) -> dict[str, Any]:
+    found = taken(at, block, objects.TOOL_RESULT, idle)
+    said = plain_text(f"{at}.content", found.get("content"), idle)
+    said = f"Error: {said}" if found.get("is_error") else said
+    return {"role": "tool", "tool_call_id": str(found.get("tool_use_id") or ""), "content": said}
 
 
 def content(answer: Answer) -> list[dict[str, Any]]:

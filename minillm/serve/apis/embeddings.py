@@ -54,7 +54,7 @@ async def create(service: Service, request: Request) -> Response:
             raise Refusal(400, said, "invalid_value", "dimensions")
         found = _ids(served, body)
         pools.extend(Pool(served, len(each), body.pooling) for each in found)
-        made = [Read(reader=pool.read) for pool in pools]
+        made = [Read(reader=pool.read, adapter=served.llm.adapter) for pool in pools]
         texts = zip(found, made, strict=True)
         return [([Completion(ids, Sampling(), 0, asked=each)], [Reader(PLAIN, "")]) for ids, each in texts]
 

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from minillm.guard.screen import shown
 from minillm.serve import asked, fields
 from minillm.serve.answering import Answer, Job
+from minillm.serve.apis.objects import OLLAMA_MESSAGE, taken
 from minillm.serve.apis.openai import json, logprobs
 from minillm.serve.apis.openai_chat import choice, messages, tools
 from minillm.serve.asked import Asked
@@ -25,7 +26,7 @@ from minillm.serve.errors import Refusal
 from minillm.serve.errors import ollama as error_body
 from minillm.serve.fields import Body
 from minillm.serve.models import Card
-from minillm.serve.service import Service, whole
+from minillm.serve.service import Service, record_of, whole
 from minillm.serve.settings import MAX_LOGPROBS
 from minillm.serve.streaming import LINES, Chunks, Stream, line
 
@@ -83,18 +84,18 @@ class GenerateBody(Shared, kw_only=True):
 
 
 class NameBody(Body, kw_only=True):
+    IDLE: ClassVar = {"verbose": "there is no more to say"}
     model: str | None = None
     name: str | None = None
-    verbose: bool = False
 
 
 async def chat(service: Service, request: Request) -> Response:
     body, idle = fields.read(await service.parsed(request), ChatBody)
     if not body.messages:
-        return await _loaded(service, request, body, {"message": {"role": "assistant", "content": ""}})
+        return await _loaded(service, request, body, idle, {"message": {"role": "assistant", "content": ""}})
     made = of(body, idle)
-    made.messages = messages([_message(each) for each in body.messages])
-    made.tools = tools(body.tools)
+    said = [_message(f"messages[{at}]", each) for at, each in enumerate(body.messages)]
+    made.messages, made.tools = messages(said, idle), tools(body.tools, idle)
     asked.choose(made, *choice(None))
 
     def part(answer: Answer) -> dict[str, Any]:
@@ -106,7 +107,7 @@ async def chat(service: Service, request: Request) -> Response:
 async def generate(service: Service, request: Request) -> Response:
     body, idle = fields.read(await service.parsed(request), GenerateBody)
     if not body.prompt:
-        return await _loaded(service, request, body, {"response": ""})
+        return await _loaded(service, request, body, idle, {"response": ""})
     made = of(body, idle)
     if body.raw or service.models.find(body.model).card.template is None:
         if body.system:
@@ -146,11 +147,9 @@ def of(body: Shared, idle: list[str]) -> Asked:
     return made
 
 
-def _message(given: dict[str, Any]) -> dict[str, Any]:
-    """As OpenAI has it: calls with arguments as they are, and results by the tool's name."""
-    if given.get("images"):
-        raise Refusal(400, "images are not supported: this server takes text only")
-    found = {name: each for name, each in given.items() if name != "images" and each is not None}
+def _message(at: str, given: dict[str, Any]) -> dict[str, Any]:
+    """As OpenAI has it: calls with arguments as they are, and results by the tool's name. Raises Refusal."""
+    found = taken(at, given, OLLAMA_MESSAGE, [])
     if (name := found.pop("tool_name", None)) is not None:
         found["name"] = name
     return found
@@ -244,11 +243,11 @@ def _between(start: float | None, end: float | None) -> int:
     return 0 if start is None or end is None else max(0, int((end - start) * 1e9))
 
 
-async def _loaded(service: Service, request: Request, body: Shared, empty: dict[str, Any]) -> Response:
+async def _loaded(service: Service, request: Request, body: Shared, idle: list[str], empty: dict[str, Any]) -> Response:
     """Without a prompt clients only ask for the model to be loaded."""
     if body.model is None:
         raise Refusal(400, "model is required")
-    async with service.using(request, body.model) as served:
+    async with service.using(request, body.model, idle) as served:
         return json({**_head(served.name), **empty, "done": True, "done_reason": "load"})
 
 
@@ -268,13 +267,14 @@ async def ps(service: Service, request: Request) -> Response:
 
 
 async def show(service: Service, request: Request) -> Response:
-    body, _ = fields.read(await service.parsed(request), NameBody)
+    body, idle = fields.read(await service.parsed(request), NameBody)
+    record_of(request).update({"idle": idle} if idle else {})
     found = service.models.find(body.model or body.name).card
     architecture = re.sub(r"\W", "_", found.architecture)
     info = {"general.architecture": architecture, f"{architecture}.context_length": found.room}
     info["general.parameter_count"] = found.parameters
-    made = {"modelfile": "", "parameters": "", "template": found.template or "", "license": ""}
     card = _card(found, found.name)
+    made = {"modelfile": "", "parameters": "", "template": found.template or "", "license": ""}
     return json({**made, "details": card["details"], "model_info": info, "capabilities": found.abilities,
                  "modified_at": card["modified_at"]})  # fmt: skip
 

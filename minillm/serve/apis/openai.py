@@ -27,11 +27,12 @@ BOOKKEEPING = dict.fromkeys(_OWN.split(), "bookkeeping of OpenAI's own service")
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Whether usage comes with a stream, at its end or with each chunk. Nothing is obfuscated here."""
+    """Whether usage comes with a stream, at its end or with each chunk."""
 
+    IDLE: ClassVar = {"include_obfuscation": "nothing is obfuscated"}
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: bool | None = None
 
 
 class Shared(Body, kw_only=True):

@@ -12,18 +12,15 @@ from starlette.responses import Response
 from minillm.guard.screen import shown
 from minillm.serve import asked, fields, settings
 from minillm.serve.answering import Answer, Event, Job
-from minillm.serve.apis import openai
+from minillm.serve.apis import objects, openai
+from minillm.serve.apis.objects import taken
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
-from minillm.serve.prompts import plain_text
 from minillm.serve.service import Service, whole
 from minillm.serve.streaming import KEEP_ALIVE, Chunks, data
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# What clients send back with a message, and no template reads.
-IDLE_IN_MESSAGES = ("id", "refusal", "annotations", "audio", "function_call", "provider_specific_fields")
-IN_MESSAGES = ("role", "content", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking", "name")
 
 
 class ChatBody(openai.Shared, kw_only=True):
@@ -91,10 +88,10 @@ def of(body: ChatBody, idle: list[str]) -> Asked:
         options["logprobs"] = body.top_logprobs or 0
     made = Asked(
         model=body.model,
-        messages=messages(body.messages),
-        tools=tools(body.tools),
+        messages=messages(body.messages, idle),
+        tools=tools(body.tools, idle),
         parallel=body.parallel_tool_calls,
-        response_format=response_format(body.response_format),
+        response_format=response_format(body.response_format, idle),
         options=options,
         most=body.max_completion_tokens or body.max_tokens,
         n=body.n,
@@ -111,80 +108,76 @@ def of(body: ChatBody, idle: list[str]) -> Asked:
     return made
 
 
-def messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def messages(given: list[dict[str, Any]], idle: list[str]) -> list[dict[str, Any]]:
     """Messages as templates take them. Raises Refusal that names the message."""
     if not 1 <= len(given) <= settings.MAX_MESSAGES:
         said = f"messages has {len(given):,} of them, expected 1 to {settings.MAX_MESSAGES:,}"
         raise Refusal(400, said, "invalid_value", "messages")
-    return [_message(f"messages[{at}]", each) for at, each in enumerate(given)]
+    return [_message(f"messages[{at}]", each, idle) for at, each in enumerate(given)]
 
 
-def _message(at: str, given: dict[str, Any]) -> dict[str, Any]:
-    found = {name: each for name, each in given.items() if each is not None and name not in IDLE_IN_MESSAGES}
+def _message(at: str, given: dict[str, Any], idle: list[str]) -> dict[str, Any]:
+    found = taken(at, given, objects.MESSAGE, idle)
     if found.get("role") not in ROLES:
         said = f"{at}.role is {shown(given.get('role'))}, expected one of {', '.join(ROLES)}"
         raise Refusal(400, said, "invalid_value", "messages")
-    if unknown := sorted(set(found) - set(IN_MESSAGES)):
-        raise Refusal(400, f"{at} has the unknown field {shown(unknown[0])}", "unknown_parameter", "messages")
-    content = found.get("content")
-    if not isinstance(content, (str, list, type(None))):
-        raise Refusal(400, f"{at}.content is {shown(content)}, expected a text or parts", "invalid_value", "messages")
     for name in ("reasoning_content", "reasoning", "thinking", "tool_call_id", "name"):
         if not isinstance(found.get(name, ""), str):
             raise Refusal(400, f"{at}.{name} is {shown(found[name])}, expected a text", "invalid_value", "messages")
-    if "tool_calls" in found:
-        found["tool_calls"] = [_call(at, each) for each in _list(at, found["tool_calls"])]
-        if not found["tool_calls"]:
-            del found["tool_calls"]
-    return {**found, "content": plain_text(content)}
+    if calls := found.pop("tool_calls", None):
+        if not isinstance(calls, list):
+            raise Refusal(400, f"{at}.tool_calls is {shown(calls)}, expected a list", "invalid_value", "messages")
+        found["tool_calls"] = [_call(f"{at}.tool_calls[{n}]", each, idle) for n, each in enumerate(calls)]
+    return {**found, "content": objects.plain_text(f"{at}.content", found.get("content"), idle)}
 
 
-def _list(at: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise Refusal(400, f"{at}.tool_calls is {shown(value)}, expected a list", "invalid_value", "messages")
-    return value
-
-
-def _call(at: str, call: Any) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Refusal(400, f"{at}.tool_calls has one without a function and its name", "invalid_value", "messages")
-    made = {"name": function["name"], "arguments": function.get("arguments") or ""}
+def _call(at: str, given: Any, idle: list[str]) -> dict[str, Any]:
+    call = taken(at, given, objects.CALL, idle)
+    function = taken(f"{at}.function", call.get("function"), objects.CALL_FUNCTION, idle)
+    name, arguments = function.get("name"), function.get("arguments", "")
+    if call.get("type", "function") != "function" or not isinstance(name, str):
+        said = f"{at} is of type {shown(call.get('type'))} or has no name; expected a function with a name"
+        raise Refusal(400, said, "invalid_value", "messages")
+    if not isinstance(arguments, (str, dict)):
+        raise Refusal(400, f"{at}: the arguments are {shown(arguments)}, expected JSON", "invalid_value", "messages")
+    made = {"name": name, "arguments": arguments}
     return {"id": str(call.get("id") or ""), "type": "function", "function": made}
 
 
-def tools(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def tools(given: list[dict[str, Any]], idle: list[str]) -> list[dict[str, Any]]:
     """Functions that may be called. Raises Refusal."""
     made = []
     for at, each in enumerate(given):
-        function = each.get("function")
-        if each.get("type") != "function" or not isinstance(function, dict):
+        if each.get("type") != "function" or not isinstance(each.get("function"), dict):
             said = f"tools[{at}] is of type {shown(each.get('type'))}; this server has tools of type 'function' only"
             raise Refusal(400, said, "invalid_value", "tools")
+        taken(f"tools[{at}]", each, objects.TOOL, idle)
+        function = taken(f"tools[{at}].function", each["function"], objects.TOOL_FUNCTION, idle)
         made.append(asked.tool(f"tools[{at}]", function, function.get("parameters")))
     return asked.tools(made)
 
 
 def choice(given: Any) -> tuple[str, str | None]:
-    """Of "none", "auto", "required" and a function by its name, which it is."""
+    """Of "none", "auto", "required" and a function by its name, which it is. Raises Refusal."""
     if given is None or given in ("none", "auto", "required"):
         return given or "auto", None
-    function = given.get("function") if isinstance(given, dict) else None
-    if isinstance(function, dict) and given.get("type") == "function":
-        return "named", function.get("name")
+    if isinstance(given, dict) and given.get("type") == "function" and isinstance(given.get("function"), dict):
+        taken("tool_choice", given, objects.CHOICE, [])
+        return "named", taken("tool_choice.function", given["function"], objects.CHOICE_FUNCTION, []).get("name")
     said = f"tool_choice is {shown(given)}, expected none, auto, required or a function"
     raise Refusal(400, said, "invalid_value", "tool_choice")
 
 
-def response_format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+def response_format(given: dict[str, Any] | None, idle: list[str]) -> dict[str, Any] | None:
     """None for text, {"type": "json_object"}, or one with a schema. Raises Refusal."""
-    kind = (given or {}).get("type", "text")
-    if kind in ("text", "json_object"):
+    found = taken("response_format", given or {}, objects.FORMAT, idle)
+    kind, inner = found.get("type", "text"), found.get("json_schema")
+    if kind in ("text", "json_object") and inner is None:
         return None if kind == "text" else {"type": kind}
-    inner = (given or {}).get("json_schema")
     if kind != "json_schema" or not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
         said = "response_format: expected text, json_object, or json_schema with json_schema.schema"
         raise Refusal(400, said, "invalid_value", "response_format")
+    taken("response_format.json_schema", inner, objects.JSON_SCHEMA, idle)
     return asked.form(inner["schema"], "response_format")
 
 

@@ -47,7 +47,7 @@ class DetokenizeBody(Body, kw_only=True):
 
 def _card(card: Card, name: str) -> dict[str, Any]:
     found = {"id": name, "object": "model", "created": card.created, "owned_by": "minillm"}
-    return {**found, "root": card.name, "max_model_len": card.room}
+    return {**found, "root": card.name, "parent": card.parent, "max_model_len": card.room}
 
 
 async def list_models(service: Service, request: Request) -> Response:
@@ -60,7 +60,7 @@ async def show_model(service: Service, request: Request) -> Response:
 
 
 async def tokenize(service: Service, request: Request) -> Response:
-    body, _ = fields.read(await service.parsed(request), TokenizeBody)
+    body, idle = fields.read(await service.parsed(request), TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
         raise Refusal(400, "give prompt or messages, one of them", "invalid_value", "prompt")
 
@@ -69,25 +69,26 @@ async def tokenize(service: Service, request: Request) -> Response:
             if body.prompt is not None:
                 return prompts.text(served.llm, body.prompt, body.add_special_tokens)
             made = Asked(
-                messages=messages(body.messages or []),
-                tools=tools(body.tools),
+                messages=messages(body.messages or [], idle),
+                tools=tools(body.tools, idle),
                 variables=asked.variables(body.chat_template_kwargs),
                 prompted=body.add_generation_prompt,
                 unfinished=body.continue_final_message,
+                idle=idle,
             )
             return prompts.conversation(served.llm, made, service.settings.fold_system)
         except ValueError as error:
             raise Refusal(400, str(error).replace(str(served.llm.folder), served.name), "invalid_value") from None
 
-    async with service.using(request, body.model) as served:
+    async with service.using(request, body.model, idle) as served:
         found = await service.beside(lambda: ids(served))
         names = [served.tokens.label(each) for each in found] if body.return_token_strs else None
         return json({"count": len(found), "max_model_len": served.room, "tokens": found, "token_strs": names})
 
 
 async def detokenize(service: Service, request: Request) -> Response:
-    body, _ = fields.read(await service.parsed(request), DetokenizeBody)
-    async with service.using(request, body.model) as served:
+    body, idle = fields.read(await service.parsed(request), DetokenizeBody)
+    async with service.using(request, body.model, idle) as served:
         tokenizer = served.llm.tokenizer
         if tokenizer is None:
             raise Refusal(400, "this model has no tokenizer", "invalid_value")

@@ -14,12 +14,12 @@ from starlette.responses import Response
 from minillm.guard.screen import shown
 from minillm.serve import asked, fields, settings
 from minillm.serve.answering import Job
-from minillm.serve.apis import openai
+from minillm.serve.apis import objects, openai
+from minillm.serve.apis.objects import plain_text, taken
 from minillm.serve.apis.responses_events import Output, chunks, ended, new_id, usage
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal
 from minillm.serve.fields import Body
-from minillm.serve.prompts import plain_text
 from minillm.serve.service import Service, whole
 from minillm.serve.streaming import SSE, Stream
 
@@ -32,6 +32,7 @@ FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "req
 class Format(msgspec.Struct, forbid_unknown_fields=True):
     """The form of the text."""
 
+    IDLE: ClassVar = dict.fromkeys(("name", "description", "strict"), "a schema is kept to, whatever it is called")
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str | None = None
     description: str | None = None
@@ -40,15 +41,17 @@ class Format(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Text(msgspec.Struct, forbid_unknown_fields=True):
-    """`verbosity` is without effect: no template knows it."""
+    """What kind of text is wanted."""
 
+    IDLE: ClassVar = {"verbosity": "no template knows it"}
     format: Format | None = None
     verbosity: str | None = None
 
 
 class Reasoning(msgspec.Struct, forbid_unknown_fields=True):
-    """How much the model is to reason. All of it is given out, so a summary is not made."""
+    """How much the model is to reason."""
 
+    IDLE: ClassVar = dict.fromkeys(("summary", "generate_summary", "context"), "all reasoning is given out as it is")
     effort: asked.Effort | None = None
     summary: str | None = None
     generate_summary: str | None = None
@@ -117,7 +120,7 @@ def of(body: ResponsesBody, idle: list[str]) -> Asked:
     said = [{"role": "system", "content": body.instructions}] if body.instructions else []
     made = Asked(
         model=body.model,
-        messages=first_system([*said, *messages(body.input)]),
+        messages=first_system([*said, *messages(body.input, idle)]),
         tools=tools(body.tools, idle),
         parallel=body.parallel_tool_calls,
         options=options,
@@ -146,7 +149,7 @@ def first_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*first, *(rest or [{"role": "user", "content": ""}])]
 
 
-def messages(given: str | list[Any]) -> list[dict[str, Any]]:
+def messages(given: str | list[Any], idle: list[str]) -> list[dict[str, Any]]:
     """The items of an input as messages; reasoning and calls belong to the assistant's that they stand beside. Raises
     Refusal that names the item."""
     if isinstance(given, str):
@@ -157,7 +160,7 @@ def messages(given: str | list[Any]) -> list[dict[str, Any]]:
     for at, item in enumerate(given):
         if not isinstance(item, dict):
             raise Refusal(400, f"input[{at}] is {shown(item)}, expected an item", "invalid_value", "input")
-        message = _message(f"input[{at}]", item)
+        message = _message(f"input[{at}]", item, idle)
         before = made[-1] if made else {}
         if message["role"] == before.get("role") == "assistant" and not (before["content"] and message["content"]):
             before["content"] += message["content"]
@@ -169,27 +172,38 @@ def messages(given: str | list[Any]) -> list[dict[str, Any]]:
     return made
 
 
-def _message(at: str, item: dict[str, Any]) -> dict[str, Any]:
-    kind = item.get("type", "message" if "role" in item else None)
+def _message(at: str, item: dict[str, Any], idle: list[str]) -> dict[str, Any]:
+    kind = item.get("type") or ("message" if "role" in item else None)
     if kind == "message" and item.get("role") in ROLES:
-        return {"role": item["role"], "content": plain_text(item.get("content"))}
+        found = taken(at, item, objects.ITEM_MESSAGE, idle)
+        return {"role": found["role"], "content": plain_text(f"{at}.content", found.get("content"), idle)}
     if kind in ("function_call", "custom_tool_call") and isinstance(item.get("name"), str):
-        free = msgspec.json.encode({"input": item.get("input") or ""}).decode()
-        arguments = item.get("arguments") if kind == "function_call" else free
-        function = {"name": item["name"], "arguments": str(arguments or "")}
-        call = {"id": str(item.get("call_id") or ""), "type": "function", "function": function}
-        return {"role": "assistant", "content": "", "tool_calls": [call]}
+        return {"role": "assistant", "content": "", "tool_calls": [_call(at, item, idle)]}
     if kind in ("function_call_output", "custom_tool_call_output"):
-        return {
-            "role": "tool",
-            "tool_call_id": str(item.get("call_id") or ""),
-            "content": plain_text(item.get("output")),
-        }
+        found = taken(at, item, objects.CALL_OUTPUT, idle)
+        said = plain_text(f"{at}.output", found.get("output"), idle)
+        return {"role": "tool", "tool_call_id": str(found.get("call_id") or ""), "content": said}
     if kind == "reasoning":
-        return {"role": "assistant", "content": "", "reasoning_content": plain_text(item.get("content"))}
+        found = taken(at, item, objects.REASONING, idle)
+        thought = plain_text(f"{at}.content", found.get("content") or found.get("summary"), idle)
+        return {"role": "assistant", "content": "", "reasoning_content": thought}
     raise Refusal(
         400, f"{at}: an item of type {shown(kind)} is not supported, or lacks a name", "invalid_value", "input"
     )
+
+
+def _call(at: str, item: dict[str, Any], idle: list[str]) -> dict[str, Any]:
+    """A call as templates take it: what is a free text for the client is an argument for the model."""
+    if item["type"] == "function_call":
+        found = taken(at, item, objects.FUNCTION_CALL, idle)
+        arguments = found.get("arguments", "")
+    else:
+        found = taken(at, item, objects.CUSTOM_CALL, idle)
+        arguments = msgspec.json.encode({"input": found.get("input", "")}).decode()
+    if not isinstance(arguments, str):
+        raise Refusal(400, f"{at}: the arguments are {shown(arguments)}, expected a text", "invalid_value", "input")
+    function = {"name": found["name"], "arguments": arguments}
+    return {"id": str(found.get("call_id") or ""), "type": "function", "function": function}
 
 
 def tools(given: list[dict[str, Any]], idle: list[str]) -> list[dict[str, Any]]:
@@ -199,11 +213,12 @@ def tools(given: list[dict[str, Any]], idle: list[str]) -> list[dict[str, Any]]:
     for at, each in enumerate(given):
         kind = each.get("type")
         if kind == "function":
-            made.append(asked.tool(f"tools[{at}]", each, each.get("parameters")))
+            found = taken(f"tools[{at}]", each, objects.FUNCTION_TOOL, idle)
+            made.append(asked.tool(f"tools[{at}]", found, found.get("parameters")))
         elif kind == "custom":
-            made.append(asked.tool(f"tools[{at}]", each, FREE_TEXT))
+            made.append(asked.tool(f"tools[{at}]", taken(f"tools[{at}]", each, objects.CUSTOM_TOOL, idle), FREE_TEXT))
         else:
-            idle.append(f"tools.{str(kind)[:40]}")
+            objects.note("tools", str(kind), idle)
     return asked.tools(made)
 
 
@@ -211,7 +226,7 @@ def choice(given: Any) -> tuple[str, str | None]:
     if given is None or given in ("none", "auto", "required"):
         return given or "auto", None
     if isinstance(given, dict) and given.get("type") in ("function", "custom"):
-        return "named", given.get("name")
+        return "named", taken("tool_choice", given, objects.ITEM_CHOICE, []).get("name")
     said = f"tool_choice is {shown(given)}, expected none, auto, required or a function"
     raise Refusal(400, said, "invalid_value", "tool_choice")
 

@@ -17,14 +17,14 @@ from minillm.llm import LLM
 from minillm.model.decoder import Decoder
 from minillm.model.held import plain_shapes
 from minillm.serve.answers.styles import Style, style_of, styles
-from minillm.serve.tokens import Tokens, specials
+from minillm.serve.tokens import Tokens, added
 
 
 @dataclass(frozen=True)
 class Card:
     """What lists say of a checkpoint. The first of its `names` is what answers say; `room` is how many tokens a request
-    can have in all, `architecture` the `model_type` of its config, `size` the bytes of its weights in memory, and
-    `template` the source of its chat template."""
+    can have in all, `architecture` the `model_type` of its config, `size` the bytes of its weights in memory,
+    `template` the source of its chat template, and `parent` the name of the model that it is an adapter of."""
 
     names: tuple[str, ...]
     room: int
@@ -33,6 +33,7 @@ class Card:
     size: int
     dtype: str
     template: str | None
+    parent: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -62,13 +63,22 @@ def card(names: Sequence[str], values: Mapping[str, Any], model: Decoder, templa
 
 
 class Served:
-    """A loaded checkpoint. `style` is how it writes calls and reasoning, by default what its chat template says. Raises
-    ValueError for a style that is not there."""
+    """A loaded checkpoint. `style` is how it writes calls and reasoning, by default what its chat template says;
+    `parent` is the name of the one that this is an adapter of, whose engine it shares. Raises ValueError for a style
+    that is not there."""
 
-    def __init__(self, llm: LLM, engine: minillm.Engine, names: Sequence[str], style: str | None = None):
-        self.llm, self.engine, self.names = llm, engine, tuple(names)
+    def __init__(
+        self,
+        llm: LLM,
+        engine: minillm.Engine,
+        names: Sequence[str],
+        style: str | None = None,
+        parent: str | None = None,
+    ):
+        self.llm, self.engine, self.names, self.parent = llm, engine, tuple(names), parent
         self.tokens = Tokens(llm.tokenizer)
-        self.specials = specials(llm.folder, llm.tokenizer)
+        self.added = added(llm.folder, llm.tokenizer)
+        self.specials = frozenset(name for name, special in self.added.items() if special)
         if style is not None and style not in styles:
             raise ValueError(f"no style {shown(style)}; there are {', '.join(sorted(styles))}")
         self._style = style
@@ -96,6 +106,14 @@ class Served:
         return dataclasses.replace(self.style, thinking=tuple(known))
 
     @functools.cached_property
+    def marks(self) -> dict[str, int]:
+        """Marks that are tokens of their own: special tokens, and what the style has that were added."""
+        find = self.llm.tokenizer.backend.id_of if self.llm.tokenizer else lambda mark: None
+        texts = self.style.texts
+        names = [name for name in self.added if name in self.specials or any(name in each for each in texts)]
+        return {name: token for name in names if (token := find(name)) is not None}
+
+    @functools.cached_property
     def turn_ids(self) -> frozenset[int]:
         """Tokens that end an answer: those of the model, and where calls are messages what ends such a one."""
         find = self.llm.tokenizer.backend.id_of if self.llm.tokenizer else lambda mark: None
@@ -105,7 +123,13 @@ class Served:
     @functools.cached_property
     def card(self) -> Card:
         values, positions = read_json(self.llm.folder / "config.json"), self.engine.engine.store.most()
-        return card(self.names, values, self.llm.model, self.template, positions)
+        made = card(self.names, values, self.llm.model, self.template, positions)
+        return dataclasses.replace(made, parent=self.parent)
+
+    def adapters(self) -> list[Served]:
+        """What requests can ask for instead: the same model through one of its adapters."""
+        known = self.llm.model.choice.known
+        return [Served(self.llm.through(each), self.engine, (each,), self._style, self.name) for each in known]
 
     @property
     def room(self) -> int:

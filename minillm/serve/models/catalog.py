@@ -88,10 +88,10 @@ class Catalog:
         return [each.loaded for each in self.copies if each.loaded is not None]
 
     def find(self, name: str | None) -> Model:
-        """The model of a name, which may be left out where there is one. Raises Refusal."""
+        """The model of a name, which may be left out where there is one, with adapters or without. Raises Refusal."""
         if name is None:
-            if len(self.all) == 1:
-                return self.all[0]
+            if len(alone := [each for each in self.all if each.card.parent is None]) == 1:
+                return alone[0]
             raise Refusal(400, f"model is required; there are {', '.join(self.named)}", "invalid_value", "model")
         plain = name.removesuffix(":latest")
         found = self.named.get(name) or self.named.get(plain)

@@ -19,7 +19,8 @@ from minillm import config, families, hub
 from minillm.families.gguf import architectures
 from minillm.loading import load
 from minillm.spec import ProportionalScaling
-from tests.families.gguf.converter import SHIFTED, STILL, converted, joined, metadata, said, written
+from tests.families.gguf.converter import SHIFTED, STILL, converted, joined, said, written
+from tests.families.gguf.stated import metadata
 from tests.families.gguf.variants import VARIANTS
 from tests.helpers import tiny
 
@@ -75,7 +76,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("hy_v3", {"expert_shared_feed_forward_length": 21}, "21 is no multiple of 20 of one expert"),
     ("hy_v3", {"expert_weights_norm": False}, "expert_weights_norm is not true"),
     ("ernie4_5-moe", {"expert_shared_feed_forward_length": 21}, "21 is no multiple of 20"),
-    ("exaone4", {"attention.sliding_window": 4096}, "sliding_window is 4096; layers without positions"),
+    ("starcoder", {"attention.head_count_kv": 2}, "head_count_kv is 2; all heads of this family share one"),
+    ("bloom", {"feed_forward_length": 80}, "feed_forward_length is 80; this family's is four times"),
+    ("granitemoe", {"expert_shared_feed_forward_length": 8}, "is 8; this family shares none"),
     ("falcon", {"attention.head_count_kv": 2}, "multi_query is False"),
 ]
 

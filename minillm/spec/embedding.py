@@ -1,0 +1,29 @@
+"""What stands for a token before the first layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minillm.spec.norm import LayerNorm, Norm
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned row for each of `count` positions, added to a token's (Radford et al., 2018); there are none beyond.
+    That of position p is row p + `skipped`: the rows before it stand for nothing."""
+
+    count: int
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """norm(scale * E[token] + P[position]), the product rounded to the table's dtype. `positions` None: nothing is
+    added. `norm` None: there is none."""
+
+    scale: float = 1.0
+    positions: Learned | None = None
+    norm: Norm | LayerNorm | None = None
+
+
+TOKENS = Embedding()  # and nothing else

@@ -1,0 +1,140 @@
+"""What a family goes in with, for each that there is: nothing is forgotten, and what is not there has its reason."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from minillm.config import read
+from minillm.families import FAMILIES, resolve
+from minillm.families.gguf import architectures, described
+from minillm.families.shared.licences import terms
+from minillm.serve.answers import styles
+from tests.conftest import ROOT, shared
+from tests.families.test_real_names import COUNTS
+from tests.helpers import spaces
+from tests.helpers.published import SIZES
+from tests.helpers.rows import BASE, ROWS
+
+README = (ROOT / "README.md").read_text()
+NAMES = {kind: family.__name__.rpartition(".")[2] for kind, family in FAMILIES.items()}  # the file of a model_type
+FILES = sorted(set(NAMES.values()))
+TESTED = {family for family, _ in ROWS.values()}
+
+
+def inside(kind: str) -> str:
+    """The model_type of the text model that a model which reads images too has in it, or the other way round."""
+    return next(each for each in (kind, f"{kind}_text", kind.removesuffix("_text")) if each in TESTED)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_rows_and_drawn_configurations(kind: str) -> None:
+    """Parity with transformers, and from disk in configurations that are drawn."""
+    assert inside(kind) in spaces.FAMILIES
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind not in TESTED])
+def test_a_name_without_rows_of_its_own(kind: str) -> None:
+    """Is the same model under another: the whole with a section for its text, or the text alone."""
+    row = next(row for row, (family, _) in ROWS.items() if family == inside(kind))
+    values = {**BASE, **ROWS[row][1], "model_type": inside(kind)}
+    alone, _, _ = resolve(values)
+    if kind == inside(kind).removesuffix("_text"):
+        tied = {"tie_word_embeddings": values.get("tie_word_embeddings", alone.tied)}
+        values = {"text_config": values, **tied}
+    assert resolve({**values, "model_type": kind})[0] == alone
+
+
+def test_the_table_of_parity() -> None:
+    """`parity_report.py` printed a line for each family, of as many variants as there are."""
+    lines = re.findall(r"^\| (\w+) \| (\d+) \| [\d.e-]+ \| [\d.]+ \| [\d.]+(?: to [\d.]+)? \|$", README, re.M)
+    assert {name: int(count) for name, count in lines} == Counter(family for family, _ in ROWS.values())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_list_of_families(name: str) -> None:
+    assert len(re.findall(rf"\[{name}\]\(minillm/families/{name}\.py\)", README)) == 1
+
+
+# Families of which no published size can be checked: neither a file nor its figures are at hand.
+UNCOUNTED = {"gemma4_unified", "plamo", "plamo3"}
+COUNTED_APART = {"gemma3n"}  # in test_published_sizes.py
+
+
+def test_published_sizes() -> None:
+    known = {NAMES[read(shared(f"real-configs/{name}"))["model_type"]] for name in COUNTS}
+    known |= {NAMES[family] for family, _, _ in SIZES.values()} | COUNTED_APART
+    assert set(FILES) - known == UNCOUNTED
+
+
+def test_architectures_of_llama_cpp() -> None:
+    """docs/gguf.md lists what each is written as, and why others are not."""
+    page = (ROOT / "docs/gguf.md").read_text()
+    listed = dict(re.findall(r"\*\*([\w-]+)\*\* ([\w, ]+)[;.]", " ".join(page.split())))
+    assert listed == {name: ", ".join(kinds.split()) for name, kinds in described.ARCHITECTURES.items()}
+    assert set(listed) == set(architectures.ARCHITECTURES)  # which are read
+    reasons = dict(re.findall(r"^- (\w+): (.+)$", page, re.M))
+    assert set(reasons) == set(FAMILIES) - set(described.FAMILIES)
+
+
+# The format of calls and reasoning in a family's published chat templates, newest first; "" where they have none.
+CALLS = {
+    **dict.fromkeys("gemma gemma2 gemma3 gemma3n phi phimoe olmo olmo2 olmoe gpt_neox plamo tanuki".split(), ""),
+    **dict.fromkeys("deepseek deepseek_v2 glm dots1 starcoder2 stablelm gptj falcon helium exaone qwen".split(), ""),
+    **dict.fromkeys("baichuan internlm3 mellum cwm".split(), ""),
+    **dict.fromkeys("qwen2 qwen3 qwen3_moe qwen2_moe qwen2_vl qwen3_vl qwen3_vl_moe mimo exaone4".split(), "tagged"),
+    **dict.fromkeys("ernie4_5 ernie4_5_moe youtu".split(), "tagged"),
+    **dict.fromkeys("qwen3_next qwen3_5 qwen3_5_moe".split(), "functions"),
+    **dict.fromkeys("glm4_moe glm4_moe_lite".split(), "pairs"),
+    **dict.fromkeys("mistral mistral3 mixtral".split(), "named"),
+    **dict.fromkeys("gemma4 gemma4_unified".split(), "quoted"),
+    **dict.fromkeys("olmo3 olmo_hybrid".split(), "listed"),
+    "llama": "bare", "phi3": "called-array", "gpt_oss": "channels", "plamo3": "requests", "deepseek_v3": "separated",
+    "kimi_k25": "counted",
+}  # fmt: skip
+# Formats that no row of the table reads: calls come as text.
+UNREAD = {"glm4", "chatglm", "solar_open", "hy_v3", "minimax_m2", "seed_oss", "internlm2"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_formats_of_calls(name: str) -> None:
+    assert (name in UNREAD) != (name in CALLS)
+    assert not CALLS.get(name) or CALLS[name] in styles
+
+
+# By the id on the model cards, newest first.
+LICENCES: dict[str, Any] = {
+    **dict.fromkeys("qwen3 qwen3_moe qwen3_next qwen3_5 qwen3_5_moe qwen3_vl qwen3_vl_moe".split(), "apache-2.0"),
+    **dict.fromkeys("gemma4 gemma4_unified gpt_oss mistral3 mixtral olmo olmo2 olmo3 olmoe".split(), "apache-2.0"),
+    **dict.fromkeys("olmo_hybrid gpt_neox gptj falcon plamo tanuki ernie4_5 ernie4_5_moe".split(), "apache-2.0"),
+    **dict.fromkeys("seed_oss mellum internlm3".split(), "apache-2.0"),
+    **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo dots1".split(), "mit"),
+    **dict.fromkeys("gemma gemma2 gemma3 gemma3n".split(), "gemma"),
+    **dict.fromkeys("kimi_k25 minimax_m2".split(), "modified-mit"),
+    **dict.fromkeys("exaone exaone4".split(), "exaone"),
+    **dict.fromkeys("glm chatglm".split(), "glm-4"),
+    "llama": ("llama3.3", "llama3.2", "llama3.1", "llama3", "llama2"),
+    "mistral": ("apache-2.0", "mrl", "mnpl"),
+    "qwen2": ("apache-2.0", "qwen", "qwen-research"),
+    "qwen2_vl": ("apache-2.0", "qwen", "tongyi-qianwen"),
+    "qwen2_moe": ("apache-2.0", "tongyi-qianwen"),
+    "qwen": ("tongyi-qianwen", "tongyi-qianwen-research"),
+    "deepseek": "deepseek",
+    "deepseek_v2": "deepseek",
+    "deepseek_v3": ("mit", "modified-mit", "deepseek"),
+    "starcoder2": "bigcode-openrail-m",
+    "stablelm": "cc-by-sa-4.0",
+    "helium": "cc-by-4.0",
+}
+# Whose cards name a licence that is not among those of `shared/licences.py`: `plan` says that it is to be read.
+UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_licences(name: str) -> None:
+    assert (name in UNKNOWN) != (name in LICENCES)
+    stated = LICENCES.get(name, ())
+    assert all(terms(each) for each in ([stated] if isinstance(stated, str) else stated))

@@ -1,0 +1,81 @@
+"""Sizes of published models of whose files no copy is at hand, written down by keys of their config.json: what a key
+left out means is the family's default. With each the parameters that its authors or its files state: exact, or in
+billions to as many digits as they give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Size = tuple[str, dict[str, Any], "int | str"]
+
+
+def sizes(vocab: int, hidden: int, ffn: int, layers: int, heads: int, kv: int | None = None, **more: Any) -> Any:
+    made = {"vocab_size": vocab, "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
+            "num_attention_heads": heads}  # fmt: skip
+    return {**made, **({} if kv is None else {"num_key_value_heads": kv}), "max_position_embeddings": 4096, **more}
+
+
+OWN, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
+WIDE = {"head_dim": 128}
+QWEN_MOE = {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408}
+FINE = {"n_shared_experts": 2, "num_experts_per_tok": 6, "moe_intermediate_size": 1408, "first_k_dense_replace": 1}
+ERNIE = {"moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_layer_start_index": 1}
+ALL_TURN = {"sliding_window": None, "layer_types": None}
+
+SIZES: dict[str, Size] = {
+    "phi-2": ("phi", sizes(51200, 2560, 10240, 32, 32), 2_779_683_840),
+    "OLMo-1B": ("olmo", sizes(50304, 2048, 8192, 16, 16, **TIED), 1_176_764_416),
+    "OLMo-2-1124-7B": ("olmo2", sizes(100352, 4096, 11008, 32, 32, **OWN), 7_298_617_344),
+    "OLMo-2-1124-13B": ("olmo2", sizes(100352, 5120, 13824, 40, 40, **OWN), 13_716_198_400),
+    "OLMoE-1B-7B-0924": (
+        "olmoe", sizes(50304, 2048, 1024, 16, 16, 16, num_experts=64, num_experts_per_tok=8), 6_919_161_856
+    ),
+    "Olmo-Hybrid-7B": ("olmo_hybrid", {}, "7"),
+    "pythia-1.4b": ("gpt_neox", sizes(50304, 2048, 8192, 24, 16), 1_414_647_808),
+    "gpt-neox-20b": ("gpt_neox", sizes(50432, 6144, 24576, 44, 64), 20_554_567_680),
+    "gpt-j-6b": ("gptj", {}, 6_050_882_784),
+    "falcon-7b": ("falcon", sizes(65024, 4544, None, 32, 71), 6_921_720_704),
+    "Tanuki-8x8B": ("tanuki", sizes(65024, 4096, 14336, 32, 32, 8, num_local_experts=8, num_experts_per_tok=2), "47"),
+    "Qwen1.5-MoE-A2.7B": (
+        "qwen2_moe", sizes(151936, 2048, 5632, 24, 16, 16, shared_expert_intermediate_size=5632, **QWEN_MOE),
+        14_315_784_192,
+    ),
+    "deepseek-moe-16b-base": (
+        "deepseek", sizes(102400, 2048, 10944, 28, 16, 16, n_routed_experts=64, **FINE), 16_375_728_128
+    ),
+    "dots.llm1.base": (
+        "dots1", sizes(152064, 4096, 10944, 62, 32, 32, n_routed_experts=128, **FINE, **WIDE), 142_774_381_696
+    ),
+    "Mistral-Small-3.1-24B, the text model": (
+        "mistral3", {"text_config": sizes(131072, 5120, 32768, 40, 32, 8, model_type="mistral", **WIDE)},
+        23_572_403_200,
+    ),
+    "glm-4-9b-hf": ("glm", sizes(151552, 4096, 13696, 40, 32, 2, **WIDE), 9_399_951_360),
+    "GLM-4-9B-0414": ("glm4", sizes(151552, 4096, 13696, 40, 32, 2, **WIDE), 9_400_279_040),
+    "Solar-Open-100B": ("solar_open", {}, "102.6"),
+    "Hy3": ("hy_v3", {}, "295"),
+    "ERNIE-4.5-0.3B": ("ernie4_5", sizes(103424, 1024, 3072, 18, 16, 2, **WIDE), 360_748_032),
+    "ERNIE-4.5-21B-A3B": (
+        "ernie4_5_moe", sizes(103424, 2560, 12288, 28, 20, 4, moe_num_shared_experts=2, **ERNIE), 21_825_437_888
+    ),
+    "Seed-OSS-36B": ("seed_oss", sizes(155136, 5120, 27648, 64, 80, 8, **WIDE), 36_151_104_512),
+    "starcoder2-3b": ("starcoder2", sizes(49152, 3072, 12288, 30, 24, 2), 3_030_371_328),
+    "starcoder2-7b": ("starcoder2", sizes(49152, 4608, 18432, 32, 36, 4), 7_173_923_840),
+    "starcoder2-15b": ("starcoder2", sizes(49152, 6144, 24576, 40, 48, 4, **OWN), 15_957_889_024),
+    "stablelm-3b-4e1t": ("stablelm", sizes(50304, 2560, 6912, 32, 32, 32), 2_795_443_200),
+    "stablelm-2-1_6b": ("stablelm", sizes(100352, 2048, 5632, 24, 32, 32, use_qkv_bias=True), 1_644_515_328),
+    "Mellum2-12B-A2.5B": ("mellum", {}, "12"),
+    "EXAONE-3.5-2.4B": ("exaone", sizes(102400, 2560, 7168, 30, 32, 8, head_dim=80, **TIED), 2_405_327_360),
+    "EXAONE-3.5-7.8B": ("exaone", sizes(102400, 4096, 14336, 32, 32, 8, **OWN), 7_818_448_896),
+    "EXAONE-4.0-1.2B": (
+        "exaone4", sizes(102400, 2048, 4096, 30, 32, 8, head_dim=64, **ALL_TURN, **TIED), 1_279_391_488
+    ),
+    "internlm2-1_8b": ("internlm2", sizes(92544, 2048, 8192, 24, 16, 8, bias=False), 1_889_110_016),
+    "internlm2-7b": ("internlm2", sizes(92544, 4096, 14336, 32, 32, 8, bias=False), 7_737_708_544),
+    "internlm2-20b": ("internlm2", sizes(92544, 6144, 16384, 48, 48, 8, bias=False), 19_861_149_696),
+    "internlm3-8b": ("internlm3", sizes(128512, 4096, 10240, 48, 32, 2, **WIDE), 8_804_241_408),
+    "cwm": ("cwm", {}, "32"),
+    "helium-1-preview-2b": ("helium", {}, "2"),
+    "Youtu-LLM-2B": ("youtu", {}, "1.96"),
+    "Baichuan-7B": ("baichuan", sizes(64000, 4096, 11008, 32, 32), 7_000_559_616),
+}  # fmt: skip

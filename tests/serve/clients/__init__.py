@@ -1,0 +1,1 @@
+"""Frameworks that people use, against a real server: see `__main__.py`."""
