@@ -21,6 +21,7 @@ from minillm.model import held as quantised
 from minillm.model.costs import active_values, bytes_per_step
 from minillm.model.decoder import next_token_loss
 from minillm.ops.stacked import GroupedMatrices
+from minillm.report import writing
 from minillm.weights import holding, ints
 from minillm.weights import save as saving
 from minillm.weights.checkpoint import Checkpoint
@@ -260,7 +261,7 @@ def test_a_folder_is_complete_or_not_there(saved: Path, tmp_path: Path, monkeypa
     def fails(*given: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(quantize, "complete", fails)
+    monkeypatch.setattr(writing, "complete", fails)
     (tmp_path / "source").mkdir()
     for file in saved.iterdir():
         (tmp_path / "source" / file.name).write_bytes(file.read_bytes())
