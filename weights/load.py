@@ -6,6 +6,7 @@ converted or quantised one block more; one tensor, where it must be dequantised 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -35,12 +36,29 @@ def check(planned: Plan, checkpoint: Checkpoint) -> None:
         "parameters no tensor fills": planned.unfilled,
         "tensors for a parameter filled already": planned.twice_filled,
     }
-    named = {**missing, **faults(planned, checkpoint.info)}
+    numbers = {"tensors with a number that this family's code does not know": _altered(planned, checkpoint)}
+    named = {**missing, **faults(planned, checkpoint.info), **numbers}
     found = [f"{len(names)} {fault}: {brief(names)}" for fault, names in named.items() if names]
     if found:
         adapter = any(".lora_" in name or ".base_layer." in name for name in planned.unclaimed)
         remedy = "merge the adapter first (peft: merge_and_unload)" if adapter else "download both again from one place"
         raise ValueError(f"{checkpoint.folder}: the weights do not fit config.json; {'; '.join(found)}; {remedy}")
+
+
+def _altered(planned: Plan, checkpoint: Checkpoint) -> list[str]:
+    """The tensors that are left out for a number that they are not, as any type of a checkpoint rounds it."""
+    found = []
+    for tensor, number in planned.constants.items():
+        info = checkpoint.info[tensor]
+        if math.prod(info.shape) != 1 or info.dtype not in DTYPES:
+            found.append(f"{tensor} is {info.dtype} {list(info.shape)}, expected one number, {number:g}")
+        elif (value := checkpoint.stored[tensor].fresh().values().item()) not in _rounded(number):
+            found.append(f"{tensor} is {value:g}, expected {number:g}")
+    return found
+
+
+def _rounded(number: float) -> set[float]:
+    return {torch.tensor(number, dtype=dtype).item() for dtype in DTYPES.values()}
 
 
 def faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]]:

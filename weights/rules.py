@@ -3,8 +3,9 @@
 A rule is "pattern": "destination". `{i}` in a pattern stands for a number and is carried over to the destination,
 which is a parameter, a named row block of a fused one, "name[part]", or neighbouring ones, "name[one+two]"; "name:
 layout" says that the tensor's values lie otherwise (see `layout.py`). DROP says that a tensor is left out knowingly,
-"DROP: reason" that users are told, and "DROP or destination" that it fills what no other tensor does. A pattern may
-end in `*`, for any rest. Where several patterns match, the one with the fewest placeholders wins, of equals the first.
+"DROP: reason" that users are told, "DROP or destination" that it fills what no other tensor does, and "DROP if 0.5"
+that it must be this one number, which the model has without it. A pattern may end in `*`, for any rest. Where several
+patterns match, the one with the fewest placeholders wins, of equals the first.
 Every tensor must match one rule and every parameter must be filled exactly once: `plan` says where that fails.
 
 A name that no pattern matches is tried once more with another beginning: without what a wrapper put in front of it, and
@@ -26,6 +27,7 @@ from minillm.weights.layout import AnyLayout, parse
 
 DROP = "DROP"
 SPARE = f"{DROP} or "
+CONSTANT = f"{DROP} if "
 Rules = Mapping[str, str]
 FEW = 6  # parts of a parameter: what has experts has hundreds
 # What torch.compile, FSDP and gradient checkpointing put in front of a module's name, DataParallel and PEFT in front of
@@ -57,6 +59,7 @@ class Plan:
 
     assignments: dict[str, Destination] = field(default_factory=dict)  # tensor -> where it goes
     dropped: list[str] = field(default_factory=list)
+    constants: dict[str, float] = field(default_factory=dict)  # of those, tensor -> the number that it must be
     reasons: dict[str, int] = field(default_factory=dict)  # what users are told -> how many tensors
     spelled: dict[str, str] = field(default_factory=dict)  # tensor -> what its name would be by the rules, if it is not
     wrappers: dict[str, int] = field(default_factory=dict)  # what was taken off the names -> of how many tensors
@@ -75,7 +78,9 @@ def plan(tensors: Collection[str], rules: Rules, destinations: Mapping[str, Dest
             target = DROP if filled.intersection(known.get(instead, [])) else instead
         if target is not None and target.startswith(DROP):
             result.dropped.append(tensor)
-            if reason := target.removeprefix(DROP).removeprefix(": "):
+            if target.startswith(CONSTANT):
+                result.constants[tensor] = float(target.removeprefix(CONSTANT))
+            elif reason := target.removeprefix(DROP).removeprefix(": "):
                 result.reasons[reason] = result.reasons.get(reason, 0) + 1
         elif target is None or (place := target.partition(": ")[0]) not in known:
             result.unclaimed.append(tensor)

@@ -42,8 +42,8 @@ RULES = {
     f"{LAYER}mlp.down_proj.weight": f"{FFN}down.weight",
     f"{LAYER}mlp.act_fn.alpha_p": f"{FFN}above",
     f"{LAYER}mlp.act_fn.alpha_n": f"{FFN}below",
-    f"{LAYER}mlp.act_fn.beta": "DROP",  # 0.5 and -1e-6 in every checkpoint
-    f"{LAYER}mlp.act_fn.eps": "DROP",
+    f"{LAYER}mlp.act_fn.beta": "DROP if 0.5",
+    f"{LAYER}mlp.act_fn.eps": "DROP if -1e-06",
 }
 
 

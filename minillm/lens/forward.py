@@ -28,7 +28,7 @@ class Pass:
     tokens: Tensor  # int64 [T]
     residual: Tensor  # [L + 1, T, E]: behind the embedding, and behind each layer, which may add and scale besides;
     # of several streams what the final norm would be given
-    attended: Tensor  # [L, T, E]: what attention adds, its own post-norm included
+    attended: Tensor  # [L, T, E]: what attention adds, its own post-norm and factor included
     fed: Tensor  # [L, T, E]: what the feed-forward adds
     attention: list[Tensor]  # for each layer fp32 [H, T, T]; H is 0 where a layer is recurrent
 
@@ -62,7 +62,10 @@ def look(model: Decoder, ids: Sequence[int]) -> Pass:
     attends = [isinstance(layer.attention, spec.Attention) for layer in model.spec.layers]
     assert len(calls) == sum(attends), f"{len(calls)} attentions in {sum(attends)} layers"
     maps = (observe.attention_weights(*call.given, **call.options)[0] for call in calls)
-    attended, fed = (torch.cat([seen[f"layers.{i}{part}"].result for i in range(count)]) for part in parts[1:])
+    scales = [layer.branch_scale for layer in model.spec.layers]
+    attended, fed = (
+        torch.cat([seen[f"layers.{i}{part}"].result * scale for i, scale in enumerate(scales)]) for part in parts[1:]
+    )
     return Pass(
         tokens,
         torch.cat([model.embed(tokens[None]), *(model.merged(each.result) for each in layers)]),

@@ -48,7 +48,7 @@ def test_text_leaves_out_what_is_as_in_llama(capsys: pytest.CaptureFixture[str])
     out = run(capsys, "--weights", str(folder))
     assert "window=4096, scores=Scores(scale=0.0625, softcap=50.0))" in out
     assert "post_attention_norm Norm(eps=1e-06, offset=1.0, cast=after_weight)" in out
-    assert "embedding scale       48.0" in out
+    assert "embedding             Embedding(scale=48.0)" in out
     assert "qkv_bias" not in out
     assert "106,496" not in out
     assert "a token takes 53,248 values in the cache, 106.5 kB in bfloat16" in out  # 26 layers of 2 x 4 heads of 256

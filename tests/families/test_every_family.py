@@ -84,19 +84,20 @@ def test_architectures_of_llama_cpp() -> None:
 CALLS = {
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n phi phimoe olmo olmo2 olmoe gpt_neox plamo tanuki".split(), ""),
     **dict.fromkeys("deepseek deepseek_v2 glm dots1 starcoder2 stablelm gptj falcon helium exaone qwen".split(), ""),
-    **dict.fromkeys("baichuan internlm3 mellum cwm".split(), ""),
+    **dict.fromkeys("baichuan internlm3 mellum cwm arcee gpt2 gpt_bigcode gpt_neo opt bloom".split(), ""),
     **dict.fromkeys("qwen2 qwen3 qwen3_moe qwen2_moe qwen2_vl qwen3_vl qwen3_vl_moe mimo exaone4".split(), "tagged"),
-    **dict.fromkeys("ernie4_5 ernie4_5_moe youtu".split(), "tagged"),
+    **dict.fromkeys("ernie4_5 ernie4_5_moe youtu smollm3 granite".split(), "tagged"),
     **dict.fromkeys("qwen3_next qwen3_5 qwen3_5_moe".split(), "functions"),
     **dict.fromkeys("glm4_moe glm4_moe_lite".split(), "pairs"),
-    **dict.fromkeys("mistral mistral3 mixtral".split(), "named"),
+    **dict.fromkeys("mistral mistral3 ministral3 mixtral".split(), "named"),
     **dict.fromkeys("gemma4 gemma4_unified".split(), "quoted"),
     **dict.fromkeys("olmo3 olmo_hybrid".split(), "listed"),
     "llama": "bare", "phi3": "called-array", "gpt_oss": "channels", "plamo3": "requests", "deepseek_v3": "separated",
-    "kimi_k25": "counted",
+    "kimi_k25": "counted", "granitemoe": "marked-array",
 }  # fmt: skip
 # Formats that no row of the table reads: calls come as text.
-UNREAD = {"glm4", "chatglm", "solar_open", "hy_v3", "minimax_m2", "seed_oss", "internlm2"}
+UNREAD = {"glm4", "chatglm", "solar_open", "hy_v3", "minimax_m2", "seed_oss", "internlm2", "cohere", "cohere2"}
+UNREAD |= {"apertus", "hunyuan_v1_dense"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -110,8 +111,11 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("qwen3 qwen3_moe qwen3_next qwen3_5 qwen3_5_moe qwen3_vl qwen3_vl_moe".split(), "apache-2.0"),
     **dict.fromkeys("gemma4 gemma4_unified gpt_oss mistral3 mixtral olmo olmo2 olmo3 olmoe".split(), "apache-2.0"),
     **dict.fromkeys("olmo_hybrid gpt_neox gptj falcon plamo tanuki ernie4_5 ernie4_5_moe".split(), "apache-2.0"),
-    **dict.fromkeys("seed_oss mellum internlm3".split(), "apache-2.0"),
-    **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo dots1".split(), "mit"),
+    **dict.fromkeys("seed_oss mellum internlm3 smollm3 granite granitemoe ministral3".split(), "apache-2.0"),
+    **dict.fromkeys("apertus arcee".split(), "apache-2.0"),
+    **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo dots1 gpt2 gpt_neo".split(), "mit"),
+    **dict.fromkeys("cohere cohere2".split(), "cc-by-nc-4.0"),
+    **dict.fromkeys("starcoder2 gpt_bigcode".split(), "bigcode-openrail-m"),
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n".split(), "gemma"),
     **dict.fromkeys("kimi_k25 minimax_m2".split(), "modified-mit"),
     **dict.fromkeys("exaone exaone4".split(), "exaone"),
@@ -125,12 +129,12 @@ LICENCES: dict[str, Any] = {
     "deepseek": "deepseek",
     "deepseek_v2": "deepseek",
     "deepseek_v3": ("mit", "modified-mit", "deepseek"),
-    "starcoder2": "bigcode-openrail-m",
     "stablelm": "cc-by-sa-4.0",
     "helium": "cc-by-4.0",
 }
 # Whose cards name a licence that is not among those of `shared/licences.py`: `plan` says that it is to be read.
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
+UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense"}
 
 
 @pytest.mark.parametrize("name", FILES)
