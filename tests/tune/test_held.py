@@ -99,7 +99,7 @@ def test_every_form_is_learnt_beside_as_it_lies(name: str) -> None:
 
 
 def test_a_quantised_head_is_not_kept_either() -> None:
-    """`Decoder.loss`, which computes the logits again on the way back: beside a plain head their gradient is at hand."""
+    """`Decoder.loss`, which makes the logits again on the way back: beside a plain head their gradient is at hand."""
     folder = shared("quant/gguf/story-qwen-256-Q6_K")
     lies, made = (minillm.load(folder, **ON_CPU, keep_quantized=keep) for keep in (True, False))
     assert held.held_in(lies.model.head or lies.model.embedding)
