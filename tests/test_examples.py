@@ -44,7 +44,7 @@ EXAMPLES = {
     "build_from_spec.py": (["parameters", "The quick brown fox jumps over the lazy dog"], []),
     "expert_routes.py": (["layer 3: ", "Daisy"], []),
     "finetune.py": (["before: 0 of 8", "after: 8 of 8 answers are brief"], ["--out", "{tmp}/tuned"]),
-    "tuning_memory.py": (["adapter, --quantize int4 --recompute", "at its peak 3.1"], ["--weights", str(DEMO)]),
+    "tuning_memory.py": (["adapter, --quantize int4 --recompute", "at its peak 1.1"], ["--weights", str(DEMO)]),
     "train_demo.py": ([], ["--steps", "2", "--out", "{tmp}/demo"]),
     "story_grammar.py": (["named Pip", "named Milo"], ["2"]),
     "study.py": ([], []),

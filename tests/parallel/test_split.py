@@ -72,7 +72,7 @@ def splits(draw: st.DrawFn) -> tuple[Spec, int]:
     return spec, draw(st.sampled_from(found))
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
 @given(splits(), st.integers(1, 9))
 @torch.no_grad()
 def test_the_ranks_are_one_model(drawn: tuple[Spec, int], count: int) -> None:
@@ -90,7 +90,7 @@ def test_the_ranks_are_one_model(drawn: tuple[Spec, int], count: int) -> None:
         assert (found - expected).abs().max() <= EXACT
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
 @given(splits())
 def test_each_value_is_held_once_or_by_all_that_share_it(drawn: tuple[Spec, int]) -> None:
     """And each rank's parameters have the shapes that its spec gives them."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import minillm
@@ -31,7 +32,12 @@ TWO_ROUNDINGS, ROUNDED = ("bitsandbytes/int8", "compressed-tensors/nvfp4"), 2e-5
 TOKENS = torch.randint(0, 500, (2, 48), generator=torch.Generator().manual_seed(0))
 
 
-def kept_bytes(model: Decoder, backward: Callable[[Tensor], None]) -> int:
+def of_logits(model: Decoder) -> Tensor:
+    """The loss by its definition: `Decoder.loss` adds up in another order beside a head that is quantised."""
+    return F.cross_entropy(model(TOKENS)[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+
+
+def kept_bytes(model: Decoder, loss_of: Callable[[Decoder], Tensor]) -> int:
     """Of storages that autograd keeps until the way back, but for parameters."""
     own = {each.untyped_storage().data_ptr() for each in model.parameters()}
     seen: dict[int, tuple[int, Tensor]] = {}
@@ -43,20 +49,20 @@ def kept_bytes(model: Decoder, backward: Callable[[Tensor], None]) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = model.loss(TOKENS)
+        loss = loss_of(model)
     found = sum(size for size, _ in seen.values())
-    backward(loss)
+    loss.backward()
     return found
 
 
-def gradients(llm: minillm.LLM) -> tuple[int, dict[str, Tensor]]:
+def gradients(llm: minillm.LLM, loss_of: Callable[[Decoder], Tensor] = of_logits) -> tuple[int, dict[str, Tensor]]:
     """What is kept, and the gradients of an adapter of random values."""
     adapter = attach(llm, AdapterConfig(r=4, lora_alpha=8, target_modules=ALL))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for each in adapter.named().values():
             each.copy_(torch.randn(each.shape, generator=draw) * 0.05)
-    kept = kept_bytes(llm.model, lambda loss: loss.backward())
+    kept = kept_bytes(llm.model, loss_of)
     return kept, {name: each.grad for name, each in adapter.named().items() if each.grad is not None}
 
 
@@ -90,6 +96,17 @@ def test_every_form_is_learnt_beside_as_it_lies(name: str) -> None:
     for key, each in wanted.items():
         assert each.any(), key
         assert (found[key] - each).abs().max() <= limit * each.abs().max(), key
+
+
+def test_a_quantised_head_is_not_kept_either() -> None:
+    """`Decoder.loss`, which makes the logits again on the way back: beside a plain head their gradient is at hand."""
+    folder = shared("quant/gguf/story-qwen-256-Q6_K")
+    lies, made = (minillm.load(folder, **ON_CPU, keep_quantized=keep) for keep in (True, False))
+    assert held.held_in(lies.model.head or lies.model.embedding)
+    (kept, found), (more, wanted) = (gradients(llm, lambda model: model.loss(TOKENS)) for llm in (lies, made))
+    assert kept <= more + TOKENS[:, 1:].nbytes  # the targets
+    worst = max(float((found[key] - each).abs().max() / each.abs().max()) for key, each in wanted.items())
+    assert worst < 5e-6
 
 
 @pytest.mark.parametrize("name", ["gptq/b4-g64-sym", "gguf/zoo-llama-256", "compressed-tensors/fp8-block"])
