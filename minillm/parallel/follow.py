@@ -22,10 +22,8 @@ def begin(model: Decoder, ranks: Alone, what: str) -> None:
         return
     made = hashlib.sha256(f"{__version__} {what}".encode())
     for name, parameter in model.named_parameters():
-        if (
-            name.endswith("norm.weight") and ".q_norm" not in name and ".k_norm" not in name
-        ):  # which no rank has parts of
-            made.update(parameter.detach().cpu().view(torch.uint8).numpy())
+        if name.endswith("norm.weight") and ".q_norm" not in name and ".k_norm" not in name:  # no rank has parts of it
+            made.update(parameter.detach().cpu().view(torch.uint8).numpy().data)
     ranks.agreed(made.hexdigest())
     if ranks.rank:
         follow(model, ranks)
