@@ -60,7 +60,7 @@ def entries(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def test_indexes_were_there() -> None:
     shared("real-configs")
-    assert len(INDEXED) == 21
+    assert len(INDEXED) == 23
 
 
 @pytest.mark.parametrize("name", INDEXED)
