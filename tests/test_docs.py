@@ -45,6 +45,7 @@ SECTIONS = ["Formula", "Picture", "Families", "Code", "Experiment", "Pitfalls"]
 STEPS = {
     "From the command line to text": range(2, 13),
     "From file to parameter": range(2, 9),
+    "From examples to an adapter": range(2, 7),
     "I want to change …": [10],
 }
 MAX_LINES, MAX_PICTURE_BYTES = 120, 150_000

@@ -1,7 +1,7 @@
 """Loading takes at most the bytes of the parameters and 300 MB, of which PyTorch itself is 220; from `.bin` files and
 for what must be laid out otherwise one tensor more. So do the first tokens.
 
-    python -m tests.test_memory [FORM …]      # the table of docs/quantisation.md
+    python -m tests.test_memory [FORM …]      # the table of docs/formats.md
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         self.spec = decoder
         self.ops = ops
         self.choice = Choice()  # of adapters
-        self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size, ops, decoder.vocabulary)
+        self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size, ops, decoder.embedding.rows)
         size, told, placed = decoder.hidden_size, decoder.per_layer, decoder.embedding.positions
         self.positions = Embedding(placed.count + placed.skipped, size) if placed else None
         self.embedding_norm = norm(decoder.embedding.norm, size, ops)

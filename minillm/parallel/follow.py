@@ -24,7 +24,7 @@ def begin(model: Decoder, ranks: Alone, what: str) -> None:
     made = hashlib.sha256(f"{__version__} {what}".encode())
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight") and not name.endswith(("q_norm.weight", "k_norm.weight")):  # each has all of it
-            made.update(parameter.detach().cpu().view(torch.uint8).numpy())
+            made.update(parameter.detach().cpu().view(torch.uint8).numpy().data)
     ranks.agreed(made.hexdigest())
     if ranks.rank:
         follow(model, ranks)

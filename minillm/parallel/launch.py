@@ -57,7 +57,6 @@ class Place(NamedTuple):
     """Which rank this process is; `local` is its number on its machine, `store` a file that all of them see."""
 
     rank: int
-    count: int
     local: int
     store: str | None
 
@@ -78,7 +77,7 @@ def place(count: int) -> Place | None:
         if store is None and (lacks := [each for each in ("MASTER_ADDR", "MASTER_PORT") if each not in os.environ]):
             raise ValueError(f"{' and '.join(lacks)} must be set: the address of the first rank, and a free port there")
         os.environ.update({"RANK": rank, "WORLD_SIZE": size})
-        return Place(int(rank), count, int(local or 0), store)
+        return Place(int(rank), int(local or 0), store)
     return None
 
 

@@ -50,9 +50,8 @@ class Ranks(Alone):
         self._gone: list[int] = []
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
-            how = {"init_method": f"file://{store}"} if store else {}
-            start = timedelta(seconds=START)
-            dist.init_process_group(backend, rank=rank, world_size=count, timeout=start, **how)
+            where, start = f"file://{store}" if store else None, timedelta(seconds=START)
+            dist.init_process_group(backend, where, start, count, rank)
             self.data = dist.new_group(timeout=timedelta(seconds=timeout))
             self.words = dist.new_group(timeout=timedelta(seconds=IDLE if rank else timeout))
         except (RuntimeError, ValueError) as error:

@@ -72,7 +72,8 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
         replace(layer, attention=_mixer(layer.attention, ranks, rank), ffn=_ffn(layer.ffn, ranks, rank))
         for layer in decoder.layers
     )
-    return replace(decoder, layers=layers, vocabulary=cut(decoder.vocab_size, ranks, rank))
+    embedding = replace(decoder.embedding, rows=cut(decoder.vocab_size, ranks, rank))
+    return replace(decoder, layers=layers, embedding=embedding)
 
 
 def _mixer(made: spec.Mixer, ranks: int, rank: int) -> spec.Mixer:

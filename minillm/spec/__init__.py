@@ -113,8 +113,6 @@ class Decoder:
     Logits are multiplied by `logit_scale`; with a `logit_softcap` c they then become c tanh(logits / c). `per_layer`:
     layers have embeddings of their own. `streams`: several residual streams.
     `context` is the number of positions that the published model is meant for; generation refuses to go beyond it.
-    `vocabulary`: the first row of the embedding and of the head that is here and the one behind the last; other ranks
-    have the others.
     """
 
     vocab_size: int
@@ -129,7 +127,6 @@ class Decoder:
     logit_softcap: float | None = None
     per_layer: PerLayer | None = None
     streams: Streams | None = None
-    vocabulary: tuple[int, int] | None = None
 
     @property
     def attentions(self) -> list[Attention]:

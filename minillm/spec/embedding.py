@@ -19,11 +19,13 @@ class Learned:
 @dataclass(frozen=True)
 class Embedding:
     """norm(scale * E[token] + P[position]), the product rounded to the table's dtype. `positions` None: nothing is
-    added. `norm` None: there is none."""
+    added. `norm` None: there is none. `rows`: the first row of E, and of the head, that is here and the one behind the
+    last; other ranks have the others."""
 
     scale: float = 1.0
     positions: Learned | None = None
     norm: Norm | LayerNorm | None = None
+    rows: tuple[int, int] | None = None
 
 
 TOKENS = Embedding()  # and nothing else

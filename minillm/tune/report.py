@@ -62,7 +62,7 @@ def check_board() -> None:
 def _board(folder: Path, done: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=done + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=done + 1)
 
 
 def smoothed(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -196,7 +196,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Spec, "logit_scale"): ("granite", 1.0),
     (Spec, "logit_softcap"): ("gemma2", None),
     (Spec, "per_layer"): ("gemma4", None),
-    (Spec, "vocabulary"): ("llama", (0, 90)),
+    (Embedding, "rows"): ("llama", (0, 90)),
 }
 
 
@@ -216,7 +216,7 @@ MISFITS = {
     (PerLayer, "vocab_size"), (PerLayer, "layers"), (PerLayer, "size"), (Spec, "per_layer"),
     (Spec, "vocab_size"), (Spec, "hidden_size"), (Spec, "layers"), (Spec, "tied"),
     (Embedding, "positions"), (Embedding, "norm"), (Learned, "count"), (Learned, "skipped"), (LayerNorm, "bias"),
-    (Layer, "low_rank"), (LowRank, "rank"), (Streams, "count"), (Spec, "streams"), (Spec, "vocabulary"),
+    (Layer, "low_rank"), (LowRank, "rank"), (Streams, "count"), (Spec, "streams"), (Embedding, "rows"),
 }  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def test_a_seventy_billion_over_eight() -> None:
         mine = split.local(spec, 8, rank)
         assert mine.layers[0].attention == GQA(8, 1, 128, ROPE)
         assert mine.layers[79].ffn == GatedMLP(3584)
-        assert mine.vocabulary == (16032 * rank, 16032 * rank + 16032)
+        assert mine.embedding.rows == (16032 * rank, 16032 * rank + 16032)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5, 7])
@@ -140,7 +140,7 @@ def test_shares_need_not_be_equal(ranks: int) -> None:
     found = [split.local(spec, ranks, rank) for rank in range(ranks)]
     groups = [each.layers[0].attention.num_kv_heads for each in found]
     inner = [each.layers[0].ffn.intermediate_size for each in found]
-    rows = [end - first for first, end in (each.vocabulary for each in found)]
+    rows = [end - first for first, end in (each.embedding.rows for each in found)]
     assert (sum(groups), sum(inner), sum(rows)) == (7, 1000, 101)
     assert max(groups) - min(groups) <= 1
     assert max(rows) - min(rows) <= 1

@@ -44,6 +44,7 @@ FREE = ("attention.q_lora_rank", "weights_norm", "rope.dimension_sections")
 NOT_RUN = {  # variants that are read all the same
     "deepseek2 (v2)": "it takes groups of experts by the best two",
     "seed_oss biases": "its attention has biases on the way in alone",
+    "exaone4 (windows)": "windows are for models of 64 layers",
 }
 
 

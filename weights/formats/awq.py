@@ -15,7 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minillm.weights.formats.bits import unpacked
 from minillm.weights.formats.packed import (
     PLAIN,
     Infos,
@@ -74,19 +73,21 @@ def _other_layout(section: Section) -> str | None:
 
 def dequantise(parts: Mapping[str, Tensor], name: str) -> Tensor:
     """fp32 `[O, I]`."""
-    scales_GO = parts["scales"].float()
-    group_I = groups(len(parts["qweight"]), len(scales_GO), name)
-    q_IO, z_GO = (_numbers(parts[each]) for each in ("qweight", "qzeros"))
-    return ((q_IO - z_GO[group_I]) * scales_GO[group_I]).t().contiguous()
+    group_I = groups(len(parts["qweight"]), len(parts["scales"]), name)
+    q_OI, z_OG = (_numbers(parts[each]) for each in ("qweight", "qzeros"))
+    return (q_OI.float() - z_OG[:, group_I]) * parts["scales"].float().t()[:, group_I]
 
 
 def fields(parts: Mapping[str, Tensor]) -> Fields:
     """The same as numbers, zeros and scales."""
-    q_OI, z_OG = (_numbers(parts[each], torch.uint8).t().contiguous() for each in ("qweight", "qzeros"))
-    return Fields(q_OI, parts["scales"].t().contiguous(), zero=z_OG)
+    return Fields(_numbers(parts["qweight"]), parts["scales"].t().contiguous(), zero=_numbers(parts["qzeros"]))
 
 
-def _numbers(words: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
-    """int32 `[N, O / 8]` -> the numbers in the order of the outputs, `[N, O]`."""
-    numbers = unpacked(words, BITS, 8 * words.shape[1], dtype).view(len(words), -1, 8)
-    return numbers[..., torch.tensor(ORDER)].flatten(1)
+def _numbers(words: Tensor) -> Tensor:
+    """int32 `[N, O / 8]` -> the numbers in the order of the outputs, uint8 `[O, N]`."""
+    made = torch.empty(words.shape[1], len(ORDER), len(words), dtype=torch.uint8)
+    turned = words.t().clone(memory_format=torch.contiguous_format)  # of one row too, which t() calls contiguous
+    bytes_ON4 = turned.view(torch.uint8).view(words.shape[1], len(words), 4)
+    for output, place in enumerate(ORDER):
+        made[:, output] = bytes_ON4[..., place // 2] >> 4 * (place % 2) & 15
+    return made.flatten(0, 1)

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.weights.e2m1 import VALUES
 from minillm.weights.formats.bits import unpacked
+from minillm.weights.formats.e2m1 import VALUES
 from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, Stays, expect, modules, part
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Fields, Grouped

@@ -4,8 +4,8 @@ two.
     W[o, i] = value[o, i] 2^(s[o, i // 32] - 127)        255 stands for NaN
 
 s are uint8 `[O, I / 32]`, or the same bytes as E8M0. compressed-tensors calls them `weight_scale`; MXFP4 has its values
-in `weight_packed` uint8 `[O, I / 2]`, the first of two in the low half (`weights/e2m1.py`), MXFP8 in `weight` e4m3
-`[O, I]`. gpt-oss has MXFP4 of all experts in a tensor, `X_blocks` uint8 `[E, O, I / 32, 16]` with `X_scales`
+in `weight_packed` uint8 `[O, I / 2]`, the first of two in the low half (`weights/formats/e2m1.py`), MXFP8 in `weight`
+e4m3 `[O, I]`. gpt-oss has MXFP4 of all experts in a tensor, `X_blocks` uint8 `[E, O, I / 32, 16]` with `X_scales`
 `[E, O, I / 32]`; the matrix keeps the name `X_blocks`, as plain experts called X lie the other way around.
 """
 
@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minillm.weights import e2m1
+from minillm.weights.formats import e2m1
 from minillm.weights.formats.bits import halves
 from minillm.weights.formats.packed import (
     Info,

@@ -4,7 +4,7 @@
 
 compressed-tensors stores the values as `weight_packed` uint8 `[O, I / 2]`, the first of two in the low half, and
 s = 1 / `weight_global_scale`; ModelOpt as `weight`, and s = `weight_scale_2`. Both are one fp32 value; `weight_scale`
-is e4m3 `[O, I / 16]`. The values are those of MXFP4 (`weights/e2m1.py`).
+is e4m3 `[O, I / 16]`. The values are those of MXFP4 (`weights/formats/e2m1.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minillm.weights import e2m1
+from minillm.weights.formats import e2m1
 from minillm.weights.formats.bits import halves
 from minillm.weights.formats.packed import PLAIN, Infos, Packed, Section, Stays, expect, matrix, spelled
 from minillm.weights.formats.stated import scaled

@@ -7,6 +7,7 @@ from typing import Any
 
 from minillm.families.gguf.architectures import HYBRID
 
+FIXED = ("gpt2", "starcoder", "bloom")  # whose positions are not rotations
 WINDOWED = ("gemma2", "gemma3", "gemma3n", "gemma4", "gpt-oss", "mellum", "exaone4")
 ON_DEVICE = ("gemma3n", "gemma4")
 ROUTED = ("glm4moe", "dots1", "hy_v3", "minimax-m2")
@@ -29,7 +30,7 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": values.get("rms_norm_eps"),
         "attention.layer_norm_epsilon": next(filter(None, map(values.get, EPSILONS)), None),
         "rope.freq_base": rope.get("rope_theta") or values.get("rope_theta"), "vocab_size": values["vocab_size"],
-        "rope.dimension_count": int(head * (part or values.get("rotary_pct") or 1)),
+        "rope.dimension_count": None if architecture in FIXED else int(head * (part or values.get("rotary_pct") or 1)),
         "expert_count": values.get("num_experts") or values.get("num_local_experts") or values.get("n_routed_experts")
         or values.get("moe_num_experts"),
         "expert_used_count": values.get("num_experts_per_tok") or values.get("moe_k") or values.get("top_k_experts"),

@@ -46,6 +46,15 @@ def dequantised(parts: Mapping[str, Tensor], section: Mapping[str, Any]) -> Tens
     return matrix({f"{MATRIX.removesuffix('weight')}{ending}": each for ending, each in parts.items()}, section)
 
 
+def in_memory(parts: Mapping[str, Tensor], section: Mapping[str, Any]) -> Tensor:
+    """The values of the same in the form that it stays in."""
+    (packed,) = found(
+        {f"{MATRIX.removesuffix('weight')}{ending}": each for ending, each in parts.items()}, section
+    ).values()
+    assert packed.stays is not None
+    return packed.stays.form.values(packed.stays.fields(parts))
+
+
 def group(**weights: Any) -> dict[str, Any]:
     """What compressed-tensors says of one group of matrices."""
     return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
