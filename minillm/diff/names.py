@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from minillm.model.decoder import Decoder
-from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.moe import MoE
 from minillm.model.norm import NoNorm
 from minillm.weights.rules import Plan
@@ -62,13 +61,13 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
             pairs[f"{own}.ffn.shared", ""] = Site(f"{own}.ffn.shared", _parent(holders.get(f"{own}.ffn.shared.down")))
         else:
             ffn = _parent(holders.get(f"{own}.ffn.down"))
-            ffn = "" if ffn == pairs[own, ""].theirs else ffn  # its products are the layer's own
         pairs[f"{own}.ffn", ""] = Site(f"{own}.ffn", ffn)
     pairs["head", ""] = Site("head", holders.get("head", "lm_head"))
     found = {key: site for key, site in pairs.items() if site.theirs and site.theirs in theirs}
-    for index, layer in enumerate(model.layers):
-        if isinstance(layer.ffn, (GatedMLP, MLP)) and (f"layers.{index}.ffn.down", "") in found:
-            found.setdefault((f"layers.{index}.ffn", ""), Site(f"layers.{index}.ffn", ""))
+    for own in (f"layers.{index}" for index in range(len(model.layers))):
+        site = found.get((f"{own}.ffn", ""))
+        if site and site.theirs == pairs[own, ""].theirs:  # no module: its products are the layer's own
+            found[f"{own}.ffn", ""] = Site(f"{own}.ffn", "")
     for name in ("norm", *(f"layers.{i}.{norm}" for i in range(len(model.layers)) for norm in NORMS)):
         before = f"{name.removesuffix('ffn_norm')}post_attention_norm"
         known = not name.endswith("ffn_norm") or (before, "") in found or _is_idle(model, before)
