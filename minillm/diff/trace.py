@@ -105,11 +105,11 @@ def _eager(model: nn.Module, sites: Sequence[Site], attended: dict[str, Attended
     before: dict[Any, Any] = {file: getattr(file, name) for file in files if hasattr(file, name)}
 
     def noted(function: Any) -> Any:
-        def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Any:
+        def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Any:
             sums, weights = function(module, q, k, v, *rest, **options)
             if id(module) in named:
-                if options.get("scaling") == 1 and hasattr(module, "scaling"):  # q is multiplied already
-                    q = q / module.scaling
+                own = getattr(module, "scaling", 1.0)
+                q = q / own if options.get("scaling") == 1 else q  # which is multiplied already
                 attended[named[id(module)]] = Attended(q, k, v, weights, sums.flatten(2))
             return sums, weights
 
@@ -142,7 +142,7 @@ def of_minillm(model: Decoder, tokens: Tensor) -> Trace:
         if layer.parallel:
             trace.given[f"layers.{index}.ffn_norm"] = trace.given[f"layers.{index}"]
     trace.given["head"], trace.gave["head"] = trace.gave["norm"], logits
-    _around(trace, [layer.branch_scale for layer in model.layers])
+    _around(trace, [layer.branch_scale for layer in model.spec.layers])
     return trace
 
 
