@@ -111,7 +111,8 @@ def run(model: Decoder, site: Site, trace: Trace, step: Step, module: torch.nn.M
     the reference chose."""
     if site.ours == "embedding":
         return model.embed(trace.tokens)
-    x = trace.given[site.name].to(model.dtype)
+    x = trace.given[site.name]
+    x = x.to(model.dtype) if x.is_floating_point() else x  # rows of a table otherwise
     if site.ours == "head":
         return model.project(x)
     module = module or model.get_submodule(site.ours)

@@ -18,6 +18,7 @@ from minillm.model.moe import MoE
 from minillm.model.norm import NoNorm
 from minillm.weights.rules import Plan
 
+BEHIND = ("positions", "per_layer.embedding")  # tables whose rows are seen, or multiplied, only in what they go into
 NORMS = ("attention_norm", "ffn_norm")  # whose input and output are known from what is around them
 
 
@@ -49,7 +50,7 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
         own = f"layers.{index}"
         attention = _parent(holders.get(f"{own}.attention.out") or holders.get(f"{own}.attention.output"))
         pairs[f"{own}.attention", ""] = Site(f"{own}.attention", attention)
-        pairs[own, ""] = Site(own, _parent(attention))
+        pairs[own, ""] = Site(own, _around([name for inner, name in holders.items() if inner.startswith(f"{own}.")]))
         if isinstance(layer.ffn, MoE):
             router = holders.get(f"{own}.ffn.router")
             ffn = experts = _parent(router)
@@ -63,6 +64,10 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
         pairs[f"{own}.ffn", ""] = Site(f"{own}.ffn", ffn)
     pairs["head", ""] = Site("head", holders.get("head", "lm_head"))
     found = {key: site for key, site in pairs.items() if site.theirs and site.theirs in theirs}
+    for own in (f"layers.{index}" for index in range(len(model.layers))):
+        site = found.get((f"{own}.ffn", ""))
+        if site and site.theirs == pairs[own, ""].theirs:  # no module: its products are the layer's own
+            found[f"{own}.ffn", ""] = Site(f"{own}.ffn", "")
     for name in ("norm", *(f"layers.{i}.{norm}" for i in range(len(model.layers)) for norm in NORMS)):
         before = f"{name.removesuffix('ffn_norm')}post_attention_norm"
         known = not name.endswith("ffn_norm") or (before, "") in found or _is_idle(model, before)
@@ -90,7 +95,7 @@ def _filled(model: Decoder, planned: Plan, renamed: Mapping[str, str]) -> list[t
         theirs = name.rpartition(".")[0]
         for before, after in renamed.items():
             theirs = theirs.replace(before, after)
-        if leaf == "weight" and ours != "per_layer.embedding":  # which both multiply, but we do behind it
+        if leaf == "weight" and ours not in BEHIND:
             whole = model.get_parameter(to.parameter).shape[0] == to.shape[0]
             part = ("", 0, None) if whole else (theirs.rpartition(".")[2], to.start, to.shape[0])
             found.append((Site(ours, theirs, *part), to.layout is None))
@@ -101,6 +106,12 @@ def _in_order(module: nn.Module, name: str = "") -> list[str]:
     """The names of a module and all within, each behind those it holds."""
     inner = [_in_order(child, f"{name}.{leaf}" if name else leaf) for leaf, child in module.named_children()]
     return [*itertools.chain.from_iterable(inner), name]
+
+
+def _around(names: list[str]) -> str:
+    """The innermost module that holds all of these."""
+    levels = zip(*(name.split(".") for name in names), strict=False)
+    return ".".join(level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
 
 
 def _parent(name: str | None) -> str:

@@ -7,6 +7,7 @@ Shapes: B batch, T tokens, H heads, D head_dim, N = B * T.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from minillm.model.moe import Router
 from minillm.model.norm import NoNorm
 from minillm.ops.routing import Routing
 from minillm.report import observe
+
+LAST = {"attention": "out", "ffn": "down"}  # the product whose output is the module's
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def of_transformers(model: Any, tokens: Tensor, sites: Sequence[Site]) -> Trace:
         logits = model(tokens, use_cache=False).logits
     trace.gave["head"] = logits  # a cap on them is no module of its own
     for values in (trace.given, trace.gave):  # several streams lie before the rows there
-        values.update({name: each.movedim(0, -2) for name, each in values.items() if each.dim() == 4})
+        streams = {name: each for name, each in values.items() if each.dim() == 4 and ".attention." not in name}
+        values.update({name: each.movedim(0, -2) for name, each in streams.items()})
     _around(trace)
     return trace
 
@@ -71,6 +75,9 @@ def _hooked(model: nn.Module, sites: Sequence[Site], trace: Trace) -> Iterator[N
             values = [each for each in (*given, *options.values()) if isinstance(each, Tensor)]
             trace.given[site.name] = values[0]
             result = result[0] if isinstance(result, tuple) else result
+            last = LAST.get(site.ours.rpartition(".")[2])
+            if last and "residual" in inspect.signature(module.forward).parameters:
+                result = trace.gave[f"{site.ours}.{last}"]  # before the layer's input is added to it
             trace.gave[site.name] = result.clone()  # some are clamped in place
             if site.ours.endswith(".experts"):
                 router = site.ours.removesuffix("experts") + "router"
@@ -98,9 +105,11 @@ def _eager(model: nn.Module, sites: Sequence[Site], attended: dict[str, Attended
     before: dict[Any, Any] = {file: getattr(file, name) for file in files if hasattr(file, name)}
 
     def noted(function: Any) -> Any:
-        def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Any:
+        def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Any:
             sums, weights = function(module, q, k, v, *rest, **options)
             if id(module) in named:
+                own = getattr(module, "scaling", 1.0)
+                q = q / own if options.get("scaling") == 1 else q  # which is multiplied already
                 attended[named[id(module)]] = Attended(q, k, v, weights, sums.flatten(2))
             return sums, weights
 
@@ -133,12 +142,13 @@ def of_minillm(model: Decoder, tokens: Tensor) -> Trace:
         if layer.parallel:
             trace.given[f"layers.{index}.ffn_norm"] = trace.given[f"layers.{index}"]
     trace.given["head"], trace.gave["head"] = trace.gave["norm"], logits
-    _around(trace)
+    _around(trace, [layer.branch_scale for layer in model.spec.layers])
     return trace
 
 
-def _around(trace: Trace) -> None:
-    """What no hook sees: the embedding with its factor, norms without weights or that go with a sum."""
+def _around(trace: Trace, factors: Sequence[float] = ()) -> None:
+    """What no hook sees: the embedding with its factor, norms without weights or that go with a sum. `factors`: of what
+    each layer adds, 1 where there are none."""
     given, gave = trace.given, trace.gave
     first, index = given["layers.0"], 0
     gave["embedding"] = first if first.dim() == 3 else first[..., 0, :]
@@ -147,7 +157,10 @@ def _around(trace: Trace) -> None:
         given.setdefault(f"{name}.attention_norm", given[name])
         gave.setdefault(f"{name}.attention_norm", given[f"{name}.attention"])
         if f"{name}.ffn_norm" not in given:
-            given[f"{name}.ffn_norm"] = given[name] + attended
+            given[f"{name}.ffn_norm"] = given[name] + (attended * factors[index] if factors else attended)
+        if f"{name}.ffn.down" in gave and f"{name}.ffn" not in gave:  # the layer's own products
+            given[f"{name}.ffn"] = next(each for inner, each in given.items() if inner.startswith(f"{name}.ffn."))
+            gave[f"{name}.ffn"] = gave[f"{name}.ffn.down"]
         if f"{name}.ffn" in given:
             gave.setdefault(f"{name}.ffn_norm", given[f"{name}.ffn"])
         index += 1

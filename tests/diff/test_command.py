@@ -15,6 +15,7 @@ import minillm
 from minillm import quantize
 from minillm.diff import __main__ as diff
 from minillm.diff import trace
+from minillm.diff.compare import compare
 from minillm.diff.names import same
 from tests.conftest import exit_code, shared
 from tests.helpers import tiny
@@ -134,6 +135,18 @@ def test_low_precision_is_said_to_hide(mixture: Path, capsys: pytest.CaptureFixt
     assert "in bfloat16 that is 50% of a row's size: compare in float32 to be sure" in capsys.readouterr().out
     assert diff.main(["--weights", str(mixture), "--kernels", "reference"]) == 0
     assert "to be sure" not in capsys.readouterr().out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("row", ["granite", "gpt2"])
+def test_every_module_agrees_with_itself(row: str, tmp_path: Path) -> None:
+    """What no hook sees is put together as the model does it: sums with their factors, tables that take tokens."""
+    tiny.save(tmp_path, *tiny.ROWS[row])
+    model = minillm.load(tmp_path, kernels="reference").model
+    of_itself = trace.of_minillm(model, tiny.tokens(97, 2, 20))
+    rows = compare(model, of_itself, same(model), 1.0)
+    assert {each.site.ours for each in rows} >= {f"layers.{i}.ffn_norm" for i in range(len(model.layers))}
+    assert {each.site.ours: each.forced.max for each in rows if each.forced.max} == {}
 
 
 @torch.no_grad()
