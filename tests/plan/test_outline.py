@@ -21,6 +21,7 @@ from tests.helpers.rows import BASE, ROWS
 THETAS = {"rope_theta": 1e4, "rope_local_theta": 1e3}
 UNWRITTEN = {"plamo3": {"sliding_window_pattern": 4, "tie_word_embeddings": True, **THETAS}}
 LAYERS = 112  # numbers of one, two and three digits
+RUNS = {"gpt_neo": {"num_layers": LAYERS, "attention_types": [[["global", "local"], LAYERS // 2]]}}  # kinds as runs
 
 
 def long(row: str) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def long(row: str) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, list) and len(value) == count:
             values[key] = (value * LAYERS)[:LAYERS]
-    return {**values, "num_hidden_layers": LAYERS}
+    return {**values, "num_hidden_layers": LAYERS, **RUNS.get(row, {})}
 
 
 @pytest.fixture
