@@ -22,7 +22,7 @@ def test_kernels_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     """Every op of the seam, and those beside it; each name that is said to have a kernel has one."""
     assert bench.main(["kernels", "--list", "--json"]) == 0
     listed = {each["op"]: each for each in json.loads(capsys.readouterr().out)["ops"]}
-    seam = {field.name for field in dataclasses.fields(ops.Ops)} - {"tile"} - set(bench_kernels.WITHOUT)
+    seam = {field.name for field in dataclasses.fields(ops.Ops)} - {"tile", "ranks"} - set(bench_kernels.WITHOUT)
     assert {name for name, each in listed.items() if each["in_ops"]} == seam == set(bench_kernels.FILES)
     kernels = ops.select("triton", torch.device("cpu"), torch.float32)
     for name in seam:
