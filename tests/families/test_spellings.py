@@ -74,7 +74,7 @@ def test_a_context_that_ends_early() -> None:
 
 
 REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "another text model": ("mistral3", {"text_config": {"model_type": "ministral3"}}, "is 'ministral3'; mistral3 is"),
+    "another text model": ("mistral3", {"text_config": {"model_type": "mixtral"}}, "is 'mixtral'; mistral3 is"),
     "weights that stay as they are": ("qwen3_vl_moe", {"norm_topk_prob": False}, "norm_topk_prob is false"),
     "dense layers": ("solar_open", {"first_k_dense_replace": 1}, "first_k_dense_replace is 1; this family's code has"),
     "parts of heads": ("solar_open", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; this family turns"),
@@ -92,7 +92,6 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a norm for each head": ("stablelm", {"qk_layernorm": True}, "qk_layernorm is true; norms that differ"),
     "groups of heads": ("falcon", {"new_decoder_architecture": True}, "new_decoder_architecture is True; of this"),
     "ALiBi": ("falcon", {"alibi": True}, "alibi is True; of this family False works"),
-    "layers without positions": ("exaone4", {"sliding_window": 4096}, "sliding_window is 4096; layers without"),
     "biases of attention": ("cwm", {"attention_bias": True}, "attention_bias is true; this family's attention has"),
     "two biases": ("internlm3", {"bias": True, "mlp_bias": False}, "bias is True and mlp_bias is False"),
     "more than a head": ("gptj", {"rotary_dim": 10}, "rotary_dim is 10, expected an even number of a head's 8 values"),
