@@ -210,8 +210,8 @@ def softmax_of_scores(
     sinks: Tensor | None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """What values are weighed with, from scaled scores `[B, K, G, T, S]`; of their shape and dtype. `bias` is added once
-    they are capped."""
+    """What values are weighed with, from scaled scores `[B, K, G, T, S]`; of their shape and dtype. `bias` is added to
+    capped scores."""
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
