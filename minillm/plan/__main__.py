@@ -1,7 +1,7 @@
 """What a checkpoint takes, before anything of it is downloaded or loaded:
 
     python -m minillm.plan --weights PATH | --config FILE [--context N] [--batch N] [--gpu 24GB | NAME] [--gpus N]
-                           [--quantize fp8 | int8 | int4] [--dtype TYPE] [--plot FILE.png] [--json]
+                           [--ranks N] [--quantize fp8 | int8 | int4] [--dtype TYPE] [--plot FILE.png] [--json]
     python -m minillm.plan --table [PATH PATH ...] [--plot FILE.png] [--json]
     python -m minillm.plan --devices [--json]
 
@@ -21,6 +21,7 @@ from typing import Any
 
 from minillm import cli, hub
 from minillm.guard.screen import printable
+from minillm.parallel.split import MOST
 from minillm.plan import plot
 from minillm.plan.budget import Question, budget
 from minillm.plan.devices import DEVICES, device, table
@@ -31,7 +32,7 @@ from minillm.plan.storage import WORDS
 from minillm.weights import ints
 
 # What asks about one checkpoint, by its name in the parsed arguments.
-QUESTIONS = ("context", "batch", "gpu", "gpus", "quantize", "dtype", "group_size", "asymmetric")
+QUESTIONS = ("context", "batch", "gpu", "gpus", "ranks", "quantize", "dtype", "group_size", "asymmetric")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     sized = "whether it fits: 24GB, 80 GiB, or a name of --devices"
     made.add_argument("--gpu", metavar="SIZE | NAME", nargs="+", help=sized)
     made.add_argument("--gpus", metavar="N", type=int, help="how many of them share weights and cache (default: 1)")
+    made.add_argument("--ranks", metavar="N", type=int, help="what each of N processes holds, with a GPU each (--gpus)")
     made.add_argument("--quantize", choices=("fp8", "int8", "int4"), help="matrices so (default: as they are stored)")
     made.add_argument("--dtype", choices=tuple(WORDS), help="all else so, and the cache (default: as stored)")
     made.add_argument("--group-size", metavar="N", type=int, help="values of an int4 row that share a factor (16)")
@@ -55,11 +57,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _question(arguments: argparse.Namespace) -> Question:
     """What is asked. Raises ValueError for what cannot be, and for what would have no effect."""
+    ranks = arguments.ranks or 1
+    if arguments.ranks is not None and arguments.gpus not in (None, arguments.ranks):
+        raise ValueError(f"--gpus is {arguments.gpus} and --ranks {ranks}; each rank has one: leave out one of them")
     if arguments.gpus is not None and arguments.gpu is None:
         raise ValueError("--gpus without --gpu; give --gpu 24GB or the name of a device")
     if (arguments.group_size is not None or arguments.asymmetric) and arguments.quantize != "int4":
         raise ValueError("--group-size and --asymmetric go with --quantize int4")
-    for name, limit in {"batch": MAX_BATCH, "gpus": MAX_DEVICES}.items():
+    for name, limit in {"batch": MAX_BATCH, "gpus": MAX_DEVICES, "ranks": MOST}.items():
         value = getattr(arguments, name)
         if value is not None and not 1 <= value <= limit:
             raise ValueError(f"--{name} is {value}, it must be from 1 to {limit}")
@@ -67,7 +72,8 @@ def _question(arguments: argparse.Namespace) -> Question:
         context=arguments.context,
         batch=arguments.batch or 1,
         device=None if arguments.gpu is None else device(" ".join(arguments.gpu)),
-        devices=arguments.gpus or 1,
+        devices=arguments.gpus or ranks,
+        ranks=ranks,
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         int4=ints.scheme("int4", arguments.group_size, not arguments.asymmetric),

@@ -17,6 +17,7 @@ from minillm.plan.card import CARD, licence
 from minillm.plan.devices import Device
 from minillm.plan.fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
 from minillm.plan.memory import held_bytes
+from minillm.plan.shares import enough, shares
 from minillm.plan.storage import (
     WORDS,
     Section,
@@ -50,6 +51,7 @@ class Question(NamedTuple):
     batch: int = 1
     device: Device | None = None
     devices: int = 1
+    ranks: int = 1  # processes with a device each that the model is split over
     dtype: str | None = None
     quantize: str | None = None
     int4: Int8 | Int4 = Int4()  # where that is asked for
@@ -109,6 +111,11 @@ def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> d
     """What depends on the context, the batch and the device asked about."""
     step, flops = step_bytes(sketch, weights.parameters, need.batch), _flops(sketch, need.context)
     device, count, cache = question.device, question.devices, need.cache(need.context, need.batch)
+    ranks = shares(need, sketch, weights.parameters, question.ranks)
+    largest = max(ranks, key=Need.total)
+    fitting = None if device is None else fit(largest, device, count if len(ranks) == 1 else 1)
+    if fitting is not None and len(ranks) > 1:
+        fitting["devices_needed"] = enough(need, sketch, weights.parameters, fitting["usable_bytes"])
     return {
         "context": need.context,
         "batch": need.batch,
@@ -118,7 +125,8 @@ def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> d
         "flops": flops,
         "device": None if device is None else {**device._asdict(), "count": count, "usable_percent": USABLE_PERCENT},
         "speed": speed(device, count, need.batch, step + cache, flops["prefill_per_token"]) if device else None,
-        "fit": fit(need, device, count) if device else None,
+        "fit": fitting,
+        "ranks": [{"weight_bytes": each.weights, "kv_bytes": each.cache(each.context, each.batch)} for each in ranks],
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from minillm import hub
 from minillm.plan.fit import FORMATS, MAX_DEVICES, STORED
-from minillm.report.words import parameters, size
+from minillm.report.words import parameters, runs, size
 from minillm.weights.ints import METHOD
 
 Report = Mapping[str, Any]
@@ -44,6 +44,7 @@ def lines(report: Report) -> list[str]:
             f"{size(report['kv_bytes'])} of cache"
         ],
         "speed": _speed(report),
+        "ranks": _ranks(report["ranks"]),
         "fit": _fit(report),
         "licence": _licence(report["licence"]),
     }.items():
@@ -109,16 +110,31 @@ def _speed(report: Report) -> list[str]:
     ]
 
 
+def _taken(rank: Mapping[str, int]) -> int:
+    return rank["weight_bytes"] + rank["kv_bytes"]
+
+
+def _ranks(ranks: Sequence[Mapping[str, int]]) -> list[str]:
+    """What each holds, those that hold as much in one line."""
+    alike: dict[str, list[int]] = {}
+    for rank, each in enumerate(ranks):
+        text = f"{size(each['weight_bytes'])} of weights and {size(each['kv_bytes'])} of cache"
+        alike.setdefault(text, []).append(rank)
+    return [f"{runs(numbers)}: {text}" for text, numbers in alike.items()] if len(ranks) > 1 else []
+
+
 def _fit(report: Report) -> list[str]:
     """Whether it fits, and otherwise what would, in the order of what costs least."""
     if (found := report["fit"]) is None:
         return []
-    device, share = report["device"], f"{report['device']['usable_percent']} %"
-    what = f"{size(report['weight_bytes'])} of weights ({report['format']}) and {size(report['kv_bytes'])} of cache"
-    count = f"{device['count']:,} x " if device["count"] > 1 else ""
+    device, share, ranks = report["device"], f"{report['device']['usable_percent']} %", report["ranks"]
+    most = max(ranks, key=_taken)
+    what = f"{size(most['weight_bytes'])} of weights ({report['format']}) and {size(most['kv_bytes'])} of cache"
+    count = f"{device['count']:,} x " if device["count"] > len(ranks) else ""
     room = f"{size(found['usable_bytes'])}, {share} of {count}{device['name']}"
     room += f" ({size(device['memory'])})" if device["bandwidth"] else ""
-    split = ["weights and cache split evenly over all of them"] if device["count"] > 1 else []
+    split = ["weights and cache split evenly over all of them"] if count else []
+    split += [f"of rank {ranks.index(most)}, none of the {len(ranks)} has more"] if len(ranks) > 1 else []
     context, batch = found["largest_context"], found["largest_batch"]
     split += _held(report)
     if found["fits"]:
@@ -132,8 +148,9 @@ def _fit(report: Report) -> list[str]:
         texts.append("- no shorter context on its own: the weights are too large")
     if both := found["together"]:
         texts.append(f"{_way(report, both['format'])}, with --context {both['largest_context']}")
-    if (more := found["devices_needed"]) <= MAX_DEVICES:
-        texts.append(f"- --gpus {more}, each with its share of weights and cache")
+    if (more := found["devices_needed"]) is not None and more <= MAX_DEVICES:
+        which = "--gpus" if len(ranks) == 1 else "--ranks"
+        texts.append(f"- {which} {more}, each with its share of weights and cache")
     return texts
 
 
