@@ -46,9 +46,10 @@ def lines(report: Report) -> list[str]:
         "speed": _speed(report),
         "ranks": _ranks(report["ranks"]),
         "fit": _fit(report),
+        "splits": _splits(report["splits"]),
         "licence": _licence(report["licence"]),
     }.items():
-        cut = [line for text in texts for line in _wrapped(text)]
+        cut = texts if label == "splits" else [line for text in texts for line in _wrapped(text)]
         found += [f"{label if number == 0 else '':{LABEL}}{line}" for number, line in enumerate(cut)]
     return found
 
@@ -152,6 +153,19 @@ def _fit(report: Report) -> list[str]:
         which = "--gpus" if len(ranks) == 1 else "--ranks"
         texts.append(f"- {which} {more}, each with its share of weights and cache")
     return texts
+
+
+def _splits(found: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """The ways over a cluster, the one to take first."""
+    if not found:
+        return [] if found is None else ["none: this model cannot lie evenly in these machines"]
+    rows = [["ranks", "stages", "on each", "fits", "one row", "batch", "prompt"]]
+    for each in found:
+        rates = [each[f"{what}_tokens_per_second"] for what in ("one_row", "decode", "prefill")]
+        speeds = ["-" if rate is None else f"{rate:,.0f} tok/s" for rate in rates]
+        fits = "yes" if each["fits"] else "no"
+        rows.append([str(each["ranks"]), str(each["stages"]), size(each["needed_bytes"]), fits, *speeds])
+    return [*aligned(rows), "estimates by bytes and latencies, of all devices (docs/plan.md)"]
 
 
 def _way(report: Report, name: str) -> str:

@@ -22,7 +22,7 @@ NAMES = (
     "Qwen__Qwen2.5-0.5B-Instruct",
     "google__gemma-3-4b-it",
     "mistralai__Mixtral-8x7B-v0.1",
-    "allenai__OLMo-2-0425-1B",
+    "allenai__Olmo-3.1-32B-Instruct",
 )
 
 
