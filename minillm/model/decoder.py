@@ -119,11 +119,14 @@ class Decoder(nn.Module):
         return self._through(x_1NE, step, pools)
 
     def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
+        def layers(x: Tensor) -> Tensor:
+            for index, layer in enumerate(self.layers):
+                given = (x, step, None if caches is None else caches[index])
+                x = checkpoint(layer, *given, use_reentrant=False) if self.recomputes else layer(*given)
+            return x
+
         x = x_BTE if self.streams is None else self.streams.parted(x_BTE)
-        for index, layer in enumerate(self.layers):
-            given = (x, step, None if caches is None else caches[index])
-            x = checkpoint(layer, *given, use_reentrant=False) if self.recomputes else layer(*given)
-        return self.merged(x)
+        return self.merged(self.ops.ranks.through(x, layers))
 
     def merged(self, x: Tensor) -> Tensor:
         """What the final norm is given, `[B, T, E]`, of what a layer gives."""
@@ -186,7 +189,9 @@ class Decoder(nn.Module):
                 hook.remove()
 
     def logits(self, x_BTE: Tensor) -> Tensor:
-        """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
+        """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`; of a stage without a head, no value."""
+        if self.spec.embedding.rows == (0, 0):
+            return x_BTE[..., :0]
         return self.project(self.norm(x_BTE))
 
     def project(self, x_BTE: Tensor) -> Tensor:
