@@ -13,6 +13,7 @@ from typing import Any
 from minillm.config import HARMLESS, same
 
 IMAGES = "DROP: the part that reads images, which is not supported"
+SEEN = "DROP: the part that reads images, which is loaded when there is one"
 TOWERS = ("vision_tower", "multi_modal_projector", "mm_projector", "visual")
 # What transformers calls a module in place of the checkpoint.
 TRANSFORMERS = {"language_model.model.": "model.language_model.", "language_model.lm_head": "lm_head"}
@@ -26,13 +27,14 @@ OUTER = """vision_config boi_token_index eoi_token_index image_token_index mm_to
 SECTIONS_OF_IMAGES = ("mrope_section", "mrope_interleaved")
 
 
-def rules(text: Mapping[str, str], towers: Sequence[str] = TOWERS) -> dict[str, str]:
-    """A text model's rules for each place that its tensors may lie in, and the towers beside them."""
+def rules(text: Mapping[str, str], towers: Sequence[str] = TOWERS, seen: bool = False) -> dict[str, str]:
+    """A text model's rules for each place that its tensors may lie in, and the towers beside them, whose images are
+    `seen` or not."""
     return {
         **text,
         **{f"language_model.{pattern}": target for pattern, target in text.items()},
         **{pattern.replace("model.", "model.language_model.", 1): target for pattern, target in text.items()},
-        **{f"{outer}{tower}.*": IMAGES for tower in towers for outer in ("", "model.")},
+        **{f"{outer}{tower}.*": SEEN if seen else IMAGES for tower in towers for outer in ("", "model.")},
     }
 
 
