@@ -23,8 +23,8 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Inserted:
-    """Embeddings `[n, E]` at the positions `at`, int64 `[n]`, in order; `deep`, `[n, E]` each, are added behind the first
-    layers of the decoder. `places`: the coordinate that turns each rotary pair of each position of the
+    """Embeddings `[n, E]` at the positions `at`, int64 `[n]`, in order; `deep`, `[n, E]` each, are added behind the
+    first layers of the decoder. `places`: the coordinate that turns each rotary pair of each position of the
     prompt, int64 `[T, P]`; every later position is turned as the one `shift` behind it. `joint`: the positions of a
     span see each other both ways."""
 

@@ -39,8 +39,8 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Table:
-    """Learned rows that are added to patches, `side` by `side` of them, row by row. `stretched`: to any grid, bilinearly,
-    so that the corners of the grid fall on its corners; else the grid is as large as the table."""
+    """Learned rows that are added to patches, `side` by `side` of them, row by row. `stretched`: bilinearly, to any
+    grid, whose corners fall on the table's; else the grid is as large as the table."""
 
     side: int
     stretched: bool = False
