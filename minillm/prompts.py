@@ -68,7 +68,7 @@ class Prompts:
         """Prompts, whether the caller gave just one, and whether they are conversations; takes what templates need out
         of `options`, and pictures and sounds."""
         of_templates = {name: options.pop(name, None) for name in OF_TEMPLATES}
-        beside = sources.beside(options.pop("images", None), options.pop("sounds", None))
+        beside = sources.beside(options.pop("images", None), options.pop("audio", None))
         max_pixels = sources.most_pixels(options.pop("max_pixels", None))
         given = [
             name
@@ -80,7 +80,7 @@ class Prompts:
         if messages is None and (idle := [name for name, value in of_templates.items() if value]):
             raise ValueError(f"{' and '.join(idle)} go with messages; they mean nothing to a {given[0]}")
         if beside and not isinstance(prompt, str):
-            raise ValueError("images and sounds go with one prompt; put those of messages into their content")
+            raise ValueError("images and audio go with one prompt; put those of messages into their content")
         if max_pixels is not None and not beside and messages is None:
             raise ValueError("max_pixels goes with pictures; give some, or leave it out")
         if beside and not self.reader.marked(prompt):

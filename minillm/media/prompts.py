@@ -71,7 +71,7 @@ class Reader:
             raise ValueError(f"{odd[0].name}: this checkpoint takes {kind}s, and no {odd[0].kind}; leave it out")
         marks = text.count(made.mark)
         if marks != len(sources) or (made.mark != made.token and made.token in text):
-            said = f"{len(sources)} {kind}s and {marks} places {made.mark!r} for them in the prompt"
+            said = f"{kind}: {len(sources)} given, {marks} places {made.mark!r} for them in the prompt"
             raise ValueError(f"{said}; give as many of both, and no {made.token!r} in a text")
         seen = [self.seen(each, max_pixels) for each in sources]
         if (count := sum(each.count for each in seen)) >= self.context:

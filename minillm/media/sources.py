@@ -44,10 +44,10 @@ def taken(messages: Sequence[Any], local: bool = True) -> tuple[list[Any], list[
     return [_without(each, found, local) for each in messages], found
 
 
-def beside(images: Any, sounds: Any) -> list[dict[str, Any]]:
+def beside(images: Any, audio: Any) -> list[dict[str, Any]]:
     """The parts of a message that pictures and sounds make which are given by themselves."""
-    given: tuple[tuple[Kind, Any], ...] = (("image", images), ("audio", sounds))
-    for name, each in (("images", images), ("sounds", sounds)):
+    given: tuple[tuple[Kind, Any], ...] = (("image", images), ("audio", audio))
+    for name, each in (("images", images), ("audio", audio)):
         if each is not None and not isinstance(each, (list, tuple)):
             raise ValueError(f"{name} is a {type(each).__name__}, expected a list of paths, bytes or what they hold")
     return [{"type": kind, kind: value} for kind, values in given for value in values or ()]
@@ -106,7 +106,7 @@ def source(kind: Kind, value: Any, name: str, local: bool = True) -> Source:
             raise ValueError(f"{name}: a data: address that is not base64; write data:{kind}/…;base64,…")
         return Source(kind, decoded(data, name), name)
     if isinstance(value, (str, Path)):
-        return Source(kind, _file(value, name, local), name)
+        return Source(kind, _file(value, name, local), str(value)[:200])
     if isinstance(value, (bytes, bytearray, memoryview)):
         if len(value) > MAX_BYTES:
             raise ValueError(f"{name}: {len(value):,} bytes, the limit is {MAX_BYTES:,}; give a smaller one")
