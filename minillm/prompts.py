@@ -10,6 +10,7 @@ import torch
 
 from minillm.engine.completion import Prompt
 from minillm.engine.requests import one_or_many, token_ids
+from minillm.families.media import media
 from minillm.media import sources, tower
 from minillm.media.prompts import Reader
 from minillm.model.decoder import Decoder
@@ -51,6 +52,12 @@ class Prompts:
         """Take this template in place of the checkpoint's. Raises ValueError where it does not compile."""
         template = chat.ChatTemplate(source, self.need_tokenizer().special)
         self._templates = dict.fromkeys((False, True), template)
+
+    @property
+    def kind(self) -> str | None:
+        """Whether it takes images or audio beside text; None where neither."""
+        found = None if self._reader else media(self.values)
+        return self._reader.media.kind if self._reader else found and found[0].kind
 
     @property
     def reader(self) -> Reader:

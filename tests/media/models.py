@@ -51,7 +51,8 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         DEEP, IDS,
     ),
     "gemma3": (
-        {"model_type": "gemma3_text", "head_dim": 12, "sliding_window": 6, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+        {"model_type": "gemma3_text", "head_dim": 12, "sliding_window": 6,
+         "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
         {**TOWER, "model_type": "siglip_vision_model", "image_size": 24, "vision_use_head": False},
         {"mm_tokens_per_image": 9, "image_token_index": TOKEN, "image_token_id": TOKEN},
     ),

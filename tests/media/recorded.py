@@ -1,4 +1,4 @@
-"""The recorded cases: tiny checkpoints in the published spelling, with what transformers made of pictures and sounds."""
+"""The recorded cases: tiny checkpoints in the published spelling, what transformers made of pictures and sounds."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from minillm.config import Config
+from minillm.config import Config, number
 from minillm.families.shared import common
 from minillm.guard.screen import shown
 from minillm.spec import GQA, MLP, Decoder, GatedMLP, Layer, LayerNorm, Norm, Rope
@@ -27,6 +27,7 @@ DEFAULTS = {
     "patch_size": 14,
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
+    "rope_parameters": None,
 }
 MERGED = {
     "visual.blocks.{i}.norm1.weight": "layers.{i}.attention_norm.weight",
@@ -77,8 +78,9 @@ def layers(
     config: Config, size: int, norm: Norm | LayerNorm, ffn: MLP | GatedMLP, heads: int, count: int
 ) -> tuple[Layer, ...]:
     """Layers with biases whose heads turn by rows and columns."""
-    dim = head_dim(size, heads)
-    attention = GQA(heads, heads, dim, Rope(dim, THETA), qkv_bias=True, out_bias=True)
+    dim, stated = head_dim(size, heads), config.get("rope_parameters")
+    theta = number("rope_theta", (stated or {}).get("rope_theta", THETA) if isinstance(stated or {}, dict) else None)
+    attention = GQA(heads, heads, dim, Rope(dim, theta), qkv_bias=True, out_bias=True)
     return (Layer(norm, attention, norm, ffn),) * count
 
 
