@@ -25,9 +25,8 @@ spec = mistral.spec
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, only in (("text_config", "mistral"), ("vision_config", "pixtral")):
         section = values.get(name)
-        kind = section.get("model_type") if isinstance(section, dict) else None
-        if kind != only:
-            raise ValueError(f"config.json: {name}.model_type is {shown(kind)}; llava is read with {only} only")
+        if isinstance(section, dict) and (kind := section.get("model_type")) not in (None, only):
+            raise ValueError(f"config.json: {name}.model_type is {shown(kind)}; llava is read around {only} only")
     return wrapped.inner(values)
 
 

@@ -19,10 +19,11 @@ from minillm.engine.completion import Completion, Timings
 from minillm.llm import LLM
 from tests.conftest import shared
 
+PICTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "mistral3")
 CASES = [
-    *((folder, case) for folder in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "mistral3")
-      for case in ("image", "behind", "text")),
-]  # fmt: skip
+    *((folder, case) for folder in PICTURES for case in ("image", "behind", "text")),
+    *(("qwen2_audio", case) for case in ("audio", "text")),
+]
 WITH_MEDIA = [pair for pair in CASES if pair[1] != "text"]
 
 

@@ -19,7 +19,7 @@ TOWERS = ("vision_tower", "multi_modal_projector", "mm_projector", "visual")
 TRANSFORMERS = {"language_model.model.": "model.language_model.", "language_model.lm_head": "lm_head"}
 # Values of the towers, and of what stands in a text for an image.
 OUTER = """vision_config boi_token_index eoi_token_index image_token_index mm_tokens_per_image image_token_id
-    audio_token_index
+    audio_token_index image_seq_length vision_feature_select_strategy
     video_token_id vision_start_token_id vision_end_token_id vision_token_id media_placeholder_token_id ignore_index
     use_unified_vision_chunk video_placeholder projector_hidden_act projection_hidden_size projection_layer_norm_eps
     multimodal_projector_bias spatial_merge_size vision_feature_layer audio_config audio_token_id boa_token_id

@@ -51,9 +51,7 @@ AUDIO_PART = Object(_words("type input_audio"), _words("prompt_cache_breakpoint"
 AUDIO_DATA = Object(_words("data format"))
 BLOCK_IMAGE = Object(_words("type source"), _words("cache_control"))
 NOTHING_FETCHED = "no image is fetched; send it in base64"
-BLOCK_SOURCE = Object(
-    _words("type data"), _words("media_type"), {"url": NOTHING_FETCHED, "file_id": NOTHING_FETCHED}
-)
+BLOCK_SOURCE = Object(_words("type data"), _words("media_type"), {"url": NOTHING_FETCHED, "file_id": NOTHING_FETCHED})
 BLOCKS_MESSAGE = Object(_words("role content"))
 THINKING = Object(_words("type thinking"), _words("signature"))
 REDACTED = Object(_words("type"), _words("data"))
