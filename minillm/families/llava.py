@@ -1,7 +1,7 @@
-"""Llama, except: all that Mistral changes, or what else `text_config` names.
+"""Llama, except: all that Mistral changes where `text_config` names it.
 
-Pixtral 12B in the form that transformers reads (arXiv:2410.07073): Pixtral's tower and two products with biases. Other
-models of this form have CLIP's tower, which is not read.
+Pixtral 12B in the form that transformers reads (arXiv:2410.07073): Pixtral's tower and two products with biases. Of
+others of this form, such as LLaVA 1.5 (arXiv:2310.03744), the text alone is read: CLIP's tower is not.
 """
 
 from __future__ import annotations
@@ -10,27 +10,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config
-from minillm.families import mistral, mistral3
+from minillm.families import llama, mistral, mistral3
 from minillm.families.shared import common, picture_towers, towers, wrapped
 from minillm.guard.screen import shown
 from minillm.spec import Decoder
 from minillm.spec.media import Media, Patches, Projector
 
-DEFAULTS = {**mistral.DEFAULTS, "sliding_window": None, "rms_norm_eps": 1e-5, "rope_theta": 1000000000.0}
+TEXTS = {"mistral": mistral.DEFAULTS, "llama": {**llama.DEFAULTS, "sliding_window": None}}  # by its model_type
+DEFAULTS = {**llama.DEFAULTS, **mistral.DEFAULTS}
 RULES = wrapped.rules(mistral.RULES, seen=True)
 TRANSFORMERS = wrapped.TRANSFORMERS
 spec = mistral.spec
 
 
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
-    for name, only in (("text_config", "mistral"), ("vision_config", "pixtral")):
-        section = values.get(name)
-        if isinstance(section, dict) and (kind := section.get("model_type")) not in (None, only):
-            raise ValueError(f"config.json: {name}.model_type is {shown(kind)}; llava is read around {only} only")
-    return wrapped.inner(values)
+    section, found = values.get("text_config"), wrapped.inner(values)
+    kind = section.get("model_type", "llama") if isinstance(section, dict) else "mistral"
+    if kind not in TEXTS:
+        raise ValueError(
+            f"config.json: text_config.model_type is {shown(kind)}; llava is read around {', '.join(TEXTS)}"
+        )
+    own = {key: value for key, value in TEXTS[kind].items() if key not in mistral3.ROPE_KEYS}
+    return {**own, **found}
 
 
 def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config]:
+    if (kind := (values.get("vision_config") or {}).get("model_type")) != "pixtral":
+        raise ValueError(f"config.json: vision_config.model_type is {shown(kind)}; pixtral is read only")
     act, bias = values.get("projector_hidden_act", "gelu"), values.get("multimodal_projector_bias", True) is True
     projector = Projector(1, (decoder.hidden_size,) * 2, activation=common.ACTIVATIONS[act], bias=bias)
     encoder, config = picture_towers.pixtral(values, decoder, projector, merge=1)

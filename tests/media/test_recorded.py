@@ -30,7 +30,9 @@ def test_what_a_tower_is_given_and_gives(name: str, case: str) -> None:
         assert (torch.cat([each.values[0] for each in seen]) - pixels).abs().max() <= 1e-6
     for each, their in zip(seen, pixels, strict=False):
         if pixels.dim() == 3:  # a spectrogram
-            assert (each.values - their).abs().max() <= 1e-6
+            # What transformers itself computes on another processor: its FFT rounds otherwise, up to 6.3e-6. Samples
+            # divided by 32767 would be 3.4e-5 away.
+            assert (each.values - their).abs().max() <= 1e-5
         elif pixels.dim() == 4 and each.grid is not None:
             embed = llm.prompts.reader.media.encoder.embed
             rows = unpatched(each.values[0], each.grid, embed.side, embed.merge)  # type: ignore[union-attr]
