@@ -25,7 +25,7 @@ spec = mistral.spec
 
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     section, found = values.get("text_config"), wrapped.inner(values)
-    kind = section.get("model_type", "llama") if isinstance(section, dict) else "mistral"
+    kind = section.get("model_type", "llama") if isinstance(section, dict) else "llama"
     if kind not in TEXTS:
         raise ValueError(
             f"config.json: text_config.model_type is {shown(kind)}; llava is read around {', '.join(TEXTS)}"
