@@ -11,7 +11,7 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import llama, mistral, mistral3
-from minillm.families.shared import common, picture_towers, towers, wrapped
+from minillm.families.shared import picture_towers, towers, wrapped
 from minillm.guard.screen import shown
 from minillm.spec import Decoder
 from minillm.spec.media import Media, Patches, Projector
@@ -35,10 +35,13 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config]:
-    if (kind := (values.get("vision_config") or {}).get("model_type")) != "pixtral":
-        raise ValueError(f"config.json: vision_config.model_type is {shown(kind)}; pixtral is read only")
-    act, bias = values.get("projector_hidden_act", "gelu"), values.get("multimodal_projector_bias", True) is True
-    projector = Projector(1, (decoder.hidden_size,) * 2, activation=common.ACTIVATIONS[act], bias=bias)
+    section = values.get("vision_config")
+    kind = section.get("model_type") if isinstance(section, dict) else section
+    if kind != "pixtral":
+        raise ValueError(f"config.json: vision_config.model_type is {shown(kind)}; of towers pixtral's is read")
+    act = picture_towers.activation(values)
+    bias = picture_towers.flag(values, "multimodal_projector_bias", True)
+    projector = Projector(1, (decoder.hidden_size,) * 2, activation=act, bias=bias)
     encoder, config = picture_towers.pixtral(values, decoder, projector, merge=1)
     assert isinstance(encoder.embed, Patches)
     products = {

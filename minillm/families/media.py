@@ -19,7 +19,7 @@ def media(values: Mapping[str, Any]) -> tuple[Media, Rules, Config] | None:
     """What a config.json says of it, the rules of its tensors, and the values that tell what keys nobody understood;
     None where there is nothing of the kind, or nothing that is supported."""
     family, _ = families.read(values)
-    there = any(isinstance(values.get(name), dict) for name in SECTIONS)
+    there = any(values.get(name) is not None for name in SECTIONS)
     if not there or not hasattr(family, "media"):
         return None
     found: tuple[Media, Rules, Config] = family.media(values, families.resolve(values)[0])

@@ -11,7 +11,7 @@ from typing import Any
 
 from minillm.config import Config, positive_integer
 from minillm.families import ministral3, mistral
-from minillm.families.shared import common, picture_towers, towers, wrapped
+from minillm.families.shared import picture_towers, towers, wrapped
 from minillm.guard.screen import shown
 from minillm.spec import Decoder, Norm
 from minillm.spec.media import Media, Patches, Placeholder, Projector
@@ -53,10 +53,10 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
     merge = positive_integer("spatial_merge_size", values.get("spatial_merge_size", 2), 16)
     norm, out = decoder.final_norm, decoder.hidden_size
     assert isinstance(norm, Norm)
-    act = common.ACTIVATIONS[values.get("projector_hidden_act", "gelu")]
+    act = picture_towers.activation(values)
     section = values.get("vision_config")
     size = section.get("hidden_size", picture_towers.PIXTRAL["hidden_size"]) if isinstance(section, dict) else 1
-    bias = values.get("multimodal_projector_bias", False) is True
+    bias = picture_towers.flag(values, "multimodal_projector_bias", False)
     projector = Projector(merge**2, (out, out), norm=Norm(norm.eps), mixed=size, activation=act, bias=bias)
     encoder, config = picture_towers.pixtral(values, decoder, projector, merge)
     assert isinstance(encoder.embed, Patches)

@@ -68,8 +68,8 @@ def read(folder: Path, media: Media) -> Settings | Sounds:
     for name in FILES:
         if not is_there(folder / name):
             continue
-        found = read_json(folder / name)
-        found = found.get(section, found if name == FILES[0] else None)
+        whole = read_json(folder / name)
+        found = whole.get(section, whole if name == FILES[0] else None)
         if isinstance(found, Mapping):
             return of_pictures(found, media, name) if media.kind == "image" else of_sounds(found, media, name)
     raise ValueError(f"{folder}: no {' or '.join(FILES)}, which say how {media.kind}s are read; download it again")

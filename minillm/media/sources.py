@@ -91,8 +91,7 @@ def _held(part: Mapping[str, Any], kind: Kind) -> Any:
     value = next((part[key] for key in HOLDERS if part.get(key) is not None), None)
     if isinstance(value, Mapping):  # {"url": …}, {"data": …, "format": …}
         inner = next((value[key] for key in ("url", "data", "path") if value.get(key) is not None), None)
-        encoded = value.get("data") is not None and isinstance(inner, str)
-        return decoded(inner, kind) if encoded else inner
+        return decoded(inner, kind) if isinstance(inner, str) and value.get("data") is not None else inner
     return value
 
 

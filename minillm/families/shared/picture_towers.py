@@ -8,7 +8,7 @@ from typing import Any
 from minillm.config import Config, number
 from minillm.families.shared import common, towers
 from minillm.guard.screen import shown
-from minillm.spec import GQA, MLP, Decoder, GatedMLP, Layer, LayerNorm, Norm, Rope
+from minillm.spec import GQA, MLP, Activation, Decoder, GatedMLP, Layer, LayerNorm, Norm, Rope
 from minillm.spec.media import Encoder, Patches, Projector, Table
 
 SIGLIP = {
@@ -33,6 +33,24 @@ PIXTRAL = {
     "rope_theta": 10000.0,
     "rope_parameters": None,
 }
+
+
+def activation(values: Mapping[str, Any]) -> Activation:
+    """What stands between the products of a projector."""
+    stated = values.get("projector_hidden_act", "gelu")
+    if not isinstance(stated, str) or stated not in common.ACTIVATIONS:
+        known = ", ".join(common.ACTIVATIONS)
+        raise ValueError(f"config.json: projector_hidden_act is {shown(stated)}, supported are {known}")
+    found: Activation = common.ACTIVATIONS[stated]  # type: ignore[assignment]
+    return found
+
+
+def flag(values: Mapping[str, Any], key: str, usual: bool) -> bool:
+    """A value beside the sections."""
+    stated = values.get(key, usual)
+    if not isinstance(stated, bool):
+        raise ValueError(f"config.json: {key} is {shown(stated)}, expected true or false")
+    return stated
 
 
 def qkv(pattern: str, target: str, leaves: tuple[str, ...] = ("weight", "bias")) -> dict[str, str]:
