@@ -1,6 +1,6 @@
 """What a checkpoint is, without reading its weights:
 
-    python -m minillm.explain --weights DIR | --config FILE | --table DIR DIR ...  [--json]
+    python -m minillm.explain --weights DIR | --config FILE [--ranks N] | --table DIR DIR ...  [--json]
 
 Works from config.json, and from the safetensors headers or the index where they exist. The text leaves out what is as
 in Llama: fields at their defaults.
@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from minillm import cli, hub
 from minillm import spec as vocabulary
 from minillm.explain.equations import equations
 from minillm.guard.screen import printable
-from minillm.report.examine import examine, explain
-from minillm.report.words import parameters, size
+from minillm.model.outline import outline
+from minillm.parallel.split import check, local
+from minillm.report.examine import counts, describe, examine, explain
+from minillm.report.words import parameters, runs, size
+from minillm.spec import Decoder
 from minillm.weights.rules import Plan
 
 
@@ -54,7 +59,7 @@ def _print(report: dict[str, Any], lines: Sequence[Sequence[str]] = ()) -> None:
     if state := report["state_bytes"]:
         print(f"a sequence takes {size(state)} besides, whatever its length, for the states of recurrent layers")
     for layer, indices in _alike(spec["layers"]):
-        print(f"layer{'s' if len(indices) > 1 else ''} {_runs(indices)}:")
+        print(f"layer{'s' if len(indices) > 1 else ''} {runs(indices)}:")
         for part, value in layer.items():
             if part != "kind" and value != DEFAULTS.get(part):
                 print(f"  {part:20}{_line(value)}")
@@ -90,12 +95,6 @@ def _alike(layers: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[
     return list(found.values())
 
 
-def _runs(indices: Sequence[int]) -> str:
-    """0, 1, 2, 4, 6, 7 -> "0 to 2, 4, 6, 7"."""
-    runs = [[i for _, i in run] for _, run in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-
-
 def _line(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
@@ -103,6 +102,23 @@ def _line(value: Any) -> str:
     shown = {key: _line(each) for key, each in value.items() if key != "kind" and each != defaults[key]}
     fields = [f"{key}={each}" for key, each in shown.items() if each != f"{type(defaults[key]).__name__}()"]
     return f"{value['kind']}({', '.join(fields)})"
+
+
+def of_ranks(report: dict[str, Any], spec: Decoder, count: int) -> list[tuple[dict[str, Any], Decoder]]:
+    """The report and the spec of each share of a model over `count` ranks that differs from the others in more than its
+    rows of the vocabulary; `ranks` has whose it is."""
+    alike: dict[Decoder, list[int]] = {}
+    check(spec, count)
+    for rank in range(count):
+        made = local(spec, count, rank)
+        shown = made if made.embedding == spec.embedding else replace(made, embedding=spec.embedding)
+        alike.setdefault(shown, []).append(rank)
+    found = []
+    for ranks in alike.values():
+        made = local(spec, count, ranks[0])
+        own = {"ranks": ranks, **counts(outline(made, torch.bfloat16)), "spec": describe(made)}
+        found.append((report | own, made))
+    return found
 
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(vocabulary.Layer)}
@@ -160,10 +176,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--table", metavar="PATH", nargs="+", help="several checkpoints side by side, in Markdown")
     parser.add_argument("--equations", action="store_true", help="what each layer computes, with this model's numbers")
     parser.add_argument("--tensors", action="store_true", help="which tensor fills which rows of which parameter")
+    ranks = "the model that each of N processes has, which differ only in their shares"
+    parser.add_argument("--ranks", metavar="N", type=int, help=ranks)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; a list with --table")
     arguments = parser.parse_args(argv)
     if (arguments.equations or arguments.tensors) and (arguments.json or arguments.table):
         raise ValueError("--equations and --tensors go with neither --json nor --table")
+    if arguments.ranks is not None and (arguments.tensors or arguments.table):
+        raise ValueError("--ranks goes with neither --tensors nor --table")
     revision = cli.revision(arguments)
     if arguments.config:
         places = [cli.config_file(arguments.config)]
@@ -176,11 +196,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     report, spec, planned, *_ = examine(places[0])
     if arguments.tensors and planned is None:
         raise ValueError(f"{places[0]}: --tensors needs the weights or their index, and there are none")
+    shares = of_ranks(report, spec, arguments.ranks) if arguments.ranks is not None else [(report, spec)]
     if arguments.json:
-        print(json.dumps(report, ensure_ascii=False))
+        found = [each for each, _ in shares] if arguments.ranks is not None else report
+        print(json.dumps(found, ensure_ascii=False))
         return 0
-    layers = spec.layers if arguments.equations else ()
-    _print(report, [equations(layer, spec) for layer in layers])
+    for each, made in shares:
+        if arguments.ranks:
+            print(f"rank{'s' if len(each['ranks']) > 1 else ''} {runs(each['ranks'])} of {arguments.ranks}")
+        layers = made.layers if arguments.equations else ()
+        _print(each, [equations(layer, made) for layer in layers])
     for line in _fillings(planned) if arguments.tensors and planned else ():
         print(printable(line))
     return 0

@@ -195,21 +195,27 @@ def _attention_by_formula(
     sinks: Tensor | None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G. `bias` is added to the
-    scores."""
+    """What PyTorch's op cannot do, score by score in fp32; q's heads are taken as K groups of G."""
     groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1])
     scores = (groups @ k.unsqueeze(2).transpose(-1, -2)).float() * scale  # [B, K, G, T, S]
-    scores = scores if bias is None else scores + bias
-    weights = softmax_of_scores(scores, mask, causal, softcap, sinks)
+    weights = softmax_of_scores(scores, mask, causal, softcap, sinks, bias)
     return rearrange(weights.to(v.dtype) @ v.unsqueeze(2), "B K G T V -> B (K G) T V")
 
 
 def softmax_of_scores(
-    scores: Tensor, mask: Tensor | None, causal: bool, softcap: float | None, sinks: Tensor | None
+    scores: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    softcap: float | None,
+    sinks: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """What values are weighed with, from scaled scores `[B, K, G, T, S]`; of their shape and dtype."""
+    """What values are weighed with, from scaled scores `[B, K, G, T, S]`; of their shape and dtype. `bias` is added to
+    capped scores."""
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:

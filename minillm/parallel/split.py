@@ -104,8 +104,13 @@ def check(decoder: Decoder, ranks: int) -> None:
     if not 1 <= ranks <= MOST:
         raise ValueError(f"--ranks is {ranks}, it must be from 1 to {MOST}")
     if (reason := next(_reasons(decoder, ranks), None)) is not None:
-        able = [str(each) for each in range(1, 65) if next(_reasons(decoder, each), None) is None]
-        raise ValueError(f"{ranks} ranks cannot share this model: {reason}; it can lie in {', '.join(able)}")
+        others = ", ".join(map(str, able(decoder, 64)))
+        raise ValueError(f"{ranks} ranks cannot share this model: {reason}; it can lie in {others}")
+
+
+def able(decoder: Decoder, most: int) -> list[int]:
+    """The numbers of ranks, up to `most`, that a model can lie in."""
+    return [each for each in range(1, most + 1) if next(_reasons(decoder, each), None) is None]
 
 
 def _reasons(decoder: Decoder, ranks: int) -> Iterator[str]:

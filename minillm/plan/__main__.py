@@ -1,6 +1,7 @@
 """What a checkpoint takes, before anything of it is downloaded or loaded:
 
     python -m minillm.plan --weights PATH | --config FILE [--context N] [--batch N] [--gpu 24GB | NAME] [--gpus N]
+                           [--ranks N | --cluster MACHINESxGPUS --link SPEED --network SPEED]
                            [--quantize fp8 | int8 | int4] [--dtype TYPE] [--plot FILE.png] [--json]
     python -m minillm.plan --table [PATH PATH ...] [--plot FILE.png] [--json]
     python -m minillm.plan --devices [--json]
@@ -21,8 +22,10 @@ from typing import Any
 
 from minillm import cli, hub
 from minillm.guard.screen import printable
+from minillm.parallel.split import MOST
 from minillm.plan import plot
 from minillm.plan.budget import Question, budget
+from minillm.plan.cluster import Cluster, cluster
 from minillm.plan.devices import DEVICES, device, table
 from minillm.plan.fit import MAX_BATCH, MAX_DEVICES
 from minillm.plan.report import aligned, lines, markdown, round_sizes, round_table
@@ -31,7 +34,8 @@ from minillm.plan.storage import WORDS
 from minillm.weights import ints
 
 # What asks about one checkpoint, by its name in the parsed arguments.
-QUESTIONS = ("context", "batch", "gpu", "gpus", "quantize", "dtype", "group_size", "asymmetric")
+QUESTIONS = ("context", "batch", "gpu", "gpus", "ranks", "cluster", "link", "network", "quantize", "dtype",
+             "group_size", "asymmetric")  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     sized = "whether it fits: 24GB, 80 GiB, or a name of --devices"
     made.add_argument("--gpu", metavar="SIZE | NAME", nargs="+", help=sized)
     made.add_argument("--gpus", metavar="N", type=int, help="how many of them share weights and cache (default: 1)")
+    made.add_argument("--ranks", metavar="N", type=int, help="what each of N processes holds, with a GPU each (--gpus)")
+    spread = "how fast each split over these machines and their GPUs could be"
+    made.add_argument("--cluster", metavar="MACHINESxGPUS", help=spread)
+    made.add_argument("--link", metavar="SPEED", help="between two GPUs of a machine: 450GB/s,10us")
+    made.add_argument("--network", metavar="SPEED", help="between two machines: 50GB/s,30us")
     made.add_argument("--quantize", choices=("fp8", "int8", "int4"), help="matrices so (default: as they are stored)")
     made.add_argument("--dtype", choices=tuple(WORDS), help="all else so, and the cache (default: as stored)")
     made.add_argument("--group-size", metavar="N", type=int, help="values of an int4 row that share a factor (16)")
@@ -55,11 +64,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _question(arguments: argparse.Namespace) -> Question:
     """What is asked. Raises ValueError for what cannot be, and for what would have no effect."""
+    ranks = arguments.ranks or 1
+    if arguments.ranks is not None and arguments.gpus not in (None, arguments.ranks):
+        raise ValueError(f"--gpus is {arguments.gpus} and --ranks {ranks}; each rank has one: leave out one of them")
     if arguments.gpus is not None and arguments.gpu is None:
         raise ValueError("--gpus without --gpu; give --gpu 24GB or the name of a device")
     if (arguments.group_size is not None or arguments.asymmetric) and arguments.quantize != "int4":
         raise ValueError("--group-size and --asymmetric go with --quantize int4")
-    for name, limit in {"batch": MAX_BATCH, "gpus": MAX_DEVICES}.items():
+    for name, limit in {"batch": MAX_BATCH, "gpus": MAX_DEVICES, "ranks": MOST}.items():
         value = getattr(arguments, name)
         if value is not None and not 1 <= value <= limit:
             raise ValueError(f"--{name} is {value}, it must be from 1 to {limit}")
@@ -67,11 +79,28 @@ def _question(arguments: argparse.Namespace) -> Question:
         context=arguments.context,
         batch=arguments.batch or 1,
         device=None if arguments.gpu is None else device(" ".join(arguments.gpu)),
-        devices=arguments.gpus or 1,
+        devices=arguments.gpus or ranks,
+        ranks=ranks,
+        cluster=_cluster(arguments),
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         int4=ints.scheme("int4", arguments.group_size, not arguments.asymmetric),
     )
+
+
+def _cluster(arguments: argparse.Namespace) -> Cluster | None:
+    """The machines asked about. Raises ValueError for flags that go with others that are not there."""
+    if arguments.cluster is None:
+        if arguments.link or arguments.network:
+            raise ValueError("--link and --network go with --cluster MACHINESxGPUS")
+        return None
+    if arguments.gpu is None or device(" ".join(arguments.gpu)).bandwidth is None:
+        raise ValueError("--cluster needs --gpu with a name of --devices, whose bandwidth is known")
+    if arguments.gpus is not None or arguments.ranks is not None:
+        raise ValueError("--cluster tries all numbers of ranks: leave out --gpus and --ranks")
+    if arguments.link is None:
+        raise ValueError("--cluster needs --link, such as 450GB/s,10us")
+    return cluster(arguments.cluster, arguments.link, arguments.network)
 
 
 def _several(arguments: argparse.Namespace) -> tuple[Any, list[str]]:

@@ -14,9 +14,11 @@ from minillm.guard.files import is_there
 from minillm.model.costs import active_values, attention_flops, cached_values, flops, multiplied, state_bytes
 from minillm.model.outline import Outline, outline
 from minillm.plan.card import CARD, licence
+from minillm.plan.cluster import Cluster, Load, splits
 from minillm.plan.devices import Device
 from minillm.plan.fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
 from minillm.plan.memory import held_bytes
+from minillm.plan.shares import enough, shares
 from minillm.plan.storage import (
     WORDS,
     Section,
@@ -50,6 +52,8 @@ class Question(NamedTuple):
     batch: int = 1
     device: Device | None = None
     devices: int = 1
+    ranks: int = 1  # processes with a device each that the model is split over
+    cluster: Cluster | None = None  # whose devices it is split over in each way
     dtype: str | None = None
     quantize: str | None = None
     int4: Int8 | Int4 = Int4()  # where that is asked for
@@ -109,6 +113,11 @@ def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> d
     """What depends on the context, the batch and the device asked about."""
     step, flops = step_bytes(sketch, weights.parameters, need.batch), _flops(sketch, need.context)
     device, count, cache = question.device, question.devices, need.cache(need.context, need.batch)
+    ranks = shares(need, sketch, weights.parameters, question.ranks)
+    largest = max(ranks, key=Need.total)
+    fitting = None if device is None else fit(largest, device, count if len(ranks) == 1 else 1)
+    if fitting is not None and len(ranks) > 1:
+        fitting["devices_needed"] = enough(need, sketch, weights.parameters, fitting["usable_bytes"])
     return {
         "context": need.context,
         "batch": need.batch,
@@ -118,8 +127,25 @@ def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> d
         "flops": flops,
         "device": None if device is None else {**device._asdict(), "count": count, "usable_percent": USABLE_PERCENT},
         "speed": speed(device, count, need.batch, step + cache, flops["prefill_per_token"]) if device else None,
-        "fit": fit(need, device, count) if device else None,
+        "fit": fitting,
+        "splits": _splits(need, question, sketch, weights, flops["prefill_per_token"]),
+        "ranks": [{"weight_bytes": each.weights, "kv_bytes": each.cache(each.context, each.batch)} for each in ranks],
     }
+
+
+def _splits(
+    need: Need, question: Question, sketch: Outline, weights: Sizes, flops: float
+) -> list[dict[str, Any]] | None:
+    """The ways to split a model over the cluster asked about."""
+    if question.cluster is None or question.device is None:
+        return None
+    load = Load(
+        need,
+        largest=lambda ranks: max(shares(need, sketch, weights.parameters, ranks), key=Need.total),
+        step=lambda rows: step_bytes(sketch, weights.parameters, rows),
+        flops=flops,
+    )
+    return splits(load, question.cluster, question.device)
 
 
 def contexts(limit: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from minillm import hub
 from minillm.plan.fit import FORMATS, MAX_DEVICES, STORED
-from minillm.report.words import parameters, size
+from minillm.report.words import parameters, runs, size
 from minillm.weights.ints import METHOD
 
 Report = Mapping[str, Any]
@@ -44,10 +44,12 @@ def lines(report: Report) -> list[str]:
             f"{size(report['kv_bytes'])} of cache"
         ],
         "speed": _speed(report),
+        "ranks": _ranks(report["ranks"]),
         "fit": _fit(report),
+        "splits": _splits(report["splits"]),
         "licence": _licence(report["licence"]),
     }.items():
-        cut = [line for text in texts for line in _wrapped(text)]
+        cut = texts if label == "splits" else [line for text in texts for line in _wrapped(text)]
         found += [f"{label if number == 0 else '':{LABEL}}{line}" for number, line in enumerate(cut)]
     return found
 
@@ -109,16 +111,31 @@ def _speed(report: Report) -> list[str]:
     ]
 
 
+def _taken(rank: Mapping[str, int]) -> int:
+    return rank["weight_bytes"] + rank["kv_bytes"]
+
+
+def _ranks(ranks: Sequence[Mapping[str, int]]) -> list[str]:
+    """What each holds, those that hold as much in one line."""
+    alike: dict[str, list[int]] = {}
+    for rank, each in enumerate(ranks):
+        text = f"{size(each['weight_bytes'])} of weights and {size(each['kv_bytes'])} of cache"
+        alike.setdefault(text, []).append(rank)
+    return [f"{runs(numbers)}: {text}" for text, numbers in alike.items()] if len(ranks) > 1 else []
+
+
 def _fit(report: Report) -> list[str]:
     """Whether it fits, and otherwise what would, in the order of what costs least."""
     if (found := report["fit"]) is None:
         return []
-    device, share = report["device"], f"{report['device']['usable_percent']} %"
-    what = f"{size(report['weight_bytes'])} of weights ({report['format']}) and {size(report['kv_bytes'])} of cache"
-    count = f"{device['count']:,} x " if device["count"] > 1 else ""
+    device, share, ranks = report["device"], f"{report['device']['usable_percent']} %", report["ranks"]
+    most = max(ranks, key=_taken)
+    what = f"{size(most['weight_bytes'])} of weights ({report['format']}) and {size(most['kv_bytes'])} of cache"
+    count = f"{device['count']:,} x " if device["count"] > len(ranks) else ""
     room = f"{size(found['usable_bytes'])}, {share} of {count}{device['name']}"
     room += f" ({size(device['memory'])})" if device["bandwidth"] else ""
-    split = ["weights and cache split evenly over all of them"] if device["count"] > 1 else []
+    split = ["weights and cache split evenly over all of them"] if count else []
+    split += [f"of rank {ranks.index(most)}, none of the {len(ranks)} has more"] if len(ranks) > 1 else []
     context, batch = found["largest_context"], found["largest_batch"]
     split += _held(report)
     if found["fits"]:
@@ -132,9 +149,23 @@ def _fit(report: Report) -> list[str]:
         texts.append("- no shorter context on its own: the weights are too large")
     if both := found["together"]:
         texts.append(f"{_way(report, both['format'])}, with --context {both['largest_context']}")
-    if (more := found["devices_needed"]) <= MAX_DEVICES:
-        texts.append(f"- --gpus {more}, each with its share of weights and cache")
+    if (more := found["devices_needed"]) is not None and more <= MAX_DEVICES:
+        which = "--gpus" if len(ranks) == 1 else "--ranks"
+        texts.append(f"- {which} {more}, each with its share of weights and cache")
     return texts
+
+
+def _splits(found: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """The ways over a cluster, the one to take first."""
+    if not found:
+        return [] if found is None else ["none: this model cannot lie evenly in these machines"]
+    rows = [["ranks", "stages", "on each", "fits", "one row", "batch", "prompt"]]
+    for each in found:
+        rates = [each[f"{what}_tokens_per_second"] for what in ("one_row", "decode", "prefill")]
+        speeds = ["-" if rate is None else f"{rate:,.0f} tok/s" for rate in rates]
+        fits = "yes" if each["fits"] else "no"
+        rows.append([str(each["ranks"]), str(each["stages"]), size(each["needed_bytes"]), fits, *speeds])
+    return [*aligned(rows), "estimates by bytes and latencies, of all devices (docs/plan.md)"]
 
 
 def _way(report: Report, name: str) -> str:

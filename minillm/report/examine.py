@@ -14,7 +14,7 @@ from minillm import spec as vocabulary
 from minillm.guard.files import is_folder
 from minillm.guard.jsonfile import read_json
 from minillm.model.costs import active_values, cached_values, state_bytes
-from minillm.model.outline import outline
+from minillm.model.outline import Outline, outline
 from minillm.weights import formats
 from minillm.weights.checkpoint import Checkpoint, find
 from minillm.weights.load import MISSHAPEN, faults, misshapen
@@ -46,16 +46,12 @@ def examine(path: Path) -> Examined:
     spec, rules, read = families.resolve(values)
     (names, checkpoint), planned = _tensors(path, values), None
     sketch = outline(spec, torch.bfloat16, whole=names is not None)
-    model = sketch.model
     report: dict[str, Any] = {
         "weights": str(path),
         "model_type": values["model_type"],
         "quantization": config.quantization(values),
         "dtype": read.dtype,
-        "parameter_count": sketch.total({name: each.numel() for name, each in model.named_parameters()}),
-        "active_parameter_count": sketch.total(active_values(model)),
-        "cached_values_per_token": cached_values(spec),
-        "state_bytes": state_bytes(spec, width=2),
+        **counts(sketch),
         "unknown_config_keys": read.unread,
         "unclaimed_tensors": None,
         "unfilled_parameters": None,
@@ -65,7 +61,7 @@ def examine(path: Path) -> Examined:
         "other_faults": None,
     }
     if names is not None:
-        filling = model.destinations()
+        filling = sketch.model.destinations()
         planned = checkpoint.plan(rules, filling) if checkpoint else plan(formats.plain(names), rules, filling)
         report["unclaimed_tensors"] = planned.unclaimed + planned.twice_filled
         report["unfilled_parameters"] = planned.unfilled
@@ -77,6 +73,16 @@ def examine(path: Path) -> Examined:
             report["other_faults"] = [each for key, names in found.items() if key != MISSHAPEN for each in names]
     report["spec"] = describe(spec)
     return Examined(report, spec, planned, values, rules, names, checkpoint)
+
+
+def counts(sketch: Outline) -> dict[str, int]:
+    """Parameters, all and those that a token goes through, and what a token and a sequence take in the cache."""
+    return {
+        "parameter_count": sketch.total({name: each.numel() for name, each in sketch.model.named_parameters()}),
+        "active_parameter_count": sketch.total(active_values(sketch.model)),
+        "cached_values_per_token": cached_values(sketch.spec),
+        "state_bytes": state_bytes(sketch.spec, width=2),
+    }
 
 
 def _tensors(folder: Path, values: dict[str, Any]) -> tuple[list[str] | None, Checkpoint | None]:

@@ -84,7 +84,6 @@ def attention_weights(
     exact = torch.promote_types(q.dtype, torch.float32)
     groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1]).to(exact)
     scores = groups @ k.unsqueeze(2).transpose(-1, -2).to(exact) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if slopes is not None:
-        scores = scores + slopes.to(exact).view(k.shape[1], -1, 1, 1) * visible.distances
-    weights = softmax_of_scores(scores, visible.mask, visible.causal, softcap, sinks)
+    bias = None if slopes is None else slopes.to(exact).view(k.shape[1], -1, 1, 1) * visible.distances
+    weights = softmax_of_scores(scores, visible.mask, visible.causal, softcap, sinks, bias)
     return rearrange(weights, "B K G T S -> B (K G) T S")
