@@ -40,7 +40,7 @@ def learned(rows_SE: Tensor, table: Table, places_N2: Tensor) -> Tensor:
     at = places_N2.float() * last / ends
     low = at.floor().long()
     total = torch.zeros(len(places_N2), rows_SE.shape[1], device=rows_SE.device)
-    for step in torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]):
+    for step in torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], device=low.device):
         corner = (low + step).clamp(max=last)
         weight = (1 - (at - low - step).abs()).prod(-1, keepdim=True).to(rows_SE.device)
         total += rows_SE[corner[:, 0] * table.side + corner[:, 1]].float() * weight
