@@ -20,6 +20,7 @@ from minillm.guard import files, jsonfile, screen
 from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.loading import load
+from minillm.media import flags
 from minillm.ops.cpu import beside
 from minillm.parallel import launch
 from minillm.report import cost as report
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complete(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     llm, ways = _load(arguments)
-    row, timings = llm.completion(**prompt, **_options(arguments)), Timings()
+    row, timings = llm.completion(**prompt, **flags.given(arguments), **_options(arguments)), Timings()
     if llm.tokenizer is None and not arguments.json:
         note(f"{llm.folder} has no tokenizer, so there is no text to print; --json gives the ids")
     interrupted = _write(llm, row, timings, ways, quiet=arguments.json)
@@ -64,7 +65,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     """Several completions of a prompt, each printed when all are there."""
     prompt = _prompt(arguments)
     llm, ways = _load(arguments)
-    results = llm.generate(**prompt, n=arguments.samples, **_options(arguments), **ways)
+    results = llm.generate(**prompt, **flags.given(arguments), n=arguments.samples, **_options(arguments), **ways)
     assert isinstance(results, list)
     cost = report.measured(llm, results[0].timings, ways["draft"], quick=False)
     for number, result in enumerate(results, 1):
@@ -110,18 +111,20 @@ def _chat(arguments: argparse.Namespace) -> int:
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (input() edits lines once it is loaded)
-    turn = arguments.prompt
+    turn, shown = arguments.prompt, flags.Shown(arguments)
     while turn is not None or (turn := _read_turn(terminal)) is not None:
-        messages.append({"role": "user", "content": turn})
-        turn = None
+        line, turn, before = turn, None, messages
         try:
-            variables = {"template_variables": arguments.template_variables}
+            if shown.takes(line):
+                continue
+            messages = [*messages, shown.turn(line)]
+            variables = {"template_variables": arguments.template_variables, **shown.limit}
             row, timings = llm.completion(messages=messages + begun, **variables, **_options(arguments)), Timings()
         except ValueError as error:
             if not terminal:
                 raise
             note(str(error))
-            messages.pop()
+            messages = before
             continue
         screen.text(prefill)
         interrupted = _write(llm, row, timings, ways)
@@ -183,9 +186,8 @@ def _prompt(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.prompt_file not in (None, "-"):
         path = Path(arguments.prompt_file)
         if not path.exists() or path.is_dir():
-            raise ValueError(
-                f"--prompt-file {path}: {'a folder' if path.is_dir() else 'no such file'}; give a text file"
-            )
+            kind = "a folder" if path.is_dir() else "no such file"
+            raise ValueError(f"--prompt-file {path}: {kind}; give a text file")
         return {"prompt": files.read_text(path, pipe=True)}
     terminal = sys.stdin is None or (sys.stdin.isatty() and arguments.prompt_file != "-")
     text = (
@@ -246,9 +248,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (default: stdin)")
     prompt.add_argument("--prompt-file", metavar="F", help="a UTF-8 file with the text to continue; - is stdin")
-    prompt.add_argument(
-        "--prompt-ids", metavar="1,2,3", type=cli.token_ids, help="raw token ids, nothing is added to them"
-    )
+    ids = "raw token ids, nothing is added to them"
+    prompt.add_argument("--prompt-ids", metavar="1,2,3", type=cli.token_ids, help=ids)
+    flags.add_arguments(parser)
     _add_chat(parser)
     samples = "several completions of the prompt, which is read once; sample i with --seed + i"
     parser.add_argument("--samples", metavar="N", type=int, help=samples)
@@ -260,9 +262,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stop-token-ids", metavar="1,2", type=cli.token_ids, help="stop at these tokens too")
     parser.add_argument("--temperature", metavar="X", type=float, help="0 is greedy")
     parser.add_argument("--top-k", metavar="N", type=int, help="keep the N likeliest tokens")
-    parser.add_argument(
-        "--top-p", metavar="X", type=float, help="keep the likeliest tokens that hold this much together"
-    )
+    parser.add_argument("--top-p", metavar="X", type=float, help="keep the likeliest that hold this much together")
     parser.add_argument("--min-p", metavar="X", type=float, help="drop tokens below X times the likeliest")
     parser.add_argument("--repetition-penalty", metavar="X", type=float)
     parser.add_argument("--presence-penalty", metavar="X", type=float)

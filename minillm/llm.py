@@ -12,20 +12,22 @@ import torch
 
 from minillm.engine import decoding, sampling
 from minillm.engine.asked import Asked
-from minillm.engine.completion import Completion, Result, Timings
-from minillm.engine.requests import ids_to_stop_at, one_or_many, stop_strings, token_ids
+from minillm.engine.completion import Completion, Prompt, Result, Timings
+from minillm.engine.requests import ids_to_stop_at, stop_strings, token_ids
 from minillm.guard.files import is_there
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note
 from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import Decoder
+from minillm.prompts import Prompts
 from minillm.text import chat
 from minillm.text.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
 ASKED = ("min_new_tokens", "logprobs", "prompt_logprobs", "guide", "raw", "adapter")
 OPTIONS = ("n", "max_new_tokens", *ASKED, "stop", "stop_token_ids", "ignore_eos", "tools", "template_variables",
-           "continue_final_message", *decoding.OPTIONS)  # of `generate`, beside those of sampling  # fmt: skip
+           "continue_final_message", "images", "audio", "max_pixels",
+           *decoding.OPTIONS)  # of `generate`, beside those of sampling  # fmt: skip
 
 
 class LLM:
@@ -45,7 +47,7 @@ class LLM:
             note(remark)
         if self.tokenizer and (size := self.tokenizer.backend.size) > self.spec.vocab_size:
             note(f"the tokenizer has ids up to {size - 1}, the model's vocabulary {self.spec.vocab_size}: they differ")
-        self._templates: dict[bool, chat.ChatTemplate] = {}  # by whether there are tools
+        self.prompts = Prompts(folder, values, model, self.tokenizer, device)
         path = folder / "generation_config.json"
         self.generation_config = read_json(path) if is_there(path) else {}
         textless = ["stop_strings"] if self.generation_config.get("stop_strings") and not self.tokenizer else []
@@ -89,13 +91,16 @@ class LLM:
         logprobs, prompt_logprobs, guide and adapter; those of `decoding.run` (max_batch,
         deterministic, draft, draft_tokens, prompt_lookup). For messages: tools, template_variables (a dict such as
         {"enable_thinking": False}), continue_final_message (go on with the last message; None: where it is the
-        assistant's). What is not given comes from generation_config.json. A batch gives each prompt what it gets alone,
+        assistant's). Messages may have pictures or sounds in them (`media/sources.py`); `images` and `audio`, lists of
+        paths, bytes, Pillow images or arrays, go with one prompt, in front of it or where it has marks for them, and
+        `max_pixels` bounds the size that a picture is seen in. What is not given comes from generation_config.json. A
+        batch gives each prompt what it gets alone,
         but for near ties: products of several rows round differently, which shows in bfloat16; with deterministic=True
         bit for bit. Raises ValueError for a prompt or option that cannot be.
         """
         ways = decoding.split(options)
-        prompts, single = self._prompts(prompt, prompt_ids, messages, options)
-        rows, timings = self._rows(prompts, messages is not None, n, **options), Timings()
+        prompts, single, is_chat = self.prompts.asked(prompt, prompt_ids, messages, options)
+        rows, timings = self._rows(prompts, is_chat, n, **options), Timings()
         for _ in self.run(rows, timings, **ways):
             pass
         results = [Result.of(row, timings) for row in rows]
@@ -116,7 +121,7 @@ class LLM:
 
     def run(self, rows: Sequence[Completion], timings: Timings, **options: Any) -> Iterator[tuple[int, str]]:
         """Run checked requests; yields (row, new text) as it comes. Options: those of `decoding.run`."""
-        return _with_a_word_about_reasoning(rows, decoding.run(self, rows, timings, **options))
+        return decoding.with_a_word_about_reasoning(rows, decoding.run(self, rows, timings, **options))
 
     def completion(
         self,
@@ -127,10 +132,10 @@ class LLM:
         **options: Any,
     ) -> Completion:
         """One checked request, ready for `run`."""
-        prompts, single = self._prompts(prompt, prompt_ids, messages, options)
+        prompts, single, is_chat = self.prompts.asked(prompt, prompt_ids, messages, options)
         if not single:
             raise ValueError("a list of prompts cannot be streamed; use generate()")
-        return self._rows(prompts, messages is not None, **options)[0]
+        return self._rows(prompts, is_chat, **options)[0]
 
     def chat_prompt(
         self,
@@ -140,77 +145,19 @@ class LLM:
         continue_final_message: bool | None = None,
     ) -> list[int]:
         """The ids of a conversation through the checkpoint's chat template (`ChatTemplate.render`)."""
-        template = self.chat_template(with_tools=bool(tools))
-        text = template.render(
-            messages, tools=tools, variables=template_variables, continue_final_message=continue_final_message
-        )
-        self._need_tokenizer().refuse_too_long(text, self.spec.context)
-        return self._need_tokenizer().encode(text, special=False)
+        return self.prompts.conversation(messages, tools, template_variables, continue_final_message).ids
 
     def chat_template(self, with_tools: bool = False) -> chat.ChatTemplate:
         """The checkpoint's template, compiled once. Raises ValueError where it has none."""
-        if with_tools not in self._templates:
-            tokenizer = self._need_tokenizer()
-            source = chat.find(self.folder, tokenizer.config, with_tools)
-            if source is None:
-                raise ValueError(f"{self.folder}: no chat template; give a plain prompt instead of messages")
-            self._templates[with_tools] = chat.ChatTemplate(source, tokenizer.special)
-        return self._templates[with_tools]
+        return self.prompts.template(with_tools)
 
     def use_chat_template(self, source: str) -> None:
         """Take this template in place of the checkpoint's. Raises ValueError where it does not compile."""
-        template = chat.ChatTemplate(source, self._need_tokenizer().special)
-        self._templates = dict.fromkeys((False, True), template)
-
-    def _prompts(
-        self, prompt: Any, prompt_ids: Any, messages: Any, options: dict[str, Any]
-    ) -> tuple[list[list[int]], bool]:
-        """Prompts as ids, and whether the caller gave just one; takes what templates need out of `options`."""
-        names = ("tools", "template_variables", "continue_final_message")
-        chat_options = {name: options.pop(name, None) for name in names}
-        given = [
-            name
-            for name, value in (("prompt", prompt), ("prompt_ids", prompt_ids), ("messages", messages))
-            if value is not None
-        ]
-        if len(given) != 1:
-            raise ValueError("give exactly one of prompt, prompt_ids and messages")
-        if messages is None and (idle := [name for name, value in chat_options.items() if value]):
-            raise ValueError(f"{' and '.join(idle)} go with messages; they mean nothing to a {given[0]}")
-        if prompt is not None:
-            texts, single = one_or_many(prompt, str, "prompt")
-            for text in texts:
-                self._need_tokenizer().refuse_too_long(text, self.spec.context)
-            prompts = [self._need_tokenizer().encode(text) for text in texts]
-        elif messages is not None:
-            if not isinstance(messages, Sequence) or isinstance(messages, str):
-                raise ValueError(
-                    f"messages is a {type(messages).__name__}, expected a list of messages, or of such lists"
-                )
-            single = not messages or not isinstance(messages[0], (list, tuple))
-            prompts = [self.chat_prompt(each, **chat_options) for each in ([messages] if single else messages)]
-        else:
-            rows = prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else prompt_ids
-            single = not (isinstance(rows, (list, tuple)) and rows and hasattr(rows[0], "__len__"))
-            prompts = [token_ids(ids) for ids in ([rows] if single else rows)]
-        for ids in prompts:
-            self._check(ids)
-        return prompts, single
-
-    def _check(self, ids: list[int]) -> None:
-        if not ids:
-            raise ValueError("the prompt is empty; give a token id, or a text that the tokenizer makes one of")
-        if not 0 <= min(ids) <= max(ids) < self.spec.vocab_size:
-            worst = min(ids) if min(ids) < 0 else max(ids)
-            raise ValueError(f"token id {worst} is outside the vocabulary of {self.spec.vocab_size}")
-        if len(ids) >= self.spec.context:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens and the context {self.spec.context}; leave room for new text"
-            )
+        self.prompts.use_template(source)
 
     def _rows(
         self,
-        prompts: list[list[int]],
+        prompts: list[Prompt],
         is_chat: bool,
         n: int | None = None,
         max_new_tokens: int | None = None,
@@ -226,12 +173,12 @@ class LLM:
         limit = int(wanted)
         stops = stop_strings(stop, self.tokenizer and self.generation_config.get("stop_strings"))
         if stops:
-            self._need_tokenizer()
+            self.prompts.need_tokenizer()
         asked = frozenset(
             token_ids(() if stop_token_ids is None else stop_token_ids, "stop_token_ids", below=self.spec.vocab_size)
         )
         eos = self.turn_ids if is_chat else self.stop_ids
-        room = self.spec.context - max(map(len, prompts))
+        room = self.spec.context - max(len(each.ids) for each in prompts)
         if max_new_tokens is not None and limit > room:
             note(f"{limit} new tokens asked for, the context has room for {room}")
         options["adapter"] = self.model.choice.checked(options.get("adapter") or self.adapter)
@@ -251,8 +198,9 @@ class LLM:
                 stops=stops,
                 tokenizer=self.tokenizer,
                 asked=extras,
+                inserted=inserted,
             )
-            for ids in prompts
+            for ids, inserted in prompts
             for each in settings
         ]
 
@@ -278,19 +226,3 @@ class LLM:
         made = copy.copy(self)
         made.adapter = adapter
         return made
-
-    def _need_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise ValueError(
-                f"{self.folder}: no tokenizer.json or tokenizer.model; only prompt ids without stop strings work"
-            )
-        return self.tokenizer
-
-
-def _with_a_word_about_reasoning(
-    rows: Sequence[Completion], pieces: Iterator[tuple[int, str]]
-) -> Iterator[tuple[int, str]]:
-    yield from pieces
-    if silent := sum(bool(row.reasoning and not row.text) for row in rows):
-        one = "the answer has" if len(rows) == 1 else f"{silent} of {len(rows)} answers have"
-        note(f"{one} reasoning and no text: it ended before the model was done with thinking; allow more new tokens")

@@ -37,6 +37,7 @@ EXAMPLES = {
     "kv_cache.py": (["its slots hold 10 11 7 8 9", "537 MB", "wrote"], ["--plot", "{tmp}/cache.png"]),
     "mla_costs.py": (["formula [1862400, 990976], counted by PyTorch [1862400, 990976]"], ["--plot", "{tmp}/mla.png"]),
     "positions.py": (["64 positions, and the model has learned 32", "wrote"], ["--plot", "{tmp}/positions.png"]),
+    "patches.py": (["11 x 7 = 77 tokens", "shift -66", "wrote"], ["--plot", "{tmp}/patches.png"]),
     "per_layer_embeddings.py": (["8,960", "wrote"], ["--plot", "{tmp}/per-layer.png"]),
     "delta_rule.py": (["states of 18 layers: 38.6 MB at any length"], ["--plot", "{tmp}/linear.png"]),
     "absorb_mla.py": (["576 as latents, 71 times less"], []),

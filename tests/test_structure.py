@@ -33,6 +33,8 @@ ROOMS = [
     ["families", "ops", "text"],
     ["model"],
     ["engine"],
+    ["media"],
+    ["prompts"],
     ["llm", "hub"],
     ["adapters", "parallel"],
     ["loading", "cli"],

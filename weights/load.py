@@ -126,6 +126,8 @@ def load(
             put(one, to)
         if held and planned.assignments[name].parameter in held:
             give_back(stored.nbytes)
+    for to in planned.zeros:
+        rows(allocated(to.parameter), to).zero_()
     _check_values(parameters)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters

@@ -61,6 +61,7 @@ class Plan:
     dropped: list[str] = field(default_factory=list)
     constants: dict[str, float] = field(default_factory=dict)  # of those, tensor -> the number that it must be
     reasons: dict[str, int] = field(default_factory=dict)  # what users are told -> how many tensors
+    zeros: list[Destination] = field(default_factory=list)  # what no tensor fills, and need not
     spelled: dict[str, str] = field(default_factory=dict)  # tensor -> what its name would be by the rules, if it is not
     wrappers: dict[str, int] = field(default_factory=dict)  # what was taken off the names -> of how many tensors
     unclaimed: list[str] = field(default_factory=list)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from minillm.engine.asked import NOTHING, Asked, Guide, Score
+from minillm.engine.inserted import Inserted
 from minillm.engine.sampling import History, Sampling
 from minillm.text.answer import Answer, Chunk
 from minillm.text.tokenizer import Tokenizer, held_back, stop_position
+
+
+class Prompt(NamedTuple):
+    """Token ids, and what of them stands for pictures or sounds."""
+
+    ids: list[int]
+    inserted: Inserted | None = None
 
 
 @dataclass
@@ -37,6 +46,7 @@ class Completion:
     stopped_by: str | int | None = None  # the stop string, or the stop id
     error: str | None = None  # why it cannot go on
     history: History | None = None  # kept for the penalties, from step to step
+    inserted: Inserted | None = None  # what of the prompt is no text
 
     def __post_init__(self) -> None:
         seed = self.sampling.seed

@@ -12,6 +12,7 @@ from minillm.engine.batching.guessing import COUNT, Guesser
 from minillm.engine.batching.proposers import Draft, Lookup
 from minillm.engine.batching.room import BUDGET, MAX_ROWS
 from minillm.engine.completion import Completion, Timings
+from minillm.guard.screen import note
 from minillm.model.decoder import Decoder
 from minillm.text.tokenizer import Tokenizer
 
@@ -54,6 +55,8 @@ def run(
     for name, value in numbers.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise ValueError(f"{name} is {value!r}, it must be a whole number of at least 1")
+    if draft is not None and any(row.inserted for row in rows):
+        raise ValueError("a draft sees no pictures and hears no sounds; leave --draft (draft) out")
     guesser = guessing(llm, draft, draft_tokens, prompt_lookup, timings)
     if guesser is not None and deterministic:
         raise ValueError("deterministic takes each token by itself, so guesses save nothing; leave out one of them")
@@ -93,3 +96,13 @@ def refuse_other_words(llm: Loaded, draft: Loaded) -> None:
                 f"token {token} is {here!r} in {llm.folder} and {there!r} in {draft.folder}; "
                 "take a draft with the model's vocabulary"
             )
+
+
+def with_a_word_about_reasoning(
+    rows: Sequence[Completion], pieces: Iterator[tuple[int, str]]
+) -> Iterator[tuple[int, str]]:
+    """The pieces as they come, and a note behind them where answers have nothing but reasoning."""
+    yield from pieces
+    if silent := sum(bool(row.reasoning and not row.text) for row in rows):
+        one = "the answer has" if len(rows) == 1 else f"{silent} of {len(rows)} answers have"
+        note(f"{one} reasoning and no text: it ended before the model was done with thinking; allow more new tokens")

@@ -54,6 +54,7 @@ from minillm.families import (
     internlm3,
     kimi_k25,
     llama,
+    llava,
     mellum,
     mimo,
     minimax_m2,
@@ -74,6 +75,8 @@ from minillm.families import (
     plamo3,
     qwen,
     qwen2,
+    qwen2_5_vl,
+    qwen2_audio,
     qwen2_moe,
     qwen2_vl,
     qwen3,
@@ -139,14 +142,16 @@ FAMILIES = {  # by the config's model_type
     "kimi_k2": deepseek_v3,
     "qwen2_vl": qwen2_vl,
     "qwen2_vl_text": qwen2_vl,
-    "qwen2_5_vl": qwen2_vl,
-    "qwen2_5_vl_text": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen2_5_vl_text": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
     "qwen3_vl_text": qwen3_vl,
     "qwen3_vl_moe": qwen3_vl_moe,
     "qwen3_vl_moe_text": qwen3_vl_moe,
     "kimi_k25": kimi_k25,
     "mistral3": mistral3,
+    "llava": llava,
+    "qwen2_audio": qwen2_audio,
     "glm": glm,
     "glm4": glm4,
     "glm4_moe": glm4_moe,
@@ -214,7 +219,7 @@ def resolve(values: Mapping[str, Any]) -> tuple[Decoder, Rules, Config]:
 
     Raises ValueError for a model_type that no family claims, and for values that cannot be.
     """
-    family, config = _read(values)
+    family, config = read(values)
     decoder, rules = family.spec(config), _rules(family, config)
     if decoder.tied:  # the copy that some checkpoints store all the same, or the only one that others do
         rules = {name: TIED if to == HEAD else to for name, to in rules.items()}
@@ -229,7 +234,7 @@ def spare_heads(tensors: Collection[str], rules: Rules) -> list[str]:
 def own_head(values: Mapping[str, Any], checkpoint: Checkpoint) -> str | None:
     """The tensor of a head that is not the embedding, in a checkpoint whose config ties the two: a fine-tune may have
     trained it apart. None where there is no head, or an equal one in the same type."""
-    rules = _rules(*_read(values))
+    rules = _rules(*read(values))
     heads, embeddings = (sources(checkpoint.info, rules, to) for to in (HEAD, "embedding.weight"))
     pairs = itertools.product(heads[:1], embeddings[:1])
     return next((head for head, embedding in pairs if not checkpoint.equal(head, embedding)), None)
@@ -244,7 +249,7 @@ def untied(values: Mapping[str, Any]) -> dict[str, Any]:
 def own_names(values: Mapping[str, Any]) -> tuple[Decoder, Rules]:
     """The spec of a config.json with a head of its own, and the rules for the names that the family's checkpoints have,
     whatever kind of file the weights are in: adapters are written with those."""
-    family, config = _read(untied(values))
+    family, config = read(untied(values))
     return family.spec(config), _family_rules(family, config)
 
 
@@ -262,11 +267,11 @@ def _family_rules(family: ModuleType, config: Config) -> Rules:
 def prediction_layers(values: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
     """The layers behind the decoder that its checkpoint stores all the same: how the names of a layer's tensors begin,
     and the shapes of those it has besides what the last layer of the decoder has."""
-    family, config = _read(values)
+    family, config = read(values)
     return family.prediction_layers(config) if hasattr(family, "prediction_layers") else {}
 
 
-def _read(values: Mapping[str, Any]) -> tuple[ModuleType, Config]:
+def read(values: Mapping[str, Any]) -> tuple[ModuleType, Config]:
     """The family of a config.json, and its values over the family's defaults."""
     kind = values.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None

@@ -1,15 +1,20 @@
 """Llama, except: all that Gemma 2 changes but the caps; each head of q and k is normalised; five layers with a window,
 then one without, and the two kinds have rotary embeddings of their own, of which only the latter's is scaled.
 
-Gemma 3 270M, 1B, 4B, 12B, 27B (arXiv:2503.19786), the text model: images are not read, and their tensors are left out.
+Gemma 3 270M, 1B, 4B, 12B, 27B (arXiv:2503.19786). The latter three see pictures, all in one size and 256 tokens long,
+whose tokens see each other both ways.
 """
 
 from __future__ import annotations
 
-from minillm.config import Config
+from collections.abc import Mapping
+from typing import Any
+
+from minillm.config import Config, positive_integer
 from minillm.families import gemma, gemma2
-from minillm.families.shared import common, rotary, wrapped
+from minillm.families.shared import common, picture_towers, rotary, towers, wrapped
 from minillm.spec import Decoder, QKNorm
+from minillm.spec.media import Media, Patches, Placeholder
 
 DEFAULTS = {
     **gemma2.DEFAULTS,
@@ -23,9 +28,13 @@ DEFAULTS = {
     "final_logit_softcapping": None,
 }
 TEXT_RULES = {**gemma2.RULES, **common.QK_NORM_RULES}
-RULES = wrapped.rules(TEXT_RULES)
+RULES = wrapped.rules(TEXT_RULES, seen=True)
 TRANSFORMERS = wrapped.TRANSFORMERS
 inner = wrapped.inner
+PLACEHOLDER = Placeholder(
+    "<start_of_image>", "<image_soft_token>", before="\n\n<start_of_image>", after="<end_of_image>\n\n"
+)
+TOKENS = 256  # of a picture
 
 
 def spec(config: Config) -> Decoder:
@@ -38,3 +47,19 @@ def spec(config: Config) -> Decoder:
     windows = common.typed_windows(config, common.window(config), sliding)
     ropes = rotary.by_window(config, common.heads(config)[2], windows, config.get("rope_local_base_freq"))
     return gemma2.decoder(config, windows, ropes, QKNorm(gemma.norm(config)))
+
+
+def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config]:
+    tokens = positive_integer("mm_tokens_per_image", values.get("mm_tokens_per_image", TOKENS), 2**16)
+    encoder, config = picture_towers.siglip(values, decoder, tokens)
+    assert isinstance(encoder.embed, Patches)
+    projector = {
+        "multi_modal_projector.mm_input_projection_weight": "projector.maps.0.weight: e h -> h e",
+        "multi_modal_projector.mm_soft_emb_norm.weight": "projector.norm.weight",
+    }
+    # transformers 5 writes names without "vision_model"
+    names = [
+        picture_towers.siglip_rules(encoder.embed, each) for each in ("vision_tower.vision_model.", "vision_tower.")
+    ]
+    made = Media("image", encoder, PLACEHOLDER, "fixed", joint=True)
+    return made, towers.both({**names[0], **names[1], **projector}), config

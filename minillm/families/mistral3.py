@@ -1,8 +1,7 @@
 """Llama, except: all that Mistral changes, or Ministral 3.
 
-The text model of Mistral Small 3.1 and 3.2, 24B, of Ministral 3, and of what is made of them (Mistral AI, 2025): images
-are not read, and their tensors are left out. Mistral Small 4 has the same `model_type` around another text model, which
-is refused.
+Mistral Small 3.1 and 3.2, 24B, Ministral 3, and what is made of them (Mistral AI, 2025), with Pixtral's tower. Mistral
+Small 4 has the same `model_type` around another text model, which is refused.
 """
 
 from __future__ import annotations
@@ -10,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from minillm.config import Config, positive_integer
 from minillm.families import ministral3, mistral
-from minillm.families.shared import wrapped
+from minillm.families.shared import picture_towers, towers, wrapped
 from minillm.guard.screen import shown
+from minillm.spec import Decoder, Norm
+from minillm.spec.media import Media, Patches, Placeholder, Projector
 
 DEFAULTS = {
     **mistral.DEFAULTS,
@@ -25,9 +27,10 @@ DEFAULTS = {
     "rope_theta": 1000000000.0,
     "sliding_window": None,
 }
-RULES = wrapped.rules(mistral.RULES)
+RULES = wrapped.rules(mistral.RULES, seen=True)
 TRANSFORMERS = wrapped.TRANSFORMERS
 spec = ministral3.spec
+PLACEHOLDER = Placeholder("[IMG]", "[IMG]", between="[IMG_BREAK]", after="[IMG_END]")
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
@@ -44,3 +47,25 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     silent = not any(found.get(key) for key in ROPE_KEYS)
     own = {key: value for key, value in ministral3.DEFAULTS.items() if silent or key not in ROPE_KEYS}
     return {**own, **found}
+
+
+def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config]:
+    merge = positive_integer("spatial_merge_size", values.get("spatial_merge_size", 2), 16)
+    norm, out = decoder.final_norm, decoder.hidden_size
+    assert isinstance(norm, Norm)
+    act = picture_towers.activation(values)
+    section = values.get("vision_config")
+    size = section.get("hidden_size", picture_towers.PIXTRAL["hidden_size"]) if isinstance(section, dict) else 1
+    bias = picture_towers.flag(values, "multimodal_projector_bias", False)
+    projector = Projector(merge**2, (out, out), norm=Norm(norm.eps), mixed=size, activation=act, bias=bias)
+    encoder, config = picture_towers.pixtral(values, decoder, projector, merge)
+    assert isinstance(encoder.embed, Patches)
+    outer, gathered = "multi_modal_projector.", f"projector.mix.weight: o (e s) -> o (s e), s={merge**2}"
+    of_projector = {
+        f"{outer}norm.weight": "projector.norm.weight",
+        f"{outer}patch_merger.merging_layer.weight": gathered,  # channel by channel, and here place by place
+        **towers.linear(f"{outer}linear_1", "projector.maps.0"),
+        **towers.linear(f"{outer}linear_2", "projector.maps.1"),
+    }
+    rules = towers.both({**picture_towers.pixtral_rules(encoder.embed), **of_projector})
+    return Media("image", encoder, PLACEHOLDER, "edge"), rules, config

@@ -1,14 +1,13 @@
 """Llama, except: all that Qwen3-MoE changes; the weights of the chosen experts are always renormalised.
 
-The text model of Qwen3-VL-30B-A3B and 235B-A22B (arXiv:2511.21631): images are not read, and their tensors are left
-out. All experts of a layer lie in one tensor, `gate_up_proj` `[E, H, 2F]` and `down_proj` `[E, F, H]`; FP8 releases
-have one tensor for each expert.
+Qwen3-VL-30B-A3B and 235B-A22B (arXiv:2511.21631), with the tower of the dense models. All experts of a layer lie in one
+tensor, `gate_up_proj` `[E, H, 2F]` and `down_proj` `[E, F, H]`; FP8 releases have one tensor for each expert.
 """
 
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import qwen3_moe
+from minillm.families import qwen3_moe, qwen3_vl
 from minillm.families.shared import common, wrapped
 from minillm.spec import Decoder
 
@@ -25,12 +24,13 @@ DEFAULTS = {
     "norm_topk_prob": True,
 }
 inner = wrapped.inner_of_text
+media = qwen3_vl.media
 
 
 def rules(config: Config) -> dict[str, str]:
     turned = f": e f h -> (e h) f, e={config.size('num_experts', common.MAX_EXPERTS)}"
     stacked = {pattern: target + turned for pattern, target in common.STACKED_EXPERTS.items()}
-    return wrapped.rules({**qwen3_moe.RULES, **stacked})
+    return wrapped.rules({**qwen3_moe.RULES, **stacked}, seen=True)
 
 
 def spec(config: Config) -> Decoder:

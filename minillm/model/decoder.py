@@ -19,13 +19,13 @@ from minillm import spec
 from minillm.model.attention import Step
 from minillm.model.cache import Cache
 from minillm.model.embedding import Embedding
+from minillm.model.filling import destinations, on_meta
 from minillm.model.held import held_in, product
 from minillm.model.linear import Linear
 from minillm.model.lora.adapted import Choice, adapted
-from minillm.model.moe import Experts, MoE
+from minillm.model.moe import MoE
 from minillm.model.norm import norm
 from minillm.model.ragged import Ragged
-from minillm.model.recurrent import ShortConv
 from minillm.model.residual.block import Block
 from minillm.model.residual.per_layer import PerLayerEmbedding
 from minillm.model.residual.streams import Streams
@@ -112,17 +112,23 @@ class Decoder(nn.Module):
         """As `hidden`, `[1, N, E]`, of tokens of many sequences at int64 positions `[N]`, each turned as in a sequence
         of its length (one for all will do); `pools` are those of the layers."""
         x_1NE, tokens_1N = self.embed(tokens_N[None], position_N[None]), tokens_N[None]
-        tables = {rope: table(position_N[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
+        if ragged.inserted is not None:
+            x_1NE = ragged.inserted.placed(x_1NE)
+        turning = position_N if ragged.turning is None else ragged.turning  # [N], or [N, P] of each rotary pair
+        tables = {rope: table(turning[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
         rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}
         told = None if self.per_layer is None else self.per_layer(tokens_1N, x_1NE)
         step = Step(0, rotary, {}, {}, position_N[None], per_layer=told, ragged=ragged)
         return self._through(x_1NE, step, pools)
 
     def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
+        inserted = None if step.ragged is None else step.ragged.inserted
+
         def layers(x: Tensor) -> Tensor:
             for index, layer in enumerate(self.layers):
                 given = (x, step, None if caches is None else caches[index])
                 x = checkpoint(layer, *given, use_reentrant=False) if self.recomputes else layer(*given)
+                x = x if inserted is None else inserted.deepened(x, index)
             return x
 
         x = x_BTE if self.streams is None else self.streams.parted(x_BTE)
@@ -273,31 +279,13 @@ class Decoder(nn.Module):
         return [each for table in self._rotary.values() for each in table.kept(lengths, device)]
 
     def destinations(self) -> dict[str, Destination]:
-        """Where a checkpoint's tensors go: each parameter, or each named row block of a fused one as "name[part]"."""
-        found: dict[str, Destination] = {}
-        for name, parameter in self.named_parameters():
-            owner, _, leaf = name.rpartition(".")
-            module, width, start = self.get_submodule(owner), parameter.shape[1:][-1:], 0
-            parts = module.blocks(leaf) if isinstance(module, (Linear, Experts, ShortConv)) else None
-            for part, rows in (parts or {"": parameter.shape[0]}).items():
-                key = f"{name}[{part}]" if part else name
-                found[key] = Destination(name, start, (rows, *width), None, tuple(parameter.shape))
-                start += rows
-        return found
+        """Where a checkpoint's tensors go (`filling.destinations`)."""
+        return destinations(self)
 
 
 def skeleton(decoder: spec.Decoder, dtype: torch.dtype, ops: Ops = REFERENCE) -> Decoder:
-    """The model without memory: every parameter on the meta device, in `dtype`, or in fp32 where its module says so.
-
-    PyTorch's default dtype, which would do the same, is that of all threads.
-    """
-    with torch.device("meta"):
-        model = Decoder(decoder, ops)
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if name not in getattr(module, "FP32", ()):
-                parameter.data = parameter.data.to(dtype)
-    return model
+    """The model without memory (`filling.on_meta`)."""
+    return on_meta(lambda: Decoder(decoder, ops), dtype)
 
 
 def next_token_loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:

@@ -30,8 +30,27 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Inserted:
+    """Tokens of a pass, int64 `[n]`, that have other embeddings than their rows of the table, `[n, E]`; `deep` are
+    added to what leaves the first layers there, `[n, E]` each."""
+
+    at: Tensor
+    embeddings: Tensor
+    deep: tuple[Tensor, ...] = ()
+
+    def placed(self, x_1NE: Tensor) -> Tensor:
+        """What the first layer is given."""
+        return x_1NE.index_copy(1, self.at, self.embeddings[None].to(x_1NE))
+
+    def deepened(self, x_1NE: Tensor, index: int) -> Tensor:
+        """What the layer behind layer `index` is given."""
+        return x_1NE.index_add(1, self.at, self.deep[index][None].to(x_1NE)) if index < len(self.deep) else x_1NE
+
+
+@dataclass(frozen=True)
 class Ragged:
-    """`singles` tokens of a sequence each, then the pieces; `slots` are where the keys of all tokens go."""
+    """`singles` tokens of a sequence each, then the pieces; `slots` are where the keys of all tokens go. `turning`: the
+    coordinate that rotates each token, int64 `[N]`, or each of its pairs, `[N, P]`, where that is not its position."""
 
     singles: int
     paged: Mapping[Group, Paged]  # of the single ones
@@ -39,3 +58,5 @@ class Ragged:
     states: Tensor | None  # int64 [singles]: the blocks of their states
     slots: Mapping[Group, Tensor]  # int64 [1, N]
     pieces: tuple[Piece, ...] = ()
+    inserted: Inserted | None = None
+    turning: Tensor | None = None

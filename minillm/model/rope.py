@@ -111,7 +111,8 @@ class Rotary:
         self._kept: tuple[object, Tensor, Tensor] | None = None
 
     def __call__(self, positions_BT: Tensor, lengths: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin `[B, T, dim/2]` in `dtype` at int64 positions `[B, T]` (B may be 1 for all rows).
+        """cos and sin `[B, T, dim/2]` in `dtype` at int64 positions `[B, T]` (B may be 1 for all rows), or
+        `[B, T, dim/2]`, one for each pair.
 
         `lengths` has each row's length in positions, or one for all: some scalings depend on it.
         """

@@ -10,13 +10,15 @@ from minillm.spec import XIELU, PlainActivation
 
 
 def activate(x: Tensor, activation: PlainActivation) -> Tensor:
-    """silu(x) = x sigmoid(x), gelu(x) = x Phi(x), exact or by its tanh approximation, relu(x) = max(x, 0), or its
-    square."""
+    """silu(x) = x sigmoid(x), gelu(x) = x Phi(x), exact, by its tanh approximation or as x sigmoid(1.702 x),
+    relu(x) = max(x, 0), or its square."""
     if activation in ("relu", "relu2"):
         y = F.relu(x)
         return y if activation == "relu" else y.square()
     if activation == "silu":
         return F.silu(x)
+    if activation == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 

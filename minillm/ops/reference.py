@@ -68,9 +68,9 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 
 
 def cos_sin(positions: Tensor, rates: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos(p r) f and sin(p r) f, computed in fp32, of int64 positions p `[B or 1, T]`, rates r `[B or 1, 1, R/2]` and
-    factors f `[B or 1, 1, 1]`: `[B or 1, T, R/2]` in `dtype`."""
-    phases = positions.unsqueeze(-1).float() * rates
+    """cos(p r) f and sin(p r) f, computed in fp32, of int64 positions p `[B or 1, T]`, or `[B or 1, T, R/2]` of each
+    pair, rates r `[B or 1, 1, R/2]` and factors f `[B or 1, 1, 1]`: `[B or 1, T, R/2]` in `dtype`."""
+    phases = (positions if positions.dim() == 3 else positions.unsqueeze(-1)).float() * rates
     return (phases.cos() * factors).to(dtype), (phases.sin() * factors).to(dtype)
 
 

@@ -75,9 +75,9 @@ def attention(
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks. With slopes, and
-    for several documents in a row, that itself."""
-    if visible.starts_BT is not None or slopes is not None:
+    """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks. With slopes,
+    for several documents in a row and where queries look ahead, that itself."""
+    if visible.starts_BT is not None or visible.last_T is not None or slopes is not None:
         return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes)
     first, past = visible.padding_B, visible.start - visible.first_key
     where = (past, visible.window, first, visible.first_key)

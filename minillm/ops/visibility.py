@@ -26,6 +26,8 @@ class Visibility:
 
     With `starts_BT`, int64 `[B, T]`, rows hold several documents one after the other, and a query sees nothing before
     the position where its own begins. That is for training: `start` is 0 then, and there is no padding.
+
+    With `last_T`, int64 `[T]`, a query sees the positions behind it too, up to this one, which is among the queries'.
     """
 
     start: int
@@ -35,6 +37,7 @@ class Visibility:
     device: torch.device
     position_B: Tensor | None = None
     starts_BT: Tensor | None = None
+    last_T: Tensor | None = None
     lengths_B: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +48,12 @@ class Visibility:
     def ring(self) -> bool:
         """Whether key s is slot s of a ring and not the one at position first_key + s."""
         return self.window is not None and self.count == 1
+
+    @property
+    def most(self) -> int:
+        """How many keys a query may see."""
+        end = self.start + self.count
+        return end - self.first_key if self.last_T is not None else min(end, self.window or end)
 
     @property
     def first_key(self) -> int:
@@ -85,6 +94,8 @@ class Visibility:
         else:
             last = self.position_B[:, None]
         first = torch.zeros_like(last) if self.window is None else (last - self.window + 1).clamp(min=0)
+        if self.last_T is not None:
+            return first, self.last_T
         if self.starts_BT is not None:
             return torch.maximum(first, self.starts_BT), last.expand_as(self.starts_BT)
         if self.padding_B is None:
@@ -108,13 +119,15 @@ class Visibility:
         A padded position sees itself: its output is never used, but a row with nothing to see would be NaN and spread.
         """
         end = self.start + self.count
-        fresh = self.start == 0 and (self.window is None or end <= self.window)
+        fresh = self.start == 0 and (self.window is None or end <= self.window) and self.last_T is None
         static = self.position_B is not None
         if not static and self.padding_B is None and self.starts_BT is None and (self.count == 1 or fresh):
             return None
         queries = self._query if static else torch.arange(self.start, end, device=self.device)[:, None]
         keys = self.key_positions
         seen = (keys <= queries) & (keys >= 0) if static else keys <= queries
+        if self.last_T is not None:
+            seen = keys <= self.last_T[:, None]
         if self.window is not None:
             seen &= keys > queries - self.window
         if self.starts_BT is not None:

@@ -7,16 +7,18 @@ from typing import Any
 
 import msgspec
 
+from minillm.engine.completion import Prompt
 from minillm.llm import LLM
+from minillm.media import sources
 from minillm.serve.asked import Asked
 from minillm.serve.errors import Refusal, too_long
 
 
-def of(llm: LLM, asked: Asked, fold_system: bool = False) -> list[list[int]]:
-    """The ids of each prompt. Raises Refusal, and ValueError of the template."""
+def of(llm: LLM, asked: Asked, fold_system: bool = False) -> list[Prompt]:
+    """Each prompt. Raises Refusal, and ValueError of the template and of pictures."""
     if asked.messages is not None:
         return [conversation(llm, asked, fold_system)]
-    return [text(llm, each) if isinstance(each, str) else each for each in asked.prompts]
+    return [Prompt(text(llm, each) if isinstance(each, str) else each) for each in asked.prompts]
 
 
 def text(llm: LLM, prompt: str, special: bool = True) -> list[int]:
@@ -36,8 +38,8 @@ def within(llm: LLM, prompt: str) -> None:
         raise too_long(len(prompt) // 4, 0, llm.spec.context) from None
 
 
-def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> list[int]:
-    """The ids of a conversation. Arguments of calls go in as objects, which most templates want, and where that does
+def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> Prompt:
+    """A conversation. Arguments of calls go in as objects, which most templates want, and where that does
     not work as the text that they came as. Raises Refusal for tools where the template knows of none."""
     offered = asked.tools if asked.tool_choice != "none" else []
     if asked.messages and llm.tokenizer is None:
@@ -50,6 +52,10 @@ def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> list[int]
     messages = [_known_role(each, template.source) for each in asked.messages or []]
     if fold_system:
         messages = folded(messages)
+    messages, found = sources.taken(messages, local=False)
+    if found and (kind := llm.prompts.kind) != found[0].kind:
+        only = "text" if kind is None else f"text and {kind}s"
+        raise Refusal(400, f"{found[0].name}: this model takes {only} only", "unsupported_content", "messages")
 
     def rendered(arguments: Callable[[Any], Any]) -> str:
         return template.render(
@@ -71,8 +77,7 @@ def conversation(llm: LLM, asked: Asked, fold_system: bool = False) -> list[int]
         else:
             raise
     within(llm, made)
-    assert llm.tokenizer is not None
-    return llm.tokenizer.encode(made, special=False)
+    return llm.prompts.of_text(made, found, special=False)
 
 
 def _unread(variables: Mapping[str, Any], source: str) -> list[str]:
@@ -88,8 +93,10 @@ def folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     first = next((at for at, each in enumerate(rest) if each.get("role") == "user"), None)
     if not said or first is None:
         return messages
-    text = "\n\n".join([*said, rest[first]["content"]])
-    return [*rest[:first], {**rest[first], "content": text}, *rest[first + 1 :]]
+    content = rest[first]["content"]
+    parts = [{"type": "text", "text": "\n\n".join([*said, ""])}]
+    made = "\n\n".join([*said, content]) if isinstance(content, str) else [*parts, *content]
+    return [*rest[:first], {**rest[first], "content": made}, *rest[first + 1 :]]
 
 
 def _known_role(message: dict[str, Any], source: str) -> dict[str, Any]:

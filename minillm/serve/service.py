@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from minillm.engine.batching.threaded import Busy
-from minillm.engine.completion import Completion
+from minillm.engine.completion import Completion, Prompt
 from minillm.llm import DEFAULT_NEW_TOKENS
 from minillm.serve import fields, prompts
 from minillm.serve.answering import Answer, Choice, Job
@@ -180,7 +180,8 @@ def prepare(served: Served, asked: Asked, settings: Settings) -> Groups:
         raise Refusal(400, str(error).replace(str(served.llm.folder), served.name), "invalid_value") from None
 
 
-def _rows(served: Served, asked: Asked, prompt: list[int]) -> tuple[list[Completion], list[Reader]]:
+def _rows(served: Served, asked: Asked, given: Prompt) -> tuple[list[Completion], list[Reader]]:
+    prompt, inserted = given
     llm, room = served.llm, served.room - len(prompt)
     if room < 1 or (not asked.clamp and (asked.most or 1) > room):
         raise too_long(len(prompt), asked.most or 1, served.room)
@@ -199,6 +200,7 @@ def _rows(served: Served, asked: Asked, prompt: list[int]) -> tuple[list[Complet
     for index in range(asked.n):
         seed = {} if asked.options.get("seed") is None else {"seed": (asked.options["seed"] + index) % 2**63}
         row = llm.completion(prompt_ids=prompt, **{**options, **seed}, guide=_guide(served, asked, tail))
+        row.inserted = inserted
         rows.append(row)
         style = served.style if asked.parse else PLAIN
         readers.append(Reader(style, tail, _callable(asked), early=asked.stream, specials=served.specials))

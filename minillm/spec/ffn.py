@@ -8,7 +8,8 @@ from typing import Literal
 from minillm.spec.norm import Norm
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
-PlainActivation = Literal[Activation, "relu", "relu2"]  # relu2: max(x, 0)² (So et al., arXiv:2109.08668)
+# relu2: max(x, 0)² (So et al., arXiv:2109.08668); quick_gelu: x sigmoid(1.702 x) (arXiv:1606.08415)
+PlainActivation = Literal[Activation, "relu", "relu2", "quick_gelu"]
 RouterScore = Literal["softmax", "softmax_chosen", "sigmoid", "sparsemixer"]
 GroupScore = Literal["max", "top2_sum"]
 

@@ -67,6 +67,7 @@ COUNTS = {
     "mistralai__Mixtral-8x22B-v0.1": 140_620_634_112,
     "alpindale__WizardLM-2-8x22B": 140_620_634_112,
     "llm-jp__8x1.8b-mixtral-exp": 9_266_759_680,
+    "Qwen__Qwen2-Audio-7B-Instruct": 7_754_878_976,  # and 642,256,896 that hear, less 40,960 that no file has
     "Qwen__Qwen3-30B-A3B": 30_532_122_624,
     "Qwen__Qwen3-30B-A3B-FP8": 30_532_122_624,
     "Qwen__Qwen3-235B-A22B": 235_093_634_560,

@@ -31,6 +31,8 @@ LATER: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_vl_moe": ("qwen3_vl_moe", {**EXPERTS, "head_dim": 16, "mlp_only_layers": [1], "attention_bias": True}),
     "kimi_k25": ("kimi_k25", {**LATENT, "n_group": 1, "topk_group": 1}),
     "mistral3": ("mistral3", {"head_dim": 12, "sliding_window": 5}),
+    "llava": ("llava", {"head_dim": 12, "sliding_window": 5}),
+    "qwen2_audio": ("qwen2_audio", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "glm": ("glm", {"head_dim": 16, "rope_parameters": PARTIAL}),
     "glm4": ("glm4", {"head_dim": 12, "attention_bias": False, "tie_word_embeddings": True}),
     "glm4_moe": ("glm4_moe", {**FINE, "head_dim": 16, "attention_bias": True, "use_qk_norm": True}),

@@ -36,7 +36,7 @@ def build(family: str, values: dict[str, Any]) -> Any:
         return with_experts(transformers.LlamaConfig(**values))
     if family in oracles_plamo.BUILD:
         return oracles_plamo.BUILD[family](values)
-    for others, families in ((oracles_wrapped, oracles_wrapped.VISION), (oracles_renamed, oracles_renamed.CLASS)):
+    for others, families in ((oracles_wrapped, oracles_wrapped.WRAPPED), (oracles_renamed, oracles_renamed.CLASS)):
         if family in families:
             return others.build(family, values)
     config = transformers.AutoConfig.for_model(SAME_AS.get(family, family), **values)
@@ -54,7 +54,7 @@ def save(model: Any, folder: Path, family: str) -> None:
         oracles_renamed.save(model, folder, family)
     else:
         model.save_pretrained(folder)
-    if family in oracles_wrapped.VISION:
+    if family in oracles_wrapped.WRAPPED:
         oracles_wrapped.publish(folder)
     if family in oracles_hybrid.PUBLISH:
         oracles_hybrid.PUBLISH[family](model, folder)
@@ -72,7 +72,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         return model.to(dtype).eval()
     if family in oracles_plamo.BUILD:
         return oracles_plamo.load(folder, family).to(dtype).eval()
-    if family in oracles_wrapped.VISION:
+    if family in oracles_wrapped.WRAPPED:
         return oracles_wrapped.load(folder, dtype=dtype, **EAGER)
     if family in oracles_renamed.CLASS:
         return oracles_renamed.load(folder, dtype=dtype, **EAGER)

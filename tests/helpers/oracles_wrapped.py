@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,30 @@ VISION: dict[str, dict[str, Any]] = {
     "qwen3_vl_moe": DEEPER,
     "mistral3": {**LAYERS, "head_dim": 8, "image_size": 16},
     "kimi_k25": LAYERS,
+    "llava": {**LAYERS, "model_type": "pixtral", "head_dim": 8, "image_size": 16},
 }
-TEXT = {"mistral3": "mistral", "kimi_k25": "deepseek_v3"}
+HEARING = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+AUDIO: dict[str, dict[str, Any]] = {"qwen2_audio": {**HEARING, "num_mel_bins": 8, "max_source_positions": 20}}
+TEXT = {"mistral3": "mistral", "kimi_k25": "deepseek_v3", "llava": "mistral", "qwen2_audio": "qwen2"}
+WRAPPED = {*VISION, *AUDIO}
 
 
 def build(family: str, values: dict[str, Any]) -> Any:
     text = {**({"model_type": TEXT[family]} if family in TEXT else {}), **values}
     tied = values.get("tie_word_embeddings", False)
-    whole = {"text_config": text, "vision_config": VISION[family], "tie_word_embeddings": tied}
-    config = transformers.AutoConfig.for_model(family, **whole)
-    return transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    tower = {"audio_config": AUDIO[family]} if family in AUDIO else {"vision_config": VISION[family]}
+    config = transformers.AutoConfig.for_model(family, text_config=text, **tower, tie_word_embeddings=tied)
+    return kind(family).from_config(config, attn_implementation="eager")
+
+
+def kind(family: str) -> Any:
+    """The class that a family's models are built by."""
+    return transformers.AutoModelForMultimodalLM if family in AUDIO else transformers.AutoModelForImageTextToText
 
 
 def load(folder: Path, **options: Any) -> Any:
-    return transformers.AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    return kind(family).from_pretrained(folder, **options).eval()
 
 
 def publish(folder: Path) -> None:

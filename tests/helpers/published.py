@@ -50,6 +50,10 @@ SIZES: dict[str, Size] = {
         "mistral3", {"text_config": sizes(131072, 5120, 32768, 40, 32, 8, model_type="mistral", **WIDE)},
         23_572_403_200,
     ),
+    "Qwen2.5-VL-7B, the text model": ("qwen2_5_vl", sizes(152064, 3584, 18944, 28, 28, 4, **OWN), 7_615_616_512),
+    "Pixtral-12B, the text model": (
+        "llava", {"text_config": sizes(131072, 5120, 14336, 40, 32, 8, model_type="mistral", **WIDE)}, 12_247_782_400
+    ),
     "glm-4-9b-hf": ("glm", sizes(151552, 4096, 13696, 40, 32, 2, **WIDE), 9_399_951_360),
     "GLM-4-9B-0414": ("glm4", sizes(151552, 4096, 13696, 40, 32, 2, **WIDE), 9_400_279_040),
     "Solar-Open-100B": ("solar_open", {}, "102.6"),

@@ -64,7 +64,8 @@ WRAPPED: dict[str, Callable[[dict[str, Any]], Draws]] = {
         latent(c["num_hidden_layers"], c["num_attention_heads"], norm_topk_prob=FLAG),
         st.integers(3, 40),
     ),
-    "mistral3": lambda c: mappings(head_dim=HEAD_DIM, sliding_window=st.none() | WINDOW),
+    **dict.fromkeys(("mistral3", "llava"), lambda c: mappings(head_dim=HEAD_DIM, sliding_window=st.none() | WINDOW)),
+    "qwen2_audio": lambda c: switched(c, rope_parameters=PLAIN_ROPES),
     "exaone": lambda c: mappings(head_dim=HEAD_DIM),
     "qwen": lambda c: alone(c, rope_parameters=PLAIN_ROPES),
     "chatglm": lambda c: mappings(

@@ -149,7 +149,7 @@ def test_every_family(row: str, tmp_path: Path) -> None:
     made = report["checkpoint"]
     assert (made["difference_bytes"], made["absent_tensors"]) == (0, 0)
     # Vision towers, what predicts further tokens, and constants of an activation.
-    beside = {*oracles_wrapped.VISION, "mimo", "apertus"}
+    beside = {*oracles_wrapped.WRAPPED, "mimo", "apertus"}
     assert bool(made["outside"]) == (tiny.ROWS[row][0] in beside)
     alone = budget(folder / "config.json", Question())["checkpoint"]
     wider = (

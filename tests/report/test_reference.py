@@ -19,7 +19,7 @@ from tests.helpers import oracles, oracles_wrapped, tiny
 
 EAGER = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
 # It has no class that generates text for those that read images too, and none of one without a first token.
-LACKS = (*oracles.OWN, *oracles.SAME_AS, *oracles_wrapped.VISION, "cwm")
+LACKS = (*oracles.OWN, *oracles.SAME_AS, *oracles_wrapped.WRAPPED, "cwm")
 ROWS = [row for row, (family, _) in tiny.ROWS.items() if family not in LACKS]
 EVIL = "raise SystemExit('code of a checkpoint was run')"
 

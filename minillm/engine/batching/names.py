@@ -11,11 +11,17 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 
+from minillm.engine.inserted import Inserted
 
-def extended(names: list[bytes], ids: Sequence[int], size: int, salt: bytes) -> list[bytes]:
-    """Append the names of the blocks of `size` tokens that `ids` fill beyond those that are there; returns `names`."""
+
+def extended(
+    names: list[bytes], ids: Sequence[int], size: int, salt: bytes, inserted: Inserted | None = None
+) -> list[bytes]:
+    """Append the names of the blocks of `size` tokens that `ids` fill beyond those that are there; returns `names`.
+    Where pictures are `inserted`, a block depends on those that it holds parts of."""
     for index in range(len(names), len(ids) // size):
         before = names[-1] if names else hashlib.sha256(salt).digest()
         block = array("q", ids[index * size : (index + 1) * size])
-        names.append(hashlib.sha256(before + block.tobytes()).digest())
+        mark = b"" if inserted is None else inserted.mark(index * size, (index + 1) * size)
+        names.append(hashlib.sha256(before + block.tobytes() + mark).digest())
     return names

@@ -15,8 +15,10 @@ from torch import Tensor
 from minillm.engine.batching.request import Request
 from minillm.engine.batching.scheduler import Work
 from minillm.engine.batching.store import Store
+from minillm.engine.inserted import Inserted
 from minillm.model.decoder import Decoder
 from minillm.model.pools import Group, Pools
+from minillm.model.ragged import Inserted as Inserting
 from minillm.model.ragged import Piece, Ragged
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
@@ -30,6 +32,7 @@ class Single:
     positions: Tensor  # int64 [n]
     tables: Mapping[Group, Tensor]  # int32 [n, M]; of states [n, 1]
     lengths: tuple[int, ...]  # of the sequences, for rotary scalings that go by them
+    turning: Tensor | None = None  # int64 [n]: what they are rotated by, where that is not their position
 
     @classmethod
     def of(cls, work: Work, store: Store, device: torch.device, drawn: Tensor | None = None) -> Single:
@@ -42,7 +45,10 @@ class Single:
         if drawn is None:
             known = [each.ids(at, at + 1)[0] for each, at in rows]
             drawn = torch.tensor(known, dtype=torch.int64, device=device)
-        return cls(drawn, torch.tensor(positions, dtype=torch.int64, device=device), tables, lengths)
+        turning = None
+        if any(each.shift for each, _ in rows):
+            turning = torch.tensor([at + each.shift for each, at in rows], dtype=torch.int64, device=device)
+        return cls(drawn, torch.tensor(positions, dtype=torch.int64, device=device), tables, lengths, turning)
 
     def ragged(self, size: int) -> Ragged:
         """Where their keys lie; computed from the tensors alone, so that it can be recorded."""
@@ -55,16 +61,17 @@ class Single:
             group: each.slots(self.positions[:, None])[:, 0][None] for group, each in paged.items()
         }
         states = self.tables["state"][:, 0].long() if "state" in self.tables else None
-        return Ragged(len(self.tokens), paged, self.positions, states, slots)
+        return Ragged(len(self.tokens), paged, self.positions, states, slots, turning=self.turning)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Several tokens of one sequence, the first at position `first`, and its blocks."""
+    """Several tokens of one sequence, the first at position `first`, its blocks, and what of its prompt is no text."""
 
     ids: list[int]
     first: int
     tables: Mapping[Group, list[int]]
+    inserted: Inserted | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Mixed:
         for request, count in (pair for pair in work if not alone(pair, store)):
             first, last = request.computed, request.computed + count
             tables = {group: request.tables[group] for group in store.groups}
-            parts.append(Part(request.ids(first, last), first, tables))
+            parts.append(Part(request.ids(first, last), first, tables, request.row.inserted))
             lengths += turned_as(request, store, first, last)
         return cls(single, tuple(parts), tuple(lengths))
 
@@ -105,22 +112,62 @@ def hidden_of(model: Decoder, mixed: Mixed, pools: Pools) -> Tensor:
         count = len(part.ids)
         tokens.append(torch.tensor(part.ids, device=device))
         positions.append(torch.arange(part.first, part.first + count, device=device))
-        visible = {group: seen(group, part.first, count, device) for group in slots}
-        keys = {group: located(part.tables[group], each, pools.size) for group, each in visible.items()}
-        for group, found in keys.items():
-            slots[group].append(found[-count:])
+        ahead = None if part.inserted is None else part.inserted.last_seen(part.first, part.first + count)
+        visible = {group: seen(group, part.first, count, device, ahead) for group in slots}
+        keys = {group: located(part.tables[group], each.key_positions, pools.size) for group, each in visible.items()}
+        for group in keys:
+            slots[group].append(located(part.tables[group], positions[-1], pools.size))
         state = part.tables["state"][0] if "state" in part.tables else None
         made.append(Piece(slice(at, at + count), part.first, visible, keys, state))
         at += count
     places = {group: torch.cat(each)[None] for group, each in slots.items()}
-    ragged = Ragged(base.singles, base.paged, base.position_N, base.states, places, tuple(made))
+    given = inserted_into(mixed, device), turning_of(mixed, torch.cat(positions), model)
+    ragged = Ragged(base.singles, base.paged, base.position_N, base.states, places, tuple(made), *given)
     return model.hidden_of_many(torch.cat(tokens), torch.cat(positions), mixed.lengths or (0,), ragged, pools.layers)
+
+
+def inserted_into(mixed: Mixed, device: torch.device) -> Inserting | None:
+    """The embeddings of a pass that are not those of its tokens."""
+    at, embeddings, deep, start = [], [], [], len(mixed.single.tokens)
+    for part in mixed.parts:
+        given, last = part.inserted, part.first + len(part.ids)
+        if given is not None and (found := given.within(part.first, last)).start < found.stop:
+            at.append(given.at[found] - part.first + start)
+            embeddings.append(given.embeddings[found])
+            deep.append([each[found] for each in given.deep])
+        start += len(part.ids)
+    if not at:
+        return None
+    layers = tuple(torch.cat(each).to(device) for each in zip(*deep, strict=True))
+    return Inserting(torch.cat(at).to(device), torch.cat(embeddings).to(device), layers)
+
+
+def turning_of(mixed: Mixed, position_N: Tensor, model: Decoder) -> Tensor | None:
+    """What the tokens of a pass are rotated by, `[N]` or `[N, P]`, where it is not the position of each."""
+    single, turned = (
+        mixed.single,
+        [part.inserted for part in mixed.parts if part.inserted and part.inserted.places is not None],
+    )
+    if single.turning is None and not turned:
+        return None
+    singles = single.positions if single.turning is None else single.turning
+    if not turned:
+        return torch.cat((singles, position_N[len(singles) :]))
+    pairs = turned[0].places.shape[1]
+    found = [singles[:, None].expand(-1, pairs)]
+    for part in mixed.parts:
+        last = part.first + len(part.ids)
+        every = torch.arange(part.first, last)[:, None].expand(-1, pairs)
+        found.append((part.inserted.turned(part.first, last, pairs) if part.inserted else every).to(singles.device))
+    return torch.cat(found)
 
 
 def alone(pair: tuple[Request, int], store: Store) -> bool:
     """Whether tokens of a request go through as rows of their own: the one that is decoded, and guesses behind it, but
-    for a state, which has one token after the other."""
+    for a state, which has one token after the other, and a prompt that is not text alone."""
     request, count = pair
+    if request.inserting:
+        return False
     return count == 1 or (count == 1 + len(request.guesses) and "state" not in store.groups)
 
 
@@ -134,15 +181,14 @@ def turned_as(request: Request, store: Store, first: int, last: int) -> tuple[in
     return ()
 
 
-def seen(group: Group, start: int, count: int, device: torch.device) -> Visibility:
-    """What a piece sees in layers of a group."""
+def seen(group: Group, start: int, count: int, device: torch.device, ahead: Tensor | None = None) -> Visibility:
+    """What a piece sees in layers of a group; `ahead`: up to which position, where it is not a query's own."""
     window = group if isinstance(group, int) and group < start + count else None
-    return Visibility(start, count, window, None, device)
+    return Visibility(start, count, window, None, device, last_T=None if ahead is None else ahead.to(device))
 
 
-def located(table: list[int], visible: Visibility, size: int) -> Tensor:
-    """The slots of the keys that a piece may see, int64 `[S]`."""
-    position = visible.key_positions
+def located(table: list[int], position: Tensor, size: int) -> Tensor:
+    """The slots of the keys of positions, int64 `[S]` each."""
     return torch.tensor(table, device=position.device)[position // size] * size + position % size
 
 

@@ -49,7 +49,7 @@ class Recorded:
         choice = self.model.choice
         adapters = choice.names, tuple(name for name, _ in choice.rows)
         # Of the frequencies that are kept nothing else has the number.
-        key = (len(single.tokens), shapes, adapters, *map(id, turning))
+        key = (len(single.tokens), shapes, adapters, single.turning is None, *map(id, turning))
         self.seen, self.last = self.seen + 1 if key == self.last else 1, key
         if key not in self.made:
             if self.seen <= PATIENCE or not self._recorded(key, single, turning):
@@ -59,6 +59,8 @@ class Recorded:
         recording, kept, logits_NV, _ = self.made[key] = self.made.pop(key)  # the latest is the last
         for of, to in ((single.tokens, kept.tokens), (single.positions, kept.positions)):
             to.copy_(of)
+        if single.turning is not None and kept.turning is not None:
+            kept.turning.copy_(single.turning)
         for group, table in single.tables.items():
             kept.tables[group].copy_(table)
         recording.replay()
@@ -71,7 +73,8 @@ class Recorded:
         """Record a pass, or say in one line why not; it writes what it will write again when it is repeated."""
         assert self.record is not None
         tables = {group: table.clone() for group, table in single.tables.items()}
-        kept = Single(single.tokens.clone(), single.positions.clone(), tables, single.lengths)
+        turned = None if single.turning is None else single.turning.clone()
+        kept = Single(single.tokens.clone(), single.positions.clone(), tables, single.lengths, turned)
         try:
             recording, logits_NV = self.record(partial(self._run, kept), single.tokens.device)
         except RuntimeError as reason:

@@ -97,6 +97,16 @@ class Request:
         return self.reader is not None and max(self.computed, self.row.asked.read_from) < last
 
     @property
+    def inserting(self) -> bool:
+        """Whether what is read next can be of a prompt that is not text alone."""
+        return self.row.inserted is not None and self.reading
+
+    @property
+    def shift(self) -> int:
+        """How far behind its position a token that follows the prompt is turned."""
+        return 0 if self.row.inserted is None else self.row.inserted.shift
+
+    @property
     def finished(self) -> bool:
         return self.row.finish_reason is not None or self.error is not None
 

@@ -36,7 +36,7 @@ def generate(
     numbers: dict[Request, int] = {}
     firsts: dict[Any, Request] = {}
     for index, row in enumerate(rows):
-        alike = row.asked.adapter, tuple(row.prompt)
+        alike = row.asked.adapter, tuple(row.prompt), row.inserted and row.inserted.digest
         request = engine.add(row, leader=firsts.get(alike))
         firsts.setdefault(alike, request)
         numbers[request] = index

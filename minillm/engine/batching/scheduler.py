@@ -49,7 +49,7 @@ class Scheduler:
         while left > 0 and len(self.running) < self.max_rows and (joins := self._next()) is not None:
             left -= self._read(joins, left, work)
         kept = [pair for pair in work if pair[0].tables]  # those that were not given up meanwhile
-        return sorted(kept, key=lambda pair: pair[1] > 1)
+        return sorted(kept, key=lambda pair: pair[1] > 1 or pair[0].inserting)
 
     def again(self) -> Work:
         """The next pass where all that is under way is being decoded and there are blocks for it."""
@@ -62,6 +62,8 @@ class Scheduler:
         count = min(left, self.store.ahead(request))
         if self.fixed:
             count = min(self.budget, max(len(request.row.prompt) - request.computed, 1))
+        if request.row.inserted is not None:
+            count = request.row.inserted.piece(request.computed, count)
         if count < 1 or not self._placed(request, count):
             return 0
         work.append((request, count))

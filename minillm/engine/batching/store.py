@@ -186,7 +186,8 @@ class Store:
             request.salted, request.names = salt, []
         if not self.share:
             return []
-        return extended(request.names, request.ids(0, request.length), self.size, salt)[: request.known // self.size]
+        ids, inserted = request.ids(0, request.length), request.row.inserted
+        return extended(request.names, ids, self.size, salt, inserted)[: request.known // self.size]
 
     def _lasting(self, request: Request) -> bool:
         """Whether its keys are the same in a longer text: dynamic scaling turns each by the length at that time."""
@@ -219,7 +220,8 @@ class Store:
     def _name(self, request: Request) -> None:
         """Name the blocks that are full of known tokens."""
         assert request.salted is not None
-        names = extended(request.names, request.ids(0, request.computed), self.size, request.salted)
+        ids, inserted = request.ids(0, request.computed), request.row.inserted
+        names = extended(request.names, ids, self.size, request.salted, inserted)
         full = min(request.computed, request.length) // self.size
         for group, blocks in self.groups.items():
             table = request.tables[group]

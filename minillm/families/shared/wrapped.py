@@ -13,11 +13,13 @@ from typing import Any
 from minillm.config import HARMLESS, same
 
 IMAGES = "DROP: the part that reads images, which is not supported"
+SEEN = "DROP: the part that sees or hears, which is loaded when there is something to see or hear"
 TOWERS = ("vision_tower", "multi_modal_projector", "mm_projector", "visual")
 # What transformers calls a module in place of the checkpoint.
 TRANSFORMERS = {"language_model.model.": "model.language_model.", "language_model.lm_head": "lm_head"}
 # Values of the towers, and of what stands in a text for an image.
 OUTER = """vision_config boi_token_index eoi_token_index image_token_index mm_tokens_per_image image_token_id
+    audio_token_index image_seq_length vision_feature_select_strategy
     video_token_id vision_start_token_id vision_end_token_id vision_token_id media_placeholder_token_id ignore_index
     use_unified_vision_chunk video_placeholder projector_hidden_act projection_hidden_size projection_layer_norm_eps
     multimodal_projector_bias spatial_merge_size vision_feature_layer audio_config audio_token_id boa_token_id
@@ -26,13 +28,14 @@ OUTER = """vision_config boi_token_index eoi_token_index image_token_index mm_to
 SECTIONS_OF_IMAGES = ("mrope_section", "mrope_interleaved")
 
 
-def rules(text: Mapping[str, str], towers: Sequence[str] = TOWERS) -> dict[str, str]:
-    """A text model's rules for each place that its tensors may lie in, and the towers beside them."""
+def rules(text: Mapping[str, str], towers: Sequence[str] = TOWERS, seen: bool = False) -> dict[str, str]:
+    """A text model's rules for each place that its tensors may lie in, and the towers beside them, whose images are
+    `seen` or not."""
     return {
         **text,
         **{f"language_model.{pattern}": target for pattern, target in text.items()},
         **{pattern.replace("model.", "model.language_model.", 1): target for pattern, target in text.items()},
-        **{f"{outer}{tower}.*": IMAGES for tower in towers for outer in ("", "model.")},
+        **{f"{outer}{tower}.*": SEEN if seen else IMAGES for tower in towers for outer in ("", "model.")},
     }
 
 

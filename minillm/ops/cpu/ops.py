@@ -72,7 +72,7 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 def cos_sin(positions: Tensor, rates: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`reference.cos_sin`."""
     rows, steps, half = max(len(positions), len(rates)), positions.shape[1], rates.shape[-1]
-    fits = rows * steps <= products.FEW_ROWS and positions.is_contiguous() and here(positions)
+    fits = rows * steps <= products.FEW_ROWS and positions.dim() == 2 and positions.is_contiguous() and here(positions)
     if not (fits and plain(rates, factors)):
         return reference.cos_sin(positions, rates, factors, dtype)
     cos, sin = rates.new_empty(2, rows, steps, half, dtype=dtype).unbind()
@@ -232,8 +232,7 @@ def _attend(
     at = [address(each) for each in (q, k, v, sinks, y, first, last, None)]
     sizes = (steps, heads, k.shape[1], k_size, v.shape[-1], _slots(k), _slots(v), k.stride(2), v.stride(2))
     ring = visible.window if visible.ring else None
-    longest = min(visible.start + visible.count, visible.window or visible.start + visible.count)
-    places = (ring or 0, visible.first_key, 0, 0, -(-longest // loops.attention.CHUNK))
+    places = (ring or 0, visible.first_key, 0, 0, -(-visible.most // loops.attention.CHUNK))
     numbers = np.float32(k_size**-0.5 if scale is None else scale), np.float32(softcap or 0)
     loops.attention.attention(*at, batch, sizes, places, *numbers, LIKE[q.dtype])
     return y.transpose(1, 2)

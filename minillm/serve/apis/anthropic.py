@@ -111,7 +111,7 @@ async def count_tokens(service: Service, request: Request) -> Response:
 
     def count(served: Served) -> int:
         try:
-            return len(prompts.conversation(served.llm, wanted, service.settings.fold_system))
+            return len(prompts.conversation(served.llm, wanted, service.settings.fold_system).ids)
         except ValueError as error:
             raise Refusal(400, str(error).replace(str(served.llm.folder), served.name)) from None
 
@@ -181,13 +181,15 @@ def turns(at: str, given: dict[str, Any], idle: list[str]) -> list[dict[str, Any
     if isinstance(blocks, str):
         return [{"role": role, "content": blocks}]
     results: list[dict[str, Any]] = []
-    texts: list[str] = []
+    texts: list[dict[str, Any]] = []  # and pictures
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     for index, each in enumerate(blocks):
         place, kind = f"{at}.content[{index}]", each.get("type") if isinstance(each, dict) else None
         if kind == "text":
-            texts.append(objects.text(place, each, idle))
+            texts.append({"type": "text", "text": objects.text(place, each, idle)})
+        elif kind == "image" and role == "user":
+            texts.append(objects.picture(place, each, idle))
         elif kind == "thinking" and role == "assistant":
             thoughts.append(str(taken(place, each, objects.THINKING, idle).get("thinking", "")))
         elif kind == "redacted_thinking" and role == "assistant":  # which nobody but Anthropic's service can read
@@ -199,7 +201,8 @@ def turns(at: str, given: dict[str, Any], idle: list[str]) -> list[dict[str, Any
         else:
             said = f"{place}: a block of type {shown(kind)} is not supported in a message of {role}"
             raise Refusal(400, said, "unsupported_content", "messages")
-    made: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
+    seen = any(each["type"] == "image" for each in texts)
+    made: dict[str, Any] = {"role": role, "content": texts if seen else "\n".join(each["text"] for each in texts)}
     if thoughts:
         made["reasoning_content"] = "\n".join(thoughts)
     if calls:

@@ -14,7 +14,7 @@ from typing import Any
 from minillm.guard.screen import shown
 from minillm.serve.errors import Refusal
 
-TEXT_ONLY = "this server takes text only"
+TEXT_ONLY = "this is for text only"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,13 @@ CHOICE_FUNCTION = Object(_words("name"))
 FORMAT = Object(_words("type json_schema"))
 JSON_SCHEMA = Object(_words("schema"), _words("description name strict"))
 TEXT = Object(_words("type text"), _words("annotations cache_control citations logprobs prompt_cache_breakpoint"))
+IMAGE_PART = Object(_words("type image_url"), _words("prompt_cache_breakpoint"))
+IMAGE_ADDRESS = Object(_words("url"), _words("detail"))
+AUDIO_PART = Object(_words("type input_audio"), _words("prompt_cache_breakpoint"))
+AUDIO_DATA = Object(_words("data format"))
+BLOCK_IMAGE = Object(_words("type source"), _words("cache_control"))
+NOTHING_FETCHED = "no image is fetched; send it in base64"
+BLOCK_SOURCE = Object(_words("type data"), _words("media_type"), {"url": NOTHING_FETCHED, "file_id": NOTHING_FETCHED})
 BLOCKS_MESSAGE = Object(_words("role content"))
 THINKING = Object(_words("type thinking"), _words("signature"))
 REDACTED = Object(_words("type"), _words("data"))
@@ -69,6 +76,10 @@ ITEM_CHOICE = Object(_words("type name"))
 # By the words that the documentation has for them.
 OBJECTS: dict[str, Object] = {
     "part of a content, type `text` and the like": TEXT,
+    "chat: part `image_url`": IMAGE_PART,
+    "chat: `image_url` of a part": IMAGE_ADDRESS,
+    "chat: part `input_audio`": AUDIO_PART,
+    "chat: `input_audio` of a part": AUDIO_DATA,
     "chat: message": MESSAGE,
     "chat, Ollama: call of a message": CALL,
     "chat, Ollama: `function` of a call": CALL_FUNCTION,
@@ -80,6 +91,8 @@ OBJECTS: dict[str, Object] = {
     "chat: `json_schema` of a `response_format`": JSON_SCHEMA,
     "Ollama: message": OLLAMA_MESSAGE,
     "messages: message": BLOCKS_MESSAGE,
+    "messages: block `image`": BLOCK_IMAGE,
+    "messages: `source` of a block `image`": BLOCK_SOURCE,
     "messages: block `thinking`": THINKING,
     "messages: block `redacted_thinking`": REDACTED,
     "messages: block `tool_use`": TOOL_USE,
@@ -135,6 +148,41 @@ def plain_text(at: str, content: Any, idle: list[str]) -> str:
     if not isinstance(content, list):
         raise Refusal(400, f"{at} is {shown(content)}, expected a text or parts", "invalid_value", _param(at))
     return "\n".join(text(f"{at}[{index}]", each, idle) for index, each in enumerate(content))
+
+
+def content(at: str, given: Any, idle: list[str]) -> str | list[dict[str, Any]]:
+    """A content as one text, or as its parts where some are pictures or sounds. Raises Refusal."""
+    kinds = [part.get("type") for part in given if isinstance(part, dict)] if isinstance(given, list) else []
+    if not {"image_url", "input_audio"} & {kind for kind in kinds if isinstance(kind, str)}:
+        return plain_text(at, given, idle)
+    return [_part(f"{at}[{index}]", each, idle) for index, each in enumerate(given)]
+
+
+def _part(at: str, part: Any, idle: list[str]) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "image_url":
+        found = taken(at, part, IMAGE_PART, idle).get("image_url")
+        address = taken(f"{at}.image_url", {"url": found} if isinstance(found, str) else found, IMAGE_ADDRESS, idle)
+        return {"type": "image", "image": _said(f"{at}.image_url.url", address.get("url"))}
+    if kind == "input_audio":
+        found = taken(f"{at}.input_audio", taken(at, part, AUDIO_PART, idle).get("input_audio"), AUDIO_DATA, idle)
+        return {"type": "audio", "audio": f"data:audio;base64,{_said(f'{at}.input_audio.data', found.get('data'))}"}
+    return {"type": "text", "text": text(at, part, idle)}
+
+
+def picture(at: str, block: Any, idle: list[str]) -> dict[str, Any]:
+    """The picture of a block `image`. Raises Refusal for one that is not in the request itself."""
+    found = taken(f"{at}.source", taken(at, block, BLOCK_IMAGE, idle).get("source"), BLOCK_SOURCE, idle)
+    if found.get("type") != "base64":
+        said = f"{at}: an image whose source is of type {shown(found.get('type'))}: {NOTHING_FETCHED}"
+        raise Refusal(400, said, "unsupported_content", _param(at))
+    return {"type": "image", "image": f"data:image;base64,{_said(f'{at}.source.data', found.get('data'))}"}
+
+
+def _said(at: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise Refusal(400, f"{at} is {shown(value)}, expected a text", "invalid_value", _param(at))
+    return value
 
 
 def text(at: str, part: Any, idle: list[str]) -> str:

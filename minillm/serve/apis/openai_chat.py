@@ -128,7 +128,8 @@ def _message(at: str, given: dict[str, Any], idle: list[str]) -> dict[str, Any]:
         if not isinstance(calls, list):
             raise Refusal(400, f"{at}.tool_calls is {shown(calls)}, expected a list", "invalid_value", "messages")
         found["tool_calls"] = [_call(f"{at}.tool_calls[{n}]", each, idle) for n, each in enumerate(calls)]
-    return {**found, "content": objects.plain_text(f"{at}.content", found.get("content"), idle)}
+    read = objects.content if found["role"] == "user" else objects.plain_text
+    return {**found, "content": read(f"{at}.content", found.get("content"), idle)}
 
 
 def _call(at: str, given: Any, idle: list[str]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ async def tokenize(service: Service, request: Request) -> Response:
                 unfinished=body.continue_final_message,
                 idle=idle,
             )
-            return prompts.conversation(served.llm, made, service.settings.fold_system)
+            return prompts.conversation(served.llm, made, service.settings.fold_system).ids
         except ValueError as error:
             raise Refusal(400, str(error).replace(str(served.llm.folder), served.name), "invalid_value") from None
 

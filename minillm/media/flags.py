@@ -1,0 +1,48 @@
+"""Pictures and sounds on a command line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from minillm.media import sources
+
+COMMANDS = {"/image": "image", "/audio": "audio"}  # lines of a chat that show a file, for the next turn
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--image`, `--audio` and `--max-pixels`."""
+    shown = "a picture (repeatable), in front of the prompt or where it has marks for it"
+    parser.add_argument("--image", metavar="FILE", action="append", help=shown)
+    parser.add_argument("--audio", metavar="FILE", action="append", help="a sound (repeatable), as --image")
+    most = "the size that a picture is seen in at most (default 1310720)"
+    parser.add_argument("--max-pixels", metavar="N", type=int, help=most)
+
+
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What of `LLM.generate` they are."""
+    found = {"images": arguments.image, "audio": arguments.audio, "max_pixels": arguments.max_pixels}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+class Shown:
+    """What the next turn of a chat shows; first what the command line has."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.parts = sources.beside(arguments.image, arguments.audio)
+        self.limit = {} if arguments.max_pixels is None else {"max_pixels": arguments.max_pixels}
+
+    def takes(self, line: str) -> bool:
+        """Whether a line is a command that shows a file. Raises ValueError for one that cannot be read."""
+        command, _, path = line.strip().partition(" ")
+        if command not in COMMANDS:
+            return False
+        kind: Any = COMMANDS[command]
+        sources.source(kind, path.strip(), path.strip() or command)
+        self.parts.append({"type": kind, kind: path.strip()})
+        return True
+
+    def turn(self, text: str) -> dict[str, Any]:
+        """The user's message."""
+        parts, self.parts = self.parts, []
+        return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}

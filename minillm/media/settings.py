@@ -1,0 +1,152 @@
+"""What a checkpoint's processor files say of pictures and sounds, in each of their spellings.
+
+Published: preprocessor_config.json. transformers 5 writes one processor_config.json with a section for each kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minillm.guard.files import is_there
+from minillm.guard.jsonfile import read_json
+from minillm.guard.screen import note, shown
+from minillm.spec.media import Media, Patches, Spectrum
+
+FILES = ("preprocessor_config.json", "processor_config.json")
+MAX_AREA = 2**27  # pixels that a file may ask a picture to have
+MAX_EDGE = 2**13
+SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of pictures: `block` is the side that sizes are multiples of; `least` and `most` bound the area, or `most` the
+    longer side; or all have the size `fixed`, height and width. Levels of 255 are multiplied by `scale`, then `mean` is
+    taken off and `deviation` divides them, colour by colour."""
+
+    sizing: str
+    block: int
+    least: int = 1
+    most: int = 1
+    fixed: tuple[int, int] = (1, 1)
+    resample: int = 3
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    deviation: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def within(self, asked: int | None, default: int) -> Settings:
+        """With no more pixels than were asked for, or than the `default` where nobody did."""
+        if self.sizing != "area":
+            if asked is not None:
+                note(f"max_pixels {asked:,} without effect: this checkpoint brings pictures to sizes of its own")
+            return self
+        least = self.block**2
+        if asked is not None and asked < least:
+            raise ValueError(f"max_pixels is {asked:,}, one block of a picture has {least:,} pixels")
+        most = self.most if asked is None and self.most <= default else min(asked or default, MAX_AREA)
+        return replace(self, most=most, least=min(self.least, most))
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Of sounds: samples a second, mel bands, samples of a window and between two windows, and seconds that are heard
+    at most."""
+
+    rate: int
+    bands: int
+    window: int
+    hop: int
+    seconds: int
+
+
+def read(folder: Path, media: Media) -> Settings | Sounds:
+    """The settings of a folder. Raises ValueError where there are none, or some that cannot be."""
+    section = "image_processor" if media.kind == "image" else "feature_extractor"
+    for name in FILES:
+        if not is_there(folder / name):
+            continue
+        whole = read_json(folder / name)
+        found = whole.get(section, whole if name == FILES[0] else None)
+        if isinstance(found, Mapping):
+            return of_pictures(found, media, name) if media.kind == "image" else of_sounds(found, media, name)
+    raise ValueError(f"{folder}: no {' or '.join(FILES)}, which say how {media.kind}s are read; download it again")
+
+
+def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
+    embed = media.encoder.embed
+    assert isinstance(embed, Patches)
+    block = embed.side * embed.merge
+    for key, meant in (("patch_size", embed.side), ("merge_size", embed.merge), ("temporal_patch_size", embed.frames)):
+        stated = values.get(key)
+        stated = stated.get("height") if isinstance(stated, Mapping) else stated
+        if stated not in (None, meant):
+            note(f"{name}: {key} is {shown(stated)}, config.json says {meant}: the latter counts")
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if values.get(key) not in (None, True):
+            raise ValueError(f"{name}: {key} is {shown(values[key])}; pictures are resized and normalised here")
+    if values.get("do_pan_and_scan"):
+        note(f"{name}: do_pan_and_scan without effect: pictures are seen whole")
+    mean, deviation = (_colours(values, key, name) for key in ("image_mean", "image_std"))
+    scale = _number(values.get("rescale_factor", 1 / 255), "rescale_factor", name, 1e-6, 1.0)
+    resample = _whole(values.get("resample", 3), "resample", name, 5)
+    common = Settings(media.sizing, block, 1, 1, (1, 1), resample, scale, mean, deviation)
+    size = values.get("size") if isinstance(values.get("size"), Mapping) else {}
+    assert isinstance(size, Mapping)
+    if media.sizing == "fixed":
+        table = media.encoder.table
+        assert table is not None
+        side = table.side * embed.side
+        if stated := {key: size[key] for key in ("height", "width") if size.get(key) not in (None, side)}:
+            raise ValueError(f"{name}: size is {shown(stated)}, the tower sees {side} x {side}")
+        return replace(common, fixed=(side, side))
+    if media.sizing == "edge":
+        return replace(common, most=_whole(size.get("longest_edge"), "size.longest_edge", name, MAX_EDGE))
+    least, most = (
+        _whole(_first(values, size, *keys), keys[0], name, MAX_AREA)
+        for keys in (("min_pixels", "shortest_edge", 56 * 56), ("max_pixels", "longest_edge", 28 * 28 * 1280))
+    )
+    if least > most:
+        raise ValueError(f"{name}: min_pixels {least:,} is above max_pixels {most:,}")
+    return replace(common, least=least, most=most)
+
+
+def _first(values: Mapping[str, Any], size: Mapping[str, Any], key: str, edge: str, default: int) -> Any:
+    """An area, which one of three keys has."""
+    stated = (values.get(key), size.get(key), size.get(edge))
+    return next((each for each in stated if each is not None), default)
+
+
+def of_sounds(values: Mapping[str, Any], media: Media, name: str) -> Sounds:
+    embed = media.encoder.embed
+    assert isinstance(embed, Spectrum)
+    seconds = _whole(values.get("chunk_length", SECONDS), "chunk_length", name, 600)
+    made = [("sampling_rate", 16000, 384_000), ("feature_size", 128, 4096), ("n_fft", 400, 2**16)]
+    rate, bands, window = (_whole(values.get(key, usual), key, name, most) for key, usual, most in made)
+    hop = _whole(values.get("hop_length", 160), "hop_length", name, window)
+    if bands != embed.bands:
+        raise ValueError(f"{name}: feature_size is {bands}, the tower hears {embed.bands} mel bands")
+    if (frames := seconds * rate // hop) != 2 * embed.positions:
+        raise ValueError(f"{name}: {seconds} seconds have {frames} frames, the tower hears {2 * embed.positions}")
+    return Sounds(rate, bands, window, hop, seconds)
+
+
+def _whole(value: Any, key: str, name: str, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError(f"{name}: {key} is {shown(value)}, expected a whole number up to {most:,}")
+    return value
+
+
+def _number(value: Any, key: str, name: str, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise ValueError(f"{name}: {key} is {shown(value)}, expected a number from {least:g} to {most:g}")
+    return float(value)
+
+
+def _colours(values: Mapping[str, Any], key: str, name: str) -> tuple[float, ...]:
+    stated = values.get(key)
+    if not isinstance(stated, list) or len(stated) != 3:
+        raise ValueError(f"{name}: {key} is {shown(stated)}, expected a number for each of three colours")
+    return tuple(_number(each, key, name, -1e3 if key == "image_mean" else 1e-3, 1e3) for each in stated)

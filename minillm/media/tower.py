@@ -1,0 +1,62 @@
+"""The tower of a checkpoint, which is loaded when there is the first picture or sound: a text does without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm.families.media import is_part, media
+from minillm.guard.screen import note
+from minillm.media import settings
+from minillm.media.prompts import Reader
+from minillm.model.filling import on_meta
+from minillm.model.tower.tower import Tower
+from minillm.spec.media import Media
+from minillm.text.tokenizer import Tokenizer
+from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.load import check
+from minillm.weights.load import load as load_weights
+from minillm.weights.rules import plan
+
+
+def weights(folder: Path, values: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> tuple[Media, Tower]:
+    """What the config.json of a folder says of its tower, and the tower itself. Raises ValueError for a checkpoint that
+    sees and hears nothing, and for tensors that are not those of the config."""
+    found = media(values)
+    if found is None:
+        kind = values.get("model_type")
+        raise ValueError(f"{folder}: this checkpoint ({kind}) reads text alone here; leave pictures and sounds out")
+    made, rules, config = found
+    if config.unread:
+        note(f"config.json keys not understood and ignored: {', '.join(config.unread)}")
+    tower = on_meta(lambda: Tower(made.encoder), dtype)
+    checkpoint = Checkpoint(folder, values.get("quantization_config"))
+    names = [name for name in checkpoint.info if is_part(name)]
+    if not names:
+        raise ValueError(f"{folder}: the config has a part that reads {made.kind}s, the weights have none of it")
+    planned = plan(names, rules, places := tower.destinations())
+    # What k's bias adds is the same for all scores of a query, so nothing behind softmax: some towers have none.
+    absent = [name for name in planned.unfilled if name.endswith("attention.qkv.bias[k]")]
+    planned.unfilled = [name for name in planned.unfilled if name not in absent]
+    planned.zeros = [places[name] for name in absent]
+    check(planned, checkpoint)
+    parameters = load_weights(checkpoint, planned, dict(tower.named_parameters()), device)
+    tower.load_state_dict(parameters, assign=True)
+    return made, tower.requires_grad_(False).eval()
+
+
+def load(
+    folder: Path,
+    values: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    context: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Reader:
+    """The reader of a folder with this config.json. Raises ValueError as `weights` does, and for processor files that
+    are missing or cannot be."""
+    made, tower = weights(folder, values, dtype, device)
+    return Reader(made, tower, settings.read(folder, made), tokenizer, context)

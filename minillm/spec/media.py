@@ -1,0 +1,119 @@
+"""What reads pictures and sound: a tower of a decoder's own layers, and how its outputs stand in a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from minillm.spec import Layer
+from minillm.spec.ffn import PlainActivation
+from minillm.spec.norm import LayerNorm, Norm
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A picture is cut into squares of `side` pixels, `frames` of them one behind the other in time (a picture is its
+    own next frame); each becomes a vector by one product with its colours, frames, rows and columns, in this order
+    (Dosovitskiy et al., arXiv:2010.11929). `merge` squares by as many lie together, as the projector gathers them."""
+
+    side: int
+    merge: int
+    frames: int = 1
+    bias: bool = False
+
+    @property
+    def values(self) -> int:
+        """Of a patch, in three colours."""
+        return 3 * self.frames * self.side**2
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A sound's spectrogram of so many mel `bands`, which goes through two convolutions over three frames, the second
+    of which takes every other frame (Whisper, Radford et al., arXiv:2212.04356). `positions`: the frames behind them
+    that have a learned row each."""
+
+    bands: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Learned rows that are added to patches, `side` by `side` of them, row by row. `stretched`: bilinearly, to any
+    grid, whose corners fall on the table's; else the grid is as large as the table."""
+
+    side: int
+    stretched: bool = False
+
+
+@dataclass(frozen=True)
+class Projector:
+    """What `gathered` neighbours in the tower become, one embedding of the decoder: they are put one after the other
+    ("concat") or averaged ("mean"), with the norm before or behind that, mixed into `mixed` values by a product without
+    bias, and go through products into `widths` values with the activation between each two."""
+
+    gathered: int
+    widths: tuple[int, ...]
+    pool: Literal["concat", "mean"] = "concat"
+    norm: Norm | LayerNorm | None = None
+    norm_of: Literal["each", "gathered"] = "each"
+    mixed: int | None = None
+    activation: PlainActivation = "gelu"
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tower: patches or frames, layers in which all of a picture, or all of a sound, see each other, a projector.
+
+    Of a head's rates of rotation the first half of its pairs has every other one, by the row; the other half has by
+    the column the "same" ones, or those "between" them. `columns` None: nothing turns. Layers but those of `whole` see
+    windows of `window` by `window` gathered blocks only, counted from the top left. What leaves the layers `taps` goes
+    through projectors of their own too, for the first layers of the decoder (DeepStack, arXiv:2406.04334).
+    """
+
+    hidden_size: int
+    embed: Patches | Spectrum
+    layers: tuple[Layer, ...]
+    projector: Projector
+    columns: Literal["same", "between"] | None = None
+    table: Table | None = None
+    pre_norm: Norm | LayerNorm | None = None
+    post_norm: Norm | LayerNorm | None = None
+    window: int | None = None
+    whole: tuple[int, ...] = ()
+    taps: tuple[int, ...] = ()
+    tap_projector: Projector | None = None
+
+    per_layer: ClassVar[None] = None  # a tower has one stream, and tokens none
+    streams: ClassVar[None] = None
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """How a picture or sound stands in a prompt. What a chat template writes for each is `mark`; in its place come
+    `before`, then `token` for each embedding, then `after`. Behind each row of a picture but the last comes `between`.
+    """
+
+    mark: str
+    token: str
+    before: str = ""
+    after: str = ""
+    between: str = ""
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a decoder is given of pictures (or sounds) beside text, with the size that a picture is brought to: "area",
+    sides are multiples of a block with an area within bounds; "edge", neither side is over a bound; "fixed".
+
+    `axes`: of each rotary pair of the decoder which coordinate turns it, 0 time, 1 row or 2 column (M-RoPE, Wang et
+    al., arXiv:2409.12191); None: the position does. `joint`: embeddings of one picture see each other both ways.
+    """
+
+    kind: Literal["image", "audio"]
+    encoder: Encoder
+    placeholder: Placeholder
+    sizing: Literal["area", "edge", "fixed"] = "area"
+    axes: tuple[int, ...] | None = None
+    joint: bool = False

@@ -1,0 +1,123 @@
+"""Models of transformers that read pictures or hear sounds, tiny and random, in the layout of published checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from minillm.config import read
+from minillm.media import tower
+from minillm.media.pictures import patches
+from minillm.media.prompts import Reader, Seen, _digest
+from minillm.media.settings import Settings
+from minillm.model.tower.tower import Tower
+from minillm.spec.media import Media
+from tests.helpers import oracles_wrapped, tiny
+
+TOKEN = 90  # what stands for a picture
+TEXT: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
+}  # fmt: skip
+CHUNKED = {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [1, 2, 3]}
+TURNS = {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+MERGED = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+DEEP = {
+    **MERGED, "hidden_size": 32, "intermediate_size": 20, "out_hidden_size": 48, "num_position_embeddings": 25,
+    "deepstack_visual_indexes": [2, 0],
+}  # fmt: skip
+TOWER = {"hidden_size": 32, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
+IDS = {"image_token_id": TOKEN, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+# model_type -> config of the text, of the tower, and what stands beside them
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "qwen2_vl": (
+        {"rope_parameters": CHUNKED}, {**MERGED, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2}, IDS
+    ),
+    "qwen2_5_vl": (
+        {"rope_parameters": CHUNKED},
+        {**MERGED, "hidden_size": 32, "intermediate_size": 20, "out_hidden_size": 48, "window_size": 16,
+         "fullatt_block_indexes": [1]},
+        IDS,
+    ),
+    "qwen3_vl": ({"rope_parameters": TURNS, "head_dim": 16}, DEEP, IDS),
+    "qwen3_vl_moe": (
+        {"rope_parameters": TURNS, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 12, "norm_topk_prob": True},
+        DEEP, IDS,
+    ),
+    "gemma3": (
+        {"model_type": "gemma3_text", "head_dim": 12, "sliding_window": 6,
+         "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+        {**TOWER, "model_type": "siglip_vision_model", "image_size": 24, "vision_use_head": False},
+        {"mm_tokens_per_image": 9, "image_token_index": TOKEN, "image_token_id": TOKEN},
+    ),
+    "mistral3": (
+        {"model_type": "mistral", "head_dim": 12, "sliding_window": None},
+        {**TOWER, "model_type": "pixtral", "head_dim": 16, "image_size": 48, "hidden_act": "silu"},
+        {"image_token_index": TOKEN, "image_token_id": TOKEN, "spatial_merge_size": 2},
+    ),
+}  # fmt: skip
+SIZES = [(16, 24), (40, 8)]  # of two pictures; of multiples of a block
+
+
+def build(folder: Path, name: str, seed: int = 0) -> Any:
+    """Saves a random model; returns it as transformers reads it again."""
+    text, vision, outer = MODELS[name]
+    whole = {"text_config": {**TEXT, **text}, "vision_config": vision, "tie_word_embeddings": False, **outer}
+    config = transformers.AutoConfig.for_model(name, **whole)
+    model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    tiny.randomise(model, seed)
+    model.save_pretrained(folder)
+    oracles_wrapped.publish(folder)
+    return oracles_wrapped.load(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+def ours(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Media, Tower]:
+    return tower.weights(folder, read(folder), dtype, torch.device("cpu"))
+
+
+def seen(media: Media, sizes: list[tuple[int, int]], seed: int = 1) -> tuple[list[Tensor], list[Seen]]:
+    """Random pictures `[3, height, width]`, and as the tower takes them."""
+    embed, made = media.encoder.embed, torch.Generator().manual_seed(seed)
+    pictures = [torch.randn(3, *size, generator=made) for size in sizes]
+    found = []
+    for each in pictures:
+        values, grid = patches(each, embed.side, embed.merge, embed.frames)  # type: ignore[union-attr]
+        shape = grid[0] // embed.merge, grid[1] // embed.merge  # type: ignore[union-attr]
+        found.append(Seen(values, shape, grid, 0, _digest(values, grid)))
+    return pictures, found
+
+
+class Words:
+    """A tokenizer that knows what stands for a picture."""
+
+    class backend:
+        @staticmethod
+        def id_of(token: str) -> int:
+            return TOKEN
+
+
+def reader(media: Media, made: Tower) -> Reader:
+    return Reader(media, made, Settings(media.sizing, 1), Words, 256)  # type: ignore[arg-type]
+
+
+def inputs(name: str, media: Media, pictures: list[Tensor], found: list[Seen]) -> dict[str, Tensor]:
+    """What transformers' model takes of them beside ids."""
+    if media.axes is not None:
+        grids = torch.tensor([[1, *each.grid] for each in found if each.grid])
+        return {"pixel_values": torch.cat([each.values[0] for each in found]), "image_grid_thw": grids}
+    if media.sizing == "fixed":
+        return {"pixel_values": torch.stack(pictures)}
+    high, wide = (max(each.shape[axis] for each in pictures) for axis in (1, 2))
+    padded = [torch.nn.functional.pad(each, (0, wide - each.shape[2], 0, high - each.shape[1])) for each in pictures]
+    return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor([each.shape[1:] for each in pictures])}
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
