@@ -126,11 +126,16 @@ def load(
             put(one, to)
         if held and planned.assignments[name].parameter in held:
             give_back(stored.nbytes)
-    for to in planned.zeros:
-        rows(allocated(to.parameter), to).zero_()
+    _fill_with_zeros(planned, allocated)
     _check_values(parameters)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
+
+
+def _fill_with_zeros(planned: Plan, allocated: Callable[[str], Tensor]) -> None:
+    """What no tensor fills, and need not."""
+    for to in planned.zeros:
+        rows(allocated(to.parameter), to).zero_()
 
 
 def _check_values(parameters: Mapping[str, Tensor]) -> None:

@@ -1,17 +1,19 @@
 """Llama, except: all that Qwen3-Next changes, with a dense feed-forward.
 
-Qwen3.5 0.8B, 2B, 4B, 9B, 27B, Qwen3.6-27B (2026), the text model: images are not read, and their tensors are left out.
-What x is multiplied with on its way into a recurrent layer lies in four tensors, one of them q, k and v in a row.
+Qwen3.5 0.8B, 2B, 4B, 9B, 27B, Qwen3.6-27B (2026), with Qwen3-VL's tower, of which no layer is tapped. What x is
+multiplied with on its way into a recurrent layer lies in four tensors, one of them q, k and v in a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from minillm.config import Config
-from minillm.families import llama
+from minillm.families import llama, qwen3_vl
 from minillm.families.shared import common, hybrid, wrapped
 from minillm.spec import Decoder, Mixer
+from minillm.spec.media import Media
 
 DEFAULTS = {
     **llama.DEFAULTS,
@@ -36,7 +38,8 @@ INPUTS = {
 
 def rules_with(ffn: Mapping[str, str]) -> dict[str, str]:
     """All rules, given those of a decoder with its feed-forwards."""
-    return {**wrapped.rules({**ffn, **common.QK_NORM_RULES, **hybrid.RULES, **INPUTS}), **hybrid.PREDICTION}
+    text = wrapped.rules({**ffn, **common.QK_NORM_RULES, **hybrid.RULES, **INPUTS}, seen=True)
+    return {**text, **hybrid.PREDICTION}
 
 
 RULES = rules_with(common.DENSE_RULES)
@@ -56,3 +59,7 @@ def mixers(config: Config) -> list[Mixer]:
 def spec(config: Config) -> Decoder:
     dense, made = common.gated_mlp(config, "intermediate_size"), mixers(config)
     return common.decoder(config, made, [dense] * len(made), hybrid.norm(config))
+
+
+def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config]:
+    return qwen3_vl.media(values, decoder, (11, 11, 10), {**qwen3_vl.VISION, "deepstack_visual_indexes": []})

@@ -26,6 +26,7 @@ DEFAULTS = {
 }
 RULES = qwen3_5.rules_with(qwen2_moe.RULES)
 inner = wrapped.inner_of_text
+media = qwen3_5.media
 
 
 def spec(config: Config) -> Decoder:

@@ -6,7 +6,7 @@ Qwen3-VL 2B, 4B, 8B, 32B (arXiv:2511.21631).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minillm.config import Config
@@ -50,8 +50,13 @@ VISION_RULES = {
 }
 
 
-def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config]:
-    config = towers.section(values, "vision_config", VISION)
+def media(
+    values: Mapping[str, Any],
+    decoder: Decoder,
+    sections: Sequence[int] = SECTIONS,
+    defaults: Mapping[str, Any] = VISION,
+) -> tuple[Media, dict[str, str], Config]:
+    config = towers.section(values, "vision_config", defaults)
     size, out = config.size("hidden_size"), config.size("out_hidden_size")
     ffn = MLP(config.size("intermediate_size"), config.choice("hidden_act", towers.ACTIVATIONS), bias=True)
     taps = towers.listed(config, "deepstack_visual_indexes", config.size("depth", common.MAX_LAYERS))
@@ -62,4 +67,4 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
     more = {"patch_bias": True, "table": towers.stretched(config), "taps": taps, "tap_projector": tapped}
     encoder = towers.merged(config, decoder, size, out, LayerNorm(1e-6), ffn, **more)
     rules = towers.both({**VISION_RULES, "visual.patch_embed.proj.weight": towers.cut(towers.patches(config))})
-    return towers.media(encoder, towers.axes(values, decoder, SECTIONS, "interleaved")), rules, config
+    return towers.media(encoder, towers.axes(values, decoder, sections, "interleaved")), rules, config

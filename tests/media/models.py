@@ -18,6 +18,7 @@ from minillm.media.settings import Settings
 from minillm.model.tower.tower import Tower
 from minillm.spec.media import Media
 from tests.helpers import oracles_wrapped, tiny
+from tests.helpers.hybrid_rows import DELTA
 
 TOKEN = 90  # what stands for a picture
 TEXT: dict[str, Any] = {
@@ -49,6 +50,10 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"rope_parameters": TURNS, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
          "moe_intermediate_size": 12, "norm_topk_prob": True},
         DEEP, IDS,
+    ),
+    "qwen3_5": (
+        {**DELTA, "rope_parameters": {**TURNS, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}},
+        {**DEEP, "deepstack_visual_indexes": []}, IDS,
     ),
     "gemma3": (
         {"model_type": "gemma3_text", "head_dim": 12, "sliding_window": 6,

@@ -257,7 +257,7 @@ def test_flipping_a_field_is_noticed(owner: type, field: str, folders: dict[str,
     assert mutated != spec
     if (owner, field) == (Spec, "context"):  # no number of the model: it limits the prompt
         llm = minillm.load(folders[row])
-        llm.spec = mutated
+        llm.spec = llm.prompts.spec = mutated
         with pytest.raises(ValueError, match="context 8"):
             llm.generate(prompt_ids=[1] * 9, max_new_tokens=1)
         return

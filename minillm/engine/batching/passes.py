@@ -121,7 +121,7 @@ def hidden_of(model: Decoder, mixed: Mixed, pools: Pools) -> Tensor:
         made.append(Piece(slice(at, at + count), part.first, visible, keys, state))
         at += count
     places = {group: torch.cat(each)[None] for group, each in slots.items()}
-    given = inserted_into(mixed, device), turning_of(mixed, torch.cat(positions), model)
+    given = inserted_into(mixed, device), turning_of(mixed, torch.cat(positions))
     ragged = Ragged(base.singles, base.paged, base.position_N, base.states, places, tuple(made), *given)
     return model.hidden_of_many(torch.cat(tokens), torch.cat(positions), mixed.lengths or (0,), ragged, pools.layers)
 
@@ -142,18 +142,16 @@ def inserted_into(mixed: Mixed, device: torch.device) -> Inserting | None:
     return Inserting(torch.cat(at).to(device), torch.cat(embeddings).to(device), layers)
 
 
-def turning_of(mixed: Mixed, position_N: Tensor, model: Decoder) -> Tensor | None:
+def turning_of(mixed: Mixed, position_N: Tensor) -> Tensor | None:
     """What the tokens of a pass are rotated by, `[N]` or `[N, P]`, where it is not the position of each."""
-    single, turned = (
-        mixed.single,
-        [part.inserted for part in mixed.parts if part.inserted and part.inserted.places is not None],
-    )
+    single, given = mixed.single, [part.inserted for part in mixed.parts]
+    turned = [each.places for each in given if each is not None and each.places is not None]
     if single.turning is None and not turned:
         return None
     singles = single.positions if single.turning is None else single.turning
     if not turned:
         return torch.cat((singles, position_N[len(singles) :]))
-    pairs = turned[0].places.shape[1]
+    pairs = turned[0].shape[1]
     found = [singles[:, None].expand(-1, pairs)]
     for part in mixed.parts:
         last = part.first + len(part.ids)

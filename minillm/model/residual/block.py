@@ -22,6 +22,7 @@ from minillm.model.recurrent import GatedDeltaNet
 from minillm.model.residual.per_layer import PerLayerInput
 from minillm.model.residual.streams import LayerStreams, LowRank
 from minillm.ops import Ops
+from minillm.spec.media import Encoder
 
 # The module that each kind of spec is built as, called with (spec, hidden_size, ops).
 BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
@@ -43,7 +44,7 @@ class Block(nn.Module):
     """One layer, as `spec.Layer` has it, and what `spec.PerLayer` and `spec.Streams` add: layer `index` of a model that
     is `whole`. x is `[B, T, E]`, or `[B, T, S, E]` of several streams, and so is what it gives."""
 
-    def __init__(self, layer: spec.Layer, whole: spec.Decoder, ops: Ops, index: int):
+    def __init__(self, layer: spec.Layer, whole: spec.Decoder | Encoder, ops: Ops, index: int):
         super().__init__()
         self.index = index
         hidden_size, per_layer, streams = whole.hidden_size, whole.per_layer, whole.streams

@@ -7,7 +7,7 @@ Shapes: F frames of a video, 1 of a picture; N patches of a frame; E hidden size
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class All(Visibility):
     """Every query sees every key."""
 
     @property
-    def mask(self) -> None:  # type: ignore[override]
+    def mask(self) -> None:
         return None
 
     @property
@@ -94,7 +94,8 @@ class Tower(nn.Module):
         seen by none and left out."""
         assert isinstance(self.spec.embed, Spectrum)
         x = x_BT.T
-        for stride, each in zip((1, 2), self.convolutions, strict=True):
+        convolutions: Any = self.convolutions
+        for stride, each in zip((1, 2), convolutions, strict=True):
             x = F.gelu(each(F.pad(x.to(each.weight), (0, 0, 1, 1)).unfold(0, 3, stride).flatten(1)))
         assert self.table is not None
         x = (x + self.table[: len(x)])[: (heard - 1) // 2 + 1]
@@ -141,20 +142,23 @@ def _in_windows(
     """A layer on each window by itself, those of one size together."""
     made, start = [], 0
     for count, size in groups:
-        part = x[:, start : start + count * size]
+        part = slice(start, start := start + count * size)
         turned = None
-        if rotary is not None:  # [F count, size, P]
-            of_part = (each[:, start : start + count * size].unflatten(1, (count, size)) for each in rotary)
-            turned = tuple(each.expand(len(x), -1, -1, -1).flatten(0, 1) for each in of_part)
-        rows = part.unflatten(1, (count, size)).flatten(0, 1)
+        if rotary is not None:
+            cos, sin = (_apart(each[:, part].expand(len(x), -1, -1), count) for each in rotary)
+            turned = cos, sin
+        rows = _apart(x[:, part], count)
         y = layer(rows, _step(layer, rows, turned), None)
         made.append(y.unflatten(0, (len(x), count)).flatten(1, 2))
-        start += count * size
     return torch.cat(made, dim=1)
 
 
-def _step(layer: nn.Module, x: Tensor, rotary: tuple[Tensor, ...] | None) -> Step:
-    attention = layer.attention.spec
+def _apart(x: Tensor, count: int) -> Tensor:
+    """`[F, count size, …]` -> `[F count, size, …]`."""
+    return x.unflatten(1, (count, -1)).flatten(0, 1)
+
+
+def _step(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Step:
     visible = All(0, x.shape[1], None, None, x.device)
-    turned = {} if rotary is None else {attention.rope: rotary}
+    turned = {} if rotary is None else {layer.attention.spec.rope: rotary}
     return Step(0, turned, {None: visible}, {None: None})
