@@ -76,6 +76,16 @@ def test_published_index(name: str) -> None:
     assert report["parameters"] == index["metadata"].get("total_parameters", report["parameters"])
 
 
+def test_quantised_folders_are_read_and_have_a_size() -> None:
+    """All but one, which has some layers in FP8 and others in NVFP4."""
+    shared("real-configs")
+    folders = [each for each in KNOWN if read(each).get("quantization_config")]
+    found = {each.name: budget(each, Question())["checkpoint"] for each in folders}
+    assert len(found) == 18
+    assert [name for name, made in found.items() if not made["readable"]] == []
+    assert [name for name, made in found.items() if made["bytes"] is None] == ["nvidia__Qwen3.6-35B-A3B-NVFP4"]
+
+
 @pytest.mark.parametrize("name", INDEXED)
 def test_from_the_config_alone(name: str, tmp_path: Path) -> None:
     """The decoder's bytes need no index."""
