@@ -14,7 +14,6 @@ from minillm.serve.models import Served
 from tests.helpers.server import Running
 from tests.serve.schemas import CACHE, command
 
-
 pytest.importorskip("schemathesis", reason="asks what the document allows: pip install schemathesis")
 
 
