@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +19,15 @@ from tests.helpers.grammars import marks
 from tests.helpers.server import TOOLS_TEMPLATE, Running, Script, serve
 from tests.helpers.stub_server import Stub
 from tests.helpers.visit import Visit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_once() -> Iterator[None]:
+    """httpx reads all certificates anew for each client: 24 ms of CPU for each request of a test, none of which is
+    encrypted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture(scope="session")
