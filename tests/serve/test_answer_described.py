@@ -81,6 +81,14 @@ def test_answers_are_read_as_transformers_reads_them(given: Any, form: str, open
         assert shown(found, "reasoning") == expected.get("reasoning_content", "")
 
 
+def test_an_answer_begins_behind_its_anchor() -> None:
+    """Where the prompt has begun to reason, and not where a user speaks of it."""
+    style = described(TEMPLATES["texts"][0])
+    for prompt, kind in (("Hi<|bot|><plan>\nI think", "reasoning"), ("<plan>\nI think<|bot|>Well,", "content")):
+        found = read(Reader(style, prompt, TOOLS, early=False), [" so."], "length")
+        assert [piece.kind for piece in found] == [kind]
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "no fields": ({"version": 1}, "no fields"), "no object": ([], "no fields"),
     "another version": (template({}, version=2), "version is 2"),
