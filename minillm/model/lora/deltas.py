@@ -78,7 +78,9 @@ class Deltas:
         if made.share is not None:
             total = total + made.share * (total if bias is None else total - bias.float())
         if self.parts:
-            total = total + F.linear(self._low(x.float(), made.a, module.training), made.b)
+            low = self._low(x.float(), made.a, module.training)
+            # In place: y was made for this, and a tensor more of its size costs more than the product.
+            total = total.flatten(0, -2).addmm_(low.flatten(0, -2), made.b.T).view_as(total)
         return (total if made.offset is None else total + made.offset).to(y.dtype)
 
     def _low(self, x: Tensor, a: Tensor, training: bool) -> Tensor:
