@@ -55,9 +55,8 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: Any, ignored: int, bias: Any
     ) -> Any:
         count, total, back = (targets != ignored).sum().clamp(min=1), torch.zeros((), device=hidden.device), []
-        size = max(MOST_LOGITS // len(weight), 1)
-        size = -(-len(hidden) // -(-len(hidden) // size or 1))  # parts of one size
-        for x, wanted in zip(hidden.split(size or 1), targets.split(size or 1), strict=True):
+        parts = -(-len(hidden) // max(MOST_LOGITS // len(weight), 1)) or 1
+        for x, wanted in zip(hidden.tensor_split(parts), targets.tensor_split(parts), strict=True):
             logits = dense.product(x, weight, bias).float()
             slope = None
             if softcap is not None:
@@ -66,8 +65,12 @@ class _FrozenHead(torch.autograd.Function):
             real = wanted != ignored
             at = torch.where(real, wanted, 0)[:, None]
             most, meant = logits.amax(1, keepdim=True), logits.gather(1, at)
-            shares = torch.softmax(logits, 1, out=logits)  # in place: to make such a tensor takes longer than to fill it
-            sums = most - shares.amax(1, keepdim=True).log()  # log sum exp: the share of the largest is no less than 1/V
+            shares = torch.softmax(
+                logits, 1, out=logits
+            )  # in place: to make such a tensor takes longer than to fill it
+            sums = (
+                most - shares.amax(1, keepdim=True).log()
+            )  # log sum exp: the share of the largest is no less than 1/V
             total += torch.where(real, (sums - meant)[:, 0], 0).sum()
             given = shares.scatter_add_(1, at, -torch.ones_like(sums))
             given = given if slope is None else given.mul_(slope)

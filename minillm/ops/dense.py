@@ -16,16 +16,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.linear`, without gradients."""
     if not _suits(x, weight):
         return F.linear(x, weight, bias)
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return made
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(x.flatten(0, -2), weight, bias, "none", [], "")
+    return torch.ops.aten._unsafe_view(made, (*x.shape[:-1], len(weight)))  # no view, so it can be changed in place
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.linear`, with gradients."""
     if not _suits(x, weight):
         return F.linear(x, weight, bias)
-    made: Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)  # a view of what it gives may be changed in place
-    return made.unflatten(0, x.shape[:-1])
+    made: Tensor = _Linear.apply(x, weight, bias)
+    return made
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
@@ -44,8 +44,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        rows = dy.flatten(0, -2)
         return (
             product(dy, weight.T) if of_x else None,
-            dy.T @ x if of_weight else None,
-            dy.sum(0) if of_bias else None,
+            rows.T @ x.flatten(0, -2) if of_weight else None,
+            rows.sum(0) if of_bias else None,
         )

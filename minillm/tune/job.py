@@ -39,8 +39,7 @@ def run(prepared: Prepared) -> int:
     a, output = prepared.arguments, Path(prepared.arguments.output)
     _refuse_other(output)
     budget.refuse(prepared.needed, prepared.device)
-    options = {**cli.model_options(a), "kernels": _kernels(a)}
-    llm = load(**options, progress=cli.progress_bar("loading"))
+    llm = load(**{**cli.model_options(a), "kernels": _kernels(a)}, progress=cli.progress_bar("loading"))
     learning = _learner(llm, a)
     made = _run(prepared, llm, learning)
     output.mkdir(parents=True, exist_ok=True)
