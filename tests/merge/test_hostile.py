@@ -25,7 +25,7 @@ def base_with(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) ->
 
 
 def wider(folder: Path) -> None:
-    """Another base: the same names, and another width."""
+    """The adapter of another family, whose modules have other names."""
     adapters.made(folder / "other", "gpt_neox", **LINEAR)
     shutil.rmtree(folder / "adapter")
     shutil.move(folder / "other" / "adapter", folder / "adapter")
