@@ -65,12 +65,10 @@ class _FrozenHead(torch.autograd.Function):
             real = wanted != ignored
             at = torch.where(real, wanted, 0)[:, None]
             most, meant = logits.amax(1, keepdim=True), logits.gather(1, at)
-            shares = torch.softmax(
-                logits, 1, out=logits
-            )  # in place: to make such a tensor takes longer than to fill it
-            sums = (
-                most - shares.amax(1, keepdim=True).log()
-            )  # log sum exp: the share of the largest is no less than 1/V
+            # In place, as to make such a tensor takes longer than to fill it. The largest logit tells log sum exp then:
+            # its share is no less than 1 / V.
+            shares = torch.softmax(logits, 1, out=logits)
+            sums = most - shares.amax(1, keepdim=True).log()
             total += torch.where(real, (sums - meant)[:, 0], 0).sum()
             given = shares.scatter_add_(1, at, -torch.ones_like(sums))
             given = given if slope is None else given.mul_(slope)
