@@ -109,12 +109,10 @@ def test_memory_of_recurrent_layers_is_constant_in_length(row: str) -> None:
     spec, _, _ = resolve({**BASE, **overrides, "model_type": family})
     bytes_of = {}
     for length in (64, 4096):
-        recurrent, others = [
-            sum(
-                tensor.nbytes for layer in layers for tensor in vars(layer).values() if isinstance(tensor, torch.Tensor)
-            )
+        recurrent, others = (
+            sum(each.nbytes for layer in layers for each in vars(layer).values() if isinstance(each, Tensor))
             for layers in sorted_by_kind(Cache(spec, 1, length, torch.bfloat16).layers)
-        ]
+        )
         store = Store(build(spec), Counted({"state": 4, None: 1024}), piece=64)
         request = Request(None)  # type: ignore[arg-type]
         assert store.grow(request, length)
