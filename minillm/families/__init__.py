@@ -28,6 +28,7 @@ from minillm.families import (
     ernie4_5_moe,
     exaone,
     exaone4,
+    exaone_moe,
     falcon,
     gemma,
     gemma2,
@@ -49,6 +50,7 @@ from minillm.families import (
     granitemoe,
     helium,
     hunyuan_v1_dense,
+    hunyuan_v1_moe,
     hy_v3,
     internlm2,
     internlm3,
@@ -61,6 +63,7 @@ from minillm.families import (
     mistral,
     mistral3,
     mixtral,
+    mpt,
     olmo,
     olmo2,
     olmo3,
@@ -188,6 +191,9 @@ FAMILIES = {  # by the config's model_type
     "arcee": arcee,
     "hunyuan_v1_dense": hunyuan_v1_dense,
     "ministral3": ministral3,
+    "exaone_moe": exaone_moe,
+    "hunyuan_v1_moe": hunyuan_v1_moe,
+    "mpt": mpt,
 }
 
 HEAD, HEAD_BIAS = "head.weight", "head.bias"

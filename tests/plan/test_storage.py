@@ -31,8 +31,7 @@ from tests.helpers import oracles_wrapped, tiny
 
 INDEX = "model.safetensors.index.json"
 FOLDERS = sorted(path.parent for path in SHARED.glob("real-configs/*/config.json"))
-REFUSED = ("tiiuae__falcon-180B-chat",)  # of a family that is here in part
-KNOWN = [each for each in FOLDERS if read(each).get("model_type") in FAMILIES and each.name not in REFUSED]
+KNOWN = [each for each in FOLDERS if read(each).get("model_type") in FAMILIES]
 INDEXED = [each.name for each in KNOWN if (each / INDEX).is_file()]
 STORIES = sorted(path.parent.name for path in SHARED.glob("checkpoints/*/config.json"))
 # What some published files hold besides the decoder.

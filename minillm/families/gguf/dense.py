@@ -116,13 +116,13 @@ def stablelm(file: File) -> Values:
 
 
 def falcon(file: File) -> Values:
-    """Its family refuses what has several heads of keys, or two norms."""
+    """The 7B; the others have norms and rows in another order, which are not read."""
+    if (heads := file.get("attention.head_count_kv", 1)) != 1 or file.has("blk.0.attn_norm_2.weight"):
+        raise ValueError(f"falcon.attention.head_count_kv is {heads}; files of the 7B, with 1, are read")
     file.asked.add("tensor_data_layout")
     return {
         "model_type": "falcon",
         "layer_norm_epsilon": file.need("attention.layer_norm_epsilon"),
-        "multi_query": file.get("attention.head_count_kv", 1) == 1,
-        "new_decoder_architecture": file.has("blk.0.attn_norm_2.weight"),
         "ffn_hidden_size": file.need("feed_forward_length"),
         "intermediate_size": None,
     }

@@ -85,6 +85,11 @@ def _biased_anywhere(decoder: Decoder) -> bool:
     return _biased(decoder) or any(isinstance(each, GQA) and each.qkv_bias for each in decoder.attentions)
 
 
+def _several_keys(decoder: Decoder) -> bool:
+    attention = decoder.attentions[0]
+    return (isinstance(attention, GQA) and attention.num_kv_heads > 1) or decoder.layers[0].ffn_norm is not None
+
+
 def _biased(decoder: Decoder) -> bool:
     """Behind attention, or in an MLP."""
     outs = (isinstance(each, GQA) and each.out_bias for each in decoder.attentions)
@@ -118,6 +123,7 @@ LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (("exaone4",), lambda decoder: any(each.window for each in decoder.attentions) != (len(decoder.layers) == 64),
      "windows are for models of 64 layers, and all of those have them"),
     (("smollm3",), lambda decoder: any(each.window for each in decoder.attentions), "it leaves out windows"),
+    (("falcon",), _several_keys, "files of the 7B alone, whose heads share one key, are written"),
     (("starcoder",), lambda decoder: not _shared_keys(decoder), "all heads share one key and value"),
     (("deepseek",), _renormalised, "it does not divide the weights of chosen experts by their sum"),
     (("deepseek2",), _groups_by_one, "it takes groups of experts by the best two of each, not by the best one"),

@@ -78,7 +78,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("starcoder", {"attention.head_count_kv": 2}, "head_count_kv is 2; all heads of this family share one"),
     ("bloom", {"feed_forward_length": 80}, "feed_forward_length is 80; this family's is four times"),
     ("granitemoe", {"expert_shared_feed_forward_length": 8}, "is 8; this family shares none"),
-    ("falcon", {"attention.head_count_kv": 2}, "multi_query is False"),
+    ("falcon", {"attention.head_count_kv": 2}, "head_count_kv is 2; files of the 7B"),
 ]
 
 
