@@ -23,6 +23,7 @@ DEFAULTS = {
     "moe_intermediate_size": None,
     "num_shared_expert": None,
 }
+TRANSFORMERS = {"mlp.gate.wg": "mlp.gate"}  # the module of the router, of which the checkpoint names a part
 FFN, OURS = "model.layers.{i}.mlp.", "layers.{i}.ffn."
 RULES = {
     **common.without_mlp(hunyuan_v1_dense.RULES),

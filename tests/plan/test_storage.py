@@ -37,6 +37,7 @@ STORIES = sorted(path.parent.name for path in SHARED.glob("checkpoints/*/config.
 # What some published files hold besides the decoder.
 LEFT_OUT = {
     "Qwen__Qwen3-1.7B": {"copy of the tied head": 151936 * 2048 * 2},
+    "tiiuae__falcon-180B-chat": {"copy of the tied head": 65024 * 14848 * 2},
     "meta-llama__Llama-2-7b-hf": {"rotary frequencies": 32 * 64 * 4},
 }
 WITHOUT_INDEX = {
