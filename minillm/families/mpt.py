@@ -19,8 +19,6 @@ FIXED = {"attn_type": "multihead_attention", "prefix_lm": False, "qk_ln": False,
 # Of training, or of what is not there beside ALiBi.
 AS_EVERYWHERE = ("learned_pos_emb", "attn_pdrop", "emb_pdrop", "resid_pdrop", "attn_impl", "init_device", "norm_type",
                  "embedding_fraction", "verbose", "init_config", "tokenizer_name")  # fmt: skip
-NAMES = {"d_model": "hidden_size", "n_heads": "num_attention_heads", "n_layers": "num_hidden_layers",
-         "max_seq_len": "max_position_embeddings"}  # fmt: skip
 DEFAULTS = {
     **FIXED,
     **dict.fromkeys(AS_EVERYWHERE),
@@ -51,13 +49,11 @@ RULES = {
 
 
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
-    """One level of keys, by the names that others have."""
+    """Keys of one level."""
     attention = values.get("attn_config") or {}
     if not isinstance(attention, dict):
         raise ValueError("config.json: attn_config must be an object")
-    flat = {**{key: value for key, value in values.items() if key != "attn_config"}, **attention}
-    flat["model_type"] = values["model_type"]
-    return {NAMES.get(key, key): value for key, value in flat.items()}
+    return {**attention, **{key: value for key, value in values.items() if key != "attn_config"}}
 
 
 def spec(config: Config) -> Decoder:
