@@ -203,18 +203,11 @@ TIED = f"{SPARE}embedding.weight"  # where a tied head goes
 ALIASES = {
     "num_local_experts": "num_experts",
     "num_experts": "num_local_experts",
-    "n_embd": "hidden_size",
-    "n_embed": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "n_layer": "num_hidden_layers",
-    "num_layers": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "d_model": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "max_seq_len": "max_position_embeddings",
+    **dict.fromkeys(("n_embd", "n_embed", "d_model"), "hidden_size"),
+    **dict.fromkeys(("num_heads", "n_head", "n_heads"), "num_attention_heads"),
+    **dict.fromkeys(("n_layer", "num_layers", "n_layers"), "num_hidden_layers"),
+    **dict.fromkeys(("n_positions", "max_seq_len"), "max_position_embeddings"),
     "n_inner": "intermediate_size",
-    "n_positions": "max_position_embeddings",
     "activation_function": "hidden_act",
 }
 

@@ -88,8 +88,7 @@ ARCHITECTURES = {  # by the model_types whose decoders are written as files of i
     "cohere2": "cohere2",
 }
 FAMILIES = {kind: name for name, kinds in ARCHITECTURES.items() for kind in kinds.split()}
-LOGITS_SCALED = ("command-r", "cohere2")
-SERIAL_OR_NOT = ("gptneox", "stablelm")
+LOGITS_SCALED, SERIAL_OR_NOT = ("command-r", "cohere2"), ("gptneox", "stablelm")
 IMAGES = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")  # whose positions can be those of an image
 
 
