@@ -51,8 +51,8 @@ class Decoder(nn.Module):
         size, told, placed = decoder.hidden_size, decoder.per_layer, decoder.embedding.positions
         self.positions = Embedding(placed.count + placed.skipped, size) if placed else None
         self.embedding_norm = norm(decoder.embedding.norm, size, ops)
-        self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
         self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
+        self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
         self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         self.head = None if decoder.tied else Linear(size, len(self.embedding.weight), ops, bias=decoder.head_bias)
