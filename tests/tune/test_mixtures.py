@@ -51,8 +51,8 @@ def test_steps_are_pefts(row: str, routes: bool, tmp_path: Path, monkeypatch: py
     before = {name: each.clone() for name, each in llm.model.named_parameters()}
     monkeypatch.setattr("minillm.tune.packing.order", lambda count, *_: list(range(count)))
     rows, named, balance = Drawn(llm.spec.vocab_size), ours.named(), BALANCE if routes else 0.0
-    run = Run(llm.model, named, NextToken(balance), rows, Plan(STEPS, 1, 1, clip=None), Optimizer(named, Update(eps=EPS)),
-              lambda step: RATE, torch.device("cpu"))  # fmt: skip
+    plan, update = Plan(STEPS, 1, 1, clip=None), Optimizer(named, Update(eps=EPS))
+    run = Run(llm.model, named, NextToken(balance), rows, plan, update, lambda step: RATE, torch.device("cpu"))
     losses = [taken.loss for taken in train(run)]
     learnt = [each for each in theirs.parameters() if each.requires_grad]
     optimizer, expected = torch.optim.AdamW(learnt, lr=RATE, eps=EPS, weight_decay=0), []
