@@ -6,7 +6,6 @@ is not written: a large tensor that is made anew costs more to be filled with ze
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,4 +44,4 @@ class _GatedSilu(torch.autograd.Function):
         return made
 
 
-OPS: dict[str, Callable[..., Any]] = {"linear": dense.linear, "gated_act": gated_act}
+OPS: dict[str, Any] = {"linear": dense.linear, "gated_act": gated_act}
