@@ -97,13 +97,7 @@ def load(
     `progress(done, total)` is called with bytes of the files. `check` the plan first.
     """
     parameters: dict[str, Tensor] = {}
-    read = 0
-
-    def done(nbytes: int) -> None:
-        nonlocal read
-        read += nbytes
-        progress(read, checkpoint.nbytes)
-
+    done = _counted(progress, checkpoint.nbytes)
     allocate, give_back = allocator(skeleton.values(), device), GivingBack()
 
     def allocated(name: str) -> Tensor:
@@ -130,6 +124,18 @@ def load(
     _check_values(parameters)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     return parameters
+
+
+def _counted(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    """What is called with the bytes of each part, and tells those of all so far."""
+    read = 0
+
+    def done(nbytes: int) -> None:
+        nonlocal read
+        read += nbytes
+        progress(read, total)
+
+    return done
 
 
 def _fill_with_zeros(planned: Plan, allocated: Callable[[str], Tensor]) -> None:
