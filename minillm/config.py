@@ -234,6 +234,9 @@ READABLE = (
 )  # fmt: skip
 
 
+E4M3 = ("e4m3", "float8_e4m3fn")  # what "fmt" calls it
+
+
 def is_readable(values: Mapping[str, Any]) -> bool:
     """Whether the scheme that a checkpoint names can be read; of FP8 that is e4m3, and of its blocks 128 x 128."""
     section = values.get("quantization_config")
@@ -241,7 +244,7 @@ def is_readable(values: Mapping[str, Any]) -> bool:
     if isinstance(section, dict):
         method = section.get("quant_method") or ("mlx" if _is_mlx(section) else None)
     if method == "fp8" and isinstance(section, dict):
-        return section.get("weight_block_size") in (None, [128, 128]) and section.get("fmt", "e4m3") == "e4m3"
+        return section.get("weight_block_size") in (None, [128, 128]) and section.get("fmt", "e4m3") in E4M3
     return method in READABLE or (isinstance(section, dict) and not method)  # then tensors tell
 
 

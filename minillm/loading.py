@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +15,10 @@ from minillm.llm import LLM
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
 from minillm.ops.ranks import ALONE, Alone
-from minillm.parallel import cut, split
 from minillm.parallel.follow import begin
-from minillm.parallel.launch import join
-from minillm.parallel.ranks import TIMEOUT
+from minillm.parallel.launch import counted, join
+from minillm.parallel.part import part
+from minillm.parallel.ranks import TIMEOUT, Ranks, Stages
 from minillm.weights import foreign, holding, ints
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
@@ -53,6 +52,8 @@ def load(
     adapter: str | Path | Mapping[str, str | Path] | None = None,
     ranks: int = 1,
     rank_timeout: float = TIMEOUT,
+    stages: int = 1,
+    layers: str | None = None,
 ) -> LLM:
     """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
 
@@ -64,13 +65,16 @@ def load(
     unless `symmetric`; folders that `minillm.quantize` wrote come so by themselves. `adapter` is the folder of a LoRA
     adapter, or names and folders of several, of which each request chooses (`adapters/use.py`). Of a model over several
     `ranks` this process loads its share, and only the first of them returns from here (`parallel/`); each waits for
-    another `rank_timeout` seconds at most. Raises ValueError for whatever is wrong.
+    another `rank_timeout` seconds at most. So it is with `stages`, which have some of the layers each, as many as they
+    have memory for or as `layers` "20,12" says. Raises ValueError for whatever is wrong.
     """
     how = (dtype, kernels, keep_quantized, quantize, group_size, symmetric)
-    if ranks != 1 and adapter is not None:
+    count = counted(ranks, stages, layers) or 1
+    if count != 1 and adapter is not None:
         raise ValueError("--ranks (ranks) does not split an adapter; leave one of them out, or merge the adapter first")
-    group, place = (ALONE, device) if ranks == 1 else join(ranks, resolve_device(device), rank_timeout)
-    laid = lay_out(path, dtype, place, *how[1:], revision, group)
+    kind = Ranks if ranks != 1 else Stages
+    group, place = (ALONE, device) if count == 1 else join(count, resolve_device(device), rank_timeout, kind)
+    laid = lay_out(path, dtype, place, *how[1:], revision, group, layers)
     named = dict(laid.model.named_parameters())
     formats, stay = laid.formats, laid.stay
     parameters = load_weights(laid.checkpoint, laid.planned, named, laid.device, progress, formats, stay)
@@ -118,6 +122,7 @@ def lay_out(
     symmetric: bool = True,
     revision: str | None = None,
     ranks: Alone = ALONE,
+    layers: str | None = None,
 ) -> Laid:
     """All of `load` but the reading of weights; takes and raises what it does."""
     folder = hub.resolve(path, revision=revision)
@@ -136,9 +141,7 @@ def lay_out(
     planned = checkpoint.plan(rules, model.destinations())
     said = fits(planned, checkpoint, values)
     if ranks.count > 1:
-        which = spec, ranks.count, ranks.rank
-        model = skeleton(split.local(*which), chosen, replace(model.ops, ranks=ranks))
-        checkpoint, planned = cut.taken(checkpoint, planned, split.kept(*which))
+        model, checkpoint, planned = part(model, checkpoint, planned, ranks, target, layers)
     formats = held.integers(model, scheme) if scheme else {}
     stay = _hold(model, checkpoint, planned, formats, said) if keep_quantized or scheme else {}
     stored = wanted if slow else None

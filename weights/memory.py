@@ -46,7 +46,7 @@ class GivingBack:
     """Has the C library return memory to the system, each time that `BETWEEN` bytes have been read: it keeps what
     tensors of many sizes leave in each thread's share, in hope of more like them, and that adds up to 200 MB."""
 
-    BETWEEN = 2**25
+    BETWEEN = 2**22
 
     def __init__(self) -> None:
         self.read, self._trim = 0, _trim()

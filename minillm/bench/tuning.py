@@ -39,7 +39,7 @@ Loss = Callable[[Tensor], Tensor]
 
 def ours(folder: Path, dtype: str, rank: int) -> tuple[Loss, list[Tensor]]:
     """The loss of tokens `[B, T]`, and what learns."""
-    llm = load(folder, dtype=dtype, kernels="reference", device="cpu")
+    llm = load(folder, dtype=dtype, kernels="training", device="cpu")
     adapter = attach(llm, AdapterConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
     llm.model.train()
     return llm.model.loss, list(adapter.parameters())

@@ -28,6 +28,7 @@ from minillm.model.linear import Linear
 from minillm.model.moe import Experts, MoE, Router
 from minillm.model.norm import LayerNorm, Norm, norm
 from minillm.model.residual.block import Block, build
+from minillm.model.residual.per_layer import PerLayerEmbedding, PerLayerInput
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.visibility import Visibility
@@ -186,6 +187,10 @@ def _made(module: nn.Module, changed: Any, model: Decoder, ops: Ops) -> nn.Modul
         return Block(changed, model.spec, ops, module.index)
     if isinstance(module, (Router, Experts)):
         return type(module)(changed, size, ops)
+    if isinstance(module, PerLayerEmbedding):
+        return PerLayerEmbedding(changed, module.tokens, size, ops)
+    if isinstance(module, PerLayerInput):
+        return PerLayerInput(changed, module.index, size, ops)
     return build(changed, size, ops)
 
 

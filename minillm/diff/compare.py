@@ -7,6 +7,7 @@ value or of the root mean square of its row, whichever is larger, as a value nea
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, Router
 from minillm.model.recurrent import GatedDeltaNet
 from minillm.model.residual.block import Block
+from minillm.model.residual.per_layer import PerLayerEmbedding, PerLayerInput
 from minillm.ops.routing import Routing
 
 TRIES = 64  # of a rounding that would send a token elsewhere
@@ -92,8 +94,11 @@ def compare(model: Decoder, trace: Trace, sites: Sequence[Site], tolerance: floa
 
 
 def step_of(model: Decoder, trace: Trace) -> Step:
-    """What all layers share, with the keys and values that some lend to others, made of the reference's inputs."""
-    step = model.step(trace.tokens, None)
+    """What all layers share, with the keys and values that some lend to others, made of the reference's inputs, and
+    what they are told of a token as the reference has it."""
+    step, told = model.step(trace.tokens, None), trace.gave.get("per_layer")
+    if step.per_layer is not None and told is not None:
+        step = dataclasses.replace(step, per_layer=told.to(model.dtype))
     for index in range(len(model.layers)):
         layer: Any = model.layers[index]
         given = trace.given.get(f"layers.{index}.attention")
@@ -123,6 +128,10 @@ def run(model: Decoder, site: Site, trace: Trace, step: Step, module: torch.nn.M
     with played(module, within):
         if isinstance(module, (Block, GroupedQueryAttention, LatentAttention, GatedDeltaNet)):
             return module(x, step, None)
+        if isinstance(module, PerLayerInput):
+            return module(x, step)
+        if isinstance(module, PerLayerEmbedding):
+            return module(x, trace.gave["embedding"].to(model.dtype))
         return _rows(module(x), site)
 
 

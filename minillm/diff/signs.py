@@ -93,9 +93,9 @@ def _permuted(ours: Tensor, theirs: Tensor) -> str | None:
 
 
 def _by_position(ours: Tensor, theirs: Tensor, limit: float) -> list[str]:
-    """Where along a sequence errors `[T]`, relative to the size of a row, begin."""
+    """Where along a sequence errors `[T]`, relative to the size of a row, begin, in any of several streams."""
     size = theirs.square().mean(-1).sqrt().clamp(min=1e-30)
-    wrong = ((ours - theirs).abs().amax(-1) / size > limit).any(0)  # [T]
+    wrong = ((ours - theirs).abs().amax(-1) / size > limit).reshape(*ours.shape[:2], -1).any(-1).any(0)
     first = int(wrong.int().argmax())
     if first == 1 and not wrong[0]:
         return ["right at position 0, wrong later: q, k or their scores (rope, norm, factor, cap, mask), not v"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 LOGITS_AT_ONCE = 2**25  # values: bounds fp32 logits of many positions
 MOST_BEST = 20  # alternatives of a token, as OpenAI's API has them
+GRAMMAR_FAILED = "the grammar failed"  # how an error begins that is a guide's
 
 
 class Guide(Protocol):

@@ -12,7 +12,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from minillm.engine.asked import mask_of
+from minillm.engine.asked import GRAMMAR_FAILED, mask_of
 from minillm.engine.completion import Completion
 from minillm.engine.sampling import History, as_tensors, penalise
 from minillm.model.decoder import Decoder
@@ -95,7 +95,7 @@ class Change:
             if self.assumed:
                 guide.rewind(len(self.assumed))
         except Exception as error:  # of somebody else's code
-            self.row.error = f"the grammar failed: {error}"
+            self.row.error = f"{GRAMMAR_FAILED}: {error}"
             return logits_V
         return logits_V.masked_fill(~allowed_V, float("-inf"))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from minillm.engine.asked import NOTHING, Asked, Guide, Score
+from minillm.engine.asked import GRAMMAR_FAILED, NOTHING, Asked, Guide, Score
 from minillm.engine.inserted import Inserted
 from minillm.engine.sampling import History, Sampling
 from minillm.text.answer import Answer, Chunk
@@ -86,7 +86,7 @@ class Completion:
         try:
             guide.advance(token)
         except Exception as error:  # of somebody else's code: it ends this completion and no other
-            self.error = f"the grammar failed: {error}"
+            self.error = f"{GRAMMAR_FAILED}: {error}"
 
     def flush(self) -> str:
         """The text still held back, when nothing more will come."""

@@ -28,6 +28,7 @@ from minillm.families import (
     ernie4_5_moe,
     exaone,
     exaone4,
+    exaone_moe,
     falcon,
     gemma,
     gemma2,
@@ -49,6 +50,7 @@ from minillm.families import (
     granitemoe,
     helium,
     hunyuan_v1_dense,
+    hunyuan_v1_moe,
     hy_v3,
     internlm2,
     internlm3,
@@ -62,6 +64,7 @@ from minillm.families import (
     mistral,
     mistral3,
     mixtral,
+    mpt,
     olmo,
     olmo2,
     olmo3,
@@ -193,6 +196,9 @@ FAMILIES = {  # by the config's model_type
     "arcee": arcee,
     "hunyuan_v1_dense": hunyuan_v1_dense,
     "ministral3": ministral3,
+    "exaone_moe": exaone_moe,
+    "hunyuan_v1_moe": hunyuan_v1_moe,
+    "mpt": mpt,
 }
 
 HEAD, HEAD_BIAS = "head.weight", "head.bias"
@@ -202,14 +208,11 @@ TIED = f"{SPARE}embedding.weight"  # where a tied head goes
 ALIASES = {
     "num_local_experts": "num_experts",
     "num_experts": "num_local_experts",
-    "n_embd": "hidden_size",
-    "n_embed": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "n_layer": "num_hidden_layers",
-    "num_layers": "num_hidden_layers",
-    "n_head": "num_attention_heads",
+    **dict.fromkeys(("n_embd", "n_embed", "d_model"), "hidden_size"),
+    **dict.fromkeys(("num_heads", "n_head", "n_heads"), "num_attention_heads"),
+    **dict.fromkeys(("n_layer", "num_layers", "n_layers"), "num_hidden_layers"),
+    **dict.fromkeys(("n_positions", "max_seq_len"), "max_position_embeddings"),
     "n_inner": "intermediate_size",
-    "n_positions": "max_position_embeddings",
     "activation_function": "hidden_act",
 }
 

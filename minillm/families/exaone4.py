@@ -26,6 +26,11 @@ RULES = olmo2.RULES
 
 
 def spec(config: Config) -> Decoder:
+    made, norm = common.dense(config, mixers(config)), Norm(config.number("rms_norm_eps"))
+    return common.every_layer(made, attention_norm=None, ffn_norm=None, post_attention_norm=norm, post_ffn_norm=norm)
+
+
+def mixers(config: Config) -> list[GQA]:
     layers, window, span = common.num_layers(config), common.window(config), _span(config)
     windows = common.typed_windows(config, window, [window is not None and (i + 1) % span != 0 for i in range(layers)])
     num_heads, num_kv_heads, head_dim = common.heads(config)
@@ -33,8 +38,7 @@ def spec(config: Config) -> Decoder:
     rope = rotary.rope(config, head_dim)
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, qk_norm=QKNorm(norm))
     ropes = [rope if each or window is None else None for each in windows]
-    made = common.dense(config, common.in_layers(attention, windows, ropes))
-    return common.every_layer(made, attention_norm=None, ffn_norm=None, post_attention_norm=norm, post_ffn_norm=norm)
+    return common.in_layers(attention, windows, ropes)
 
 
 def _span(config: Config) -> int:

@@ -22,12 +22,15 @@ RULES = {
 
 
 def spec(config: Config) -> Decoder:
+    return common.dense(config, [mixer(config)] * common.num_layers(config))
+
+
+def mixer(config: Config) -> GQA:
     config.without_effect(["eod_token_id"])
     num_heads, num_kv_heads, head_dim = common.heads(config)
     bias, norm = config.flag("attention_bias"), QKNorm(Norm(config.number("rms_norm_eps")), turned=True)
     rope = _rope(config, head_dim)
-    attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, out_bias=bias, qk_norm=norm)
-    return common.dense(config, [attention] * common.num_layers(config))
+    return GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, out_bias=bias, qk_norm=norm)
 
 
 def _rope(config: Config, head_dim: int) -> Rope:

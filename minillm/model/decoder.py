@@ -51,8 +51,8 @@ class Decoder(nn.Module):
         size, told, placed = decoder.hidden_size, decoder.per_layer, decoder.embedding.positions
         self.positions = Embedding(placed.count + placed.skipped, size) if placed else None
         self.embedding_norm = norm(decoder.embedding.norm, size, ops)
-        self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
         self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
+        self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
         self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         self.head = None if decoder.tied else Linear(size, len(self.embedding.weight), ops, bias=decoder.head_bias)
@@ -122,13 +122,17 @@ class Decoder(nn.Module):
         return self._through(x_1NE, step, pools)
 
     def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
-        x = x_BTE if self.streams is None else self.streams.parted(x_BTE)
         inserted = None if step.ragged is None else step.ragged.inserted
-        for index, layer in enumerate(self.layers):
-            given = (x, step, None if caches is None else caches[index])
-            x = checkpoint(layer, *given, use_reentrant=False) if self.recomputes else layer(*given)
-            x = x if inserted is None else inserted.deepened(x, index)
-        return self.merged(x)
+
+        def layers(x: Tensor) -> Tensor:
+            for index, layer in enumerate(self.layers):
+                given = (x, step, None if caches is None else caches[index])
+                x = checkpoint(layer, *given, use_reentrant=False) if self.recomputes else layer(*given)
+                x = x if inserted is None else inserted.deepened(x, index)
+            return x
+
+        x = x_BTE if self.streams is None else self.streams.parted(x_BTE)
+        return self.merged(self.ops.ranks.through(x, layers))
 
     def merged(self, x: Tensor) -> Tensor:
         """What the final norm is given, `[B, T, E]`, of what a layer gives."""
@@ -191,7 +195,9 @@ class Decoder(nn.Module):
                 hook.remove()
 
     def logits(self, x_BTE: Tensor) -> Tensor:
-        """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`."""
+        """Final norm and head: hidden states `[B, T, E]` -> logits `[B, T, V]`; of a stage without a head, no value."""
+        if self.spec.embedding.rows == (0, 0):
+            return x_BTE[..., :0]
         return self.project(self.norm(x_BTE))
 
     def project(self, x_BTE: Tensor) -> Tensor:

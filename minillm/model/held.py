@@ -101,8 +101,8 @@ def product(module: nn.Module, leaf: str, ops: Any, x: Tensor, bias: Tensor | No
     if held is None:
         return ops.linear(x, getattr(module, leaf), bias)
     if differentiable(x):
-        y = _Differentiable.apply(x, module, leaf, ops)
-        return y if bias is None else y + bias
+        y: Tensor = _Differentiable.apply(x, bias, module, leaf, ops)
+        return y
     return _in_segments(module, leaf, ops, x, bias)
 
 
@@ -117,11 +117,12 @@ class _Differentiable(torch.autograd.Function):
     a piece at a time, on the way there too where no kernel takes it as it lies."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: nn.Module, leaf: str, ops: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, module: nn.Module, leaf: str, ops: Any) -> Tensor:
         ctx.module, ctx.leaf, ctx.dtype = module, leaf, x.dtype
         if x.device.type == "cpu" and math.prod(held_in(module)[leaf].shape) > PIECE:
-            return torch.cat([ops.linear(x, rows) for rows in _pieces(module, leaf, x.dtype)], dim=-1)
-        return _in_segments(module, leaf, ops, x, None)
+            made = torch.cat([ops.linear(x, rows) for rows in _pieces(module, leaf, x.dtype)], dim=-1)
+            return made if bias is None else made.add_(bias)
+        return _in_segments(module, leaf, ops, x, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,7 +130,7 @@ class _Differentiable(torch.autograd.Function):
         for rows in _pieces(ctx.module, ctx.leaf, ctx.dtype):
             made = dy[..., at : at + len(rows)] @ rows
             total, at = made if total is None else total + made, at + len(rows)
-        return total, None, None, None
+        return total, dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None, None, None
 
 
 def _pieces(module: nn.Module, leaf: str, dtype: torch.dtype) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from minillm.ops import draw, grouped, paged, recurrent, reference, routing
 from minillm.ops.ranks import ALONE, Alone
 from minillm.ops.routing import Routing
 
-Kernels = Literal["auto", "reference", "triton"]
+Kernels = Literal["auto", "reference", "triton", "training"]
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,17 @@ CPU = Ops(experts=grouped.experts)  # without the compiled loops of `ops/cpu/ops
 
 def select(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Ops:
     """The ops for a device and dtype. "auto" takes Triton on a GPU and says so if it cannot; "triton" raises then.
+    "training" is "auto" on a GPU, and on a CPU what gives the same bits at every step.
 
     Raises ValueError for another name, and for "triton" without the package, on a CPU outside Triton's interpreter, or
     with bfloat16 in it.
     """
-    if kernels not in ("auto", "reference", "triton"):
+    if kernels not in get_args(Kernels):
         raise ValueError(f"kernels is {kernels!r}; use auto, reference or triton")
     if kernels == "reference":
         return REFERENCE
+    if kernels == "training" and device.type == "cpu":
+        return _training_ops()
     if kernels == "auto" and device.type != "cuda":
         return _cpu_ops()
     try:
@@ -92,6 +95,13 @@ def _cpu_ops() -> Ops:
 
     memory.keep_memory()
     return Ops(**cpu_ops.OPS, tile=cpu_ops.TILE)
+
+
+def _training_ops() -> Ops:
+    from minillm.ops.cpu import memory, training
+
+    memory.keep_memory()
+    return Ops(**training.OPS)
 
 
 def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from minillm.ops import dense
+
 MOST_LOGITS = 2**26  # 256 MB of fp32
 
 
@@ -53,20 +55,24 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: Any, ignored: int, bias: Any
     ) -> Any:
         count, total, back = (targets != ignored).sum().clamp(min=1), torch.zeros((), device=hidden.device), []
-        size = max(MOST_LOGITS // len(weight), 1)
-        for x, wanted in zip(hidden.split(size), targets.split(size), strict=True):
-            logits = F.linear(x, weight, bias).float()
+        parts = -(-len(hidden) // max(MOST_LOGITS // len(weight), 1)) or 1
+        for x, wanted in zip(hidden.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            logits = dense.product(x, weight, bias).float()
             slope = None
             if softcap is not None:
                 bent = torch.tanh(logits / softcap)
                 logits, slope = softcap * bent, 1 - bent.square()
             real = wanted != ignored
             at = torch.where(real, wanted, 0)[:, None]
-            sums = logits.logsumexp(1, keepdim=True)
-            total += torch.where(real, (sums - logits.gather(1, at))[:, 0], 0).sum()
-            given = logits.sub_(sums).exp_().scatter_add_(1, at, -torch.ones_like(sums)).mul_(real[:, None] / count)
+            most, meant = logits.amax(1, keepdim=True), logits.gather(1, at)
+            # In place, as to make such a tensor takes longer than to fill it. The largest logit tells log sum exp then:
+            # its share is no less than 1 / V.
+            shares = torch.softmax(logits, 1, out=logits)
+            sums = most - shares.amax(1, keepdim=True).log()
+            total += torch.where(real, (sums - meant)[:, 0], 0).sum()
+            given = shares.scatter_add_(1, at, -torch.ones_like(sums))
             given = given if slope is None else given.mul_(slope)
-            back.append(given.to(weight.dtype) @ weight)
+            back.append((given.to(weight.dtype) @ weight).mul_(real[:, None] / count))
         ctx.save_for_backward(torch.cat(back).to(hidden.dtype))
         return total / count
 

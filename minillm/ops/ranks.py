@@ -7,7 +7,7 @@ Shapes: N the values of one rank, which need not be as many as those of another.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from statistics import NormalDist
 from typing import Any
@@ -22,6 +22,7 @@ class Alone:
     """What a model asks of its ranks. Each holds whole all that is not split (`parallel/split.py`)."""
 
     count, rank = 1, 0
+    staged = False  # whether each has some of the layers, not some of each
 
     def total(self, y: Tensor) -> Tensor:
         """The sum over the ranks of what each has computed of the same tensor."""
@@ -30,6 +31,10 @@ class Alone:
     def joined(self, part: Tensor, size: int) -> Tensor:
         """`[..., size]` of each rank's share of the last dimension, side by side."""
         return part
+
+    def through(self, x: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
+        """What all layers make of hidden states, of which these are the ones here."""
+        return layers(x)
 
     def tell(self, what: str, tensors: Sequence[Tensor] = (), **given: Any) -> None:
         """Have the other ranks do what this one does next; `given` is what JSON has."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -53,6 +53,24 @@ def taken(checkpoint: Checkpoint, planned: Plan, wanted: Mapping[str, Wanted]) -
         if found is not None:
             made.stored[tensor], plan.assignments[tensor] = found
     made.nbytes = sum(each.nbytes for each in made.stored.values())
+    return made, plan
+
+
+def staged(
+    checkpoint: Checkpoint, planned: Plan, called: Callable[[str], str | None], hidden_size: int | None
+) -> tuple[Checkpoint, Plan]:
+    """A checkpoint of which only what a stage has is there, by its own names (`stages.name`). A stage that has no
+    embedding is given one without rows, of so many values each, which says of what type the model is."""
+    made, plan = copy.copy(checkpoint), copy.copy(planned)
+    pairs = {tensor: (to, called(to.parameter)) for tensor, to in planned.assignments.items()}
+    plan.assignments = {tensor: replace(to, parameter=own) for tensor, (to, own) in pairs.items() if own is not None}
+    made.stored = {tensor: checkpoint.stored[tensor] for tensor in plan.assignments}
+    made.nbytes = sum(each.nbytes for each in made.stored.values())
+    if hidden_size is not None:
+        tensor = next(tensor for tensor, (to, _) in pairs.items() if to.parameter == "embedding.weight")
+        shape = (0, hidden_size)
+        made.stored[tensor] = Absent(shape, checkpoint.stored[tensor].dtype)
+        plan.assignments[tensor] = replace(pairs[tensor][0], start=0, shape=shape, layout=None, whole=None)
     return made, plan
 
 

@@ -41,16 +41,35 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     """A model over several processes."""
     ranks = "split the model over N processes: N of this machine, or those that torchrun or srun has started"
     made.add_argument("--ranks", metavar="N", type=int, help=ranks)
+    stages = "N processes with some of its layers each, which a slow network and unlike machines are enough for"
+    made.add_argument("--stages", metavar="N", type=int, help=stages)
+    layers = "the layers of each stage (default: by the memory that each has)"
+    made.add_argument("--layers", metavar="N,N", help=layers)
     timeout = "seconds that a rank waits for another in a pass (default: 120)"
     made.add_argument("--rank-timeout", metavar="S", type=float, help=timeout)
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `loading.load` takes of these. Raises ValueError for one without effect."""
-    if arguments.rank_timeout is not None and arguments.ranks is None:
-        raise ValueError("--rank-timeout is of several ranks; give --ranks too")
-    given = {name: getattr(arguments, name) for name in ("ranks", "rank_timeout")}
+    if arguments.rank_timeout is not None and processes(arguments) is None:
+        raise ValueError("--rank-timeout is of several processes; give --ranks or --stages too")
+    given = {name: getattr(arguments, name) for name in ("ranks", "stages", "layers", "rank_timeout")}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def processes(arguments: argparse.Namespace) -> int | None:
+    """How many a command asks for; None where it does not say. Raises ValueError for ranks and stages together."""
+    return counted(arguments.ranks, arguments.stages, arguments.layers)
+
+
+def counted(ranks: int | None, stages: int | None, layers: str | None) -> int | None:
+    """How many processes these ask for; None for none of them. Raises ValueError for what does not go together."""
+    parts = None if layers is None else layers.count(",") + 1
+    if ranks not in (None, 1) and (stages not in (None, 1) or layers is not None):
+        raise ValueError("--ranks and --stages do not go together yet: give one of them")
+    if stages not in (None, 1) and parts not in (None, stages):
+        raise ValueError(f"--stages is {stages} and --layers has {parts} numbers; leave --stages out")
+    return parts or (stages if ranks in (None, 1) and stages is not None else ranks)
 
 
 class Place(NamedTuple):
@@ -153,7 +172,9 @@ def _end(made: Sequence[subprocess.Popen[bytes]]) -> None:
         each.wait()
 
 
-def join(count: int, device: torch.device, timeout: float = TIMEOUT) -> tuple[Alone, torch.device]:
+def join(
+    count: int, device: torch.device, timeout: float = TIMEOUT, kind: type[Ranks] = Ranks
+) -> tuple[Alone, torch.device]:
     """The ranks that this process is one of, and its device: of several GPUs the one with its number. Raises ValueError
     where nothing has started so many."""
     if count == 1:
@@ -169,7 +190,7 @@ def join(count: int, device: torch.device, timeout: float = TIMEOUT) -> tuple[Al
             raise ValueError(f"rank {found.rank} is number {found.local} on {there}; start fewer")
         device = torch.device("cuda", found.local)
         torch.cuda.set_device(device)
-    return Ranks(found.rank, count, device, found.store, timeout), device
+    return kind(found.rank, count, device, found.store, timeout), device
 
 
 def elsewhere(count: int | None, command: str, argv: Sequence[str] | None, load: Callable[[], Any]) -> int | None:

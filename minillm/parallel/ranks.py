@@ -63,6 +63,13 @@ class Ranks(Alone):
         if rank == 0:
             atexit.register(self._end)
 
+    def all_of(self, number: int) -> list[int]:
+        """The number that each rank gives."""
+        found = [torch.empty(1, dtype=torch.int64) for _ in range(self.count)]
+        with self._or_end():
+            dist.all_gather(found, torch.tensor([number]))
+        return [int(each) for each in found]
+
     def agreed(self, mark: str) -> None:
         """Raise ValueError where ranks do not have the same to begin with, of which `mark` is a digest."""
         found: Any = [torch.empty(64, dtype=torch.uint8) for _ in range(self.count)]
@@ -195,3 +202,32 @@ class Ranks(Alone):
         """Let the others go, as this process ends."""
         self.tell("end")
         dist.destroy_process_group()
+
+
+class Stages(Ranks):
+    """The same where each has some of the layers (`stages.py`): hidden states go around."""
+
+    staged = True
+
+    def total(self, y: Tensor) -> Tensor:
+        return y
+
+    def joined(self, part: Tensor, size: int) -> Tensor:
+        return part
+
+    def through(self, x: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.rank:
+            self._done(self._receive, x)
+        y = layers(x).contiguous()
+        self._done(self._send, y)
+        if self.rank == 0:
+            self._done(self._receive, y := torch.empty_like(y))
+        return y
+
+    def _send(self, y: Tensor) -> None:
+        with self._or_end():
+            dist.send(y, (self.rank + 1) % self.count, group=self.data)
+
+    def _receive(self, into: Tensor) -> None:
+        with self._or_end():
+            dist.recv(into, (self.rank - 1) % self.count, group=self.data)

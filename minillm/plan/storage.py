@@ -9,9 +9,11 @@ is only counted: what it takes is for the index or the files to tell.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,15 +207,20 @@ def _matrices(model: Decoder) -> set[str]:
     return {name for name in found if not name.startswith(("embedding.", "head."))}
 
 
-def _pattern(listed: str) -> str:
-    """An entry of such a list; a simple regular expression ("re:.*gate$") as a pattern."""
+def _patterns(listed: str) -> Iterator[str]:
+    """An entry of such a list; a simple regular expression ("re:.*gate$") as a pattern, "re:.*(up|down)_proj$" as one
+    for each choice."""
     if not listed.startswith("re:"):
-        return listed
-    found = listed.removeprefix("re:").removeprefix("^").replace("\\.", "\0").replace(".*", "*").replace(".", "?")
-    found = found.removesuffix("$") if found.endswith("$") else f"{found}*"
-    if set(found) & set("\\[](){}|+^$"):
-        raise ValueError(f"which of its tensors are plain is not known: {listed[:60]!r} says so")
-    return found.replace("\0", ".")
+        yield listed
+    elif listed.count("(") < 4 and (choice := re.search(r"\((\w+(?:\|\w+)*)\)(?![?*+{])", listed)):
+        for each in choice[1].split("|"):
+            yield from _patterns(f"{listed[: choice.start()]}{each}{listed[choice.end() :]}")
+    else:
+        found = listed.removeprefix("re:").removeprefix("^").replace("\\.", "\0").replace(".*", "*").replace(".", "?")
+        found = found.removesuffix("$") if found.endswith("$") else f"{found}*"
+        if set(found) & set("\\[](){}|+^$"):
+            raise ValueError(f"which of its tensors are plain is not known: {listed[:60]!r} says so")
+        yield found.replace("\0", ".")
 
 
 def lists_modules(section: Section) -> bool:
@@ -224,7 +231,8 @@ def lists_modules(section: Section) -> bool:
 def _spared(section: Section) -> Callable[[str], bool]:
     """Whether a config's list leaves a tensor plain: it names its module, one around it, or the end, or a pattern."""
     lists = [section.get(key) for key in SPARED]
-    listed = {_pattern(str(each)) for some in lists if isinstance(some, list) for each in some}
+    entries = itertools.chain.from_iterable(each for each in lists if isinstance(each, list))
+    listed = set(itertools.chain.from_iterable(_patterns(str(each)) for each in entries))
     patterns = [each for each in listed if "*" in each]
     if len(patterns) > MAX_PATTERNS:
         raise ValueError(f"which of its tensors are plain is not known: {len(patterns)} patterns say so")

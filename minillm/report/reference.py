@@ -61,6 +61,8 @@ def understood(values: Mapping[str, Any]) -> dict[str, Any]:
     made = {**known(values), "model_type": values["model_type"], **NO_TOKENS}
     if isinstance(section := values.get("text_config"), dict):
         made["text_config"] = {**known(section), **NO_TOKENS}
+    if isinstance(section := values.get("attn_config"), dict):
+        made["attn_config"] = known(section)
     if isinstance(section := values.get("vision_config"), dict):
         made["vision_config"] = {key: section[key] for key in VISION if isinstance(section.get(key), (int, float))}
     if config.quantization(values) and isinstance(section := values["quantization_config"], dict):

@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     if (
         code := launch.elsewhere(
-            arguments.ranks, "serve", argv, lambda: load(**cli.model_options(arguments), **launch.options(arguments))
+            launch.processes(arguments),
+            "serve",
+            argv,
+            lambda: load(**cli.model_options(arguments), **launch.options(arguments)),
         )
     ) is not None:
         return code
@@ -154,7 +157,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{flag.replace('_', '-')} is {getattr(arguments, flag)}, it must be at least 0")
     one = [
         each
-        for each in ("weights", "revision", "adapter", "served_model_name", "ranks")
+        for each in ("weights", "revision", "adapter", "served_model_name", "ranks", "stages", "layers")
         if getattr(arguments, each) is not None
     ]
     if arguments.models is not None and one:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from minillm.engine.asked import Score
+from minillm.engine.asked import GRAMMAR_FAILED, Score
 from minillm.engine.batching.threaded import Ticket
 from minillm.engine.completion import Completion
 from minillm.serve.answers.guarding import Guarded
@@ -115,6 +115,9 @@ class Choice:
 
 def failed(row: Completion, error: str | None) -> Refusal:
     """Why an answer has no end. What a step raised is for the log only."""
+    if error is not None and error.startswith(GRAMMAR_FAILED):  # some limits are met only while it is written
+        said = "the grammar of this request was too much to follow; ask for a smaller schema or fewer tools"
+        return Refusal(400, said, "grammar_failed")
     if error is not None:
         return Refusal(500, "the engine could not go on with this request; the server's log says why", "engine_error")
     if row.finish_reason == "deadline":

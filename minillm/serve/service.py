@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from minillm.engine.batching.threaded import Busy
 from minillm.engine.completion import Completion, Prompt
-from minillm.llm import DEFAULT_NEW_TOKENS
+from minillm.llm import DEFAULT_NEW_TOKENS, LLM
 from minillm.serve import fields, prompts
 from minillm.serve.answering import Answer, Choice, Job
 from minillm.serve.answers import grammar
@@ -175,9 +175,17 @@ def prepare(served: Served, asked: Asked, settings: Settings) -> Groups:
         if not ids or len(ids) * asked.n > MAX_PROMPTS:
             said = f"{len(ids)} prompts × n {asked.n} answers, from 1 to {MAX_PROMPTS} are allowed"
             raise Refusal(400, said, "invalid_value", "prompt")
+        _drop_idle(served.llm, asked)
         return [_rows(served, asked, each) for each in ids]
     except ValueError as error:
         raise Refusal(400, str(error).replace(str(served.llm.folder), served.name), "invalid_value") from None
+
+
+def _drop_idle(llm: LLM, asked: Asked) -> None:
+    """Leave out what has no effect where the checkpoint is greedy by itself: the log says so, not a line beside it."""
+    if llm.sampling(temperature=asked.options.get("temperature")).temperature == 0:
+        names = ("top_p", "top_k", "min_p", "seed")
+        asked.idle += [name for name in names if asked.options.pop(name, None) is not None]
 
 
 def _rows(served: Served, asked: Asked, given: Prompt) -> tuple[list[Completion], list[Reader]]:

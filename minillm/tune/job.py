@@ -19,6 +19,7 @@ from minillm.guard.screen import note, printable
 from minillm.guard.writing import asked_to_stop
 from minillm.llm import LLM
 from minillm.loading import load
+from minillm.ops import Kernels
 from minillm.report.measure import peak_memory
 from minillm.tune import budget, learner, report, state
 from minillm.tune.budget import size
@@ -38,9 +39,7 @@ def run(prepared: Prepared) -> int:
     a, output = prepared.arguments, Path(prepared.arguments.output)
     _refuse_other(output)
     budget.refuse(prepared.needed, prepared.device)
-    on_cpu = prepared.device.type == "cpu"  # where loops that are compiled meanwhile would change what a run gives
-    options = {**cli.model_options(a), "kernels": "reference" if on_cpu else a.kernels}
-    llm = load(**options, progress=cli.progress_bar("loading"))
+    llm = load(**{**cli.model_options(a), "kernels": _kernels(a)}, progress=cli.progress_bar("loading"))
     learning = _learner(llm, a)
     made = _run(prepared, llm, learning)
     output.mkdir(parents=True, exist_ok=True)
@@ -65,6 +64,11 @@ def run(prepared: Prepared) -> int:
     state.save(output, learning.named, made.optimizer, made.progress, prepared.asked())
     _finish(prepared, made, learning, log)
     return 0
+
+
+def _kernels(a: argparse.Namespace) -> Kernels:
+    """Of "auto" not the loops that are compiled meanwhile, which would change what a run gives."""
+    return "training" if a.kernels == "auto" else a.kernels
 
 
 def _refuse_other(output: Path) -> None:
@@ -101,7 +105,7 @@ def _run(prepared: Prepared, llm: LLM, learning: Learner) -> Run:
 def _objective(prepared: Prepared, llm: LLM, learning: Learner) -> Objective:
     a = prepared.arguments
     if a.teacher:
-        teacher = load(a.teacher, a.dtype, a.device, "reference" if llm.device.type == "cpu" else a.kernels)
+        teacher = load(a.teacher, a.dtype, a.device, _kernels(a))
         sizes = [each.spec.vocab_size for each in (llm, teacher)]
         words = [each.tokenizer and each.tokenizer.encode("The 3 owls, 日本; naïve?") for each in (llm, teacher)]
         if sizes[0] != sizes[1] or words[0] != words[1]:

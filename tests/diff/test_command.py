@@ -130,6 +130,30 @@ def test_another_spec_is_the_cause(mixture: Path, tmp_path: Path, capsys: pytest
         assert found["causes"][0].startswith("top_k is")
 
 
+@pytest.mark.parametrize(
+    ("row", "tensor", "module"),
+    [
+        ("gemma3n", "per_layer_model_projection.weight", "per_layer.model"),
+        ("gemma3n", "embed_tokens_per_layer.weight", "per_layer.embedding"),
+        ("gemma3n", "layers.1.per_layer_input_gate.weight", "layers.1.per_layer.gate"),
+        ("gemma3n", "layers.1.altup.correct_output_scale", "layers.1"),
+        ("gemma3n", "layers.1.laurel.linear_left.weight", "layers.1.low_rank.down"),
+        ("gemma4", "per_layer_projection_norm.weight", "per_layer.norm"),
+    ],
+)
+def test_another_weight_is_found_beside_attention_and_mlp(
+    row: str, tensor: str, module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In what layers are told of a token, in streams, in a product of low rank: modules that take more than a row."""
+    tiny.save(tmp_path / "one", *tiny.ROWS[row])
+    other = Path(shutil.copytree(tmp_path / "one", tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    tensors[f"model.{tensor}"] *= 1.5
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    found = reported(capsys, "--weights", str(tmp_path / "one"), "--against", str(other))
+    assert found["first_divergence"] == module
+
+
 def test_low_precision_is_said_to_hide(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert diff.main(["--weights", str(mixture), "--kernels", "reference", "--dtype", "bfloat16"]) == 0
     assert "in bfloat16 that is 50% of a row's size: compare in float32 to be sure" in capsys.readouterr().out
@@ -138,7 +162,7 @@ def test_low_precision_is_said_to_hide(mixture: Path, capsys: pytest.CaptureFixt
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("row", ["granite", "gpt2"])
+@pytest.mark.parametrize("row", ["granite", "gpt2", "gemma3n", "gemma4", "qwen3_next"])
 def test_every_module_agrees_with_itself(row: str, tmp_path: Path) -> None:
     """What no hook sees is put together as the model does it: sums with their factors, tables that take tokens."""
     tiny.save(tmp_path, *tiny.ROWS[row])

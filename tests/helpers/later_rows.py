@@ -118,6 +118,20 @@ LATER: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": ROPES["linear"],
         },
     ),
+    "falcon-groups": (
+        "falcon",
+        {**FALCON, "num_key_value_heads": None, "new_decoder_architecture": True, "num_kv_heads": 3},
+    ),
+    "falcon-one norm": (
+        "falcon",
+        {
+            **FALCON,
+            "num_key_value_heads": None,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+            "num_ln_in_parallel_attn": 1,
+        },
+    ),
     "mellum": ("mellum", {**EXPERTS, "head_dim": 16, "sliding_window": 5, "layer_types": WINDOWS}),
     "mellum-mixed": (
         "mellum",

@@ -70,6 +70,16 @@ def grouped(config: dict[str, Any], groups: int = 2, **more: st.SearchStrategy[A
     return fine(config["num_hidden_layers"], groups, **routed, **more)
 
 
+@st.composite
+def falcon(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    absent = {"num_key_value_heads": None, "intermediate_size": None, "ffn_hidden_size": draw(st.integers(3, 70))}
+    if not draw(FLAG):
+        return absent
+    kv_heads, norms = config["num_key_value_heads"], draw(st.sampled_from((None, 1, 2)))
+    grouped = {"new_decoder_architecture": True, "num_kv_heads": kv_heads, "num_ln_in_parallel_attn": norms}
+    return {**absent, **grouped}
+
+
 LATER: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "glm": lambda c: mappings(attention_bias=FLAG, head_dim=own(c), rope_parameters=partial_ropes(c)),
     "glm4": lambda c: mappings(attention_bias=FLAG, head_dim=own(c), rope_parameters=partial_ropes(c)),
@@ -100,9 +110,7 @@ LATER: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "starcoder2": lambda c: mappings(sliding_window=st.none() | WINDOW, use_bias=FLAG),
     "stablelm": lambda c: mappings(use_qkv_bias=FLAG, use_parallel_residual=FLAG, rope_parameters=partial_ropes(c)),
     "gptj": short,
-    "falcon": lambda c: mappings(
-        num_key_value_heads=st.none(), intermediate_size=st.none(), ffn_hidden_size=st.integers(3, 70)
-    ),
+    "falcon": lambda c: falcon(c),
     "mellum": lambda c: experts(
         moe_intermediate_size=st.integers(1, 40),
         norm_topk_prob=FLAG,

@@ -18,6 +18,8 @@ WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 ALPHA = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 1.0, "alpha": 50.0}
 WARM = {**YARN, "rope_theta": 500.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}
 OPT = {**PLAIN, "ffn_dim": 80, "max_position_embeddings": 100}
+MPT = {**PLAIN, "max_seq_len": 128, "rms_norm_eps": None, "layer_norm_epsilon": 1e-2}
+EXAONE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 12}
 
 PLACED: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"num_hidden_layers": 5}),
@@ -61,6 +63,24 @@ PLACED: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral3": ("ministral3", {"head_dim": 12, "rope_parameters": WARM}),
     "mistral3-ministral3": ("mistral3", {"model_type": "ministral3", "head_dim": 12, "rope_parameters": WARM}),
     "exaone4-window": ("exaone4", {"num_hidden_layers": 5, "sliding_window": 5}),
+    "exaone_moe": ("exaone_moe", {**EXAONE, "sliding_window": 5, "num_hidden_layers": 5}),
+    "exaone_moe-groups": (
+        "exaone_moe",
+        {
+            **EXAONE,
+            "num_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_shared_experts": 2,
+            "norm_topk_prob": False,
+            "sliding_window": 7,
+            "layer_types": WINDOWS,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+        },
+    ),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", {"head_dim": 12, "num_experts": 5, "moe_topk": 3}),
+    "mpt": ("mpt", {**MPT, "attn_config": {"clip_qkv": 1.5}}),
+    "mpt-scale": ("mpt", {**MPT, "num_attention_heads": 8, "attn_config": {"softmax_scale": 0.2}}),
     "opt": ("opt", OPT),
     "opt-plain": (
         "opt",

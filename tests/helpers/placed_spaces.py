@@ -53,6 +53,10 @@ def turns(config: dict[str, Any]) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(0, 1), min_size=layers, max_size=layers)
 
 
+def topk(drawn: dict[str, Any]) -> dict[str, Any]:
+    return {"moe_topk": drawn.pop("num_experts_per_tok"), **drawn}
+
+
 PLACED: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "smollm3": lambda c: mappings(
         no_rope_layers=turns(c), use_sliding_window=FLAG, sliding_window=WINDOW, attention_bias=FLAG, mlp_bias=FLAG
@@ -81,6 +85,25 @@ PLACED: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "arcee": lambda c: mappings(head_dim=HEAD_DIM, attention_bias=FLAG, mlp_bias=FLAG),
     "hunyuan_v1_dense": lambda c: mappings(head_dim=own(c), attention_bias=FLAG),
     "ministral3": warm,
+    "exaone_moe": lambda c: experts(
+        moe_intermediate_size=st.integers(1, 40),
+        num_shared_experts=st.integers(1, 3),
+        routed_scaling_factor=st.floats(0.5, 4.0),
+        norm_topk_prob=FLAG,
+        head_dim=HEAD_DIM,
+        sliding_window=WINDOW,
+        layer_types=layer_types(c),
+        first_k_dense_replace=st.integers(0, c["num_hidden_layers"]),
+    ),
+    "hunyuan_v1_moe": lambda c: experts(head_dim=own(c), attention_bias=FLAG).map(topk),
+    "mpt": lambda c: mappings(
+        num_key_value_heads=st.none(),
+        intermediate_size=st.none(),
+        rms_norm_eps=st.none(),
+        max_seq_len=st.just(128),
+        layer_norm_epsilon=EPS,
+        attn_config=mappings(clip_qkv=st.none() | st.floats(0.3, 3.0), softmax_scale=st.none() | st.floats(0.1, 0.6)),
+    ),
     "exaone4": lambda c: (
         WINDOW.flatmap(lambda window: mappings(sliding_window=st.just(window), layer_types=layer_types(c)))
         | mappings(sliding_window=st.none(), layer_types=st.just(["full_attention"] * c["num_hidden_layers"]))

@@ -95,5 +95,15 @@ SIZES: dict[str, Size] = {
     "Ministral-3-3B-2512": ("ministral3", sizes(131072, 3072, 9216, 26, 32, 8, **WIDE, **TIED), "3.4"),
     "Ministral-3-8B-2512": ("ministral3", sizes(131072, 4096, 14336, 34, 32, 8, **WIDE), "8.4"),
     "Ministral-3-14B-2512": ("ministral3", sizes(131072, 5120, 16384, 40, 32, 8, **WIDE), "13.5"),
+    "K-EXAONE-236B-A23B": (
+        "exaone_moe", sizes(153600, 6144, 18432, 48, 64, 8, **WIDE, moe_intermediate_size=2048, num_experts=128), "236"
+    ),
+    "Hunyuan-A13B": (
+        "hunyuan_v1_moe", sizes(128167, 4096, 3072, 32, 32, 8, **WIDE, **TIED, num_experts=64, moe_topk=8), "80"
+    ),
+    "mpt-7b": ("mpt", sizes(50432, 4096, None, 32, 32), 6_649_286_656),
+    "falcon-40b": (
+        "falcon", sizes(65024, 8192, None, 60, 128, new_decoder_architecture=True, num_kv_heads=8), 41_303_293_952
+    ),
     "Baichuan-7B": ("baichuan", sizes(64000, 4096, 11008, 32, 32), 7_000_559_616),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from minillm.engine.batching.request import Request
+from minillm.engine.batching.room import SIZE
+from minillm.engine.batching.store import Store
+from minillm.families import resolve
 from minillm.model.cache import Cache
 from minillm.model.costs import state_bytes
+from minillm.model.pools import Group, Pools
 from minillm.model.states import StateCache
 from minillm.ops import recurrent
 from minillm.spec import GQA, Decoder, GatedDeltaNet, GatedMLP, Layer, Norm, Rope
+from tests.helpers.hybrid_rows import HYBRID as HYBRID_ROWS
 from tests.helpers.recurrent_problems import in_order
+from tests.helpers.sizes import BASE
 from tests.helpers.specs import EXACT, build, random_tokens
 
 # fp32 against fp64, of values of size 1 or relative to larger ones; the largest seen over 400 problems was 1.5e-6.
 RULE = 5e-6
-NORM = Norm(1e-5)
+NORM, CPU = Norm(1e-5), torch.device("cpu")
 DELTA = GatedDeltaNet(2, 4, 5, 3, 4, Norm(0.1))
 
 
@@ -79,6 +87,50 @@ def test_a_state_is_as_large_behind_any_number_of_positions(capacity: int) -> No
     held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.state, layer.inputs))
     assert held == state_bytes(spec, 4) == 2 * (2 * 4 * 4 * 5 * 3 + 4 * 4 * (4 * 5 + 4 * 3))
     assert all(layer.state.dtype == torch.float32 for layer in Cache(spec, 1, 9, torch.bfloat16).layers)
+
+
+class Counted:
+    """Blocks of the engine, without their memory."""
+
+    def __init__(self, blocks: dict[Group, int]):
+        self.blocks = blocks
+
+    def copy(self, group: Group, source: int, target: int) -> None:
+        pass
+
+    def clear(self, block: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("row", HYBRID_ROWS)
+def test_memory_of_recurrent_layers_is_constant_in_length(row: str) -> None:
+    """Of every family that has some: in a cache, and in the engine's blocks; that of the other layers grows."""
+    family, overrides = HYBRID_ROWS[row]
+    spec, _, _ = resolve({**BASE, **overrides, "model_type": family})
+    bytes_of = {}
+    for length in (64, 4096):
+        recurrent, others = (
+            sum(each.nbytes for layer in layers for each in vars(layer).values() if isinstance(each, Tensor))
+            for layers in sorted_by_kind(Cache(spec, 1, length, torch.bfloat16).layers)
+        )
+        store = Store(build(spec), Counted({"state": 4, None: 1024}), piece=64)
+        request = Request(None)  # type: ignore[arg-type]
+        assert store.grow(request, length)
+        pools = Pools(spec, {group: len(table) for group, table in request.tables.items()}, SIZE, torch.bfloat16, CPU)
+        pooled = sum(layer.state.nbytes + layer.inputs.nbytes for layer in pools.of("state"))
+        bytes_of[length] = recurrent, pooled, others, sum(layer.k.nbytes for layer in pools.of(None))
+    short, long = bytes_of[64], bytes_of[4096]
+    assert short[:2] == long[:2]
+    assert 0 < short[0] == short[1] == state_bytes(spec, 2)
+    assert long[2] == 64 * short[2]
+    assert long[3] == 64 * short[3]
+
+
+def sorted_by_kind(layers: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Those with a state, and the others."""
+    return [each for each in layers if isinstance(each, StateCache)], [
+        each for each in layers if not isinstance(each, StateCache)
+    ]
 
 
 @torch.no_grad()

@@ -10,14 +10,24 @@ import pytest
 import torch
 
 import minillm
-from minillm.parallel import split
+from minillm.parallel import split, stages
 from minillm.spec import Decoder as Spec
 from tests.helpers import tiny
-from tests.parallel.threads import in_threads, led, share
+from tests.parallel.threads import Stage, in_threads, led, share
 
 AGREES = 2e-5
 TOKENS = torch.tensor([[3, 17, 5, 60, 41, 8, 2, 33, 12]])
 PROMPT = [3, 17, 5, 60]
+
+
+def line(spec: Spec) -> list[tuple[int, int]]:
+    """Two stages, cut where a model can be."""
+    for cut in range(1, len(spec.layers)):
+        spans = [(0, cut), (cut, len(spec.layers))]
+        with contextlib.suppress(ValueError):
+            stages.check(spec, spans)
+            return spans
+    return []
 
 
 def most(spec: Spec) -> int:
@@ -45,3 +55,27 @@ def test_a_family_over_ranks(family: str, tmp_path: Path) -> None:
         assert (logits - expected).abs().max() <= AGREES
     how = {"prompt_ids": PROMPT, "max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
     assert led(tmp_path, ranks, lambda llm: llm.generate(**how).token_ids) == text
+    if spans := line(one.spec):
+        layers = ",".join(str(end - first) for first, end in spans)
+        assert led(tmp_path, 2, lambda llm: llm.generate(**how).token_ids, Stage, layers=layers) == text
+    else:
+        assert family in UNCUT
+
+
+# Two layers of two kinds, or layers that are given more than hidden states, or another's keys.
+UNCUT = {
+    "cohere2",
+    "gemma3_text",
+    "gemma3n_text",
+    "gemma4_text",
+    "gemma4_unified_text",
+    "gpt_neo",
+    "gpt_oss",
+    "mellum",
+    "olmo3",
+    "olmo_hybrid",
+    "qwen2_5_vl",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+}

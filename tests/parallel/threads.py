@@ -26,6 +26,7 @@ class Meeting:
     def __init__(self, count: int):
         self.barrier = threading.Barrier(count, timeout=60)
         self.brought: list[Any] = [None] * count
+        self.hidden: list[queue.SimpleQueue[Tensor]] = [queue.SimpleQueue() for _ in range(count)]
         self.words: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(count)]
 
 
@@ -66,6 +67,24 @@ class Thread(Alone):
         return made
 
 
+class Stage(Thread):
+    """One with some of the layers."""
+
+    staged = True
+    total, joined = Alone.total, Alone.joined
+
+    def through(self, x: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
+        def passed() -> Tensor:
+            return self.meeting.hidden[self.rank].get(timeout=60)
+
+        y = layers(passed() if self.rank else x)
+        self.meeting.hidden[(self.rank + 1) % self.count].put(y.clone())
+        return y if self.rank else passed()
+
+    def all_of(self, number: int) -> list[int]:
+        return [number] * self.count
+
+
 def share(folder: Path, rank: Thread, **options: Any) -> LLM:
     """What a rank loads of a checkpoint."""
     laid = lay_out(folder, **{"dtype": "float32", "device": "cpu", "kernels": "reference", **options}, ranks=rank)
@@ -77,7 +96,7 @@ def share(folder: Path, rank: Thread, **options: Any) -> LLM:
     return LLM(laid.folder, laid.values, laid.model, laid.device)
 
 
-def led(folder: Path, count: int, work: Callable[[LLM], Any], **options: Any) -> Any:
+def led(folder: Path, count: int, work: Callable[[LLM], Any], kind: type[Thread] = Thread, **options: Any) -> Any:
     """What `work` gives with the first rank, which the others follow."""
 
     def each(rank: Thread) -> Any:
@@ -89,14 +108,14 @@ def led(folder: Path, count: int, work: Callable[[LLM], Any], **options: Any) ->
         finally:
             rank.tell("end")
 
-    return in_threads(count, each)[0]
+    return in_threads(count, each, kind)[0]
 
 
-def in_threads(count: int, work: Callable[[Thread], Any]) -> list[Any]:
+def in_threads(count: int, work: Callable[[Thread], Any], kind: type[Thread] = Thread) -> list[Any]:
     """What `work` returns for each rank."""
     meeting = Meeting(count)
     with ThreadPoolExecutor(count) as pool:
-        waiting = [pool.submit(_or_broken, work, Thread(meeting, rank)) for rank in range(count)]
+        waiting = [pool.submit(_or_broken, work, kind(meeting, rank)) for rank in range(count)]
         return [each.result() for each in waiting]
 
 

@@ -6,12 +6,14 @@ import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 
 from minillm.loading import load
+from minillm.model import ffn
 from tests.conftest import shared
 from tests.families.gguf.variants import VARIANTS
 from tests.helpers import tiny
@@ -105,15 +107,23 @@ for path in json.loads(sys.argv[2]):
     np.save(path + ".npy", np.array(model.scores[: model.n_tokens]))
 """
 # llama.cpp has GELU in a table of fp16.
-ROUNDED = ("gemma", "gemma2", "gemma3", "gemma4", "phi2", "gptneox", "falcon", "starcoder2")
+ROUNDED = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "phi2", "gptneox", "falcon", "starcoder2")
 # Where tiny sizes tell nothing, or fp16 is among what it computes with: recurrent layers have their test above.
-NOT_COMPARED = ("gemma3n", "gpt-oss", "qwen2vl", "qwen3next", "qwen35", "qwen35moe")
+NOT_COMPARED = ("gpt-oss", "qwen2vl", "qwen3next", "qwen35", "qwen35moe")
 LONG = "phi3 long"  # whose factors it takes by the size of its context
 RUN = [each for each in VARIANTS if VARIANTS[each][0] not in NOT_COMPARED and each not in (*NOT_RUN, LONG)]
 
 
-def test_llama_cpp_computes_the_same(tmp_path: Path) -> None:
+def of_samples(x: torch.Tensor, share: float) -> torch.Tensor:
+    """`above_quantile` as llama.cpp has it: squares divided by one less than there are values. At 16,384 of them, as
+    published, it is the same but for 3e-5 of the deviation; here it decides which of 80 values are kept."""
+    cut = x.mean(-1, keepdim=True) + NormalDist().inv_cdf(share) * x.std(-1, correction=1, keepdim=True)
+    return (x - cut).clamp(min=0)
+
+
+def test_llama_cpp_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The logits of tiny models in fp32."""
+    monkeypatch.setattr(ffn, "above_quantile", of_samples)
     python, ids = llama_python(), [3, 17, 9, 5, 42, 7, 60, 11, 2, 90, 33, 21]
     paths = {}
     for i, variant in enumerate(RUN):

@@ -29,7 +29,7 @@ def guarded(llm: minillm.LLM) -> Iterator[Running]:
         Entry(name="bert", key=LIMITED, requests_per_minute=2, tokens_per_minute=500),
         Entry(name="carl", key="sk-secret-of-carl", requests_per_minute=3),
     ]
-    made = Running(serve(llm), Keys(entries))
+    made = Running(serve(llm), Keys(entries, lambda: 0.0))  # time stands still: what is used does not come back
     yield made
     made.stop()
     made.service.close()
@@ -83,6 +83,7 @@ def test_limits_are_told_and_kept(guarded: Running) -> None:
         found = guarded.post("/v1/chat/completions", CHAT, headers=headers)
         assert found.status_code == 200
         assert int(found.headers["x-ratelimit-remaining-requests"]) == left
+        assert found.headers["x-ratelimit-reset-requests"] == f"{30 * (2 - left):.3f}s"
         assert 400 < int(found.headers["x-ratelimit-remaining-tokens"]) < 500  # what is reserved is not left
     found = guarded.post("/v1/chat/completions", CHAT, headers=headers)
     assert found.status_code == 429

@@ -116,6 +116,21 @@ def test_a_least_length_beyond_the_most(server: Running) -> None:
     assert "min_tokens is 9, and at most 8" in beyond.json()["error"]["message"]
 
 
+def test_what_a_greedy_checkpoint_does_not_look_at_is_in_the_log(
+    server: Running, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And not in a line of its own beside those of JSON."""
+    server.log.clear()
+    body = {"prompt": "x", "max_tokens": 1, "top_p": 0.5, "seed": 3, "n": 2}
+    assert server.post("/v1/completions", body).status_code == 200
+    assert server.idle()
+    assert server.log[-1]["idle"] == ["top_p", "seed"]
+    assert server.post("/v1/completions", {**body, "temperature": 1}).status_code == 200
+    assert server.idle()
+    assert "idle" not in server.log[-1]
+    assert "without effect" not in capfd.readouterr().err
+
+
 def test_ollama_takes_zero_for_no_limit(server: Running) -> None:
     """As its runner does, whose limit is one where num_predict > 0."""
     counts = []

@@ -117,7 +117,7 @@ def test_large_matrices_are_dequantised_in_pieces(name: str, monkeypatch: pytest
     monkeypatch.setattr(held, "PIECE", 5_000)
     _, found = gradients(pieces)
     worst = max(float((found[key] - each).abs().max() / each.abs().max()) for key, each in wanted.items())
-    assert 0 < worst < 5e-6  # measured: 2.7e-6
+    assert 0 < worst < 1e-5  # measured: 2.7e-6 and 6.5e-6 on two machines
 
 
 def test_there_are_forms_of_all_kinds() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,16 @@ def test_the_older_file_format(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save(stored, tmp_path / "pytorch_model.bin")
     assert torch.equal(minillm.load(tmp_path).model(tokens(1, 9)), minillm.load(pair[0]).model(tokens(1, 9)))
+
+
+def test_another_name_of_the_same_numbers(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """As MiniMax publishes it."""
+    folder = Path(shutil.copytree(pair[0], tmp_path / "other"))
+    section = {**json.loads((folder / "config.json").read_text())["quantization_config"], "fmt": "float8_e4m3fn"}
+    tiny.edit_config(folder, quantization_config=section)
+    ours, theirs = (minillm.load(each, "float32").model for each in (folder, pair[0]))
+    with torch.no_grad():
+        assert torch.equal(ours(tiny.tokens(60, 1, 9)), theirs(tiny.tokens(60, 1, 9)))
 
 
 def test_the_dtype_is_that_of_the_other_tensors(pair: tuple[Path, Path], tmp_path: Path) -> None:

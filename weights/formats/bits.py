@@ -21,7 +21,7 @@ def unpacked(words: Tensor, bits: int, count: int, dtype: torch.dtype = torch.in
 
 def _of_bytes(words: Tensor, bits: int, count: int) -> Tensor:
     """The same where no number lies across bytes."""
-    stored = words.contiguous().view(torch.uint8)
+    stored = words.contiguous().view(-1).view(torch.uint8).view(len(words), -1)  # one column may have any stride
     return torch.stack([stored >> at & 2**bits - 1 for at in range(0, 8, bits)], -1).flatten(1)[:, :count]
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minillm.weights.formats.packed import FLOATS, PLAIN, Infos, Packed, Section, Stays, expect, matrix, spelled
-from minillm.weights.formats.stated import CHANNEL, TENSOR, piece, pieces, scaled, spread
+from minillm.weights.formats.stated import CHANNEL, TENSOR, check_zeros, piece, pieces, scaled, spread
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.source import DTYPES
 
@@ -33,6 +33,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
         weight, scale = (infos[names[each]] for each in ("weight", "weight_scale"))
         if weight.dtype != "I8" or (len(scale.shape) == 1 and scale.shape != (1,)):
             continue
+        check_zeros(section, names, module)
         shape = matrix(names["weight"], weight, TITLE)
         expect(names["weight_scale"], scale, scale.shape, FLOATS, TITLE)
         size = piece(names["weight_scale"], scale.shape, shape, pieces(section, (TENSOR, CHANNEL)))

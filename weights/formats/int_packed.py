@@ -36,7 +36,7 @@ from minillm.weights.formats.packed import (
     ordered,
     spelled,
 )
-from minillm.weights.formats.stated import CHANNEL, TENSOR, even, piece, pieces, spread, weights
+from minillm.weights.formats.stated import CHANNEL, TENSOR, check_zeros, even, piece, pieces, spread, weights
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.source import DTYPES
 
@@ -50,6 +50,7 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
     found = {}
     for module, names in spelled(infos, SPELLINGS[0], OPTIONAL).items():
         packed, scale = (infos[names[each]] for each in ("weight_packed", "weight_scale"))
+        check_zeros(section, names, module)
         rows, columns = _shape(names["weight_shape"], infos[names["weight_shape"]], packed)
         bits, dense = _bits(names["weight_packed"], packed.shape[1], columns, section)
         expect(names["weight_packed"], packed, (rows, _words(columns, bits, dense)), ("I32",), TITLE)

@@ -45,6 +45,15 @@ def weights(section: Section) -> Iterator[Mapping[str, Any]]:
             yield stated
 
 
+def check_zeros(section: Section, names: Mapping[str, str], module: str) -> None:
+    """Raise ValueError for a matrix without zeros where all groups of integers say that they are not symmetric."""
+    said = [each.get("symmetric") for each in weights(section) if each.get("type", "int") == "int"]
+    if said and "weight_zero_point" not in names and all(each is False for each in said):
+        raise ValueError(
+            f"{module}weight_zero_point is missing, and config.json says symmetric false; download it again"
+        )
+
+
 def pieces(section: Section, otherwise: Collection[Piece]) -> set[Piece]:
     """All pieces that groups speak of; the `otherwise` ones where none does."""
     found = set[Piece]()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minillm.families.gguf.metadata import File
+from minillm.families.gguf.metadata import File, scaling
 
 Values = dict[str, Any]
 
@@ -27,11 +27,38 @@ def of_llama(file: File) -> Values:
 
 
 def mistral3(file: File) -> Values:
-    """Mistral Small 3.1, a Mistral under a name of its own; Ministral 3 is scaled besides."""
-    if scale := file.get("attention.temperature_scale", 0.0):
-        raise ValueError(f"mistral3.attention.temperature_scale is {scale}; scores that grow with the position are not "
-                         "supported")  # fmt: skip
-    return {"model_type": "mistral", "sliding_window": None}
+    """Mistral Small 3.1, a Mistral under a name of its own; queries of Ministral 3 grow with their position. What the
+    file has for `mscale_all_dim` is that number itself here, not a tenth of it."""
+    rope = scaling(file) or {"rope_type": "default"}
+    if log := file.get("rope.scaling.yarn_log_multiplier", 0.0):
+        rope |= {"mscale": 1.0, "mscale_all_dim": log}
+    values = {"model_type": "mistral", "sliding_window": None, "rope_scaling": rope}
+    if rate := file.get("attention.temperature_scale", 0.0):
+        values |= {"model_type": "ministral3", "rope_scaling": {**rope, "llama_4_scaling_beta": rate}}
+    return values
+
+
+def arcee(file: File) -> Values:
+    return {"model_type": "arcee", "attention_bias": False, "mlp_bias": False}
+
+
+def hunyuan(file: File) -> Values:
+    """A converter has put what positions are scaled by into their base."""
+    return {"model_type": "hunyuan_v1_dense", "attention_bias": False}
+
+
+def command_r(file: File) -> Values:
+    return {**_cohere(file), "model_type": "cohere", "use_qk_norm": file.has("blk.0.attn_q_norm.weight")}
+
+
+def cohere2(file: File) -> Values:
+    file.asked.add("attention.sliding_window_pattern")
+    return {**_cohere(file), "model_type": "cohere2", "sliding_window": file.need("attention.sliding_window")}
+
+
+def _cohere(file: File) -> Values:
+    return {"layer_norm_eps": file.need("attention.layer_norm_epsilon"), "logit_scale": file.need("logit_scale"),
+            "attention_bias": False}  # fmt: skip
 
 
 def qwen(file: File) -> Values:
@@ -89,13 +116,13 @@ def stablelm(file: File) -> Values:
 
 
 def falcon(file: File) -> Values:
-    """Its family refuses what has several heads of keys, or two norms."""
+    """The 7B; the others have norms and rows in another order, which are not read."""
+    if (heads := file.get("attention.head_count_kv", 1)) != 1 or file.has("blk.0.attn_norm_2.weight"):
+        raise ValueError(f"falcon.attention.head_count_kv is {heads}; files of the 7B, with 1, are read")
     file.asked.add("tensor_data_layout")
     return {
         "model_type": "falcon",
         "layer_norm_epsilon": file.need("attention.layer_norm_epsilon"),
-        "multi_query": file.get("attention.head_count_kv", 1) == 1,
-        "new_decoder_architecture": file.has("blk.0.attn_norm_2.weight"),
         "ffn_hidden_size": file.need("feed_forward_length"),
         "intermediate_size": None,
     }
@@ -114,4 +141,8 @@ ARCHITECTURES: dict[str, Callable[[File], Values]] = {
     "starcoder2": starcoder2,
     "stablelm": stablelm,
     "falcon": falcon,
+    "arcee": arcee,
+    "hunyuan-dense": hunyuan,
+    "command-r": command_r,
+    "cohere2": cohere2,
 }

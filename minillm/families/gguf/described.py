@@ -33,7 +33,7 @@ from minillm.spec import (
 
 ARCHITECTURES = {  # by the model_types whose decoders are written as files of it
     "llama": "llama mistral mixtral internlm3",
-    "mistral3": "mistral3",
+    "mistral3": "mistral3 ministral3",
     "qwen2": "qwen2 mimo",
     "qwen3": "qwen3",
     "qwen2moe": "qwen2_moe",
@@ -82,9 +82,13 @@ ARCHITECTURES = {  # by the model_types whose decoders are written as files of i
     "smollm3": "smollm3",
     "granite": "granite",
     "granitemoe": "granitemoe",
+    "arcee": "arcee",
+    "hunyuan-dense": "hunyuan_v1_dense",
+    "command-r": "cohere",
+    "cohere2": "cohere2",
 }
 FAMILIES = {kind: name for name, kinds in ARCHITECTURES.items() for kind in kinds.split()}
-SERIAL_OR_NOT = ("gptneox", "stablelm")
+LOGITS_SCALED, SERIAL_OR_NOT = ("command-r", "cohere2"), ("gptneox", "stablelm")
 IMAGES = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")  # whose positions can be those of an image
 
 
@@ -114,11 +118,12 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         **_windows(decoder, name),
         **_recurrent(decoder),
         "rope.dimension_sections": _sections(decoder) if name in IMAGES else None,
-        **_positions(decoder),
+        **_positions(decoder, name),
         "final_logit_softcapping": decoder.logit_softcap,
         "use_parallel_residual": decoder.layers[0].parallel if name in SERIAL_OR_NOT else None,
         **(on_device.metadata(decoder) if name in ON_DEVICE else {}),
         **(_factors(decoder) if name in SCALED else {}),
+        **({"logit_scale": decoder.logit_scale} if name in LOGITS_SCALED else {}),
     }
     described = {f"{name}.{key}": value for key, value in said.items() if value is not None}
     return {"general.architecture": name, **described}
@@ -190,6 +195,7 @@ def _grouped(attention: GQA) -> dict[str, Any]:
         "attention.value_length": attention.head_dim,
         "rope.dimension_count": None if attention.rope is None else attention.rope.dim,
         "attn_logit_softcapping": attention.scores.softcap,
+        "attention.temperature_scale": heats.rate if (heats := attention.scores.temperature) else None,
         "attention.clamp_kqv": attention.clip,
     }
 
@@ -249,7 +255,7 @@ def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
     return said
 
 
-def _positions(decoder: Decoder) -> dict[str, Any]:
+def _positions(decoder: Decoder, name: str) -> dict[str, Any]:
     rope, attention = _everywhere(decoder), decoder.attentions[0]
     if rope is None:
         return {}
@@ -269,6 +275,8 @@ def _positions(decoder: Decoder) -> dict[str, Any]:
             said["rope.scaling.yarn_log_multiplier"] = (math.sqrt(attention.score_factor) - 1) / math.log(
                 scaling.factor
             )
+        if name == "mistral3" and scaling.attention_factor == 1:
+            said["rope.scaling.yarn_log_multiplier"] = 1.0
     if isinstance(scaling, LongRopeScaling) and scaling != _constant(scaling.short_factors, decoder.context):
         said["rope.scaling.original_context_length"] = scaling.original_positions
         said["rope.scaling.attn_factor"] = float(scaling.long_attention_factor)

@@ -76,6 +76,20 @@ def _other_heads(decoder: Decoder) -> bool:
     return isinstance(attention, GQA) and attention.num_heads * attention.head_dim != decoder.hidden_size
 
 
+def _heads_normed_apart(decoder: Decoder) -> bool:
+    attention = decoder.attentions[0]
+    return isinstance(attention, GQA) and attention.qk_norm is not None
+
+
+def _biased_anywhere(decoder: Decoder) -> bool:
+    return _biased(decoder) or any(isinstance(each, GQA) and each.qkv_bias for each in decoder.attentions)
+
+
+def _several_keys(decoder: Decoder) -> bool:
+    attention = decoder.attentions[0]
+    return (isinstance(attention, GQA) and attention.num_kv_heads > 1) or decoder.layers[0].ffn_norm is not None
+
+
 def _biased(decoder: Decoder) -> bool:
     """Behind attention, or in an MLP."""
     outs = (isinstance(each, GQA) and each.out_bias for each in decoder.attentions)
@@ -90,7 +104,10 @@ NARROW = ("qwen", "baichuan", "internlm2", "chatglm", "exaone4", "starcoder2", "
 LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (HEADED, lambda decoder: decoder.tied,
      "it wants a head beside the embedding"),
-    (("gemma", "gemma2"), lambda decoder: not decoder.tied, "its head is the embedding"),
+    (("gemma", "gemma2", "command-r", "cohere2"), lambda decoder: not decoder.tied, "its head is the embedding"),
+    (("command-r",), lambda decoder: _heads_normed_apart(decoder) != (len(decoder.layers) >= 64),
+     "norms of q and k are for models of 64 layers or more, and all of those have them"),
+    (("command-r", "cohere2", "arcee", "hunyuan-dense"), _biased_anywhere, "it has no biases"),
     (HYBRID, _uneven_heads, "its recurrent layers have keys and values of one size"),
     (("olmoe", "dots1"), _shared_keys, "it wants as many heads of keys as of queries"),
     (("baichuan",), lambda decoder: len(decoder.layers) != 32, "it turns keys in models of 32 layers alone"),
@@ -106,6 +123,7 @@ LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (("exaone4",), lambda decoder: any(each.window for each in decoder.attentions) != (len(decoder.layers) == 64),
      "windows are for models of 64 layers, and all of those have them"),
     (("smollm3",), lambda decoder: any(each.window for each in decoder.attentions), "it leaves out windows"),
+    (("falcon",), _several_keys, "files of the 7B alone, whose heads share one key, are written"),
     (("starcoder",), lambda decoder: not _shared_keys(decoder), "all heads share one key and value"),
     (("deepseek",), _renormalised, "it does not divide the weights of chosen experts by their sum"),
     (("deepseek2",), _groups_by_one, "it takes groups of experts by the best two of each, not by the best one"),

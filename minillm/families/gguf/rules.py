@@ -148,6 +148,7 @@ OWN = {  # before or in place of the names that most have
     "starcoder2": PLAIN,
     "stablelm": {name: to for name, to in PLAIN.items() if "norm" in name},
     "falcon": {**FUSED_QKV, **PLAIN},
+    "arcee": {f"{LAYER}ffn_up.weight": f"{OURS}ffn.up.weight"},
     "glm4moe": {f"{LAYER}post_attention_norm.weight": f"{OURS}ffn_norm.weight"},
     "hy_v3": {f"{LAYER}exp_probs_b": f"{OURS}ffn.router.bias"},
     "qwen3next": {name: to for name, to in RECURRENT.items() if ".ba." not in to},
@@ -160,7 +161,8 @@ OWN = {  # before or in place of the names that most have
 }
 ALSO = {"phi2": FUSED_QKV}  # behind them: what older converters wrote
 # The architectures in which llama.cpp pairs neighbours when it rotates: rows of each head of q and k are stored so.
-TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe")
+TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe",
+          "arcee")  # fmt: skip
 TURN = "(head half pair) ... -> (head pair half) ..., head={heads} pair=2"
 
 

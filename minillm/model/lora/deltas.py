@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,8 @@ class Deltas:
         if made.share is not None:
             total = total + made.share * (total if bias is None else total - bias.float())
         if self.parts:
-            total = total + F.linear(self._low(x.float(), made.a, module.training), made.b)
+            low = self._low(x.float(), made.a, module.training)
+            total = _InPlace.apply(total.clone() if total._is_view() else total, low, made.b)
         return (total if made.offset is None else total + made.offset).to(y.dtype)
 
     def _low(self, x: Tensor, a: Tensor, training: bool) -> Tensor:
@@ -142,6 +144,22 @@ class Deltas:
     def of_expert(self, expert: int) -> Deltas:
         """What it adds to the matrix of one expert."""
         return Deltas([replace(part, a=part.a[expert], b=part.b[expert]) for part in self.parts])
+
+
+class _InPlace(torch.autograd.Function):
+    """y + low Bᵀ in y's memory: y `[..., O]` was made for this, and to make one more costs more than the product."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, low: Tensor, b: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(low, b)
+        y.flatten(0, -2).addmm_(low.flatten(0, -2), b.T)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low, b = ctx.saved_tensors
+        return dy, dy @ b, dy.flatten(0, -2).T @ low.flatten(0, -2)
 
 
 def _within(at: int, count: int, start: int, rows: int) -> tuple[slice, slice]:

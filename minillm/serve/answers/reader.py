@@ -15,7 +15,7 @@ from minillm.serve.answers.calls import Calls, Out, WholeCalls
 from minillm.serve.answers.jsoncalls import JsonCalls
 from minillm.serve.answers.pieces import Piece, merged
 from minillm.serve.answers.scanning import Marks, marks_of
-from minillm.serve.answers.styles import TURN, Style
+from minillm.serve.answers.styles import Style
 
 START, CHANNEL, MESSAGE, ENDS = "<|start|>", "<|channel|>", "<|message|>", ("<|end|>", "<|return|>", "<|call|>")
 MAX_HEADER = 300  # characters
@@ -57,7 +57,7 @@ class Reader:
 
     def _begin(self, tail: str) -> None:
         """Go to where the prompt leaves off."""
-        turns = list(TURN.finditer(tail))
+        turns = list(self.style.turn.finditer(tail))
         begins = turns[-1].end() if turns else None
         if begins is None:  # no way to tell what a user wrote: only what stands at the very end counts
             opens = [each.opens for each in self.style.thinking]

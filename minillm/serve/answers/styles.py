@@ -57,7 +57,13 @@ class Style:
     channels: bool = False  # messages with headers: START role CHANNEL name MESSAGE body END
     ids: str = "call"  # how calls are numbered: "call", or "nine" letters and digits
     signs: tuple[tuple[str, ...], ...] = ()  # the template has all strings of one of these
+    turns: tuple[str, ...] = ()  # what an answer begins behind, in place of `TURN`
     form: Form | None = field(default=None, compare=False)
+
+    @property
+    def turn(self) -> re.Pattern[str]:
+        """What an answer begins behind."""
+        return re.compile("|".join(map(re.escape, self.turns))) if self.turns else TURN
 
     @property
     def texts(self) -> list[str]:

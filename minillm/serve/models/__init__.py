@@ -16,6 +16,7 @@ from minillm.guard.screen import shown
 from minillm.llm import LLM
 from minillm.model.decoder import Decoder
 from minillm.model.held import plain_shapes
+from minillm.serve.answers.described import DESCRIBED, style_as_described
 from minillm.serve.answers.styles import Style, style_of, styles
 from minillm.serve.tokens import Tokens, added
 
@@ -82,6 +83,7 @@ class Served:
         if style is not None and style not in styles:
             raise ValueError(f"no style {shown(style)}; there are {', '.join(sorted(styles))}")
         self._style = style
+        self.style = styles[style] if style else self._described()
 
     @property
     def name(self) -> str:
@@ -95,14 +97,16 @@ class Served:
         except ValueError:
             return None
 
-    @functools.cached_property
-    def style(self) -> Style:
-        return styles[self._style] if self._style else style_of(self.template)
+    def _described(self) -> Style:
+        """What the chat template says, or the checkpoint's own description of its answers."""
+        own = self.llm.tokenizer.config.get("response_template") if self.llm.tokenizer else None
+        return style_as_described(own, style_of(self.template))
 
     @functools.cached_property
     def written(self) -> Style:
         """The style as far as the model is known to write it: it reasons where its template has the marks."""
-        known = [each for each in self.style.thinking if each.opens in (self.template or "")]
+        described = self.style.name == DESCRIBED  # by the checkpoint itself
+        known = [each for each in self.style.thinking if described or each.opens in (self.template or "")]
         return dataclasses.replace(self.style, thinking=tuple(known))
 
     @functools.cached_property

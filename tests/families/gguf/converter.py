@@ -64,7 +64,8 @@ OUTSIDE = {
 FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon", "gpt2", "starcoder", "bloom")
 FUSED_MLP = ("phi3", "chatglm", "glm4")
 # Whose pairs are neighbours.
-TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe")
+TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe",
+          "arcee")  # fmt: skip
 SHIFTED = ("gemma", "gemma2", "gemma3", *HYBRID)
 STILL = 1e30
 SHORT = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",

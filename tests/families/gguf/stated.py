@@ -8,7 +8,7 @@ from typing import Any
 from minillm.families.gguf.architectures import HYBRID
 
 FIXED = ("gpt2", "starcoder", "bloom")  # whose positions are not rotations
-WINDOWED = ("gemma2", "gemma3", "gemma3n", "gemma4", "gpt-oss", "mellum", "exaone4")
+WINDOWED = ("gemma2", "gemma3", "gemma3n", "gemma4", "gpt-oss", "mellum", "exaone4", "cohere2")
 ON_DEVICE = ("gemma3n", "gemma4")
 ROUTED = ("glm4moe", "dots1", "hy_v3", "minimax-m2")
 EPSILONS = ("layer_norm_eps", "norm_epsilon", "layer_norm_epsilon")
@@ -52,6 +52,10 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
             "embedding_scale": values["embedding_multiplier"], "residual_scale": values["residual_multiplier"],
             "logit_scale": values["logits_scaling"], "attention.scale": values["attention_multiplier"],
         }  # fmt: skip
+    if architecture == "mistral3":
+        said["attention.temperature_scale"] = rope.get("llama_4_scaling_beta")
+    if architecture in ("command-r", "cohere2"):
+        said["logit_scale"] = values["logit_scale"]
     if architecture == "bloom":
         said["feed_forward_length"] = 4 * values["hidden_size"]
     if architecture in ("falcon", "starcoder"):
@@ -65,7 +69,9 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
     if rope.get("rope_type") in ("linear", "yarn"):
         said["rope.scaling.type"], said["rope.scaling.factor"] = rope["rope_type"], rope["factor"]
         said["rope.scaling.original_context_length"] = rope.get("original_max_position_embeddings")
-        said["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"] if "mscale_all_dim" in rope else None
+        said["rope.scaling.yarn_log_multiplier"] = (
+            (1 if architecture == "mistral3" else 0.1) * rope["mscale_all_dim"] if "mscale_all_dim" in rope else None
+        )
     if rope.get("rope_type") == "longrope":
         said["rope.scaling.original_context_length"] = values["original_max_position_embeddings"]
         said["rope.scaling.attn_factor"] = rope.get("attention_factor")

@@ -25,11 +25,14 @@ from pathlib import Path
 # Distribution, the module that it has, and the checks here.
 CLIENTS = {
     "langchain-openai": ("langchain_openai", "langchain"),
+    "langchain-anthropic": ("langchain_anthropic", "langchainanthropic"),
+    "langchain-ollama": ("langchain_ollama", "langchainollama"),
     "llama-index-llms-openai-like": ("llama_index.llms.openai_like", "llamaindex"),
     "litellm": ("litellm", "lite"),
     "pydantic-ai-slim": ("pydantic_ai", "pydanticai"),
     "openai-agents": ("agents", "openaiagents"),
     "instructor": ("instructor", "instructing"),
+    "llm": ("llm", "llmcommand"),
 }
 CHECKS = ("chat", "stream", "tools", "structured", "errors")
 

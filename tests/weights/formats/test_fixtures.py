@@ -23,7 +23,7 @@ from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats.packed import Made
 from tests.conftest import shared
 
-FP32 = 2e-5
+NEAR = 4e-6  # of the largest logit: the order of sums, which the processor chooses, has made up to 1.8e-6
 
 Rounding = Callable[[Made, dict[str, Tensor]], Tensor]
 
@@ -50,7 +50,6 @@ def without_negative_zeros(made: Made, parts: dict[str, Tensor]) -> Tensor:
 class Fixture(NamedTuple):
     rounding: Rounding = exact
     plain_of: str | None = None  # whose embedding and norms the recorded logits were computed with, if not its own
-    limit: float = FP32
 
 
 STORIES = "checkpoints/stories260K"
@@ -65,7 +64,7 @@ FIXTURES = {
     "bitsandbytes/int8": Fixture(plain_of=STORIES),
     "mlx/affine4-g64": Fixture(),
     "torchao/int8-wo": Fixture(plain_of=STORIES),
-    "torchao/float8-wo": Fixture(plain_of=STORIES, limit=3e-5),  # 2.7e-5 measured, of logits up to 19.7
+    "torchao/float8-wo": Fixture(plain_of=STORIES),
 }
 
 
@@ -81,8 +80,8 @@ FIXTURES |= dict.fromkeys(
     ("compressed-tensors/mxfp4a16", "compressed-tensors/nvfp4", "compressed-tensors/w4a16-g64-sym"), Fixture(to_bf16)
 )
 FIXTURES |= {
-    "compressed-tensors/fp8-static-tensor": Fixture(to_bf16, plain_of=STORIES, limit=3e-5),  # 2.1e-5 measured
-    "compressed-tensors/w8a8-int8-static": Fixture(to_bf16, plain_of=STORIES, limit=3e-5),  # 2.4e-5, of logits up to 20
+    "compressed-tensors/fp8-static-tensor": Fixture(to_bf16, plain_of=STORIES),
+    "compressed-tensors/w8a8-int8-static": Fixture(to_bf16, plain_of=STORIES),
     "modelopt/nvfp4": Fixture(without_negative_zeros),
     "reconstructed/fbgemm-fp8": Fixture(plain_of=STORIES),
 }
@@ -126,8 +125,8 @@ def test_logits_and_text_follow_from_the_matrices(name: str) -> None:
     logits = llm.model(expected["tokens"][None].long())[0]
     # What was rewritten by hand has no others.
     of = "" if name.startswith("reconstructed/") else "_dequantised_fp32"
-    difference = (logits - expected[f"logits{of}"]).abs().max()
-    assert difference <= FIXTURES[name].limit
+    theirs = expected[f"logits{of}"]
+    assert (logits - theirs).abs().max() <= NEAR * theirs.abs().max()
     greedy = expected[f"greedy{of}"].tolist()
     prompt = expected["prompt"].tolist()
     reply = llm.generate(prompt_ids=prompt, max_new_tokens=len(greedy), temperature=0, ignore_eos=True)

@@ -205,7 +205,15 @@ def test_sizes_by_the_config(tool: str) -> None:
 
 @pytest.mark.parametrize(
     ("listed", "spares"),
-    [("re:.*o_proj$", True), ("re:^model\\.layers\\.[0-9]", None), ("re:model\\.layers\\..*mlp", False)],
+    [
+        ("re:.*o_proj$", True),
+        ("re:.*self_attn\\.(o|no)_proj.*", True),
+        ("re:.*mlp\\.(gate|up|gate_up|down)_proj.*", False),
+        ("re:^model\\.layers\\.[0-9]", None),
+        ("re:.*(o|no)?_proj", None),
+        ("re:" + 40 * "(o|no)", None),
+        ("re:model\\.layers\\..*mlp", False),
+    ],
 )
 def test_lists_of_plain_modules_by_regular_expressions(folder: Path, listed: str, spares: bool | None) -> None:
     """Simple ones; others leave the size open, and are never run."""

@@ -17,7 +17,7 @@ from torch import Tensor
 import minillm
 from tests.helpers import tiny
 from tests.helpers.values import values
-from tests.weights.formats.by_hand import MATRIX, exchange, found, integers, matrix, rows
+from tests.weights.formats.by_hand import MATRIX, dequantised, exchange, found, in_memory, integers, matrix, rows
 
 V2 = {"checkpoint_format": "gptq_v2", "sym": False}
 V1 = {"checkpoint_format": "gptq", "sym": False}
@@ -100,6 +100,17 @@ def test_one_group_over_all_inputs(indexed: bool) -> None:
     tensors = encoded(q, z, scales, 4, g_idx=group_I if indexed else None)
     made = matrix(tensors, {**V2, "bits": 4, "group_size": -1, "desc_act": True})
     assert torch.equal(made, formula(q, z, scales, group_I))
+
+
+@pytest.mark.parametrize(("bits", "inputs"), [(2, 16), (4, 8), (8, 4)])
+def test_as_many_inputs_as_a_word_has_numbers(bits: int, inputs: int) -> None:
+    """One row of words, as it lies in a file: turned, it has one column, which counts as contiguous in any layout."""
+    q, z, scales = problem(bits, inputs, 32, 1, 3)
+    parts = {name.removeprefix("model.m."): each for name, each in encoded(q, z, scales, bits).items()}
+    parts["qweight"] = parts["qweight"].clone(memory_format=torch.contiguous_format)
+    expected = formula(q, z, scales, torch.zeros(inputs, dtype=torch.int32))
+    assert torch.equal(dequantised(parts, V2), expected)
+    assert torch.equal(in_memory(parts, V2), expected)
 
 
 def test_modules_of_their_own_bits() -> None:

@@ -120,6 +120,7 @@ def test_without_a_section() -> None:
         ({"weight_zero_point": torch.ones(2, 1, dtype=torch.int32)}, FOUR, r"m.weight_zero_point is \[2, 1\]"),
         ({"weight_g_idx": torch.ones(6, dtype=torch.int32)}, FOUR, r"m.weight_g_idx is \[6\]"),
         ({"weight_g_idx": torch.ones(7, dtype=torch.int32)}, FOUR, "m.weight: weight_g_idx names group 1, there are 1"),
+        ({}, group(num_bits=4, symmetric=False), "m.weight_zero_point is missing, and config.json says"),
         ({}, group(num_bits=5, strategy="channel"), "which 5 bits do not explain"),
         ({}, group(num_bits=4, strategy="group", group_size=4), r"m.weight_scale is \[2, 1\]: \[2, 7\] values"),
         ({}, group(num_bits=4, strategy="group", group_size=0), "group_size is .0., expected 1 positive number"),

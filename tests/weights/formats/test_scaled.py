@@ -137,6 +137,7 @@ ONE, TWO, ROWS = torch.ones(()), torch.ones(8, 2), torch.ones(4, 1)
         ({"weight": WEIGHT, "weight_scale": torch.ones(4, 1)}, group(strategy="tensor"), "pieces of all x all"),
         ({"weight": INTS, "weight_scale": ROWS.int()}, {}, "m.weight_scale is I32"),
         ({"weight": INTS, "weight_scale": ROWS, "weight_zero_point": INTS[:, :2]}, {}, "m.weight_zero_point is"),
+        ({"weight": INTS, "weight_scale": ROWS}, group(num_bits=8, symmetric=False), "m.weight_zero_point is missing"),
         ({"weight": BYTES, "weight_scale": ONES[:, :1], "weight_scale_2": ONE}, {}, r"4, 1\], NVFP4 makes it \[4, 2\]"),
         ({"weight": BYTES, "weight_scale": ONES, "weight_scale_2": torch.ones(3)}, {}, r"m.weight_scale_2 is \[3\]"),
         ({"weight": BYTES, "weight_scale": ONES, "weight_scale_2": 0 * ONE}, {}, "_2 is 0.0, which is no factor"),

@@ -1,0 +1,37 @@
+"""Of a checkpoint and the model that it fills: what one of several processes has of both."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from minillm.guard import memory
+from minillm.model.decoder import Decoder, skeleton
+from minillm.parallel import cut, split, stages
+from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.rules import Plan
+
+
+def part(
+    model: Decoder, checkpoint: Checkpoint, planned: Plan, ranks: Any, device: torch.device, layers: str | None
+) -> tuple[Decoder, Checkpoint, Plan]:
+    """A share of each layer, or some of the layers: as `layers` "20,12" says or by the memory of each stage. `model` is
+    a skeleton. Raises ValueError where it cannot be split so."""
+    spec, rank, ops = model.spec, ranks.rank, replace(model.ops, ranks=ranks)
+    if not ranks.staged:
+        which = spec, ranks.count, rank
+        return skeleton(split.local(*which), model.dtype, ops), *cut.taken(checkpoint, planned, split.kept(*which))
+    spans = stages.stated(layers, len(spec.layers)) if layers else _by_memory(model, ranks, device)
+    called = functools.partial(stages.name, span=spans[rank], stage=rank)
+    own = cut.staged(checkpoint, planned, called, spec.hidden_size if rank else None)
+    return skeleton(stages.local(spec, spans, rank), model.dtype, ops), *own
+
+
+def _by_memory(model: Decoder, ranks: Any, device: torch.device) -> list[split.Span]:
+    left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.available()
+    layers = [sum(each.nbytes for each in layer.parameters()) for layer in model.layers]
+    ends = sum(each.nbytes for each in model.parameters()) - sum(layers)
+    return stages.shares(layers, ends, ranks.all_of(left or 1))

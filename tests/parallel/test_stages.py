@@ -1,0 +1,137 @@
+"""A ring of stages is the model, wherever it is cut; and each has layers by its memory."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minillm
+from minillm import generate as command
+from minillm.hub import DEMO
+from minillm.parallel.stages import check, local, shares, stated
+from minillm.report.examine import examine
+from minillm.spec import GQA, KV, Decoder, GatedMLP, Layer, Norm, Rope
+from tests.conftest import exit_code, shared
+from tests.helpers import tiny
+from tests.parallel.threads import Stage, in_threads, led, share
+
+FULL, WINDOW, STATE = "full_attention", "sliding_attention", "linear_attention"
+KINDS = {"gpt_oss": [WINDOW, FULL] * 2, "qwen3_next": [STATE, FULL] * 2}
+PROMPTS = ["Once upon a time", "There was a dog who"]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(0, 20), st.data())
+def test_no_cut_is_better(layers: list[int], ends: int, data: st.DataObject) -> None:
+    """Of all cuts none has a fullest stage that is less full."""
+    count = data.draw(st.integers(1, min(len(layers), 4)))
+    free = data.draw(st.lists(st.integers(1, 30), min_size=count, max_size=count))
+
+    def fullest(spans: list[tuple[int, int]]) -> float:
+        taken = [sum(layers[first:end]) for first, end in spans]
+        return max((each + ends * (at == 0)) / room for at, (each, room) in enumerate(zip(taken, free, strict=True)))
+
+    found = shares(layers, ends, free)
+    assert [each for first, end in found for each in range(first, end)] == [*range(len(layers))]
+    cuts = itertools.combinations(range(1, len(layers)), count - 1)
+    best = min(fullest([*itertools.pairwise((0, *cut, len(layers)))]) for cut in cuts)
+    assert fullest(found) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("layers", ["1,3", "3,1", "2,2", "1,1,2", "1,1,1,1"])
+def test_any_cut_is_one(layers: str) -> None:
+    """Greedy, drawn, in a batch and guessed tokens; each stage reads its own layers, the first the rest."""
+    how = {"max_new_tokens": 12, "ignore_eos": True}
+    asked = [{"temperature": 0}, {"temperature": 0.8, "seed": 7}, {"temperature": 0, "prompt_lookup": 2}]
+
+    def texts(llm: minillm.LLM) -> list[list[int]]:
+        return [each.token_ids for ask in asked for each in llm.generate(PROMPTS, **how, **ask)]
+
+    one = minillm.load(DEMO, dtype="float32", device="cpu", kernels="reference")
+    count = layers.count(",") + 1
+    assert led(DEMO, count, texts, Stage, layers=layers) == texts(one)
+    sizes = in_threads(count, lambda rank: share(DEMO, rank, layers=layers).model, Stage)
+    own = sum(each.numel() for each in one.model.norm.parameters())
+    whole = sum(each.numel() for each in one.model.parameters())
+    assert sum(each.numel() for model in sizes for each in model.parameters()) == whole + (count - 1) * own
+
+
+@pytest.mark.parametrize("row", ["llama", "deepseek_v3", "gpt_oss", "qwen3_next"])
+def test_half_precision_is_the_same_bits(row: str, tmp_path: Path) -> None:
+    """Nothing is summed otherwise; windows, latents and states are in both stages."""
+    family, changed = tiny.ROWS[row]
+    tiny.save(tmp_path, family, {**changed, "num_hidden_layers": 4, "layer_types": KINDS.get(row)})
+    how = {"dtype": "bfloat16", "device": "cpu", "kernels": "reference"}
+    ids = {"prompt_ids": [3, 17, 5, 60], "max_new_tokens": 12, "ignore_eos": True, "temperature": 0, "logprobs": 1}
+    one = minillm.load(tmp_path, **how).generate(**ids)
+    found = led(tmp_path, 2, lambda llm: llm.generate(**ids), Stage, **how, layers="2,2")
+    assert found.token_ids == one.token_ids
+    assert found.scores == one.scores
+
+
+def test_a_larger_machine_takes_more() -> None:
+    """Of 61 like layers beside embedding and head that are as large as two: 120 of 64 and 510 of 256."""
+    found = shares([10] * 61, 20, [64, 256])
+    assert [end - first for first, end in found] == [10, 51]
+    assert stated("10, 51", 61) == found
+
+
+def test_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="--stages is 5, and the model has 4 layers"):
+        shares([1] * 4, 0, [1] * 5)
+    for text in ("1,2", "0,4", "1,x", "4,"):
+        with pytest.raises(ValueError, match=f"--layers is '{text}', expected numbers of layers of each stage, 4 in"):
+            stated(text, 4)
+    for flags, message in (
+        (["--layers", "1,3", "--stages", "3"], "--stages is 3 and --layers has 2 numbers"),
+        (["--ranks", "2", "--stages", "2"], "--ranks and --stages do not go together"),
+        (["--rank-timeout", "3"], "--rank-timeout is of several processes"),
+    ):
+        assert exit_code(command.main, ["--prompt", "x", *flags]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "message"),
+    [
+        ("google__gemma-4-E2B-it", 10, "given more than hidden states"),
+        ("google__gemma-3-4b-it", 4, "layers 0 to 3 are not of all kinds"),
+    ],
+)
+def test_where_a_model_cannot_be_cut(name: str, first: int, message: str) -> None:
+    spec = examine(shared(f"real-configs/{name}")).spec
+    with pytest.raises(ValueError, match=message):
+        check(spec, [(0, first), (first, len(spec.layers))])
+
+
+def test_keys_of_another_layer() -> None:
+    """Those that are read are of the same stage, by its own number."""
+    norm, ffn = Norm(1e-5), GatedMLP(8)
+    makes, reads = (Layer(norm, GQA(1, 1, 8, Rope(8, 100.0), kv=kv), norm, ffn) for kv in (KV(), KV(layer=1)))
+    spec = Decoder(3, 8, (makes, makes, makes, reads), norm, False, context=16)
+    found = local(spec, [(0, 1), (1, 4)], 1)
+    assert [layer.attention.kv.layer for layer in found.layers] == [None, None, 0]
+    with pytest.raises(ValueError, match="layer 3 reads the keys of layer 1, of another stage"):
+        local(spec, [(0, 2), (2, 4)], 1)
+
+
+def test_stages_as_processes(capfd: pytest.CaptureFixture[str]) -> None:
+    """They find each other, take layers by their memory, and end together."""
+    flags = [
+        "--prompt",
+        PROMPTS[0],
+        "--max-new-tokens",
+        "20",
+        "--ignore-eos",
+        "--temperature",
+        "0",
+        "--dtype",
+        "float32",
+    ]
+    assert command.main(flags) == 0
+    alone = capfd.readouterr().out
+    assert command.main([*flags, "--stages", "2"]) == 0
+    assert capfd.readouterr().out == alone
