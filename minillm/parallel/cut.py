@@ -64,13 +64,14 @@ def staged(
     made, plan = copy.copy(checkpoint), copy.copy(planned)
     pairs = {tensor: (to, called(to.parameter)) for tensor, to in planned.assignments.items()}
     plan.assignments = {tensor: replace(to, parameter=own) for tensor, (to, own) in pairs.items() if own is not None}
-    made.stored = {tensor: checkpoint.stored[tensor] for tensor in plan.assignments}
-    made.nbytes = sum(each.nbytes for each in made.stored.values())
+    stored: dict[str, Any] = {tensor: checkpoint.stored[tensor] for tensor in plan.assignments}
+    made.nbytes = sum(each.nbytes for each in stored.values())
     if hidden_size is not None:
         tensor = next(tensor for tensor, (to, _) in pairs.items() if to.parameter == "embedding.weight")
         shape = (0, hidden_size)
-        made.stored[tensor] = Absent(shape, checkpoint.stored[tensor].dtype)
+        stored[tensor] = Absent(shape, checkpoint.stored[tensor].dtype)
         plan.assignments[tensor] = replace(pairs[tensor][0], start=0, shape=shape, layout=None, whole=None)
+    made.stored = stored
     return made, plan
 
 

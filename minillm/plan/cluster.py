@@ -55,7 +55,7 @@ class Cluster(NamedTuple):
     between: Link
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return self.machines * self.devices
 
     def links(self, ranks: int) -> tuple[Link, Link] | None:
@@ -103,9 +103,9 @@ def splits(load: Load, found: Cluster, device: Device) -> list[dict[str, Any]]:
     """Each split over all devices, the fastest that fits first: how many ranks and stages, bytes of a device, and
     tokens per second of one row, of all rows, and of a prompt."""
     made = [
-        split(load, found, device, ranks, found.count // ranks)
-        for ranks in able(load.need.spec, found.count)
-        if found.count % ranks == 0 and found.count // ranks <= len(load.need.spec.layers) and found.links(ranks)
+        split(load, found, device, ranks, found.size // ranks)
+        for ranks in able(load.need.spec, found.size)
+        if found.size % ranks == 0 and found.size // ranks <= len(load.need.spec.layers) and found.links(ranks)
     ]
     return sorted(made, key=lambda each: (not each["fits"], -each["decode_tokens_per_second"]))
 
