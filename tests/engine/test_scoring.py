@@ -78,8 +78,8 @@ def test_what_pairs_have_in_common_is_read_once(saved: Path, monkeypatch: pytest
     assert done == [(6, 6)]
     long = tiny.tokens(model.spec.vocab_size, 40).tolist()
     choices: list[Pair] = [(long, [token, 7]) for token in range(3)]
-    alike = [score(model, [pair])[0] for pair in choices]
-    assert [each for each, _ in score(model, choices)] == pytest.approx([each for each, _ in alike], abs=2 * PER_TOKEN)
+    together, apart = score(model, choices), [score(model, [pair])[0] for pair in choices]
+    assert [each for each, _ in together] == pytest.approx([each for each, _ in apart], abs=2 * PER_TOKEN)
     assert read[1:] == [41, 2 * (41 - 32), 41, 41, 41]  # two blocks of the context are there for the second and third
     for pair, (logprob, greedy) in zip(pairs, found, strict=True):
         expected = alone(model, pair)

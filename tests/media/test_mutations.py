@@ -55,7 +55,9 @@ OF_TOWERS: list[tuple[str, str, Change]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "mistake", "change"), OF_TOWERS, ids=lambda each: str(each)[:30])
+@pytest.mark.parametrize(
+    ("name", "mistake", "change"), OF_TOWERS, ids=lambda each: each if isinstance(each, str) else "-"
+)
 def test_mistakes_in_a_tower(name: str, mistake: str, change: Change) -> None:
     reader = loaded(name).prompts.reader
     other = Tower(change(reader.tower.spec))
@@ -109,7 +111,9 @@ IN_PROMPTS: list[tuple[str, str, Change]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "mistake", "change"), IN_PROMPTS, ids=lambda each: str(each)[:30])
+@pytest.mark.parametrize(
+    ("name", "mistake", "change"), IN_PROMPTS, ids=lambda each: each if isinstance(each, str) else "-"
+)
 def test_mistakes_in_a_prompt(name: str, mistake: str, change: Change) -> None:
     llm, wanted = loaded(name), expected(name, "image")
     prompt = llm.prompts.conversation(messages(name, "image"))
