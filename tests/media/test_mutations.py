@@ -55,9 +55,7 @@ OF_TOWERS: list[tuple[str, str, Change]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "mistake", "change"), OF_TOWERS, ids=lambda each: each if isinstance(each, str) else "-"
-)
+@pytest.mark.parametrize(("name", "mistake", "change"), OF_TOWERS, ids=named)
 def test_mistakes_in_a_tower(name: str, mistake: str, change: Change) -> None:
     reader = loaded(name).prompts.reader
     other = Tower(change(reader.tower.spec))
@@ -111,9 +109,7 @@ IN_PROMPTS: list[tuple[str, str, Change]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "mistake", "change"), IN_PROMPTS, ids=lambda each: each if isinstance(each, str) else "-"
-)
+@pytest.mark.parametrize(("name", "mistake", "change"), IN_PROMPTS, ids=named)
 def test_mistakes_in_a_prompt(name: str, mistake: str, change: Change) -> None:
     llm, wanted = loaded(name), expected(name, "image")
     prompt = llm.prompts.conversation(messages(name, "image"))
