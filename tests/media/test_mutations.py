@@ -55,6 +55,10 @@ OF_TOWERS: list[tuple[str, str, Change]] = [
 ]  # fmt: skip
 
 
+def named(given: object) -> str:
+    return given if isinstance(given, str) else "-"
+
+
 @pytest.mark.parametrize(("name", "mistake", "change"), OF_TOWERS, ids=named)
 def test_mistakes_in_a_tower(name: str, mistake: str, change: Change) -> None:
     reader = loaded(name).prompts.reader
