@@ -234,7 +234,7 @@ def test_without_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert harness.main(["--tasks", "choices"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "install minillm[eval]" in err
+    assert "pip install -e '.[eval]' in the clone" in err
 
 
 def test_the_entry_point_is_the_registered_class() -> None:
