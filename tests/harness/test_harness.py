@@ -123,9 +123,9 @@ def test_chat_templates(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert written[0] == written[1]
     for trimming, kept in [("", "Once upon a time  "), ("| trim", "Once upon a time")]:
         template = "{{ enable_thinking }}{% for m in messages %}{{ m.content" + trimming + " }}<end>{% endfor %}"
-        monkeypatch.setattr(ours.llm, "_templates", {False: ChatTemplate(template, {})})
+        monkeypatch.setattr(ours.llm.prompts, "_templates", {False: ChatTemplate(template, {})})
         assert ours.apply_chat_template(both, add_generation_prompt=False) == f"Falsea dog<end>{kept}"
-    monkeypatch.setattr(ours.llm, "_templates", {False: ChatTemplate("{{ messages[0].content }}", {})})
+    monkeypatch.setattr(ours.llm.prompts, "_templates", {False: ChatTemplate("{{ messages[0].content }}", {})})
     with pytest.raises(ValueError, match="leaves the last message out"):
         ours.apply_chat_template(both, add_generation_prompt=False)
     with pytest.raises(ValueError, match="the conversation is empty"):
