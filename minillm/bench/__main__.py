@@ -179,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_dequantize(made)
     made.add_argument("--new-tokens", type=int, default=16, metavar="N")
     made.add_argument("--rounds", type=int, default=5, metavar="N")
-    made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw decode and prefill; needs minillm[plot]")
+    made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw decode and prefill; needs '.[plot]'")
     return made
 
 

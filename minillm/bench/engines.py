@@ -136,7 +136,7 @@ ENGINES: dict[str, Callable[[dict[str, Any]], worker.Engine]] = {"minillm": Mini
 def check(peers: Sequence[str], llama_python: str) -> None:
     """Raises ValueError where a peer is not installed."""
     if "transformers" in peers and not importlib.util.find_spec("transformers"):
-        raise ValueError("--against transformers needs the package transformers; install minillm[test]")
+        raise ValueError("--against transformers needs transformers: pip install -e '.[test]' in the clone")
     if "llama.cpp" in peers:
         try:
             done = subprocess.run([llama_python, "-c", "import llama_cpp, numpy"], capture_output=True)

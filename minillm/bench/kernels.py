@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="every op and whether it has a Triton version")
     parser.add_argument("--json", action="store_true", help="JSON only")
     parser.add_argument("--only", nargs="+", default=[], metavar="OP", choices=[*FILES, *BESIDE], help="these ops only")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the roofline; needs minillm[plot]")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the roofline; needs '.[plot]'")
     parser.add_argument("--tune", action="store_true", help="choose every configuration anew")
     arguments = parser.parse_args(argv)
     if arguments.list and (arguments.only or arguments.plot or arguments.tune):

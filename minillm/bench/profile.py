@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--random", metavar="SHAPE", choices=sorted(SHAPES), help=f"one of {', '.join(sorted(SHAPES))}")
     parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--json", action="store_true", help="JSON only")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the roofline; needs minillm[plot]")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the roofline; needs '.[plot]'")
     arguments = parser.parse_args(argv)
     if arguments.weights and arguments.random:
         parser.error("--weights and --random exclude each other")

@@ -216,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--temperature", type=float, default=0.0, metavar="X")
     made.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds of one request")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and arrivals")
-    made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it; needs minillm[plot]")
+    made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it; needs '.[plot]'")
     made.epilog = f"A key is read from {KEY}."
     return made
 

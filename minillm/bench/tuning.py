@@ -50,7 +50,7 @@ def theirs(folder: Path, dtype: str, rank: int) -> tuple[Loss, list[Tensor]]:
     try:
         import peft
     except ImportError:
-        raise ValueError("--against peft needs the package peft; install minillm[test]") from None
+        raise ValueError("--against peft needs peft: pip install -e '.[test]' in the clone") from None
     options: dict[str, Any] = {"r": rank, "lora_alpha": 2 * rank, "target_modules": TARGETS, "task_type": "CAUSAL_LM"}
     model: Any = peft.get_peft_model(reference.load(folder, dtype=DTYPES[dtype]), peft.LoraConfig(**options))
     model.train()

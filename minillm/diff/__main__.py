@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given.add_argument("--prompt-ids", type=cli.token_ids, metavar="N,N,…", help="the same as token ids")
     parser.add_argument("--tolerance", metavar="ULPS", type=float, default=TOLERANCE, help="of a module (64)")
     parser.add_argument("--all", action="store_true", help="a line for every module, not for every layer")
-    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="the error by depth; needs minillm[plot]")
+    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="the error by depth; needs '.[plot]'")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     arguments = parser.parse_args(argv)
     report = run(arguments)

@@ -23,7 +23,7 @@ def register() -> None:
         import lm_eval.models  # noqa: F401  (fills the registry, which does that itself only while it is empty)
         from lm_eval.api.registry import model_registry
     except ImportError as error:
-        raise ValueError(f"the harness needs the package lm_eval ({error}); install minillm[eval]") from None
+        raise ValueError(f"the harness needs lm_eval ({error}): pip install -e '.[eval]' in the clone") from None
     if MODEL not in model_registry:
         model_registry.register(MODEL, target=TARGET)
 

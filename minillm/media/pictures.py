@@ -34,7 +34,7 @@ def opened(source: Source) -> Image:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise ValueError("pictures need Pillow: pip install 'minillm[media]'") from None
+        raise ValueError("pictures need Pillow: pip install -e '.[media]' in the clone") from None
     name, value = source.name, source.value
     if isinstance(value, np.ndarray) or hasattr(value, "__array_interface__"):
         return _upright(_of_array(value, name), Image, ImageOps, name)

@@ -34,7 +34,7 @@ def opened(source: Source, settings: Sounds) -> NDArray[np.float32]:
     try:
         import soundfile
     except ImportError:
-        raise ValueError("sounds need soundfile: pip install 'minillm[media]'") from None
+        raise ValueError("sounds need soundfile: pip install -e '.[media]' in the clone") from None
     try:
         with soundfile.SoundFile(io.BytesIO(value)) as file:
             _within(file, name)

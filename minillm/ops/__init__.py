@@ -108,7 +108,7 @@ def _triton_ops(device: torch.device, dtype: torch.dtype) -> Ops:
     try:
         import triton
     except ImportError:
-        raise ValueError("kernels='triton' needs the package triton; install minillm[gpu]") from None
+        raise ValueError("kernels='triton' needs triton: pip install -e '.[gpu]' in the clone") from None
     if device.type != "cuda" and not triton.knobs.runtime.interpret:
         raise ValueError(
             f"kernels='triton' cannot run on device '{device}'; use a GPU, kernels='reference', "

@@ -134,7 +134,8 @@ def _watched(made: Sequence[subprocess.Popen[bytes]], said: Sequence[Path]) -> i
     first = made[0]
     while first.poll() is None:
         failed = [rank for rank, each in enumerate(made) if each.poll() not in (None, 0)]
-        if failed and not _ends(first, OWN_WORD):
+        # A rank that fails by itself most often says what the first one is about to say too.
+        if failed and not _ends(first, OWN_WORD * (2 if made[failed[0]].returncode == FAILED else 1)):
             screen.error(f"rank {failed[0]} of {len(made)}: {_last_words(made[failed[0]], said[failed[0]])}")
             return FAILED
         time.sleep(POLL)

@@ -34,4 +34,6 @@ def _by_memory(model: Decoder, ranks: Any, device: torch.device) -> list[split.S
     left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.available()
     layers = [sum(each.nbytes for each in layer.parameters()) for layer in model.layers]
     ends = sum(each.nbytes for each in model.parameters()) - sum(layers)
-    return stages.shares(layers, ends, ranks.all_of(left or 1))
+    free = ranks.all_of(left or 1)
+    stages.check(model.spec, [])
+    return stages.shares(layers, ends, free, lambda span: stages.lacks(model.spec, span) is None)

@@ -48,6 +48,7 @@ class Ranks(Alone):
     def __init__(self, rank: int, count: int, device: torch.device, store: str | None, timeout: float = TIMEOUT):
         self.rank, self.count, self.timeout, self.device = rank, count, timeout, device
         self._gone: list[int] = []
+        self._leaving = False
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             where, start = f"file://{store}" if store else None, timedelta(seconds=START)
@@ -185,6 +186,8 @@ class Ranks(Alone):
         try:
             yield
         except RuntimeError as error:
+            if self._leaving:
+                raise
             self._lost(error)
 
     def _lost(self, error: RuntimeError) -> NoReturn:
@@ -199,9 +202,11 @@ class Ranks(Alone):
         os._exit(FAILED)
 
     def _end(self) -> None:
-        """Let the others go, as this process ends."""
-        self.tell("end")
-        dist.destroy_process_group()
+        """Let the others go, as this process ends; where one has gone before, there is nothing left to say."""
+        self._leaving = True
+        with contextlib.suppress(RuntimeError):
+            self.tell("end")
+            dist.destroy_process_group()
 
 
 class Stages(Ranks):

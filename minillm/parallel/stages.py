@@ -11,7 +11,7 @@ are tied, and is given back what the last one makes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from minillm.model.pools import group_of
@@ -19,10 +19,12 @@ from minillm.parallel.split import Span
 from minillm.spec import GQA, Decoder
 
 
-def shares(layers: Sequence[int], ends: int, free: Sequence[int]) -> list[Span]:
+def shares(
+    layers: Sequence[int], ends: int, free: Sequence[int], can: Callable[[Span], bool] = lambda span: True
+) -> list[Span]:
     """Which layers each stage has, one at least: layers take so many bytes, embedding and head `ends` of the first
-    stage, and stages have so many free, of which the fullest uses the least share that it can. Raises ValueError for
-    more stages than layers."""
+    stage, and stages have so many free, of which the fullest uses the least share that it can. A stage `can` have some
+    spans only. Raises ValueError where there are not as many stages as `free` has."""
     count, stages = len(layers), len(free)
     if stages > count:
         raise ValueError(f"--stages is {stages}, and the model has {count} layers: give at most as many")
@@ -30,14 +32,17 @@ def shares(layers: Sequence[int], ends: int, free: Sequence[int]) -> list[Span]:
     found: dict[int, tuple[float, list[Span]]] = {0: (0.0, [])}  # by how many layers are placed
     for stage, room in enumerate(free):
         placed = found
-        found = {
-            end: min(
+        found = {}
+        for end in range(stage + 1, count - stages + stage + 2):
+            ways = [
                 (max(fullest, (before[end] - before[first] + (0 if stage else ends)) / room), [*spans, (first, end)])
                 for first, (fullest, spans) in placed.items()
-                if first < end
-            )
-            for end in range(stage + 1, count - stages + stage + 2)
-        }
+                if first < end and can((first, end))
+            ]
+            if ways:
+                found[end] = min(ways)
+    if count not in found:
+        raise ValueError(f"--stages is {stages}, and the layers of this model cannot be cut into as many; give fewer")
     return found[count][1]
 
 
@@ -70,17 +75,25 @@ def check(decoder: Decoder, spans: Sequence[Span]) -> None:
     """Raise ValueError, with the reason, where a model cannot be cut between these layers."""
     if decoder.per_layer is not None or decoder.streams is not None:
         raise ValueError("--stages: each layer of this model is given more than hidden states; split it by --ranks")
+    for span in spans:
+        if reason := lacks(decoder, span):
+            raise ValueError(f"--stages: {reason}")
+
+
+def lacks(decoder: Decoder, span: Span) -> str | None:
+    """Why these layers cannot be a stage; None where they can."""
+    first, end = span
     groups = [group_of(layer.attention) for layer in decoder.layers]
-    for first, end in spans:
-        if set(groups[first:end]) != set(groups):
-            raise ValueError(
-                f"--stages: layers {first} to {end - 1} are not of all kinds that the model has, which keep different "
-                "caches; give each stage some of each by --layers, or fewer stages"
-            )
-        for index in range(first, end):
-            made = decoder.layers[index].attention
-            if isinstance(made, GQA) and made.kv.layer is not None and not first <= made.kv.layer < end:
-                raise ValueError(f"--stages: layer {index} reads the keys of layer {made.kv.layer}, of another stage")
+    if set(groups[first:end]) != set(groups):
+        return (
+            f"layers {first} to {end - 1} are not of all kinds that the model has, which keep different caches; give "
+            "each stage some of each by --layers, or fewer stages"
+        )
+    for index in range(first, end):
+        made = decoder.layers[index].attention
+        if isinstance(made, GQA) and made.kv.layer is not None and not first <= made.kv.layer < end:
+            return f"layer {index} reads the keys of layer {made.kv.layer}, of another stage"
+    return None
 
 
 def name(parameter: str, span: Span, stage: int) -> str | None:

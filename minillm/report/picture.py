@@ -39,7 +39,7 @@ def check(path: Path) -> None:
         with quiet():  # of a home where it can keep nothing, say
             import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise ValueError("--plot needs the package matplotlib; install minillm[plot]") from None
+        raise ValueError("--plot needs matplotlib: pip install -e '.[plot]' in the clone") from None
     output.check("--plot", path, "a picture", ".png")
 
 

@@ -32,7 +32,7 @@ def load(folder: Path, **options: Any) -> Any:
     try:
         import transformers
     except ImportError:
-        raise ValueError("--against transformers needs the package transformers; install minillm[test]") from None
+        raise ValueError("--against transformers needs transformers: pip install -e '.[test]' in the clone") from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     values, problem = config.read(folder), "transformers cannot load this"

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", metavar="PATH", help="compare with another checkpoint over the same text")
     parser.add_argument("--against-dtype", choices=("float32", "bfloat16", "float16"), help="… or this one in a dtype")
     parser.add_argument("--against-quantize", choices=("int8", "int4"), help="… or quantised")
-    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw layers by experts; needs minillm[plot]")
+    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw layers by experts; needs '.[plot]'")
     parser.add_argument("--html", metavar="FILE.html", type=Path, help="one page to look around in")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     return parser

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from minillm.serve import app, connection, keys
         from minillm.serve.service import Service
     except ModuleNotFoundError as error:
-        raise ValueError(f"the server needs {error.name}; install minillm[serve]") from None
+        raise ValueError(f"the server needs {error.name}: pip install -e '.[serve]' in the clone") from None
     known = keys.load(files.text_file("--api-keys", arguments.api_keys)) if arguments.api_keys else keys.Keys()
     settings = _settings(arguments, bool(known))
     listener = _listen(arguments.host, arguments.port)

@@ -30,7 +30,7 @@ class SentencePieceBackend:
             import sentencepiece
         except ImportError:
             raise ValueError(
-                f"{path}: a SentencePiece model needs the package sentencepiece; install minillm[spm]"
+                f"{path}: a SentencePiece model needs sentencepiece: pip install -e '.[spm]' in the clone"
             ) from None
         self.path = path
         data = read_bytes(path, MAX_BYTES)

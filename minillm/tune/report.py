@@ -56,7 +56,7 @@ def check_board() -> None:
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
-        raise ValueError("--tensorboard needs the package tensorboard; install minillm[tensorboard]") from None
+        raise ValueError("--tensorboard needs tensorboard: pip install -e '.[tensorboard]' in the clone") from None
 
 
 def _board(folder: Path, done: int) -> Any:

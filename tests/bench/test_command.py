@@ -208,7 +208,7 @@ def test_a_missing_peer_is_said_first(
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr("minillm.bench.weights.write_random", lambda *given: pytest.fail("too late"))
     peers = [
-        (["transformers"], "install minillm[test]"),
+        (["transformers"], "pip install -e '.[test]' in the clone"),
         (["llama.cpp", "--llama-python", str(tmp_path / "python")], "pip install llama-cpp-python"),
         (["llama.cpp", "--llama-python", str(tmp_path / "none")], "No such file"),
     ]

@@ -59,6 +59,23 @@ def test_the_list_of_families(name: str) -> None:
     assert len(re.findall(rf"\[{name}\]\(minillm/families/{name}\.py\)", README)) == 1
 
 
+def test_the_counts_of_the_readme() -> None:
+    """Files of families, their lines, and those of what they are built of."""
+    words = " ".join(README.split())
+    said = re.search(r"more than (\d+) families\. Each is one file of (\d+) to (\d+) lines", words)
+    total = re.search(r"built of take ([\d,]+) lines and the families ([\d,]+),", words)
+    assert said is not None
+    assert total is not None
+    count, shortest, longest = map(int, said.groups())
+    built, families = (int(each.replace(",", "")) for each in total.groups())
+    lines = [len((ROOT / f"minillm/families/{name}.py").read_text().splitlines()) for name in FILES]
+    assert len(FILES) > count
+    assert (min(lines), max(lines)) == (shortest, longest)
+    assert sum(lines) == pytest.approx(families, rel=0.05)
+    model = (ROOT / "minillm/model").rglob("*.py")
+    assert sum(len(path.read_text().splitlines()) for path in model) == pytest.approx(built, rel=0.05)
+
+
 # Families of which no published size can be checked: neither a file nor its figures are at hand.
 UNCOUNTED = {"gemma4_unified", "plamo", "plamo3"}
 COUNTED_APART = {"gemma3n"}  # in test_published_sizes.py

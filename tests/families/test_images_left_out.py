@@ -35,7 +35,7 @@ def test_the_text_of_a_model_that_reads_images(layout: str, tmp_path: Path, caps
     llm, tokens = minillm.load(tmp_path), tiny.tokens(97, 1, 20)
     assert (llm.model(tokens) - tiny.logits(theirs, tokens)).abs().max() <= 2e-5
     said = capsys.readouterr().err
-    reason = "the part that sees or hears, which is loaded when there is something to see or hear"
+    reason = "the part that sees or hears, which is read with the first picture or sound"
     assert said == f"minillm: {len(towers)} tensors left out: {reason}\n"
 
 

@@ -123,9 +123,9 @@ def test_chat_templates(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert written[0] == written[1]
     for trimming, kept in [("", "Once upon a time  "), ("| trim", "Once upon a time")]:
         template = "{{ enable_thinking }}{% for m in messages %}{{ m.content" + trimming + " }}<end>{% endfor %}"
-        monkeypatch.setattr(ours.llm, "_templates", {False: ChatTemplate(template, {})})
+        monkeypatch.setattr(ours.llm.prompts, "_templates", {False: ChatTemplate(template, {})})
         assert ours.apply_chat_template(both, add_generation_prompt=False) == f"Falsea dog<end>{kept}"
-    monkeypatch.setattr(ours.llm, "_templates", {False: ChatTemplate("{{ messages[0].content }}", {})})
+    monkeypatch.setattr(ours.llm.prompts, "_templates", {False: ChatTemplate("{{ messages[0].content }}", {})})
     with pytest.raises(ValueError, match="leaves the last message out"):
         ours.apply_chat_template(both, add_generation_prompt=False)
     with pytest.raises(ValueError, match="the conversation is empty"):
@@ -234,7 +234,7 @@ def test_without_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert harness.main(["--tasks", "choices"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "install minillm[eval]" in err
+    assert "pip install -e '.[eval]' in the clone" in err
 
 
 def test_the_entry_point_is_the_registered_class() -> None:

@@ -157,3 +157,12 @@ def test_the_first_that_fails_is_heard(
         launch._end(made)
     assert words in capsys.readouterr().err
     assert all(each.returncode is not None for each in made)
+
+
+def test_what_all_ranks_refuse_is_one_line() -> None:
+    """The first says it, and then has nobody left to let go."""
+    process = generate("--ranks", "3")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said.startswith("minillm: error: 3 ranks cannot share this model")
+    assert said.count("\n") == 1

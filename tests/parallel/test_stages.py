@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import minillm
 from minillm import generate as command
 from minillm.hub import DEMO
-from minillm.parallel.stages import check, local, shares, stated
+from minillm.parallel.stages import check, lacks, local, shares, stated
 from minillm.report.examine import examine
 from minillm.spec import GQA, KV, Decoder, GatedMLP, Layer, Norm, Rope
 from tests.conftest import exit_code, shared
@@ -77,6 +77,23 @@ def test_a_larger_machine_takes_more() -> None:
     found = shares([10] * 61, 20, [64, 256])
     assert [end - first for first, end in found] == [10, 51]
     assert stated("10, 51", 61) == found
+
+
+def test_each_stage_has_layers_of_all_kinds() -> None:
+    """Where the memory alone would give the first stage one layer, with a window only."""
+    path = shared("real-configs/google__gemma-3-27b-it")
+    spec = examine(path / "config.json").spec
+    assert spec is not None
+    layers, ends = [1] * len(spec.layers), 40
+    assert shares(layers, ends, [1, 1])[0] == (0, 11)
+    assert lacks(spec, (0, 5)) is not None
+    assert lacks(spec, (0, 6)) is None
+    assert shares(layers, 80, [1, 1])[0] == (0, 1)
+    found = shares(layers, 80, [1, 1], lambda span: lacks(spec, span) is None)
+    assert found == [(0, 6), (6, len(layers))]
+    check(spec, found)
+    with pytest.raises(ValueError, match="--stages is 40, and the layers of this model cannot be cut into as many"):
+        shares(layers, 0, [1] * 40, lambda span: lacks(spec, span) is None)
 
 
 def test_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def test_tensorboard_that_is_not_there_is_said(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(["--data", data, "--output", str(tmp_path / "out"), "--tensorboard"]) == 2
-    assert "--tensorboard needs the package tensorboard; install minillm[tensorboard]" in capsys.readouterr().err
+    assert "--tensorboard needs tensorboard: pip install -e '.[tensorboard]' in the clone" in capsys.readouterr().err
 
 
 def test_all_of_a_model_is_trained_and_loads(data: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from minillm.config import HARMLESS, same
 
 IMAGES = "DROP: the part that reads images, which is not supported"
-SEEN = "DROP: the part that sees or hears, which is loaded when there is something to see or hear"
+SEEN = "DROP: the part that sees or hears, which is read with the first picture or sound"
 TOWERS = ("vision_tower", "multi_modal_projector", "mm_projector", "visual")
 # What transformers calls a module in place of the checkpoint.
 TRANSFORMERS = {"language_model.model.": "model.language_model.", "language_model.lm_head": "lm_head"}

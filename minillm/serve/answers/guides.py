@@ -135,7 +135,9 @@ def _library() -> Any:
     try:
         import llguidance
     except ImportError:
-        raise ValueError("response_format and tool_choice need llguidance; install minillm[serve]") from None
+        raise ValueError(
+            "response_format and tool_choice need llguidance: pip install -e '.[serve]' in the clone"
+        ) from None
     return llguidance
 
 
