@@ -7,7 +7,7 @@ b is the block that o and i lie in: `block_size` `[O', I']` says how large one i
 `[1, g]` for groups. `X._weight_qdata` is int8 or e4m3 `[O, I]`, `X._weight_scale` a float `[O / O', I / I']`, and
 `X._weight_zero_point` int8 of the same shape. The metadata in the header of the file have under "X.weight" a JSON
 object with the class ("_type") and its values ("_data"); among them is the type that the matrix had, to which W is
-rounded.
+rounded. A Float8Tensor does not stay in memory as it is: the form of FP8 has no such rounding.
 
 Classes that pack 4 bits are layouts for one kind of GPU each and are refused by name; older folders, pickled into .bin
 files, are none of tensors alone.

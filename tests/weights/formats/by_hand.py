@@ -48,11 +48,17 @@ def dequantised(parts: Mapping[str, Tensor], section: Mapping[str, Any]) -> Tens
 
 def in_memory(parts: Mapping[str, Tensor], section: Mapping[str, Any]) -> Tensor:
     """The values of the same in the form that it stays in."""
-    (packed,) = found(
-        {f"{MATRIX.removesuffix('weight')}{ending}": each for ending, each in parts.items()}, section
-    ).values()
+    return as_it_lies({f"{MATRIX.removesuffix('weight')}{ending}": each for ending, each in parts.items()}, section)
+
+
+def as_it_lies(tensors: Mapping[str, Tensor], section: Mapping[str, Any] | None = None) -> Tensor:
+    """The values of the only matrix that some tensors hold, packed into the form that it stays in."""
+    (packed,) = found(tensors, section).values()
     assert packed.stays is not None
-    return packed.stays.form.values(packed.stays.fields(parts))
+    form = packed.stays.form
+    made = form.pack(packed.stays.fields({part: tensors[each] for part, each in packed.parts.items()}))
+    assert {name: (tuple(each.shape), each.dtype) for name, each in made.items()} == form.parts(packed.shape)
+    return form.dequantise(made, packed.shape[1], torch.float32)
 
 
 def group(**weights: Any) -> dict[str, Any]:

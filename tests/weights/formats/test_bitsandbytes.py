@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.weights.formats.by_hand import MATRIX, found, integers, matrix
+from tests.helpers.record_fp4 import CASES, RECORDED
+from tests.weights.formats.by_hand import MATRIX, as_it_lies, found, integers, matrix
 
 STATE = f"{MATRIX}.quant_state.bitsandbytes__nf4"
 
@@ -61,11 +63,21 @@ def test_round_trip(
     assert torch.equal(matrix(tensors), expected)
 
 
-def test_fp4_is_a_kind_of_its_own() -> None:
-    tensors, expected = problem(4, 8, 8, None, torch.uint8, "float32", 3)
-    state = json.loads(bytes(tensors.pop(STATE).tolist()))
-    tensors[STATE.replace("nf4", "fp4")] = as_text({**state, "quant_type": "fp4"})
-    assert torch.equal(matrix(tensors), expected)
+@pytest.mark.parametrize("case", CASES)
+def test_fp4_is_what_the_tool_makes_of_it(case: str) -> None:
+    """Bit for bit what bitsandbytes 0.50.2 gave (`tests/helpers/record_fp4.py`), dequantised and as it lies in memory,
+    where a block that goes on in the next row does not."""
+    parts = {name.removeprefix(f"{case}/"): each for name, each in load_file(RECORDED).items()
+             if name.startswith(f"{case}/")}  # fmt: skip
+    expected = parts.pop("dequantised")
+    assert expected.dtype == CASES[case][0]
+    assert ("weight.nested_absmax" in parts) == CASES[case][1]
+    tensors = {f"{MATRIX.removesuffix('weight')}{part}": each for part, each in parts.items()}
+    assert torch.equal(matrix(tensors), expected.float())
+    packed = found(tensors)[MATRIX]
+    assert (packed.stays is None) == (case == "blocks-over-rows")
+    if packed.stays:
+        assert torch.equal(as_it_lies(tensors), expected.float())
 
 
 @pytest.mark.parametrize(

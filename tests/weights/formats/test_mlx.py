@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.weights.formats.by_hand import MATRIX, found, integers, matrix, rows
+from tests.weights.formats.by_hand import MATRIX, dequantised, found, in_memory, integers, matrix, rows
 
 
 def small_float(code: int, exponents: int, fractions: int) -> float:
@@ -29,13 +29,15 @@ def small_float(code: int, exponents: int, fractions: int) -> float:
 def test_affine(bits: int, outputs: int, size: int, groups: int, dtype: torch.dtype, seed: int) -> None:
     q = integers(0, 2**bits, (outputs, groups * size), seed)
     scales, biases = (integers(-64, 64, (outputs, groups), seed + n).div(16).to(dtype) for n in (1, 2))
-    tensors = {MATRIX: rows(q, bits, torch.uint32), "model.m.scales": scales, "model.m.biases": biases}
-    made = matrix(tensors, {"bits": bits, "group_size": size})
+    tensors = {"weight": rows(q, bits, torch.uint32), "scales": scales, "biases": biases}
+    section = {"bits": bits, "group_size": size}
+    made = dequantised(tensors, section)
     expected = torch.empty(q.shape)
     for o in range(outputs):
         for i in range(groups * size):
             expected[o, i] = q[o, i] * scales[o, i // size].float() + biases[o, i // size].float()
     assert torch.equal(made, expected)
+    assert torch.equal(in_memory(tensors, section), expected)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +50,16 @@ def test_floats(mode: str, bits: int, size: int, low: int, high: int, seed: int)
     if bits == 8:
         q[q % 128 == 127] = 0  # no numbers
     scales = integers(low, high, (3, 64 // size), seed + 1)
-    tensors = {MATRIX: rows(q, bits, torch.uint32), "model.m.scales": scales.to(torch.uint8)}
-    made = matrix(tensors, {"bits": bits, "group_size": size, "mode": mode})
+    tensors = {"weight": rows(q, bits, torch.uint32), "scales": scales.to(torch.uint8)}
+    section = {"bits": bits, "group_size": size, "mode": mode}
+    made = dequantised(tensors, section)
     shape = (2, 1) if bits == 4 else (4, 3)
     for o in range(3):
         for i in range(64):
             s = int(scales[o, i // size])
             factor = small_float(s, 4, 3) if mode == "nvfp4" else math.ldexp(1, s - 127)
             assert float(made[o, i]) == small_float(int(q[o, i]), *shape) * factor
+    assert torch.equal(in_memory(tensors, section), made)
 
 
 def test_a_module_of_its_own_and_experts() -> None:

@@ -91,6 +91,10 @@ def test_nvfp4(seed: int, divides: bool) -> None:
     for o in range(3):
         for i in range(32):
             assert made[o, i] == values[o, i] * factor[o, i // 16]
+    last = list(parts)[-1]
+    for exact in (0.25, 32.0):  # of which the inverse is not rounded
+        parts[last] = torch.tensor(exact).view(parts[last].shape)
+        assert torch.equal(in_memory(parts, {}), dequantised(parts, {}))
 
 
 @given(SEEDS, st.booleans(), st.booleans())
@@ -104,6 +108,16 @@ def test_mx(seed: int, four: bool, as_bytes: bool) -> None:
     for o in range(2):
         for i in range(64):
             assert made[o, i] == float(values[o, i]) * 2.0 ** (int(exponents[o, i // 32]) - 127)
+    assert torch.equal(in_memory({**parts, "weight_scale": scale}, {}), made)
+
+
+def test_the_largest_mx_factor() -> None:
+    """6 times 2^125 is a number of fp32, 6 times 2^126 is none."""
+    parts = {"weight_packed": torch.full((1, 16), 0x77, dtype=torch.uint8)}
+    made = dequantised({**parts, "weight_scale": torch.tensor([[252]], dtype=torch.uint8)}, {})
+    assert torch.equal(made, torch.full((1, 32), 6 * 2.0**125))
+    with pytest.raises(ValueError, match=r"m.weight_scale has values that no factor has"):
+        dequantised({**parts, "weight_scale": torch.tensor([[253]], dtype=torch.uint8)}, {})
 
 
 @given(SEEDS, st.booleans())

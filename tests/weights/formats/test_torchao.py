@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minillm.weights.checkpoint import Checkpoint
-from tests.weights.formats.by_hand import MATRIX, found, integers, matrix
+from tests.weights.formats.by_hand import MATRIX, as_it_lies, found, integers, matrix
 
 KINDS = ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor")
 
@@ -49,7 +49,12 @@ def problem(kind: str, shape: tuple[int, int], block: tuple[int, int], seed: int
 )  # fmt: skip
 def test_round_trip(kind: str, high: int, wide: int, block: tuple[int, int], seed: int) -> None:
     tensors, expected = problem(kind, (high * block[0], wide * block[1]), block, seed)
-    assert torch.equal(matrix(tensors, {"__metadata__": said(kind, list(block))}), expected)
+    section = {"__metadata__": said(kind, list(block))}
+    assert torch.equal(matrix(tensors, section), expected)
+    packed = found(tensors, section)[MATRIX]
+    assert (packed.stays is None) == (kind == "Float8Tensor" or block[0] > 1)
+    if packed.stays:
+        assert torch.equal(as_it_lies(tensors, section), expected)
 
 
 def test_from_a_file(tmp_path: Path) -> None:
