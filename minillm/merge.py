@@ -37,7 +37,6 @@ from minillm.report import writing
 from minillm.report.original import TABLE, Original, original, untied
 from minillm.weights.altered import Altered, altered
 from minillm.weights.gguf.mixtures import MIXTURES
-from minillm.weights.gguf.reader import SUFFIX
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.rows import Rows
 from minillm.weights.tensorfile import DTYPES as STORED
@@ -148,8 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_revision(parser)
     adapter = "an adapter in PEFT's format; several are added up"
     parser.add_argument("--adapter", metavar="FOLDER", type=Path, action="append", required=True, help=adapter)
-    output = "a folder, or a file that ends in .gguf, that is not there yet"
-    parser.add_argument("--output", metavar="PATH", type=Path, required=True, help=output)
+    parser.add_argument("--output", metavar="PATH", type=Path, required=True, help=writing.OUTPUT)
     parser.add_argument("--dtype", choices=("auto", *DTYPES), help="of plain numbers; auto: as the checkpoint has them")
     cli.add_quantize_arguments(parser, files=tuple(MIXTURES))
     parser.add_argument("--no-compare", action="store_true", help="do not load what was written to compare its logits")
@@ -170,16 +168,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _asked(arguments: Any) -> Written:
     """What shall be written. Raises ValueError for arguments that do not go together."""
-    kind, is_file = arguments.quantize, arguments.output.suffix == SUFFIX
-    if is_file and kind not in MIXTURES:
-        raise ValueError(f"--output {arguments.output} is a GGUF file: say with --quantize in which kind "
-                         f"({', '.join(MIXTURES)})")  # fmt: skip
-    if not is_file and kind in MIXTURES:
-        raise ValueError(f"--quantize {kind} is for a GGUF file: let --output end in {SUFFIX}, or take another kind")
+    kind, mixture = arguments.quantize, writing.mixture(arguments.output, arguments.quantize)
     if kind is not None and arguments.dtype is not None:
         raise ValueError(f"--dtype {arguments.dtype} is for plain numbers; leave it out, or --quantize {kind}")
-    scheme = asked_scheme(None if is_file else kind, arguments.group_size, not arguments.asymmetric)
-    return Written(scheme, kind if is_file else None, DTYPES.get(arguments.dtype))
+    scheme = asked_scheme(None if mixture else kind, arguments.group_size, not arguments.asymmetric)
+    return Written(scheme, mixture, DTYPES.get(arguments.dtype))
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:

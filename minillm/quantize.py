@@ -22,7 +22,6 @@ from minillm.loading import asked_scheme, integers
 from minillm.report import writing
 from minillm.report.original import original
 from minillm.weights.gguf.mixtures import MIXTURES
-from minillm.weights.gguf.reader import SUFFIX
 from minillm.weights.ints import Int4, Int8
 
 
@@ -68,16 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("quantize", description)
     parser.add_argument("--weights", metavar="PATH", help=cli.WEIGHTS)
     cli.add_revision(parser)
-    output = "a folder, or a file that ends in .gguf, that is not there yet"
-    parser.add_argument("--output", metavar="PATH", type=Path, required=True, help=output)
+    parser.add_argument("--output", metavar="PATH", type=Path, required=True, help=writing.OUTPUT)
     cli.add_quantize_arguments(parser, required=True, files=tuple(MIXTURES))
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     arguments = parser.parse_args(argv)
-    kind, is_file = arguments.quantize, arguments.output.suffix == SUFFIX
-    if is_file != (kind in MIXTURES):
-        remedy = f"is for a GGUF file: let --output end in {SUFFIX}" if kind in MIXTURES else "is for a folder"
-        raise ValueError(f"--output {arguments.output}, but --quantize {kind} {remedy}, or take another kind")
-    scheme = asked_scheme(None if is_file else kind, arguments.group_size, not arguments.asymmetric)
+    kind, mixture = arguments.quantize, writing.mixture(arguments.output, arguments.quantize)
+    scheme = asked_scheme(None if mixture else kind, arguments.group_size, not arguments.asymmetric)
     given, bar = (arguments.weights, arguments.output), cli.progress_bar("quantising")
     revision = cli.revision(arguments)
     report = quantize(*given, scheme, bar, revision) if scheme else to_file(*given, kind, bar, revision)

@@ -196,7 +196,7 @@ def test_a_file(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("--quantize q8_0", "--output"),
         ("--output a.gguf", "--quantize"),
         ("--quantize q8_0 --output a", "--quantize q8_0 is for a GGUF file: let --output end in .gguf"),
-        ("--quantize int4 --output a.gguf", "--output a.gguf, but --quantize int4 is for a folder"),
+        ("--quantize int4 --output a.gguf", "--output a.gguf is a GGUF file: say with --quantize in which kind"),
         ("--quantize q8_0 --output a.gguf --group-size 32", "go with --quantize int4"),
         ("--quantize q8_0 --output a.gguf --asymmetric", "go with --quantize int4"),
         ("--quantize q8_0 --output nowhere/a.gguf", "nowhere: no such folder; make it, or choose another --output"),

@@ -61,7 +61,7 @@ def instead_of_config(folder: Path) -> str | None:
     if any(name.startswith("models--") for name in _names(folder)):
         return "a cache of the hub; give the org/name of a repository in it"
     if newest:
-        what = "the output of a training run, " if newest[-1].startswith("checkpoint-") else ""
+        what = "the output of a training run, " if newest[-1].startswith("checkpoint-") else "a folder "
         return f"{what}whose checkpoints are folders inside it; give one of them, such as {folder / newest[-1]}"
     return instead_of_weights(folder)
 

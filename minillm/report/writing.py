@@ -18,10 +18,24 @@ from minillm.report.original import Original
 from minillm.report.saving import write_original
 from minillm.weights import ints
 from minillm.weights.checkpoint import brief
+from minillm.weights.gguf.mixtures import MIXTURES
+from minillm.weights.gguf.reader import SUFFIX
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.save import save_as
 
 Progress = Callable[[int, int], None]
+OUTPUT = f"a folder, or a file that ends in {SUFFIX}, that is not there yet"
+
+
+def mixture(output: Path, kind: str | None) -> str | None:
+    """The mixture of kinds that a GGUF file gets, None for a folder. Raises ValueError where --output and the kind that
+    --quantize names do not go together."""
+    is_file = output.suffix == SUFFIX
+    if is_file and kind not in MIXTURES:
+        raise ValueError(f"--output {output} is a GGUF file: say with --quantize in which kind ({', '.join(MIXTURES)})")
+    if not is_file and kind in MIXTURES:
+        raise ValueError(f"--quantize {kind} is for a GGUF file: let --output end in {SUFFIX}, or take another kind")
+    return kind if is_file else None
 
 
 def to_folder(output: Path, given: Original, scheme: Int8 | Int4 | None, progress: Progress) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from minillm import cli, config, families
 from minillm.adapters.attach import attach
 from minillm.adapters.config import ALL, AdapterConfig
 from minillm.guard.files import is_there
-from minillm.guard.screen import note, printable
+from minillm.guard.screen import note, printable, release
 from minillm.guard.writing import asked_to_stop
 from minillm.llm import LLM
 from minillm.loading import load
@@ -46,6 +46,7 @@ def run(prepared: Prepared) -> int:
     if (progress := state.restore(output, learning.named, made.optimizer, prepared.asked())) is not None:
         note(f"going on behind step {progress.step:,} of {made.plan.steps:,}")
         made.progress = progress
+    release()  # what there is to note, before hours of steps and not behind them
     print(f"training {learning.described()}", file=sys.stderr)
     log = report.Log(output, made.progress.step, a.tensorboard)
     with asked_to_stop() as stopped:

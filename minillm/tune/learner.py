@@ -36,8 +36,9 @@ class Learner:
 
     @property
     def routes(self) -> bool:
-        """Whether routers learn."""
-        return any(ROUTER in name for name in self.named)
+        """Whether routers learn, or what an adapter adds to them: its names are PEFT's, those of modules ours."""
+        names = self.named if self.adapter is None else map(".".join, self.adapter.deltas)
+        return any(ROUTER in name for name in names)
 
     def described(self) -> str:
         total = sum(each.numel() for each in self.llm.model.parameters()) if self.adapter is None else None

@@ -180,7 +180,10 @@ class Masking:
         found, at = "", 0
         while at < len(example.ids):
             stop = next((i for i in range(at, len(example.ids)) if example.learnt[i] != example.learnt[at]), None)
-            text = self.tokenizer.decode(example.ids[at:stop], skip_special=False)
+            before, so_far = (self.tokenizer.decode(example.ids[:end], skip_special=False) for end in (at, stop))
+            # Of some tokenizers the space that a piece of text begins with is there behind others only.
+            whole = so_far.startswith(before)
+            text = so_far[len(before) :] if whole else self.tokenizer.decode(example.ids[at:stop], skip_special=False)
             found += f"{begins}{text}{ends}" if example.learnt[at] else text
             at = len(example.ids) if stop is None else stop
         return found

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from minillm.llm import LLM
 from minillm.spec import GatedDeltaNet
 from minillm.tune import data
+from minillm.tune.data import Record
 from minillm.tune.masking import Example, Masking, Pair
 from minillm.tune.packing import rows_of
 from minillm.tune.training import Pairs, Rows, Sequences
 
+T = TypeVar("T")
 MAX_LENGTH = 4096  # tokens of a row, where nobody asks for another number
 
 
@@ -50,33 +53,53 @@ class Material:
 def gather(llm: LLM, asked: Asked, show: int = 0, colours: bool = False) -> Material:
     """Read the files that are asked for. Raises ValueError for what cannot be learnt from, or by this model."""
     masking = Masking(llm, asked.most, asked.truncate)
-    format, records = data.read(asked.file)
-    other = None if asked.evaluation is None else data.read(asked.evaluation)[1]
-    if (format == "preference") != asked.preferences:
-        remedy = "give --preference dpo or ipo" if format == "preference" else "give lines of chosen and rejected"
-        raise ValueError(f"{asked.file}: lines of the format {format!r}; {remedy}")
+    format, records = _read(asked.file, asked.preferences)
+    other = None if asked.evaluation is None else _read(asked.evaluation, asked.preferences)[1]
     random.Random(f"{asked.seed} held out").shuffle(records)
     count = round(asked.share * len(records))
-    groups = [records[count:], records[:count] if other is None else other]
+    if asked.share and count in (0, len(records)):
+        raise ValueError(f"--evaluation-share {asked.share:g} of {len(records):,} lines is {count:,}, which leaves "
+                         "nothing on one side; give another share, or --evaluation FILE")  # fmt: skip
+    groups = [(asked.file, records[count:]), (asked.file, records[:count])]
+    if asked.evaluation is not None and other is not None:
+        groups[1] = (asked.evaluation, other)
     if asked.preferences:
-        pairs = [[pair for each in group if (pair := masking.pair(each))] for group in groups]
+        pairs = [[pair for pair in _made(masking.pair, *group) if pair] for group in groups]
+        _refuse_nothing(pairs, bool(groups[1][1]), masking)
         return _of_pairs(format, pairs[0], pairs[1], masking, show, colours)
-    made = [[example for each in group for example in masking.examples(each)] for group in groups]
+    made = [[each for some in _made(masking.examples, *group) for each in some] for group in groups]
+    _refuse_nothing(made, bool(groups[1][1]), masking)
     if asked.pack and any(isinstance(layer.attention, GatedDeltaNet) for layer in llm.spec.layers):
         raise ValueError("--pack: this model has recurrent layers, whose state would go from one example of a row to "
                          "the next; leave --pack out")  # fmt: skip
     rows = [[[some[n] for n in row] for row in rows_of(some, asked.most if asked.pack else None)] for some in made]
-    _refuse_nothing(rows[0], masking)
     shown = [masking.shown(each, colours) for each in made[0][:show]]
     held_out = Sequences(rows[1]) if rows[1] else None
     longest = max(sum(len(each.ids) for each in row) for some in rows for row in some)
     return Material(format, Sequences(rows[0]), held_out, *_tokens(made[0]), longest, masking.counts, shown)
 
 
+def _read(file: Path, preferences: bool) -> tuple[str, list[Record]]:
+    """A file's format and records. Raises ValueError where these are pairs of answers and none are asked for, or the
+    other way round."""
+    format, records = data.read(file)
+    if (format == "preference") != preferences:
+        remedy = "give --preference dpo or ipo" if format == "preference" else "give lines of chosen and rejected"
+        raise ValueError(f"{file}: lines of the format {format!r}; {remedy}")
+    return format, records
+
+
+def _made(make: Callable[[Record], T], file: Path, records: Sequence[Record]) -> list[T]:
+    """What becomes of each record of a file. Raises ValueError that names the file and the line."""
+    try:
+        return [make(each) for each in records]
+    except ValueError as error:
+        raise ValueError(f"{file}, {error}") from None
+
+
 def _of_pairs(
     format: str, pairs: list[Pair], held_out: list[Pair], masking: Masking, show: int, colours: bool
 ) -> Material:
-    _refuse_nothing(pairs, masking)
     shown = [f"{masking.shown(c, colours)}\nrather than\n{masking.shown(r, colours)}" for c, r in pairs[:show]]
     tokens = _tokens([each for pair in pairs for each in pair])
     longest = max(len(each.ids) for pair in [*pairs, *held_out] for each in pair)
@@ -89,7 +112,9 @@ def _tokens(examples: Sequence[Example]) -> tuple[int, int]:
     return sum(len(each.ids) for each in examples), sum(sum(each.learnt) for each in examples)
 
 
-def _refuse_nothing(rows: Sequence[object], masking: Masking) -> None:
-    if not rows:
-        raise ValueError(f"no example is left to learn from ({masking.counts['left out, being too long']} are longer "
+def _refuse_nothing(made: Sequence[Sequence[object]], judged: bool, masking: Masking) -> None:
+    """Raise ValueError where no example is left, of what is learnt or of what is held out."""
+    purpose = "to learn from" if not made[0] else "to judge by" if judged and not made[1] else None
+    if purpose is not None:
+        raise ValueError(f"no example is left {purpose} ({masking.counts['left out, being too long']} are longer "
                          f"than {masking.most} tokens); give a larger --max-length, or more data")  # fmt: skip

@@ -111,7 +111,7 @@ def test_rounding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.edit_config(tmp_path, dtype="bfloat16")
     capsys.readouterr()
     report = json.loads((merged(tmp_path, "--json"), capsys.readouterr().out)[1])
-    exact = load_file(merged(tmp_path, "--dtype", "float32", output="exact") / "model.safetensors")
+    exact = load_file(merged(tmp_path, "--dtype", "float32", "--no-compare", output="exact") / "model.safetensors")
     found = load_file(tmp_path / "merged/model.safetensors")
     assert all(torch.equal(each, exact[name].bfloat16()) for name, each in found.items())
     assert {each.dtype for each in exact.values()} == {torch.float32}
@@ -122,7 +122,7 @@ def test_rounding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["unmoved"] > report["changed"] / 2
     assert report["logits"]["difference"] > 1e-4
     capsys.readouterr()
-    merged(tmp_path, output="again")
+    merged(tmp_path, "--no-compare", output="again")
     share = report["unmoved"] / report["changed"]
     said = f"{share:.0%} of the {report['changed']:,} weights that it changes were left as they are by rounding\n"
     assert said in capsys.readouterr().out

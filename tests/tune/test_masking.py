@@ -123,6 +123,13 @@ def test_what_is_learnt_is_what_assistants_say(name: str) -> None:
         assert example.ids[:first] == llm.tokenizer.encode(prompt, special=False)
 
 
+def test_no_published_template_is_left_out() -> None:
+    """By the text of the files, whatever the code that looks for templates finds."""
+    has = {"tokenizer_config.json": '"chat_template"', "chat_template.json": "", "chat_template.jinja": ""}
+    paths = [path for path in shared("real-configs").glob("*/*") if path.name in has]
+    assert {path.parent.name for path in paths if has[path.name] in path.read_text()} == {*published()}
+
+
 def test_the_given_material_has_templates_of_both_kinds() -> None:
     shared("real-configs")
     counts = {
@@ -200,6 +207,13 @@ def test_an_example_is_shown_with_what_is_learnt(llm: minillm.LLM) -> None:
     (made,) = masking.examples(Record(1, TALK[:2]))
     assert masking.shown(made, colours=False).endswith("<|story|>⟦Four, 4 and IV.</s>⟧")
     assert "\x1b[1;32mFour" in masking.shown(made, colours=True)
+
+
+def test_a_space_that_an_answer_begins_with_is_shown() -> None:
+    """Which its tokens alone do not have in tokenizers that put one in front of all texts."""
+    masking = Masking(minillm.load(shared("checkpoints/stories260K"), "float32", "cpu", "reference"), 64)
+    (made,) = masking.examples(Record(1, " a mouse.", asked="Once there was"))
+    assert masking.shown(made, colours=False) == "<s> Once there was⟦ a mouse.</s>⟧"
 
 
 def test_a_checkpoint_without_words_is_refused(tmp_path: Path) -> None:

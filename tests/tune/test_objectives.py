@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,10 +65,11 @@ def test_routers_that_learn_are_kept_in_balance_as_transformers_does(tmp_path: P
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_routers_do_not_learn_unless_they_are_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("targets", "routes"), [(ALL, False), (["q_proj", "gate"], True)])
+def test_routers_do_not_learn_unless_they_are_asked_for(targets: Any, routes: bool, tmp_path: Path) -> None:
     tiny.save(tmp_path, *tiny.ROWS["mixtral"])
     llm = minillm.load(tmp_path, "float32", "cpu", "reference")
-    named = attach(llm, AdapterConfig(r=2, lora_alpha=4, target_modules=ALL)).named()
-    assert not any("gate.weight" in name for name in named)
-    assert not Learner(llm, named, {}).routes
+    adapter = attach(llm, AdapterConfig(r=2, lora_alpha=4, target_modules=targets))
+    assert any(".gate.lora_" in name for name in adapter.named()) == routes
+    assert Learner(llm, adapter.named(), {}, adapter).routes == routes
     assert not any(each.requires_grad for each in llm.model.parameters())

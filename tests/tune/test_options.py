@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from minillm.tune import state
 from minillm.tune.__main__ import main
-from tests.tune.test_tune import ADAPTER, QUICK, STEPS, losses
-from tests.tune.test_tune import data as data
+from tests.tune.conftest import ADAPTER, QUICK, STEPS, losses
 
 
 def test_rates_are_those_of_the_schedule(data: str, tmp_path: Path) -> None:

@@ -16,43 +16,13 @@ from safetensors.torch import load_file
 
 import minillm
 from minillm.adapters.read import read as read_adapter
-from minillm.guard import memory
 from minillm.hub import DEMO
 from minillm.tune import job, state
 from minillm.tune.__main__ import main
-from tests.conftest import ROOT, exit_code, shared
+from tests.conftest import ROOT, shared
+from tests.tune.conftest import ADAPTER, QUICK, STEPS, losses, written
 
-ADAPTER = "adapter_model.safetensors"
-STEPS = ["--steps", "6", "--batch", "4", "--micro-batch", "2", "--rate", "5e-3", "--every", "2"]
-QUICK = [*STEPS, "--rank", "4"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def talk(asked: str, answered: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-
-
-def written(path: Path, lines: list[dict[str, Any]]) -> str:
-    path.write_text("".join(f"{json.dumps(each)}\n" for each in lines))
-    return str(path)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    said = [talk(f"What is {n} and {n}?", f"It is {n + n}, said the owl. " * (1 + n % 3)) for n in range(10)]
-    return written(tmp_path / "train.jsonl", [{"messages": each} for each in said])
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> str:
-    asked = [[{"role": "user", "content": f"Say {n}"}] for n in range(6)]
-    lines = [{"prompt": p, "chosen": talk("", f"It is {n}.")[1:], "rejected": talk("", f"No {n}!")[1:]}
-             for n, p in enumerate(asked)]  # fmt: skip
-    return written(tmp_path / "pairs.jsonl", lines)
-
-
-def losses(output: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()]
 
 
 def test_an_adapter_is_trained_and_written(data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -152,7 +122,9 @@ def test_a_teacher_of_the_same_vocabulary(tmp_path: Path, capsys: pytest.Capture
     assert "another vocabulary (of 512 tokens, this model's has 768)" in capsys.readouterr().err
 
 
-def test_a_run_that_was_stopped_goes_on(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_goes_on(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     command = ["--data", data, *QUICK, "--dropout", "0.2", "--evaluation-share", "0.2"]
     assert main([*command, "--output", str(tmp_path / "whole")]) == 0
     said, output = job._say, tmp_path / "cut"
@@ -166,7 +138,10 @@ def test_a_run_that_was_stopped_goes_on(data: str, tmp_path: Path, monkeypatch: 
         patch.setattr(job, "_say", stop_at_3)
         assert main([*command, "--output", str(output)]) == 130
     assert not (output / ADAPTER).exists()
+    capsys.readouterr()
     assert main([*command, "--output", str(output)]) == 0
+    err = capsys.readouterr().err
+    assert 0 < err.index("going on behind step 3 of 6") < err.index("step 4/6")
     assert losses(output) == losses(tmp_path / "whole")
     assert (output / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
 
@@ -203,77 +178,3 @@ def test_examples_are_shown_and_nothing_is_trained(data: str, tmp_path: Path, ca
     out = capsys.readouterr().out
     assert out.count("⟦It is") == 2
     assert not (tmp_path / "out").exists()
-
-
-def test_what_does_not_fit_is_refused_before_anything_is_loaded(
-    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 1_000_000)
-    monkeypatch.setattr(job, "load", lambda *given, **named: pytest.fail("loaded"))
-    assert main(["--data", data, "--output", str(tmp_path / "out")]) == 2
-    assert "training takes 0.0 GB and 0.0 GB are left; give a smaller --micro-batch" in capsys.readouterr().err
-
-
-def test_a_place_that_holds_something_else_is_refused(data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["--data", data, "--output", str(tmp_path), *QUICK]) == 2
-    assert "is there and holds something else" in capsys.readouterr().err
-    assert main(["--data", data, "--output", data, *QUICK]) == 2
-    assert "is there and is no folder" in capsys.readouterr().err
-    assert main(["--data", data, "--output", str(tmp_path / "out"), *QUICK]) == 0
-    assert main(["--data", data, "--output", str(tmp_path / "out"), *QUICK, "--seed", "5"]) == 2
-    assert "had seed 0, this one has 5; ask for the same, or take another --output" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--rank", "0"], "--rank is 0, it must be at least 1"),
-        (["--epochs", "0"], "--epochs is 0.0, it must be more than 0"),
-        (["--warmup", "1"], "--warmup is 1.0, it must be at least 0 and less than 1"),
-        (["--rate", "0"], "--rate is 0.0, it must be more than 0"),
-        (["--decay", "-1"], "--decay is -1.0, it must be at least 0"),
-        (["--full", "--quantize", "int4"], "--quantize is of an adapter, and --full trains none"),
-        (["--full", "--rank", "8"], "--rank is of an adapter, and --full trains none"),
-        (["--bf16-weights"], "--bf16-weights is about weights that learn"),
-        (["--preference", "dpo"], "lines of the format 'messages'; give lines of chosen and rejected"),
-        (["--preference", "dpo", "--pack"], "--preference goes with none of --teacher, --pack and --dropout"),
-        (["--adapter", "x"], "--adapter x: a new one is trained"),
-        (["--patience", "2"], "--patience looks at what is held out"),
-        (["--max-length", "513"], "--max-length is 513, this model takes from 2 to 512"),
-        (["--max-length", "5"], "no example is left to learn from (10 are longer than 5 tokens)"),
-        (["--evaluation-share", "0.1", "--evaluation", "x.jsonl"], "--evaluation and --evaluation-share: give one"),
-        (["--targets", "nothing"], "no module is one of target_modules"),
-        (["--device", "cuda:77"], "cuda:77"),
-    ],
-)
-def test_what_cannot_be_is_one_line(
-    data: str, tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture
-) -> None:
-    assert exit_code(main, ["--data", data, "--output", str(tmp_path / "out"), *options]) == 2
-    err = capsys.readouterr().err
-    assert said in err.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
-
-
-def test_pairs_need_to_be_asked_for(pairs: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["--data", pairs, "--output", str(tmp_path / "out")]) == 2
-    assert "lines of the format 'preference'; give --preference dpo or ipo" in capsys.readouterr().err
-    assert exit_code(main, ["--data", pairs]) == 2
-    assert "--output is missing" in capsys.readouterr().err
-
-
-def test_a_quantised_checkpoint_is_not_trained_whole(data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from minillm.quantize import main as quantize
-
-    folder = tmp_path / "int4"
-    assert quantize(["--quantize", "int4", "--output", str(folder)]) == 0
-    assert main(["--weights", str(folder), "--full", "--data", data, "--output", str(tmp_path / "out"), *STEPS]) == 2
-    assert "--full: matrices of this checkpoint are quantised" in capsys.readouterr().err
-    assert main(["--weights", str(folder), "--data", data, "--output", str(tmp_path / "out"), *QUICK]) == 0
-
-
-@pytest.mark.parametrize("flag", ["--data", "--evaluation"])
-def test_a_file_that_is_not_there(flag: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    given = {"--data": data, "--output": str(tmp_path / "out"), flag: str(tmp_path / "none")}
-    assert exit_code(main, [each for pair in given.items() for each in pair]) == 2
-    assert f"{flag} {tmp_path / 'none'}: no such file" in capsys.readouterr().err
