@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Prompts:
         self.spec = model.spec
         self._templates: dict[bool, chat.ChatTemplate] = {}  # by whether there are tools
         self._reader: Reader | None = None
+        self._loading = threading.Lock()  # of the tower, for which several requests may ask at once
 
     def need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -62,12 +64,13 @@ class Prompts:
     @property
     def reader(self) -> Reader:
         """What sees and hears for this model. Raises ValueError for one that does neither."""
-        if self._reader is None:
-            if self.model.ops.ranks.count > 1:
-                raise ValueError("pictures and sounds do not go with --ranks (ranks); leave one of them out")
-            given = self.need_tokenizer(), self.spec.context, self.model.dtype, self.device
-            self._reader = tower.load(self.folder, self.values, *given)
-        return self._reader
+        with self._loading:
+            if self._reader is None:
+                if self.model.ops.ranks.count > 1:
+                    raise ValueError("pictures and sounds do not go with --ranks or --stages; leave one of them out")
+                given = self.need_tokenizer(), self.spec.context, self.model.dtype, self.device
+                self._reader = tower.load(self.folder, self.values, *given)
+            return self._reader
 
     def asked(
         self, prompt: Any, prompt_ids: Any, messages: Any, options: dict[str, Any]

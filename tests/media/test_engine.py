@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from minillm.engine.batching.engine import Engine
+from minillm.media import tower
+from minillm.media.prompts import Reader
 from tests.conftest import shared
 from tests.media.recorded import GREEDY, expected, greedy, loaded, messages, picture, run
 
@@ -156,3 +161,19 @@ def test_too_many_tokens_for_the_context() -> None:
     Image.new("RGB", (40, 40)).save(buffer, "PNG")
     with pytest.raises(ValueError, match=r"more than 16 pictures"):
         llm.completion("Lily", images=[buffer.getvalue()] * 17)
+
+
+def test_the_tower_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever else asks meanwhile waits for it."""
+    llm, usual, loads = loaded("qwen2_5_vl"), tower.load, []
+
+    def slow(*given: Any) -> Reader:
+        loads.append(time.sleep(0.1))
+        return usual(*given)
+
+    monkeypatch.setattr(tower, "load", slow)
+    monkeypatch.setattr(llm.prompts, "_reader", None)
+    with ThreadPoolExecutor(3) as threads:
+        readers = list(threads.map(lambda _: llm.prompts.reader, range(3)))
+    assert len(loads) == 1
+    assert readers == readers[:1] * 3
