@@ -91,8 +91,6 @@ class Prompts:
             raise ValueError(f"{' and '.join(idle)} go with messages; they mean nothing to a {given[0]}")
         if beside and not isinstance(prompt, str):
             raise ValueError("images and audio go with one prompt; put those of messages into their content")
-        if max_pixels is not None and not beside and messages is None:
-            raise ValueError("max_pixels goes with pictures; give some, or leave it out")
         if beside and not self.reader.marked(prompt):
             prompt, messages = None, [{"role": "user", "content": [*beside, {"type": "text", "text": prompt}]}]
         if prompt is not None:
@@ -111,6 +109,8 @@ class Prompts:
             rows = prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else prompt_ids
             single = not (isinstance(rows, (list, tuple)) and rows and hasattr(rows[0], "__len__"))
             prompts = [Prompt(token_ids(ids)) for ids in ([rows] if single else rows)]
+        if max_pixels is not None and not any(made.inserted for made in prompts):
+            raise ValueError("max_pixels goes with pictures; give some, or leave it out")
         for made in prompts:
             self._check(made.ids)
         return prompts, single, messages is not None

@@ -115,6 +115,8 @@ class Reader:
             shape = (grid[0] // embed.merge, grid[1] // embed.merge)
             return Seen(values, shape, grid, 0, _digest(values, grid))
         assert isinstance(self.settings, Sounds)
+        if max_pixels is not None:
+            raise ValueError(f"{source.name}: max_pixels is of pictures, this is a sound; leave it out")
         samples = sound.opened(source, self.settings)
         values, heard = sound.spectrogram(samples, self.settings)
         count = ((heard - 1) // 2 + 1) // self.media.encoder.projector.gathered

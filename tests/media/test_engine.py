@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from minillm.engine.batching.engine import Engine
-from minillm.media import tower
+from minillm.media import flags, tower
 from minillm.media.prompts import Reader
 from tests.conftest import shared
 from tests.media.recorded import GREEDY, expected, greedy, loaded, messages, picture, run
@@ -145,6 +146,18 @@ def test_a_smaller_size() -> None:
         llm.completion("Lily", images=[picture()], max_pixels=700)
     with pytest.raises(ValueError, match="max_pixels goes with pictures"):
         llm.completion("Lily", max_pixels=7000)
+    with pytest.raises(ValueError, match="max_pixels goes with pictures"):
+        llm.completion(messages=[{"role": "user", "content": "Lily"}], max_pixels=7000)
+    with pytest.raises(ValueError, match="max_pixels is of pictures, this is a sound"):
+        loaded("qwen2_audio").completion(messages=messages("qwen2_audio", "audio"), max_pixels=7000)
+
+
+def test_a_limit_waits_for_the_first_picture_of_a_chat() -> None:
+    shown = flags.Shown(argparse.Namespace(image=None, audio=None, max_pixels=7000))
+    first = shown.turn("Lily")
+    assert shown.limit([first]) == {}
+    assert shown.takes(f"/image {picture()}\n")
+    assert shown.limit([first, shown.turn("saw")]) == {"max_pixels": 7000}
 
 
 def test_a_picture_for_a_model_of_text() -> None:
