@@ -182,6 +182,9 @@ def test_parts_of_messages() -> None:
         ({"type": "image", "image": "a" * 5000}, "name too long"),
         ({"type": "image", "image": "/dev/zero"}, "expected a file"),
         ({"type": "image", "image": "/"}, "expected a file"),
+        ({"type": "image", "image": saved("PNG"), "max_pixels": 5}, "image 1: 'max_pixels' of its part is not read"),
+        ({"type": "image", "image": saved("PNG"), "url": "https://a"}, "image 1: its part has 2 of them"),
+        ({"type": "image", "image": {"url": "data:a;base64,aGk=", "data": "aGk="}}, "image 1: its part has 2 of them"),
     ):
         with pytest.raises(ValueError, match=said):
             sources.taken([{"role": "user", "content": [part]}])
