@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from minillm.engine.batching.engine import Engine
-from minillm.media import flags, tower
+from minillm.media import flags, pictures, tower
 from minillm.media.prompts import Reader
 from tests.conftest import shared
 from tests.media.recorded import GREEDY, expected, greedy, loaded, messages, picture, run
@@ -174,6 +174,15 @@ def test_too_many_tokens_for_the_context() -> None:
     Image.new("RGB", (40, 40)).save(buffer, "PNG")
     with pytest.raises(ValueError, match=r"more than 16 pictures"):
         llm.completion("Lily", images=[buffer.getvalue()] * 17)
+
+
+def test_no_more_pictures_are_decoded_than_the_context_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, usual, opened = loaded("qwen2_5_vl").prompts.reader, pictures.opened, []
+    monkeypatch.setattr(reader, "context", 20)
+    monkeypatch.setattr(pictures, "opened", lambda each: opened.append(each) or usual(each))
+    with pytest.raises(ValueError, match=r"2 images take 30 tokens, the context has 20"):
+        reader.prompt("<|image_pad|>" * 9, [sources_of(picture())] * 9, special=False)
+    assert len(opened) == 2
 
 
 def test_the_tower_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,9 +95,13 @@ def test_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert exit_code(command.main, ["--prompt", "x", *flags]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
-    for given, message in (({"ranks": 0}, "--ranks is 0"), ({"stages": -1}, "--stages is -1"), ({"layers": "4"}, "4")):
+    for numbers, message in (
+        ({"ranks": 0}, "--ranks is 0"),
+        ({"stages": -1}, "--stages is -1"),
+        ({"layers": "4"}, "4"),
+    ):
         with pytest.raises(ValueError, match=message):
-            minillm.load(**given)
+            minillm.load(**numbers)
 
 
 @pytest.mark.parametrize(
