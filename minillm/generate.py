@@ -118,7 +118,7 @@ def _chat(arguments: argparse.Namespace) -> int:
             if shown.takes(line):
                 continue
             messages = [*messages, shown.turn(line)]
-            variables = {"template_variables": arguments.template_variables, **shown.limit}
+            variables = {"template_variables": arguments.template_variables, **shown.limit(messages)}
             row, timings = llm.completion(messages=messages + begun, **variables, **_options(arguments)), Timings()
         except ValueError as error:
             if not terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Prompts:
         self.spec = model.spec
         self._templates: dict[bool, chat.ChatTemplate] = {}  # by whether there are tools
         self._reader: Reader | None = None
+        self._loading = threading.Lock()  # of the tower, for which several requests may ask at once
 
     def need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -62,12 +64,13 @@ class Prompts:
     @property
     def reader(self) -> Reader:
         """What sees and hears for this model. Raises ValueError for one that does neither."""
-        if self._reader is None:
-            if self.model.ops.ranks.count > 1:
-                raise ValueError("pictures and sounds do not go with --ranks (ranks); leave one of them out")
-            given = self.need_tokenizer(), self.spec.context, self.model.dtype, self.device
-            self._reader = tower.load(self.folder, self.values, *given)
-        return self._reader
+        with self._loading:
+            if self._reader is None:
+                if self.model.ops.ranks.count > 1:
+                    raise ValueError("pictures and sounds do not go with --ranks or --stages; leave one of them out")
+                given = self.need_tokenizer(), self.spec.context, self.model.dtype, self.device
+                self._reader = tower.load(self.folder, self.values, *given)
+            return self._reader
 
     def asked(
         self, prompt: Any, prompt_ids: Any, messages: Any, options: dict[str, Any]
@@ -88,8 +91,6 @@ class Prompts:
             raise ValueError(f"{' and '.join(idle)} go with messages; they mean nothing to a {given[0]}")
         if beside and not isinstance(prompt, str):
             raise ValueError("images and audio go with one prompt; put those of messages into their content")
-        if max_pixels is not None and not beside and messages is None:
-            raise ValueError("max_pixels goes with pictures; give some, or leave it out")
         if beside and not self.reader.marked(prompt):
             prompt, messages = None, [{"role": "user", "content": [*beside, {"type": "text", "text": prompt}]}]
         if prompt is not None:
@@ -108,6 +109,8 @@ class Prompts:
             rows = prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else prompt_ids
             single = not (isinstance(rows, (list, tuple)) and rows and hasattr(rows[0], "__len__"))
             prompts = [Prompt(token_ids(ids)) for ids in ([rows] if single else rows)]
+        if max_pixels is not None and not any(made.inserted for made in prompts):
+            raise ValueError("max_pixels goes with pictures; give some, or leave it out")
         for made in prompts:
             self._check(made.ids)
         return prompts, single, messages is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minillm.media import sources
@@ -30,7 +31,7 @@ class Shown:
 
     def __init__(self, arguments: argparse.Namespace):
         self.parts = sources.beside(arguments.image, arguments.audio)
-        self.limit = {} if arguments.max_pixels is None else {"max_pixels": arguments.max_pixels}
+        self.most = sources.most_pixels(arguments.max_pixels)
 
     def takes(self, line: str) -> bool:
         """Whether a line is a command that shows a file. Raises ValueError for one that cannot be read."""
@@ -41,6 +42,11 @@ class Shown:
         sources.source(kind, path.strip(), path.strip() or command)
         self.parts.append({"type": kind, kind: path.strip()})
         return True
+
+    def limit(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """--max-pixels, where anything is shown so far."""
+        there = any(isinstance(each.get("content"), list) for each in messages)
+        return {"max_pixels": self.most} if there and self.most is not None else {}
 
     def turn(self, text: str) -> dict[str, Any]:
         """The user's message."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor
 
 from minillm.media.settings import Settings
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000  # of a picture as it comes: it is decoded whole before it is made smaller
 MAX_RATIO = 200
+# One picture at a time, whoever asks: a large one takes a gigabyte; and Python keeps warnings for all threads together.
+_decoding = threading.Lock()
 DEFAULT_MOST = 1_310_720  # pixels that a picture has at most where nobody says: 1,280 by 1,024
 
 
@@ -36,17 +40,14 @@ def opened(source: Source) -> Image:
     except ImportError:
         raise ValueError("pictures need Pillow: pip install -e '.[media]' in the clone") from None
     name, value = source.name, source.value
-    if isinstance(value, np.ndarray) or hasattr(value, "__array_interface__"):
-        return _upright(_of_array(value, name), Image, ImageOps, name)
-    if isinstance(value, Image.Image):
-        _within(value.size, name)
-        return _upright(value, Image, ImageOps, name)
-    if not isinstance(value, bytes):
+    if isinstance(value, np.ndarray):
+        value = _of_array(value, name)
+    elif not isinstance(value, (bytes, Image.Image)):
         raise ValueError(f"{name}: a {type(value).__name__}, expected a path, bytes, a Pillow image or an array")
     try:
-        with warnings.catch_warnings():
+        with _decoding, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused here
-            image = Image.open(io.BytesIO(value), formats=FORMATS)
+            image = Image.open(io.BytesIO(value), formats=FORMATS) if isinstance(value, bytes) else value
             _within(image.size, name)
             image.load()
             return _upright(image, Image, ImageOps, name)
@@ -74,13 +75,10 @@ def _within(size: tuple[int, int], name: str) -> None:
         raise ValueError(f"{name}: {width:,} x {height:,}, one side over {MAX_RATIO} times the other; cut it first")
 
 
-def _of_array(value: Any, name: str) -> Any:
+def _of_array(value: NDArray[Any], name: str) -> Any:
     """An array of levels, uint8 `[height, width]` or `[height, width, 3 or 4]`, as a picture."""
     from PIL import Image
 
-    if not isinstance(value, np.ndarray):
-        _within(value.size, name)
-        return value
     if value.dtype != np.uint8 or not (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))):
         raise ValueError(f"{name}: an array of {value.dtype} {list(value.shape)}, expected uint8 [height, width, 3]")
     _within((value.shape[1], value.shape[0]), name)
@@ -89,6 +87,10 @@ def _of_array(value: Any, name: str) -> Any:
 
 def _upright(image: Any, pillow: Any, operations: Any, name: str) -> Image:
     image = operations.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow and transformers take every level above 255 for white
+        image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"{name}: levels of mode {image.mode}, which have no greatest; convert it to 8 bits")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = pillow.new("RGBA", image.size, (255, 255, 255, 255))

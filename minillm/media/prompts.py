@@ -73,12 +73,14 @@ class Reader:
         if marks != len(sources) or (made.mark != made.token and made.token in text):
             said = f"{kind}: {len(sources)} given, {marks} places {made.mark!r} for them in the prompt"
             raise ValueError(f"{said}; give as many of both, and no {made.token!r} in a text")
-        seen = [self.seen(each, max_pixels) for each in sources]
-        if (count := sum(each.count for each in seen)) >= self.context:
-            raise ValueError(
-                f"{len(seen)} {kind}s take {count:,} tokens, the context has {self.context:,}; give fewer, or smaller "
-                "ones (--max-pixels)"
-            )
+        seen, count = [], 0
+        for each in sources:
+            seen.append(self.seen(each, max_pixels))
+            if (count := count + seen[-1].count) >= self.context:  # before more are decoded
+                raise ValueError(
+                    f"{len(seen)} {kind}s take {count:,} tokens, the context has {self.context:,}; give fewer, or "
+                    "smaller ones (--max-pixels)"
+                )
         pieces = text.split(made.mark)
         whole = "".join(f"{piece}{self.placed(each)}" for piece, each in zip(pieces, seen, strict=False)) + pieces[-1]
         self.tokenizer.refuse_too_long(whole, self.context)
@@ -115,6 +117,8 @@ class Reader:
             shape = (grid[0] // embed.merge, grid[1] // embed.merge)
             return Seen(values, shape, grid, 0, _digest(values, grid))
         assert isinstance(self.settings, Sounds)
+        if max_pixels is not None:
+            raise ValueError(f"{source.name}: max_pixels is of pictures, this is a sound; leave it out")
         samples = sound.opened(source, self.settings)
         values, heard = sound.spectrogram(samples, self.settings)
         count = ((heard - 1) // 2 + 1) // self.media.encoder.projector.gathered

@@ -91,7 +91,7 @@ def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
         note(f"{name}: do_pan_and_scan without effect: pictures are seen whole")
     mean, deviation = (_colours(values, key, name) for key in ("image_mean", "image_std"))
     scale = _number(values.get("rescale_factor", 1 / 255), "rescale_factor", name, 1e-6, 1.0)
-    resample = _whole(values.get("resample", 3), "resample", name, 5)
+    resample = _whole(values.get("resample", 3), "resample", name, 5, 0)
     common = Settings(media.sizing, block, 1, 1, (1, 1), resample, scale, mean, deviation)
     size = values.get("size") if isinstance(values.get("size"), Mapping) else {}
     assert isinstance(size, Mapping)
@@ -133,9 +133,9 @@ def of_sounds(values: Mapping[str, Any], media: Media, name: str) -> Sounds:
     return Sounds(rate, bands, window, hop, seconds)
 
 
-def _whole(value: Any, key: str, name: str, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError(f"{name}: {key} is {shown(value)}, expected a whole number up to {most:,}")
+def _whole(value: Any, key: str, name: str, most: int, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name}: {key} is {shown(value)}, expected a whole number from {least} to {most:,}")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -77,14 +78,16 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int, zeros: int =
     cutoff = min(1.0, wanted / rate)
     reach = int(np.ceil(zeros / cutoff))
     padded = np.concatenate((np.zeros(reach), samples.astype(np.float64), np.zeros(reach + 1)))
-    made = np.empty(count)
-    for start in range(0, count, 4096):
-        at = np.arange(start, min(start + 4096, count)) * (rate / wanted)
-        near = np.floor(at).astype(np.int64)
-        taps = near[:, None] + np.arange(-reach + 1, reach + 1)
-        x = (at[:, None] - taps) * cutoff
+    made, taps = np.empty(count), np.arange(1 - reach, reach + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach)
+    common = math.gcd(rate, wanted)
+    period, step = wanted // common, rate // common
+    for phase in range(min(period, count)):  # every sample of a phase has the same weights
+        near, ahead = divmod(phase * rate, wanted)
+        x = (ahead / wanted - taps) * cutoff
         weights = cutoff * np.sinc(x) * np.where(np.abs(x) < zeros, 0.5 + 0.5 * np.cos(np.pi * x / zeros), 0)
-        made[start : start + len(at)] = (padded[taps + reach] * weights).sum(axis=1)
+        of_phase = made[phase::period]
+        of_phase[:] = windows[near + 1 :: step][: len(of_phase)] @ weights
     return made.astype(np.float32)
 
 

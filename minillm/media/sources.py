@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minillm.guard.files import read_bytes
+from minillm.guard.screen import shown
 
 Kind = Literal["image", "audio"]
 MAX_BYTES = 32 * 2**20  # of a file
@@ -25,6 +26,7 @@ KINDS: dict[str, Kind] = {
 }
 # Keys beside `type` that a part may hold its picture or sound under.
 HOLDERS = (*KINDS, "path", "url", "source", "data")
+IDLE = ("detail", "format", "cache_control", "media_type", "mime_type")  # keys that change nothing of what is seen
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def _without(message: Any, found: list[Source], local: bool) -> Any:
             continue
         if len(found) == MAX_MEDIA:
             raise ValueError(f"more than {MAX_MEDIA} pictures and sounds in a conversation; give fewer")
-        found.append(source(kind, _held(part, kind), f"{kind} {len(found) + 1}", local))
+        name = f"{kind} {len(found) + 1}"
+        found.append(source(kind, _held(part, kind, name), name, local))
         parts.append({"type": kind})
     return {**message, "content": parts}
 
@@ -87,11 +90,18 @@ def _kind(part: Any) -> Kind | None:
     return next((KINDS[key] for key in KINDS if part.get(key) is not None), None)
 
 
-def _held(part: Mapping[str, Any], kind: Kind) -> Any:
-    value = next((part[key] for key in HOLDERS if part.get(key) is not None), None)
+def _held(part: Mapping[str, Any], kind: Kind, name: str) -> Any:
+    if odd := [key for key in part if part[key] is not None and key not in (*HOLDERS, *IDLE, "type")]:
+        raise ValueError(f"{name}: {shown(odd[0])} of its part is not read; leave it out")
+    stated = [part[key] for key in HOLDERS if part.get(key) is not None]
+    value = stated[0] if stated else None
     if isinstance(value, Mapping):  # {"url": …}, {"data": …, "format": …}
-        inner = next((value[key] for key in ("url", "data", "path") if value.get(key) is not None), None)
-        return decoded(inner, kind) if isinstance(inner, str) and value.get("data") is not None else inner
+        inner = [(key, value[key]) for key in ("url", "data", "path") if value.get(key) is not None]
+        stated += inner[1:]
+        key, value = inner[0] if inner else ("url", None)
+        value = decoded(value, name) if key == "data" and isinstance(value, str) else value
+    if len(stated) > 1:
+        raise ValueError(f"{name}: its part has {len(stated)} of them; give a part to each")
     return value
 
 

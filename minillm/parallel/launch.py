@@ -63,8 +63,14 @@ def processes(arguments: argparse.Namespace) -> int | None:
 
 
 def counted(ranks: int | None, stages: int | None, layers: str | None) -> int | None:
-    """How many processes these ask for; None for none of them. Raises ValueError for what does not go together."""
+    """How many processes these ask for; None for none of them. Raises ValueError for numbers that cannot be, and for
+    what does not go together."""
+    for name, value in (("ranks", ranks), ("stages", stages)):
+        if value is not None and not 1 <= value <= MOST:
+            raise ValueError(f"--{name} is {value}, it must be from 1 to {MOST}")
     parts = None if layers is None else layers.count(",") + 1
+    if layers is not None and parts == 1:
+        raise ValueError(f"--layers is {layers[:40]!r}, expected numbers of layers of several stages, such as 20,12")
     if ranks not in (None, 1) and (stages not in (None, 1) or layers is not None):
         raise ValueError("--ranks and --stages do not go together yet: give one of them")
     if stages not in (None, 1) and parts not in (None, stages):

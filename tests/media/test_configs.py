@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from minillm.config import read
 from minillm.media import settings, tower
+from minillm.spec.media import Spectrum
 from tests.media import models
 
 # model_type -> keys of the config ("section.key") with values that cannot be, and what is said
@@ -55,6 +57,8 @@ PROCESSORS: list[tuple[dict[str, Any], str]] = [
     ({"image_std": [0, 1, 1]}, "image_std is 0"),
     ({"min_pixels": -1}, "min_pixels is -1"),
     ({"max_pixels": "x"}, "max_pixels is"),
+    ({"min_pixels": 0}, "min_pixels is 0"),
+    ({"min_pixels": 0, "max_pixels": 0}, "pixels is 0"),
     ({"min_pixels": 10_000, "max_pixels": 100}, "is above max_pixels"),
     ({"resample": 9}, "resample is 9"),
     ({"do_resize": False}, "do_resize is False"),
@@ -73,6 +77,22 @@ def test_a_processor(changes: dict[str, Any], said: str, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"preprocessor_config\.json: ") as refused:
         settings.read(tmp_path, media)
     assert said in str(refused.value)
+
+
+def test_a_processor_of_edges(tmp_path: Path) -> None:
+    models.build(tmp_path, "mistral3")
+    media, _ = models.ours(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**COLOURS, "size": {"longest_edge": 0}}))
+    with pytest.raises(ValueError, match=r"size\.longest_edge is 0, expected a whole number from 1"):
+        settings.read(tmp_path, media)
+
+
+@pytest.mark.parametrize("key", ["hop_length", "n_fft", "sampling_rate", "chunk_length"])
+def test_a_processor_of_sounds(key: str, tmp_path: Path) -> None:
+    hears: Any = SimpleNamespace(encoder=SimpleNamespace(embed=Spectrum(128, 1500)))
+    assert settings.of_sounds({}, hears, "a.json").seconds == 30
+    with pytest.raises(ValueError, match=f"{key} is 0"):
+        settings.of_sounds({key: 0}, hears, "a.json")
 
 
 def test_what_contradicts_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from minillm.engine.batching.engine import Engine
+from minillm.media import flags, pictures, tower
+from minillm.media.prompts import Reader
 from tests.conftest import shared
 from tests.media.recorded import GREEDY, expected, greedy, loaded, messages, picture, run
 
@@ -140,6 +146,18 @@ def test_a_smaller_size() -> None:
         llm.completion("Lily", images=[picture()], max_pixels=700)
     with pytest.raises(ValueError, match="max_pixels goes with pictures"):
         llm.completion("Lily", max_pixels=7000)
+    with pytest.raises(ValueError, match="max_pixels goes with pictures"):
+        llm.completion(messages=[{"role": "user", "content": "Lily"}], max_pixels=7000)
+    with pytest.raises(ValueError, match="max_pixels is of pictures, this is a sound"):
+        loaded("qwen2_audio").completion(messages=messages("qwen2_audio", "audio"), max_pixels=7000)
+
+
+def test_a_limit_waits_for_the_first_picture_of_a_chat() -> None:
+    shown = flags.Shown(argparse.Namespace(image=None, audio=None, max_pixels=7000))
+    first = shown.turn("Lily")
+    assert shown.limit([first]) == {}
+    assert shown.takes(f"/image {picture()}\n")
+    assert shown.limit([first, shown.turn("saw")]) == {"max_pixels": 7000}
 
 
 def test_a_picture_for_a_model_of_text() -> None:
@@ -156,3 +174,28 @@ def test_too_many_tokens_for_the_context() -> None:
     Image.new("RGB", (40, 40)).save(buffer, "PNG")
     with pytest.raises(ValueError, match=r"more than 16 pictures"):
         llm.completion("Lily", images=[buffer.getvalue()] * 17)
+
+
+def test_no_more_pictures_are_decoded_than_the_context_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, usual, opened = loaded("qwen2_5_vl").prompts.reader, pictures.opened, []
+    monkeypatch.setattr(reader, "context", 20)
+    monkeypatch.setattr(pictures, "opened", lambda each: opened.append(each) or usual(each))
+    with pytest.raises(ValueError, match=r"2 images take 30 tokens, the context has 20"):
+        reader.prompt("<|image_pad|>" * 9, [sources_of(picture())] * 9, special=False)
+    assert len(opened) == 2
+
+
+def test_the_tower_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever else asks meanwhile waits for it."""
+    llm, usual, loads = loaded("qwen2_5_vl"), tower.load, []
+
+    def slow(*given: Any) -> Reader:
+        loads.append(time.sleep(0.1))
+        return usual(*given)
+
+    monkeypatch.setattr(tower, "load", slow)
+    monkeypatch.setattr(llm.prompts, "_reader", None)
+    with ThreadPoolExecutor(3) as threads:
+        readers = list(threads.map(lambda _: llm.prompts.reader, range(3)))
+    assert len(loads) == 1
+    assert readers == readers[:1] * 3

@@ -6,9 +6,11 @@ import base64
 import io
 import struct
 import time
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -104,8 +106,49 @@ def test_turned_and_transparent_pictures() -> None:
     assert pictures.opened(sources.Source("image", palette, "one")).getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_levels_of_16_bits() -> None:
+    """Their upper halves, as of a picture in colour; levels without a greatest are no picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 511, 32768, 65535]], np.uint16)).save(buffer, "PNG")
+    made = pictures.opened(sources.source("image", buffer.getvalue(), "one"))
+    assert np.asarray(made)[0].tolist() == [[each] * 3 for each in (0, 1, 128, 255)]
+    for kind in (np.int32, np.float32):
+        with pytest.raises(ValueError, match=r"one: levels of mode [IF]"):
+            pictures.opened(sources.Source("image", Image.fromarray(np.zeros((4, 4), kind)), "one"))
+
+
+def test_pictures_that_pillow_has_opened_and_not_read() -> None:
+    cut = Image.open(io.BytesIO(saved("PNG", (400, 300))[:200]))
+    with pytest.raises(ValueError, match="one: no picture that can be read"):
+        pictures.opened(sources.Source("image", cut, "one"))
+
+
+def test_one_picture_is_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the warnings of others stay what they were."""
+    running, most, known, data = 0, 0, list(warnings.filters), saved("PNG")
+    usual = Image.open
+
+    def slow(*given: Any, **named: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.02)
+        running -= 1
+        return usual(*given, **named)
+
+    monkeypatch.setattr(Image, "open", slow)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: pictures.opened(sources.source("image", data, "one")), range(8)))
+    assert most == 1
+    assert list(warnings.filters) == known
+
+
+class Shaped:
+    __array_interface__: ClassVar[dict[str, Any]] = {}
+
+
 VALUES: list[Any] = [
-    3, ["a"], {"url": "x"}, np.zeros((3, 3)), np.zeros((3, 3, 7), np.uint8), np.zeros((2, 2, 2, 3), np.uint8),
+    Shaped(), 3, ["a"], {"url": "x"}, np.zeros((3, 3)), np.zeros((3, 3, 7), np.uint8), np.zeros((2, 2, 2, 3), np.uint8),
     np.zeros((0, 4), np.uint8), object(),
 ]  # fmt: skip
 
@@ -139,6 +182,9 @@ def test_parts_of_messages() -> None:
         ({"type": "image", "image": "a" * 5000}, "name too long"),
         ({"type": "image", "image": "/dev/zero"}, "expected a file"),
         ({"type": "image", "image": "/"}, "expected a file"),
+        ({"type": "image", "image": saved("PNG"), "max_pixels": 5}, "image 1: 'max_pixels' of its part is not read"),
+        ({"type": "image", "image": saved("PNG"), "url": "https://a"}, "image 1: its part has 2 of them"),
+        ({"type": "image", "image": {"url": "data:a;base64,aGk=", "data": "aGk="}}, "image 1: its part has 2 of them"),
     ):
         with pytest.raises(ValueError, match=said):
             sources.taken([{"role": "user", "content": [part]}])

@@ -105,10 +105,20 @@ def test_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         (["--layers", "1,3", "--stages", "3"], "--stages is 3 and --layers has 2 numbers"),
         (["--ranks", "2", "--stages", "2"], "--ranks and --stages do not go together"),
+        (["--layers", "4"], "--layers is '4', expected numbers of layers of several stages"),
+        (["--layers", ""], "--layers is '', expected"),
+        (["--stages", "0"], "--stages is 0, it must be from 1 to 1024"),
         (["--rank-timeout", "3"], "--rank-timeout is of several processes"),
     ):
         assert exit_code(command.main, ["--prompt", "x", *flags]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+    for numbers, message in (
+        ({"ranks": 0}, "--ranks is 0"),
+        ({"stages": -1}, "--stages is -1"),
+        ({"layers": "4"}, "4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            minillm.load(**numbers)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "alternatives": (template({"open_pattern": "<a>|<b>", "close": "x"}), "more than texts"),
     "nothing to open": (template({"open_pattern": r"\s*", "close": "x"}), "no text in open"),
     "an empty text": (template({"open": "", "close": "x"}), "is to be a text"),
+    "nothing that closes": (template({"open": "<a>", "close": [], "transform": WHOLE}), "is to be a text"),
     "several": (template({"open": ["<a>", "<b>"], "close": "x"}), "2 texts"),
     "something else": (template({"open": "<a>", "close": "x", "transform": {"function": "f"}}), "something else"),
     "a name elsewhere": (

@@ -54,7 +54,7 @@ def read(description: Any) -> Style:
     thinking = tuple(_thinking(name, fields.pop(name)) for name in REASONING if name in fields)
     if fields:
         raise ValueError(f"its field {shown(next(iter(fields)))} is not one that answers have here")
-    turns = tuple(_texts("start_anchor", description.get("start_anchor") or []))
+    turns = tuple(_texts("start_anchor", description["start_anchor"])) if description.get("start_anchor") else ()
     base = Style(DESCRIBED, thinking=thinking, turns=turns)
     return base if calls is None else _with_calls(base, calls)
 
@@ -112,6 +112,6 @@ def _opening(field: Mapping[str, Any], key: str = "open") -> tuple[str, bool, st
 
 def _texts(name: str, given: Any) -> list[str]:
     texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not all(isinstance(each, str) and each.strip() for each in texts):
+    if not isinstance(texts, list) or not texts or not all(isinstance(each, str) and each.strip() for each in texts):
         raise ValueError(f"its {name} has {shown(given)} for what is to be a text")
     return texts
