@@ -46,6 +46,7 @@ from minillm.families import (
     internlm2,
     internlm3,
     kimi_k25,
+    lfm2,
     llama,
     llava,
     mellum,
@@ -185,4 +186,5 @@ FAMILIES = {  # by the config's model_type
     "exaone_moe": exaone_moe,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "mpt": mpt,
+    "lfm2": lfm2,
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillm.llm import LLM
-from minillm.spec import GatedDeltaNet
+from minillm.spec import Recurrent
 from minillm.tune import data
 from minillm.tune.masking import Example, Masking, Pair
 from minillm.tune.packing import rows_of
@@ -62,7 +62,7 @@ def gather(llm: LLM, asked: Asked, show: int = 0, colours: bool = False) -> Mate
         pairs = [[pair for each in group if (pair := masking.pair(each))] for group in groups]
         return _of_pairs(format, pairs[0], pairs[1], masking, show, colours)
     made = [[example for each in group for example in masking.examples(each)] for group in groups]
-    if asked.pack and any(isinstance(layer.attention, GatedDeltaNet) for layer in llm.spec.layers):
+    if asked.pack and any(isinstance(layer.attention, Recurrent) for layer in llm.spec.layers):
         raise ValueError("--pack: this model has recurrent layers, whose state would go from one example of a row to "
                          "the next; leave --pack out")  # fmt: skip
     rows = [[[some[n] for n in row] for row in rows_of(some, asked.most if asked.pack else None)] for some in made]

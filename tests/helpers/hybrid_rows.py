@@ -22,6 +22,9 @@ EXPERTS = {
     "shared_expert_intermediate_size": 28,
 }
 
+# Widths of feed-forwards as if most of Llama's were asked for.
+CONV = {"intermediate_size": 120, "block_multiple_of": 16, "layer_types": ["conv", "full_attention", "conv"]}
+
 HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("qwen3_next", {**DELTA, **EXPERTS}),
     "qwen3_next-odd": (
@@ -51,6 +54,20 @@ HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
             "linear_num_key_heads": 3,
             "linear_conv_kernel_dim": 2,
             "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
+    "lfm2": ("lfm2", CONV),
+    "lfm2-odd": (
+        "lfm2",
+        {
+            "block_ffn_dim_multiplier": 0.7,
+            "block_multiple_of": 3,
+            "conv_L_cache": 4,
+            "full_attn_idxs": [2, 3],
+            "num_hidden_layers": 5,
+            "norm_eps": 1e-3,
+            "tie_word_embeddings": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
         },
     ),

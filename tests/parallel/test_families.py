@@ -71,6 +71,7 @@ UNCUT = {
     "gemma4_unified_text",
     "gpt_neo",
     "gpt_oss",
+    "lfm2",
     "mellum",
     "olmo3",
     "olmo_hybrid",
