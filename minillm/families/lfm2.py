@@ -15,7 +15,7 @@ from minillm.config import Config
 from minillm.families.shared import common, rotary
 from minillm.families.shared.hybrid import MAX_KERNEL
 from minillm.guard.screen import shown
-from minillm.spec import GQA, Decoder, GatedConv, GatedMLP, MoE, Norm, QKNorm
+from minillm.spec import GQA, Decoder, GatedConv, GatedMLP, Mixer, MoE, Norm, QKNorm
 
 FIXED = {"conv_bias": False}  # as in all published models
 # How a model is begun, and other names of sizes, which nothing depends on.
@@ -88,8 +88,8 @@ def decoder(config: Config, ffn: Sequence[GatedMLP | MoE], default: Sequence[str
     attention = GQA(num_heads, num_kv_heads, head_dim, rotary.rope(config, head_dim), qk_norm=QKNorm(norm))
     conv = GatedConv(config.size("hidden_size"), config.size("conv_L_cache", MAX_KERNEL))
     kinds: Any = config.get("layer_types") or default
-    known = {"full_attention": attention, "conv": conv}
-    if not isinstance(kinds, list) or len(kinds) != len(ffn) or any(kind not in known for kind in kinds):
+    known: dict[str, Mixer] = {"full_attention": attention, "conv": conv}
+    if not isinstance(kinds, list) or len(kinds) != len(ffn) or not all(str(kind) in known for kind in kinds):
         raise ValueError(f"config.json: layer_types must list conv or full_attention for each of the {len(ffn)} layers")
     tied = config.flag("tie_word_embeddings" if config.get("tie_embedding") is None else "tie_embedding")
     return replace(common.decoder(config, [known[kind] for kind in kinds], ffn, norm), tied=tied)

@@ -47,6 +47,7 @@ from minillm.families import (
     internlm3,
     kimi_k25,
     lfm2,
+    lfm2_moe,
     llama,
     llava,
     mellum,
@@ -187,4 +188,5 @@ FAMILIES = {  # by the config's model_type
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "mpt": mpt,
     "lfm2": lfm2,
+    "lfm2_moe": lfm2_moe,
 }

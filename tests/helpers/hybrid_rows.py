@@ -24,6 +24,7 @@ EXPERTS = {
 
 # Widths of feed-forwards as if most of Llama's were asked for.
 CONV = {"intermediate_size": 120, "block_multiple_of": 16, "layer_types": ["conv", "full_attention", "conv"]}
+MIXED = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "num_hidden_layers": 4}
 
 HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("qwen3_next", {**DELTA, **EXPERTS}),
@@ -58,6 +59,23 @@ HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "lfm2": ("lfm2", CONV),
+    "lfm2_moe": (
+        "lfm2_moe",
+        {**MIXED, "layer_types": ["conv", "full_attention", "conv", "conv"], "num_dense_layers": 1},
+    ),
+    "lfm2_moe-odd": (
+        "lfm2_moe",
+        {
+            **MIXED,
+            "layer_types": ["conv", "full_attention"] * 2,
+            "num_dense_layers": 0,
+            "conv_L_cache": 2,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.7,
+            "tie_word_embeddings": False,
+        },
+    ),
     "lfm2-odd": (
         "lfm2",
         {

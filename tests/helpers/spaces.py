@@ -148,6 +148,11 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
         block_ffn_dim_multiplier=st.floats(0.5, 2.0),
         block_multiple_of=st.integers(1, 20),
     ),
+    "lfm2_moe": lambda c: st.builds(
+        lambda a, b: {**a, **b},
+        convolved(c, num_dense_layers=st.integers(0, 2), use_expert_bias=FLAG, routed_scaling_factor=st.floats(0.5, 3)),
+        experts(moe_intermediate_size=st.integers(1, 40), norm_topk_prob=FLAG),
+    ),
     "kimi_k2": lambda c: latent(c["num_hidden_layers"], c["num_attention_heads"]),
     **LATER,
     **WRAPPED,

@@ -72,6 +72,7 @@ UNCUT = {
     "gpt_neo",
     "gpt_oss",
     "lfm2",
+    "lfm2_moe",
     "mellum",
     "olmo3",
     "olmo_hybrid",
