@@ -22,7 +22,7 @@ from minillm.model.attention import GroupedQueryAttention, Step
 from minillm.model.decoder import Decoder
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, Router
-from minillm.model.recurrent import GatedDeltaNet
+from minillm.model.recurrent import GatedConv, GatedDeltaNet
 from minillm.model.residual.block import Block
 from minillm.model.residual.per_layer import PerLayerEmbedding, PerLayerInput
 from minillm.ops.routing import Routing
@@ -126,7 +126,7 @@ def run(model: Decoder, site: Site, trace: Trace, step: Step, module: torch.nn.M
         routes = trace.routes[f"{site.ours.removesuffix('experts')}router"]
         return module(x.flatten(0, -2), routes).view_as(x)
     with played(module, within):
-        if isinstance(module, (Block, GroupedQueryAttention, LatentAttention, GatedDeltaNet)):
+        if isinstance(module, (Block, GroupedQueryAttention, LatentAttention, GatedDeltaNet, GatedConv)):
             return module(x, step, None)
         if isinstance(module, PerLayerInput):
             return module(x, step)

@@ -157,6 +157,7 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
     "GatedDeltaNet": lambda a: f"{a['num_v_heads']} states of {a['k_dim']} x {a['v_dim']}",
+    "GatedConv": lambda a: f"convolution over {a['conv_kernel']}",
     "GatedMLP": lambda f: f"gated {f['activation']} {f['intermediate_size']}",
     "MLP": lambda f: f"{f['activation']} {f['intermediate_size']}",
     "MoE": lambda f: f"{f['router']['top_k']} of {f['router']['num_experts']} experts of {f['intermediate_size']}",

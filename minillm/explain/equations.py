@@ -16,6 +16,7 @@ from minillm.spec import (
     XIELU,
     ClampedSwiGLU,
     Decoder,
+    GatedConv,
     GatedDeltaNet,
     GatedMLP,
     Layer,
@@ -145,6 +146,14 @@ def _delta(a: GatedDeltaNet, hidden: int) -> list[str]:
     ]
 
 
+def _conv(a: GatedConv, hidden: int) -> list[str]:
+    return [
+        f"b, c, v = {w(a.channels, hidden)} u each, v = b * v",
+        f"v = a weighted sum of the last {a.conv_kernel} positions of v, with {a.conv_kernel} weights for each value",
+        f"a = {w(hidden, a.channels)} (c * v)",
+    ]
+
+
 def _mla(a: MLA, hidden: int) -> list[str]:
     width = a.nope_dim + a.rope.dim
     down = f"{w(a.num_heads * width, hidden)} u"
@@ -231,6 +240,7 @@ PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     GQA: _gqa,
     MLA: _mla,
     GatedDeltaNet: _delta,
+    GatedConv: _conv,
     GatedMLP: _gated,
     MLP: _mlp,
     MoE: _moe,

@@ -46,6 +46,8 @@ from minillm.families import (
     internlm2,
     internlm3,
     kimi_k25,
+    lfm2,
+    lfm2_moe,
     llama,
     llava,
     mellum,
@@ -185,4 +187,6 @@ FAMILIES = {  # by the config's model_type
     "exaone_moe": exaone_moe,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "mpt": mpt,
+    "lfm2": lfm2,
+    "lfm2_moe": lfm2_moe,
 }

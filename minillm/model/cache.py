@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minillm.guard import memory
 from minillm.model.states import StateCache
-from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet, Mixer
+from minillm.spec import GQA, MLA, Decoder, GatedConv, GatedDeltaNet, Mixer
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
@@ -102,7 +102,12 @@ class NoCache:
 
 
 AnyCache = LayerCache | LatentCache | StateCache | NoCache
-KINDS: dict[type, type[AnyCache]] = {GQA: LayerCache, MLA: LatentCache, GatedDeltaNet: StateCache}
+KINDS: dict[type, type[AnyCache]] = {
+    GQA: LayerCache,
+    MLA: LatentCache,
+    GatedDeltaNet: StateCache,
+    GatedConv: StateCache,
+}
 
 
 def kind(mixer: Mixer) -> type[AnyCache]:

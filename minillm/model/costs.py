@@ -9,7 +9,7 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
 from minillm.model.states import StateCache
-from minillm.spec import GQA, MLA, GatedDeltaNet
+from minillm.spec import GQA, MLA, Recurrent
 from minillm.spec import Decoder as DecoderSpec
 
 
@@ -80,7 +80,7 @@ def multiplied(model: Decoder) -> dict[str, int]:
 def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
     """Operations of the scores and sums of all layers, for queries behind `past` positions, which they see too; and of
     states: each position reads its own twice and writes it once."""
-    total = sum(6 * each.num_v_heads * each.k_dim * each.v_dim * tokens for each in _recurrent(spec))
+    total = sum(6 * math.prod(each.state) * tokens for each in _recurrent(spec))
     for attention in spec.attentions:
         window = attention.window or past + tokens
         inner = min(max(window - past, 0), tokens)  # how many queries the window does not cut yet
@@ -89,15 +89,15 @@ def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
     return total
 
 
-def _recurrent(spec: DecoderSpec) -> list[GatedDeltaNet]:
-    return [layer.attention for layer in spec.layers if isinstance(layer.attention, GatedDeltaNet)]
+def _recurrent(spec: DecoderSpec) -> list[Recurrent]:
+    return [layer.attention for layer in spec.layers if isinstance(layer.attention, Recurrent)]
 
 
 def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
     """The attention whose keys and values this one reads."""
     layer = attention.kv.layer
     found = attention if layer is None else spec.layers[layer].attention
-    assert not isinstance(found, GatedDeltaNet)
+    assert not isinstance(found, Recurrent)
     return found
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minillm.model.states import STATES, StateCache
-from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet, Mixer
+from minillm.spec import GQA, MLA, Decoder, GatedConv, GatedDeltaNet, Mixer, Recurrent
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
@@ -84,13 +84,13 @@ class LatentPool:
 class StatePool(StateCache):
     """The states of a recurrent layer, a block each."""
 
-    def __init__(self, spec: GatedDeltaNet, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, spec: Recurrent, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
         self.spec = spec
         self.state = torch.empty((blocks, STATES, *self.shape(spec, 1)[1:]), dtype=torch.float32, device=device)
         self.inputs = torch.empty((blocks, *self.of_inputs(spec)), dtype=dtype, device=device)
 
     @staticmethod
-    def nbytes(spec: GatedDeltaNet, size: int, width: int) -> int:
+    def nbytes(spec: Recurrent, size: int, width: int) -> int:
         """Of one block, with inputs of `width` bytes."""
         return StateCache.nbytes(spec, 0, width)
 
@@ -125,7 +125,12 @@ class NoPool:
 
 
 AnyPool = NoPool | KeyPool | LatentPool | StatePool
-POOLS: dict[type, type[AnyPool]] = {GQA: KeyPool, MLA: LatentPool, GatedDeltaNet: StatePool}
+POOLS: dict[type, type[AnyPool]] = {
+    GQA: KeyPool,
+    MLA: LatentPool,
+    GatedDeltaNet: StatePool,
+    GatedConv: StatePool,
+}
 
 
 def kind(mixer: Mixer) -> Any:
@@ -135,7 +140,7 @@ def kind(mixer: Mixer) -> Any:
 
 def group_of(mixer: Mixer) -> Group:
     """The group that a layer belongs to."""
-    return "state" if isinstance(mixer, GatedDeltaNet) else mixer.window
+    return "state" if isinstance(mixer, Recurrent) else mixer.window
 
 
 def bytes_of(decoder: Decoder, size: int, dtype: torch.dtype) -> dict[Group, int]:

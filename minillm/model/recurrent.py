@@ -1,4 +1,6 @@
-"""Gated DeltaNet (Yang et al., arXiv:2412.06464): a layer that keeps one matrix per head of all that came before.
+"""Layers that keep one size of whatever came before: Gated DeltaNet, and the gated convolution at the end.
+
+Gated DeltaNet (Yang et al., arXiv:2412.06464) keeps one matrix per head:
 
     q, k, v = conv(W_qkv x);  z = W_z x;  beta = factor sigmoid(W_b x);  g = -exp(decay) softplus(W_a x + step)
     S <- e^g S;  S <- S + k (beta (v - Sᵀ k))ᵀ;  o = Sᵀ q;  y = W_out [norm(o_h) silu(z_h) for each v head h]
@@ -23,6 +25,7 @@ from minillm.model.pools import StatePool
 from minillm.model.ragged import Ragged
 from minillm.model.states import StateCache
 from minillm.ops import Ops, recurrent
+from minillm.spec import GatedConv as ConvSpec
 from minillm.spec import GatedDeltaNet as Spec
 
 
@@ -122,3 +125,52 @@ class GatedDeltaNet(nn.Module):
         if cache is not None:
             cache.put_state(state, first + given[0].shape[1] - 1)
         return o
+
+
+class GatedConv(nn.Module):
+    """A short convolution between two gates: b, c, u = W x;  y = W_out (c * conv(b * u)). x `[B, T, E]` -> `[B, T, E]`;
+    what is kept are the last products b * u."""
+
+    def __init__(self, spec: ConvSpec, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = spec
+        size, kernel = spec.channels, spec.conv_kernel
+        self.bcu = Linear(hidden_size, dict.fromkeys("bcu", size), ops)
+        self.conv = nn.Parameter(torch.empty(size, kernel))
+        if self.conv.device.type != "meta":
+            nn.init.normal_(self.conv, std=kernel**-0.5)
+        self.output = Linear(size, hidden_size, ops)
+
+    def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
+        if step.real is not None:  # what is not there leaves no trace: b * u of it is zero
+            x = x * step.real
+        b, c, u = self.bcu(x).chunk(3, dim=-1)
+        given = b * u
+        if step.ragged is not None:
+            mixed = self._of_many(given, cache, step.ragged)
+        elif cache is not None and given.shape[1] == 1:
+            mixed = recurrent.conv_step(given, self.conv, cache.inputs, cache.following(step.first))
+        else:
+            assert isinstance(step.first, int), "only a single position is found in memory"
+            mixed = self._several(given, cache, step.first)
+        return self.output(c * mixed)
+
+    def _several(self, given: Tensor, cache: StateCache | None, first: int) -> Tensor:
+        """`[B, T, C]` of the positions from `first` on."""
+        if cache is None:
+            past = given.new_zeros(len(given), self.spec.conv_kernel - 1, given.shape[-1])
+        else:
+            past, _ = cache.before(first)
+            cache.put_inputs(given, first)
+        return recurrent.causal_conv(torch.cat((past, given), dim=1), self.conv)
+
+    def _of_many(self, given: Tensor, pool: StatePool, ragged: Ragged) -> Tensor:
+        """`[1, N, C]` of tokens of many sequences."""
+        parts, n = [], ragged.singles
+        if n:
+            alone = given[0, :n, None], self.conv, pool.inputs, ragged.position_N, ragged.states
+            parts.append(recurrent.conv_step(*alone).transpose(0, 1))
+        for piece in ragged.pieces:
+            assert piece.state is not None
+            parts.append(self._several(given[:, piece.tokens], pool.of_block(piece.state), piece.start))
+        return torch.cat(parts, dim=1)

@@ -1,5 +1,5 @@
-"""What a recurrent layer keeps of the past: its state, and the last inputs of its convolution; as much behind a million
-positions as behind one.
+"""What a recurrent layer keeps of the past: its state, if it has one, and the last inputs of its convolution; as much
+behind a million positions as behind one.
 
 The state behind position p lies in slot p mod `STATES`, so that it never overwrites the one that it was made from: a
 step may be made twice, as a recording does, and gives the same. The convolution's inputs lie in a ring too, as far
@@ -8,10 +8,12 @@ back as any of these states needs them. Nothing here depends on where a row begi
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from minillm.spec import GatedDeltaNet
+from minillm.spec import Recurrent
 
 STATES = 2
 
@@ -23,7 +25,7 @@ class StateCache:
 
     def __init__(
         self,
-        spec: GatedDeltaNet,
+        spec: Recurrent,
         batch: int,
         capacity: int,
         dtype: torch.dtype,
@@ -35,23 +37,20 @@ class StateCache:
         self.inputs = torch.zeros((batch, *self.of_inputs(spec)), dtype=dtype, device=device)
 
     @staticmethod
-    def shape(spec: GatedDeltaNet, batch: int) -> tuple[int, int, int, int]:
+    def shape(spec: Recurrent, batch: int) -> tuple[int, int, int, int]:
         """Of the state behind one position, `[B, H, K, V]`."""
-        return batch, spec.num_v_heads, spec.k_dim, spec.v_dim
+        return batch, *spec.state
 
     @staticmethod
-    def of_inputs(spec: GatedDeltaNet) -> tuple[int, int]:
+    def of_inputs(spec: Recurrent) -> tuple[int, int]:
         """Of what is kept of the inputs: the conv_kernel - 1 before each position whose state is kept."""
-        channels = 2 * spec.num_k_heads * spec.k_dim + spec.num_v_heads * spec.v_dim
-        return STATES + spec.conv_kernel - 2, channels
+        return STATES + spec.conv_kernel - 2, spec.channels
 
     @classmethod
-    def nbytes(cls, spec: GatedDeltaNet, capacity: int, width: int) -> int:
+    def nbytes(cls, spec: Recurrent, capacity: int, width: int) -> int:
         """Of one row, with inputs of `width` bytes, whatever the capacity: what is held, and what a step reads and
         writes."""
-        _, heads, keys, values = cls.shape(spec, 1)
-        slots, channels = cls.of_inputs(spec)
-        return 4 * STATES * heads * keys * values + width * slots * channels
+        return 4 * STATES * math.prod(spec.state) + width * math.prod(cls.of_inputs(spec))
 
     def following(self, first: int | Tensor) -> Tensor:
         """The position of the first token, as int64 `[B]`; where that is the first of all, nothing is kept any more."""

@@ -1,4 +1,4 @@
-"""The ops of recurrent layers in plain PyTorch: the gated delta rule, the short convolution, the gated norm.
+"""The ops of recurrent layers in plain PyTorch: the gated delta rule, short convolutions, the gated norm.
 
 The rule (Yang et al., arXiv:2412.06464), for each v head, from a state S `[K, V]` in fp32 and one position to the next:
 
@@ -25,6 +25,28 @@ from torch import Tensor
 
 CHUNK = 64
 EPS = 1e-6  # under the root of the sum of squares that q and k are divided by
+
+
+def causal_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """y_t = sum over j of w_j x_(t + j) for each channel, in fp32: x `[B, J - 1 + T, C]` begins with the J - 1
+    positions before the first, weight `[C, J]` -> `[B, T, C]` of x's dtype."""
+    taps = weight.shape[1]
+    x32, weight32, count = x.float(), weight.float(), x.shape[1] - taps + 1
+    total = x32[:, :count] * weight32[:, 0]
+    for j in range(1, taps):
+        total = total + x32[:, j : j + count] * weight32[:, j]
+    return total.to(x.dtype)
+
+
+def conv_step(new: Tensor, weight: Tensor, inputs: Tensor, position: Tensor, rows: Tensor | None = None) -> Tensor:
+    """`causal_conv` at one position of each row: new `[B, 1, C]` -> `[B, 1, C]`; inputs, position and rows as in
+    `delta_step`."""
+    taps = weight.shape[1]
+    rows = torch.arange(len(new), device=new.device) if rows is None else rows
+    back = torch.arange(1 - taps, 0, device=new.device)
+    past = inputs[rows[:, None], (position[:, None] + back) % inputs.shape[1]]
+    inputs[rows, position % inputs.shape[1]] = new[:, 0]
+    return causal_conv(torch.cat((past, new), dim=1), weight)
 
 
 def short_conv(x: Tensor, weight: Tensor) -> Tensor:

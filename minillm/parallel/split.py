@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minillm import spec
-from minillm.spec import GQA, MLA, MLP, Decoder, GatedDeltaNet, GatedMLP, Layer, MoE
+from minillm.spec import GQA, MLA, MLP, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, MoE
 
 Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
@@ -84,6 +84,8 @@ def _mixer(made: spec.Mixer, ranks: int, rank: int) -> spec.Mixer:
         slopes = made.scores.slopes and made.scores.slopes[slice(*q)]
         scores = replace(made.scores, slopes=slopes)
         return replace(made, num_heads=_size(q), num_kv_heads=_size(kv), scores=scores)
+    if isinstance(made, GatedConv):
+        return replace(made, channels=_size(grains(made.channels, ranks, rank)))
     v, k = heads(made.num_v_heads, made.num_k_heads, ranks, rank)
     return replace(made, num_v_heads=_size(v), num_k_heads=_size(k))
 
@@ -135,6 +137,8 @@ def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
             yield "a LayerNorm over all of its heads"
     if isinstance(made, GatedDeltaNet):
         yield from _of_groups(made.num_v_heads, made.num_k_heads, ranks, "k")
+    if isinstance(made, GatedConv) and made.channels < ranks:
+        yield f"a convolution of {made.channels} channels"
     shared = layer.ffn.shared if isinstance(layer.ffn, MoE) else None
     for size in (inner, shared.intermediate_size if shared else inner):
         if size < ranks:
@@ -217,6 +221,12 @@ def _of_delta(made: GatedDeltaNet, ranks: int, rank: int) -> dict[str, Kept]:
     }
 
 
+def _of_conv(made: GatedConv, ranks: int, rank: int) -> dict[str, Kept]:
+    own, size = grains(made.channels, ranks, rank), made.channels
+    rows = (size, own, 1)
+    return {"bcu.weight": _under(rows, rows, rows), "conv": _under(rows), "output.weight": _beside(own)}
+
+
 def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
     own, size = grains(made.intermediate_size, ranks, rank), made.intermediate_size
     first = "gate_up" if isinstance(made, GatedMLP) else "up"
@@ -247,6 +257,7 @@ PARTS: dict[type, Callable[[Any, int, int], dict[str, Kept]]] = {
     GQA: _of_gqa,
     MLA: _of_mla,
     GatedDeltaNet: _of_delta,
+    GatedConv: _of_conv,
     GatedMLP: _of_mlp,
     MLP: _of_mlp,
     MoE: _of_moe,

@@ -25,7 +25,7 @@ from minillm.spec.ffn import (
 )
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
-from minillm.spec.recurrent import GatedDeltaNet
+from minillm.spec.recurrent import GatedConv, GatedDeltaNet, Recurrent
 from minillm.spec.rope import (
     DynamicScaling,
     LinearScaling,
@@ -51,6 +51,7 @@ __all__ = [
     "Decoder",
     "DynamicScaling",
     "Embedding",
+    "GatedConv",
     "GatedDeltaNet",
     "GatedMLP",
     "GroupScore",
@@ -70,6 +71,7 @@ __all__ = [
     "ProportionalScaling",
     "QKNorm",
     "QKNormWidth",
+    "Recurrent",
     "Rope",
     "RopeLayout",
     "RopeScaling",
@@ -81,7 +83,7 @@ __all__ = [
     "YarnScaling",
 ]
 
-Mixer = Attention | GatedDeltaNet  # what lets positions of a sequence see each other
+Mixer = Attention | Recurrent  # what lets positions of a sequence see each other
 
 
 @dataclass(frozen=True)

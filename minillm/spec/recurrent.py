@@ -24,3 +24,30 @@ class GatedDeltaNet:
     conv_kernel: int
     norm: Norm
     beta_factor: float = 1.0
+
+    @property
+    def channels(self) -> int:
+        """That its convolution sees."""
+        return 2 * self.num_k_heads * self.k_dim + self.num_v_heads * self.v_dim
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """The sizes of the state behind one position, [H, K, V]."""
+        return self.num_v_heads, self.k_dim, self.v_dim
+
+
+@dataclass(frozen=True)
+class GatedConv:
+    """A short convolution between two gates (Liquid AI, LFM2): b, c, u = W x;  y = W_out (c * conv(b * u)), where each
+    of `channels` is a weighted sum over the last `conv_kernel` positions. All that it keeps are these."""
+
+    channels: int
+    conv_kernel: int
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """None besides what its convolution sees."""
+        return 0, 0, 0
+
+
+Recurrent = GatedDeltaNet | GatedConv

@@ -24,7 +24,7 @@ from minillm.guard import memory
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.ops.cross_entropy import MOST_LOGITS
-from minillm.spec import GQA, MLA, Layer, MoE
+from minillm.spec import GQA, MLA, GatedConv, Layer, MoE
 from minillm.spec import Decoder as Spec
 from minillm.tune.optimizers import Update
 from minillm.weights.ints import Integers
@@ -92,6 +92,8 @@ def _kept(spec: Spec, layer: Layer, length: int) -> int:
         scores = 2 * attention.num_heads * length if by_formula else 0
     elif isinstance(attention, MLA):
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
+    elif isinstance(attention, GatedConv):
+        heads = 2 * attention.channels
     else:
         heads = 2 * attention.num_k_heads * attention.k_dim + 3 * attention.num_v_heads * attention.v_dim
     inner = ffn.intermediate_size

@@ -78,6 +78,7 @@ KINDS = [
     "gemma4",
     "qwen3_next",
     "olmo_hybrid",
+    "lfm2",
 ]
 
 

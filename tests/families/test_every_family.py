@@ -115,7 +115,7 @@ CALLS = {
 }  # fmt: skip
 # Their cards speak of calls, and no template or description of the format was at hand: calls come as text.
 UNREAD = {"glm4", "chatglm", "hy_v3", "minimax_m2", "internlm2", "cohere", "cohere2", "apertus", "hunyuan_v1_dense"}
-UNREAD |= {"hunyuan_v1_moe", "exaone_moe"}
+UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -153,7 +153,7 @@ LICENCES: dict[str, Any] = {
 }
 # Whose cards name a licence that is not among those of `shared/licences.py`: `plan` says that it is to be read.
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
-UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe"}
+UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
 
 
 @pytest.mark.parametrize("name", FILES)

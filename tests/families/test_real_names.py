@@ -44,6 +44,7 @@ COUNTS = {
     "zai-org__GLM-4.7-FP8": 352_796_486_560,  # of a copy that does not say that q and k are normalised
     "MiniMaxAI__MiniMax-M2.5": 228_689_764_864,
     "nvidia__MiniMax-M2.5-NVFP4": 228_689_764_864,
+    "LiquidAI__LFM2-1.2B": 1_170_340_608,
     "Qwen__Qwen3-0.6B": 596_049_920,
     "Qwen__Qwen3-1.7B": 1_720_574_976,
     "TinyLlama__TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,

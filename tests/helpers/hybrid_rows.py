@@ -22,6 +22,10 @@ EXPERTS = {
     "shared_expert_intermediate_size": 28,
 }
 
+# Widths of feed-forwards as if most of Llama's were asked for.
+CONV = {"intermediate_size": 120, "block_multiple_of": 16, "layer_types": ["conv", "full_attention", "conv"]}
+MIXED = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "num_hidden_layers": 4}
+
 HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("qwen3_next", {**DELTA, **EXPERTS}),
     "qwen3_next-odd": (
@@ -51,6 +55,37 @@ HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
             "linear_num_key_heads": 3,
             "linear_conv_kernel_dim": 2,
             "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
+    "lfm2": ("lfm2", CONV),
+    "lfm2_moe": (
+        "lfm2_moe",
+        {**MIXED, "layer_types": ["conv", "full_attention", "conv", "conv"], "num_dense_layers": 1},
+    ),
+    "lfm2_moe-odd": (
+        "lfm2_moe",
+        {
+            **MIXED,
+            "layer_types": ["conv", "full_attention"] * 2,
+            "num_dense_layers": 0,
+            "conv_L_cache": 2,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.7,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2-odd": (
+        "lfm2",
+        {
+            "block_ffn_dim_multiplier": 0.7,
+            "block_multiple_of": 3,
+            "conv_L_cache": 4,
+            "full_attn_idxs": [2, 3],
+            "num_hidden_layers": 5,
+            "norm_eps": 1e-3,
+            "tie_word_embeddings": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
         },
     ),

@@ -27,6 +27,19 @@ def hybrid(draw: st.DrawFn, config: dict[str, Any], **more: st.SearchStrategy[An
 
 
 @st.composite
+def convolved(draw: st.DrawFn, config: dict[str, Any], **more: st.SearchStrategy[Any]) -> dict[str, Any]:
+    """Layers of both kinds in any order."""
+    kinds = draw(st.permutations(["conv", "full_attention"] * 2))[: draw(st.integers(3, 4))]
+    return {
+        "num_hidden_layers": len(kinds),
+        "layer_types": kinds,
+        "conv_L_cache": draw(st.integers(1, 5)),
+        "norm_eps": draw(st.sampled_from((1e-6, 1e-5, 1e-3))),
+        **draw(st.fixed_dictionaries(more)),
+    }
+
+
+@st.composite
 def gated(draw: st.DrawFn, config: dict[str, Any], **more: st.SearchStrategy[Any]) -> dict[str, Any]:
     """Besides, heads of a width of their own of which a part turns."""
     half = draw(st.integers(1, 10))

@@ -21,6 +21,7 @@ QWEN_MOE = {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size"
 FINE = {"n_shared_experts": 2, "num_experts_per_tok": 6, "moe_intermediate_size": 1408, "first_k_dense_replace": 1}
 ERNIE = {"moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_layer_start_index": 1}
 ALL_TURN = {"sliding_window": None, "layer_types": None}
+LFM2_MOE = ["full_attention" if i in (2, 6, 10, 14, 18, 21) else "conv" for i in range(24)]
 
 SIZES: dict[str, Size] = {
     "phi-2": ("phi", sizes(51200, 2560, 10240, 32, 32), 2_779_683_840),
@@ -78,6 +79,9 @@ SIZES: dict[str, Size] = {
     "internlm2-7b": ("internlm2", sizes(92544, 4096, 14336, 32, 32, 8, bias=False), 7_737_708_544),
     "internlm2-20b": ("internlm2", sizes(92544, 6144, 16384, 48, 48, 8, bias=False), 19_861_149_696),
     "internlm3-8b": ("internlm3", sizes(128512, 4096, 10240, 48, 32, 2, **WIDE), 8_804_241_408),
+    "LFM2-8B-A1B": (
+        "lfm2_moe", sizes(65536, 2048, 7168, 24, 32, 8, layer_types=LFM2_MOE), "8.3"
+    ),
     "cwm": ("cwm", {}, "32"),
     "helium-1-preview-2b": ("helium", {}, "2"),
     "Youtu-LLM-2B": ("youtu", {}, "1.96"),

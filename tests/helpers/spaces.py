@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.helpers import gemma_spaces
-from tests.helpers.hybrid_spaces import gated, hybrid
+from tests.helpers.hybrid_spaces import convolved, gated, hybrid
 from tests.helpers.later_spaces import LATER
 from tests.helpers.placed_spaces import PLACED
 from tests.helpers.space_parts import (
@@ -142,6 +142,17 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
         experts(moe_intermediate_size=st.integers(1, 40)),
     ),
     "olmo_hybrid": lambda c: hybrid(c, attention_bias=FLAG, linear_allow_neg_eigval=FLAG),
+    "lfm2": lambda c: convolved(
+        c,
+        block_auto_adjust_ff_dim=FLAG,
+        block_ffn_dim_multiplier=st.floats(0.5, 2.0),
+        block_multiple_of=st.integers(1, 20),
+    ),
+    "lfm2_moe": lambda c: st.builds(
+        lambda a, b: {**a, **b},
+        convolved(c, num_dense_layers=st.integers(0, 2), use_expert_bias=FLAG, routed_scaling_factor=st.floats(0.5, 3)),
+        experts(moe_intermediate_size=st.integers(1, 40), norm_topk_prob=FLAG),
+    ),
     "kimi_k2": lambda c: latent(c["num_hidden_layers"], c["num_attention_heads"]),
     **LATER,
     **WRAPPED,

@@ -21,6 +21,7 @@ from minillm.spec import (
     MLP,
     XIELU,
     Embedding,
+    GatedConv,
     GatedDeltaNet,
     GatedMLP,
     Layer,
@@ -34,6 +35,7 @@ from minillm.spec import (
     PerLayer,
     ProportionalScaling,
     QKNorm,
+    Recurrent,
     Rope,
     Router,
     Scores,
@@ -72,6 +74,8 @@ class Drawn:
 def mixers(draw: st.DrawFn, rope: Rope, norm: Norm) -> Mixer:
     if draw(st.integers(0, 2)):
         return draw(attentions(rope, norm))
+    if draw(st.booleans()):
+        return GatedConv(draw(st.integers(4, 20)), draw(st.integers(1, 4)))
     k_heads = draw(st.integers(1, 2))
     sizes = k_heads * draw(st.integers(1, 3)), draw(st.integers(4, 8)), draw(st.integers(4, 8))
     return GatedDeltaNet(k_heads, *sizes, draw(st.integers(1, 4)), Norm(0.1), draw(st.sampled_from((1.0, 2.0))))
@@ -152,7 +156,7 @@ def specs(draw: st.DrawFn) -> Spec:
     for _ in range(draw(st.integers(1, 3))):
         mixer, ffn = draw(mixers(rope, norm)), draw(ffns())
         # What a recurrent layer gives may be close to zero, and a norm behind it would multiply its rounding.
-        behind = None if isinstance(mixer, GatedDeltaNet) else draw(norms)
+        behind = None if isinstance(mixer, Recurrent) else draw(norms)
         flags = {"parallel": draw(st.booleans()), "scaled": draw(st.booleans())}
         beside = None if flags["parallel"] else draw(st.sampled_from((None, LowRank(3, Norm(0.1)))))
         factor = draw(st.sampled_from((1.0, 0.4)))

@@ -21,7 +21,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Every parameter: matrices so that activations keep their size, norms around one, biases well away from zero;
     and the buffers that a checkpoint holds."""
     generator = torch.Generator().manual_seed(seed)
-    stored = ("e_score_correction_bias", "layer_scalar")
+    stored = ("e_score_correction_bias", "layer_scalar", "expert_bias")
     corrections = [buffer for name, buffer in model.named_buffers() if name.endswith(stored)]
     for parameter in [*model.parameters(), *corrections]:
         noise = torch.randn(parameter.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Gated DeltaNet: the chunks and the step against the recurrence in fp64, and what the cache keeps of it."""
+"""Gated DeltaNet: the chunks and the step against the recurrence in fp64; gated convolutions; what caches keep."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minillm.model.costs import state_bytes
 from minillm.model.pools import Group, Pools
 from minillm.model.states import StateCache
 from minillm.ops import recurrent
-from minillm.spec import GQA, Decoder, GatedDeltaNet, GatedMLP, Layer, Norm, Rope
+from minillm.spec import GQA, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, Norm, Rope
 from tests.helpers.hybrid_rows import HYBRID as HYBRID_ROWS
 from tests.helpers.recurrent_problems import in_order
 from tests.helpers.sizes import BASE
@@ -30,14 +30,16 @@ from tests.helpers.specs import EXACT, build, random_tokens
 RULE = 5e-6
 NORM, CPU = Norm(1e-5), torch.device("cpu")
 DELTA = GatedDeltaNet(2, 4, 5, 3, 4, Norm(0.1))
+CONV = GatedConv(7, 4)
 
 
-def model_of(*mixers: GQA | GatedDeltaNet) -> Decoder:
+def model_of(*mixers: GQA | GatedDeltaNet | GatedConv) -> Decoder:
     layers = tuple(Layer(NORM, mixer, NORM, GatedMLP(20)) for mixer in mixers)
     return Decoder(31, 16, layers, NORM, tied=False, context=4096)
 
 
-HYBRID = model_of(DELTA, GQA(2, 1, 8, Rope(8, 100.0), weakened="gate"), dataclasses.replace(DELTA, beta_factor=2.0))
+SIGNED = dataclasses.replace(DELTA, beta_factor=2.0)
+HYBRID = model_of(DELTA, GQA(2, 1, 8, Rope(8, 100.0), weakened="gate"), SIGNED, CONV)
 
 
 def problem(batch: int, count: int, group: int, keys: int, values: int, decay: float) -> tuple[Tensor, ...]:
@@ -74,10 +76,28 @@ def test_the_convolution_and_the_gated_norm_are_their_formulas() -> None:
     x, weight = torch.randn(2, 9, 5, generator=made), torch.randn(5, 4, generator=made)
     y = sum(weight[:, j].double() * x[:, j : j + 6].double() for j in range(4))
     assert (recurrent.short_conv(x, weight) - y * y.sigmoid()).abs().max() <= 1e-6
+    assert (recurrent.causal_conv(x, weight) - y).abs().max() <= 1e-6
     gate, scale = torch.randn(2, 9, 5, generator=made), torch.randn(5, generator=made)
     normed = scale * x.double() / (x.double().square().mean(-1, keepdim=True) + 0.1).sqrt()
     expected = normed * gate * gate.double().sigmoid()
     assert (recurrent.gated_rms_norm(x, gate, scale, 0.1) - expected).abs().max() <= 1e-6
+
+
+@torch.no_grad()
+def test_a_gated_convolution_is_its_formula() -> None:
+    """At once, and a position at a time, with what is kept and nothing else."""
+    spec = model_of(CONV)
+    layer, x = build(spec).layers[0].attention, torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    b, c, u = (x.double() @ layer.bcu.weight.double().T).split(7, dim=-1)
+    given, weight = torch.nn.functional.pad(b * u, (0, 0, 3, 0)), layer.conv.double()
+    mixed = sum(weight[:, j] * given[:, j : j + 9] for j in range(4))
+    expected, step = (c * mixed) @ layer.output.weight.double().T, build(spec).step(torch.zeros(2, 9).long(), None)
+    assert (layer(x, step, None) - expected).abs().max() <= RULE
+    cache = Cache(spec, 2, 9, torch.float32).layers[0]
+    for t in range(9):
+        alone = dataclasses.replace(step, first=t)
+        assert (layer(x[:, t : t + 1], alone, cache)[:, 0] - expected[:, t]).abs().max() <= RULE
+    assert state_bytes(spec, 4) == 4 * 4 * 7 == cache.inputs[0].nbytes + cache.state[0].nbytes
 
 
 @pytest.mark.parametrize("capacity", [1, 100, 4096])
@@ -143,9 +163,10 @@ def test_padding_leaves_no_trace() -> None:
     model(rows[1][None], alone)
     for layer, single in zip(cache.layers, alone.layers, strict=True):
         if isinstance(layer, StateCache):
-            assert (layer.before(12)[1][1] - single.before(3)[1][0]).abs().max() <= EXACT
-            assert (layer.before(12)[0][1] - single.before(3)[0][0]).abs().max() <= EXACT
+            for both, other in zip(layer.before(12), single.before(3), strict=True):
+                assert torch.allclose(both[1], other[0], rtol=0, atol=EXACT)
     padded = Cache(HYBRID, 1, 9, torch.float32, padding=[9])
     model(random_tokens(1, 9), padded)
-    assert not padded.layers[0].state.any()
-    assert not padded.layers[0].inputs.any()
+    for layer in (padded.layers[0], padded.layers[-1]):
+        assert not layer.state.any()
+        assert not layer.inputs.any()

@@ -71,6 +71,8 @@ UNCUT = {
     "gemma4_unified_text",
     "gpt_neo",
     "gpt_oss",
+    "lfm2",
+    "lfm2_moe",
     "mellum",
     "olmo3",
     "olmo_hybrid",

@@ -189,7 +189,7 @@ def test_every_kind_of_part_can_be_split() -> None:
     """What `spec` may grow is named here before it is split wrongly."""
     kinds = {
         *vocabulary.Attention.__args__,
-        vocabulary.GatedDeltaNet,
+        *vocabulary.Recurrent.__args__,
         vocabulary.GatedMLP,
         vocabulary.MLP,
         vocabulary.MoE,

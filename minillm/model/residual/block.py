@@ -18,7 +18,7 @@ from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import MoE
 from minillm.model.norm import norm
-from minillm.model.recurrent import GatedDeltaNet
+from minillm.model.recurrent import GatedConv, GatedDeltaNet
 from minillm.model.residual.per_layer import PerLayerInput
 from minillm.model.residual.streams import LayerStreams, LowRank
 from minillm.ops import Ops
@@ -29,6 +29,7 @@ BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
     spec.GQA: GroupedQueryAttention,
     spec.MLA: LatentAttention,
     spec.GatedDeltaNet: GatedDeltaNet,
+    spec.GatedConv: GatedConv,
     spec.GatedMLP: GatedMLP,
     spec.MLP: MLP,
     spec.MoE: MoE,
