@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 
 import minillm
+from minillm import cli
 from minillm.tune.__main__ import main as tune
 from story_grammar import ANIMALS, COLOURS, FOODS, HIDING, NAMES, THINGS, article
 
@@ -56,7 +58,7 @@ def is_brief(text: str) -> bool:
     return text.startswith("Long ago ") and " met " in text[:40] and text.endswith("They both slept well.")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder that is not there yet")
     parser.add_argument("--steps", type=int, default=75)
@@ -67,12 +69,13 @@ def main() -> None:
     options = ["--rate", "5e-3", "--batch", "8", "--micro-batch", "8", "--steps", str(arguments.steps)]
     code = tune(["--data", str(data), "--output", str(adapter), *options])
     if code:
-        raise SystemExit(code)
+        return code
     requests = [brief(rng)[0] for _ in range(ASKED)]  # of the same kind, and none of those that were learnt
     for when, found in (("before", answers(None, requests)), ("after", answers(adapter, requests))):
         print(f"\n{when}: {sum(map(is_brief, found))} of {ASKED} answers are brief")
         print(f"> {requests[0]}\n{found[0]}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run(main))

@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 
 import minillm
+from minillm import cli
 from minillm.adapters.adapter import Adapter
 from minillm.adapters.attach import attach
 from minillm.adapters.config import ALL, AdapterConfig
@@ -167,7 +169,7 @@ def requests(draw: random.Random, count: int) -> list[str]:
     return [f"Tell me a story about {article(a)} named {n} and {article(t)}." for a, n, t in drawn]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights")
@@ -199,7 +201,8 @@ def main() -> None:
         print(f"round {number}: mean reward {mean:.3f}", flush=True)
     print(f"after: {judged()}")
     adapter.write(a.out, a.weights or str(llm.folder))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run(main))

@@ -72,7 +72,7 @@ def instead_of_weights(folder: Path) -> str | None:
         return None
     names = _names(folder)
     if "adapter_config.json" in names:
-        return f"an adapter (LoRA) and no model; its base is {_base(folder)}: merge the two (peft: merge_and_unload)"
+        return f"an adapter (LoRA) and no model; give its base ({_base(folder)}) as --weights, and it as --adapter"
     if "qmodel.pt" in names:
         return "HQQ (qmodel.pt), which is not read; give a GPTQ, AWQ or unquantised checkpoint of the model"
     if found := [name for name in names if name == "params.json" or name.startswith("consolidated.")]:

@@ -35,14 +35,14 @@ def adapter(folder: Path) -> None:
 
 
 WITHOUT_CONFIG: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
-    "adapter": (adapter, ("adapter", "some-org/base", "merge")),
+    "adapter": (adapter, ("adapter", "(some-org/base) as --weights", "--adapter")),
     "makers, cut off": (files("params.json"), ("params.json", "consolidated.*")),
     "makers, pickled": (files("consolidated.00.pth"), ("params.json", "consolidated.00.pth")),
     "trainer": (
         files("checkpoint-500/config.json", "checkpoint-1000/config.json"),
         ("checkpoint-1000", "training run"),
     ),
-    "folder inside": (files("inner/config.json"), ("inner",)),
+    "folder inside": (files("inner/config.json"), ("a folder whose", "inner")),
     "deepspeed": (files("zero_to_fp32.py", "global_step5/mp_rank_00_model_states.pt"), ("zero_to_fp32.py", "shards")),
     "fsdp": (files("__0_0.distcp", ".metadata"), ("__0_0.distcp", "merge-weights")),
 }
