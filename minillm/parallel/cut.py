@@ -69,7 +69,8 @@ def staged(
     if hidden_size is not None:
         tensor = next(tensor for tensor, (to, _) in pairs.items() if to.parameter == "embedding.weight")
         shape = (0, hidden_size)
-        made.stored[tensor] = Absent(shape, checkpoint.stored[tensor].dtype)
+        nothing: Any = Absent(shape, checkpoint.stored[tensor].dtype)
+        made.stored[tensor] = nothing
         plan.assignments[tensor] = replace(pairs[tensor][0], start=0, shape=shape, layout=None, whole=None)
     return made, plan
 
