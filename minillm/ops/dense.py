@@ -30,7 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     alike = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    return alike and x.numel() * len(weight) >= FEW and torch.backends.mkldnn.is_available()
+    return alike and x.dim() > 1 and x.numel() * len(weight) >= FEW and torch.backends.mkldnn.is_available()
 
 
 class _Linear(torch.autograd.Function):

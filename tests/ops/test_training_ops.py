@@ -43,6 +43,8 @@ def test_products(learns: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch) -> 
 def test_only_products_that_are_worth_it() -> None:
     x, weight = torch.zeros(8, 64), torch.zeros(96, 64)
     assert not dense._suits(x, weight)
+    alone, large = torch.ones(4096), torch.ones(4096, 4096)  # of one token, which has no rows
+    assert dense.linear(alone, large).tolist() == [4096.0] * 4096
     assert not dense._suits(torch.zeros(512, 896).bfloat16(), torch.zeros(896, 896).bfloat16())
     assert dense._suits(torch.zeros(512, 896), torch.zeros(896, 896))
 
