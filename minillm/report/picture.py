@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from minillm.report import output
 # Tell apart without colours too (Okabe and Ito's palette, 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
+SMOOTH = 20  # steps that a smoothed line looks back, about
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # colour maps of Matplotlib that read alike with any colour vision
 
 
@@ -52,3 +53,28 @@ def save(figure: Any, path: Path) -> None:
 def plain(text: str) -> str:
     """A text for a picture: no control characters, and no formula between dollars."""
     return printable(text).replace("$", r"\$")
+
+
+def smoothed(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The running mean, of which each value is a share."""
+    found: list[tuple[int, float]] = []
+    for step, value in values:
+        share = max(1 / SMOOTH, 1 / (len(found) + 1))
+        found.append((step, value if not found else found[-1][1] + share * (value - found[-1][1])))
+    return found
+
+
+@quiet()
+def curves(path: Path, title: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Losses over steps by the name of each line, the first of them thin."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", title=plain(title))
+    for (name, values), number in zip(lines.items(), (5, 0, 1), strict=False):
+        width = 0.8 if name == "loss" else 2.0
+        axes.plot(*zip(*values, strict=True), color=COLOURS[number], linewidth=width, label=name)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)

@@ -25,13 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minillm.ops.orthogonal import orthogonal
+
 Kind = Literal["adamw", "adamw8bit", "muon"]
 Schedule = Literal["cosine", "linear", "constant"]
 KINDS: tuple[Kind, ...] = ("adamw", "adamw8bit", "muon")
 SCHEDULES: tuple[Schedule, ...] = ("cosine", "linear", "constant")
 BLOCK, FEW = 256, 4096
 MOMENTUM, MATCHES_ADAM = 0.95, 0.2
-COEFFICIENTS, NEWTON_STEPS, TINY = (3.4445, -4.775, 2.0315), 5, 1e-7
 SCALE = "_scale"  # behind the name of a state of 8 bits
 
 
@@ -108,18 +109,6 @@ class Optimizer:
         rows = self.parts[name]
         for part, change in zip(values.view(-1, width).split(rows), wanted.view(-1, width).split(rows), strict=True):
             part.add_(orthogonal(change), alpha=-rate * MATCHES_ADAM * math.sqrt(max(part.shape)))
-
-
-def orthogonal(matrix: Tensor) -> Tensor:
-    """A matrix `[O, I]` with its singular values made 1, nearly."""
-    a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
-    x = x.T if x.shape[0] > x.shape[1] else x
-    x = x / x.norm().clamp(min=TINY)
-    for _ in range(NEWTON_STEPS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.T if matrix.shape[0] > matrix.shape[1] else x).float()
 
 
 def rounded_at_random(values: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from minillm.tune.training import Taken
 
 LOG, PICTURE, PAGE = "log.jsonl", "loss.png", "report.html"
 BOARD = {"loss", "norm", "rate", "evaluated"}  # what TensorBoard gets
-SMOOTH = 20  # steps that a smoothed line looks back, about
 
 
 class Log:
@@ -65,18 +64,13 @@ def _board(folder: Path, done: int) -> Any:
     return SummaryWriter(str(folder), purge_step=done + 1)
 
 
-def smoothed(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The running mean, of which each value is a share."""
-    found: list[tuple[int, float]] = []
-    for step, value in values:
-        share = max(1 / SMOOTH, 1 / (len(found) + 1))
-        found.append((step, value if not found else found[-1][1] + share * (value - found[-1][1])))
-    return found
-
-
 def write(folder: Path, title: str, log: Log, told: Mapping[str, Any], shown: Sequence[str]) -> None:
     """`report.html`, and `loss.png` where Matplotlib is installed."""
-    curves = {"loss": log.values("loss"), "smoothed": smoothed(log.values("loss")), "held out": log.values("evaluated")}
+    curves = {
+        "loss": log.values("loss"),
+        "smoothed": picture.smoothed(log.values("loss")),
+        "held out": log.values("evaluated"),
+    }
     curves = {name: each for name, each in curves.items() if each}
     rows = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in told.items())
     examples = "".join(f"<pre>{html.escape(each)}</pre>" for each in shown)
@@ -87,19 +81,4 @@ def write(folder: Path, title: str, log: Log, told: Mapping[str, Any], shown: Se
         picture.check(folder / PICTURE)
     except ValueError:  # no Matplotlib: the page has the picture
         return
-    _plotted(folder / PICTURE, title, curves)
-
-
-@picture.quiet()
-def _plotted(path: Path, title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", title=picture.plain(title))
-    for (name, values), number in zip(curves.items(), (5, 0, 1), strict=False):
-        width = 0.8 if name == "loss" else 2.0
-        axes.plot(*zip(*values, strict=True), color=picture.COLOURS[number], linewidth=width, label=name)
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    picture.save(figure, path)
+    picture.curves(folder / PICTURE, title, curves)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minillm.ops.orthogonal import orthogonal
 from minillm.tune import optimizers
-from minillm.tune.optimizers import Optimizer, Update, code, orthogonal, packed, rate_of, rounded_at_random, unpacked
+from minillm.tune.optimizers import Optimizer, Update, code, packed, rate_of, rounded_at_random, unpacked
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
