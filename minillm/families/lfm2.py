@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from minillm.config import Config
+from minillm.config import MAX_SIZE, Config, positive_integer
 from minillm.families.shared import common, rotary
 from minillm.families.shared.hybrid import MAX_KERNEL
 from minillm.guard.screen import shown
@@ -102,4 +102,5 @@ def _width(config: Config) -> int:
         return width
     width, factor = int(2 * width / 3), config.optional_number("block_ffn_dim_multiplier")
     multiple = 1 if factor is None else config.size("block_multiple_of")
-    return max(-(-int((factor or 1) * width) // multiple) * multiple, 1)
+    made = -(-int((factor or 1) * width) // multiple) * multiple
+    return positive_integer("block_ff_dim times block_ffn_dim_multiplier", made, MAX_SIZE)
