@@ -88,7 +88,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
     return {"text": plain, "special": Tokenizer(folder)}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it leaves an event loop running until it is closed
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="drives the browser: pip install playwright")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import pickle
+import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import carray, types
-from numba.core import serialize
+from numba.core import bytecode, serialize
 from numba.core.compiler import CompileResult
 from numba.core.typing import signature
 
@@ -31,6 +33,10 @@ from minillm.ops.cpu import kept, usable
 
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise ValueError("numba is told not to compile (DISABLE_JIT); undo that, or take kernels='reference'")
+
+# Compiled functions are named by a number that numba counts from 1 in each process. Of kept ones of two processes equal
+# names would be taken for one function, whatever is in them.
+bytecode.FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
 OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
