@@ -101,6 +101,7 @@ PLACED: dict[str, Callable[[dict[str, Any]], Draws]] = {
         intermediate_size=st.none(),
         rms_norm_eps=st.none(),
         max_seq_len=st.just(128),
+        max_position_embeddings=st.just(128),
         layer_norm_epsilon=EPS,
         attn_config=mappings(clip_qkv=st.none() | st.floats(0.3, 3.0), softmax_scale=st.none() | st.floats(0.1, 0.6)),
     ),
