@@ -77,9 +77,14 @@ def prediction_layers(config: Config) -> dict[str, dict[str, tuple[int, ...]]]:
 def router(config: Config) -> Router:
     config.choice("topk_method", {"noaux_tc": None})
     config.choice("scoring_func", {"sigmoid": None})
+    return grouped(config, "n_routed_experts")
+
+
+def grouped(config: Config, experts: str) -> Router:
+    """Of as many as the key `experts` says."""
     return common.router(
         config,
-        "n_routed_experts",
+        experts,
         score="sigmoid",
         renormalize=config.flag("norm_topk_prob"),
         scale=config.number("routed_scaling_factor"),

@@ -7,7 +7,7 @@ K-EXAONE, 236B with 23B active (LG AI Research, 2026).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import deepseek_v2, exaone4
+from minillm.families import deepseek_v2, deepseek_v3, exaone4
 from minillm.families.shared import common
 from minillm.spec import Decoder, GatedMLP, MoE
 
@@ -35,16 +35,7 @@ RULES = {
 
 
 def spec(config: Config) -> Decoder:
-    router = common.router(
-        config,
-        score="sigmoid",
-        renormalize=config.flag("norm_topk_prob"),
-        scale=config.number("routed_scaling_factor"),
-        bias=True,
-        num_groups=config.optional_size("n_group") or 1,
-        top_groups=config.optional_size("topk_group") or 1,
-        group_score="top2_sum",
-    )
+    router = deepseek_v3.grouped(config, "num_experts")
     dense, width = common.gated_mlp(config, "intermediate_size"), config.size("moe_intermediate_size")
     shared = GatedMLP(width * config.size("num_shared_experts", 64), dense.activation)
     moe, first = MoE(router, width, dense.activation, shared), deepseek_v2.first_dense(config)
