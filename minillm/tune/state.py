@@ -1,8 +1,8 @@
 """What is kept of a run: `last.safetensors`, from which it goes on exactly where it was, and `best.safetensors`, the
 parameters that did best on what is held out.
 
-Each is one file that is complete or not there: a run that is killed while it saves goes on from the one before. A file
-holds the parameters that learn, what the optimiser knows of each, and in the bytes of one more tensor, as JSON, how far
+Each is one file that is complete or not there: a run that is killed while it saves goes on from the one before. Of
+several processes each has its own, `last-STEP-RANK-of-RANKS.safetensors`, with its share. A file holds the parameters that learn, what the optimiser knows of each, and in the bytes of one more tensor, as JSON, how far
 the run was and what it was asked for. Nothing else is needed: batches and random numbers are functions of the seed and
 the step.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.guard.screen import shown
+from minillm.parallel.sharded import ALONE, Team
 from minillm.tune.optimizers import Optimizer
 from minillm.weights.source import NAMES, Source
 from minillm.weights.tensorfile import Writer, read_header
@@ -40,16 +41,26 @@ class Progress:
 
 
 def save(
-    folder: Path, named: Mapping[str, nn.Parameter], optimizer: Optimizer, progress: Progress, asked: Mapping[str, Any]
+    folder: Path,
+    named: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    progress: Progress,
+    asked: Mapping[str, Any],
+    team: Team = ALONE,
 ) -> None:
     """Write `last.safetensors`."""
+    path = folder / team.named(LAST, progress.step)
     known = {f"{name}#{key}": each for name, state in optimizer.state.items() for key, each in state.items()}
-    _write(folder / LAST, {**named, **known}, {"progress": asdict(progress), "asked": dict(asked)})
+    _write(path, {**named, **known}, {"progress": asdict(progress), "asked": dict(asked)})
+    team.total(0)  # here all have written theirs
+    for each in folder.glob(team.named(LAST, "*")):
+        if each != path:
+            each.unlink()
 
 
-def save_best(folder: Path, named: Mapping[str, nn.Parameter], progress: Progress) -> None:
+def save_best(folder: Path, named: Mapping[str, nn.Parameter], progress: Progress, team: Team = ALONE) -> None:
     """Write `best.safetensors`."""
-    _write(folder / BEST, named, {"progress": asdict(progress)})
+    _write(folder / team.named(BEST, "share"), named, {"progress": asdict(progress)})
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -61,14 +72,17 @@ def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) 
 
 
 def restore(
-    folder: Path, named: Mapping[str, nn.Parameter], optimizer: Optimizer, asked: Mapping[str, Any]
+    folder: Path,
+    named: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    asked: Mapping[str, Any],
+    team: Team = ALONE,
 ) -> Progress | None:
     """Put parameters and optimiser where the last save left them; None where there was none.
 
     Raises ValueError where the run that was saved was asked for something else, or the file is of another model.
     """
-    path = folder / LAST
-    if not path.is_file():
+    if (path := team.kept(folder, LAST)) is None:
         return None
     known = {f"{name}#{key}": each for name, state in optimizer.state.items() for key, each in state.items()}
     wanted: dict[str, Tensor] = {**named, **known}
@@ -81,10 +95,10 @@ def restore(
     return Progress(**about["progress"])
 
 
-def take_best(folder: Path, named: Mapping[str, nn.Parameter]) -> None:
+def take_best(folder: Path, named: Mapping[str, nn.Parameter], team: Team = ALONE) -> None:
     """Give parameters the values that did best, where an evaluation has kept some."""
-    if (folder / BEST).is_file():
-        _read(folder / BEST, named)
+    if (path := folder / team.named(BEST, "share")).is_file():
+        _read(path, named)
 
 
 @torch.no_grad()
