@@ -1,5 +1,5 @@
-"""Training over several processes (FSDP, arXiv:2304.11277). Each has some rows of every step, and a share of each of the
-model's parameters: rows of it. A layer is put together when it is computed, and apart again behind that.
+"""Training over several processes (FSDP, arXiv:2304.11277). Each has some rows of every step, and of each of the model's
+parameters a share: rows of it. A layer is put together when it is computed, and apart again behind that.
 
     rank 0: rows 0-7  -> layer by layer, whole -> its gradients \\  sum   / its share -> its share of the optimiser
                                                                  + ---- +
@@ -141,6 +141,8 @@ class Sharded(Team):
     def computed(self, objective: Any, model: Decoder, batch: Any) -> Tensor:
         assert self.root is not None
         made: Tensor = self.root(objective, batch)
+        if not torch.is_grad_enabled():  # else it is apart again behind the way back
+            self.root.reshard()  # type: ignore[operator]
         return made
 
     def total(self, *values: float) -> list[float]:

@@ -2,9 +2,10 @@
 parameters that did best on what is held out.
 
 Each is one file that is complete or not there: a run that is killed while it saves goes on from the one before. Of
-several processes each has its own, `last-STEP-RANK-of-RANKS.safetensors`, with its share. A file holds the parameters that learn, what the optimiser knows of each, and in the bytes of one more tensor, as JSON, how far
-the run was and what it was asked for. Nothing else is needed: batches and random numbers are functions of the seed and
-the step.
+several processes each has one of its own, `last-STEP-RANK-of-RANKS.safetensors`, with its share. A file holds the
+parameters that learn, what the optimiser knows of each, and in the bytes of one more tensor, as JSON, how far the run
+was and what it was asked for. Nothing else is needed: batches and random numbers are functions of the seed and the
+step.
 """
 
 from __future__ import annotations
