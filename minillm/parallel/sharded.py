@@ -1,5 +1,5 @@
-"""Training over several processes (FSDP, arXiv:2304.11277). Each has some rows of every step, and of each of the model's
-parameters a share: rows of it. A layer is put together when it is computed, and apart again behind that.
+"""Training over several processes (FSDP, arXiv:2304.11277). Each has some rows of every step, and a share of the model:
+rows of each parameter. A layer is put together when it is computed, and apart again behind that.
 
     rank 0: rows 0-7  -> layer by layer, whole -> its gradients \\  sum   / its share -> its share of the optimiser
                                                                  + ---- +
@@ -27,10 +27,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
 from minillm.parallel import launch
+from minillm.parallel.cut import taken
 from minillm.parallel.ranks import TIMEOUT, Ranks
-from minillm.parallel.split import cut
+from minillm.parallel.split import Kept, Span, cut
+from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.rules import Plan
 
 MANY = "{}-*-of-*.{}"  # files of several processes
 APART = 2**31  # seeds of two ranks lie so far from each other
@@ -44,6 +48,10 @@ class Team:
 
     def agreed(self, mark: str) -> None:
         """Raise ValueError where another process begins with something else; `mark` says what this one has."""
+
+    def taken(self, model: Decoder, checkpoint: Checkpoint, planned: Plan) -> tuple[Checkpoint, Plan]:
+        """What is read of a checkpoint here; the parameters of `model`, which has no memory yet, become those."""
+        return checkpoint, planned
 
     def share(self, model: Decoder, named: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Parameter]:
         """Keep this process's share of a model; returns what it has of the parameters that learn."""
@@ -103,9 +111,27 @@ class Sharded(Team):
         self.ranks, self.count, self.leads = ranks, ranks.count, ranks.rank == 0
         self.root: nn.Module | None = None
         self.own: dict[str, Any] = {}  # the parameters that learn and are shared out
+        self.shapes: dict[str, torch.Size] = {}  # of those whose share alone was read
 
     def agreed(self, mark: str) -> None:
         self.ranks.agreed(hashlib.sha256(mark.encode()).hexdigest())
+
+    def _span(self, rows: int) -> Span:
+        """The rows of a parameter that are here."""
+        most = -(-rows // self.count)
+        return min(self.ranks.rank * most, rows), min((self.ranks.rank + 1) * most, rows)
+
+    def taken(self, model: Decoder, checkpoint: Checkpoint, planned: Plan) -> tuple[Checkpoint, Plan]:
+        self.shapes, wanted, whole = {}, {}, {to.parameter for to in planned.zeros}
+        for owner, module in model.named_modules():
+            for leaf, each in module.named_parameters(owner, recurse=False):
+                name = leaf.rpartition(".")[2]
+                if each.dim() < 2 or leaf in whole or held.held_in(module):
+                    continue
+                (first, end), inner = self._span(len(each)), math.prod(each.shape[1:-1])
+                self.shapes[leaf], wanted[leaf] = each.shape, Kept(((first * inner, end * inner),))
+                module._parameters[name] = nn.Parameter(each[first:end], requires_grad=False)
+        return taken(checkpoint, planned, wanted)
 
     def share(self, model: Decoder, named: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Parameter]:
         from torch.distributed.device_mesh import DeviceMesh
@@ -115,17 +141,34 @@ class Sharded(Team):
         if len(types) > 1:
             raise ValueError(f"--full with --ranks: parameters of this model are {' and '.join(types)}, and are shared "
                              "out only where all are of one type; give --dtype float32")  # fmt: skip
-        mesh, policy = (
-            DeviceMesh.from_group(self.ranks.data, self.ranks.device.type),
-            MixedPrecisionPolicy(reduce_dtype=torch.float32),
-        )
+        mesh = DeviceMesh.from_group(self.ranks.data, self.ranks.device.type)
+        policy, shares = MixedPrecisionPolicy(reduce_dtype=torch.float32), self._apart(model, mesh)
         self.root = _Root(model)
         for module in (*model.layers, self.root):
             made: Any = fully_shard(module, mesh=mesh, mp_policy=policy)
             made.set_gradient_divide_factor(1.0)
             made.set_force_sum_reduction_for_comms(True)
+        model.load_state_dict(shares, assign=True)
         self.own = {name: each for name, each in model.named_parameters() if each.requires_grad}
         return {name: nn.Parameter(each.to_local().detach()) for name, each in self.own.items()} or named
+
+    def _apart(self, model: Decoder, mesh: Any) -> dict[str, nn.Parameter]:
+        """Take the parameters of a model out of it, and leave their shapes; returns the share of each."""
+        from torch.distributed.tensor import DTensor, Shard
+
+        shares, known, kept = {}, dict[int, tuple[nn.Parameter, nn.Parameter]](), []  # one may have two names
+        for owner, module in model.named_modules():
+            for name, each in module.named_parameters(owner, recurse=False):
+                if id(each) not in known:
+                    kept.append(each)  # or another would get its id
+                    shape, local = self.shapes.get(name, each.shape), each.detach()
+                    local = local if name in self.shapes else local[slice(*self._span(len(each)))].clone()
+                    meta = torch.empty(shape, dtype=each.dtype, device="meta")
+                    how = {"run_check": False, "shape": shape, "stride": meta.stride()}
+                    dealt = DTensor.from_local(local, mesh, [Shard(0)], **how)
+                    known[id(each)] = nn.Parameter(dealt, each.requires_grad), nn.Parameter(meta, each.requires_grad)
+                shares[name], module._parameters[name.rpartition(".")[2]] = known[id(each)]
+        return shares
 
     def rows(self, numbers: Sequence[int], most: int) -> list[tuple[Sequence[int], int]]:
         """As many times as in the rank that has most of them, as all put layers together at once: a rank that has none

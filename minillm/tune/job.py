@@ -46,7 +46,7 @@ def run(prepared: Prepared) -> int:
     with team.running():
         budget.refuse(prepared.needed, device)
         asked = {**cli.model_options(a), "device": device, "kernels": _kernels(a)}
-        llm = load(**asked, progress=cli.progress_bar("loading") if team.leads else lambda done, total: None)
+        llm = load(**asked, team=team, progress=cli.progress_bar("loading") if team.leads else lambda done, total: None)
         team.agreed(f"{prepared.asked()} {prepared.held_out_sha256()} {begun(llm.model, str(llm.values))}")
         return _trained(prepared, llm, team)
 

@@ -15,7 +15,7 @@ from minillm import config, families, hub
 from minillm.guard.files import is_there, read_bytes
 from minillm.guard.writing import complete
 from minillm.llm import LLM
-from minillm.model.decoder import Decoder
+from minillm.model.decoder import Decoder, skeleton
 from minillm.weights.save import save
 
 ROUTER = ".router."
@@ -33,7 +33,12 @@ class Learner:
 
     @property
     def values(self) -> int:
-        return sum(each.numel() for each in self.named.values())
+        sizes = self._sizes() if self.adapter is None else {}  # of which only a share may be here
+        return sum(sizes.get(name, each.numel()) for name, each in self.named.items())
+
+    def _sizes(self) -> dict[str, int]:
+        whole = skeleton(self.llm.spec, torch.float32)
+        return {name: each.numel() for name, each in whole.named_parameters()}
 
     @property
     def routes(self) -> bool:
@@ -42,7 +47,7 @@ class Learner:
         return any(ROUTER in name for name in names)
 
     def described(self) -> str:
-        total = sum(each.numel() for each in self.llm.model.parameters()) if self.adapter is None else None
+        total = sum(self._sizes().values()) if self.adapter is None else None
         kind = "all of the model" if total == self.values else "the model, but corrections of routers"
         return f"{kind}, {self.values:,} values" if self.adapter is None else f"an adapter of {self.values:,} values"
 

@@ -72,6 +72,7 @@ def test_each_row_counts_once(size: int, count: int) -> None:
     """All ranks take as many batches, and no row is left out or counted twice."""
     shares = [Fake(rank, count).rows(range(10, 10 + size), 2) for rank in range(count)]
     assert len({len(each) for each in shares}) == 1
+    assert len({Fake(rank, count).seed(7) for rank in range(count)}) == count  # what is dropped is not the same in all
     counted = [row for share in shares for rows, times in share for row in rows if times]
     assert counted == list(range(10, 10 + size))
     assert all(len(rows) in (1, 2) for share in shares for rows, _ in share)

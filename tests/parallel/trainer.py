@@ -1,6 +1,6 @@
-"""One of several processes that train: `python -m tests.parallel.trainer N FOLDER CASE…`, which leaves what it has found
-in FOLDER/found.json and the trained values in FOLDER/CASE.safetensors. All cases are in one run, as starting takes
-longer than they do."""
+"""One of several processes that train: `python -m tests.parallel.trainer N FOLDER CASE…`, which leaves what it has
+found in FOLDER/found.json and the trained values in FOLDER/CASE.safetensors. All cases are in one run, as starting
+takes longer than they do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minillm.adapters.config import ALL, AdapterConfig
 from minillm.hub import DEMO
 from minillm.loading import load
 from minillm.model.decoder import Decoder
-from minillm.parallel.sharded import ALONE, Team, join
+from minillm.parallel.sharded import Team, join
 from minillm.tune import learner, state
 from minillm.tune.masking import Example
 from minillm.tune.objectives import NextToken
@@ -70,7 +70,7 @@ class Broken(NextToken):
 
 
 def begun(case: Case, team: Team) -> Run:
-    llm = load(case.folder, "float32", CPU, "training", quantize=case.quantize)
+    llm = load(case.folder, "float32", CPU, "training", quantize=case.quantize, team=team)
     llm.model.recomputes = case.recompute
     if case.full:
         learning = learner.whole(llm)
