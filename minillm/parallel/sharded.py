@@ -84,6 +84,10 @@ class Team:
         """What a file is called in which this process keeps its share of something."""
         return file
 
+    def first(self, name: str) -> int:
+        """Of a parameter that learns the first of the rows that are here."""
+        return 0
+
     def kept(self, folder: Path, file: str) -> Path | None:
         """The file with this process's share of what all have kept last. Raises ValueError where other processes than
         these have kept something."""
@@ -95,6 +99,11 @@ class Team:
     def whole(self, model: Decoder) -> Decoder:
         """The model with all of its parameters; of several processes in the one that leads, on the CPU."""
         return model
+
+    @property
+    def here(self) -> int:
+        """How many of them are known to be on this machine."""
+        return 1
 
     def running(self) -> AbstractContextManager[None]:
         """From before the model is loaded until all is written: where another process is gone, this one ends."""
@@ -212,6 +221,9 @@ class Sharded(Team):
         stem, ending = file.split(".")
         return f"{stem}-{mark}-{self.ranks.rank}-of-{self.count}.{ending}"
 
+    def first(self, name: str) -> int:
+        return self._span(len(self.own[name]))[0] if name in self.own else 0
+
     def kept(self, folder: Path, file: str) -> Path | None:
         """A step is kept when all have written it, and the one before is removed behind that: so of the last that each
         has, the first is one that all have."""
@@ -236,6 +248,10 @@ class Sharded(Team):
         if self.leads:
             made.load_state_dict(found, assign=True)
         return made
+
+    @property
+    def here(self) -> int:
+        return self.count if launch.STORE in os.environ else 1
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

@@ -44,7 +44,7 @@ def run(prepared: Prepared) -> int:
     for line in prepared.told() if team.leads else ():
         print(printable(line), file=sys.stderr)
     with team.running():
-        budget.refuse(prepared.needed, device)
+        budget.refuse(prepared.needed, device, team.here)
         asked = {**cli.model_options(a), "device": device, "kernels": _kernels(a)}
         llm = load(**asked, team=team, progress=cli.progress_bar("loading") if team.leads else lambda done, total: None)
         team.agreed(f"{prepared.asked()} {prepared.held_out_sha256()} {begun(llm.model, str(llm.values))}")

@@ -58,7 +58,7 @@ class Prepared:
             f"learnt, at most {found.longest:,} in a row" + (f" ({counts})" if counts else ""),
             f"steps: {plan.steps:,} of {plan.batch} rows, {plan.micro} at a time ({epochs:.2f} epochs); "
             f"{self.update.kind}, rate {self.peak:g}, {a.schedule}",
-            f"memory: {self.needed.words()}",
+            f"memory{f' of each of {a.ranks} ranks' if a.ranks else ''}: {self.needed.words()}",
         ]
         return [*lines, *(f"example: {each}" for each in found.shown[:1])]
 
@@ -165,4 +165,7 @@ def _needed(
         values = learner.adapter_values(sketch, a.rank)
         learning = 4 * values + budget.learning(values, torch.float32, update)
     kept = budget.activations(spec, rows, found.longest, sketch.dtype.itemsize, a.recompute)
-    return Budget(weights, learning, kept, budget.logits(spec, rows * found.longest))
+    needed = Budget(weights, learning, kept, budget.logits(spec, rows * found.longest))
+    if a.ranks in (None, 1):
+        return needed
+    return budget.over(a.ranks, sketch, needed, values if a.full else 0, bool(quantised or scheme))

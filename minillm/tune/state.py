@@ -2,7 +2,8 @@
 parameters that did best on what is held out.
 
 Each is one file that is complete or not there: a run that is killed while it saves goes on from the one before. Of
-several processes each has one of its own, `last-STEP-RANK-of-RANKS.safetensors`, with its share. A file holds the
+several processes each has one of its own, `last-STEP-RANK-of-RANKS.safetensors`, with its share, and in the header
+where that begins, as torch.distributed.checkpoint's HuggingFaceStorageReader reads it. A file holds the
 parameters that learn, what the optimiser knows of each, and in the bytes of one more tensor, as JSON, how far the run
 was and what it was asked for. Nothing else is needed: batches and random numbers are functions of the seed and the
 step.
@@ -27,6 +28,7 @@ from minillm.weights.source import NAMES, Source
 from minillm.weights.tensorfile import Writer, read_header
 
 LAST, BEST, ABOUT = "last.safetensors", "best.safetensors", "about"
+SHARES = "DCP_SHARDING_INFO"
 
 
 @dataclass
@@ -52,7 +54,7 @@ def save(
     """Write `last.safetensors`."""
     path = folder / team.named(LAST, progress.step)
     known = {f"{name}#{key}": each for name, state in optimizer.state.items() for key, each in state.items()}
-    _write(path, {**named, **known}, {"progress": asdict(progress), "asked": dict(asked)})
+    _write(path, {**named, **known}, {"progress": asdict(progress), "asked": dict(asked)}, team)
     team.total(0)  # here all have written theirs
     for each in folder.glob(team.named(LAST, "*")):
         if each != path:
@@ -61,13 +63,16 @@ def save(
 
 def save_best(folder: Path, named: Mapping[str, nn.Parameter], progress: Progress, team: Team = ALONE) -> None:
     """Write `best.safetensors`."""
-    _write(folder / team.named(BEST, "share"), named, {"progress": asdict(progress)})
+    _write(folder / team.named(BEST, "share"), named, {"progress": asdict(progress)}, team)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], team: Team) -> None:
     text = torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
     tensors = {**tensors, ABOUT: text}
-    with Writer(path, {name: (NAMES[each.dtype], tuple(each.shape)) for name, each in tensors.items()}) as writer:
+    firsts = {name: [team.first(name.partition("#")[0]), *[0] * (each.dim() - 1)] for name, each in tensors.items()}
+    placed = {SHARES: json.dumps({name: {"saved_offsets": first} for name, first in firsts.items()})}
+    entries = {name: (NAMES[each.dtype], tuple(each.shape)) for name, each in tensors.items()}
+    with Writer(path, entries, placed if team.count > 1 else {}) as writer:
         for name, each in tensors.items():
             writer.write(name, each.detach())
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from minillm.parallel import launch
 from minillm.parallel.sharded import ALONE, Sharded
@@ -38,10 +39,12 @@ def started(count: int, line: list[str], folder: Path, rank: int, **pipes: Any) 
     return subprocess.Popen([sys.executable, *line], cwd=ROOT, env={**ENVIRONMENT, **own}, **pipes)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(("count", "cases"), [(2, list(CASES)), (4, ["full", "adapter"])])
 def test_steps_are_those_of_one_process(count: int, cases: list[str], tmp_path: Path, expected: Expected) -> None:
     """Of the rows of a step one rank may have none. A run that was cut off between the saves of two ranks goes on from
-    the step that both have, bit for bit; and who has a line whose loss is no number says so."""
+    the step that both have, bit for bit; what each has kept, torch puts together; and who has a line whose loss is no
+    number says so."""
     worker = ["-m", "tests.parallel.trainer", str(count), str(tmp_path), *cases]
     made = [started(count, worker, tmp_path, rank) for rank in range(count)]
     assert [each.wait(600) for each in made] == [0] * count
@@ -56,6 +59,9 @@ def test_steps_are_those_of_one_process(count: int, cases: list[str], tmp_path: 
         assert values.keys() == expected[name][1].keys()
         far = {key: float((each - expected[name][1][key]).abs().max()) for key, each in values.items()}
         assert max(far.values()) < WEIGHTS, name
+        read = {key: torch.empty_like(each) for key, each in values.items()}
+        load(read, storage_reader=HuggingFaceStorageReader(str(tmp_path / f"{name} kept")), no_dist=True)
+        assert all(torch.equal(each, values[key]) for key, each in read.items()), name
     assert found == ({"full goes on": [2, 0, 0], "adapter goes on": [2, 0, 0]} if count == 2 else {})
 
 

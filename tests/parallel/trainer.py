@@ -83,10 +83,13 @@ def begun(case: Case, team: Team) -> Run:
     return Run(llm.model, named, NextToken(), examples(5), plan, optimizer, rate, CPU, examples(3, 9), team=team)
 
 
-def trained(case: Case, team: Team) -> tuple[list[list[Any]], dict[str, Tensor]]:
-    """What was said of each step, and the values behind the last."""
+def trained(case: Case, team: Team, folder: Path | None = None) -> tuple[list[list[Any]], dict[str, Tensor]]:
+    """What was said of each step, and the values behind the last, which are kept in a folder too."""
     run = begun(case, team)
     said = [[each.loss, each.norm, each.evaluated] for each in train(run)]
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+        state.save(folder, run.named, run.optimizer, run.progress, {}, team)
     values = dict(team.whole(run.model).named_parameters()) if case.full else run.named
     return said, {name: each.detach() for name, each in values.items() if not each.is_meta}
 
@@ -134,7 +137,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with team.running():
         for name in sys.argv[3:]:
-            found[name], values = trained(CASES[name], team)
+            found[name], values = trained(CASES[name], team, folder / f"{name} kept")
             if team.leads:
                 save_file({key: each.contiguous() for key, each in values.items()}, folder / f"{name}.safetensors")
         for name, case in GOES_ON.items() if team.count == 2 else ():
