@@ -82,7 +82,7 @@ class Ranks(Alone):
         odd = [str(rank) for rank, each in enumerate(found) if not torch.equal(each, found[0])]
         if odd:
             raise ValueError(
-                f"rank {', '.join(odd)} has another checkpoint, options or version of minillm than rank 0; "
+                f"rank {', '.join(odd)} has another checkpoint, data, options or version of minillm than rank 0; "
                 "give all the same files"
             )
 

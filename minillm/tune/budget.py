@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -51,6 +51,18 @@ class Budget:
 
 def size(nbytes: float) -> str:
     return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
+
+
+def over(ranks: int, model: Decoder, needed: Budget, trained: int, quantised: bool) -> Budget:
+    """What one of several ranks takes: its share of the weights and of what belongs to the `trained` values of them,
+    and whole, with gradients, what is in no layer, the layer that is computed and the next. A quantised checkpoint each
+    reads whole before it keeps a share."""
+    layers = [sum(each.numel() for each in layer.parameters()) for layer in model.layers]
+    values = sum(each.numel() for each in model.parameters())
+    whole = min((values - sum(layers) + 2 * max(layers)) / values, 1)
+    weights = needed.weights * (1 / ranks + (1 if quantised else whole))
+    learning = needed.learning / ranks + whole * trained * model.dtype.itemsize if trained else needed.learning
+    return replace(needed, weights=int(weights), learning=int(learning))
 
 
 def dequantised(model: Decoder) -> int:
@@ -107,11 +119,11 @@ def logits(spec: Spec, tokens: int) -> int:
     return 2 * 4 * min(tokens * spec.vocab_size, max(MOST_LOGITS, spec.vocab_size))
 
 
-def refuse(needed: Budget, device: torch.device) -> None:
-    """Raise ValueError where a run cannot fit, before anything is taken."""
+def refuse(needed: Budget, device: torch.device, here: int = 1) -> None:
+    """Raise ValueError where a run cannot fit, before anything is taken: on a CPU `here` processes of it."""
     remedy = "give a smaller --micro-batch or --max-length, --recompute, or --quantize int4"
     if device.type != "cuda":
-        memory.refuse(needed.total, "training", remedy)
+        memory.refuse(needed.total * here, "training", remedy)
         return
     free, _ = torch.cuda.mem_get_info(device)
     if needed.total > free:
