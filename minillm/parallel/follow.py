@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import threading
 
@@ -30,7 +29,7 @@ def begin(model: Decoder, ranks: Alone, what: str) -> None:
     ranks.agreed(made.hexdigest())
     if ranks.rank:
         follow(model, ranks)
-        os._exit(0)  # at once: to take gloo's threads down while the first rank hangs up can abort the process
+        ranks.leave()
 
 
 @torch.inference_mode()
