@@ -27,7 +27,7 @@ from minillm.model.outline import outline
 from minillm.parallel.split import check, local
 from minillm.report.examine import counts, describe, examine, explain
 from minillm.report.words import parameters, runs, size
-from minillm.spec import Decoder
+from minillm.spec import Decoder, MoE
 from minillm.weights.rules import Plan
 
 
@@ -105,20 +105,29 @@ def _line(value: Any) -> str:
 
 
 def of_ranks(report: dict[str, Any], spec: Decoder, count: int) -> list[tuple[dict[str, Any], Decoder]]:
-    """The report and the spec of each share of a model over `count` ranks that differs from the others in more than its
-    rows of the vocabulary; `ranks` has whose it is."""
+    """The report and the spec of each share of a model over `count` ranks that differs from the others in more than
+    which rows of the vocabulary and which experts it has; `ranks` has whose it is."""
     alike: dict[Decoder, list[int]] = {}
     check(spec, count)
     for rank in range(count):
-        made = local(spec, count, rank)
-        shown = made if made.embedding == spec.embedding else replace(made, embedding=spec.embedding)
-        alike.setdefault(shown, []).append(rank)
+        alike.setdefault(_anywhere(local(spec, count, rank), spec), []).append(rank)
     found = []
     for ranks in alike.values():
         made = local(spec, count, ranks[0])
         own = {"ranks": ranks, **counts(outline(made, torch.bfloat16)), "spec": describe(made)}
         found.append((report | own, made))
     return found
+
+
+def _anywhere(made: Decoder, whole: Decoder) -> Decoder:
+    """A share without what says where it lies in the whole."""
+    layers = []
+    for layer in made.layers:
+        if isinstance(layer.ffn, MoE) and layer.ffn.own is not None:
+            first, end = layer.ffn.own
+            layer = replace(layer, ffn=replace(layer.ffn, own=(0, end - first)))
+        layers.append(layer)
+    return replace(made, embedding=whole.embedding, layers=tuple(layers))
 
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(vocabulary.Layer)}

@@ -210,9 +210,10 @@ def _moe(f: MoE, hidden: int) -> list[str]:
     each = _gated(f, hidden)[0].removeprefix("f = ")
     gate = "sigmoid(w u) " if f.shared_gate else ""
     shared = [f"s = {gate}{_gated(f.shared, hidden)[0].removeprefix('f = ')}"] if f.shared else []
-    total, s = "sum over the chosen e of p_e E_e(u)", "n(s)" if f.norm else "s"
+    chosen = "the chosen e" if f.own is None else f"those chosen e that are {f.own[0]} to {f.own[1] - 1}"
+    total, s = f"sum over {chosen} of p_e E_e(u)", "n(s)" if f.norm else "s"
     if f.norm:  # two of its own for each of the two parts
-        shared, total = [line.replace(" u", " n(u)") for line in shared], "n(sum over the chosen e of p_e E_e(n(u)))"
+        shared, total = [line.replace(" u", " n(u)") for line in shared], f"n(sum over {chosen} of p_e E_e(n(u)))"
     return [
         *_router(f.router, hidden),
         *shared,

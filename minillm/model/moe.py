@@ -4,7 +4,8 @@
 
 Most mixtures have none of these norms.
 
-Shapes: N tokens, E experts, k chosen per token, H hidden size, F intermediate size of an expert.
+Shapes: N tokens, E experts, k chosen per token, H hidden size, F intermediate size of an expert; P picks of experts
+that are here, where other ranks have some.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from minillm.model.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.ranks import ALONE
 from minillm.ops.routing import Routing
+
+RECORDED = 256  # tokens of a pass at most whose shapes must not depend on where they go, so that it can be recorded
 
 
 class Router(nn.Module):
@@ -77,7 +80,9 @@ class Experts(nn.Module):
         super().__init__()
         self.spec = moe
         self.ops = ops
-        experts, inner = moe.router.num_experts, moe.intermediate_size
+        self.first, end = moe.own or (0, moe.router.num_experts)
+        self.count = experts = end - self.first
+        inner = moe.intermediate_size
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, hidden_size))
         self.down = nn.Parameter(torch.empty(experts, hidden_size, inner))
         self.gate_up_bias = nn.Parameter(torch.zeros(experts * 2 * inner)) if moe.bias else None
@@ -100,14 +105,30 @@ class Experts(nn.Module):
         """Of each token's experts, with these matrices."""
         biases = None
         if self.gate_up_bias is not None and self.down_bias is not None:
-            count = self.spec.router.num_experts
-            biases = self.gate_up_bias.view(count, -1), self.down_bias.view(count, -1)
+            biases = self.gate_up_bias.view(self.count, -1), self.down_bias.view(self.count, -1)
         matrices = (gate_up, down, self.spec.activation, biases)
+        if self.spec.own is not None:
+            return self._of_own(x, routing, matrices)
         return self.ops.experts(x, routing.experts, routing.weights, *matrices, routing.places)
+
+    def _of_own(self, x: Tensor, routing: Routing, matrices: Any) -> Tensor:
+        """What the experts that are here add to the sum. Of few tokens a pick of another rank's becomes one more of an
+        expert that the token has here, if any, with weight 0: no other matrix is read for it. Of many tokens each pick
+        that is for here goes through as a token of its own."""
+        picks = routing.experts - self.first
+        here = (picks >= 0) & (picks < self.count)
+        if len(x) <= RECORDED:
+            spare = torch.where(here, picks, 0).amax(-1, keepdim=True)
+            weights = torch.where(here, routing.weights, 0.0)
+            return self.ops.experts(x, torch.where(here, picks, spare), weights, *matrices)
+        made = x.new_zeros(*picks.shape, x.shape[-1])  # [N, k, H]
+        if len(tokens := here.nonzero()[:, 0]):  # [P]
+            made[here] = self.ops.experts(x[tokens], picks[here][:, None], routing.weights[here][:, None], *matrices)
+        return made.sum(1, dtype=torch.float32).to(x.dtype)
 
     def blocks(self, name: str) -> dict[str, int]:
         """The named row blocks of a parameter, in order: "3.gate" is the gate of expert 3, "3" all of its rows."""
-        experts, inner = range(self.spec.router.num_experts), self.spec.intermediate_size
+        experts, inner = range(self.count), self.spec.intermediate_size
         if name.startswith("down"):
             return {str(expert): self.down.shape[1] for expert in experts}
         return {f"{expert}.{part}": inner for expert in experts for part in ("gate", "up")}

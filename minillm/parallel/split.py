@@ -9,7 +9,9 @@ A rank of a Llama-70B over 8 is a Llama of 8 heads over 1 and a feed-forward of 
 behind attention and one behind the feed-forward, so shares need not be equal: 3, 5 or 7 ranks do. Embedding and
 head are split by the vocabulary. What `kept` does not name each rank has whole: norms, routers, latents.
 
-Where there are fewer kv heads than ranks, each of them is on as many ranks, which share its query heads.
+Where there are fewer kv heads than ranks, each of them is on as many ranks, which share its query heads. Each rank has
+a slice of every expert, so that all have as much to do for any token; only where slices would be thin has it some whole
+experts instead, and leaves out what a token wants of others (expert parallelism, Lepikhin et al., arXiv:2006.16668).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from minillm.spec import GQA, MLA, MLP, Decoder, GatedConv, GatedDeltaNet, Gated
 
 Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
+THIN = 128  # values of an expert: experts of which a rank would have fewer stay whole
 GRAIN, ROUGH = 256, 8  # values that a share is a multiple of, where each rank has at least so many times as many
 
 
@@ -92,9 +95,17 @@ def _mixer(made: spec.Mixer, ranks: int, rank: int) -> spec.Mixer:
 
 def _ffn(made: Any, ranks: int, rank: int) -> Any:
     inner = _size(grains(made.intermediate_size, ranks, rank))
-    if isinstance(made, MoE):
-        return replace(made, intermediate_size=inner, shared=made.shared and _ffn(made.shared, ranks, rank))
-    return replace(made, intermediate_size=inner)
+    if not isinstance(made, MoE):
+        return replace(made, intermediate_size=inner)
+    shared = made.shared and _ffn(made.shared, ranks, rank)
+    if whole_experts(made, ranks):
+        return replace(made, own=cut(made.router.num_experts, ranks, rank), shared=shared)
+    return replace(made, intermediate_size=inner, shared=shared)
+
+
+def whole_experts(made: MoE, ranks: int) -> bool:
+    """Whether each rank has some experts whole, not a slice of all."""
+    return made.intermediate_size < THIN * ranks and made.router.num_experts >= ranks
 
 
 def _size(span: Span) -> int:
@@ -139,10 +150,11 @@ def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
         yield from _of_groups(made.num_v_heads, made.num_k_heads, ranks, "k")
     if isinstance(made, GatedConv) and made.channels < ranks:
         yield f"a convolution of {made.channels} channels"
-    shared = layer.ffn.shared if isinstance(layer.ffn, MoE) else None
-    for size in (inner, shared.intermediate_size if shared else inner):
-        if size < ranks:
-            yield f"a feed-forward of {size} values"
+    sizes = [inner]
+    if isinstance(layer.ffn, MoE):
+        sizes = [] if whole_experts(layer.ffn, ranks) else sizes
+        sizes += [layer.ffn.shared.intermediate_size] if layer.ffn.shared else []
+    yield from (f"a feed-forward of {size} values" for size in sizes if size < ranks)
 
 
 def _of_groups(count: int, groups: int, ranks: int, kind: str) -> Iterator[str]:
@@ -157,9 +169,10 @@ def kept(decoder: Decoder, ranks: int, rank: int) -> dict[str, Kept]:
     if not decoder.tied:
         found |= {"head.weight": vocabulary, "head.bias": vocabulary}
     for index, layer in enumerate(decoder.layers):
-        name, made, ffn = f"layers.{index}", layer.attention, layer.ffn
-        found |= {f"{name}.attention.{leaf}": each for leaf, each in PARTS[type(made)](made, ranks, rank).items()}
-        found |= {f"{name}.ffn.{leaf}": each for leaf, each in PARTS[type(ffn)](ffn, ranks, rank).items()}
+        for part, made in (("attention", layer.attention), ("ffn", layer.ffn)):
+            more = (decoder.hidden_size,) if isinstance(made, MoE) else ()
+            leaves = PARTS[type(made)](made, ranks, rank, *more)
+            found |= {f"layers.{index}.{part}.{leaf}": each for leaf, each in leaves.items()}
     return found
 
 
@@ -239,21 +252,26 @@ def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
     }
 
 
-def _of_moe(made: MoE, ranks: int, rank: int) -> dict[str, Kept]:
-    own, size = grains(made.intermediate_size, ranks, rank), made.intermediate_size
-    rows = _under(*[(size, own, 1)] * (2 * made.router.num_experts))
+def _of_moe(made: MoE, ranks: int, rank: int, hidden_size: int) -> dict[str, Kept]:
+    own, size, count = grains(made.intermediate_size, ranks, rank), made.intermediate_size, made.router.num_experts
+    if whole_experts(made, ranks):
+        experts = cut(count, ranks, rank)
+        rows, columns = _under((count, experts, 2 * size)), _under((count, experts, hidden_size))
+        down_bias = columns
+    else:
+        rows, columns, down_bias = _under(*[(size, own, 1)] * (2 * count)), _beside(own), _once(rank)
     found = {
         "experts.gate_up": rows,
         "experts.gate_up_bias": rows,
-        "experts.down": _beside(own),
-        "experts.down_bias": _once(rank),
+        "experts.down": columns,
+        "experts.down_bias": down_bias,
     }
     shared = _of_mlp(made.shared, ranks, rank) if made.shared else {}
     return found | {f"shared.{leaf}": each for leaf, each in shared.items()}
 
 
 # The parts of what a layer is made of, by the names of its parameters.
-PARTS: dict[type, Callable[[Any, int, int], dict[str, Kept]]] = {
+PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     GQA: _of_gqa,
     MLA: _of_mla,
     GatedDeltaNet: _of_delta,

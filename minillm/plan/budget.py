@@ -18,7 +18,7 @@ from minillm.plan.cluster import Cluster, Load, splits
 from minillm.plan.devices import Device
 from minillm.plan.fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
 from minillm.plan.memory import held_bytes
-from minillm.plan.shares import enough, shares
+from minillm.plan.shares import enough, shares, whole_experts
 from minillm.plan.storage import (
     WORDS,
     Section,
@@ -129,7 +129,14 @@ def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> d
         "speed": speed(device, count, need.batch, step + cache, flops["prefill_per_token"]) if device else None,
         "fit": fitting,
         "splits": _splits(need, question, sketch, weights, flops["prefill_per_token"]),
-        "ranks": [{"weight_bytes": each.weights, "kv_bytes": each.cache(each.context, each.batch)} for each in ranks],
+        "ranks": [
+            {
+                "weight_bytes": each.weights,
+                "kv_bytes": each.cache(each.context, each.batch),
+                "whole_experts": whole_experts(each.spec),
+            }
+            for each in ranks
+        ],
     }
 
 

@@ -115,11 +115,12 @@ def _taken(rank: Mapping[str, int]) -> int:
     return rank["weight_bytes"] + rank["kv_bytes"]
 
 
-def _ranks(ranks: Sequence[Mapping[str, int]]) -> list[str]:
+def _ranks(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each holds, those that hold as much in one line."""
     alike: dict[str, list[int]] = {}
     for rank, each in enumerate(ranks):
         text = f"{size(each['weight_bytes'])} of weights and {size(each['kv_bytes'])} of cache"
+        text += f", {count} whole experts of each mixture" if (count := each["whole_experts"]) is not None else ""
         alike.setdefault(text, []).append(rank)
     return [f"{runs(numbers)}: {text}" for text, numbers in alike.items()] if len(ranks) > 1 else []
 

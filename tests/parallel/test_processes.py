@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -63,33 +62,6 @@ def generate(*options: str, **environment: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "minillm.generate", *LONG, *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, cwd=ROOT, env={**os.environ, **ALIVE, **environment}, **pipes)  # type: ignore[call-overload]
-
-
-def behind(process: subprocess.Popen[str]) -> int:
-    """The process of the second rank, once the first has begun to write."""
-    assert process.stdout is not None
-    process.stdout.read(1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(children[1])
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize(
-    ("number", "timeout", "line"),
-    [
-        (signal.SIGKILL, "60", "rank 1 of 2: ended by SIGKILL"),
-        (signal.SIGSTOP, "5", "rank 0 of 2: another rank has not answered for 5 s"),
-    ],
-)
-def test_a_rank_that_is_gone_or_hangs_ends_all(number: signal.Signals, timeout: str, line: str) -> None:
-    process = generate("--ranks", "2", "--rank-timeout", timeout, "--max-new-tokens", "240")
-    other = behind(process)
-    os.kill(other, number)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert said.startswith(f"minillm: error: {line}")
-    assert said.count("\n") == 1
-    assert not Path(f"/proc/{other}/status").exists() or "zombie" in Path(f"/proc/{other}/status").read_text()
 
 
 def test_the_command_writes_what_one_process_writes() -> None:
