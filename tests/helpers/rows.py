@@ -8,6 +8,7 @@ from tests.helpers import gemma_rows
 from tests.helpers.hybrid_rows import HYBRID
 from tests.helpers.later_rows import LATER
 from tests.helpers.placed_rows import PLACED
+from tests.helpers.state_rows import STATE
 from tests.helpers.sizes import BASE as BASE
 from tests.helpers.sizes import (
     CAPPED,
@@ -221,6 +222,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "kimi_k2": ("kimi_k2", {**LATENT, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827}),
     **LATER,
     **HYBRID,
+    **STATE,
     **gemma_rows.ROWS,
     **PLACED,
 }

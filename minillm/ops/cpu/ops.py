@@ -23,7 +23,7 @@ from minillm.ops.cpu.matrices import activation_number, here, plain
 from minillm.ops.ones import ones
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
-from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
+from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout, Ungated
 
 TILE = tiles.TILE
 
@@ -97,7 +97,7 @@ def _race(chances_V: Tensor, seed: int, position: int, likeliest: Tensor) -> Ten
     return found
 
 
-def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
+def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU | Ungated = "silu") -> Tensor:
     """`reference.gated_act`."""
     numbers = activation_number(activation)
     if not (numbers and gate_up.numel() and plain(gate_up)):
