@@ -49,7 +49,9 @@ def spec(config: Config) -> Decoder:
     mamba = state_space.mamba(config, Norm(config.number("rms_norm_eps")), inner=inner)
     listed, layers = config.get("attn_layer_indices") or [], common.num_layers(config)
     if not isinstance(listed, list) or any(type(each) is not int or not 0 <= each < layers for each in listed):
-        raise ValueError(f"config.json: attn_layer_indices is {shown(listed)}, expected numbers of layers below {layers}")
+        raise ValueError(
+            f"config.json: attn_layer_indices is {shown(listed)}, expected numbers of layers below {layers}"
+        )
     mixers: list[Mixer] = [attention if i in listed else mamba for i in range(layers)]
     mlp = common.gated_mlp(config, "intermediate_size", config.flag("mlp_bias"))
     return common.decoder(config, mixers, [mlp] * layers)

@@ -37,7 +37,11 @@ DEFAULTS = {
 }
 LAYER, OURS = bamba.LAYER, "layers.{i}.attention."
 RULES = {
-    **{pattern: to.replace(OURS, f"{OURS}attention.") for pattern, to in bamba.RULES.items() if ".mamba." not in pattern},
+    **{
+        pattern: to.replace(OURS, f"{OURS}attention.")
+        for pattern, to in bamba.RULES.items()
+        if ".mamba." not in pattern
+    },
     **state_space.rules(f"{LAYER}mamba.", f"{OURS}recurrent."),
 }
 

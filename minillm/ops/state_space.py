@@ -30,7 +30,9 @@ def steps(d: Tensor, shift: Tensor, limits: tuple[float, float | None]) -> Tenso
     return F.softplus(d.float() + shift).clamp(*limits)
 
 
-def scan(x: Tensor, d: Tensor, decay: Tensor, b: Tensor, c: Tensor, skip: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def scan(
+    x: Tensor, d: Tensor, decay: Tensor, b: Tensor, c: Tensor, skip: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """x `[B, T, H, P]`, d fp32 `[B, T, H]`, decay (A) and skip (D) fp32 `[H]`, b and c `[B, T, G, N]`, state fp32
     `[B, H, N, P]` -> y fp32 `[B, T, H, P]`, and the state behind the last position, a tensor of its own."""
     form = _chunks if x.shape[1] > 1 else _one

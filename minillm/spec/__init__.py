@@ -87,6 +87,7 @@ __all__ = [
     "YarnScaling",
 ]
 
+
 @dataclass(frozen=True)
 class Beside:
     """Attention and a state space on the same x: factors[0] attention(x) + factors[1] recurrent(x)."""

@@ -8,7 +8,6 @@ from tests.helpers import gemma_rows
 from tests.helpers.hybrid_rows import HYBRID
 from tests.helpers.later_rows import LATER
 from tests.helpers.placed_rows import PLACED
-from tests.helpers.state_rows import STATE
 from tests.helpers.sizes import BASE as BASE
 from tests.helpers.sizes import (
     CAPPED,
@@ -26,6 +25,7 @@ from tests.helpers.sizes import (
     ROPES,
     YARN,
 )
+from tests.helpers.state_rows import STATE
 
 # Every family with what sets it apart, by a name for the test's report.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {

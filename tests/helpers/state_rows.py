@@ -35,7 +35,7 @@ GRANITE = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.2,
     "residual_multiplier": 0.6,
-    "logits_scaling": 0.5,
+    "logits_scaling": 1.5,
 }
 FALCON = {
     "mamba_d_ssm": 40,
@@ -115,6 +115,6 @@ STATE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mamba2": (
         "mamba2",
-        {"num_heads": 8, "head_dim": 12, "n_groups": 4, "state_size": 10, "conv_kernel": 3, "layer_norm_epsilon": 1e-3},
+        {"num_heads": 6, "head_dim": 16, "n_groups": 3, "state_size": 10, "conv_kernel": 3, "layer_norm_epsilon": 1e-3},
     ),
 }

@@ -190,6 +190,7 @@ def test_every_kind_of_part_can_be_split() -> None:
     kinds = {
         *vocabulary.Attention.__args__,
         *vocabulary.Recurrent.__args__,
+        vocabulary.Beside,
         vocabulary.GatedMLP,
         vocabulary.MLP,
         vocabulary.MoE,

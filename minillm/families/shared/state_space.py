@@ -59,7 +59,9 @@ def mamba(config: Config, norm: Norm | None, keys: Keys = KEYS, inner: int | Non
     if heads % groups:
         raise ValueError(f"config.json: {keys.heads} {heads} is no multiple of {groups} groups")
     if inner is not None and size * heads != inner:
-        raise ValueError(f"config.json: {heads} heads of {size} in {keys.heads} and {keys.head_dim} are not {inner} values")
+        raise ValueError(
+            f"config.json: {heads} heads of {size} in {keys.heads} and {keys.head_dim} are not {inner} values"
+        )
     return Mamba2(
         heads,
         size,
