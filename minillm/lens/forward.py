@@ -6,7 +6,7 @@ Everything with a unit of information is in nats. Shapes: L layers, H heads, T p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 

@@ -241,10 +241,10 @@ def experts(
 ) -> Tensor:
     """For each token n the sum over its experts e = chosen[n, k] of weights[n, k] * down[e] (act(gate[e] x) * up[e] x).
 
-    x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]`, or `[E, F, H]` `Ungated`, and down `[E, H, F]`, with `biases`
-    `[E, 2F]` and `[E, H]` that are added to their products. The sum is in fp32, in the order of the experts. Returns
-    `[N, H]` in x's dtype. Experts that no token chose are never looked at. `places` as in `routing.Routing`: nothing
-    that `chosen` does not say.
+    x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]`, or `[E, F, H]` `Ungated`, and down
+    `[E, H, F]`, with `biases` `[E, 2F]` and `[E, H]` that are added to their products. The sum is in fp32, in the order
+    of the experts. Returns `[N, H]` in x's dtype. Experts that no token chose are never looked at. `places` as in
+    `routing.Routing`: nothing that `chosen` does not say.
     """
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in chosen.unique().tolist():

@@ -143,7 +143,7 @@ _experts = for_inference(moe.experts, reference.experts)
 
 
 def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Any, down: Any, *rest: Any) -> Tensor:
-    """`reference.experts`, and that itself for experts without a gate, and for matrices that are dequantised as they are
+    """`reference.experts`, and that itself for experts without a gate and matrices that are dequantised as they are
     asked for."""
     takes = isinstance(gate_up, Tensor) and isinstance(down, Tensor) and not isinstance(rest[0], Ungated)
     return (_experts if takes else reference.experts)(x, chosen, weights, gate_up, down, *rest)

@@ -104,10 +104,11 @@ Mixer = Attention | Recurrent | Beside  # what lets positions of a sequence see 
 class Layer:
     """h = x + post_attention_norm(attention(attention_norm(x))), then h + post_ffn_norm(ffn(ffn_norm(h))).
 
-    A norm that is None is left out, and so is attention, or ffn, with its norms. `parallel`: both see the same x, x + attention(attention_norm(x)) +
-    ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm. `scaled`: all that a layer returns is multiplied
-    by one learned number. `low_rank` (and not parallel): what it makes of attention_norm(x) is added to h, which is
-    divided by sqrt(2). What attention and ffn give is multiplied by `branch_scale` before it is added.
+    A norm that is None is left out, and so is attention, or ffn, with its norms. `parallel`: both see the same x,
+    x + attention(attention_norm(x)) + ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm. `scaled`: all
+    that a layer returns is multiplied by one learned number. `low_rank` (and not parallel): what it makes of
+    attention_norm(x) is added to h, which is divided by sqrt(2). What attention and ffn give is multiplied by
+    `branch_scale` before it is added.
     """
 
     attention_norm: Norm | LayerNorm | None

@@ -74,7 +74,7 @@ def falcon(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     inner = 12 * draw(st.integers(1, 3))
     normed = draw(FLAG)
     return {
-        **draw(sizes(MAMBA[:6] + ("mlp_bias",), inner)),
+        **draw(sizes((*MAMBA[:6], "mlp_bias"), inner)),
         "rms_norm_eps": draw(EPS),
         "num_hidden_layers": draw(st.integers(1, 2)),
         "mamba_d_ssm": inner,

@@ -116,7 +116,7 @@ def test_each_value_is_held_once_or_by_all_that_share_it(drawn: tuple[Spec, int]
             assert (times == ranks).all(), name
         else:
             assert (times >= 1).all(), name
-            if not any(each in name for each in ("qkv", "k_norm", "conv")):  # kv heads may be shared
+            if not any(each in name for each in ("qkv", "k_norm", "conv", "zxbcd")):  # kv heads, B and C may be shared
                 assert (times == 1).all(), name
             sharers = {ranks // each for each in range(1, ranks + 1) if ranks % each == 0}
             assert set(times.unique().tolist()) <= {1, *sharers}, name
