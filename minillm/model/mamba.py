@@ -53,7 +53,7 @@ class Mamba2(Stateful):
     def one(self, given: Given, cache: StateCache, position_B: Tensor, rows: Tensor | None = None) -> Tensor:
         held = self.conv.weight, self.conv.bias, (self.decay, self.step, self.skip), self.norm
         kept = cache.inputs, cache.state, position_B, self.spec.num_groups, self.spec.limits, self.eps
-        return state_space.state_step(*given, *held, *kept, rows)
+        return self.ops.state_step(*given, *held, *kept, rows)
 
     def several(self, given: Given, cache: StateCache | None, first: int, real: Tensor | None = None) -> Tensor:
         spec, parts = self.spec, self.spec.parts

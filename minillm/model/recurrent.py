@@ -163,6 +163,7 @@ class GatedConv(Stateful):
     def __init__(self, spec: ConvSpec, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = spec
+        self.ops = ops
         size, kernel = spec.channels, spec.conv_kernel
         self.bcu = Linear(hidden_size, dict.fromkeys("bcu", size), ops)
         self.conv = nn.Parameter(torch.empty(size, kernel))
@@ -173,11 +174,11 @@ class GatedConv(Stateful):
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         if step.real is not None:  # what is not there leaves no trace: b * u of it is zero
             x = x * step.real
-        b, c, u = self.bcu(x).chunk(3, dim=-1)
-        return self.output(c * self.over((b * u,), step, cache))
+        return self.output(self.over((self.bcu(x),), step, cache))
 
     def one(self, given: Given, cache: StateCache, position_B: Tensor, rows: Tensor | None = None) -> Tensor:
-        return recurrent.conv_step(given[0], self.conv, cache.inputs, position_B, rows)
+        return self.ops.gated_conv_step(*given, self.conv, cache.inputs, position_B, rows)
 
     def several(self, given: Given, cache: StateCache | None, first: int, real: Tensor | None = None) -> Tensor:
-        return recurrent.causal_conv(self.before(given[0], cache, first)[0], self.conv)
+        b, c, u = given[0].chunk(3, dim=-1)
+        return c * recurrent.causal_conv(self.before(b * u, cache, first)[0], self.conv)

@@ -56,6 +56,14 @@ def conv_step(
     return causal_conv(torch.cat((past, new), dim=1), weight, bias)
 
 
+def gated_conv_step(
+    bcu: Tensor, weight: Tensor, inputs: Tensor, position: Tensor, rows: Tensor | None = None
+) -> Tensor:
+    """c * conv(b * u) at one position of each row, bcu `[B, 1, 3 C]` -> `[B, 1, C]`; the ring `inputs` has b * u."""
+    b, c, u = bcu.chunk(3, dim=-1)
+    return c * conv_step(b * u, weight, inputs, position, rows)
+
+
 def short_conv(x: Tensor, weight: Tensor) -> Tensor:
     """silu(y), y_t = sum over j of w_j x_(t + j) for each channel: x `[B, J - 1 + T, C]` begins with the J - 1
     positions before the first, weight `[C, J]` -> `[B, T, C]` of x's dtype."""

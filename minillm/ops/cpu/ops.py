@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.ops import draw, grouped, paged, reference
+from minillm.ops import draw, grouped, paged, reference, state_space
 from minillm.ops import recurrent as plain_recurrent
 from minillm.ops.cpu import fp8, loops, recurrent, tiles, usable
 from minillm.ops.cpu import matrices as products
@@ -284,6 +284,8 @@ OPS: dict[str, Any] = {
     "short_conv": Choice(recurrent.short_conv, plain_recurrent.short_conv),
     "delta_rule": Choice(recurrent.delta_rule, plain_recurrent.delta_rule),
     "delta_step": Choice(recurrent.delta_step, plain_recurrent.delta_step),
+    "gated_conv_step": Choice(recurrent.gated_conv_step, plain_recurrent.gated_conv_step),
+    "state_step": Choice(recurrent.state_step, state_space.state_step),
     "gated_rms_norm": Choice(recurrent.gated_rms_norm, plain_recurrent.gated_rms_norm),
     "experts": Choice(tiles.experts, grouped.experts),
     "fp8_linear": Choice(fp8.fp8_linear, reference.fp8_linear),
