@@ -89,6 +89,7 @@ def metadata(decoder: Decoder, name: str) -> Values:
         return {**said, "attention.head_count": 0, "attention.head_count_kv": 0, "feed_forward_length": 0}
     if name.startswith("nemotron_h"):
         said["feed_forward_length"] = np.array([_width(layer) for layer in decoder.layers], np.int32)
+        said["attention.layer_norm_epsilon"] = float(decoder.final_norm.eps)  # which it asks for, of all its norms
     return said
 
 
@@ -190,7 +191,9 @@ def granite_hybrid(file: File) -> Values:
 
 
 def _epsilon(file: File) -> Values:
-    return {"layer_norm_epsilon": file.need("attention.layer_norm_rms_epsilon"), "rms_norm_eps": None}
+    found = file.get("attention.layer_norm_epsilon", file.get("attention.layer_norm_rms_epsilon"))
+    return {"layer_norm_epsilon": file.need("attention.layer_norm_rms_epsilon") if found is None else found,
+            "rms_norm_eps": None}  # fmt: skip
 
 
 def _scan(file: File, heads: str, size: str, groups: str, state: str, kernel: str) -> Values:
