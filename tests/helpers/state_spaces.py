@@ -97,7 +97,7 @@ def nemotron(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     return {
         **made,
         "layers_block_type": draw(kinds(FULL, "mlp", "moe")),
-        "head_dim": draw(st.integers(2, 12)),
+        "head_dim": 2 * draw(st.integers(1, 6)),
         "layer_norm_epsilon": draw(EPS),
         "time_step_min": 1e-9,
         "n_routed_experts": groups * each,

@@ -132,4 +132,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 10000000.0,
         "tie_word_embeddings": True,
     },
+    "lfm2-1.2b": {
+        "model_type": "lfm2",
+        **_sizes(2048, 12288, 16, 32, 8, 128000),
+        "vocab_size": 65536,
+        "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    },
+    "nemotron-h-4b": {
+        "model_type": "nemotron_h",
+        **_sizes(3072, 12288, 52, 32, 8, 8192),
+        "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+        "mamba_num_heads": 112,
+    },
 }
