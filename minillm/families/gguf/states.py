@@ -80,7 +80,7 @@ def metadata(decoder: Decoder, name: str) -> Values:
             "ssm.time_step_rank": mamba.num_heads,
             "ssm.inner_size": mamba.num_heads * mamba.head_dim,
         }
-    if name == "lfm2":
+    if not any(isinstance(layer.ffn, MoE) for layer in decoder.layers):
         said["feed_forward_length"] = _width(decoder.layers[0])
     if name == "granitehybrid":
         turns = any(each.rope is not None for each in decoder.attentions)

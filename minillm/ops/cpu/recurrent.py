@@ -95,9 +95,7 @@ def state_step(
     return y
 
 
-def gated_conv_step(
-    bcu: Tensor, conv: Tensor, inputs: Tensor, position: Tensor, rows: Tensor | None = None
-) -> Tensor:
+def gated_conv_step(bcu: Tensor, conv: Tensor, inputs: Tensor, position: Tensor, rows: Tensor | None = None) -> Tensor:
     """`recurrent.gated_conv_step`."""
     places = [each for each in (position, rows) if each is not None]
     kept = all(each.is_contiguous() and here(each) for each in places)

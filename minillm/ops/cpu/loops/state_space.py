@@ -24,7 +24,9 @@ COLUMNS = 4 * LANES  # of a state at a time
 
 
 @function
-def _advanced(state: Any, old: int, new: int, kept: Any, b: Any, c: Any, w: Any, n_size: int, p_size: int, y: Any) -> None:
+def _advanced(
+    state: Any, old: int, new: int, kept: Any, b: Any, c: Any, w: Any, n_size: int, p_size: int, y: Any
+) -> None:
     """S <- kept S + B wᵀ from one place to another, y = Sᵀ C."""
     wide, whole = p_size // COLUMNS * COLUMNS, p_size // LANES * LANES
     for i in range(0, wide, COLUMNS):
