@@ -7,22 +7,32 @@ Nemotron-H, Nemotron Nano 2, Nemotron 3 and 3.5 (NVIDIA, 2025 and 2026). transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config
 from minillm.families import deepseek_v3
-from minillm.families.shared import common, state_space
-from minillm.guard.screen import shown
+from minillm.families.shared import common, single, state_space
 from minillm.spec import GQA, MLP, Decoder, Layer, MoE, Norm, Ungated
 
 KEYS = state_space.Keys("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel",
                         "use_conv_bias", "use_bias")  # fmt: skip
 # What nobody reads: attention has no positions, nor biases.
 LEFT_OVER = ("expand", "norm_eps", "partial_rotary_factor", "rope_theta", "moe_shared_expert_overlap",
-             "num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern")  # fmt: skip
+             "num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern",
+             "num_hidden_layers")  # fmt: skip
 FIXED = {"attention_bias": False, "mlp_bias": False, "mamba_proj_bias": False, "sliding_window": None,
          "n_shared_experts": 1, "mamba_hidden_act": "silu"}  # fmt: skip
+MIXTURE: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 7688,
+    "moe_shared_expert_intermediate_size": 7688,
+    "moe_latent_size": None,
+    "routed_scaling_factor": 1.0,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+}
 DEFAULTS: dict[str, Any] = {
     **FIXED,
     **dict(zip(KEYS, (128, 64, 8, 128, 4, True, False), strict=True)),
@@ -38,69 +48,17 @@ DEFAULTS: dict[str, Any] = {
     "mlp_hidden_act": "relu2",
     "layer_norm_epsilon": 1e-5,
     "time_step_limit": None,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 7688,
-    "moe_shared_expert_intermediate_size": 7688,
-    "moe_latent_size": None,
-    "routed_scaling_factor": 1.0,
-    "n_group": 1,
-    "topk_group": 1,
-    "norm_topk_prob": True,
+    **MIXTURE,
     "tie_word_embeddings": False,
 }
-LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-KINDS = {**{name: name for name in LETTERS.values()}, "linear_attention": "mamba", "full_attention": "attention"}
-LAYER, MIXER, FFN = "backbone.layers.{i}.", "layers.{i}.attention.", "layers.{i}.ffn."
-
-
-def inner(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same with a list of kinds and their number, where a pattern of letters or a list says what layers are."""
-    pattern, named = values.get("hybrid_override_pattern"), values.get("layers_block_type", values.get("layer_types"))
-    if named is None and isinstance(pattern, str):
-        named = [LETTERS.get(letter, letter) for letter in pattern]
-    rest = {key: value for key, value in values.items() if key not in ("hybrid_override_pattern", "layer_types")}
-    if not isinstance(named, list):
-        return values if named is None else {**rest, "layers_block_type": named}
-    return {**rest, "layers_block_type": named, "num_hidden_layers": len(named)}
-
-
-def kinds(config: Config) -> list[str]:
-    found = config.get("layers_block_type")
-    if not isinstance(found, list) or not all(isinstance(each, str) and each in KINDS for each in found):
-        raise ValueError(f"config.json: layers_block_type is {shown(found)}, expected a list of {', '.join(KINDS)}")
-    return [KINDS[each] for each in found]
-
-
-def rules(config: Config) -> dict[str, str]:
-    found = {
-        "backbone.embeddings.weight": "embedding.weight",
-        "backbone.norm_f.weight": "norm.weight",
-        "lm_head.weight": "head.weight",
-        **state_space.rules(f"{LAYER}mixer."),
-        **{f"{LAYER}mixer.{part}_proj.weight": f"{MIXER}qkv.weight[{part}]" for part in "qkv"},
-        f"{LAYER}mixer.o_proj.weight": f"{MIXER}out.weight",
-        f"{LAYER}mixer.up_proj.weight": f"{FFN}up.weight",
-        f"{LAYER}mixer.down_proj.weight": f"{FFN}down.weight",
-        f"{LAYER}mixer.gate.weight": f"{FFN}router.weight",
-        f"{LAYER}mixer.gate.e_score_correction_bias": f"{FFN}router.bias",
-        f"{LAYER}mixer.experts.{{e}}.up_proj.weight": f"{FFN}experts.gate_up[{{e}}.up]",
-        f"{LAYER}mixer.experts.{{e}}.down_proj.weight": f"{FFN}experts.down[{{e}}]",
-        **{f"{LAYER}mixer.shared_experts.{part}_proj.weight": f"{FFN}shared.{part}.weight" for part in ("up", "down")},
-        f"{LAYER}mixer.fc1_latent_proj.weight": f"{FFN}into.weight",
-        f"{LAYER}mixer.fc2_latent_proj.weight": f"{FFN}out_of.weight",
-        "mtp.*": common.AHEAD,
-    }
-    for i, kind in enumerate(kinds(config)):
-        norm = "attention_norm" if kind in ("mamba", "attention") else "ffn_norm"
-        found[f"backbone.layers.{i}.norm.weight"] = f"layers.{i}.{norm}.weight"
-    return found
+inner, rules = single.listed, single.rules
 
 
 def spec(config: Config) -> Decoder:
     common.only(config, FIXED)
     config.without_effect(LEFT_OVER)
-    eps, named = config.number("layer_norm_epsilon"), kinds(config)
+    config.without_effect(MIXTURE)  # where there is none
+    eps, named = config.number("layer_norm_epsilon"), single.kinds(config)
     norm, activation = Norm(eps, cast="after_weight"), config.choice("mlp_hidden_act", common.PLAIN_ACTIVATIONS)
     num_heads, num_kv_heads, head_dim = common.heads(config)
     layers = {

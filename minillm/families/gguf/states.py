@@ -41,7 +41,8 @@ OWN = {
     **dict.fromkeys(CONVOLVED, CONV),
     "mamba2": SCAN,
     "granitehybrid": SCAN,
-    **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), {**SCAN, **UNGATED}),
+    "nemotron_h": {**SCAN, **UNGATED},
+    "nemotron_h_moe": {**SCAN, **UNGATED},
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from minillm.config import Config, number
@@ -24,6 +23,7 @@ class Keys(NamedTuple):
 
 
 KEYS = Keys()
+NO_END = 1e12  # files say Infinity, in transformers 5's words, or 1e308
 # The defaults of a family that has `KEYS`, and what nothing depends on: the pieces in which a prompt is computed.
 DEFAULTS: dict[str, Any] = {
     **dict(zip(KEYS, (128, "auto", 1, 256, 4, True, False), strict=True)),
@@ -84,6 +84,7 @@ def limits(config: Config) -> tuple[float, float | None]:
     if not isinstance(found, (list, tuple)) or len(found) != 2:
         raise ValueError(f"config.json: time_step_limit is {shown(found)}, expected two numbers")
     low = number("time_step_limit", found[0], low=0.0)
-    if found[1] in (math.inf, None, {"__float__": "Infinity"}):  # as transformers 5 writes it
+    high = found[1]
+    if high in (None, {"__float__": "Infinity"}) or (isinstance(high, float) and high > NO_END):
         return low, None
-    return low, number("time_step_limit", found[1], low=low)
+    return low, number("time_step_limit", high, low=low)

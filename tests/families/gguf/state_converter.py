@@ -89,5 +89,6 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
                        "expert_weights_scale": float(values["routed_scaling_factor"]), "block_count": len(kinds),
                        "leading_dense_block_count": None}  # fmt: skip
     nothing = ("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_count",
-               "expert_group_count", "expert_group_used_count", "leading_dense_block_count", "expert_weights_norm")  # fmt: skip
+               "expert_group_count", "expert_group_used_count", "leading_dense_block_count",
+               "expert_weights_norm")  # fmt: skip
     return {**said, **dict.fromkeys(nothing), "block_count": len(kinds)}

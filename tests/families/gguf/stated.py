@@ -24,7 +24,7 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
     part = 1 if architecture == "gemma4" else values.get("partial_rotary_factor") if part is None else part
     said: dict[str, Any] = {
         "context_length": values["max_position_embeddings"], "embedding_length": hidden,
-        "block_count": values["num_hidden_layers"], "feed_forward_length": values.get("intermediate_size")
+        "block_count": values.get("num_hidden_layers"), "feed_forward_length": values.get("intermediate_size")
         or values.get("ffn_hidden_size"),
         "attention.head_count": heads, "attention.head_count_kv": values.get("num_key_value_heads") or heads,
         "attention.key_length": head, "attention.value_length": head,
