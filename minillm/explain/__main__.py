@@ -154,7 +154,7 @@ def row(report: dict[str, Any]) -> list[str]:
 
 def _kinds(parts: Iterable[dict[str, Any]]) -> str:
     """The different attentions or feed-forwards of a model and how many layers have each."""
-    words = collections.Counter(WORDS[part["kind"]](part) for part in parts)
+    words = collections.Counter(WORDS[part["kind"]](part) for part in parts if part is not None)
     return words.most_common(1)[0][0] if len(words) == 1 else ", ".join(f"{n} x {word}" for word, n in words.items())
 
 
@@ -167,6 +167,8 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
     "GatedDeltaNet": lambda a: f"{a['num_v_heads']} states of {a['k_dim']} x {a['v_dim']}",
     "GatedConv": lambda a: f"convolution over {a['conv_kernel']}",
+    "Mamba2": lambda a: f"{a['num_heads']} states of {a['state_size']} x {a['head_dim']}",
+    "Beside": lambda a: " beside ".join(WORDS[a[part]["kind"]](a[part]) for part in ("attention", "recurrent")),
     "GatedMLP": lambda f: f"gated {f['activation']} {f['intermediate_size']}",
     "MLP": lambda f: f"{f['activation']} {f['intermediate_size']}",
     "MoE": lambda f: f"{f['router']['top_k']} of {f['router']['num_experts']} experts of {f['intermediate_size']}",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minillm.guard import memory
 from minillm.model.states import StateCache
-from minillm.spec import GQA, MLA, Decoder, GatedConv, GatedDeltaNet, Mixer
+from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Mamba2, Recurrent
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
@@ -107,11 +107,12 @@ KINDS: dict[type, type[AnyCache]] = {
     MLA: LatentCache,
     GatedDeltaNet: StateCache,
     GatedConv: StateCache,
+    Mamba2: StateCache,
 }
 
 
-def kind(mixer: Mixer) -> type[AnyCache]:
-    """What a layer keeps of the past."""
+def kind(mixer: Attention | Recurrent) -> type[AnyCache]:
+    """What a mixer keeps of the past."""
     borrows = isinstance(mixer, GQA) and mixer.kv.layer is not None
     return NoCache if borrows else KINDS[type(mixer)]
 
@@ -139,13 +140,17 @@ class Cache:
         self.batch, self.capacity = batch, capacity
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=self.device) if self.padding else None
-        kinds: Any = [(kind(layer.attention), layer.attention) for layer in self.spec.layers]
+        kinds: Any = [(kind(mixer), mixer) for mixer in self.spec.mixers]
         needed = batch * sum(each.nbytes(mixer, capacity, self.dtype.itemsize) for each, mixer in kinds)
         if self.device.type == "cpu" and needed > LARGE:
             remedy = "ask for fewer new tokens, a shorter prompt or a smaller batch"
             memory.refuse(needed, f"a cache of {batch} x {capacity:,} positions", remedy)
 
-    def _layer(self, index: int) -> AnyCache:
-        attention = self.spec.layers[index].attention
-        made: Any = kind(attention)
-        return made(attention, self.batch, self.capacity, self.dtype, self.device)
+    def _layer(self, index: int) -> AnyCache | tuple[AnyCache, ...] | None:
+        """None of a layer that looks at no other positions, several of one that does so in several ways."""
+        mixers: Any = self.spec.layers[index].mixers
+        made = tuple(
+            kind(mixer)(mixer, self.batch, self.capacity, self.dtype, self.device)  # type: ignore[arg-type]
+            for mixer in mixers
+        )
+        return made if len(made) > 1 else next(iter(made), None)

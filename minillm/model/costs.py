@@ -9,7 +9,7 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
 from minillm.model.states import StateCache
-from minillm.spec import GQA, MLA, Recurrent
+from minillm.spec import GQA, MLA, Attention, Recurrent
 from minillm.spec import Decoder as DecoderSpec
 
 
@@ -90,14 +90,14 @@ def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
 
 
 def _recurrent(spec: DecoderSpec) -> list[Recurrent]:
-    return [layer.attention for layer in spec.layers if isinstance(layer.attention, Recurrent)]
+    return [each for each in spec.mixers if isinstance(each, Recurrent)]
 
 
 def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
     """The attention whose keys and values this one reads."""
     layer = attention.kv.layer
     found = attention if layer is None else spec.layers[layer].attention
-    assert not isinstance(found, Recurrent)
+    assert isinstance(found, Attention)
     return found
 
 

@@ -2,7 +2,7 @@
 
     y = norm(sum over the chosen e of w_e * expert_e(norm(x)))  [+ norm(shared(norm(x)))]
 
-Most mixtures have none of these norms.
+Most mixtures have none of these norms. In a latent one experts see W_in x, and W_out is applied to their sum.
 
 Shapes: N tokens, E experts, k chosen per token, H hidden size, F intermediate size of an expert; P picks of experts
 that are here, where other ranks have some.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minillm import spec
 from minillm.model import held
-from minillm.model.ffn import GatedMLP
+from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.linear import Linear
 from minillm.model.lora.adapted import adapted
 from minillm.model.norm import norm
@@ -71,8 +71,8 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """All experts of a layer: gate and up in one `[E, 2F, H]`, down in one `[E, H, F]`; biases one behind the other,
-    `[E * 2F]` and `[E * H]`."""
+    """All experts of a layer: gate and up in one `[E, 2F, H]`, up alone where there is no gate, down in one
+    `[E, H, F]`; biases one behind the other, `[E * 2F]` and `[E * H]`."""
 
     MULTIPLIED = ("gate_up", "down")
 
@@ -83,9 +83,10 @@ class Experts(nn.Module):
         self.first, end = moe.own or (0, moe.router.num_experts)
         self.count = experts = end - self.first
         inner = moe.intermediate_size
-        self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, hidden_size))
+        self.parts = ("up",) if isinstance(moe.activation, spec.Ungated) else ("gate", "up")
+        self.gate_up = nn.Parameter(torch.empty(experts, len(self.parts) * inner, hidden_size))
         self.down = nn.Parameter(torch.empty(experts, hidden_size, inner))
-        self.gate_up_bias = nn.Parameter(torch.zeros(experts * 2 * inner)) if moe.bias else None
+        self.gate_up_bias = nn.Parameter(torch.zeros(experts * len(self.parts) * inner)) if moe.bias else None
         self.down_bias = nn.Parameter(torch.zeros(experts * hidden_size)) if moe.bias else None
         if self.gate_up.device.type != "meta":
             nn.init.normal_(self.gate_up, std=0.02)
@@ -131,7 +132,7 @@ class Experts(nn.Module):
         experts, inner = range(self.count), self.spec.intermediate_size
         if name.startswith("down"):
             return {str(expert): self.down.shape[1] for expert in experts}
-        return {f"{expert}.{part}": inner for expert in experts for part in ("gate", "up")}
+        return {f"{expert}.{part}": inner for expert in experts for part in self.parts}
 
 
 class MoE(nn.Module):
@@ -142,8 +143,11 @@ class MoE(nn.Module):
         self.ops = ops
         self.summed = moe.norm is not None  # what it gives is the sum over all ranks: its norms need that
         self.router = Router(moe.router, hidden_size, ops)
-        self.experts = Experts(moe, hidden_size, ops)
-        self.shared = GatedMLP(moe.shared, hidden_size, ops) if moe.shared else None
+        self.experts = Experts(moe, moe.latent or hidden_size, ops)
+        self.into = Linear(hidden_size, moe.latent, ops) if moe.latent else None
+        self.out_of = Linear(moe.latent, hidden_size, ops) if moe.latent else None
+        made = MLP if isinstance(moe.shared, spec.MLP) else GatedMLP
+        self.shared = made(moe.shared, hidden_size, ops) if moe.shared else None
         self.shared_gate = Linear(hidden_size, 1, ops) if moe.shared_gate else None
         self.norm, self.post_norm, self.shared_norm, self.shared_post_norm = (
             norm(moe.norm, hidden_size, ops) for _ in range(4)
@@ -152,7 +156,9 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         total = self.ops.ranks.total if self.summed else ALONE.total
-        y = self.post_norm(total(self.experts(self.norm(tokens), self.router(tokens)))).view_as(x)
+        given = self.norm(tokens)
+        y = self.experts(given if self.into is None else self.into(given), self.router(tokens))
+        y = self.post_norm(total(y if self.out_of is None else self.out_of(y))).view_as(x)
         if self.shared is None:
             return y
         shared = self.shared_post_norm(total(self.shared(self.shared_norm(x))))

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minillm import spec
-from minillm.spec import GQA, MLA, MLP, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, MoE
+from minillm.spec import GQA, MLA, MLP, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, Mamba2, MoE
 
 Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
@@ -79,7 +79,15 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
     return replace(decoder, layers=layers, embedding=embedding)
 
 
-def _mixer(made: spec.Mixer, ranks: int, rank: int) -> spec.Mixer:
+def _mixer(made: Any, ranks: int, rank: int) -> Any:
+    if made is None:
+        return None
+    if isinstance(made, Beside):
+        parts = (_mixer(each, ranks, rank) for each in (made.attention, made.recurrent))
+        return Beside(*parts, made.factors)
+    if isinstance(made, Mamba2):
+        own, groups = heads(made.num_heads, made.num_groups, ranks, rank)
+        return replace(made, num_heads=_size(own), num_groups=_size(groups))
     if isinstance(made, MLA):
         return replace(made, num_heads=_size(cut(made.num_heads, ranks, rank)))
     if isinstance(made, GQA):
@@ -94,6 +102,8 @@ def _mixer(made: spec.Mixer, ranks: int, rank: int) -> spec.Mixer:
 
 
 def _ffn(made: Any, ranks: int, rank: int) -> Any:
+    if made is None:
+        return None
     inner = _size(grains(made.intermediate_size, ranks, rank))
     if not isinstance(made, MoE):
         return replace(made, intermediate_size=inner)
@@ -136,7 +146,17 @@ def _reasons(decoder: Decoder, ranks: int) -> Iterator[str]:
 
 
 def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
-    made, inner = layer.attention, layer.ffn.intermediate_size
+    for mixer in layer.mixers:
+        yield from _of_mixer(mixer, decoder, ranks)
+    if layer.ffn is None:
+        return
+    shared, inner = layer.ffn.shared if isinstance(layer.ffn, MoE) else None, layer.ffn.intermediate_size
+    for size in (inner, shared.intermediate_size if shared else inner):
+        if size < ranks:
+            yield f"a feed-forward of {size} values"
+
+
+def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
     if isinstance(made, MLA) and made.num_heads < ranks:
         yield f"{made.num_heads} heads"
     if isinstance(made, GQA):
@@ -155,6 +175,10 @@ def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
         sizes = [] if whole_experts(layer.ffn, ranks) else sizes
         sizes += [layer.ffn.shared.intermediate_size] if layer.ffn.shared else []
     yield from (f"a feed-forward of {size} values" for size in sizes if size < ranks)
+    if isinstance(made, Mamba2):
+        yield from _of_groups(made.num_heads, made.num_groups, ranks, "pairs of B and C for")
+        if made.norm and made.num_groups < ranks:
+            yield f"a norm over each of {made.num_groups} groups of heads"
 
 
 def _of_groups(count: int, groups: int, ranks: int, kind: str) -> Iterator[str]:
@@ -170,8 +194,8 @@ def kept(decoder: Decoder, ranks: int, rank: int) -> dict[str, Kept]:
         found |= {"head.weight": vocabulary, "head.bias": vocabulary}
     for index, layer in enumerate(decoder.layers):
         for part, made in (("attention", layer.attention), ("ffn", layer.ffn)):
-            more = (decoder.hidden_size,) if isinstance(made, MoE) else ()
-            leaves = PARTS[type(made)](made, ranks, rank, *more)
+            more = ((made.latent or decoder.hidden_size),) if isinstance(made, MoE) else ()
+            leaves = PARTS[type(made)](made, ranks, rank, *more) if made is not None else {}
             found |= {f"layers.{index}.{part}.{leaf}": each for leaf, each in leaves.items()}
     return found
 
@@ -240,6 +264,26 @@ def _of_conv(made: GatedConv, ranks: int, rank: int) -> dict[str, Kept]:
     return {"bcu.weight": _under(rows, rows, rows), "conv": _under(rows), "output.weight": _beside(own)}
 
 
+def _of_mamba(made: Mamba2, ranks: int, rank: int) -> dict[str, Kept]:
+    own, shared = heads(made.num_heads, made.num_groups, ranks, rank)
+    inner, group = (made.num_heads, own, made.head_dim), (made.num_groups, shared, made.state_size)
+    number = (made.num_heads, own, 1)
+    rows, seen = _under(inner, inner, group, group, number), _under(inner, group, group)
+    return {
+        **dict.fromkeys(("zxbcd.weight", "zxbcd.bias"), rows),
+        **dict.fromkeys(("conv.weight", "conv.bias"), seen),
+        **dict.fromkeys(("decay", "step", "skip"), _under(number)),
+        "norm": _under(inner),
+        "output.weight": _beside(own, made.head_dim),
+        "output.bias": _once(rank),
+    }
+
+
+def _of_beside(made: Beside, ranks: int, rank: int) -> dict[str, Kept]:
+    parts = {"attention": _of_gqa(made.attention, ranks, rank), "recurrent": _of_mamba(made.recurrent, ranks, rank)}
+    return {f"{part}.{leaf}": each for part, found in parts.items() for leaf, each in found.items()}
+
+
 def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
     own, size = grains(made.intermediate_size, ranks, rank), made.intermediate_size
     first = "gate_up" if isinstance(made, GatedMLP) else "up"
@@ -252,14 +296,16 @@ def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
     }
 
 
-def _of_moe(made: MoE, ranks: int, rank: int, hidden_size: int) -> dict[str, Kept]:
+def _of_moe(made: MoE, ranks: int, rank: int, width: int) -> dict[str, Kept]:
+    """`width`: of what experts are given."""
     own, size, count = grains(made.intermediate_size, ranks, rank), made.intermediate_size, made.router.num_experts
+    products = 1 if isinstance(made.activation, spec.Ungated) else 2
     if whole_experts(made, ranks):
         experts = cut(count, ranks, rank)
-        rows, columns = _under((count, experts, 2 * size)), _under((count, experts, hidden_size))
+        rows, columns = _under((count, experts, products * size)), _under((count, experts, width))
         down_bias = columns
     else:
-        rows, columns, down_bias = _under(*[(size, own, 1)] * (2 * count)), _beside(own), _once(rank)
+        rows, columns, down_bias = _under(*[(size, own, 1)] * (products * count)), _beside(own), _once(rank)
     found = {
         "experts.gate_up": rows,
         "experts.gate_up_bias": rows,
@@ -276,6 +322,8 @@ PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     MLA: _of_mla,
     GatedDeltaNet: _of_delta,
     GatedConv: _of_conv,
+    Mamba2: _of_mamba,
+    Beside: _of_beside,
     GatedMLP: _of_mlp,
     MLP: _of_mlp,
     MoE: _of_moe,

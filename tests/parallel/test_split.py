@@ -128,7 +128,7 @@ def _held_once(spec: Spec, ranks: int) -> None:
             assert (times == ranks).all(), name
         else:
             assert (times >= 1).all(), name
-            if not any(each in name for each in ("qkv", "k_norm", "conv")):  # kv heads may be shared
+            if not any(each in name for each in ("qkv", "k_norm", "conv", "zxbcd")):  # kv heads, B and C may be shared
                 assert (times == 1).all(), name
             sharers = {ranks // each for each in range(1, ranks + 1) if ranks % each == 0}
             assert set(times.unique().tolist()) <= {1, *sharers}, name
@@ -217,6 +217,7 @@ def test_every_kind_of_part_can_be_split() -> None:
     kinds = {
         *vocabulary.Attention.__args__,
         *vocabulary.Recurrent.__args__,
+        vocabulary.Beside,
         vocabulary.GatedMLP,
         vocabulary.MLP,
         vocabulary.MoE,

@@ -10,7 +10,7 @@ from minillm.families.gguf.metadata import File
 
 Values = dict[str, Any]
 NOTHING_TURNS = {"rope_theta": None, "rope_scaling": None}
-SCALED = ("granite", "granitemoe")
+SCALED = ("granite", "granitemoe", "granitehybrid")
 
 
 def gpt2(file: File) -> Values:

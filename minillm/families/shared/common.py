@@ -13,6 +13,7 @@ from minillm.spec import (
     GQA,
     MLP,
     Attention,
+    Beside,
     Decoder,
     GatedMLP,
     Layer,
@@ -116,8 +117,14 @@ def decoder(
         layers=tuple(Layer(norm, a, norm, f) for a, f in zip(mixers, ffn, strict=True)),
         final_norm=norm,
         tied=config.flag("tie_word_embeddings"),
-        context=rotary.context(config, next((a.rope for a in mixers if isinstance(a, Attention) and a.rope), None)),
+        context=rotary.context(config, _rope(mixers)),
     )
+
+
+def _rope(mixers: Sequence[Mixer]) -> Rope | None:
+    """That of the first attention that has one."""
+    found = (each.attention if isinstance(each, Beside) else each for each in mixers)
+    return next((each.rope for each in found if isinstance(each, Attention) and each.rope), None)
 
 
 def every_layer(decoder: Decoder, **changes: Any) -> Decoder:

@@ -6,6 +6,7 @@ from statistics import NormalDist
 from typing import Any
 
 from minillm.families.gguf.architectures import HYBRID
+from tests.families.gguf import state_converter
 
 FIXED = ("gpt2", "starcoder", "bloom")  # whose positions are not rotations
 WINDOWED = ("gemma2", "gemma3", "gemma3n", "gemma4", "gpt-oss", "mellum", "exaone4", "cohere2")
@@ -23,7 +24,7 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
     part = 1 if architecture == "gemma4" else values.get("partial_rotary_factor") if part is None else part
     said: dict[str, Any] = {
         "context_length": values["max_position_embeddings"], "embedding_length": hidden,
-        "block_count": values["num_hidden_layers"], "feed_forward_length": values.get("intermediate_size")
+        "block_count": values.get("num_hidden_layers"), "feed_forward_length": values.get("intermediate_size")
         or values.get("ffn_hidden_size"),
         "attention.head_count": heads, "attention.head_count_kv": values.get("num_key_value_heads") or heads,
         "attention.key_length": head, "attention.value_length": head,
@@ -47,6 +48,8 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         said["expert_shared_count"] = values["n_shared_experts"]
         said["expert_weights_norm"] = values["norm_topk_prob"]
     said |= mixture(architecture, values)
+    if architecture in state_converter.ARCHITECTURES:
+        said |= state_converter.metadata(architecture, values)
     if architecture.startswith("granite"):
         said |= {
             "embedding_scale": values["embedding_multiplier"], "residual_scale": values["residual_multiplier"],
