@@ -118,10 +118,17 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
         *([f"v: each head {_norm(a.kv.v_norm).replace('x', 'v')}"] if a.kv.v_norm else []),
         f"{'q, k' if a.kv.layer is None else 'q'}: {', '.join(filter(None, steps))}",
         *([f"q_i = (1 + {warm.rate:g} ln(1 + floor((i + {warm.shift}) / {warm.span}))) q_i"] if warm else []),
-        *([f"s = sigmoid({w(q, hidden)} u{bias})"] if a.gate else []),
+        *([_gate(a, hidden)] if a.gate else []),
         f"a_i = {w(hidden, q)} {'(s_i * ' if a.gate else ''}sum over {seen} of softmax_j({scores}) v_j"
         f"{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
     ]
+
+
+def _gate(a: GQA, hidden: int) -> str:
+    assert a.gate is not None
+    rows, each = (a.num_heads, ", one for a head") if a.gate.width == "head" else (a.num_heads * a.head_dim, "")
+    bias = " + b" if a.qkv_bias and a.gate.with_q else ""
+    return f"s = {a.gate.activation}({w(rows, hidden)} u{bias}){each}"
 
 
 def _turned(a: GQA) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minillm.families import (
+    afmoe,
     apertus,
     arcee,
     baichuan,
@@ -46,6 +47,7 @@ from minillm.families import (
     internlm2,
     internlm3,
     kimi_k25,
+    laguna,
     lfm2,
     lfm2_moe,
     llama,
@@ -58,6 +60,7 @@ from minillm.families import (
     mistral3,
     mixtral,
     mpt,
+    muse_glimmer,
     olmo,
     olmo2,
     olmo3,
@@ -189,4 +192,8 @@ FAMILIES = {  # by the config's model_type
     "mpt": mpt,
     "lfm2": lfm2,
     "lfm2_moe": lfm2_moe,
+    "laguna": laguna,
+    "afmoe": afmoe,
+    "muse_glimmer": muse_glimmer,
+    "muse_glimmer_text": muse_glimmer,
 }

@@ -7,10 +7,12 @@ Shapes: B batch, T new tokens, S keys, E hidden size, H query heads, K kv heads,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -46,6 +48,12 @@ def tempered(positions: Tensor, made: Temperature) -> Tensor:
     return 1 + made.rate * torch.log1p(spans)
 
 
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softplus": lambda x: F.softplus(x.float()).to(x.dtype),
+}
+
+
 class GroupedQueryAttention(nn.Module):
     """x `[B, T, E]` -> `[B, T, E]`."""
 
@@ -54,12 +62,15 @@ class GroupedQueryAttention(nn.Module):
         self.spec = spec
         self.ops = ops
         q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        parts = {"q": 2 * q if spec.gate else q}  # of each head q, then its gate
+        with_q = spec.gate is not None and spec.gate.with_q
+        parts = {"q": 2 * q if with_q else q}  # of each head q, then its gate
         parts |= {"k": kv, "v": kv} if spec.kv.layer is None else {}
         if spec.kv.v_is_k:
             parts.pop("v", None)
         self.qkv = Linear(hidden_size, parts, ops, bias=spec.qkv_bias)
         self.out = Linear(q, hidden_size, ops, bias=spec.out_bias)
+        gates = spec.num_heads if spec.gate and spec.gate.width == "head" else q
+        self.gate = Linear(hidden_size, gates, ops) if spec.gate and not with_q else None
         self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
         made = spec.qk_norm.norm if spec.qk_norm else None
         of_k = made if spec.kv.layer is None else None
@@ -72,7 +83,7 @@ class GroupedQueryAttention(nn.Module):
         self.v_norm = norm(spec.kv.v_norm, spec.head_dim, ops)
         self.turned_first = spec.qk_norm is not None and spec.qk_norm.turned
         alike = not self.turned_first and (spec.qk_norm is None or spec.qk_norm.width == "head")
-        each_head = made is None or (isinstance(self.q_norm, Norm) and alike)
+        each_head = made is None or (isinstance(self.q_norm, Norm) and made.affine and alike)
         # norm, rotation and cache can be one op
         self.fusible = each_head and spec.clip is None and spec.rope is not None and spec.kv == KV()
         self.lent_as: int | None = None  # this layer's number, where others read its keys and values
@@ -81,9 +92,10 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         qkv, gate = self.gated(self.qkv(x))
+        gate = gate if self.gate is None else self.gate(x)
         y = self._over(qkv, step, cache) if step.ragged is None else self._over_blocks(qkv, step, cache, step.ragged)
         y = rearrange(y, "B H T D -> B T (H D)")
-        return self.out(y if gate is None else y * gate.sigmoid())
+        return self.out(y if gate is None else self.opened(y, gate))
 
     def _over(self, qkv: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         """y `[B, H, T, D]` of rows that are aligned."""
@@ -142,13 +154,21 @@ class GroupedQueryAttention(nn.Module):
         return (q * tempered(step.positions, made)[:, None, :, None]).to(q.dtype)
 
     def gated(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
-        """q, k and v side by side, and what the sum of the values is gated by, `[B, T, H D]`."""
-        if not self.spec.gate:
+        """q, k and v side by side, and what the sum of the values is gated by, `[B, T, H D]`, if it lies with q."""
+        if self.spec.gate is None or not self.spec.gate.with_q:
             return qkv, None
         width = self.spec.num_heads * self.spec.head_dim
         q, kv = qkv[..., : 2 * width], qkv[..., 2 * width :]
         q, gate = rearrange(q, "B T (H both D) -> both B T (H D)", both=2, D=self.spec.head_dim)
         return torch.cat((q, kv), dim=-1), gate
+
+    def opened(self, y: Tensor, gate: Tensor) -> Tensor:
+        """y `[B, T, H D]` as far as its gates let it through."""
+        assert self.spec.gate is not None
+        act = GATES[self.spec.gate.activation](gate)
+        if self.spec.gate.width == "value":
+            return y * act
+        return (y.unflatten(-1, (-1, self.spec.head_dim)) * act.unsqueeze(-1)).flatten(-2)
 
     def _query(self, q: Tensor, step: Step) -> Tensor:
         """q `[B, H, T, D]` of a layer that has nothing else."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.spec.attention import GQA, KV, MLA, Attention, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.attention import GQA, KV, MLA, Attention, Gate, QKNorm, QKNormWidth, Scores, Temperature
 from minillm.spec.embedding import TOKENS, Embedding, Learned
 from minillm.spec.ffn import (
     MLP,
@@ -51,6 +51,7 @@ __all__ = [
     "Decoder",
     "DynamicScaling",
     "Embedding",
+    "Gate",
     "GatedConv",
     "GatedDeltaNet",
     "GatedMLP",

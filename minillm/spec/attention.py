@@ -61,14 +61,23 @@ class KV:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """What the heads give is multiplied by act(W x): of each value a number of its own, or of each "head" one (Qiu et
+    al., arXiv:2505.06708). `with_q`: W lies in the product of q, behind each head of it."""
+
+    activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    width: Literal["value", "head"] = "value"
+    with_q: bool = False
+
+
+@dataclass(frozen=True)
 class GQA:
     """Grouped-query attention (Ainslie et al., arXiv:2305.13245): num_heads / num_kv_heads query heads share a kv head.
 
     `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
     `qk_norm`: q and k are normalised. `clip`: q, k and v are then clamped to [-clip, clip].
     `rope` None: nothing turns, and if `scores` do not say where a key lies nothing does. `weakened` by "sinks", each
-    head has one learned score more, that takes its share of the softmax and gives nothing to the sum; by a "gate", what
-    the heads give is multiplied by sigmoid(W x), value by value (Qiu et al., arXiv:2505.06708).
+    head has one learned score more, that takes its share of the softmax and gives nothing to the sum; or by a gate.
     """
 
     num_heads: int
@@ -82,15 +91,15 @@ class GQA:
     clip: float | None = None
     scores: Scores = Scores()
     kv: KV = KV()
-    weakened: Literal["sinks", "gate"] | None = None
+    weakened: Literal["sinks"] | Gate | None = None
 
     @property
     def sinks(self) -> bool:
         return self.weakened == "sinks"
 
     @property
-    def gate(self) -> bool:
-        return self.weakened == "gate"
+    def gate(self) -> Gate | None:
+        return self.weakened if isinstance(self.weakened, Gate) else None
 
 
 @dataclass(frozen=True)

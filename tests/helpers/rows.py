@@ -25,6 +25,7 @@ from tests.helpers.sizes import (
     ROPES,
     YARN,
 )
+from tests.helpers.tail_rows import TAIL
 
 # Every family with what sets it apart, by a name for the test's report.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -223,4 +224,5 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **HYBRID,
     **gemma_rows.ROWS,
     **PLACED,
+    **TAIL,
 }

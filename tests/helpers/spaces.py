@@ -31,6 +31,7 @@ from tests.helpers.space_parts import (
     sparse,
     switched,
 )
+from tests.helpers.tail_spaces import TAIL
 from tests.helpers.wrapped_spaces import WRAPPED
 
 
@@ -157,4 +158,5 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     **LATER,
     **WRAPPED,
     **PLACED,
+    **TAIL,
 }

@@ -20,7 +20,7 @@ from minillm.model.costs import state_bytes
 from minillm.model.pools import Group, Pools
 from minillm.model.states import StateCache
 from minillm.ops import recurrent
-from minillm.spec import GQA, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, Norm, Rope
+from minillm.spec import GQA, Decoder, Gate, GatedConv, GatedDeltaNet, GatedMLP, Layer, Norm, Rope
 from tests.helpers.hybrid_rows import HYBRID as HYBRID_ROWS
 from tests.helpers.recurrent_problems import in_order
 from tests.helpers.sizes import BASE
@@ -39,7 +39,7 @@ def model_of(*mixers: GQA | GatedDeltaNet | GatedConv) -> Decoder:
 
 
 SIGNED = dataclasses.replace(DELTA, beta_factor=2.0)
-HYBRID = model_of(DELTA, GQA(2, 1, 8, Rope(8, 100.0), weakened="gate"), SIGNED, CONV)
+HYBRID = model_of(DELTA, GQA(2, 1, 8, Rope(8, 100.0), weakened=Gate(with_q=True)), SIGNED, CONV)
 
 
 def problem(batch: int, count: int, group: int, keys: int, values: int, decay: float) -> tuple[Tensor, ...]:

@@ -87,6 +87,12 @@ QK_NORM_RULES = {
 }
 
 
+def shared_expert(prefix: str) -> dict[str, str]:
+    """Rules for the expert that every token goes through, whose names begin so."""
+    up = {f"{prefix}{part}_proj.weight": f"layers.{{i}}.ffn.shared.gate_up.weight[{part}]" for part in ("gate", "up")}
+    return {**up, f"{prefix}down_proj.weight": "layers.{i}.ffn.shared.down.weight"}
+
+
 def without_mlp(rules: dict[str, str]) -> dict[str, str]:
     """The rules without those of dense feed-forwards, for a family that has none."""
     return {pattern: target for pattern, target in rules.items() if ".mlp." not in pattern}
@@ -202,6 +208,26 @@ def heads(config: Config) -> tuple[int, int, int]:
     if head_dim is None and hidden_size % num_heads:
         raise ValueError(f"config.json: hidden_size {hidden_size} is no multiple of {num_heads} heads; give head_dim")
     return num_heads, num_kv_heads, head_dim or hidden_size // num_heads
+
+
+def heads_by_layer(config: Config) -> list[tuple[int, int, int]]:
+    """The same for each layer, where `num_attention_heads_per_layer` may give them other numbers of heads."""
+    (num_heads, num_kv_heads, head_dim), layers = heads(config), num_layers(config)
+    listed = config.get("num_attention_heads_per_layer")
+    listed = [num_heads] * layers if listed is None else listed
+    if not isinstance(listed, list) or len(listed) != layers or any(type(n) is not int or n < 1 for n in listed):
+        raise ValueError(f"config.json: num_attention_heads_per_layer must list a number for each of {layers} layers")
+    if odd := [each for each in listed if each % num_kv_heads]:
+        raise ValueError(f"config.json: {odd[0]} attention heads are no multiple of {num_kv_heads} kv heads")
+    return [(each, num_kv_heads, head_dim) for each in listed]
+
+
+def first_layers(config: Config, key: str) -> int:
+    """How many layers at the start a key says something of: none to all."""
+    first, layers = config.get(key), num_layers(config)
+    if type(first) is not int or not 0 <= first <= layers:
+        raise ValueError(f"config.json: {key} is {shown(first)}, expected a number from 0 to {layers}")
+    return first
 
 
 def window(config: Config) -> int | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minillm.config import MAX_POSITIONS, Config, number, positive_integer, same
+from minillm.guard.screen import shown
 from minillm.spec import (
     DynamicScaling,
     LinearScaling,
@@ -78,6 +79,19 @@ def by_window(
         return [everywhere] * len(windows)
     local = scaled(config, {**default, "rope_theta": sliding_theta, **(sliding or {})}, head_dim)
     return [everywhere if window is None else local for window in windows]
+
+
+def by_kind(config: Config, head_dim: int, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Rope]:
+    """The rotary embedding of each kind of layer that `defaults` names, by its section of `rope_parameters`, which says
+    what part of a head turns."""
+    stated = config.get("rope_parameters")
+    sections = {kind: stated.get(kind) if isinstance(stated, dict) else None for kind in defaults}
+    if any(not isinstance(each, dict) for each in sections.values()):
+        raise ValueError(f"config.json: rope_parameters is {shown(stated)}, expected sections {', '.join(sections)}")
+    return {
+        kind: rope(config, head_dim, {"rope_type": "default", **defaults[kind], **section}, partial=None)
+        for kind, section in sections.items()
+    }
 
 
 def context(config: Config, rotary: Rope | None) -> int:

@@ -1,0 +1,60 @@
+"""More spaces of `spaces.py`, for the families of `tail_rows.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tests.helpers.later_spaces import mixed
+from tests.helpers.placed_spaces import turns
+from tests.helpers.space_parts import FLAG, HEAD_DIM, PLAIN_ROPES, WINDOW, experts, layer_types, mappings
+
+Draws = st.SearchStrategy[dict[str, Any]]
+SCALE, WIDTH = st.floats(0.5, 4.0), st.integers(1, 40)
+
+
+def by_layer(config: dict[str, Any]) -> st.SearchStrategy[list[int]]:
+    """Numbers of heads."""
+    each = st.integers(1, 3).map(lambda n: n * config["num_key_value_heads"])
+    return st.lists(each, min_size=config["num_hidden_layers"], max_size=config["num_hidden_layers"])
+
+
+TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
+    "laguna": lambda c: experts(
+        moe_intermediate_size=WIDTH,
+        shared_expert_intermediate_size=WIDTH,
+        moe_routed_scaling_factor=SCALE,
+        head_dim=HEAD_DIM,
+        attention_bias=FLAG,
+        gating=st.sampled_from((True, "per-head", "per-element")),
+        num_attention_heads_per_layer=by_layer(c),
+        sliding_window=WINDOW,
+        layer_types=layer_types(c),
+        mlp_layer_types=mixed(c),
+        rope_parameters=mappings(full_attention=PLAIN_ROPES, sliding_attention=PLAIN_ROPES),
+    ),
+    "afmoe": lambda c: experts(
+        moe_intermediate_size=WIDTH,
+        num_shared_experts=st.integers(1, 3),
+        num_dense_layers=st.integers(0, c["num_hidden_layers"]),
+        route_scale=SCALE,
+        head_dim=HEAD_DIM,
+        attention_bias=FLAG,
+        mup_enabled=FLAG,
+        sliding_window=WINDOW,
+        layer_types=layer_types(c),
+    ),
+    "muse_glimmer": lambda c: mappings(
+        head_dim=HEAD_DIM,
+        attention_bias=FLAG,
+        sliding_window=WINDOW,
+        layer_types=layer_types(c),
+        layer_rope_theta=turns(c),
+        qk_scale_factor=SCALE,
+        output_multiplier=st.floats(0.1, 1.0),
+        final_logit_softcapping=st.floats(0.5, 30.0),
+        post_norm_eps=st.sampled_from((1e-8, 1e-3)),
+    ),
+}
