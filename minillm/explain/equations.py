@@ -14,6 +14,7 @@ from minillm.spec import (
     MLA,
     MLP,
     XIELU,
+    Chunk,
     ClampedSwiGLU,
     Decoder,
     GatedConv,
@@ -91,7 +92,8 @@ def w(rows: int, columns: int) -> str:
 
 def _norm(norm: Norm | LayerNorm) -> str:
     if isinstance(norm, LayerNorm):
-        weights = (" * w + b" if norm.bias else " * w") if norm.affine else ""
+        factor = f" * ({norm.offset:g} + w)" if norm.offset else " * w"
+        weights = factor + (" + b" if norm.bias else "") if norm.affine else ""
         return f"(x - mean x) / sqrt(var x + {norm.eps:g})" + weights
     weight = "w " if not norm.offset else f"({norm.offset:g} + w) "
     return f"{weight if norm.affine else ''}x / sqrt(mean x² + {norm.eps:g})"
@@ -109,6 +111,7 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     scores = scores if cap is None else f"{cap:g} tanh({scores} / {cap:g})"
     scores += f" - m (i - j), m from {max(slopes):.4g} to {min(slopes):.4g} by head" if slopes else ""
     seen = "j <= i" if a.window is None else f"i - {a.window} < j <= i"
+    seen = f"floor(i / {a.window}) {a.window} <= j <= i" if isinstance(a.window, Chunk) else seen
     sink = ", and a learned score that is only summed over" if a.sinks else ""
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
     made = "k = v = " if a.kv.v_is_k else "k, v = "

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minillm.config import Config
-from minillm.families import deepseek_v2, llama
-from minillm.families.shared import common, rotary
+from minillm.families import llama
+from minillm.families.shared import common, experts, rotary
 from minillm.spec import GQA, Decoder, Embedding, Gate, GatedMLP, MoE, Norm, QKNorm
 
 FIXED = {"score_func": "sigmoid", "route_norm": True, "n_group": 1, "topk_group": 1, "num_expert_groups": 1,
@@ -44,7 +44,7 @@ RULES = {
     **common.DENSE_RULES,
     **common.QK_NORM_RULES,
     **common.MOE_RULES,
-    **deepseek_v2.SHARED_RULES,
+    **experts.SHARED_RULES,
     f"{LAYER}self_attn.gate_proj.weight": "layers.{i}.attention.gate.weight",
     f"{LAYER}post_attention_layernorm.weight": "layers.{i}.post_attention_norm.weight",
     f"{LAYER}pre_mlp_layernorm.weight": "layers.{i}.ffn_norm.weight",

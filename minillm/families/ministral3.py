@@ -38,19 +38,22 @@ RULES = mistral.RULES
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    rope, scores = _positions(config, head_dim)
-    attention = GQA(num_heads, num_kv_heads, head_dim, rope, common.window(config), scores=scores)
+    rope, temperature = positions(config, head_dim)
+    attention = GQA(
+        num_heads, num_kv_heads, head_dim, rope, common.window(config), scores=Scores(temperature=temperature)
+    )
     return common.dense(config, [attention] * common.num_layers(config))
 
 
-def _positions(config: Config, head_dim: int) -> tuple[Rope, Scores]:
+def positions(config: Config, head_dim: int) -> tuple[Rope, Temperature | None]:
+    """What turns `head_dim` values, and what queries are multiplied with."""
     values = config.rope()
     values.pop("max_position_embeddings", None)  # the config's own, once more
     rate = values.pop("llama_4_scaling_beta", None)
     rope = rotary.rope(config, head_dim, values)
     if rate is None:
-        return rope, Scores()
+        return rope, None
     scaling = rope.scaling
     original = scaling.original_positions if isinstance(scaling, YarnScaling) else None
     span = original or config.positions("max_position_embeddings")
-    return rope, Scores(temperature=Temperature(number("llama_4_scaling_beta", rate), span))
+    return rope, Temperature(number("llama_4_scaling_beta", rate), span)

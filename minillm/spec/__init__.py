@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.spec.attention import GQA, KV, MLA, Attention, Gate, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.attention import GQA, KV, MLA, Attention, Chunk, Gate, QKNorm, QKNormWidth, Scores, Temperature
 from minillm.spec.embedding import TOKENS, Embedding, Learned
 from minillm.spec.ffn import (
     MLP,
@@ -47,6 +47,7 @@ __all__ = [
     "XIELU",
     "Activation",
     "Attention",
+    "Chunk",
     "ClampedSwiGLU",
     "Decoder",
     "DynamicScaling",

@@ -46,6 +46,20 @@ class Scores:
     temperature: Temperature | None = None
 
 
+class Chunk(int):
+    """A window that does not slide: of each stretch of so many positions a query sees those of its own, up to itself
+    (Llama 4, 2025)."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chunk) and int(self) == int(other)
+
+    def __hash__(self) -> int:
+        return hash((Chunk, int(self)))
+
+    def __repr__(self) -> str:
+        return f"Chunk({int(self)})"
+
+
 @dataclass(frozen=True)
 class KV:
     """Where keys and values come from, if not each from a product of its own.
@@ -74,7 +88,7 @@ class Gate:
 class GQA:
     """Grouped-query attention (Ainslie et al., arXiv:2305.13245): num_heads / num_kv_heads query heads share a kv head.
 
-    `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
+    `window` = W: a query sees itself and the W - 1 positions before it, or what a `Chunk` says; None: all of them.
     `qk_norm`: q and k are normalised. `clip`: q, k and v are then clamped to [-clip, clip].
     `rope` None: nothing turns, and if `scores` do not say where a key lies nothing does. `weakened` by "sinks", each
     head has one learned score more, that takes its share of the softmax and gives nothing to the sum; or by a gate.
@@ -110,6 +124,7 @@ class MLA:
     A head's q and k have nope_dim + rope.dim values, its v has v_dim. `q_rank`: q too goes through a latent; None: one
     plain projection. `latent_norm` is that of both latents. Scores are scaled by
     score_factor / sqrt(nope_dim + rope.dim). `bias` is on the projections into the latents and on the output.
+    `temperature`: queries grow with their position.
     """
 
     num_heads: int
@@ -121,6 +136,7 @@ class MLA:
     latent_norm: Norm
     score_factor: float = 1.0
     bias: bool = False
+    temperature: Temperature | None = None
 
     window: ClassVar[None] = None  # latent attention sees all of the past
     kv: ClassVar[KV] = KV()  # and has its own latents

@@ -88,7 +88,8 @@ class MoE:
     """Mixture of experts (Shazeer et al., arXiv:1701.06538): the weighted sum of the chosen experts, each a gated MLP
     of `intermediate_size`, plus a `shared` one that every token goes through, times sigmoid(w x) with `shared_gate`.
     `bias`: each of an expert's three products has one. With a `norm` the shared one and the experts have two of their
-    own, norm(shared(norm(x))) + norm(sum of experts(norm(x))), and the router reads x itself."""
+    own, norm(shared(norm(x))) + norm(sum of experts(norm(x))), and the router reads x itself. `weighs_input`: an expert
+    is given x times its weight, and what it makes of that has none (Llama 4, 2025)."""
 
     router: Router
     intermediate_size: int
@@ -97,3 +98,4 @@ class MoE:
     shared_gate: bool = False
     bias: bool = False
     norm: Norm | None = None
+    weighs_input: bool = False

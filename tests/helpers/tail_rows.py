@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.helpers.sizes import EXPERTS, YARN
+from tests.helpers.sizes import EXPERTS, GROUPS, LATENT, LLAMA3, YARN
 
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 LAGUNA = {**EXPERTS, "head_dim": 12, "shared_expert_intermediate_size": 28, "sliding_window": 5, "layer_types": TYPES}
@@ -15,6 +15,18 @@ TURNS = {
 }
 AFMOE = {**EXPERTS, "head_dim": 12, "num_hidden_layers": 5, "sliding_window": 5}
 MUSE = {"head_dim": 12, "num_hidden_layers": 5, "sliding_window": 5, "tie_word_embeddings": False}
+WARM = {
+    "rope_parameters": {**YARN, "rope_theta": 500.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}
+}
+CHUNKS = {
+    "head_dim": 12,
+    "num_local_experts": 5,
+    "intermediate_size_mlp": 52,
+    "attention_chunk_size": 7,
+    "floor_scale": 6,
+    "attn_scale": 0.3,
+}
+SCOUT = {**LLAMA3, "rope_theta": 500.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 32}
 
 TAIL: dict[str, tuple[str, dict[str, Any]]] = {
     "laguna": (
@@ -30,11 +42,30 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
     "afmoe": ("afmoe", {**AFMOE, "mup_enabled": True, "route_scale": 1.7}),
     "afmoe-dense": (
         "afmoe",
-        {**AFMOE, "num_dense_layers": 3, "rope_parameters": {**ROPES["yarn"], "rope_theta": 500.0}},
+        {**AFMOE, "num_dense_layers": 3, "rope_parameters": {**YARN, "rope_theta": 500.0}},
     ),
     "muse_glimmer": ("muse_glimmer", MUSE),
     "muse_glimmer-turns": (
         "muse_glimmer",
         {**MUSE, "layer_rope_theta": [1, 0, 0, 1, 1], "qk_scale_factor": 1.3},
+    ),
+    "mistral4": ("mistral4", {**LATENT, **WARM}),
+    "mistral4-groups": (
+        "mistral4",
+        {**LATENT, **WARM, **GROUPS, "q_lora_rank": None, "norm_topk_prob": False, "routed_scaling_factor": 1.7},
+    ),
+    "nemotron": ("nemotron", {"norm_eps": 1e-2, "rms_norm_eps": None}),
+    "nemotron-biases": ("nemotron", {"head_dim": 12, "attention_bias": True, "mlp_bias": True}),
+    "stablelm-norms": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
+    "llama4": ("llama4_text", {**CHUNKS, "num_hidden_layers": 5, "rope_parameters": SCOUT}),
+    "llama4-dense": (
+        "llama4_text",
+        {
+            **CHUNKS,
+            "use_qk_norm": False,
+            "interleave_moe_layer_step": 2,
+            "num_experts_per_tok": 2,
+            "attention_bias": True,
+        },
     ),
 }

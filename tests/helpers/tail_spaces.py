@@ -8,8 +8,18 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.helpers.later_spaces import mixed
-from tests.helpers.placed_spaces import turns
-from tests.helpers.space_parts import FLAG, HEAD_DIM, PLAIN_ROPES, WINDOW, experts, layer_types, mappings
+from tests.helpers.placed_spaces import EPS, turns, warm
+from tests.helpers.space_parts import (
+    FLAG,
+    HEAD_DIM,
+    PLAIN_ROPES,
+    WINDOW,
+    experts,
+    latent,
+    layer_types,
+    mappings,
+    partial_ropes,
+)
 
 Draws = st.SearchStrategy[dict[str, Any]]
 SCALE, WIDTH = st.floats(0.5, 4.0), st.integers(1, 40)
@@ -56,5 +66,28 @@ TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
         output_multiplier=st.floats(0.1, 1.0),
         final_logit_softcapping=st.floats(0.5, 30.0),
         post_norm_eps=st.sampled_from((1e-8, 1e-3)),
+    ),
+    "nemotron": lambda c: mappings(
+        rms_norm_eps=st.none(), norm_eps=EPS, attention_bias=FLAG, mlp_bias=FLAG, rope_parameters=partial_ropes(c)
+    ),
+    "mistral4": lambda c: latent(
+        c["num_hidden_layers"],
+        c["num_attention_heads"],
+        norm_topk_prob=FLAG,
+        rope_interleave=FLAG,
+        rope_parameters=warm(c).map(lambda drawn: drawn["rope_parameters"]),
+    ),
+    "llama4_text": lambda c: experts(
+        "num_local_experts",
+        intermediate_size_mlp=WIDTH,
+        head_dim=HEAD_DIM,
+        attention_bias=FLAG,
+        use_qk_norm=FLAG,
+        no_rope_layers=turns(c).filter(any),
+        attention_chunk_size=WINDOW,
+        attn_temperature_tuning=FLAG,
+        floor_scale=WINDOW,
+        attn_scale=st.floats(0.05, 1.0),
+        interleave_moe_layer_step=st.integers(1, 2),
     ),
 }

@@ -257,18 +257,21 @@ def switched_window(config: Config) -> int | None:
     return stated if on else None
 
 
-def typed_windows(config: Config, slides: int | None, default: Sequence[bool]) -> list[int | None]:
-    """Each layer's window: `slides` where `layer_types` says so, or where the family's `default` does."""
+def typed_windows(
+    config: Config, slides: int | None, default: Sequence[bool], word: str = "sliding_attention"
+) -> list[int | None]:
+    """Each layer's window: `slides` where `layer_types` says the word, or where the family's `default` does."""
     kinds, layers = config.get("layer_types"), num_layers(config)
     if kinds is None:
         return [slides if each else None for each in default]
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise ValueError(f"config.json: layer_types must list one type for each of the {layers} layers")
-    if odd := sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}):
-        raise ValueError(f"config.json: layer_types has {', '.join(odd)}; full_attention and sliding_attention work")
-    if slides is None and "sliding_attention" in kinds:
-        raise ValueError("config.json: layer_types has sliding_attention, but sliding_window is off")
-    return [slides if kind == "sliding_attention" else None for kind in kinds]
+    if odd := sorted({str(kind) for kind in kinds} - {"full_attention", word}):
+        raise ValueError(f"config.json: layer_types has {', '.join(odd)}; full_attention and {word} work")
+    if slides is None and word in kinds:
+        size = "sliding_window" if word == "sliding_attention" else "attention_chunk_size"
+        raise ValueError(f"config.json: layer_types has {word}, but {size} is off")
+    return [slides if kind == word else None for kind in kinds]
 
 
 def flags(config: Config, key: str, default: Sequence[bool]) -> list[bool]:

@@ -118,8 +118,8 @@ def _proportional(values: dict[str, Any], positions: int) -> RopeScaling:
 
 def _llama3(values: dict[str, Any], positions: int) -> RopeScaling:
     low, high = (number(key, values.pop(key, None)) for key in ("low_freq_factor", "high_freq_factor"))
-    if low >= high:
-        raise ValueError(f"config.json: low_freq_factor {low} is not below high_freq_factor {high}")
+    if low > high:
+        raise ValueError(f"config.json: low_freq_factor {low} is above high_freq_factor {high}")
     return Llama3Scaling(_factor(values), low, high, _original(values, positions))
 
 
