@@ -116,20 +116,22 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
     made = "k = v = " if a.kv.v_is_k else "k, v = "
     made += f"{w(kv, hidden)} u{bias}" if a.kv.layer is None else f"those of layer {a.kv.layer}"
+    made += "" if a.v_dim == a.head_dim else f", but v of {a.v_dim}"
+    made += "" if a.kv.v_scale == 1 else f", v times {a.kv.v_scale:g}"
     return [
         f"q = {w(q, hidden)} u{bias}, {made}: {a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
         *([f"v: each head {_norm(a.kv.v_norm).replace('x', 'v')}"] if a.kv.v_norm else []),
         f"{'q, k' if a.kv.layer is None else 'q'}: {', '.join(filter(None, steps))}",
         *([f"q_i = (1 + {warm.rate:g} ln(1 + floor((i + {warm.shift}) / {warm.span}))) q_i"] if warm else []),
         *([_gate(a, hidden)] if a.gate else []),
-        f"a_i = {w(hidden, q)} {'(s_i * ' if a.gate else ''}sum over {seen} of softmax_j({scores}) v_j"
-        f"{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
+        f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over {seen} of "
+        f"softmax_j({scores}) v_j{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
     ]
 
 
 def _gate(a: GQA, hidden: int) -> str:
     assert a.gate is not None
-    rows, each = (a.num_heads, ", one for a head") if a.gate.width == "head" else (a.num_heads * a.head_dim, "")
+    rows, each = (a.num_heads, ", one for a head") if a.gate.width == "head" else (a.num_heads * a.v_dim, "")
     bias = " + b" if a.qkv_bias and a.gate.with_q else ""
     return f"s = {a.gate.activation}({w(rows, hidden)} u{bias}){each}"
 

@@ -6,7 +6,7 @@ Ministral 3 3B, 8B, 14B, Devstral 2 (Mistral AI, 2025), by themselves or inside 
 
 from __future__ import annotations
 
-from minillm.config import Config, number
+from minillm.config import Config, number, same
 from minillm.families import mistral
 from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, Rope, Scores, Temperature, YarnScaling
@@ -45,9 +45,11 @@ def spec(config: Config) -> Decoder:
     return common.dense(config, [attention] * common.num_layers(config))
 
 
-def positions(config: Config, head_dim: int) -> tuple[Rope, Temperature | None]:
-    """What turns `head_dim` values, and what queries are multiplied with."""
+def positions(config: Config, head_dim: int, part: float | None = None) -> tuple[Rope, Temperature | None]:
+    """What turns `head_dim` values, which are this part of a query's, and what queries are multiplied with."""
     values = config.rope()
+    if part is not None:
+        same({"the rotary part of a query": part, "partial_rotary_factor": values.pop("partial_rotary_factor", None)})
     values.pop("max_position_embeddings", None)  # the config's own, once more
     rate = values.pop("llama_4_scaling_beta", None)
     rope = rotary.rope(config, head_dim, values)

@@ -43,7 +43,9 @@ def rules(config: Config) -> dict[str, str]:
 
 
 def spec(config: Config) -> Decoder:
-    rope, temperature = ministral3.positions(config, config.size("qk_rope_head_dim"))
+    turned = config.size("qk_rope_head_dim")
+    part = turned / (config.size("qk_nope_head_dim") + turned)
+    rope, temperature = ministral3.positions(config, turned, part)
     attention = replace(latent.attention(config, latent.layout(config), rope), temperature=temperature)
     router = replace(experts.grouped(config, "n_routed_experts"), score="softmax", bias=False)
     ffn = experts.mixtures(config, router, common.gated_mlp(config, "intermediate_size"))

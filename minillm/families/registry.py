@@ -55,6 +55,7 @@ from minillm.families import (
     llava,
     mellum,
     mimo,
+    mimo_v2_flash,
     minimax_m2,
     ministral3,
     mistral,
@@ -201,6 +202,7 @@ FAMILIES = {  # by the config's model_type
     "muse_glimmer_text": muse_glimmer,
     "mistral4": mistral4,
     "llama4": llama4,
+    "mimo_v2_flash": mimo_v2_flash,
     "llama4_text": llama4,
     "nemotron": nemotron,
 }

@@ -61,26 +61,26 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         self.spec = spec
         self.ops = ops
-        q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        q, k = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         with_q = spec.gate is not None and spec.gate.with_q
         parts = {"q": 2 * q if with_q else q}  # of each head q, then its gate
-        parts |= {"k": kv, "v": kv} if spec.kv.layer is None else {}
+        parts |= {"k": k, "v": spec.num_kv_heads * spec.v_dim} if spec.kv.layer is None else {}
         if spec.kv.v_is_k:
             parts.pop("v", None)
         self.qkv = Linear(hidden_size, parts, ops, bias=spec.qkv_bias)
-        self.out = Linear(q, hidden_size, ops, bias=spec.out_bias)
-        gates = spec.num_heads if spec.gate and spec.gate.width == "head" else q
+        self.out = Linear(values := spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.out_bias)
+        gates = spec.num_heads if spec.gate and spec.gate.width == "head" else values
         self.gate = Linear(hidden_size, gates, ops) if spec.gate and not with_q else None
         self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
         made = spec.qk_norm.norm if spec.qk_norm else None
         of_k = made if spec.kv.layer is None else None
-        sizes: list[Any] = [q, kv] if self.normed_together else [spec.head_dim] * 2
+        sizes: list[Any] = [q, k] if self.normed_together else [spec.head_dim] * 2
         if spec.qk_norm is not None and spec.qk_norm.width == "heads":
             sizes = [(spec.num_heads, spec.head_dim), (spec.num_kv_heads, spec.head_dim)]
         self.q_norm, self.k_norm = (
             norm(each, size, ops, self.normed_together) for each, size in zip((made, of_k), sizes, strict=True)
         )
-        self.v_norm = norm(spec.kv.v_norm, spec.head_dim, ops)
+        self.v_norm = norm(spec.kv.v_norm, spec.v_dim, ops)
         self.turned_first = spec.qk_norm is not None and spec.qk_norm.turned
         alike = not self.turned_first and (spec.qk_norm is None or spec.qk_norm.width == "head")
         each_head = made is None or (isinstance(self.q_norm, Norm) and made.affine and alike)
@@ -106,8 +106,7 @@ class GroupedQueryAttention(nn.Module):
             q = self._into_cache(qkv, slots, step, cache)
             k, v = cache.filled(visible.start + visible.count)
         else:
-            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)  # H + 2K of them, or H + K
-            q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))  # [B, heads, T, D]
+            q, k, v = (each.transpose(1, 2) for each in self._rotated(qkv, step))  # [B, heads, T, D]
             if cache is not None and slots is not None and visible.position_B is not None:
                 k, v = cache.put(k, v, slots)
             elif cache is not None:
@@ -124,8 +123,7 @@ class GroupedQueryAttention(nn.Module):
         elif self.fusible:
             q = self._into_cache(qkv, ragged.slots[group], step, pool)
         else:
-            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=self.spec.head_dim)
-            q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))
+            q, k, v = (each.transpose(1, 2) for each in self._rotated(qkv, step))
             pool.put(k, v, ragged.slots[group])
         if self.lent_as is not None:
             step.kv[self.lent_as] = pool
@@ -168,7 +166,7 @@ class GroupedQueryAttention(nn.Module):
         act = GATES[self.spec.gate.activation](gate)
         if self.spec.gate.width == "value":
             return y * act
-        return (y.unflatten(-1, (-1, self.spec.head_dim)) * act.unsqueeze(-1)).flatten(-2)
+        return (y.unflatten(-1, (-1, self.spec.v_dim)) * act.unsqueeze(-1)).flatten(-2)
 
     def _query(self, q: Tensor, step: Step) -> Tensor:
         """q `[B, H, T, D]` of a layer that has nothing else."""
@@ -195,16 +193,28 @@ class GroupedQueryAttention(nn.Module):
         made, weights = self.q_norm.spec, (self.q_norm.weight, self.k_norm.weight)
         return self.ops.qk_norm_rope_cache(qkv, self.spec.num_heads, *given, *weights, made.eps, made.offset, made.cast)
 
-    def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v `[B, T, their heads, D]`: q and k as `_placed` has them, v normalised and clamped."""
+    def heads(self, qkv: Tensor) -> list[Tensor]:
+        """q, k and v `[B, T, their heads, D]` that lie side by side; v is k where there is nothing behind it."""
+        spec = self.spec
+        width = spec.num_kv_heads * spec.head_dim
+        parts = [spec.num_heads * spec.head_dim, width, qkv.shape[-1] - spec.num_heads * spec.head_dim - width]
+        q, k, v = (
+            part.unflatten(-1, (-1, size)) if part.shape[-1] else part
+            for part, size in zip(qkv.split(parts, -1), (spec.head_dim, spec.head_dim, spec.v_dim), strict=True)
+        )
+        return [q, k, k if spec.kv.v_is_k else v]
+
+    def _rotated(self, qkv: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v `[B, T, their heads, D]`: q and k as `_placed` has them, v normalised, multiplied and clamped."""
         spec = self.spec
         if (
             spec.qk_norm is None and spec.clip is None and spec.rope is not None and spec.kv == KV()
         ):  # side by side: one rotation for both
+            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)
             q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
             turned = self.ops.rope(q_and_k, *step.rotary[spec.rope], spec.rope.layout)
             return *turned.split((spec.num_heads, spec.num_kv_heads), dim=2), v
-        q, k = heads[:, :, : spec.num_heads], heads[:, :, spec.num_heads : spec.num_heads + spec.num_kv_heads]
-        v = self.v_norm(heads[:, :, -spec.num_kv_heads :])  # which k is where there is nothing behind it
+        q, k, v = self.heads(qkv)
+        v = self.v_norm(v) if spec.kv.v_scale == 1 else self.v_norm(v) * spec.kv.v_scale
         v = v if spec.clip is None else v.clamp(-spec.clip, spec.clip)
         return self._placed(q, self.q_norm, step), self._placed(k, self.k_norm, step), v

@@ -39,8 +39,8 @@ class Norm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """y = (offset + weight) * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values; the factor and the
-    bias may be left out. With a size (heads, values) each head has weights of its own: x `[..., heads, values]`."""
+    """y = (offset + weight) * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values; the factor and
+    the bias may be left out. With a size (heads, values) each head has weights of its own, x `[..., heads, values]`."""
 
     def __init__(self, norm: spec.LayerNorm, size: int | tuple[int, int], ops: Ops, wide: bool = False):
         super().__init__()

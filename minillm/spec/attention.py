@@ -66,12 +66,15 @@ class KV:
 
     `v_norm`: each head of v is normalised too. `v_is_k`: v is k as it is before its norm and its rotation. `layer`:
     both are those of an earlier layer, as it caches them; this one has queries alone and no cache (Brandon et al.,
-    arXiv:2405.12981).
+    arXiv:2405.12981). `v_dim`: a head's v has so many values where it has not as many as k. `v_scale`: v is multiplied
+    by it.
     """
 
     v_norm: Norm | None = None
     v_is_k: bool = False
     layer: int | None = None
+    v_dim: int | None = None
+    v_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class GQA:
     scores: Scores = Scores()
     kv: KV = KV()
     weakened: Literal["sinks"] | Gate | None = None
+
+    @property
+    def v_dim(self) -> int:
+        return self.kv.v_dim or self.head_dim
 
     @property
     def sinks(self) -> bool:

@@ -1,4 +1,5 @@
-"""Routers of transformers that say for every expert how much it gets, and are asked that way: Llama 4's."""
+"""What transformers does its own way: classes that its table does not name, routers that say for every expert how much
+it gets (Llama 4's), and weights that are multiplied behind the experts."""
 
 from __future__ import annotations
 
@@ -6,8 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
+from transformers.models.laguna.modeling_laguna import LagunaSparseMoeBlock
 from transformers.models.llama4.modeling_llama4 import Llama4Router
+
+CLASS = {"mistral4": transformers.Mistral4ForCausalLM}
+
+
+def scales(theirs: Any) -> dict[nn.Module, float]:
+    """By what the sum of these experts is multiplied."""
+    blocks = [module for module in theirs.modules() if isinstance(module, LagunaSparseMoeBlock)]
+    return {block.experts: block.routed_scaling_factor for block in blocks}
 
 
 def record(theirs: Any, calls: list[tuple[Tensor, Tensor]]) -> list[Any]:

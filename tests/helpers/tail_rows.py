@@ -27,6 +27,15 @@ CHUNKS = {
     "attn_scale": 0.3,
 }
 SCOUT = {**LLAMA3, "rope_theta": 500.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 32}
+MIMO = {
+    "num_attention_heads": 8,
+    "head_dim": 12,
+    "v_head_dim": 10,
+    "sliding_window": 5,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+}
 
 TAIL: dict[str, tuple[str, dict[str, Any]]] = {
     "laguna": (
@@ -54,6 +63,7 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
         "mistral4",
         {**LATENT, **WARM, **GROUPS, "q_lora_rank": None, "norm_topk_prob": False, "routed_scaling_factor": 1.7},
     ),
+    "mistral3-mistral4": ("mistral3", {"model_type": "mistral4", **LATENT, **WARM}),
     "nemotron": ("nemotron", {"norm_eps": 1e-2, "rms_norm_eps": None}),
     "nemotron-biases": ("nemotron", {"head_dim": 12, "attention_bias": True, "mlp_bias": True}),
     "stablelm-norms": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
@@ -66,6 +76,19 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
             "interleave_moe_layer_step": 2,
             "num_experts_per_tok": 2,
             "attention_bias": True,
+        },
+    ),
+    "mimo_v2_flash": ("mimo_v2_flash", {**MIMO, "rope_parameters": TURNS, "attention_bias": True}),
+    "mimo_v2_flash-groups": (
+        "mimo_v2_flash",
+        {
+            **MIMO,
+            **GROUPS,
+            "n_routed_experts": 8,
+            "routed_scaling_factor": 1.7,
+            "attention_value_scale": None,
+            "layer_types": TYPES,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
         },
     ),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.helpers.later_spaces import mixed
+from tests.helpers.later_spaces import grouped, mixed
 from tests.helpers.placed_spaces import EPS, turns, warm
 from tests.helpers.space_parts import (
     FLAG,
@@ -29,6 +29,10 @@ def by_layer(config: dict[str, Any]) -> st.SearchStrategy[list[int]]:
     """Numbers of heads."""
     each = st.integers(1, 3).map(lambda n: n * config["num_key_value_heads"])
     return st.lists(each, min_size=config["num_hidden_layers"], max_size=config["num_hidden_layers"])
+
+
+def without_shared(drawn: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in drawn.items() if key not in ("n_shared_experts", "first_k_dense_replace")}
 
 
 TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
@@ -90,4 +94,16 @@ TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
         attn_scale=st.floats(0.05, 1.0),
         interleave_moe_layer_step=st.integers(1, 2),
     ),
+    "mimo_v2_flash": lambda c: grouped(
+        c,
+        num_attention_heads=st.just(2 * c["num_attention_heads"]),
+        head_dim=HEAD_DIM,
+        v_head_dim=st.integers(1, 20),
+        attention_bias=FLAG,
+        attention_value_scale=st.none() | SCALE,
+        sliding_window=WINDOW,
+        layer_types=layer_types(c),
+        mlp_layer_types=mixed(c),
+        rope_parameters=mappings(full_attention=PLAIN_ROPES, sliding_attention=PLAIN_ROPES),
+    ).map(without_shared),
 }
