@@ -53,10 +53,8 @@ def rules(config: Config) -> dict[str, str]:
     mixture = {f"{FFN}experts.gate_up_proj": f"{OURS}experts.gate_up{turned}",
                f"{FFN}experts.down_proj": f"{OURS}experts.down{turned}",
                f"{FFN}router.weight": f"{OURS}router.weight"}  # fmt: skip
-    return wrapped.rules({**text, **common.shared_expert(f"{FFN}shared_expert."), **mixture}, VISION)
-
-
-VISION = ("vision_model", "multi_modal_projector")
+    text |= {**common.shared_expert(f"{FFN}shared_expert."), **mixture}
+    return wrapped.rules(text, ("vision_model", "multi_modal_projector"))
 
 
 def spec(config: Config) -> Decoder:

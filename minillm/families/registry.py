@@ -57,6 +57,7 @@ from minillm.families import (
     mimo,
     mimo_v2_flash,
     minimax_m2,
+    minimax_m3,
     ministral3,
     mistral,
     mistral3,
@@ -203,6 +204,9 @@ FAMILIES = {  # by the config's model_type
     "mistral4": mistral4,
     "llama4": llama4,
     "mimo_v2_flash": mimo_v2_flash,
+    "minimax_m3": minimax_m3,
+    "minimax_m3_vl": minimax_m3,
+    "minimax_m3_vl_text": minimax_m3,
     "llama4_text": llama4,
     "nemotron": nemotron,
 }

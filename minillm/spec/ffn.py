@@ -32,7 +32,7 @@ class GatedMLP:
     """
 
     intermediate_size: int
-    activation: Activation = "silu"
+    activation: Activation | ClampedSwiGLU = "silu"
     bias: bool = False
     sparsity: float = 0.0
 

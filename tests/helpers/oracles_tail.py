@@ -11,13 +11,15 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.laguna.modeling_laguna import LagunaSparseMoeBlock
 from transformers.models.llama4.modeling_llama4 import Llama4Router
+from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import MiniMaxM3VLSparseMoeBlock
 
+BEHIND = (LagunaSparseMoeBlock, MiniMaxM3VLSparseMoeBlock)
 CLASS = {"mistral4": transformers.Mistral4ForCausalLM}
 
 
 def scales(theirs: Any) -> dict[nn.Module, float]:
     """By what the sum of these experts is multiplied."""
-    blocks = [module for module in theirs.modules() if isinstance(module, LagunaSparseMoeBlock)]
+    blocks = [module for module in theirs.modules() if isinstance(module, BEHIND)]
     return {block.experts: block.routed_scaling_factor for block in blocks}
 
 

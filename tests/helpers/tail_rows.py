@@ -36,6 +36,18 @@ MIMO = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 20,
 }
+MINIMAX = {
+    "head_dim": 12,
+    "rotary_dim": 6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 20,
+    "dense_intermediate_size": 52,
+    "shared_intermediate_size": 28,
+    "index_n_heads": 2,
+    "index_head_dim": 12,
+}
 
 TAIL: dict[str, tuple[str, dict[str, Any]]] = {
     "laguna": (
@@ -90,5 +102,10 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": TYPES,
             "mlp_layer_types": ["sparse", "dense", "sparse"],
         },
+    ),
+    "minimax_m3": ("minimax_m3_vl", {**MINIMAX, "num_hidden_layers": 4, "mlp_layer_types": ["dense", *["sparse"] * 3]}),
+    "minimax_m3-indexed": (
+        "minimax_m3_vl",
+        {**MINIMAX, "layer_types": ["full_attention", *["minimax_m3_sparse"] * 2], "swiglu_limit": 0.6},
     ),
 }

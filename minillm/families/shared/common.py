@@ -274,6 +274,13 @@ def typed_windows(
     return [slides if kind == word else None for kind in kinds]
 
 
+def words(key: str, listed: Any, named: Sequence[str]) -> list[str]:
+    """What a list of 0 and 1 stands for."""
+    if not isinstance(listed, list) or any(each not in (0, 1) for each in listed):
+        raise ValueError(f"config.json: {key} is {shown(listed)}, expected a list of 0 and 1")
+    return [named[each] for each in listed]
+
+
 def flags(config: Config, key: str, default: Sequence[bool]) -> list[bool]:
     """What a config lists as 0 or 1 for each layer, or the family's `default` where it is silent."""
     listed, layers = config.get(key), num_layers(config)

@@ -9,6 +9,7 @@ from minillm.families.shared import common
 from minillm.spec import GatedMLP, MoE, Router
 
 SHARED_RULES = common.shared_expert("model.layers.{i}.mlp.shared_experts.")
+GROUPED = {"norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1}
 MAX_PREDICTED = 64  # far more tokens ahead than anyone predicts
 
 
