@@ -21,7 +21,8 @@ FIXED = {"attention_output_gate": False, "use_gemma_norm": True, "use_qk_norm": 
 # Of layers left out, of what chooses blocks of keys, and stated once more.
 UNUSED = ("layer_types", "num_mtp_modules", "num_nextn_predict_layers", "index_n_heads", "index_head_dim",
           "index_local_blocks", "router_jitter_noise", "num_reward_heads", "process_image_mode",
-          "first_k_dense_replace", "moe_intermediate_size", "img_token_compression_config", "image_grid_pinpoints")  # fmt: skip
+          "first_k_dense_replace", "moe_intermediate_size", "img_token_compression_config",
+          "image_grid_pinpoints")  # fmt: skip
 DEFAULTS = {
     **{key: value for key, value in mixtral.DEFAULTS.items() if key != "sliding_window"},
     **FIXED,

@@ -56,6 +56,8 @@ from minillm.families import (
     mellum,
     mimo,
     mimo_v2_flash,
+    minicpm,
+    minicpm3,
     minimax_m2,
     minimax_m3,
     ministral3,
@@ -207,6 +209,8 @@ FAMILIES = {  # by the config's model_type
     "minimax_m3": minimax_m3,
     "minimax_m3_vl": minimax_m3,
     "minimax_m3_vl_text": minimax_m3,
+    "minicpm": minicpm,
+    "minicpm3": minicpm3,
     "llama4_text": llama4,
     "nemotron": nemotron,
 }

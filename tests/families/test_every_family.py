@@ -117,6 +117,7 @@ CALLS = {
 UNREAD = {"glm4", "chatglm", "hy_v3", "minimax_m2", "internlm2", "cohere", "cohere2", "apertus", "hunyuan_v1_dense"}
 UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
+UNREAD |= {"minimax_m3", "minicpm", "minicpm3"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -131,7 +132,7 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("gemma4 gemma4_unified gpt_oss mistral3 mixtral olmo olmo2 olmo3 olmoe".split(), "apache-2.0"),
     **dict.fromkeys("olmo_hybrid gpt_neox gptj falcon plamo tanuki ernie4_5 ernie4_5_moe".split(), "apache-2.0"),
     **dict.fromkeys("seed_oss mellum internlm3 smollm3 granite granitemoe ministral3".split(), "apache-2.0"),
-    **dict.fromkeys("apertus arcee llava qwen2_audio mpt mistral4 afmoe".split(), "apache-2.0"),
+    **dict.fromkeys("apertus arcee llava qwen2_audio mpt mistral4 afmoe minicpm minicpm3".split(), "apache-2.0"),
     **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo mimo_v2_flash dots1 gpt2 gpt_neo".split(), "mit"),
     **dict.fromkeys("cohere cohere2".split(), "cc-by-nc-4.0"),
     **dict.fromkeys("starcoder2 gpt_bigcode".split(), "bigcode-openrail-m"),
@@ -156,7 +157,7 @@ LICENCES: dict[str, Any] = {
 # Whose cards name a licence that is not among those of `shared/licences.py`: `plan` says that it is to be read.
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
-UNKNOWN |= {"laguna", "muse_glimmer", "nemotron"}
+UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3"}
 
 
 @pytest.mark.parametrize("name", FILES)

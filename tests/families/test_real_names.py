@@ -47,6 +47,9 @@ COUNTS = {
     "LiquidAI__LFM2-1.2B": 1_170_340_608,
     "XiaomiMiMo__MiMo-V2-Flash": 308_778_780_864,  # here and below without what predicts several tokens
     "poolside__Laguna-XS.2-FP8": 33_442_617_088,
+    "MiniMaxAI__MiniMax-M3": 425_950_425_216,  # without its indexers, as the next one
+    "nvidia__MiniMax-M3-NVFP4": 425_950_425_216,
+    "openbmb__MiniCPM4-8B": 8_185_253_888,
     "meta-models__Muse-Glimmer-30B": 27_854_780_928,  # and without the part that reads images, as of the next one
     "meta-llama__Llama-4-Scout-17B-16E-Instruct": 107_769_861_120,
     "Qwen__Qwen3-0.6B": 596_049_920,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.helpers.sizes import EXPERTS, GROUPS, LATENT, LLAMA3, YARN
+from tests.helpers.sizes import EXPERTS, GROUPS, LATENT, LLAMA3, LONGROPE, YARN
 
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 LAGUNA = {**EXPERTS, "head_dim": 12, "shared_expert_intermediate_size": 28, "sliding_window": 5, "layer_types": TYPES}
@@ -47,6 +47,20 @@ MINIMAX = {
     "shared_intermediate_size": 28,
     "index_n_heads": 2,
     "index_head_dim": 12,
+}
+PLAIN_SCORES = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 8**-0.5,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 1.7,
+}
+LONG = {key: value for key, value in LONGROPE.items() if "mscale" not in key}
+CPM3 = {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 28,
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
 }
 
 TAIL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -108,4 +122,8 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
         "minimax_m3_vl",
         {**MINIMAX, "layer_types": ["full_attention", *["minimax_m3_sparse"] * 2], "swiglu_limit": 0.6},
     ),
+    "minicpm": ("minicpm", PLAIN_SCORES),
+    "minicpm-longrope": ("minicpm", {**PLAIN_SCORES, "tie_word_embeddings": True, "rope_parameters": LONG}),
+    "minicpm3": ("minicpm3", {**CPM3, "scale_emb": 3, "scale_depth": 0.7, "dim_model_base": 20}),
+    "minicpm3-longrope": ("minicpm3", {**CPM3, "rope_parameters": LONG, "v_head_dim": 14, "q_lora_rank": None}),
 }

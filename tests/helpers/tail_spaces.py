@@ -106,4 +106,35 @@ TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
         mlp_layer_types=mixed(c),
         rope_parameters=mappings(full_attention=PLAIN_ROPES, sliding_attention=PLAIN_ROPES),
     ).map(without_shared),
+    "minimax_m3_vl": lambda c: st.sampled_from((4, 6, 12)).flatmap(
+        lambda turned: experts(
+            "num_local_experts",
+            intermediate_size=WIDTH,
+            dense_intermediate_size=WIDTH,
+            shared_intermediate_size=WIDTH,
+            routed_scaling_factor=SCALE,
+            head_dim=st.just(12),
+            rotary_dim=st.just(turned),
+            rope_parameters=PLAIN_ROPES.map(lambda rope: {**rope, "partial_rotary_factor": turned / 12}),
+            swiglu_limit=st.floats(0.3, 9.0),
+            mlp_layer_types=mixed(c),
+        )
+    ),
+    "minicpm": lambda c: mappings(
+        embedding_multiplier=SCALE,
+        residual_multiplier=SCALE,
+        logits_scaling=SCALE,
+        attention_multiplier=st.just((c["hidden_size"] // c["num_attention_heads"]) ** -0.5),
+    ),
+    "minicpm3": lambda c: mappings(
+        num_key_value_heads=st.just(c["num_attention_heads"]),
+        q_lora_rank=st.none() | st.integers(3, 40),
+        kv_lora_rank=st.integers(3, 40),
+        qk_nope_head_dim=HEAD_DIM,
+        qk_rope_head_dim=HEAD_DIM,
+        v_head_dim=st.none() | st.integers(1, 20),
+        scale_emb=SCALE,
+        scale_depth=st.none() | SCALE,
+        dim_model_base=st.none() | st.integers(1, 60),
+    ),
 }

@@ -37,7 +37,8 @@ def layout(config: Config) -> str:
 def attention(config: Config, layout: str, turned: Rope | None = None) -> MLA:
     """What the config describes, or with this rotary embedding."""
     turned = turned or rotary.rope(config, config.size("qk_rope_head_dim"))
-    nope, v_dim, num_heads = (config.size(key) for key in ("qk_nope_head_dim", "v_head_dim", "num_attention_heads"))
+    nope, num_heads = config.size("qk_nope_head_dim"), config.size("num_attention_heads")
+    v_dim = config.optional_size("v_head_dim") or config.size("hidden_size") // num_heads
     config.derived("num_key_value_heads", {num_heads})
     config.derived("qk_head_dim", {nope + turned.dim})
     config.derived("head_dim", {nope, turned.dim, nope + turned.dim, v_dim})  # authors differ in what they call so
