@@ -1,4 +1,4 @@
-"""Llama, except: all that MiniCPM changes, and DeepSeek-V2's latent attention, whose pairs are halves of the rotary part.
+"""Llama, except: all that MiniCPM changes, and DeepSeek-V2's latent attention, whose pairs are a half apart.
 
 MiniCPM3-4B (OpenBMB, 2024).
 """

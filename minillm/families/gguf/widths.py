@@ -11,9 +11,9 @@ SOFTMAX, SIGMOID = 1, 2  # what llama.cpp calls the scores of a router
 # Whose experts have a width of their own; which say how many of their first layers are dense and how many experts every
 # token goes to, or the width of the latter; which say how scores become weights.
 FINE = """gemma4 qwen2moe qwen3moe qwen3vlmoe qwen3next qwen35moe gpt-oss deepseek deepseek2 minimax-m2 glm4moe dots1
-    hy_v3 ernie4_5-moe mellum""".split()
+    hy_v3 ernie4_5-moe mellum hunyuan-moe""".split()
 COUNTED = ("deepseek", "deepseek2", "glm4moe", "dots1")
-SHARED_WIDTH = ("qwen2moe", "qwen3next", "qwen35moe", "hy_v3", "ernie4_5-moe")
+SHARED_WIDTH = ("qwen2moe", "qwen3next", "qwen35moe", "hy_v3", "ernie4_5-moe", "hunyuan-moe")
 WEIGHED = (*COUNTED, "hy_v3")
 SCORED = ("deepseek2", "glm4moe", "dots1", "hy_v3", "minimax-m2")
 GROUPED = ("deepseek2", "glm4moe", "dots1")
