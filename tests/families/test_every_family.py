@@ -27,7 +27,8 @@ TESTED = {family for family, _ in ROWS.values()}
 
 def inside(kind: str) -> str:
     """The model_type of the text model that a model which reads images too has in it, or the other way round."""
-    return next(each for each in (kind, f"{kind}_text", kind.removesuffix("_text")) if each in TESTED)
+    others = (kind, f"{kind}_text", f"{kind}_vl", kind.removesuffix("_text"))
+    return next(each for each in others if each in TESTED)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

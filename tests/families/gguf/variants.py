@@ -104,7 +104,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "command-r": ("command-r", "cohere", tiny.ROWS["cohere"][1]),
     "cohere2": ("cohere2", "cohere2", {**tiny.ROWS["cohere2"][1], "num_hidden_layers": 5}),
     "nemotron": ("nemotron", "nemotron", tiny.ROWS["nemotron"][1]),
-    "nemotron biases": ("nemotron", "nemotron", tiny.ROWS["nemotron-biases"][1]),
+    "nemotron biases": ("nemotron", "nemotron", {**tiny.ROWS["nemotron-biases"][1], "head_dim": 8}),
     "mpt": ("mpt", "mpt", {**tiny.ROWS["mpt"][1], "num_attention_heads": 6}),
     "minicpm": ("minicpm", "minicpm", tiny.ROWS["minicpm"][1]),
     "hunyuan-moe": ("hunyuan-moe", "hunyuan_v1_moe", tiny.ROWS["hunyuan_v1_moe"][1]),
