@@ -15,6 +15,7 @@ from minillm.spec import (
     MLP,
     XIELU,
     Beside,
+    Chunk,
     ClampedSwiGLU,
     Decoder,
     GatedConv,
@@ -108,7 +109,8 @@ def w(rows: int, columns: int) -> str:
 
 def _norm(norm: Norm | LayerNorm) -> str:
     if isinstance(norm, LayerNorm):
-        weights = (" * w + b" if norm.bias else " * w") if norm.affine else ""
+        factor = f" * ({norm.offset:g} + w)" if norm.offset else " * w"
+        weights = factor + (" + b" if norm.bias else "") if norm.affine else ""
         return f"(x - mean x) / sqrt(var x + {norm.eps:g})" + weights
     weight = "w " if not norm.offset else f"({norm.offset:g} + w) "
     return f"{weight if norm.affine else ''}x / sqrt(mean x² + {norm.eps:g})"
@@ -126,19 +128,29 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     scores = scores if cap is None else f"{cap:g} tanh({scores} / {cap:g})"
     scores += f" - m (i - j), m from {max(slopes):.4g} to {min(slopes):.4g} by head" if slopes else ""
     seen = "j <= i" if a.window is None else f"i - {a.window} < j <= i"
+    seen = f"floor(i / {a.window}) {a.window} <= j <= i" if isinstance(a.window, Chunk) else seen
     sink = ", and a learned score that is only summed over" if a.sinks else ""
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
     made = "k = v = " if a.kv.v_is_k else "k, v = "
     made += f"{w(kv, hidden)} u{bias}" if a.kv.layer is None else f"those of layer {a.kv.layer}"
+    made += "" if a.v_dim == a.head_dim else f", but v of {a.v_dim}"
+    made += "" if a.kv.v_scale == 1 else f", v times {a.kv.v_scale:g}"
     return [
         f"q = {w(q, hidden)} u{bias}, {made}: {a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
         *([f"v: each head {_norm(a.kv.v_norm).replace('x', 'v')}"] if a.kv.v_norm else []),
         f"{'q, k' if a.kv.layer is None else 'q'}: {', '.join(filter(None, steps))}",
         *([f"q_i = (1 + {warm.rate:g} ln(1 + floor((i + {warm.shift}) / {warm.span}))) q_i"] if warm else []),
-        *([f"s = sigmoid({w(q, hidden)} u{bias})"] if a.gate else []),
-        f"a_i = {w(hidden, q)} {'(s_i * ' if a.gate else ''}sum over {seen} of softmax_j({scores}) v_j"
-        f"{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
+        *([_gate(a, hidden)] if a.gate else []),
+        f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over {seen} of "
+        f"softmax_j({scores}) v_j{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
     ]
+
+
+def _gate(a: GQA, hidden: int) -> str:
+    assert a.gate is not None
+    rows, each = (a.num_heads, ", one for a head") if a.gate.width == "head" else (a.num_heads * a.v_dim, "")
+    bias = " + b" if a.qkv_bias and a.gate.with_q else ""
+    return f"s = {a.gate.activation}({w(rows, hidden)} u{bias}){each}"
 
 
 def _turned(a: GQA) -> str:

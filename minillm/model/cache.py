@@ -21,18 +21,18 @@ LARGE = 2**26  # bytes that are compared with the memory that is left
 
 
 class LayerCache:
-    """k and v `[B, K, slots, D]` of one layer; slots = min(capacity, window)."""
+    """k `[B, K, slots, D]` and v `[B, K, slots, V]` of one layer; slots = min(capacity, window)."""
 
     def __init__(self, spec: GQA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
         self.ring = spec.window if spec.window and spec.window < capacity else None
-        shape = (batch, spec.num_kv_heads, self.ring or capacity, spec.head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (batch, spec.num_kv_heads, self.ring or capacity)
+        self.k = torch.zeros((*shape, spec.head_dim), dtype=dtype, device=device)
+        self.v = torch.zeros((*shape, spec.v_dim), dtype=dtype, device=device)
 
     @staticmethod
     def nbytes(spec: GQA, capacity: int, width: int) -> int:
         """Of one row, with values of `width` bytes."""
-        return width * 2 * spec.num_kv_heads * min(spec.window or capacity, capacity) * spec.head_dim
+        return width * spec.num_kv_heads * min(spec.window or capacity, capacity) * (spec.head_dim + spec.v_dim)
 
     def filled(self, end: int) -> tuple[Tensor, Tensor]:
         """The keys and values of the positions before `end`, as far as they are kept: views `[B, K, S, D]`."""
@@ -40,8 +40,8 @@ class LayerCache:
 
     def put(self, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v `[B, K, 1, D]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, K, slots, D]`."""
-        at = slots[:, None, :, None].expand_as(k)
-        return self.k.scatter_(2, at, k), self.v.scatter_(2, at, v)
+        at = slots[:, None, :, None]
+        return self.k.scatter_(2, at.expand_as(k), k), self.v.scatter_(2, at.expand_as(v), v)
 
     def update(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Store k and v `[B, K, T, D]` of positions start .. start + T - 1; returns all keys and values that these

@@ -104,10 +104,10 @@ def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
 def _per_token(attention: GQA | MLA) -> int:
     if isinstance(attention, MLA):
         return attention.kv_rank + attention.rope.dim
-    return 2 * attention.num_kv_heads * attention.head_dim if attention.kv.layer is None else 0
+    return attention.num_kv_heads * _key_and_value(attention) if attention.kv.layer is None else 0
 
 
 def _key_and_value(attention: GQA | MLA) -> int:
     if isinstance(attention, MLA):
         return attention.nope_dim + attention.rope.dim + attention.v_dim
-    return 2 * attention.head_dim
+    return attention.head_dim + attention.v_dim

@@ -140,7 +140,7 @@ class MoE(nn.Module):
 
     def __init__(self, moe: spec.MoE, hidden_size: int, ops: Ops):
         super().__init__()
-        self.ops = ops
+        self.ops, self.weighs_input = ops, moe.weighs_input
         self.summed = moe.norm is not None  # what it gives is the sum over all ranks: its norms need that
         self.router = Router(moe.router, hidden_size, ops)
         self.experts = Experts(moe, moe.latent or hidden_size, ops)
@@ -157,9 +157,18 @@ class MoE(nn.Module):
         tokens = x.flatten(0, -2)
         total = self.ops.ranks.total if self.summed else ALONE.total
         given = self.norm(tokens)
-        y = self.experts(given if self.into is None else self.into(given), self.router(tokens))
+        y = self.summed_up(given if self.into is None else self.into(given), self.router(tokens))
         y = self.post_norm(total(y if self.out_of is None else self.out_of(y))).view_as(x)
         if self.shared is None:
             return y
         shared = self.shared_post_norm(total(self.shared(self.shared_norm(x))))
         return y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
+
+    def summed_up(self, x: Tensor, found: Routing) -> Tensor:
+        """What a token's experts give together; x `[N, H]` -> `[N, H]`."""
+        if not self.weighs_input:
+            return self.experts(x, found)
+        picks = zip(found.experts.split(1, -1), found.weights.to(x.dtype).split(1, -1), strict=True)
+        ones = torch.ones_like(found.weights[:, :1])
+        made = [self.experts(x * weight, Routing(expert, ones, found.logits)) for expert, weight in picks]
+        return torch.stack(made).sum(0)

@@ -27,17 +27,17 @@ Group = int | None | Literal["state"]  # a window, None for layers without one, 
 
 
 class KeyPool:
-    """k and v `[1, K, slots, D]` of one layer."""
+    """k `[1, K, slots, D]` and v `[1, K, slots, V]` of one layer."""
 
     def __init__(self, spec: GQA, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
-        self.size, shape = size, (1, spec.num_kv_heads, blocks * size, spec.head_dim)
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
+        self.size, shape = size, (1, spec.num_kv_heads, blocks * size)
+        self.k = torch.empty((*shape, spec.head_dim), dtype=dtype, device=device)
+        self.v = torch.empty((*shape, spec.v_dim), dtype=dtype, device=device)
 
     @staticmethod
     def nbytes(spec: GQA, size: int, width: int) -> int:
         """Of one block, with values of `width` bytes."""
-        return width * 2 * spec.num_kv_heads * size * spec.head_dim
+        return width * spec.num_kv_heads * size * (spec.head_dim + spec.v_dim)
 
     def put(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Store k and v `[1, K, N, D]` in slots, int64 `[1, N]`."""

@@ -222,17 +222,18 @@ def _once(rank: int) -> Kept:
 def _of_gqa(made: GQA, ranks: int, rank: int) -> dict[str, Kept]:
     q, kv = heads(made.num_heads, made.num_kv_heads, ranks, rank)
     size, count, groups = made.head_dim, made.num_heads, made.num_kv_heads
-    parts = [(count, q, 2 * size if made.gate else size)]
+    parts = [(count, q, 2 * size if made.gate and made.gate.with_q else size)]
     if made.kv.layer is None:
-        parts += [(groups, kv, size)] * (1 if made.kv.v_is_k else 2)
+        parts += [(groups, kv, size), *([] if made.kv.v_is_k else [(groups, kv, made.v_dim)])]
     rows = _under(*parts)
-    found = {"qkv.weight": rows, "qkv.bias": rows, "out.weight": _beside(q, size), "out.bias": _once(rank)}
+    found = {"qkv.weight": rows, "qkv.bias": rows, "out.weight": _beside(q, made.v_dim), "out.bias": _once(rank)}
     if made.qk_norm and made.qk_norm.width == "all":
         found |= {"q_norm.weight": _under((count, q, size)), "k_norm.weight": _under((groups, kv, size))}
     if made.qk_norm and made.qk_norm.width == "heads":
         of_q, of_k = _under((count, q, 1)), _under((groups, kv, 1))
         found |= {"q_norm.weight": of_q, "q_norm.bias": of_q, "k_norm.weight": of_k, "k_norm.bias": of_k}
-    return found | {"sinks": _under((count, q, 1))}
+    gate = _under((count, q, 1 if made.gate and made.gate.width == "head" else made.v_dim))
+    return found | {"sinks": _under((count, q, 1)), "gate.weight": gate}
 
 
 def _of_mla(made: MLA, ranks: int, rank: int) -> dict[str, Kept]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.spec.attention import GQA, KV, MLA, Attention, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.attention import GQA, KV, MLA, Attention, Chunk, Gate, QKNorm, QKNormWidth, Scores, Temperature
 from minillm.spec.embedding import TOKENS, Embedding, Learned
 from minillm.spec.ffn import (
     MLP,
@@ -49,10 +49,12 @@ __all__ = [
     "Activation",
     "Attention",
     "Beside",
+    "Chunk",
     "ClampedSwiGLU",
     "Decoder",
     "DynamicScaling",
     "Embedding",
+    "Gate",
     "GatedConv",
     "GatedDeltaNet",
     "GatedMLP",

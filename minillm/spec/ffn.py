@@ -33,7 +33,7 @@ class GatedMLP:
     """
 
     intermediate_size: int
-    activation: Activation = "silu"
+    activation: Activation | ClampedSwiGLU = "silu"
     bias: bool = False
     sparsity: float = 0.0
     factors: tuple[float, float] = (1.0, 1.0)
@@ -99,7 +99,8 @@ class MoE:
     `bias`: each of an expert's products has one. With a `norm` the shared one and the experts have two of their
     own, norm(shared(norm(x))) + norm(sum of experts(norm(x))), and the router reads x itself. `latent`: what the
     experts are given, and give, is a product of so many values; the router and the shared one see all of x. `own`: the
-    first of the experts that are here and the one behind the last; other ranks have the others."""
+    first of the experts that are here and the one behind the last; other ranks have the others. `weighs_input`: an
+    expert is given x times its weight, and what it makes of that has none (Llama 4, 2025)."""
 
     router: Router
     intermediate_size: int
@@ -108,5 +109,6 @@ class MoE:
     shared_gate: bool = False
     bias: bool = False
     norm: Norm | None = None
+    weighs_input: bool = False
     latent: int | None = None
     own: tuple[int, int] | None = None

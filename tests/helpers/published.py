@@ -138,5 +138,15 @@ SIZES: dict[str, Size] = {
     "falcon-40b": (
         "falcon", sizes(65024, 8192, None, 60, 128, new_decoder_architecture=True, num_kv_heads=8), 41_303_293_952
     ),
+    "Minitron-4B-Base": ("nemotron", sizes(256000, 3072, 9216, 32, 24, 8, **WIDE), "4.19"),
+    "MiniCPM3-4B": ("minicpm3", {}, "4"),
+    "Trinity-Mini": (
+        "afmoe", sizes(200192, 2048, 6144, 32, 32, 4, **WIDE, num_experts=128, num_experts_per_tok=8,
+                       moe_intermediate_size=1024, num_shared_experts=1, num_dense_layers=2), "26"
+    ),
+    "Mistral-Small-4-119B": ("mistral4", {}, "119"),
+    "stablelm-2-12b": (
+        "stablelm", sizes(100352, 5120, 13824, 40, 32, 8, qk_layernorm=True, use_parallel_residual=True), "12.1"
+    ),
     "Baichuan-7B": ("baichuan", sizes(64000, 4096, 11008, 32, 32), 7_000_559_616),
 }  # fmt: skip

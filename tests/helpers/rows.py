@@ -26,6 +26,7 @@ from tests.helpers.sizes import (
     YARN,
 )
 from tests.helpers.state_rows import STATE
+from tests.helpers.tail_rows import TAIL
 
 # Every family with what sets it apart, by a name for the test's report.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -225,4 +226,5 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **STATE,
     **gemma_rows.ROWS,
     **PLACED,
+    **TAIL,
 }

@@ -32,6 +32,7 @@ from tests.helpers.space_parts import (
     switched,
 )
 from tests.helpers.state_spaces import STATE
+from tests.helpers.tail_spaces import TAIL
 from tests.helpers.wrapped_spaces import WRAPPED
 
 
@@ -159,4 +160,5 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     **WRAPPED,
     **PLACED,
     **STATE,
+    **TAIL,
 }

@@ -22,6 +22,7 @@ from minillm.spec import (
     XIELU,
     Beside,
     Embedding,
+    Gate,
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
@@ -117,7 +118,7 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         clip=draw(st.none() | st.floats(0.5, 2.0)),
         scores=draw(scores(heads)),
         kv=KV(value_norm, draw(st.booleans())),
-        weakened=draw(st.sampled_from((None, "sinks", "gate"))),
+        weakened=draw(st.sampled_from((None, "sinks", Gate(with_q=True), Gate("softplus", "head"), Gate()))),
     )
 
 

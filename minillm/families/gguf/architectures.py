@@ -278,5 +278,5 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
 ON_DEVICE = ("gemma3n", "gemma4")
 HYBRID = ("qwen3next", "qwen35", "qwen35moe")
 # That a converter has added to the weights of norms.
-NORM_OFFSETS = dict.fromkeys(("gemma", "gemma2", "gemma3", *HYBRID), 1.0)
+NORM_OFFSETS = dict.fromkeys(("gemma", "gemma2", "gemma3", "nemotron", *HYBRID), 1.0)
 SCALES_APART = ("gemma4",)  # in which a factor of a router's or an expert's product is a parameter

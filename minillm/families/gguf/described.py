@@ -92,6 +92,10 @@ ARCHITECTURES = {  # by the model_types whose decoders are written as files of i
     "nemotron_h": "nemotron_h",
     "granitehybrid": "granitemoehybrid",
     "mamba2": "mamba2",
+    "nemotron": "nemotron",
+    "mpt": "mpt",
+    "minicpm": "minicpm",
+    "hunyuan-moe": "hunyuan_v1_moe",
 }
 FAMILIES = {kind: name for name, kinds in ARCHITECTURES.items() for kind in kinds.split()}
 LOGITS_SCALED, SERIAL_OR_NOT = ("command-r", "cohere2"), ("gptneox", "stablelm")
@@ -131,6 +135,7 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         **(_factors(decoder) if name in SCALED else {}),
         **({"logit_scale": decoder.logit_scale} if name in LOGITS_SCALED else {}),
         **(states.metadata(decoder, name) if name in (*states.CONVOLVED, *states.SCANNED) else {}),
+        **({"attention.max_alibi_bias": 8.0} if name == "mpt" else {}),
     }
     described = {f"{name}.{key}": value for key, value in said.items() if value is not None}
     return {"general.architecture": name, **described}

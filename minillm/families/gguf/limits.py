@@ -101,8 +101,9 @@ def _biased(decoder: Decoder) -> bool:
 
 # With a head beside the embedding; with attention that takes and gives as much as the embedding has.
 HEADED = ("qwen2moe", "phi2", "gptneox", "gpt-oss", "olmo2", "olmoe", "qwen", "baichuan", "internlm2", "stablelm",
-          "dots1", "mellum")  # fmt: skip
-NARROW = ("qwen", "baichuan", "internlm2", "chatglm", "exaone4", "starcoder2", "stablelm", "falcon")
+          "dots1", "mellum", "nemotron")  # fmt: skip
+NARROW = ("qwen", "baichuan", "internlm2", "chatglm", "exaone4", "starcoder2", "stablelm", "falcon",
+          "nemotron")  # fmt: skip
 # Architectures, what a decoder must have for it to count, and why it is not written.
 LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (HEADED, lambda decoder: decoder.tied,

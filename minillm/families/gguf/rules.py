@@ -160,11 +160,13 @@ OWN = {  # before or in place of the names that most have
     **{key: {**FUSED_QKV, **PLAIN, "position_embd.weight": "positions.weight"} for key in ("gpt2", "starcoder")},
     "bloom": {**FUSED_QKV, **PLAIN, **EMBEDDING_NORM},
     **states.OWN,
+    "mpt": {**FUSED_QKV, **PLAIN},
+    "nemotron": PLAIN,
 }
 ALSO = {"phi2": FUSED_QKV}  # behind them: what older converters wrote
 # The architectures in which llama.cpp pairs neighbours when it rotates: rows of each head of q and k are stored so.
 TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe",
-          "arcee", "granitehybrid")  # fmt: skip
+          "arcee", "granitehybrid", "minicpm")  # fmt: skip
 TURN = "(head half pair) ... -> (head pair half) ..., head={heads} pair=2"
 
 

@@ -11,9 +11,10 @@ SOFTMAX, SIGMOID = 1, 2  # what llama.cpp calls the scores of a router
 # Whose experts have a width of their own; which say how many of their first layers are dense and how many experts every
 # token goes to, or the width of the latter; which say how scores become weights.
 FINE = """gemma4 qwen2moe qwen3moe qwen3vlmoe qwen3next qwen35moe gpt-oss deepseek deepseek2 minimax-m2 glm4moe dots1
-    hy_v3 ernie4_5-moe mellum lfm2moe nemotron_h_moe""".split()
+    hy_v3 ernie4_5-moe mellum lfm2moe nemotron_h_moe hunyuan-moe""".split()
 COUNTED = ("deepseek", "deepseek2", "glm4moe", "dots1")
-SHARED_WIDTH = ("qwen2moe", "qwen3next", "qwen35moe", "hy_v3", "ernie4_5-moe", "nemotron_h_moe", "granitehybrid")
+SHARED_WIDTH = ("qwen2moe", "qwen3next", "qwen35moe", "hy_v3", "ernie4_5-moe", "nemotron_h_moe", "granitehybrid",
+                "hunyuan-moe")  # fmt: skip
 WEIGHED = (*COUNTED, "hy_v3", "nemotron_h_moe")
 SCORED = ("deepseek2", "glm4moe", "dots1", "hy_v3", "minimax-m2", "lfm2moe", "nemotron_h_moe")
 GROUPED = ("deepseek2", "glm4moe", "dots1", "nemotron_h_moe")

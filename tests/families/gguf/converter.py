@@ -62,12 +62,12 @@ OUTSIDE = {
     "per_layer.embedding.": "per_layer_token_embd.", "per_layer.model.": "per_layer_model_proj.",
     "per_layer.norm.": "per_layer_proj_norm.", "positions.": "position_embd.", "embedding_norm.": "token_embd_norm.",
 }  # fmt: skip
-FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon", "gpt2", "starcoder", "bloom")
+FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon", "gpt2", "starcoder", "bloom", "mpt")
 FUSED_MLP = ("phi3", "chatglm", "glm4")
 # Whose pairs are neighbours.
 TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe",
-          "arcee", "granitehybrid")  # fmt: skip
-SHIFTED = ("gemma", "gemma2", "gemma3", *HYBRID)
+          "arcee", "granitehybrid", "minicpm")  # fmt: skip
+SHIFTED = ("gemma", "gemma2", "gemma3", "nemotron", *HYBRID)
 STILL = 1e30
 SHORT = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
          "n_positions": "max_position_embeddings", "n_inner": "intermediate_size"}  # fmt: skip
