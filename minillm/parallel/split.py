@@ -150,10 +150,11 @@ def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
         yield from _of_mixer(mixer, decoder, ranks)
     if layer.ffn is None:
         return
-    shared, inner = layer.ffn.shared if isinstance(layer.ffn, MoE) else None, layer.ffn.intermediate_size
-    for size in (inner, shared.intermediate_size if shared else inner):
-        if size < ranks:
-            yield f"a feed-forward of {size} values"
+    sizes = [layer.ffn.intermediate_size]
+    if isinstance(layer.ffn, MoE):
+        sizes = [] if whole_experts(layer.ffn, ranks) else sizes
+        sizes += [layer.ffn.shared.intermediate_size] if layer.ffn.shared else []
+    yield from (f"a feed-forward of {size} values" for size in sizes if size < ranks)
 
 
 def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
@@ -170,11 +171,6 @@ def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
         yield from _of_groups(made.num_v_heads, made.num_k_heads, ranks, "k")
     if isinstance(made, GatedConv) and made.channels < ranks:
         yield f"a convolution of {made.channels} channels"
-    sizes = [inner]
-    if isinstance(layer.ffn, MoE):
-        sizes = [] if whole_experts(layer.ffn, ranks) else sizes
-        sizes += [layer.ffn.shared.intermediate_size] if layer.ffn.shared else []
-    yield from (f"a feed-forward of {size} values" for size in sizes if size < ranks)
     if isinstance(made, Mamba2):
         yield from _of_groups(made.num_heads, made.num_groups, ranks, "pairs of B and C for")
         if made.norm and made.num_groups < ranks:

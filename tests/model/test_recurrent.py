@@ -21,7 +21,18 @@ from minillm.model.pools import Group, Pools
 from minillm.model.states import StateCache
 from minillm.ops import recurrent
 from minillm.spec import (
-    GQA, Beside, Decoder, Gate, GatedConv, GatedDeltaNet, GatedMLP, Layer, Mamba2, Mixer, Norm, Rope,
+    GQA,
+    Beside,
+    Decoder,
+    Gate,
+    GatedConv,
+    GatedDeltaNet,
+    GatedMLP,
+    Layer,
+    Mamba2,
+    Mixer,
+    Norm,
+    Rope,
 )  # fmt: skip
 from tests.helpers.hybrid_rows import HYBRID as HYBRID_ROWS
 from tests.helpers.recurrent_problems import in_order
