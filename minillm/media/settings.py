@@ -16,6 +16,7 @@ from minillm.guard.screen import note, shown
 from minillm.spec.media import Media, Patches, Spectrum
 
 FILES = ("preprocessor_config.json", "processor_config.json")
+OF_VIDEOS = "video_preprocessor_config.json"
 MAX_AREA = 2**27  # pixels that a file may ask a picture to have
 MAX_EDGE = 2**13
 SECONDS = 30
@@ -62,6 +63,21 @@ class Sounds:
     seconds: int
 
 
+@dataclass(frozen=True)
+class Clips:
+    """Of videos: frames are looked at `fps` times a second, from `least` to `most` of them, `group` of which are joined;
+    each as `look` has it, whose bounds may be those of all frames together. `cap`: a frame has no more pixels than its
+    part of what `tokens` embeddings show, or than so many show."""
+
+    look: Settings
+    fps: float
+    least: int
+    most: int
+    group: int
+    cap: bool
+    tokens: int
+
+
 def read(folder: Path, media: Media) -> Settings | Sounds:
     """The settings of a folder. Raises ValueError where there are none, or some that cannot be."""
     section = "image_processor" if media.kind == "image" else "feature_extractor"
@@ -75,10 +91,48 @@ def read(folder: Path, media: Media) -> Settings | Sounds:
     raise ValueError(f"{folder}: no {' or '.join(FILES)}, which say how {media.kind}s are read; download it again")
 
 
-def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
+def clips(folder: Path, media: Media) -> Clips:
+    """What a folder says of videos, where it says nothing of them of pictures."""
+    for name, section in ((FILES[1], "video_processor"), (OF_VIDEOS, None), (FILES[0], None), (FILES[1], "image_processor")):
+        if is_there(folder / name):
+            whole = read_json(folder / name)
+            found = whole if section is None else whole.get(section)
+            if isinstance(found, Mapping):
+                return of_videos(found, media, name)
+    raise ValueError(f"{folder}: no {OF_VIDEOS}, which says how videos are read; download it again")
+
+
+def of_videos(values: Mapping[str, Any], media: Media, name: str) -> Clips:
+    embed, video = media.encoder.embed, media.video
+    assert isinstance(embed, Patches)
+    assert video is not None
+    common = _look(values, media, name)
+    if common.resample not in (2, 3):
+        raise ValueError(f"{name}: resample is {common.resample}; frames are resized bilinearly (2) or bicubically (3)")
+    block = common.block**2
+    look = replace(common, **_bounds(values, name, (128 * block, 768 * block)))
+    least, most = (
+        _whole(_or(values, key, usual), key, name, 10_000, 2) for key, usual in (("min_frames", 4), ("max_frames", 768))
+    )
+    if least > most:
+        raise ValueError(f"{name}: min_frames {least} is above max_frames {most}")
+    cap = _or(values, "cap_pixels_per_frame", True)
+    if not isinstance(cap, bool):
+        raise ValueError(f"{name}: cap_pixels_per_frame is {shown(cap)}, expected true or false")
+    fps = _number(_or(values, "fps", 2), "fps", name, 0.001, 1000)
+    tokens = _whole(_or(values, "max_video_tokens", video.tokens), "max_video_tokens", name, 2**24)
+    return Clips(look, fps, least, most, embed.frames, cap, tokens)
+
+
+def _or(values: Mapping[str, Any], key: str, usual: Any) -> Any:
+    stated = values.get(key)
+    return usual if stated is None else stated
+
+
+def _look(values: Mapping[str, Any], media: Media, name: str) -> Settings:
+    """What pictures and frames of videos have in common."""
     embed = media.encoder.embed
     assert isinstance(embed, Patches)
-    block = embed.side * embed.merge
     for key, meant in (("patch_size", embed.side), ("merge_size", embed.merge), ("temporal_patch_size", embed.frames)):
         stated = values.get(key)
         stated = stated.get("height") if isinstance(stated, Mapping) else stated
@@ -87,12 +141,17 @@ def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if values.get(key) not in (None, True):
             raise ValueError(f"{name}: {key} is {shown(values[key])}; pictures are resized and normalised here")
-    if values.get("do_pan_and_scan"):
-        note(f"{name}: do_pan_and_scan without effect: pictures are seen whole")
     mean, deviation = (_colours(values, key, name) for key in ("image_mean", "image_std"))
     scale = _number(values.get("rescale_factor", 1 / 255), "rescale_factor", name, 1e-6, 1.0)
     resample = _whole(values.get("resample", 3), "resample", name, 5, 0)
-    common = Settings(media.sizing, block, 1, 1, (1, 1), resample, scale, mean, deviation)
+    return Settings(media.sizing, embed.side * embed.merge, 1, 1, (1, 1), resample, scale, mean, deviation)
+
+
+def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
+    embed, common = media.encoder.embed, _look(values, media, name)
+    assert isinstance(embed, Patches)
+    if values.get("do_pan_and_scan"):
+        note(f"{name}: do_pan_and_scan without effect: pictures are seen whole")
     size = values.get("size") if isinstance(values.get("size"), Mapping) else {}
     assert isinstance(size, Mapping)
     if media.sizing == "fixed":
@@ -104,13 +163,20 @@ def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
         return replace(common, fixed=(side, side))
     if media.sizing == "edge":
         return replace(common, most=_whole(size.get("longest_edge"), "size.longest_edge", name, MAX_EDGE))
+    return replace(common, **_bounds(values, name, (56 * 56, 28 * 28 * 1280)))
+
+
+def _bounds(values: Mapping[str, Any], name: str, usual: tuple[int, int]) -> dict[str, int]:
+    """The least and the most pixels."""
+    size = values.get("size") if isinstance(values.get("size"), Mapping) else {}
+    assert isinstance(size, Mapping)
     least, most = (
         _whole(_first(values, size, *keys), keys[0], name, MAX_AREA)
-        for keys in (("min_pixels", "shortest_edge", 56 * 56), ("max_pixels", "longest_edge", 28 * 28 * 1280))
+        for keys in (("min_pixels", "shortest_edge", usual[0]), ("max_pixels", "longest_edge", usual[1]))
     )
     if least > most:
         raise ValueError(f"{name}: min_pixels {least:,} is above max_pixels {most:,}")
-    return replace(common, least=least, most=most)
+    return {"least": least, "most": most}
 
 
 def _first(values: Mapping[str, Any], size: Mapping[str, Any], key: str, edge: str, default: int) -> Any:

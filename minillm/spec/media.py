@@ -103,9 +103,28 @@ class Placeholder:
 
 
 @dataclass(frozen=True)
+class Video:
+    """How a video stands in a prompt: groups of frames, as many as `Patches.frames`, in order.
+
+    Unless `stamped` all their placeholders are one run whose coordinate in time is the group's number, or grows by
+    `per_second` in each second. `stamped`: in front of each group its time is written, and it is a picture by itself.
+    Frames are sampled at equal steps from the first on, or with `ends` evenly from the first to the last. `bounds`: what
+    bounds on pixels are of; `tokens` those that are shown within the cap on them (`media.settings.Clips`).
+    """
+
+    placeholder: Placeholder
+    tokens: int
+    stamped: bool = False
+    per_second: float | None = None
+    ends: bool = False
+    bounds: Literal["frame", "clip"] = "frame"
+
+
+@dataclass(frozen=True)
 class Media:
     """What a decoder is given of pictures (or sounds) beside text, with the size that a picture is brought to: "area",
-    sides are multiples of a block with an area within bounds; "edge", neither side is over a bound; "fixed".
+    sides are multiples of a block with an area within bounds; "edge", neither side is over a bound; "fixed". `video`:
+    how videos stand in a prompt, where they are seen.
 
     `axes`: of each rotary pair of the decoder which coordinate turns it, 0 time, 1 row or 2 column (M-RoPE, Wang et
     al., arXiv:2409.12191); None: the position does. `joint`: embeddings of one picture see each other both ways.
@@ -117,3 +136,4 @@ class Media:
     sizing: Literal["area", "edge", "fixed"] = "area"
     axes: tuple[int, ...] | None = None
     joint: bool = False
+    video: Video | None = None
