@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "qwen2_5_vl": (
         {"rope_parameters": CHUNKED},
         {**MERGED, "hidden_size": 32, "intermediate_size": 20, "out_hidden_size": 48, "window_size": 16,
-         "fullatt_block_indexes": [1]},
+         "fullatt_block_indexes": [1], "tokens_per_second": 2},
         IDS,
     ),
     "qwen3_vl": ({"rope_parameters": TURNS, "head_dim": 16}, DEEP, IDS),
@@ -53,6 +54,11 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "qwen3_5": (
         {**DELTA, "rope_parameters": {**TURNS, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}},
+        {**DEEP, "deepstack_visual_indexes": []}, IDS,
+    ),
+    "qwen3_5_moe": (
+        {**DELTA, "rope_parameters": {**TURNS, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
         {**DEEP, "deepstack_visual_indexes": []}, IDS,
     ),
     "gemma3": (
@@ -126,3 +132,15 @@ def inputs(name: str, media: Media, pictures: list[Tensor], found: list[Seen]) -
 def edit(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def behind_the_latest(places: Tensor, kinds: Tensor) -> tuple[Tensor, int]:
+    """Coordinates `[3, T]` of transformers and its shift, with text behind a video as the models were trained: behind
+    the latest of the three, where 5.23 has it behind the rows and columns alone (its first version of Qwen2.5-VL,
+    #35569, says "the max vision position_ids plus 1"). `kinds`: 0 of text, 1 of a picture, 2 of a video."""
+    made, latest = places.clone(), -1
+    cuts = [0, *(torch.nonzero(kinds.diff()).flatten() + 1).tolist(), len(kinds)]
+    for first, last in itertools.pairwise(cuts):
+        made[:, first:last] += latest + 1 - int(places[:, first:last].min())
+        latest = int(made[:, :last].max())
+    return made, latest + 1 - len(kinds)
