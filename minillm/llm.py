@@ -92,11 +92,11 @@ class LLM:
         deterministic, draft, draft_tokens, prompt_lookup). For messages: tools, template_variables (a dict such as
         {"enable_thinking": False}), continue_final_message (go on with the last message; None: where it is the
         assistant's). Messages may have pictures, videos or sounds in them (`media/sources.py`); `images`, `videos` and
-        `audio`, lists of paths, bytes, Pillow images or arrays, go with one prompt, in front of it or where it has marks
-        for them, and `max_pixels` bounds the size that a picture or frame is seen in. What is not given comes from generation_config.json. A
-        batch gives each prompt what it gets alone,
-        but for near ties: products of several rows round differently, which shows in bfloat16; with deterministic=True
-        bit for bit. Raises ValueError for a prompt or option that cannot be.
+        `audio`, lists of paths, bytes, Pillow images or arrays, go with one prompt, in front of it or where it has
+        marks for them, and `max_pixels` bounds the size that a picture or frame is seen in. What is not given comes
+        from generation_config.json. A batch gives each prompt what it gets alone, but for near ties: products of
+        several rows round differently, which shows in bfloat16; with deterministic=True bit for bit. Raises
+        ValueError for a prompt or option that cannot be.
         """
         ways = decoding.split(options)
         prompts, single, is_chat = self.prompts.asked(prompt, prompt_ids, messages, options)

@@ -125,6 +125,8 @@ class Prompts:
     ) -> Prompt:
         """A conversation through the checkpoint's chat template (`ChatTemplate.render`)."""
         seen, found = sources.taken(messages)
+        if found:
+            self.reader.take(found)
         template = self.template(with_tools=bool(tools))
         text = template.render(
             seen, tools=tools, variables=template_variables, continue_final_message=continue_final_message

@@ -8,7 +8,11 @@ from typing import Any
 
 from minillm.media import sources
 
-COMMANDS = {"/image": "image", "/video": "video", "/audio": "audio"}  # lines of a chat that show a file, for the next turn
+COMMANDS = {
+    "/image": "image",
+    "/video": "video",
+    "/audio": "audio",
+}  # lines of a chat that show a file, for the next turn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -46,7 +46,9 @@ def sampled(count: int, rate: float, made: Clips, video: Video, asked: int | Non
     return torch.arange(0, count, count / chosen).int().clamp(max=count - 1)[:chosen].tolist() if chosen else []
 
 
-def size_of(count: int, height: int, width: int, made: Clips, video: Video, asked: int | None = None) -> tuple[int, int]:
+def size_of(
+    count: int, height: int, width: int, made: Clips, video: Video, asked: int | None = None
+) -> tuple[int, int]:
     """The height and width that `count` frames are brought to; of at most `asked` pixels each, where that is not None.
     With `cap` a long video has smaller frames, as in the code that came with the models (qwen-vl-utils)."""
     block, least, most = made.look.block, made.look.least, made.look.most
@@ -95,7 +97,10 @@ def looked_at(
     values = patches(normalised(levels, made), embed.side, embed.merge, made.group)
     if video.stamped:
         padded = chosen + chosen[-1:] * (-len(chosen) % made.group)
-        ends = [(padded[at] / clip.rate, padded[at + made.group - 1] / clip.rate) for at in range(0, len(padded), made.group)]
+        ends = [
+            (padded[at] / clip.rate, padded[at + made.group - 1] / clip.rate)
+            for at in range(0, len(padded), made.group)
+        ]
         return Moving(values, grid, tuple(f"<{(one + other) / 2:.1f} seconds>" for one, other in ends), (0,) * groups)
     seconds = made.group / (len(chosen) / clip.count * clip.rate)
     step = 1.0 if video.per_second is None else video.per_second * torch.tensor(seconds)

@@ -36,9 +36,9 @@ AT_ONCE = 2**14  # patches of a video that go through the tower together
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture, video or sound as the tower takes it: patches with their grid, or a spectrogram of which so many frames
-    have sound; rows and columns of embeddings, of a sound one row; and the SHA-256 of all this. Of a video there are so
-    many for each of its `times`, and there may be `stamps`, text in front of each."""
+    """A picture, video or sound as the tower takes it: patches with their grid, or a spectrogram of which so many
+    frames have sound; rows and columns of embeddings, of a sound one row; and the SHA-256 of all this. Of a video there
+    are so many for each of its `times`, and there may be `stamps`, text in front of each."""
 
     values: Tensor
     shape: tuple[int, int]
@@ -99,11 +99,15 @@ class Reader:
             raise ValueError(f"the prompt has {len(at)} tokens {named} and its{what} {count}; leave it out")
         return Prompt(ids, self.inserted(seen, at, len(ids)))
 
-    def _pieces(self, text: str, sources: Sequence[Source]) -> tuple[list[str], list[Kind]]:
-        """A text cut at its marks, and what kind each of these is of."""
+    def take(self, sources: Sequence[Source]) -> None:
+        """Raises ValueError for what this checkpoint does not see or hear."""
         takes = " and ".join(f"{kind}s" for kind in self.placed_by)
         if odd := [each for each in sources if each.kind not in self.placed_by]:
             raise ValueError(f"{odd[0].name}: this checkpoint takes {takes}, and no {odd[0].kind}; leave it out")
+
+    def _pieces(self, text: str, sources: Sequence[Source]) -> tuple[list[str], list[Kind]]:
+        """A text cut at its marks, and what kind each of these is of."""
+        self.take(sources)
         for kind, made in self.placed_by.items():
             given, marks = sum(each.kind == kind for each in sources), text.count(made.mark)
             if given != marks or (made.mark != made.token and made.token in text):

@@ -65,9 +65,9 @@ class Sounds:
 
 @dataclass(frozen=True)
 class Clips:
-    """Of videos: frames are looked at `fps` times a second, from `least` to `most` of them, `group` of which are joined;
-    each as `look` has it, whose bounds may be those of all frames together. `cap`: a frame has no more pixels than its
-    part of what `tokens` embeddings show, or than so many show."""
+    """Of videos: frames are looked at `fps` times a second, from `least` to `most` of them, `group` of which are
+    joined; each as `look` has it, whose bounds may be those of all frames together. `cap`: a frame has no more pixels
+    than its part of what `tokens` embeddings show, or than so many show."""
 
     look: Settings
     fps: float
@@ -93,7 +93,12 @@ def read(folder: Path, media: Media) -> Settings | Sounds:
 
 def clips(folder: Path, media: Media) -> Clips:
     """What a folder says of videos, where it says nothing of them of pictures."""
-    for name, section in ((FILES[1], "video_processor"), (OF_VIDEOS, None), (FILES[0], None), (FILES[1], "image_processor")):
+    for name, section in (
+        (FILES[1], "video_processor"),
+        (OF_VIDEOS, None),
+        (FILES[0], None),
+        (FILES[1], "image_processor"),
+    ):
         if is_there(folder / name):
             whole = read_json(folder / name)
             found = whole if section is None else whole.get(section)

@@ -1,11 +1,11 @@
-"""Pictures, videos and sounds in messages: found, named, and taken out, so that a template sees that there is one and no
-more.
+"""Pictures, videos and sounds in messages: found, named, and taken out, so that a template sees that there is one and
+no more.
 
 Content is a list of parts, as OpenAI's API has it: {"type": "image", "image": …} with a path, bytes, a Pillow image or
 an array; {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}; {"type": "audio", "audio": …};
-{"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}; {"type": "video", "video": …} with the path or
-bytes of a file, a folder or list of pictures, or an array `[frames, height, width, 3]`, and beside it `fps`, the frames
-a second that such a list has, and `max_frames`, how many are looked at. No address is ever fetched.
+{"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}; {"type": "video", "video": …} with the path
+or bytes of a file, a folder or list of pictures, or an array `[frames, height, width, 3]`, and beside it `fps`, the
+frames a second that such a list has, and `max_frames`, how many are looked at. No address is ever fetched.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,8 @@ CONTAINERS = (
 
 @dataclass(frozen=True)
 class Clip:
-    """So many frames, `rate` a second, of so many pixels; `frames` decodes those of the numbers it is given, which grow."""
+    """So many frames, `rate` a second, of so many pixels; `frames` decodes those of the numbers it is given, which
+    grow."""
 
     name: str
     count: int
@@ -60,7 +61,9 @@ def opened(given: Source) -> Clip:
         clip = _of_list(value, given)
     elif isinstance(value, (bytes, Path)):
         if given.fps is not None:
-            raise ValueError(f"{name}: fps goes with frames that are given one by one, a file has its own; leave it out")
+            raise ValueError(
+                f"{name}: fps goes with frames that are given one by one, a file has its own; leave it out"
+            )
         head = value[:12] if isinstance(value, bytes) else _head(value)
         animated = any(head[at:].startswith(magic) for at, magic in MAGIC)
         clip = _of_animated(value, name) if animated else _of_file(value, name, head)
@@ -128,14 +131,23 @@ def _of_animated(value: bytes | Path, name: str) -> Clip:
             image.load()
             yield image
 
+    @contextmanager
+    def animation() -> Iterator[Any]:
+        with _readable(name):
+            try:
+                with Image.open(io.BytesIO(data), formats=ANIMATED) as image:
+                    yield image
+            except Image.DecompressionBombError:
+                raise ValueError(f"{name}: more pixels than the {pictures.MAX_PIXELS:,} that are decoded") from None
+
     def frames(wanted: Sequence[int]) -> Iterator[Frame]:
         numbers = set(wanted)
-        with _readable(name), Image.open(io.BytesIO(data), formats=ANIMATED) as image:
+        with animation() as image:
             for index, frame in enumerate(itertools.islice(each_frame(image), max(numbers) + 1)):
                 if index in numbers:
                     yield np.asarray(pictures.over_white(frame.copy()))
 
-    with _readable(name), Image.open(io.BytesIO(data), formats=ANIMATED) as image:
+    with animation() as image:
         width, height = image.size
         count = getattr(image, "n_frames", 1)
         if count > MAX_FRAMES or count * width * height > MAX_ANIMATED:
@@ -166,6 +178,10 @@ def _readable(name: str) -> Iterator[None]:
 _WHOLE = "no video that can be read; supported are whole MP4, MOV, MKV, WEBM, AVI, GIF, WEBP and APNG files"
 
 
+def _file(value: bytes | Path) -> BinaryIO:
+    return io.BytesIO(value) if isinstance(value, bytes) else value.open("rb")
+
+
 def _of_file(value: bytes | Path, name: str, head: bytes) -> Clip:
     kind = next((kind for at, magic, kind in CONTAINERS if head[at:].startswith(magic)), None)
     if kind is None:
@@ -174,16 +190,15 @@ def _of_file(value: bytes | Path, name: str, head: bytes) -> Clip:
         import av
     except ImportError:
         raise ValueError(
-            f"{name}: files of videos need PyAV: pip install -e '.[video]' in the clone; a folder of frames, a GIF or a "
-            "WebP does without"
+            f"{name}: files of videos need PyAV: pip install -e '.[video]' in the clone; a folder of frames, a GIF or "
+            "a WebP does without"
         ) from None
 
     @contextmanager
     def stream() -> Iterator[tuple[Any, Any]]:
         with _readable(name):
             try:
-                file = io.BytesIO(value) if isinstance(value, bytes) else open(value, "rb")
-                with file, av.open(file, format=kind) as container:
+                with _file(value) as file, av.open(file, format=kind) as container:
                     if not container.streams.video:
                         raise ValueError(f"{name}: there is no video in it")
                     yield container, container.streams.video[0]

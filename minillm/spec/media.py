@@ -108,8 +108,8 @@ class Video:
 
     Unless `stamped` all their placeholders are one run whose coordinate in time is the group's number, or grows by
     `per_second` in each second. `stamped`: in front of each group its time is written, and it is a picture by itself.
-    Frames are sampled at equal steps from the first on, or with `ends` evenly from the first to the last. `bounds`: what
-    bounds on pixels are of; `tokens` those that are shown within the cap on them (`media.settings.Clips`).
+    Frames are sampled at equal steps from the first on, or with `ends` evenly from the first to the last. `bounds`:
+    what bounds on pixels are of; `tokens` those that are shown within the cap on them (`media.settings.Clips`).
     """
 
     placeholder: Placeholder

@@ -58,7 +58,8 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "qwen3_5_moe": (
         {**DELTA, "rope_parameters": {**TURNS, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
-         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
+         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+         "shared_expert_intermediate_size": 20},
         {**DEEP, "deepstack_visual_indexes": []}, IDS,
     ),
     "gemma3": (

@@ -49,7 +49,10 @@ def choices() -> list[dict[str, Any]]:
     draw, found = random.Random(0), []
     for index in range(160):
         kind: Any = (Qwen2VLVideoProcessor, Qwen3VLVideoProcessor)[index % 2]
-        count, rate = draw.choice([2, 3, 5, 8, 31, 100, 977, 5000]), draw.choice([0.5, 1.0, 2.0, 3.0, 23.976, 24.0, 30.0])
+        count, rate = (
+            draw.choice([2, 3, 5, 8, 31, 100, 977, 5000]),
+            draw.choice([0.5, 1.0, 2.0, 3.0, 23.976, 24.0, 30.0]),
+        )
         height, width = (draw.choice([9, 33, 64, 120, 360, 720, 1081]) for _ in range(2))
         cap, fps = draw.choice([True, False]), draw.choice([1.0, 2.0, 4.0])
         processor = kind(fps=fps, **({} if index % 5 else {"min_frames": 6, "max_frames": 20}))
@@ -59,7 +62,15 @@ def choices() -> list[dict[str, Any]]:
         processor.resize(frames, processor.size, 3, factor=factor, temporal_factor=2, cap_pixels_per_frame=cap)
         stated = {key: getattr(processor, key) for key in ("fps", "min_frames", "max_frames", "max_video_tokens")}
         given = {"count": count, "rate": rate, "height": height, "width": width, "cap_pixels_per_frame": cap, **stated}
-        found.append({"kind": ("qwen2_vl", "qwen3_vl")[index % 2], **given, "number": len(at), "indices": at[::STEP], "size": sizes[-1]})
+        found.append(
+            {
+                "kind": ("qwen2_vl", "qwen3_vl")[index % 2],
+                **given,
+                "number": len(at),
+                "indices": at[::STEP],
+                "size": sizes[-1],
+            }
+        )
     return found
 
 
@@ -84,7 +95,9 @@ def prompts(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors, said = {}, {}
     for name in CHECKPOINTS:
         processor = AutoProcessor.from_pretrained(folder / name)
-        model = AutoModelForImageTextToText.from_pretrained(folder / name, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder / name, dtype=torch.float32, attn_implementation="eager"
+        )
         text = processor.apply_chat_template(messages(None), tokenize=False, add_generation_prompt=True)
         metadata = VideoMetadata(total_num_frames=FRAMES, fps=RATE)
         asked = {"do_sample_frames": True, "fps": 2, "cap_pixels_per_frame": True, "video_metadata": [metadata]}
@@ -94,7 +107,12 @@ def prompts(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         places, shift = models.behind_the_latest(theirs[:, 0], inputs["mm_token_type_ids"][0])
         logits, greedy = continued(model, inputs, places)
         kept = {"ids": inputs["input_ids"][0], "patches": inputs["pixel_values_videos"][::STEP], "logits": logits}
-        kept |= {"grid": inputs["video_grid_thw"][0], "places": places, "shift": torch.tensor([shift]), "greedy": greedy}
+        kept |= {
+            "grid": inputs["video_grid_thw"][0],
+            "places": places,
+            "shift": torch.tensor([shift]),
+            "greedy": greedy,
+        }
         tensors |= {f"{name}.{key}": value.contiguous() for key, value in kept.items()}
         said[name] = text
     return tensors, said

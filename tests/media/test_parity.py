@@ -69,6 +69,8 @@ def test_a_prompt_with_two_pictures(both: tuple[str, Path, Any], budget: int) ->
         kind = dict.fromkeys(kind, kinds)
         assert token == int(theirs(input_ids=known, **given, **kind).logits[0, -1].argmax())
         known = torch.cat((known, torch.tensor([[token]])), dim=1)
+        if token == models.TOKEN:  # which transformers takes for a place of the pictures, and refuses
+            break
 
 
 @torch.no_grad()

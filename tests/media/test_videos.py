@@ -4,23 +4,22 @@ places and logits are computed here; what comes as a file, an animated picture, 
 from __future__ import annotations
 
 import functools
-import io
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import minillm
 from minillm.engine.completion import Completion
 from minillm.engine.sampling import Sampling
-from minillm.media import frames, settings, sources, video
-from minillm.media.prompts import Seen, _digest
-from minillm.spec.media import Video
+from minillm.media import frames, settings, sources
+from minillm.media.prompts import Reader, Seen, _digest
+from minillm.spec.media import Placeholder, Video
 from tests.media import models, record_videos
 from tests.media.recorded import greedy, loaded, run
 
@@ -134,3 +133,61 @@ def test_random_models(name: str, seconds: float, tmp_path: Path) -> None:
     pixels = {"pixel_values_videos": clip.values.flatten(0, 1), "pixel_values": picture.values[0]}
     made = theirs(input_ids=torch.tensor([ids]), **pixels, **grids, position_ids=places[:, None])
     assert (logits - made.logits[0]).abs().max() <= 2e-5
+
+
+def of_spec(**changes: Any) -> Callable[[Reader], None]:
+    def change(reader: Reader) -> None:
+        assert reader.media.video is not None
+        reader.media = replace(reader.media, video=replace(reader.media.video, **changes))
+
+    return change
+
+
+def of_settings(look: dict[str, Any] | None = None, **changes: Any) -> Callable[[Reader], None]:
+    def change(reader: Reader) -> None:
+        assert reader.clips is not None
+        made = reader.clips()
+        made = replace(made, look=replace(made.look, **(look or {})), **changes)
+        reader.clips = lambda: made
+
+    return change
+
+
+MISTAKES: list[tuple[str, str, Callable[[Reader], None]]] = [
+    ("qwen2_5_vl", "groups counted instead of seconds", of_spec(per_second=None)),
+    ("qwen2_5_vl", "another step", of_spec(per_second=3.0)),
+    ("qwen2_5_vl", "sampled to the last frame", of_spec(ends=True)),
+    ("qwen2_5_vl", "bilinear", of_settings({"resample": 2})),
+    ("qwen2_vl", "four frames at most", of_settings(most=4)),
+    ("qwen2_vl", "three a second", of_settings(fps=3.0)),
+    ("qwen3_vl", "no times in the text", of_spec(stamped=False)),
+    ("qwen3_vl", "sampled at equal steps", of_spec(ends=False)),
+    ("qwen3_vl", "no marks around groups", of_spec(placeholder=Placeholder("<|video_pad|>", "<|video_pad|>"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake", "change"), MISTAKES, ids=lambda each: each if isinstance(each, str) else "-"
+)
+def test_mistakes(name: str, mistake: str, change: Callable[[Reader], None]) -> None:
+    """The test of the tests: ids, patches or places are others than recorded."""
+    right, theirs = loaded(name).prompts.reader, wanted(name)
+    other = Reader(right.media, right.tower, right.settings, right.tokenizer, right.context, right.clips)
+    change(other)
+    other.placed_by["video"] = other.media.video.placeholder  # type: ignore[union-attr]
+    assert seen_as(other, name, theirs) != seen_as(right, name, theirs) == [True] * 3
+
+
+def seen_as(reader: Reader, name: str, theirs: dict[str, torch.Tensor]) -> list[bool]:
+    """Whether ids, patches and places are those that were recorded."""
+    _, found = sources.taken(record_videos.messages(record_videos.video()))
+    prompt = reader.prompt(recorded()[0]["texts"][name], found, special=False)
+    patches = reader.seen(found[0]).values.flatten(0, 1)[:: record_videos.STEP]
+    axes, inserted = reader.media.axes, prompt.inserted
+    assert axes is not None
+    assert inserted is not None
+    return [
+        prompt.ids == theirs["ids"].tolist(),
+        patches.shape == theirs["patches"].shape and bool((patches - theirs["patches"]).abs().max() <= 1e-6),
+        torch.equal(inserted.places, theirs["places"][list(axes)].T),
+    ]
