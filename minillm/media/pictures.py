@@ -127,10 +127,23 @@ def by_edge(height: int, width: int, block: int, longest: int) -> tuple[int, int
     return tuple(max(-(-side // block), 1) * block for side in (height, width))  # type: ignore[return-value]
 
 
+def by_budget(height: int, width: int, block: int, most: int) -> tuple[int, int]:
+    """The largest sides that are multiples of a block, with about the picture's proportions, on at most so many
+    pixels: a picture that is smaller grows. Raises ValueError where not one block fits."""
+    factor = math.sqrt(most / (height * width))
+    high, wide = (math.floor(factor * side / block) * block for side in (height, width))
+    longest = most // block**2 * block
+    if not high:
+        return block, min(width // height * block, longest)
+    return (min(height // width * block, longest), block) if not wide else (high, wide)
+
+
 def size_of(height: int, width: int, settings: Settings) -> tuple[int, int]:
     """The height and width that a picture is brought to."""
     if settings.sizing == "fixed":
         return settings.fixed
+    if settings.sizing == "budget":
+        return by_budget(height, width, settings.block, settings.most)
     if settings.sizing == "edge":
         return by_edge(height, width, settings.block, settings.most)
     return by_area(height, width, settings.block, settings.least, settings.most)

@@ -219,7 +219,8 @@ class Reader:
             places = coordinates_3T[list(self.media.axes)].T.contiguous()
         deep = tuple(torch.cat(each) for each in zip(*(one.deep for one in read), strict=True))
         embeddings = torch.cat([one.embeddings for one in read])
-        return Inserted(torch.tensor(at), embeddings, spans, deep, places, shift, self.media.joint)
+        how = self.media.joint, self.media.windowed, self.media.told_as
+        return Inserted(torch.tensor(at), embeddings, spans, deep, places, shift, *how)
 
 
 def _runs(seen: Sequence[Seen], at: Sequence[int], length: int) -> list[Run]:

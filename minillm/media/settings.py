@@ -20,6 +20,7 @@ OF_VIDEOS = "video_preprocessor_config.json"
 MAX_AREA = 2**27  # pixels that a file may ask a picture to have
 MAX_EDGE = 2**13
 SECONDS = 30
+BUDGETS = (70, 140, 280, 560, 1120)  # embeddings of a picture that towers were trained with
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,12 @@ def _look(values: Mapping[str, Any], media: Media, name: str) -> Settings:
         stated = stated.get("height") if isinstance(stated, Mapping) else stated
         if stated not in (None, meant):
             note(f"{name}: {key} is {shown(stated)}, config.json says {meant}: the latter counts")
+    itself = media.sizing == "budget"  # such towers want levels from -1 to 1, whatever the file says
     for key in ("do_resize", "do_rescale", "do_normalize"):
-        if values.get(key) not in (None, True):
+        if values.get(key) not in (None, True) and not (itself and key == "do_normalize" and values[key] is False):
             raise ValueError(f"{name}: {key} is {shown(values[key])}; pictures are resized and normalised here")
-    mean, deviation = (_colours(values, key, name) for key in ("image_mean", "image_std"))
+    levels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if itself else values
+    mean, deviation = (_colours(levels, key, name) for key in ("image_mean", "image_std"))
     scale = _number(values.get("rescale_factor", 1 / 255), "rescale_factor", name, 1e-6, 1.0)
     resample = _whole(values.get("resample", 3), "resample", name, 5, 0)
     return Settings(media.sizing, embed.side * embed.merge, 1, 1, (1, 1), resample, scale, mean, deviation)
@@ -166,9 +169,24 @@ def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
         if stated := {key: size[key] for key in ("height", "width") if size.get(key) not in (None, side)}:
             raise ValueError(f"{name}: size is {shown(stated)}, the tower sees {side} x {side}")
         return replace(common, fixed=(side, side))
+    if media.sizing == "budget":
+        return replace(common, most=_budget(values, media, name) * common.block**2)
     if media.sizing == "edge":
         return replace(common, most=_whole(size.get("longest_edge"), "size.longest_edge", name, MAX_EDGE))
     return replace(common, **_bounds(values, name, (56 * 56, 28 * 28 * 1280)))
+
+
+def _budget(values: Mapping[str, Any], media: Media, name: str) -> int:
+    """How many embeddings a picture has at most."""
+    embed, table = media.encoder.embed, media.encoder.table
+    assert isinstance(embed, Patches)
+    assert table is not None
+    if (stated := values.get("pooling_kernel_size")) not in (None, embed.merge):
+        note(f"{name}: pooling_kernel_size is {shown(stated)}, config.json says {embed.merge}: the latter counts")
+    tokens = _whole(_or(values, "max_soft_tokens", 280), "max_soft_tokens", name, table.side // embed.merge)
+    if tokens not in BUDGETS:
+        raise ValueError(f"{name}: max_soft_tokens is {tokens}, expected one of {', '.join(map(str, BUDGETS))}")
+    return tokens
 
 
 def _bounds(values: Mapping[str, Any], name: str, usual: tuple[int, int]) -> dict[str, int]:
