@@ -149,7 +149,9 @@ def _seeing(config: Config, norm: Norm) -> GQA:
     """The attention of the tower."""
     if config.get("attention_bias"):
         raise ValueError("config.json: vision_config.attention_bias is true; this family's tower has no biases")
-    heads, kv_heads, dim = (config.size(key, 4096) for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    heads, kv_heads, dim = (
+        config.size(key, 4096) for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
     if heads % kv_heads or dim % 4:
         raise ValueError(
             f"config.json: a tower of {heads} heads of {dim} values and {kv_heads} of keys; the former must be a multiple "

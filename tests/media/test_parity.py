@@ -19,7 +19,7 @@ NEAR = 2e-5  # as for text: what fp32 rounds otherwise, measured 4e-6 at most
 
 @pytest.fixture(params=models.MODELS)
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, Any]:
-    return request.param, tmp_path, models.build(tmp_path, request.param)
+    return request.param, tmp_path, models.build(tmp_path, request.param, models.SEEDS.get(request.param, 0))
 
 
 def sizes(name: str) -> list[tuple[int, int]]:
