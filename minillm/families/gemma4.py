@@ -154,8 +154,8 @@ def _seeing(config: Config, norm: Norm) -> GQA:
     )
     if heads % kv_heads or dim % 4:
         raise ValueError(
-            f"config.json: a tower of {heads} heads of {dim} values and {kv_heads} of keys; the former must be a multiple "
-            "of the latter, and their values one of 4"
+            f"config.json: a tower of {heads} heads of {dim} values and {kv_heads} of keys; the former must be a "
+            "multiple of the latter, and their values one of 4"
         )
     stated = config.get("rope_parameters") or {}
     kind = stated.get("rope_type", "axial") if isinstance(stated, Mapping) else stated

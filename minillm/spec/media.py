@@ -79,9 +79,10 @@ class Encoder:
 
     Of a head's rates of rotation the first half of its pairs has every other one, by the row; the other half has by
     the column the "same" ones, or those "between" them; or columns come "first". `columns` None: nothing turns.
-    `clipped`: what products are given and what they give is clamped to bounds of each that are stored. Layers but those of `whole` see
-    windows of `window` by `window` gathered blocks only, counted from the top left. What leaves the layers `taps` goes
-    through projectors of their own too, for the first layers of the decoder (DeepStack, arXiv:2406.04334).
+    `clipped`: what products are given and what they give is clamped to bounds of each that are stored. Layers but those
+    of `whole` see windows of `window` by `window` gathered blocks only, counted from the top left. What leaves the
+    layers `taps` goes through projectors of their own too, for the first layers of the decoder (DeepStack,
+    arXiv:2406.04334).
     """
 
     hidden_size: int

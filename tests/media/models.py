@@ -92,6 +92,12 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {**TOWER, "model_type": "pixtral", "head_dim": 16, "image_size": 48, "hidden_act": "silu"},
         {"image_token_index": TOKEN, "image_token_id": TOKEN, "spatial_merge_size": 2},
     ),
+    "llava": (
+        {"model_type": "mistral", "head_dim": 12, "sliding_window": None},
+        {**TOWER, "model_type": "pixtral", "head_dim": 16, "image_size": 48, "hidden_act": "silu"},
+        {"image_token_index": TOKEN, "image_token_id": TOKEN, "vision_feature_layer": -1,
+         "vision_feature_select_strategy": "full"},
+    ),
 }  # fmt: skip
 SEEDS = {"gemma4-small": 2}  # with 0 transformers itself is 2.1e-5 away from fp64
 SIZES = [(16, 24), (40, 8)]  # of two pictures; of multiples of a block
