@@ -18,7 +18,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minillm.media.settings import Settings
+from minillm.media.settings import Crops, Settings
 from minillm.media.sources import Source
 
 if TYPE_CHECKING:
@@ -147,6 +147,21 @@ def size_of(height: int, width: int, settings: Settings) -> tuple[int, int]:
     if settings.sizing == "edge":
         return by_edge(height, width, settings.block, settings.most)
     return by_area(height, width, settings.block, settings.least, settings.most)
+
+
+def cropped(image: Image, crops: Crops) -> list[Image]:
+    """The parts that a long picture is seen in beside the whole; of others none."""
+    width, height = image.size
+    long, short = max(image.size), min(image.size)
+    if long / short < crops.ratio:
+        return []
+    count = min(max(min(long // crops.least, math.floor(long / short + 0.5)), 2), crops.most)
+    side = -(-long // count)
+    if min(side, short) < crops.least:
+        return []
+    edges = [(at * side, min((at + 1) * side, long)) for at in range(count)]
+    boxes = [(one, 0, other, height) if width >= height else (0, one, width, other) for one, other in edges]
+    return [image.crop(box) for box in boxes]
 
 
 def pixels(image: Image, settings: Settings) -> Tensor:

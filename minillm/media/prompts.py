@@ -37,8 +37,9 @@ AT_ONCE = 2**14  # patches of a video that go through the tower together
 @dataclass(frozen=True)
 class Seen:
     """A picture, video or sound as the tower takes it: patches with their grid, or a spectrogram of which so many
-    frames have sound; rows and columns of embeddings, of a sound one row; and the SHA-256 of all this. Of a video there
-    are so many for each of its `times`, and there may be `stamps`, text in front of each."""
+    frames have sound; rows and columns of embeddings, of a sound one row; and the SHA-256 of all this. Of a video, or a
+    picture with its parts, there are so many for each of its `times`, and there may be `stamps`, text in front of
+    each."""
 
     values: Tensor
     shape: tuple[int, int]
@@ -53,6 +54,14 @@ class Seen:
     def count(self) -> int:
         """Embeddings."""
         return len(self.times) * self.shape[0] * self.shape[1]
+
+    @property
+    def groups(self) -> list[tuple[int, bytes]]:
+        """The embeddings, and the SHA-256, of each part that text stands in front of, or of all."""
+        if len(self.stamps) < 2:
+            return [(self.count, self.digest)]
+        size = self.shape[0] * self.shape[1]
+        return [(size, hashlib.sha256(self.digest + index.to_bytes(4)).digest()) for index in range(len(self.stamps))]
 
 
 class Reader:
@@ -153,9 +162,14 @@ class Reader:
             if capped:
                 said = f"{source.name}: {image.width} x {image.height} brought to {wide} x {high}"
                 note(f"{said}, as more takes long to read; --max-pixels (max_pixels) lets it have more")
-        values, grid = pictures.patches(picture, embed.side, embed.merge, embed.frames)
+        parts = pictures.cropped(image, settings.crops) if settings.crops else []
+        seen = [picture, *(pictures.pixels(each, settings) for each in parts)]
+        cut = [pictures.patches(each, embed.side, embed.merge, embed.frames) for each in seen]
+        values, grid, stamps = torch.cat([each for each, _ in cut]), cut[0][1], tuple[str, ...]()
+        if parts and (said := self.media.placeholder.crops):
+            stamps = (*said[:2], *said[2:] * (len(parts) - 1))
         shape = (grid[0] // embed.merge, grid[1] // embed.merge)
-        return Seen(values, shape, grid, 0, _digest(values, grid))
+        return Seen(values, shape, grid, 0, _digest(values, grid), times=(0,) * len(seen), stamps=stamps)
 
     def _of_video(self, source: Source, max_pixels: int | None, before: int) -> Seen:
         embed = self.media.encoder.embed
@@ -207,10 +221,11 @@ class Reader:
 
     def inserted(self, seen: Sequence[Seen], at: Sequence[int], length: int) -> Inserted:
         """Embeddings at the positions `at` of a prompt of so many tokens."""
-        ends = [0, *accumulate(each.count for each in seen)]
+        groups = [group for each in seen for group in each.groups]
+        ends = [0, *accumulate(count for count, _ in groups)]
         spans = tuple(
-            Span(at[first], at[last - 1] + 1, each.digest)
-            for each, (first, last) in zip(seen, pairwise(ends), strict=True)
+            Span(at[first], at[last - 1] + 1, digest)
+            for (_, digest), (first, last) in zip(groups, pairwise(ends), strict=True)
         )
         read = [self.read(each) for each in seen]
         places, shift = None, 0

@@ -24,10 +24,20 @@ BUDGETS = (70, 140, 280, 560, 1120)  # embeddings of a picture that towers were 
 
 
 @dataclass(frozen=True)
+class Crops:
+    """A picture one of whose sides is at least `ratio` times the other is also seen in two to `most` parts along it, if
+    these then have sides of at least `least` pixels."""
+
+    least: int = 256
+    most: int = 4
+    ratio: float = 1.2
+
+
+@dataclass(frozen=True)
 class Settings:
     """Of pictures: `block` is the side that sizes are multiples of; `least` and `most` bound the area, or `most` the
     longer side; or all have the size `fixed`, height and width. Levels of 255 are multiplied by `scale`, then `mean` is
-    taken off and `deviation` divides them, colour by colour."""
+    taken off and `deviation` divides them, colour by colour. `crops`: when long pictures are seen in parts too."""
 
     sizing: str
     block: int
@@ -38,6 +48,7 @@ class Settings:
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     deviation: tuple[float, ...] = (0.5, 0.5, 0.5)
+    crops: Crops | None = None
 
     def within(self, asked: int | None, default: int) -> Settings:
         """With no more pixels than were asked for, or than the `default` where nobody did."""
@@ -159,7 +170,7 @@ def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
     embed, common = media.encoder.embed, _look(values, media, name)
     assert isinstance(embed, Patches)
     if values.get("do_pan_and_scan"):
-        note(f"{name}: do_pan_and_scan without effect: pictures are seen whole")
+        common = replace(common, crops=_crops(values, media, name))
     size = values.get("size") if isinstance(values.get("size"), Mapping) else {}
     assert isinstance(size, Mapping)
     if media.sizing == "fixed":
@@ -174,6 +185,18 @@ def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
     if media.sizing == "edge":
         return replace(common, most=_whole(size.get("longest_edge"), "size.longest_edge", name, MAX_EDGE))
     return replace(common, **_bounds(values, name, (56 * 56, 28 * 28 * 1280)))
+
+
+def _crops(values: Mapping[str, Any], media: Media, name: str) -> Crops | None:
+    if media.placeholder.crops is None:
+        note(f"{name}: do_pan_and_scan without effect: pictures are seen whole")
+        return None
+    keys = [f"pan_and_scan_{key}" for key in ("min_crop_size", "max_num_crops", "min_ratio_to_activate")]
+    least, most = (
+        _whole(_or(values, key, usual), key, name, limit)
+        for key, usual, limit in ((keys[0], Crops.least, MAX_EDGE), (keys[1], Crops.most, 64))
+    )
+    return Crops(least, most, _number(_or(values, keys[2], Crops.ratio), keys[2], name, 1.0, 1000))
 
 
 def _budget(values: Mapping[str, Any], media: Media, name: str) -> int:

@@ -107,6 +107,7 @@ class Encoder:
 class Placeholder:
     """How a picture or sound stands in a prompt. What a chat template writes for each is `mark`; in its place come
     `before`, then `token` for each embedding, then `after`. Behind each row of a picture but the last comes `between`.
+    `crops`: what stands in front of a long picture that is also seen in parts, between it and them, and between two.
     """
 
     mark: str
@@ -114,6 +115,7 @@ class Placeholder:
     before: str = ""
     after: str = ""
     between: str = ""
+    crops: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
