@@ -50,13 +50,14 @@ TEXT_RULES = {
 }
 TRANSFORMERS: dict[str, str] = {}
 PLACEHOLDER = Placeholder("<|image|>", "<|image|>", before="<|image>", after="<image|>")
-SEES = ("vision_tower", "embed_vision")
+SEES, HEARS = ("vision_tower", "embed_vision"), ("audio_tower", "embed_audio")
 inner = wrapped.inner
 
 
 def rules(config: Config) -> dict[str, str]:
     made = on_device.rules(config, {**TEXT_RULES, **(beside.RULES if config.flag("enable_moe_block") else {})})
-    return {**made, **{f"{outer}{tower}.*": wrapped.SEEN for tower in SEES for outer in ("", "model.")}}
+    parts = {**dict.fromkeys(SEES, wrapped.SEEN), **dict.fromkeys(HEARS, wrapped.SOUNDS)}
+    return {**made, **{f"{outer}{part}.*": said for part, said in parts.items() for outer in ("", "model.")}}
 
 
 def spec(config: Config) -> Decoder:

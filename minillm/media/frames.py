@@ -109,7 +109,7 @@ def looked_at(
 
 def resized(frame: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], size: tuple[int, int], resample: int) -> Tensor:
     """Uint8 `[3, height, width]`."""
-    levels = torch.from_numpy(frame).permute(2, 0, 1)
+    levels = torch.from_numpy(np.array(frame)).permute(2, 0, 1)
     if levels.shape[1:] == size:
         return levels
     mode = {2: "bilinear", 3: "bicubic"}[resample]

@@ -31,6 +31,7 @@ from minillm.spec.media import Media, Patches, Placeholder
 from minillm.text.tokenizer import Tokenizer
 
 KEPT = 8  # pictures whose embeddings are kept, for the next turns of a conversation
+KEPT_BYTES = 2**29
 AT_ONCE = 2**14  # patches of a video that go through the tower together
 
 
@@ -206,7 +207,7 @@ class Reader:
             if (found := self._kept.pop(seen.digest, None)) is None:
                 found = self._through(seen.values, seen)
             self._kept[seen.digest] = found
-            if len(self._kept) > KEPT:
+            while len(self._kept) > KEPT or sum(map(_size, self._kept.values())) > KEPT_BYTES:
                 self._kept.popitem(last=False)
             return found
 
@@ -236,6 +237,11 @@ class Reader:
         embeddings = torch.cat([one.embeddings for one in read])
         how = self.media.joint, self.media.windowed, self.media.told_as
         return Inserted(torch.tensor(at), embeddings, spans, deep, places, shift, *how)
+
+
+def _size(read: Read) -> int:
+    """In bytes."""
+    return sum(each.nbytes for each in (read.states, read.embeddings, *read.deep))
 
 
 def _runs(seen: Sequence[Seen], at: Sequence[int], length: int) -> list[Run]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import minillm
 from minillm.engine.completion import Completion
 from minillm.engine.sampling import Sampling
-from minillm.media import frames, settings, sources
+from minillm.media import frames, prompts, settings, sources
 from minillm.media.prompts import Reader, Seen, _digest
 from minillm.spec.media import Placeholder, Video
 from tests.media import models, record_videos
@@ -191,3 +191,22 @@ def seen_as(reader: Reader, name: str, theirs: dict[str, torch.Tensor]) -> list[
         patches.shape == theirs["patches"].shape and bool((patches - theirs["patches"]).abs().max() <= 1e-6),
         torch.equal(inserted.places, theirs["places"][list(axes)].T),
     ]
+
+
+def test_groups_through_the_tower_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long video goes through the tower in parts, and what is kept of it is bounded."""
+    reader = loaded("qwen3_vl").prompts.reader
+    _, found = sources.taken(record_videos.messages(record_videos.video()))
+    seen = reader.seen(found[0])
+    whole = reader.read(seen)
+    reader._kept.clear()
+    monkeypatch.setattr(prompts, "AT_ONCE", 1)
+    monkeypatch.setattr(prompts, "KEPT_BYTES", 100)
+    passes: list[int] = []
+    usual = reader.tower.of_picture
+    monkeypatch.setattr(reader.tower, "of_picture", lambda x, grid: passes.append(len(x)) or usual(x, grid))
+    parts = reader.read(seen)
+    assert passes == [1] * len(seen.times)
+    assert not reader._kept
+    for one, other in zip((*whole[:2], *whole.deep), (*parts[:2], *parts.deep), strict=True):
+        assert (one - other).abs().max() <= 2e-5
