@@ -6,7 +6,7 @@ they return.
 
 Gemma 4 E2B, E4B, 26B-A4B, 31B (2026). Their tower has layers of the decoder's kind; pictures keep their proportions,
 three by three of their patches become one token, and a model may let its tokens see each other both ways in layers with
-a window. What sound goes through is left out.
+a window. Of a video 32 frames are seen, each behind its time. What sound goes through is left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minillm.families import gemma2
 from minillm.families.shared import beside, common, on_device, pooled_tower, rotary, towers, wrapped
 from minillm.guard.screen import shown
 from minillm.spec import GQA, KV, Decoder, Embedding, GatedMLP, Norm, QKNorm, Scores
-from minillm.spec.media import Media, Placeholder
+from minillm.spec.media import Media, Placeholder, Video
 
 DEFAULTS = {
     **gemma2.DEFAULTS,
@@ -49,7 +49,10 @@ TEXT_RULES = {
     "model.layers.{i}.layer_scalar": "layers.{i}.scale",
 }
 TRANSFORMERS: dict[str, str] = {}
-PLACEHOLDER = Placeholder("<|image|>", "<|image|>", before="<|image>", after="<image|>")
+PLACEHOLDER, FRAME = (
+    Placeholder(token, token, before="<|image>", after="<image|>") for token in ("<|image|>", "<|video|>")
+)
+VIDEO = Video(FRAME, 70, stamps="clock", sampling="number")
 SEES, HEARS = ("vision_tower", "embed_vision"), ("audio_tower", "embed_audio")
 inner = wrapped.inner
 
@@ -107,5 +110,6 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
     told_as = (text.get("pad_token_id") or 0) if decoder.per_layer else None
     if told_as is not None and (type(told_as) is not int or not 0 <= told_as < decoder.vocab_size):
         raise ValueError(f"config.json: pad_token_id is {shown(told_as)}, expected a token of {decoder.vocab_size:,}")
-    made = Media("image", encoder, PLACEHOLDER, "budget", joint=joint, windowed=joint, told_as=told_as)
+    how: dict[str, Any] = {"joint": joint, "windowed": joint, "told_as": told_as, "video": VIDEO}
+    made = Media("image", encoder, PLACEHOLDER, "budget", **how)
     return made, towers.both(pooled_tower.rules(encoder)), config

@@ -31,7 +31,7 @@ VISION = {
     "deepstack_visual_indexes": [8, 16, 24],
 }
 STAMPED = Placeholder("<|video_pad|>", "<|video_pad|>", before="<|vision_start|>", after="<|vision_end|>")
-VIDEO = Video(STAMPED, 768, stamped=True, ends=True, bounds="clip")
+VIDEO = Video(STAMPED, 768, stamps="seconds", sampling="ends", bounds="clip")
 MERGER, TAPS = "visual.merger.", "visual.deepstack_merger_list.{i}."
 VISION_RULES = {
     **{

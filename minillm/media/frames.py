@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from minillm.media.pictures import by_area
+from minillm.media.pictures import by_area, by_budget
 from minillm.media.settings import Clips
 from minillm.media.video import Clip
 from minillm.spec.media import Patches, Video
@@ -36,7 +36,10 @@ def sampled(count: int, rate: float, made: Clips, video: Video, asked: int | Non
     """The numbers of the frames that are looked at, of so many at `rate` a second; no more than were `asked` for."""
     most = made.most if asked is None else min(made.most, asked)
     wanted = count / rate * made.fps
-    if video.ends:
+    if video.sampling == "number":
+        chosen = min(most, count)
+        return [index * count // chosen for index in range(chosen)]
+    if video.sampling == "ends":
         chosen = min(max(int(wanted), made.least), most, count)
         return [int(each) for each in np.linspace(0, count - 1, chosen).round()]
     group = made.group
@@ -52,6 +55,8 @@ def size_of(
     """The height and width that `count` frames are brought to; of at most `asked` pixels each, where that is not None.
     With `cap` a long video has smaller frames, as in the code that came with the models (qwen-vl-utils)."""
     block, least, most = made.look.block, made.look.least, made.look.most
+    if made.look.sizing == "budget":
+        return by_budget(height, width, block, most if asked is None else min(most, asked))
     floor = int(least * 1.05)
     if video.bounds == "frame":
         if made.cap:
@@ -95,16 +100,22 @@ def looked_at(
     within(groups * grid[0] * grid[1] // embed.merge**2)
     levels = torch.stack([resized(each, (high, wide), made.look.resample) for each in clip.frames(chosen)])
     values = patches(normalised(levels, made), embed.side, embed.merge, made.group)
-    if video.stamped:
-        padded = chosen + chosen[-1:] * (-len(chosen) % made.group)
-        ends = [
-            (padded[at] / clip.rate, padded[at + made.group - 1] / clip.rate)
-            for at in range(0, len(padded), made.group)
-        ]
-        return Moving(values, grid, tuple(f"<{(one + other) / 2:.1f} seconds>" for one, other in ends), (0,) * groups)
+    if video.stamps is not None:
+        return Moving(values, grid, stamped(chosen, clip.rate, made.group, video.stamps), (0,) * groups)
     seconds = made.group / (len(chosen) / clip.count * clip.rate)
     step = 1.0 if video.per_second is None else video.per_second * torch.tensor(seconds)
     return Moving(values, grid, (), tuple((torch.arange(groups) * step).long().tolist()))
+
+
+def stamped(chosen: list[int], rate: float, group: int, how: str) -> tuple[str, ...]:
+    """The time of each group of these frames in words: that between its first frame and its last, which stands for
+    those that it lacks."""
+    chosen = chosen + chosen[-1:] * (-len(chosen) % group)
+    ends = zip(chosen[::group], chosen[group - 1 :: group], strict=True)
+    times = [(one / rate + other / rate) / 2 for one, other in ends]
+    if how == "seconds":
+        return tuple(f"<{time:.1f} seconds>" for time in times)
+    return tuple(f"{' ' if index else ''}{int(time // 60):02}:{int(time % 60):02} " for index, time in enumerate(times))
 
 
 def resized(frame: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], size: tuple[int, int], resample: int) -> Tensor:

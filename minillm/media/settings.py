@@ -127,12 +127,16 @@ def of_videos(values: Mapping[str, Any], media: Media, name: str) -> Clips:
     if common.resample not in (2, 3):
         raise ValueError(f"{name}: resample is {common.resample}; frames are resized bilinearly (2) or bicubically (3)")
     block = common.block**2
-    look = replace(common, **_bounds(values, name, (128 * block, 768 * block)))
-    least, most = (
-        _whole(_or(values, key, usual), key, name, 10_000, 2) for key, usual in (("min_frames", 4), ("max_frames", 768))
-    )
+    if media.sizing == "budget":
+        look = replace(common, most=_budget(values, media, name, video.tokens) * block)
+    else:
+        look = replace(common, **_bounds(values, name, (128 * block, 768 * block)))
+    keys = (("min_frames", 4), ("max_frames", 768))
+    if video.sampling == "number":
+        keys = (("min_frames", 2), ("num_frames", 32))
+    least, most = (_whole(_or(values, key, usual), key, name, 10_000, 2) for key, usual in keys)
     if least > most:
-        raise ValueError(f"{name}: min_frames {least} is above max_frames {most}")
+        raise ValueError(f"{name}: {keys[0][0]} {least} is above {keys[1][0]} {most}")
     cap = _or(values, "cap_pixels_per_frame", True)
     if not isinstance(cap, bool):
         raise ValueError(f"{name}: cap_pixels_per_frame is {shown(cap)}, expected true or false")
@@ -199,14 +203,14 @@ def _crops(values: Mapping[str, Any], media: Media, name: str) -> Crops | None:
     return Crops(least, most, _number(_or(values, keys[2], Crops.ratio), keys[2], name, 1.0, 1000))
 
 
-def _budget(values: Mapping[str, Any], media: Media, name: str) -> int:
+def _budget(values: Mapping[str, Any], media: Media, name: str, usual: int = 280) -> int:
     """How many embeddings a picture has at most."""
     embed, table = media.encoder.embed, media.encoder.table
     assert isinstance(embed, Patches)
     assert table is not None
     if (stated := values.get("pooling_kernel_size")) not in (None, embed.merge):
         note(f"{name}: pooling_kernel_size is {shown(stated)}, config.json says {embed.merge}: the latter counts")
-    tokens = _whole(_or(values, "max_soft_tokens", 280), "max_soft_tokens", name, table.side // embed.merge)
+    tokens = _whole(_or(values, "max_soft_tokens", usual), "max_soft_tokens", name, table.side // embed.merge)
     if tokens not in BUDGETS:
         raise ValueError(f"{name}: max_soft_tokens is {tokens}, expected one of {', '.join(map(str, BUDGETS))}")
     return tokens

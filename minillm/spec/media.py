@@ -122,17 +122,18 @@ class Placeholder:
 class Video:
     """How a video stands in a prompt: groups of frames, as many as `Patches.frames`, in order.
 
-    Unless `stamped` all their placeholders are one run whose coordinate in time is the group's number, or grows by
-    `per_second` in each second. `stamped`: in front of each group its time is written, and it is a picture by itself.
-    Frames are sampled at equal steps from the first on, or with `ends` evenly from the first to the last. `bounds`:
-    what bounds on pixels are of; `tokens` those that are shown within the cap on them (`media.settings.Clips`).
+    Without `stamps` all their placeholders are one run whose coordinate in time is the group's number, or grows by
+    `per_second` in each second. With them the time is written in front of each group, which is a picture by itself:
+    "<1.5 seconds>", or "00:01 " as a clock has it. Frames are sampled so many in each second, at equal steps from the
+    first on, or evenly to the last ("ends"); or there is a "number" of them, whatever the length. `bounds`: what bounds
+    on pixels are of; `tokens` those that are shown within the cap on them (`media.settings.Clips`).
     """
 
     placeholder: Placeholder
     tokens: int
-    stamped: bool = False
+    stamps: Literal["seconds", "clock"] | None = None
     per_second: float | None = None
-    ends: bool = False
+    sampling: Literal["steps", "ends", "number"] = "steps"
     bounds: Literal["frame", "clip"] = "frame"
 
 

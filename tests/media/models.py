@@ -79,13 +79,13 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "gemma4": (
         {**GEMMA4, "use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 0},
-        {**POOLED, "standardize": True}, {"audio_config": None, "image_token_id": TOKEN},
+        {**POOLED, "standardize": True}, {"audio_config": None, "image_token_id": TOKEN, "video_token_id": 91},
     ),
     "gemma4-small": (
         {**GEMMA4, "num_kv_shared_layers": 1, "hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 97,
          "pad_token_id": 3},
         {**POOLED, "use_clipped_linears": True, "num_key_value_heads": 1},
-        {"audio_config": None, "image_token_id": TOKEN},
+        {"audio_config": None, "image_token_id": TOKEN, "video_token_id": 91},
     ),
     "mistral3": (
         {"model_type": "mistral", "head_dim": 12, "sliding_window": None},

@@ -16,13 +16,14 @@ import torch
 import transformers
 from PIL import Image
 from transformers.models.gemma4 import image_processing_pil_gemma4 as theirs
+from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
 import minillm
 from minillm.config import read
 from minillm.engine.completion import Completion
 from minillm.engine.sampling import Sampling
 from minillm.families.media import is_part, media
-from minillm.media import pictures, settings
+from minillm.media import frames, pictures, settings
 from minillm.media.prompts import Reader
 from minillm.model.filling import on_meta
 from minillm.model.tower.tower import Tower
@@ -119,6 +120,56 @@ def test_budgets() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             settings.of_pictures(changes, made, "a.json")
+
+
+def test_frames_of_a_video() -> None:
+    """Which are seen, their size, and the text around them."""
+    made, _ = of_published()
+    assert made.video is not None
+    clips = settings.of_videos({"do_normalize": True, "image_mean": [0] * 3, "image_std": [1] * 3}, made, "a.json")
+    for count, rate in ((32, 24.0), (33, 2.0), (500, 23.976), (5000, 30.0)):
+        chosen = frames.sampled(count, rate, clips, made.video)
+        metadata = VideoMetadata(total_num_frames=count, fps=rate)
+        assert chosen == default_sample_indices_fn(metadata, num_frames=32).tolist()
+        metadata.frames_indices = chosen
+        assert frames.size_of(32, 720, 1280, clips, made.video) == theirs.get_aspect_ratio_preserving_size(
+            720, 1280, patch_size=16, max_patches=70 * 9, pooling_kernel_size=3
+        )
+
+        class Of:
+            boi_token, eoi_token, video_token = "<|image>", "<image|>", "<|video|>"
+
+        process = transformers.models.gemma4.processing_gemma4.Gemma4Processor.replace_video_token
+        reader = Reader.__new__(Reader)
+        reader.placed_by = {"video": made.video.placeholder}
+        stamps = frames.stamped(chosen, rate, clips.group, "clock")
+        seen = models.Seen(torch.zeros(32, 54, 1), (2, 3), (6, 9), 0, b"", "video", (0,) * 32, stamps)
+        given = {"num_soft_tokens_per_video": [6], "video_metadata": [metadata]}
+        assert reader.placed(seen) == process(Of(), given, 0)  # type: ignore[arg-type]
+    assert frames.sampled(7, 2.0, clips, made.video) == [*range(7)]
+
+
+@torch.no_grad()
+def test_a_video(tmp_path: Path) -> None:
+    """Of a random model: three frames with text between them, whose tokens see each other within a frame."""
+    reference = models.build(tmp_path, "gemma4")
+    made, tower = models.ours(tmp_path)
+    assert made.video is not None
+    levels = torch.randn(3, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    values = frames.patches(levels, 4, 2, 1)
+    seen = models.Seen(values, (2, 3), (4, 6), 0, b"1", "video", (0,) * 3, ("a", "b", "c"))
+    ids = [5, *[token for _ in range(3) for token in (6, *[91] * 6, 7)], 8]
+    at = [index for index, token in enumerate(ids) if token == 91]
+    row = Completion(ids, Sampling(), 1, inserted=models.reader(made, tower).inserted([seen], at, len(ids)))
+    (logits,) = run(minillm.load(tmp_path), [row], 5)
+    each = [models.Seen(values[index : index + 1], (2, 3), (4, 6), 0, b"") for index in range(3)]
+    given = {f"{key.replace('image_', '')}": value for key, value in models.unpacked(made, each).items()}
+    kinds = torch.tensor([[2 * (token == 91) for token in ids]])
+    wanted = reference(
+        input_ids=torch.tensor([ids]), mm_token_type_ids=kinds, pixel_values_videos=given["pixel_values"],
+        video_position_ids=given["position_ids"], num_frames_per_video=torch.tensor([3]),
+    ).logits[0]  # fmt: skip
+    assert (logits - wanted).abs().max() <= 2e-5
 
 
 def encoder(**changes: Any) -> Change:

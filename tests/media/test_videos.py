@@ -85,7 +85,7 @@ VIDEO_TOKEN = 91
 
 def moving(media: Any, count: int, size: tuple[int, int], times: tuple[int, ...]) -> Seen:
     """Random frames as the tower takes them."""
-    embed, stamped = media.encoder.embed, media.video.stamped
+    embed, stamped = media.encoder.embed, media.video.stamps
     levels = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(3))
     values = frames.patches(levels, embed.side, embed.merge, embed.frames)
     grid = (size[0] // embed.side, size[1] // embed.side)
@@ -107,7 +107,7 @@ def test_random_models(name: str, seconds: float, tmp_path: Path) -> None:
     assert media.axes is not None
     per_second = media.video.per_second
     times = (0, 1, 2) if per_second is None else tuple(int(each * per_second * seconds) for each in range(3))
-    clip = moving(media, 5, (24, 16), (0, 0, 0) if media.video.stamped else times)
+    clip = moving(media, 5, (24, 16), (0, 0, 0) if media.video.stamps else times)
     _, (picture,) = models.seen(media, [(16, 24)])
     text = [tokens.tolist() for tokens in models.tiny.tokens(90, 3, 6)]
     group = [VIDEO_TOKEN] * (clip.shape[0] * clip.shape[1])
@@ -156,12 +156,13 @@ def of_settings(look: dict[str, Any] | None = None, **changes: Any) -> Callable[
 MISTAKES: list[tuple[str, str, Callable[[Reader], None]]] = [
     ("qwen2_5_vl", "groups counted instead of seconds", of_spec(per_second=None)),
     ("qwen2_5_vl", "another step", of_spec(per_second=3.0)),
-    ("qwen2_5_vl", "sampled to the last frame", of_spec(ends=True)),
+    ("qwen2_5_vl", "sampled to the last frame", of_spec(sampling="ends")),
     ("qwen2_5_vl", "bilinear", of_settings({"resample": 2})),
     ("qwen2_vl", "four frames at most", of_settings(most=4)),
     ("qwen2_vl", "three a second", of_settings(fps=3.0)),
-    ("qwen3_vl", "no times in the text", of_spec(stamped=False)),
-    ("qwen3_vl", "sampled at equal steps", of_spec(ends=False)),
+    ("qwen3_vl", "no times in the text", of_spec(stamps=None)),
+    ("qwen3_vl", "sampled at equal steps", of_spec(sampling="steps")),
+    ("qwen3_vl", "times of a clock", of_spec(stamps="clock")),
     ("qwen3_vl", "no marks around groups", of_spec(placeholder=Placeholder("<|video_pad|>", "<|video_pad|>"))),
 ]  # fmt: skip
 
