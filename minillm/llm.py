@@ -26,7 +26,7 @@ from minillm.text.tokenizer import Tokenizer
 DEFAULT_NEW_TOKENS = 256
 ASKED = ("min_new_tokens", "logprobs", "prompt_logprobs", "guide", "raw", "adapter")
 OPTIONS = ("n", "max_new_tokens", *ASKED, "stop", "stop_token_ids", "ignore_eos", "tools", "template_variables",
-           "continue_final_message", "images", "audio", "max_pixels",
+           "continue_final_message", "images", "audio", "videos", "max_pixels",
            *decoding.OPTIONS)  # of `generate`, beside those of sampling  # fmt: skip
 
 
@@ -91,12 +91,12 @@ class LLM:
         logprobs, prompt_logprobs, guide and adapter; those of `decoding.run` (max_batch,
         deterministic, draft, draft_tokens, prompt_lookup). For messages: tools, template_variables (a dict such as
         {"enable_thinking": False}), continue_final_message (go on with the last message; None: where it is the
-        assistant's). Messages may have pictures or sounds in them (`media/sources.py`); `images` and `audio`, lists of
-        paths, bytes, Pillow images or arrays, go with one prompt, in front of it or where it has marks for them, and
-        `max_pixels` bounds the size that a picture is seen in. What is not given comes from generation_config.json. A
-        batch gives each prompt what it gets alone,
-        but for near ties: products of several rows round differently, which shows in bfloat16; with deterministic=True
-        bit for bit. Raises ValueError for a prompt or option that cannot be.
+        assistant's). Messages may have pictures, videos or sounds in them (`media/sources.py`); `images`, `videos` and
+        `audio`, lists of paths, bytes, Pillow images or arrays, go with one prompt, in front of it or where it has
+        marks for them, and `max_pixels` bounds the size that a picture or frame is seen in. What is not given comes
+        from generation_config.json. A batch gives each prompt what it gets alone, but for near ties: products of
+        several rows round differently, which shows in bfloat16; with deterministic=True bit for bit. Raises
+        ValueError for a prompt or option that cannot be.
         """
         ways = decoding.split(options)
         prompts, single, is_chat = self.prompts.asked(prompt, prompt_ids, messages, options)

@@ -78,7 +78,7 @@ class Prompts:
         """Prompts, whether the caller gave just one, and whether they are conversations; takes what templates need out
         of `options`, and pictures and sounds."""
         of_templates = {name: options.pop(name, None) for name in OF_TEMPLATES}
-        beside = sources.beside(options.pop("images", None), options.pop("audio", None))
+        beside = sources.beside(*(options.pop(name, None) for name in ("images", "audio", "videos")))
         max_pixels = sources.most_pixels(options.pop("max_pixels", None))
         given = [
             name
@@ -90,7 +90,7 @@ class Prompts:
         if messages is None and (idle := [name for name, value in of_templates.items() if value]):
             raise ValueError(f"{' and '.join(idle)} go with messages; they mean nothing to a {given[0]}")
         if beside and not isinstance(prompt, str):
-            raise ValueError("images and audio go with one prompt; put those of messages into their content")
+            raise ValueError("images, videos and audio go with one prompt; put those of messages into their content")
         if beside and not self.reader.marked(prompt):
             prompt, messages = None, [{"role": "user", "content": [*beside, {"type": "text", "text": prompt}]}]
         if prompt is not None:
@@ -125,6 +125,8 @@ class Prompts:
     ) -> Prompt:
         """A conversation through the checkpoint's chat template (`ChatTemplate.render`)."""
         seen, found = sources.taken(messages)
+        if found:
+            self.reader.take(found)
         template = self.template(with_tools=bool(tools))
         text = template.render(
             seen, tools=tools, variables=template_variables, continue_final_message=continue_final_message

@@ -150,6 +150,8 @@ def _check_values(parameters: Mapping[str, Tensor]) -> None:
     for name, values in parameters.items():
         if values.is_floating_point():
             flat = values.flatten()
+            if name.endswith(".bounds"):  # which may be infinite, but not NaN, which clamping leaves as it is
+                flat = flat.clamp(-1, 1)
             for start in range(0, len(flat), LOOKED_AT if len(flat) <= SMALL else STRETCH):
                 check_finite(name, flat[start : start + LOOKED_AT])
 

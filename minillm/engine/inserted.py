@@ -26,7 +26,7 @@ class Inserted:
     """Embeddings `[n, E]` at the positions `at`, int64 `[n]`, in order; `deep`, `[n, E]` each, are added behind the
     first layers of the decoder. `places`: the coordinate that turns each rotary pair of each position of the
     prompt, int64 `[T, P]`; every later position is turned as the one `shift` behind it. `joint`: the positions of a
-    span see each other both ways."""
+    span see each other both ways, if `windowed` in layers with a window alone. `told_as`: see `Media`."""
 
     at: Tensor
     embeddings: Tensor
@@ -35,6 +35,8 @@ class Inserted:
     places: Tensor | None = None
     shift: int = 0
     joint: bool = False
+    windowed: bool = False
+    told_as: int | None = None
 
     @cached_property
     def digest(self) -> bytes:

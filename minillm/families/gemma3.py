@@ -2,7 +2,7 @@
 then one without, and the two kinds have rotary embeddings of their own, of which only the latter's is scaled.
 
 Gemma 3 270M, 1B, 4B, 12B, 27B (arXiv:2503.19786). The latter three see pictures, all in one size and 256 tokens long,
-whose tokens see each other both ways.
+whose tokens see each other both ways. A long one may be seen in parts as well (pan and scan).
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ RULES = wrapped.rules(TEXT_RULES, seen=True)
 TRANSFORMERS = wrapped.TRANSFORMERS
 inner = wrapped.inner
 PLACEHOLDER = Placeholder(
-    "<start_of_image>", "<image_soft_token>", before="\n\n<start_of_image>", after="<end_of_image>\n\n"
+    "<start_of_image>",
+    "<image_soft_token>",
+    before="\n\n<start_of_image>",
+    after="<end_of_image>\n\n",
+    crops=("Here is the original image ", " and here are some crops to help you see better ", " "),
 )
 TOKENS = 256  # of a picture
 

@@ -4,17 +4,23 @@ scores are not scaled; v is normalised, and may be k; the last layers may read t
 wider MLP; layers have embeddings of their own, or a mixture of experts beside the MLP; and a learned number on all that
 they return.
 
-Gemma 4 E2B, E4B, 26B-A4B, 31B (2026), the text model: what images and sound go through is left out.
+Gemma 4 E2B, E4B, 26B-A4B, 31B (2026). Their tower has layers of the decoder's kind; pictures keep their proportions,
+three by three of their patches become one token, and a model may let its tokens see each other both ways in layers with
+a window. Of a video 32 frames are seen, each behind its time. What sound goes through is left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from minillm.config import Config
 from minillm.families import gemma2
-from minillm.families.shared import beside, common, on_device, rotary, wrapped
+from minillm.families.shared import beside, common, on_device, pooled_tower, rotary, towers, wrapped
+from minillm.guard.screen import shown
 from minillm.spec import GQA, KV, Decoder, Embedding, GatedMLP, Norm, QKNorm, Scores
+from minillm.spec.media import Media, Placeholder, Video
 
 DEFAULTS = {
     **gemma2.DEFAULTS,
@@ -43,11 +49,18 @@ TEXT_RULES = {
     "model.layers.{i}.layer_scalar": "layers.{i}.scale",
 }
 TRANSFORMERS: dict[str, str] = {}
+PLACEHOLDER, FRAME = (
+    Placeholder(token, token, before="<|image>", after="<image|>") for token in ("<|image|>", "<|video|>")
+)
+VIDEO = Video(FRAME, 70, stamps="clock", sampling="number")
+SEES, HEARS = ("vision_tower", "embed_vision"), ("audio_tower", "embed_audio")
 inner = wrapped.inner
 
 
 def rules(config: Config) -> dict[str, str]:
-    return on_device.rules(config, {**TEXT_RULES, **(beside.RULES if config.flag("enable_moe_block") else {})})
+    made = on_device.rules(config, {**TEXT_RULES, **(beside.RULES if config.flag("enable_moe_block") else {})})
+    parts = {**dict.fromkeys(SEES, wrapped.SEEN), **dict.fromkeys(HEARS, wrapped.SOUNDS)}
+    return {**made, **{f"{outer}{part}.*": said for part, said in parts.items() for outer in ("", "model.")}}
 
 
 def spec(config: Config) -> Decoder:
@@ -85,3 +98,18 @@ def _attention(config: Config, norm: Norm, windows: list[int | None]) -> tuple[G
     window = common.window(config)
     local = replace(full, num_kv_heads=num_kv_heads, head_dim=head_dim, rope=ropes.get(window), window=window, kv=kv)
     return full, local
+
+
+def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config] | None:
+    if values.get("vision_config") is None:
+        return None
+    encoder, config = pooled_tower.pooled(values, decoder)
+    section = values.get("text_config")
+    text = section if isinstance(section, Mapping) else values
+    joint = text.get("use_bidirectional_attention") == "vision"
+    told_as = (text.get("pad_token_id") or 0) if decoder.per_layer else None
+    if told_as is not None and (type(told_as) is not int or not 0 <= told_as < decoder.vocab_size):
+        raise ValueError(f"config.json: pad_token_id is {shown(told_as)}, expected a token of {decoder.vocab_size:,}")
+    how: dict[str, Any] = {"joint": joint, "windowed": joint, "told_as": told_as, "video": VIDEO}
+    made = Media("image", encoder, PLACEHOLDER, "budget", **how)
+    return made, towers.both(pooled_tower.rules(encoder)), config

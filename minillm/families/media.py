@@ -12,7 +12,7 @@ from minillm.spec.media import Media
 from minillm.weights.rules import Rules
 
 SECTIONS = ("vision_config", "audio_config")
-PARTS = tuple(f"{each}." for each in (*wrapped.TOWERS, "audio_tower"))
+PARTS = tuple(f"{each}." for each in (*wrapped.TOWERS, "audio_tower", "embed_vision"))
 
 
 def media(values: Mapping[str, Any]) -> tuple[Media, Rules, Config] | None:
@@ -22,7 +22,7 @@ def media(values: Mapping[str, Any]) -> tuple[Media, Rules, Config] | None:
     there = any(values.get(name) is not None for name in SECTIONS)
     if not there or not hasattr(family, "media"):
         return None
-    found: tuple[Media, Rules, Config] = family.media(values, families.resolve(values)[0])
+    found: tuple[Media, Rules, Config] | None = family.media(values, families.resolve(values)[0])
     return found
 
 

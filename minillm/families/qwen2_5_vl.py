@@ -2,7 +2,7 @@
 see windows of the picture only.
 
 Qwen2.5-VL 3B, 7B, 32B, 72B (arXiv:2502.13923). In `vision_config` `hidden_size` is the tower's, `out_hidden_size` the
-text model's, `window_size` a side in pixels.
+text model's, `window_size` a side in pixels, `tokens_per_second` how a video's coordinate in time grows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minillm.config import Config
 from minillm.families import qwen2_vl
 from minillm.families.shared import towers
 from minillm.spec import Decoder, GatedMLP, Norm
-from minillm.spec.media import Media
+from minillm.spec.media import Media, Video
 
 DEFAULTS, RULES = qwen2_vl.DEFAULTS, qwen2_vl.RULES
 inner, spec = qwen2_vl.inner, qwen2_vl.spec
@@ -24,6 +24,7 @@ VISION = {
     "out_hidden_size": 3584,
     "intermediate_size": 3420,
     "hidden_act": "silu",
+    "tokens_per_second": 4,
     "window_size": 112,
     "fullatt_block_indexes": [7, 15, 23, 31],
 }
@@ -40,7 +41,6 @@ VISION_RULES = {
 
 def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config]:
     config = towers.section(values, "vision_config", VISION)
-    config.without_effect(["tokens_per_second"])  # of videos
     size, embed = config.size("hidden_size"), towers.patches(config)
     ffn = GatedMLP(config.size("intermediate_size"), config.choice("hidden_act", towers.common.ACTIVATIONS), bias=True)
     window = config.size("window_size") // embed.side // embed.merge
@@ -50,4 +50,5 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
     out = config.size("out_hidden_size")
     encoder = towers.merged(config, decoder, size, out, Norm(1e-6), ffn, window=window, whole=whole)
     rules = towers.both({**VISION_RULES, "visual.patch_embed.proj.weight": towers.cut(embed)})
-    return towers.media(encoder, towers.axes(values, decoder, qwen2_vl.SECTIONS, "chunked")), rules, config
+    video = Video(towers.VIDEO_PAD, towers.VIDEO_TOKENS, per_second=config.number("tokens_per_second"))
+    return towers.media(encoder, towers.axes(values, decoder, qwen2_vl.SECTIONS, "chunked"), video), rules, config

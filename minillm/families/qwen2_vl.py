@@ -14,7 +14,7 @@ from minillm.config import Config
 from minillm.families import qwen2
 from minillm.families.shared import towers, wrapped
 from minillm.spec import MLP, Decoder, LayerNorm
-from minillm.spec.media import Media
+from minillm.spec.media import Media, Video
 
 DEFAULTS = {
     **qwen2.DEFAULTS,
@@ -48,4 +48,5 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
     ffn = MLP(int(size * config.number("mlp_ratio")), config.choice("hidden_act", towers.ACTIVATIONS), bias=True)
     encoder = towers.merged(config, decoder, size, config.size("hidden_size"), LayerNorm(1e-6), ffn)
     rules = towers.both({**VISION_RULES, "visual.patch_embed.proj.weight": towers.cut(towers.patches(config))})
-    return towers.media(encoder, towers.axes(values, decoder, SECTIONS, "chunked")), rules, config
+    video = Video(towers.VIDEO_PAD, towers.VIDEO_TOKENS)
+    return towers.media(encoder, towers.axes(values, decoder, SECTIONS, "chunked"), video), rules, config

@@ -13,7 +13,7 @@ from minillm.config import Config
 from minillm.families import qwen2_vl, qwen3
 from minillm.families.shared import common, towers, wrapped
 from minillm.spec import MLP, Decoder, LayerNorm
-from minillm.spec.media import Media, Projector
+from minillm.spec.media import Media, Placeholder, Projector, Video
 
 DEFAULTS = {**qwen3.DEFAULTS, "max_position_embeddings": 128000, "rope_theta": 500000.0}
 RULES = wrapped.rules(qwen3.RULES, seen=True)
@@ -30,6 +30,8 @@ VISION = {
     "num_position_embeddings": 2304,
     "deepstack_visual_indexes": [8, 16, 24],
 }
+STAMPED = Placeholder("<|video_pad|>", "<|video_pad|>", before="<|vision_start|>", after="<|vision_end|>")
+VIDEO = Video(STAMPED, 768, stamps="seconds", sampling="ends", bounds="clip")
 MERGER, TAPS = "visual.merger.", "visual.deepstack_merger_list.{i}."
 VISION_RULES = {
     **{
@@ -67,4 +69,4 @@ def media(
     more = {"patch_bias": True, "table": towers.stretched(config), "taps": taps, "tap_projector": tapped}
     encoder = towers.merged(config, decoder, size, out, LayerNorm(1e-6), ffn, **more)
     rules = towers.both({**VISION_RULES, "visual.patch_embed.proj.weight": towers.cut(towers.patches(config))})
-    return towers.media(encoder, towers.axes(values, decoder, sections, "interleaved")), rules, config
+    return towers.media(encoder, towers.axes(values, decoder, sections, "interleaved"), VIDEO), rules, config

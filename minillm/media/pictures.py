@@ -18,7 +18,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minillm.media.settings import Settings
+from minillm.media.settings import Crops, Settings
 from minillm.media.sources import Source
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def opened(source: Source) -> Image:
         with _decoding, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused here
             image = Image.open(io.BytesIO(value), formats=FORMATS) if isinstance(value, bytes) else value
-            _within(image.size, name)
+            within(image.size, name)
             image.load()
             return _upright(image, Image, ImageOps, name)
     except Image.DecompressionBombError:
@@ -65,7 +65,8 @@ def _broken(name: str) -> ValueError:
     return ValueError(f"{name}: no picture that can be read; supported are whole {', '.join(FORMATS)} files")
 
 
-def _within(size: tuple[int, int], name: str) -> None:
+def within(size: tuple[int, int], name: str) -> None:
+    """Raises ValueError where there are no pixels, too many, or nearly a line of them."""
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"{name}: {width} x {height} pixels, there is nothing in it")
@@ -81,7 +82,7 @@ def _of_array(value: NDArray[Any], name: str) -> Any:
 
     if value.dtype != np.uint8 or not (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))):
         raise ValueError(f"{name}: an array of {value.dtype} {list(value.shape)}, expected uint8 [height, width, 3]")
-    _within((value.shape[1], value.shape[0]), name)
+    within((value.shape[1], value.shape[0]), name)
     return Image.fromarray(value)
 
 
@@ -91,6 +92,13 @@ def _upright(image: Any, pillow: Any, operations: Any, name: str) -> Image:
         image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"{name}: levels of mode {image.mode}, which have no greatest; convert it to 8 bits")
+    return over_white(image)
+
+
+def over_white(image: Any) -> Image:
+    """In RGB; what is transparent lies over white."""
+    from PIL import Image as pillow
+
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = pillow.new("RGBA", image.size, (255, 255, 255, 255))
@@ -119,13 +127,41 @@ def by_edge(height: int, width: int, block: int, longest: int) -> tuple[int, int
     return tuple(max(-(-side // block), 1) * block for side in (height, width))  # type: ignore[return-value]
 
 
+def by_budget(height: int, width: int, block: int, most: int) -> tuple[int, int]:
+    """The largest sides that are multiples of a block, with about the picture's proportions, on at most so many
+    pixels: a picture that is smaller grows. Raises ValueError where not one block fits."""
+    factor = math.sqrt(most / (height * width))
+    high, wide = (math.floor(factor * side / block) * block for side in (height, width))
+    longest = most // block**2 * block
+    if not high:
+        return block, min(width // height * block, longest)
+    return (min(height // width * block, longest), block) if not wide else (high, wide)
+
+
 def size_of(height: int, width: int, settings: Settings) -> tuple[int, int]:
     """The height and width that a picture is brought to."""
     if settings.sizing == "fixed":
         return settings.fixed
+    if settings.sizing == "budget":
+        return by_budget(height, width, settings.block, settings.most)
     if settings.sizing == "edge":
         return by_edge(height, width, settings.block, settings.most)
     return by_area(height, width, settings.block, settings.least, settings.most)
+
+
+def cropped(image: Image, crops: Crops) -> list[Image]:
+    """The parts that a long picture is seen in beside the whole; of others none."""
+    width, height = image.size
+    long, short = max(image.size), min(image.size)
+    if long / short < crops.ratio:
+        return []
+    count = min(max(min(long // crops.least, math.floor(long / short + 0.5)), 2), crops.most)
+    side = -(-long // count)
+    if min(side, short) < crops.least:
+        return []
+    edges = [(at * side, min((at + 1) * side, long)) for at in range(count)]
+    boxes = [(one, 0, other, height) if width >= height else (0, one, width, other) for one, other in edges]
+    return [image.crop(box) for box in boxes]
 
 
 def pixels(image: Image, settings: Settings) -> Tensor:

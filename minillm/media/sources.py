@@ -1,8 +1,11 @@
-"""Pictures and sounds in messages: found, named, and taken out, so that a template sees that there is one and no more.
+"""Pictures, videos and sounds in messages: found, named, and taken out, so that a template sees that there is one and
+no more.
 
 Content is a list of parts, as OpenAI's API has it: {"type": "image", "image": …} with a path, bytes, a Pillow image or
 an array; {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}; {"type": "audio", "audio": …};
-{"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}. No address is ever fetched.
+{"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}; {"type": "video", "video": …} with the path
+or bytes of a file, a folder or list of pictures, or an array `[frames, height, width, 3]`, and beside it `fps`, the
+frames a second that such a list has, and `max_frames`, how many are looked at. No address is ever fetched.
 """
 
 from __future__ import annotations
@@ -14,16 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minillm.guard.files import read_bytes
+from minillm.guard.files import is_there, read_bytes
 from minillm.guard.screen import shown
 
-Kind = Literal["image", "audio"]
+Kind = Literal["image", "audio", "video"]
 MAX_BYTES = 32 * 2**20  # of a file
+MAX_VIDEO_BYTES = 4 * 2**30  # of a video's, which is not read at once
 MAX_MEDIA = 16  # in a conversation
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(("image", "image_url", "input_image"), "image"),
     **dict.fromkeys(("audio", "audio_url", "input_audio"), "audio"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "video"),
 }
+OF_VIDEOS = ("fps", "max_frames")
+MAX_FRAMES = 10_000  # of a video that is given frame by frame
+FRAMES = "data:video/jpeg"  # pictures in base64 behind one another, with commas between them, as vLLM has it
 # Keys beside `type` that a part may hold its picture or sound under.
 HOLDERS = (*KINDS, "path", "url", "source", "data")
 IDLE = ("detail", "format", "cache_control", "media_type", "mime_type")  # keys that change nothing of what is seen
@@ -31,12 +39,15 @@ IDLE = ("detail", "format", "cache_control", "media_type", "mime_type")  # keys 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture or sound that is not decoded yet: the bytes of a file, or what a library has decoded; `name` is what
-    errors call it."""
+    """A picture, video or sound that is not decoded yet: the bytes of a file, or what a library has decoded, of a video
+    also the path of a file, or its frames one by one; `name` is what errors call it. `fps`: frames a second of a video
+    that does not say it itself; `max_frames`: how many of them are looked at."""
 
     kind: Kind
     value: Any
     name: str
+    fps: float | None = None
+    max_frames: int | None = None
 
 
 def taken(messages: Sequence[Any], local: bool = True) -> tuple[list[Any], list[Source]]:
@@ -46,13 +57,20 @@ def taken(messages: Sequence[Any], local: bool = True) -> tuple[list[Any], list[
     return [_without(each, found, local) for each in messages], found
 
 
-def beside(images: Any, audio: Any) -> list[dict[str, Any]]:
-    """The parts of a message that pictures and sounds make which are given by themselves."""
-    given: tuple[tuple[Kind, Any], ...] = (("image", images), ("audio", audio))
-    for name, each in (("images", images), ("audio", audio)):
+def beside(images: Any, audio: Any, videos: Any = None) -> list[dict[str, Any]]:
+    """The parts of a message that pictures, sounds and videos make which are given by themselves; a video may be such a
+    part already, so as to say more of it."""
+    given: tuple[tuple[str, Kind, Any], ...] = (
+        ("images", "image", images), ("videos", "video", videos), ("audio", "audio", audio)
+    )  # fmt: skip
+    parts: list[dict[str, Any]] = []
+    for name, kind, each in given:
         if each is not None and not isinstance(each, (list, tuple)):
             raise ValueError(f"{name} is a {type(each).__name__}, expected a list of paths, bytes or what they hold")
-    return [{"type": kind, kind: value} for kind, values in given for value in values or ()]
+        for value in each or ():
+            said = value if kind == "video" and isinstance(value, Mapping) else {kind: value}
+            parts.append({**said, "type": kind})
+    return parts
 
 
 def most_pixels(value: Any) -> int | None:
@@ -72,9 +90,10 @@ def _without(message: Any, found: list[Source], local: bool) -> Any:
             parts.append(part)
             continue
         if len(found) == MAX_MEDIA:
-            raise ValueError(f"more than {MAX_MEDIA} pictures and sounds in a conversation; give fewer")
+            raise ValueError(f"more than {MAX_MEDIA} pictures, videos and sounds in a conversation; give fewer")
         name = f"{kind} {len(found) + 1}"
-        found.append(source(kind, _held(part, kind, name), name, local))
+        of_video = {key: part[key] for key in OF_VIDEOS if kind == "video" and part.get(key) is not None}
+        found.append(source(kind, _held(part, kind, name), name, local, **of_video))
         parts.append({"type": kind})
     return {**message, "content": parts}
 
@@ -83,15 +102,14 @@ def _kind(part: Any) -> Kind | None:
     if not isinstance(part, Mapping):
         return None
     stated = part.get("type")
-    if stated in ("video", "video_url", "input_video"):
-        raise ValueError("videos are not supported; give pictures of it")
     if isinstance(stated, str):
         return KINDS.get(stated)
     return next((KINDS[key] for key in KINDS if part.get(key) is not None), None)
 
 
 def _held(part: Mapping[str, Any], kind: Kind, name: str) -> Any:
-    if odd := [key for key in part if part[key] is not None and key not in (*HOLDERS, *IDLE, "type")]:
+    known = (*HOLDERS, *IDLE, "type", *(OF_VIDEOS if kind == "video" else ()))
+    if odd := [key for key in part if part[key] is not None and key not in known]:
         raise ValueError(f"{name}: {shown(odd[0])} of its part is not read; leave it out")
     stated = [part[key] for key in HOLDERS if part.get(key) is not None]
     value = stated[0] if stated else None
@@ -105,37 +123,98 @@ def _held(part: Mapping[str, Any], kind: Kind, name: str) -> Any:
     return value
 
 
-def source(kind: Kind, value: Any, name: str, local: bool = True) -> Source:
-    """What a user gives as a picture or a sound. Raises ValueError for what cannot be one."""
+def source(
+    kind: Kind, value: Any, name: str, local: bool = True, fps: float | None = None, max_frames: int | None = None
+) -> Source:
+    """What a user gives as a picture, a sound or a video. Raises ValueError for what cannot be one."""
     if value is None:
         raise ValueError(f"{name}: there is none in its part of the message; give a path, bytes or a data: address")
+    if kind == "video":
+        return _video(value, name, local, fps, max_frames)
     if isinstance(value, str) and value.startswith("data:"):
-        header, comma, data = value.partition(",")
-        if not comma or not header.endswith(";base64"):
-            raise ValueError(f"{name}: a data: address that is not base64; write data:{kind}/…;base64,…")
-        return Source(kind, decoded(data, name), name)
+        return Source(kind, decoded(_data(value, kind, name), name), name)
     if isinstance(value, (str, Path)):
         return Source(kind, _file(value, name, local), str(value)[:200])
     if isinstance(value, (bytes, bytearray, memoryview)):
-        if len(value) > MAX_BYTES:
-            raise ValueError(f"{name}: {len(value):,} bytes, the limit is {MAX_BYTES:,}; give a smaller one")
-        return Source(kind, bytes(value), name)
+        return Source(kind, _within(bytes(value), name), name)
     return Source(kind, value, name)
 
 
-def _file(value: str | Path, name: str, local: bool) -> bytes:
+def _data(value: str, kind: Kind, name: str) -> str:
+    """The base64 of a data: address."""
+    header, comma, data = value.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise ValueError(f"{name}: a data: address that is not base64; write data:{kind}/…;base64,…")
+    return data
+
+
+def _within(value: bytes, name: str) -> bytes:
+    if len(value) > MAX_BYTES:
+        raise ValueError(f"{name}: {len(value):,} bytes, the limit is {MAX_BYTES:,}; give a smaller one")
+    return value
+
+
+def _video(value: Any, name: str, local: bool, fps: Any, max_frames: Any) -> Source:
+    """A request gives frames alone, JPEG pictures behind one another in a data: address: files of videos have too many
+    forms to decode those of strangers."""
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0.001 <= fps <= 1000):
+        raise ValueError(f"{name}: fps is {shown(fps)}, expected a number from 0.001 to 1000")
+    if max_frames is not None and (isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < 2):
+        raise ValueError(f"{name}: max_frames is {shown(max_frames)}, expected a whole number of at least 2")
+    if isinstance(value, str) and value.startswith("data:"):
+        data = _data(value, "video", name)
+        if value.startswith(FRAMES):
+            found: Any = [Source("image", decoded(each, name), name) for each in data.split(",", MAX_FRAMES)]
+        elif local:
+            found = decoded(data, name)
+        else:
+            raise ValueError(f"{name}: a file; send its frames as {FRAMES};base64,FRAME,FRAME,…")
+    elif isinstance(value, (list, tuple)):
+        found = list(value) if local else [source("image", each, name, local) for each in value[:MAX_FRAMES]]
+    elif isinstance(value, (str, Path)):
+        found, name = _path(value, name, local), str(value)[:200]
+    else:
+        found = _within(bytes(value), name) if isinstance(value, (bytes, bytearray, memoryview)) else value
+    return Source("video", found, name, None if fps is None else float(fps), max_frames)
+
+
+def _path(value: str | Path, name: str, local: bool) -> Path | list[Path]:
+    """The path of a video's file, or those of the frames in a folder, by their names."""
+    _local(value, name, local)
+    path = Path(value)
+    try:
+        if path.is_dir():
+            return sorted(each for each in path.iterdir() if not each.name.startswith("."))
+        if not is_there(path):
+            raise FileNotFoundError(2, "no such file or folder")
+        if (size := path.stat().st_size) > MAX_VIDEO_BYTES:
+            raise ValueError(f"{path}: {size:,} bytes, the limit is {MAX_VIDEO_BYTES:,}; give a shorter one")
+    except (OSError, ValueError) as error:
+        raise _unread(path, error) from None
+    return path
+
+
+def _local(value: str | Path, name: str, local: bool) -> None:
     if isinstance(value, str) and "://" in value[:16]:
         raise ValueError(f"{name}: an address, and none is fetched; send the file itself as data:…;base64,…")
     if not local:
         raise ValueError(f"{name}: no file is read for a request; send it as data:…;base64,…")
+
+
+def _file(value: str | Path, name: str, local: bool) -> bytes:
+    _local(value, name, local)
     path = Path(value)
     try:
         return read_bytes(path, MAX_BYTES)
     except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and str(path) in str(error):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no file can have this name"
-        raise ValueError(f"{str(path)[:200]}: {reason.lower()}; give the path of a file") from None
+        raise _unread(path, error) from None
+
+
+def _unread(path: Path, error: OSError | ValueError) -> ValueError:
+    if isinstance(error, ValueError) and str(path) in str(error):
+        return error
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else "no file can have this name"
+    return ValueError(f"{str(path)[:200]}: {reason.lower()}; give the path of a file")
 
 
 def decoded(data: str, name: str) -> bytes:

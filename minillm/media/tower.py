@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +60,5 @@ def load(
     """The reader of a folder with this config.json. Raises ValueError as `weights` does, and for processor files that
     are missing or cannot be."""
     made, tower = weights(folder, values, dtype, device)
-    return Reader(made, tower, settings.read(folder, made), tokenizer, context)
+    clips = partial(settings.clips, folder, made) if made.video else None
+    return Reader(made, tower, settings.read(folder, made), tokenizer, context, clips)

@@ -113,7 +113,7 @@ class Decoder(nn.Module):
         of its length (one for all will do); `pools` are those of the layers."""
         x_1NE, tokens_1N = self.embed(tokens_N[None], position_N[None]), tokens_N[None]
         if ragged.inserted is not None:
-            x_1NE = ragged.inserted.placed(x_1NE)
+            x_1NE, tokens_1N = ragged.inserted.placed(x_1NE), ragged.inserted.told(tokens_1N)
         turning = position_N if ragged.turning is None else ragged.turning  # [N], or [N, P] of each rotary pair
         tables = {rope: table(turning[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
         rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}

@@ -32,11 +32,17 @@ class Piece:
 @dataclass(frozen=True)
 class Inserted:
     """Tokens of a pass, int64 `[n]`, that have other embeddings than their rows of the table, `[n, E]`; `deep` are
-    added to what leaves the first layers there, `[n, E]` each."""
+    added to what leaves the first layers there, `[n, E]` each. `told_as`: what they are for layers that are told of
+    tokens (`spec.per_layer`), if not what they are."""
 
     at: Tensor
     embeddings: Tensor
     deep: tuple[Tensor, ...] = ()
+    told_as: int | None = None
+
+    def told(self, tokens_1N: Tensor) -> Tensor:
+        """The tokens that layers are told of."""
+        return tokens_1N if self.told_as is None else tokens_1N.index_fill(1, self.at, self.told_as)
 
     def placed(self, x_1NE: Tensor) -> Tensor:
         """What the first layer is given."""

@@ -9,6 +9,8 @@ from minillm.spec import Layer
 from minillm.spec.ffn import PlainActivation
 from minillm.spec.norm import LayerNorm, Norm
 
+BOUNDS = ("input_min", "input_max", "output_min", "output_max")  # of a product that is `clipped`
+
 
 @dataclass(frozen=True)
 class Patches:
@@ -40,17 +42,24 @@ class Spectrum:
 @dataclass(frozen=True)
 class Table:
     """Learned rows that are added to patches, `side` by `side` of them, row by row. `stretched`: bilinearly, to any
-    grid, whose corners fall on the table's; else the grid is as large as the table."""
+    grid, whose corners fall on the table's; else the grid is as large as the table. `summed`: there are `side` of them
+    for columns, then as many for rows, and a patch has one of each."""
 
     side: int
     stretched: bool = False
+    summed: bool = False
+
+    @property
+    def rows(self) -> int:
+        return 2 * self.side if self.summed else self.side**2
 
 
 @dataclass(frozen=True)
 class Projector:
     """What `gathered` neighbours in the tower become, one embedding of the decoder: they are put one after the other
     ("concat") or averaged ("mean"), with the norm before or behind that, mixed into `mixed` values by a product without
-    bias, and go through products into `widths` values with the activation between each two."""
+    bias, and go through products into `widths` values with the activation between each two. An average is multiplied by
+    `scale` in fp32; `standardized`: then a learned value is taken off and the rest multiplied by another."""
 
     gathered: int
     widths: tuple[int, ...]
@@ -60,6 +69,8 @@ class Projector:
     mixed: int | None = None
     activation: PlainActivation = "gelu"
     bias: bool = True
+    scale: float = 1.0
+    standardized: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,16 +78,18 @@ class Encoder:
     """A tower: patches or frames, layers in which all of a picture, or all of a sound, see each other, a projector.
 
     Of a head's rates of rotation the first half of its pairs has every other one, by the row; the other half has by
-    the column the "same" ones, or those "between" them. `columns` None: nothing turns. Layers but those of `whole` see
-    windows of `window` by `window` gathered blocks only, counted from the top left. What leaves the layers `taps` goes
-    through projectors of their own too, for the first layers of the decoder (DeepStack, arXiv:2406.04334).
+    the column the "same" ones, or those "between" them; or columns come "first". `columns` None: nothing turns.
+    `clipped`: what products are given and what they give is clamped to bounds of each that are stored. Layers but those
+    of `whole` see windows of `window` by `window` gathered blocks only, counted from the top left. What leaves the
+    layers `taps` goes through projectors of their own too, for the first layers of the decoder (DeepStack,
+    arXiv:2406.04334).
     """
 
     hidden_size: int
     embed: Patches | Spectrum
     layers: tuple[Layer, ...]
     projector: Projector
-    columns: Literal["same", "between"] | None = None
+    columns: Literal["same", "between", "first"] | None = None
     table: Table | None = None
     pre_norm: Norm | LayerNorm | None = None
     post_norm: Norm | LayerNorm | None = None
@@ -84,6 +97,7 @@ class Encoder:
     whole: tuple[int, ...] = ()
     taps: tuple[int, ...] = ()
     tap_projector: Projector | None = None
+    clipped: bool = False
 
     per_layer: ClassVar[None] = None  # a tower has one stream, and tokens none
     streams: ClassVar[None] = None
@@ -93,6 +107,7 @@ class Encoder:
 class Placeholder:
     """How a picture or sound stands in a prompt. What a chat template writes for each is `mark`; in its place come
     `before`, then `token` for each embedding, then `after`. Behind each row of a picture but the last comes `between`.
+    `crops`: what stands in front of a long picture that is also seen in parts, between it and them, and between two.
     """
 
     mark: str
@@ -100,20 +115,46 @@ class Placeholder:
     before: str = ""
     after: str = ""
     between: str = ""
+    crops: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Video:
+    """How a video stands in a prompt: groups of frames, as many as `Patches.frames`, in order.
+
+    Without `stamps` all their placeholders are one run whose coordinate in time is the group's number, or grows by
+    `per_second` in each second. With them the time is written in front of each group, which is a picture by itself:
+    "<1.5 seconds>", or "00:01 " as a clock has it. Frames are sampled so many in each second, at equal steps from the
+    first on, or evenly to the last ("ends"); or there is a "number" of them, whatever the length. `bounds`: what bounds
+    on pixels are of; `tokens` those that are shown within the cap on them (`media.settings.Clips`).
+    """
+
+    placeholder: Placeholder
+    tokens: int
+    stamps: Literal["seconds", "clock"] | None = None
+    per_second: float | None = None
+    sampling: Literal["steps", "ends", "number"] = "steps"
+    bounds: Literal["frame", "clip"] = "frame"
 
 
 @dataclass(frozen=True)
 class Media:
     """What a decoder is given of pictures (or sounds) beside text, with the size that a picture is brought to: "area",
-    sides are multiples of a block with an area within bounds; "edge", neither side is over a bound; "fixed".
+    sides are multiples of a block with an area within bounds; "budget", as large as the area allows; "edge", neither
+    side is over a bound; "fixed". `video`: how videos stand in a prompt, where they are seen.
 
     `axes`: of each rotary pair of the decoder which coordinate turns it, 0 time, 1 row or 2 column (M-RoPE, Wang et
-    al., arXiv:2409.12191); None: the position does. `joint`: embeddings of one picture see each other both ways.
+    al., arXiv:2409.12191); None: the position does. `joint`: embeddings of one picture see each other both ways, if
+    `windowed` in layers with a window alone. `told_as`: the token that a placeholder is for layers that have embeddings
+    of tokens by themselves.
     """
 
     kind: Literal["image", "audio"]
     encoder: Encoder
     placeholder: Placeholder
-    sizing: Literal["area", "edge", "fixed"] = "area"
+    sizing: Literal["area", "budget", "edge", "fixed"] = "area"
     axes: tuple[int, ...] | None = None
     joint: bool = False
+    video: Video | None = None
+    windowed: bool = False
+    told_as: int | None = None

@@ -56,7 +56,7 @@ def publish(folder: Path) -> None:
     around, and layers of text are called as the tower's."""
 
     def published(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-        stacked = name.startswith("model.language_model.") and ".mlp.experts." in name
+        stacked = name.startswith("model.language_model.") and ".mlp.experts." in name and tensor.dim() == 3
         name = name.replace("language_model.model.blocks.", "language_model.model.layers.")
         return name, tensor.transpose(1, 2).contiguous() if stacked else tensor
 

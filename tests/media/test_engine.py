@@ -153,7 +153,9 @@ def test_a_smaller_size() -> None:
 
 
 def test_a_limit_waits_for_the_first_picture_of_a_chat() -> None:
-    shown = flags.Shown(argparse.Namespace(image=None, audio=None, max_pixels=7000))
+    shown = flags.Shown(
+        argparse.Namespace(image=None, audio=None, video=None, fps=None, max_frames=None, max_pixels=7000)
+    )
     first = shown.turn("Lily")
     assert shown.limit([first]) == {}
     assert shown.takes(f"/image {picture()}\n")

@@ -176,7 +176,7 @@ def test_nothing_is_fetched_or_read_for_a_request(address: str) -> None:
 def test_parts_of_messages() -> None:
     for part, said in (
         ({"type": "image"}, "there is none in its part"),
-        ({"type": "video", "video": "a.mp4"}, "videos are not supported"),
+        ({"type": "video", "video": "a.mp4"}, "no such file or folder"),
         ({"type": "input_audio", "input_audio": {"data": "???"}}, "base64 is broken"),
         ({"type": "image", "image": "/nowhere.png"}, "no such file"),
         ({"type": "image", "image": "a" * 5000}, "name too long"),

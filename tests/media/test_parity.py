@@ -19,7 +19,7 @@ NEAR = 2e-5  # as for text: what fp32 rounds otherwise, measured 4e-6 at most
 
 @pytest.fixture(params=models.MODELS)
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, Any]:
-    return request.param, tmp_path, models.build(tmp_path, request.param)
+    return request.param, tmp_path, models.build(tmp_path, request.param, models.SEEDS.get(request.param, 0))
 
 
 def sizes(name: str) -> list[tuple[int, int]]:
@@ -60,7 +60,7 @@ def test_a_prompt_with_two_pictures(both: tuple[str, Path, Any], budget: int) ->
     (logits,) = run(llm, [row], budget)
     kinds = torch.tensor([[int(token == models.TOKEN) for token in ids]])
     given = models.inputs(name, media, pictures, found)
-    kind = {} if name == "mistral3" else {"token_type_ids" if name == "gemma3" else "mm_token_type_ids": kinds}
+    kind = {} if media.sizing == "edge" else {"token_type_ids" if name == "gemma3" else "mm_token_type_ids": kinds}
     made = theirs(input_ids=torch.tensor([ids]), **given, **kind)
     assert (logits - made.logits[0]).abs().max() <= NEAR
     known = torch.tensor([ids])
@@ -69,6 +69,8 @@ def test_a_prompt_with_two_pictures(both: tuple[str, Path, Any], budget: int) ->
         kind = dict.fromkeys(kind, kinds)
         assert token == int(theirs(input_ids=known, **given, **kind).logits[0, -1].argmax())
         known = torch.cat((known, torch.tensor([[token]])), dim=1)
+        if token == models.TOKEN:  # which transformers takes for a place of the pictures, and refuses
+            break
 
 
 @torch.no_grad()

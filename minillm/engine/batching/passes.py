@@ -112,8 +112,7 @@ def hidden_of(model: Decoder, mixed: Mixed, pools: Pools) -> Tensor:
         count = len(part.ids)
         tokens.append(torch.tensor(part.ids, device=device))
         positions.append(torch.arange(part.first, part.first + count, device=device))
-        ahead = None if part.inserted is None else part.inserted.last_seen(part.first, part.first + count)
-        visible = {group: seen(group, part.first, count, device, ahead) for group in slots}
+        visible = {group: seen(group, part.first, count, device, ahead(part, group)) for group in slots}
         keys = {group: located(part.tables[group], each.key_positions, pools.size) for group, each in visible.items()}
         for group in keys:
             slots[group].append(located(part.tables[group], positions[-1], pools.size))
@@ -124,6 +123,13 @@ def hidden_of(model: Decoder, mixed: Mixed, pools: Pools) -> Tensor:
     given = inserted_into(mixed, device), turning_of(mixed, torch.cat(positions))
     ragged = Ragged(base.singles, base.paged, base.position_N, base.states, places, tuple(made), *given)
     return model.hidden_of_many(torch.cat(tokens), torch.cat(positions), mixed.lengths or (0,), ragged, pools.layers)
+
+
+def ahead(part: Part, group: Group) -> Tensor | None:
+    """The last position that each token of a part sees in layers of a group, where that is not its own."""
+    if part.inserted is None or (part.inserted.windowed and not isinstance(group, int)):
+        return None
+    return part.inserted.last_seen(part.first, part.first + len(part.ids))
 
 
 def inserted_into(mixed: Mixed, device: torch.device) -> Inserting | None:
@@ -139,7 +145,8 @@ def inserted_into(mixed: Mixed, device: torch.device) -> Inserting | None:
     if not at:
         return None
     layers = tuple(torch.cat(each).to(device) for each in zip(*deep, strict=True))
-    return Inserting(torch.cat(at).to(device), torch.cat(embeddings).to(device), layers)
+    told_as = next(each.inserted.told_as for each in mixed.parts if each.inserted is not None)
+    return Inserting(torch.cat(at).to(device), torch.cat(embeddings).to(device), layers, told_as)
 
 
 def turning_of(mixed: Mixed, position_N: Tensor) -> Tensor | None:

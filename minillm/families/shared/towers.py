@@ -13,9 +13,10 @@ from minillm.config import Config, number
 from minillm.families.shared import common
 from minillm.guard.screen import shown
 from minillm.spec import GQA, MLP, Decoder, GatedMLP, Layer, LayerNorm, Norm, Rope
-from minillm.spec.media import Encoder, Media, Patches, Placeholder, Projector, Table
+from minillm.spec.media import Encoder, Media, Patches, Placeholder, Projector, Table, Video
 
-IMAGE_PAD = Placeholder("<|image_pad|>", "<|image_pad|>")
+IMAGE_PAD, VIDEO_PAD = (Placeholder(token, token) for token in ("<|image_pad|>", "<|video_pad|>"))
+VIDEO_TOKENS = 128_000  # a context that videos of the Qwen-VL line leave room in
 ACTIVATIONS = {**common.ACTIVATIONS, "quick_gelu": "quick_gelu"}
 THETA = 10000.0
 MAX_SIDE = 1024  # patches
@@ -151,6 +152,6 @@ def axes(
     return tuple(made)
 
 
-def media(encoder: Encoder, axes: tuple[int, ...]) -> Media:
+def media(encoder: Encoder, axes: tuple[int, ...], video: Video) -> Media:
     """A tower of the Qwen-VL line in front of its decoder."""
-    return Media("image", encoder, IMAGE_PAD, axes=axes)
+    return Media("image", encoder, IMAGE_PAD, axes=axes, video=video)

@@ -13,6 +13,7 @@ from typing import Any
 from minillm.config import HARMLESS, same
 
 IMAGES = "DROP: the part that reads images, which is not supported"
+SOUNDS = "DROP: the part that hears, which is not supported"
 SEEN = "DROP: the part that sees or hears, which is read with the first picture or sound"
 TOWERS = ("vision_tower", "multi_modal_projector", "mm_projector", "visual")
 # What transformers calls a module in place of the checkpoint.

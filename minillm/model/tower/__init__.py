@@ -1,1 +1,1 @@
-"""The tower that reads pictures or sound: `tower.py`, then `projector.py` and `turning.py`."""
+"""The tower that reads pictures or sound: `tower.py`, then `projector.py`, `turning.py` and `clipped.py`."""

@@ -19,6 +19,7 @@ from minillm.model.linear import Linear
 from minillm.model.norm import norm
 from minillm.model.residual.block import Block
 from minillm.model.tower import turning
+from minillm.model.tower.clipped import clip
 from minillm.model.tower.projector import Projector
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.visibility import Visibility
@@ -57,13 +58,15 @@ class Tower(nn.Module):
         self.spec, size, embed = encoder, encoder.hidden_size, encoder.embed
         if isinstance(embed, Patches):
             self.embed = Linear(embed.values, size, ops, embed.bias)
-            count = encoder.table.side**2 if encoder.table else 0
+            count = encoder.table.rows if encoder.table else 0
         else:
             self.convolutions = nn.ModuleList(Linear(3 * each, size, ops, bias=True) for each in (embed.bands, size))
             count = embed.positions
         self.table = nn.Parameter(torch.zeros(count, size)) if count else None
         self.pre_norm, self.post_norm = norm(encoder.pre_norm, size, ops), norm(encoder.post_norm, size, ops)
         self.layers = nn.ModuleList(Block(each, encoder, ops, index) for index, each in enumerate(encoder.layers))
+        if encoder.clipped:
+            clip(self.layers, ops)
         self.projector = Projector(encoder.projector, size, ops)
         tapped = encoder.tap_projector
         self.taps = nn.ModuleList(Projector(tapped, size, ops) for _ in encoder.taps if tapped)
@@ -105,8 +108,7 @@ class Tower(nn.Module):
         attention = self.spec.layers[0].attention
         if self.spec.columns is None or not isinstance(attention, GQA) or attention.rope is None:
             return None
-        given = attention.rope.dim, attention.rope.theta, self.spec.columns == "between"
-        cos, sin = turning.rotation(places, *given)
+        cos, sin = turning.rotation(places, attention.rope.dim, attention.rope.theta, self.spec.columns)
         return cos.to(x), sin.to(x)
 
     def _through(

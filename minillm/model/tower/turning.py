@@ -21,18 +21,21 @@ def places(rows: int, columns: int, merge: int) -> Tensor:
     return rearrange(grid, "(r p) (c q) two -> (r c p q) two", p=merge, q=merge)
 
 
-def rotation(places_N2: Tensor, dim: int, theta: float, between: bool) -> tuple[Tensor, Tensor]:
+def rotation(places_N2: Tensor, dim: int, theta: float, columns: str) -> tuple[Tensor, Tensor]:
     """cos and sin `[1, N, P]`, fp32: the first half of the pairs turns by the row at the rates theta^(-4i / dim), the
-    other by the column at the same ones, or `between` them at theta^(-(4i + 2) / dim)."""
+    other by the column at the "same" ones, or "between" them at theta^(-(4i + 2) / dim); or columns come "first"."""
     rates = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
-    by_row, by_column = rates[0::2], rates[1::2] if between else rates[0::2]
-    angles = torch.cat((places_N2[:, :1] * by_row, places_N2[:, 1:] * by_column), dim=-1)[None]
+    by_row, by_column = rates[0::2], rates[1::2] if columns == "between" else rates[0::2]
+    halves = places_N2[:, :1] * by_row, places_N2[:, 1:] * by_column
+    angles = torch.cat(halves[::-1] if columns == "first" else halves, dim=-1)[None]
     return angles.cos(), angles.sin()
 
 
 def learned(rows_SE: Tensor, table: Table, places_N2: Tensor) -> Tensor:
     """The learned row of each patch, `[N, E]` in the table's dtype; those of a stretched table are weighted in fp32:
     S = side² rows, of which the grid's corners have the corners."""
+    if table.summed:
+        return rows_SE[places_N2[:, 1]] + rows_SE[table.side + places_N2[:, 0]]
     if not table.stretched:
         return rows_SE[places_N2[:, 0] * table.side + places_N2[:, 1]]
     last = table.side - 1
