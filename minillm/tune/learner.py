@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from minillm import config, families, hub
+from minillm.families.media import is_part
 from minillm.guard.files import is_there, read_bytes
 from minillm.guard.writing import complete
 from minillm.llm import LLM
+from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.save import save
 
 ROUTER = ".router."
@@ -76,16 +78,18 @@ def write_checkpoint(llm: LLM, folder: Path) -> None:
     """The model as a checkpoint in the layout that it came in, in the type that was stored; config.json last."""
     values = config.read(llm.folder)
     spec, rules, read = families.resolve(values)
-    stored = getattr(torch, read.dtype) if read.dtype in ("bfloat16", "float16", "float32") else torch.float32
+    dtype = getattr(torch, read.dtype) if read.dtype in ("bfloat16", "float16", "float32") else torch.float32
     model = llm.model
     fp32 = {f"{path}.{name}" for path, module in model.named_modules() for name in getattr(module, "FP32", ())}
     parameters = {
-        name: each.detach().to(torch.float32 if name in fp32 else stored) for name, each in model.named_parameters()
+        name: each.detach().to(torch.float32 if name in fp32 else dtype) for name, each in model.named_parameters()
     }
     if spec.tied is not model.spec.tied:
         values = families.untied(values)
     folder.mkdir(parents=True, exist_ok=True)
-    save(folder / "model.safetensors", parameters, rules, model.destinations())
+    stored = Checkpoint(llm.folder, values.get("quantization_config")).stored
+    towers = {name: each for name, each in stored.items() if is_part(name)}
+    save(folder / "model.safetensors", parameters, rules, model.destinations(), towers)
     small = {name: read_bytes(llm.folder / name) for name in hub.SMALL_FILES if is_there(llm.folder / name)}
     small["config.json"] = json.dumps(values, indent=2, ensure_ascii=False).encode()
     for name, content in small.items():
