@@ -62,6 +62,11 @@ class Prompts:
         return self._reader.media.kind if self._reader else found and found[0].kind
 
     @property
+    def owed(self) -> int:
+        """Bytes that the tower will take, which is not loaded yet."""
+        return tower.nbytes(self.values, self.model.dtype) if self._reader is None else 0
+
+    @property
     def reader(self) -> Reader:
         """What sees and hears for this model. Raises ValueError for one that does neither."""
         with self._loading:

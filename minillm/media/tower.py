@@ -22,6 +22,22 @@ from minillm.weights.load import load as load_weights
 from minillm.weights.rules import plan
 
 
+def outlined(values: Mapping[str, Any], dtype: torch.dtype) -> tuple[Media, Tower] | None:
+    """What a config.json says of its tower, and the tower on the meta device; None where there is none, or one that
+    cannot be, of which the first picture tells."""
+    try:
+        found = media(values)
+    except ValueError:
+        return None
+    return found and (found[0], on_meta(lambda: Tower(found[0].encoder), dtype))
+
+
+def nbytes(values: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """What the tower of a config.json takes in memory."""
+    found = outlined(values, dtype)
+    return sum(each.nbytes for each in found[1].parameters()) if found else 0
+
+
 def weights(folder: Path, values: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> tuple[Media, Tower]:
     """What the config.json of a folder says of its tower, and the tower itself. Raises ValueError for a checkpoint that
     sees and hears nothing, and for tensors that are not those of the config."""
