@@ -48,7 +48,7 @@ def opened(source: Source) -> Image:
         with _decoding, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused here
             image = Image.open(io.BytesIO(value), formats=FORMATS) if isinstance(value, bytes) else value
-            _within(image.size, name)
+            within(image.size, name)
             image.load()
             return _upright(image, Image, ImageOps, name)
     except Image.DecompressionBombError:
@@ -65,7 +65,8 @@ def _broken(name: str) -> ValueError:
     return ValueError(f"{name}: no picture that can be read; supported are whole {', '.join(FORMATS)} files")
 
 
-def _within(size: tuple[int, int], name: str) -> None:
+def within(size: tuple[int, int], name: str) -> None:
+    """Raises ValueError for a picture of this width and height, which is not decoded."""
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"{name}: {width} x {height} pixels, there is nothing in it")
@@ -81,7 +82,7 @@ def _of_array(value: NDArray[Any], name: str) -> Any:
 
     if value.dtype != np.uint8 or not (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))):
         raise ValueError(f"{name}: an array of {value.dtype} {list(value.shape)}, expected uint8 [height, width, 3]")
-    _within((value.shape[1], value.shape[0]), name)
+    within((value.shape[1], value.shape[0]), name)
     return Image.fromarray(value)
 
 
