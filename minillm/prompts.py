@@ -73,7 +73,7 @@ class Prompts:
             if self._reader is None:
                 if self.model.ops.ranks.count > 1:
                     raise ValueError("pictures and sounds do not go with --ranks or --stages; leave one of them out")
-                given = self.need_tokenizer(), self.spec.context, self.model.dtype, self.device
+                given = self.need_tokenizer(), self.spec.context, self.model.dtype, self.device, self.model.ops
                 self._reader = tower.load(self.folder, self.values, *given)
             return self._reader
 
