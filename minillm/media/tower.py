@@ -44,8 +44,8 @@ def weights(
     folder: Path, values: Mapping[str, Any], dtype: torch.dtype, device: torch.device, ops: Ops = REFERENCE
 ) -> tuple[Media, Tower]:
     """What the config.json of a folder says of its tower, and the tower itself, which computes with `ops` but for
-    attention: kernels of the decoder's take it that a query sees what stands before it. Raises ValueError for a checkpoint that
-    sees and hears nothing, and for tensors that are not those of the config."""
+    attention: the decoder's kernels take it that a query sees what stands before it. Raises ValueError for a checkpoint
+    that sees and hears nothing, and for tensors that are not those of the config."""
     found = media(values)
     if found is None:
         kind = values.get("model_type")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from minillm.engine.batching import room
+from minillm.explain.__main__ import main as explain
 from minillm.loading import lay_out
 from minillm.media import tower
 from minillm.media.sources import source
@@ -101,6 +104,44 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{found['tokens']:,} tokens and {found['breaks']:,} ends of rows" in out
     assert plan(["--weights", str(shared("media/mistral3")), "--image", "640x480", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["picture"] == found
+
+
+EXPLAINED = {
+    "qwen2_5_vl": [
+        "patches 14 x 14 pixels in 2 frames: 1,176 values -> 32", "layers 0, 2: windows of 4 x 4 patches",
+        "layers 1, 3: all of it sees each other", "projector 4 neighbours side by side, 128 -> 128 -> 64",
+        "of the decoder's pairs 2 turn by time, 3 by row, 3 by column",
+        "640 x 480 pixels -> 112 x 84 -> 8 x 6 patches [48, 1,176] -> [48, 32] through 4 layers -> 4 x 3 tokens",
+    ],
+    "qwen3_vl": ["stretched to the grid of a picture", "behind its layers 0, 2: 4 neighbours side by side"],
+    "gemma3": ["neighbours averaged, 32 -> 64", "those of a picture see each other both ways"],
+    "mistral3": ["at the rates between those of rows", "'[IMG_BREAK]' between rows"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_a_tower_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--weights", str(shared(f"media/{name}")), "--image", "640x480"]
+    assert explain(given) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert [each for each in EXPLAINED[name] if each not in out] == []
+    assert explain([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    count = sum(each.numel() for each in loaded(name).prompts.reader.tower.parameters())
+    assert found["tower"]["parameters"] == count
+    assert found["tower"]["spec"]["encoder"]["kind"] == "Encoder"
+    assert f"{count:,} parameters, read with the first one" in out
+    assert found["picture"]["tokens"] == math.prod(loaded(name).prompts.reader.seen(blank(640, 480)).shape)
+
+
+def blank(width: int, height: int) -> Any:
+    return source("image", np.zeros((height, width, 3), np.uint8), "one")
+
+
+def test_text_alone_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(["--weights", str(shared("checkpoints/stories260K")), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tower"], found["picture"]) == (None, None)
 
 
 REFUSED = {
