@@ -49,14 +49,25 @@ def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str
     return found
 
 
-def save(path: Path, parameters: Mapping[str, Tensor], rules: Rules, destinations: Mapping[str, Destination]) -> None:
-    """Write one safetensors file in the layout that `rules` reads; complete or not at all."""
+def save(
+    path: Path,
+    parameters: Mapping[str, Tensor],
+    rules: Rules,
+    destinations: Mapping[str, Destination],
+    beside: Mapping[str, Stored] = {},
+) -> None:
+    """Write one safetensors file in the layout that `rules` reads, with other tensors `beside` them as they are stored;
+    complete or not at all."""
     named = published(rules, destinations)
     entries = {name: (NAMES[parameters[to.parameter].dtype], to.stored_shape) for name, to in named.items()}
+    entries |= {name: (each.word, each.shape) for name, each in beside.items()}
     with Writer(path, entries) as writer:
         for name, to in named.items():
             made = rows(parameters[to.parameter], to)
             writer.write(name, made if to.layout is None else to.layout.restore(made))
+        for name, each in beside.items():
+            for start, stop in blocks(math.prod(each.shape), BLOCK_VALUES):
+                writer.write(name, each.values(start, stop), start)
 
 
 def save_as(

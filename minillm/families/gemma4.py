@@ -112,4 +112,5 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
         raise ValueError(f"config.json: pad_token_id is {shown(told_as)}, expected a token of {decoder.vocab_size:,}")
     how: dict[str, Any] = {"joint": joint, "windowed": joint, "told_as": told_as, "video": VIDEO}
     made = Media("image", encoder, PLACEHOLDER, "budget", **how)
-    return made, towers.both(pooled_tower.rules(encoder)), config
+    unheard = {f"{part}.*": wrapped.SOUNDS for part in HEARS}
+    return made, towers.both({**pooled_tower.rules(encoder), **unheard}), config

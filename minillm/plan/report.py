@@ -35,6 +35,8 @@ def lines(report: Report) -> list[str]:
         "checkpoint": _checkpoint(report["checkpoint"], report["quantization"]),
         "formats": [", ".join(f"{name} {size(each['file_bytes'])}" for name, each in report["formats"].items())],
         "KV cache": _cache(report),
+        "tower": _tower(report),
+        "picture": _picture(report["picture"]),
         "operations": [
             f"{flops(report['flops']['prefill_per_token'])} for each token of a prompt of {report['context']:,}, "
             f"{flops(report['flops']['decode_per_token'])} for one more behind it"
@@ -96,6 +98,28 @@ def _cache(report: Report) -> list[str]:
         *([f"{size(state)} of states for a sequence, whatever its length, counted in below"] if state else []),
         ", ".join(f"{size(by_context[each])} at {int(each):,}" for each in shown) + rows,
         f"{size(report['kv_bytes'])} for a context of {report['context']:,} and a batch of {report['batch']:,}",
+    ]
+
+
+def _tower(report: Report) -> list[str]:
+    if (made := report["tower"]) is None:
+        return []
+    counted = "; counted where it says what fits" if len(report["ranks"]) == 1 else "; not with --ranks"
+    return [f"{parameters(made['parameters'])} parameters for {made['kind']}s, {size(made['bytes'])} in "
+            f"{report['dtype']}, read with the first one{counted}"]  # fmt: skip
+
+
+def _picture(made: Report | None) -> list[str]:
+    if made is None:
+        return []
+    before, after, (columns, rows) = made["size"], made["brought_to"], made["patches"]
+    breaks = f" and {made['breaks']:,} ends of rows" if made["breaks"] else ""
+    return [
+        f"{before[0]:,} x {before[1]:,} pixels are brought to {after[0]:,} x {after[1]:,}: {columns:,} x {rows:,} = "
+        f"{columns * rows:,} patches, {made['tokens']:,} tokens{breaks}, {size(made['kv_bytes'])} of cache",
+        f"{size(made['pixel_bytes'])} of pixels, {size(made['patch_bytes'])} of patches; in a layer of the tower "
+        f"{size(made['attention_bytes'])} for attention, whose {size(made['scores_bytes'])} of scores are never there "
+        f"together; {flops(made['flops'])}",
     ]
 
 

@@ -87,6 +87,8 @@ def write_original(
         note(remark)
     if not bare:
         file.metadata.update(_words(LLM(given.folder, given.values, given.plain, torch.device("cpu"))))
+    if given.towers:
+        note(f"{len(given.towers)} tensors that see or hear are left out: the file has the text model alone")
     rows = Rows(given.checkpoint, given.planned)
     entries = [writer.Entry(each.name, each.shape, kind, each.pieces(rows)) for each, kind in file.tensors]
     entries += [writer.Entry(name, tuple(each.shape), "F32", [each]) for name, each in file.factors.items()]

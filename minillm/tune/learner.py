@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from minillm import config, families, hub
+from minillm.families.media import is_part
 from minillm.guard.files import is_there, read_bytes
 from minillm.guard.writing import complete
 from minillm.llm import LLM
 from minillm.model.decoder import Decoder, skeleton
+from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.save import save
 
 ROUTER = ".router."
@@ -84,15 +86,17 @@ def write_checkpoint(base: Path, model: Decoder, folder: Path) -> None:
     last."""
     values = config.read(base)
     spec, rules, read = families.resolve(values)
-    stored = getattr(torch, read.dtype) if read.dtype in ("bfloat16", "float16", "float32") else torch.float32
+    dtype = getattr(torch, read.dtype) if read.dtype in ("bfloat16", "float16", "float32") else torch.float32
     fp32 = {f"{path}.{name}" for path, module in model.named_modules() for name in getattr(module, "FP32", ())}
     parameters = {
-        name: each.detach().to(torch.float32 if name in fp32 else stored) for name, each in model.named_parameters()
+        name: each.detach().to(torch.float32 if name in fp32 else dtype) for name, each in model.named_parameters()
     }
     if spec.tied is not model.spec.tied:
         values = families.untied(values)
     folder.mkdir(parents=True, exist_ok=True)
-    save(folder / "model.safetensors", parameters, rules, model.destinations())
+    stored = Checkpoint(base, values.get("quantization_config")).stored
+    towers = {name: each for name, each in stored.items() if is_part(name)}
+    save(folder / "model.safetensors", parameters, rules, model.destinations(), towers)
     small = {name: read_bytes(base / name) for name in hub.SMALL_FILES if is_there(base / name)}
     small["config.json"] = json.dumps(values, indent=2, ensure_ascii=False).encode()
     for name, content in small.items():
