@@ -23,7 +23,7 @@ from minillm.adapters.attach import attach
 from minillm.adapters.config import ALL, AdapterConfig
 from minillm.loading import load
 from minillm.model.decoder import Decoder, skeleton
-from minillm.parallel.sharded import Team, join
+from minillm.parallel.sharded import ALONE, Team, join
 from minillm.tune import budget
 from minillm.tune.budget import Budget
 from minillm.tune.learner import Learner, whole
@@ -74,7 +74,9 @@ def peak(model: Decoder, optimizer: Optimizer, rows: int, length: int, team: Tea
     return most
 
 
-def counted(weights: Path | None, way: str, rows: int, length: int, rank: int, team: Team) -> tuple[int, int, Budget]:
+def counted(
+    weights: Path | None, way: str, rows: int, length: int, rank: int, team: Team = ALONE
+) -> tuple[int, int, Budget]:
     """Bytes: of the weights, at the peak of a step, and what the command would say."""
     scheme, recomputes = WAYS[way]
     llm = load(weights, dtype="float32", device="cpu", kernels="reference", quantize=scheme, team=team)
