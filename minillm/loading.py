@@ -69,8 +69,7 @@ def load(
     adapter, or names and folders of several, of which each request chooses (`adapters/use.py`). Of a model over several
     `ranks` this process loads its share, and only the first of them returns from here (`parallel/`); each waits for
     another `rank_timeout` seconds at most. So it is with `stages`, which have some of the layers each, as many as they
-    have memory for or as `layers` "20,12" says. Of a `team` that trains each reads what it will keep. Raises
-    ValueError for whatever is wrong.
+    have memory for or as `layers` "20,12" says. Of a `team` each reads what it keeps. Raises ValueError for all faults.
     """
     how = (dtype, kernels, keep_quantized, quantize, group_size, symmetric)
     count = counted(ranks, stages, layers) or 1
@@ -81,8 +80,7 @@ def load(
     laid = lay_out(path, dtype, place, *how[1:], revision, group, layers)
     read = team.taken(laid.model, laid.checkpoint, laid.planned)
     named = dict(laid.model.named_parameters())
-    formats, stay = laid.formats, laid.stay
-    parameters = load_weights(*read, named, laid.device, progress, formats, stay)
+    parameters = load_weights(*read, named, laid.device, progress, laid.formats, laid.stay)
     laid.model.load_state_dict(parameters, assign=True)
     laid.model.requires_grad_(False).eval()
     del parameters

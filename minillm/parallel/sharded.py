@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
+from minillm.ops.cpu.memory import return_memory
 from minillm.parallel import launch
 from minillm.parallel.cut import taken
 from minillm.parallel.ranks import TIMEOUT, Ranks
@@ -158,6 +159,7 @@ class Sharded(Team):
             made.set_gradient_divide_factor(1.0)
             made.set_force_sum_reduction_for_comms(True)
         model.load_state_dict(shares, assign=True)
+        return_memory()
         self.own = {name: each for name, each in model.named_parameters() if each.requires_grad}
         return {name: nn.Parameter(each.to_local().detach()) for name, each in self.own.items()} or named
 

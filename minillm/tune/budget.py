@@ -56,11 +56,11 @@ def size(nbytes: float) -> str:
 
 def over(ranks: int, model: Decoder, needed: Budget, trained: int, quantised: bool) -> Budget:
     """What one of several ranks takes: its share of the weights and of what belongs to the `trained` values of them,
-    and whole, with gradients, what is in no layer, the layer that is computed and the next. A quantised checkpoint each
-    reads whole before it keeps a share."""
+    and whole, with gradients, what is in no layer, the layer that is computed, and the next, once as it arrives and
+    once put together. A quantised checkpoint each reads whole before it keeps a share."""
     layers = [sum(each.numel() for each in layer.parameters()) for layer in model.layers]
     values = sum(each.numel() for each in model.parameters())
-    whole = min((values - sum(layers) + 2 * max(layers)) / values, 1)
+    whole = min((values - sum(layers) + 3 * max(layers)) / values, 1)
     weights = needed.weights * (1 / ranks + (1 if quantised else whole))
     learning = needed.learning / ranks + whole * trained * model.dtype.itemsize if trained else needed.learning
     return replace(needed, weights=int(weights), learning=int(learning))

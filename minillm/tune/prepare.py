@@ -58,7 +58,7 @@ class Prepared:
             f"learnt, at most {found.longest:,} in a row" + (f" ({counts})" if counts else ""),
             f"steps: {plan.steps:,} of {plan.batch} rows, {plan.micro} at a time ({epochs:.2f} epochs); "
             f"{self.update.kind}, rate {self.peak:g}, {a.schedule}",
-            f"memory{f' of each of {a.ranks} ranks' if a.ranks else ''}: {self.needed.words()}",
+            f"memory{f' of each of {a.ranks} ranks' if a.ranks not in (None, 1) else ''}: {self.needed.words()}",
         ]
         return [*lines, *(f"example: {each}" for each in found.shown[:1])]
 

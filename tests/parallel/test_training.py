@@ -135,6 +135,7 @@ def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
     )
     assert done.returncode == 0, done.stderr
     assert "going on behind step 2 of 4" in done.stderr
+    assert "memory of each of 2 ranks: weights " in done.stderr
     assert done.stderr.count("training an adapter of 38,912 values") == 1
     assert losses(output) == pytest.approx(losses(tmp_path / "alone"), **LOSS)
     files = {each.name for each in output.iterdir()}
