@@ -51,7 +51,7 @@ class Ranks(Alone):
     def __init__(self, rank: int, count: int, device: torch.device, store: str | None, timeout: float = TIMEOUT):
         self.rank, self.count, self.timeout, self.device = rank, count, timeout, device
         self._gone: list[int] = []
-        self._leaving, self._launched = False, store is not None
+        self._alike, self._leaving, self._launched = False, False, store is not None
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             where, start = f"file://{store}" if store else None, timedelta(seconds=START)
@@ -85,6 +85,7 @@ class Ranks(Alone):
                 f"rank {', '.join(odd)} has another checkpoint, options or version of minillm than rank 0; "
                 "give all the same files"
             )
+        self._alike = True
 
     def total(self, y: Tensor) -> Tensor:
         summed = y.float().contiguous()
@@ -217,8 +218,9 @@ class Ranks(Alone):
         if self._leaving:
             return
         self._leaving = True
-        with contextlib.suppress(RuntimeError):  # where one has gone before, there is nothing left to say
-            self.tell("end")
+        if self._alike:  # else nobody listens yet
+            with contextlib.suppress(RuntimeError):  # where one has gone before, there is nothing left to say
+                self.tell("end")
         del self.data, self.words
         dist.destroy_process_group()
 

@@ -143,22 +143,3 @@ def test_keys_of_another_layer() -> None:
     assert [layer.attention.kv.layer for layer in found.layers] == [None, None, 0]
     with pytest.raises(ValueError, match="layer 3 reads the keys of layer 1, of another stage"):
         local(spec, [(0, 2), (2, 4)], 1)
-
-
-def test_stages_as_processes(capfd: pytest.CaptureFixture[str]) -> None:
-    """They find each other, take layers by their memory, and end together."""
-    flags = [
-        "--prompt",
-        PROMPTS[0],
-        "--max-new-tokens",
-        "20",
-        "--ignore-eos",
-        "--temperature",
-        "0",
-        "--dtype",
-        "float32",
-    ]
-    assert command.main(flags) == 0
-    alone = capfd.readouterr().out
-    assert command.main([*flags, "--stages", "2"]) == 0
-    assert capfd.readouterr().out == alone
