@@ -58,11 +58,13 @@ def test_the_command_writes_what_one_process_writes(forks: Forks) -> None:
 
 
 def test_stages_find_each_other(forks: Forks) -> None:
-    """They take layers by their memory, and end together."""
-    alone, split = (forks.start("minillm.generate", *LONG, *more) for more in ([], ["--stages", "2"]))
-    code, text, said = split.ended()
-    assert code == 0, said
-    assert text == alone.ended()[1] != ""
+    """They take layers by their memory, each in two ranks too, and end together."""
+    flags = ([], ["--stages", "2"], ["--stages", "2", "--ranks", "2"], ["--layers", "3,1", "--ranks", "2"])
+    alone, *splits = (forks.start("minillm.generate", *LONG, *more) for more in flags)
+    expected = alone.ended()[1]
+    for split in splits:
+        code, text, said = split.ended()
+        assert (code, text) == (0, expected), said
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,10 @@ def test_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
             stated(text, 4)
     for flags, message in (
         (["--layers", "1,3", "--stages", "3"], "--stages is 3 and --layers has 2 numbers"),
-        (["--ranks", "2", "--stages", "2"], "--ranks and --stages do not go together"),
+        (
+            ["--ranks", "512", "--stages", "3"],
+            "--ranks 512 in each of 3 stages are 1536 processes, at most 1024 can be",
+        ),
         (["--layers", "4"], "--layers is '4', expected numbers of layers of several stages"),
         (["--layers", ""], "--layers is '', expected"),
         (["--stages", "0"], "--stages is 0, it must be from 1 to 1024"),

@@ -35,6 +35,7 @@ class Thread(Alone):
 
     def __init__(self, meeting: Meeting, rank: int):
         self.meeting, self.rank, self.count = meeting, rank, len(meeting.brought)
+        self.wide = 1 if self.staged else self.count
         self.gone: list[int] = []
 
     def _all(self, own: Tensor) -> list[Tensor]:
