@@ -77,7 +77,7 @@ def counted(ranks: int | None, stages: int | None, layers: str | None) -> int | 
         return None
     if (made := (ranks or 1) * (parts or stages or 1)) > MOST:
         raise ValueError(
-            f"--ranks {ranks} in each of {parts or stages} stages are {made} processes, at most {MOST} can be"
+            f"{ranks} ranks in each of {parts or stages} stages are {made} processes, at most {MOST} can be"
         )
     return made
 
@@ -101,7 +101,8 @@ def place(count: int) -> Place | None:
             said = f"{names[0]} is {rank[:20]!r} and {names[1]} {size[:20]!r} in the environment"
             raise ValueError(f"{said}, expected a number below a number")
         if int(size) != count:
-            raise ValueError(f"--ranks is {count}, and {names[1]} in the environment is {size}; start as many")
+            said = f"--ranks, times --stages, is {count}, and {names[1]} in the environment is {size}"
+            raise ValueError(f"{said}; start as many")
         store = os.environ.get(STORE)
         if store is None and (lacks := [each for each in ("MASTER_ADDR", "MASTER_PORT") if each not in os.environ]):
             raise ValueError(f"{' and '.join(lacks)} must be set: the address of the first rank, and a free port there")

@@ -70,7 +70,7 @@ def test_stages_find_each_other(forks: Forks) -> None:
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "3"}, "--ranks is 2, and WORLD_SIZE in the environment is 3; start as many"),
+        ({"RANK": "0", "WORLD_SIZE": "3"}, "is 2, and WORLD_SIZE in the environment is 3; start as many"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "expected a number below a number"),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "MASTER_ADDR and MASTER_PORT must be set"),
     ],

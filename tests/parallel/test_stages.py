@@ -106,7 +106,7 @@ def test_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
         (["--layers", "1,3", "--stages", "3"], "--stages is 3 and --layers has 2 numbers"),
         (
             ["--ranks", "512", "--stages", "3"],
-            "--ranks 512 in each of 3 stages are 1536 processes, at most 1024 can be",
+            "512 ranks in each of 3 stages are 1536 processes, at most 1024",
         ),
         (["--layers", "4"], "--layers is '4', expected numbers of layers of several stages"),
         (["--layers", ""], "--layers is '', expected"),
