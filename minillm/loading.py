@@ -18,7 +18,7 @@ from minillm.ops.ranks import ALONE, Alone
 from minillm.parallel.follow import begin
 from minillm.parallel.launch import counted, join
 from minillm.parallel.part import part
-from minillm.parallel.ranks import TIMEOUT, Ranks, Stages
+from minillm.parallel.ranks import TIMEOUT
 from minillm.parallel.sharded import ALONE as TOGETHER
 from minillm.parallel.sharded import Team
 from minillm.weights import foreign, holding, ints
@@ -75,8 +75,8 @@ def load(
     count = counted(ranks, stages, layers) or 1
     if count != 1 and adapter is not None:
         raise ValueError("--ranks (ranks) does not split an adapter; leave one of them out, or merge the adapter first")
-    kind = Ranks if ranks != 1 else Stages
-    group, place = (ALONE, device) if count == 1 else join(count, resolve_device(device), rank_timeout, kind)
+    of_stages = count // ranks
+    group, place = (ALONE, device) if count == 1 else join(count, resolve_device(device), rank_timeout, of_stages)
     laid = lay_out(path, dtype, place, *how[1:], revision, group, layers)
     read = team.taken(laid.model, laid.checkpoint, laid.planned)
     named = dict(laid.model.named_parameters())

@@ -36,7 +36,7 @@ class GatedMLP(nn.Module):
         if not self.spec.sparsity:
             return gate_up
         gate, up = gate_up.chunk(2, dim=-1)
-        if self.ops.ranks.count == 1:
+        if self.ops.ranks.wide == 1:
             kept = above_quantile(gate, self.spec.sparsity)
         else:
             kept = ranks.above_quantile(gate, self.spec.sparsity, self.ops.ranks)

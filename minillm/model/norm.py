@@ -21,7 +21,7 @@ class Norm(nn.Module):
         super().__init__()
         self.spec = norm
         self.ops = ops
-        self.split = wide and ops.ranks.count > 1
+        self.split = wide and ops.ranks.wide > 1
         self.weight = nn.Parameter(torch.ones(size)) if norm.affine else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Alone:
     """What a model asks of its ranks. Each holds whole all that is not split (`parallel/split.py`)."""
 
     count, rank = 1, 0
+    wide = 1  # ranks that share each layer: all, or those of a stage
     staged = False  # whether each has some of the layers, not some of each
 
     def total(self, y: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def processes(arguments: argparse.Namespace) -> int | None:
-    """How many a command asks for; None where it does not say. Raises ValueError for ranks and stages together."""
+    """How many a command asks for; None where it does not say. Raises ValueError for numbers that cannot be."""
     return counted(arguments.ranks, arguments.stages, arguments.layers)
 
 
@@ -71,11 +71,15 @@ def counted(ranks: int | None, stages: int | None, layers: str | None) -> int | 
     parts = None if layers is None else layers.count(",") + 1
     if layers is not None and parts == 1:
         raise ValueError(f"--layers is {layers[:40]!r}, expected numbers of layers of several stages, such as 20,12")
-    if ranks not in (None, 1) and (stages not in (None, 1) or layers is not None):
-        raise ValueError("--ranks and --stages do not go together yet: give one of them")
     if stages not in (None, 1) and parts not in (None, stages):
         raise ValueError(f"--stages is {stages} and --layers has {parts} numbers; leave --stages out")
-    return parts or (stages if ranks in (None, 1) and stages is not None else ranks)
+    if (ranks, stages, layers) == (None, None, None):
+        return None
+    if (made := (ranks or 1) * (parts or stages or 1)) > MOST:
+        raise ValueError(
+            f"{ranks} ranks in each of {parts or stages} stages are {made} processes, at most {MOST} can be"
+        )
+    return made
 
 
 class Place(NamedTuple):
@@ -97,7 +101,8 @@ def place(count: int) -> Place | None:
             said = f"{names[0]} is {rank[:20]!r} and {names[1]} {size[:20]!r} in the environment"
             raise ValueError(f"{said}, expected a number below a number")
         if int(size) != count:
-            raise ValueError(f"--ranks is {count}, and {names[1]} in the environment is {size}; start as many")
+            said = f"--ranks, times --stages, is {count}, and {names[1]} in the environment is {size}"
+            raise ValueError(f"{said}; start as many")
         store = os.environ.get(STORE)
         if store is None and (lacks := [each for each in ("MASTER_ADDR", "MASTER_PORT") if each not in os.environ]):
             raise ValueError(f"{' and '.join(lacks)} must be set: the address of the first rank, and a free port there")
@@ -187,9 +192,7 @@ def _end(made: Sequence[subprocess.Popen[bytes]]) -> None:
         each.wait()
 
 
-def join(
-    count: int, device: torch.device, timeout: float = TIMEOUT, kind: type[Ranks] = Ranks
-) -> tuple[Alone, torch.device]:
+def join(count: int, device: torch.device, timeout: float = TIMEOUT, stages: int = 1) -> tuple[Alone, torch.device]:
     """The ranks that this process is one of, and its device: of several GPUs the one with its number. Raises ValueError
     where nothing has started so many."""
     if count == 1:
@@ -205,7 +208,7 @@ def join(
             raise ValueError(f"rank {found.rank} is number {found.local} on {there}; start fewer")
         device = torch.device("cuda", found.local)
         torch.cuda.set_device(device)
-    return kind(found.rank, count, device, found.store, timeout), device
+    return Ranks(found.rank, count, device, found.store, timeout, stages), device
 
 
 def elsewhere(count: int | None, command: str, argv: Sequence[str] | None, load: Callable[[], Any]) -> int | None:

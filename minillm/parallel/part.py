@@ -18,16 +18,20 @@ from minillm.weights.rules import Plan
 def part(
     model: Decoder, checkpoint: Checkpoint, planned: Plan, ranks: Any, device: torch.device, layers: str | None
 ) -> tuple[Decoder, Checkpoint, Plan]:
-    """A share of each layer, or some of the layers: as `layers` "20,12" says or by the memory of each stage. `model` is
-    a skeleton. Raises ValueError where it cannot be split so."""
-    spec, rank, ops = model.spec, ranks.rank, replace(model.ops, ranks=ranks)
-    if not ranks.staged:
-        which = spec, ranks.count, rank
-        return skeleton(split.local(*which), model.dtype, ops), *cut.taken(checkpoint, planned, split.kept(*which))
-    spans = stages.stated(layers, len(spec.layers)) if layers else _by_memory(model, ranks, device)
-    called = functools.partial(stages.name, span=spans[rank], stage=rank)
-    own = cut.staged(checkpoint, planned, called, spec.hidden_size if rank else None)
-    return skeleton(stages.local(spec, spans, rank), model.dtype, ops), *own
+    """Some of the layers, as `layers` "20,12" says or by the memory of each stage, and of these a share of each.
+    `model` is a skeleton. Raises ValueError where it cannot be split so."""
+    spec, ops = model.spec, replace(model.ops, ranks=ranks)
+    if ranks.staged:
+        stage = ranks.rank // ranks.wide
+        spans = stages.stated(layers, len(spec.layers)) if layers else _by_memory(model, ranks, device)
+        called = functools.partial(stages.name, span=spans[stage], stage=stage)
+        checkpoint, planned = cut.staged(checkpoint, planned, called, spec.hidden_size if stage else None)
+        spec = stages.local(spec, spans, stage)
+    if ranks.wide > 1:
+        which = spec, ranks.wide, ranks.rank % ranks.wide
+        checkpoint, planned = cut.taken(checkpoint, planned, split.kept(*which))
+        spec = split.local(*which)
+    return skeleton(spec, model.dtype, ops), checkpoint, planned
 
 
 def _by_memory(model: Decoder, ranks: Any, device: torch.device) -> list[split.Span]:
@@ -35,5 +39,6 @@ def _by_memory(model: Decoder, ranks: Any, device: torch.device) -> list[split.S
     layers = [sum(each.nbytes for each in layer.parameters()) for layer in model.layers]
     ends = sum(each.nbytes for each in model.parameters()) - sum(layers)
     free = ranks.all_of(left or 1)
+    free = [min(free[at : at + ranks.wide]) * ranks.wide for at in range(0, len(free), ranks.wide)]
     stages.check(model.spec, [])
     return stages.shares(layers, ends, free, lambda span: stages.lacks(model.spec, span) is None)

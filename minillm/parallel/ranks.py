@@ -2,6 +2,8 @@
 
     total     the sum of what each rank has computed of a tensor, in fp32 whatever its type
     joined    each rank's share of the logits, side by side
+    through   hidden states around the ring of stages (`stages.py`), each of which may lie in several ranks:
+              rank r has share r % wide of stage r // wide
     tell      what the first rank does next, as JSON and tensors: the others do the same (`follow.py`)
 
 A rank that is gone or does not answer leaves the others nothing to go on with, so they end. Why is said in one line:
@@ -48,15 +50,25 @@ _gathered = getattr(dist, "all_gather_single", None) or dist.all_gather_into_ten
 class Ranks(Alone):
     """The process group, as rank `rank` of `count`. The first of them is asked for text, the others follow."""
 
-    def __init__(self, rank: int, count: int, device: torch.device, store: str | None, timeout: float = TIMEOUT):
+    def __init__(
+        self,
+        rank: int,
+        count: int,
+        device: torch.device,
+        store: str | None,
+        timeout: float = TIMEOUT,
+        stages: int = 1,
+    ):
         self.rank, self.count, self.timeout, self.device = rank, count, timeout, device
+        self.wide, self.staged = count // stages, stages > 1
         self._gone: list[int] = []
-        self._leaving, self._launched = False, store is not None
+        self._alike, self._leaving, self._launched = False, False, store is not None
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             where, start = f"file://{store}" if store else None, timedelta(seconds=START)
             dist.init_process_group(backend, where, start, count, rank)
-            self.data = dist.new_group(timeout=timedelta(seconds=timeout))
+            self.ring = dist.new_group(timeout=timedelta(seconds=timeout))
+            self.data = self._beside(timedelta(seconds=timeout))
             self.words = dist.new_group(timeout=timedelta(seconds=IDLE if rank else timeout))
         except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
@@ -65,6 +77,13 @@ class Ranks(Alone):
                 "free port of the first rank's machine"
             ) from None
         atexit.register(self.close)
+
+    def _beside(self, timeout: timedelta) -> dist.ProcessGroup:
+        """The group of those that share the layers that this one has."""
+        if not self.staged:
+            return self.ring
+        made = [dist.new_group([*range(at, at + self.wide)], timeout) for at in range(0, self.count, self.wide)]
+        return made[self.rank // self.wide]
 
     def all_of(self, number: int) -> list[int]:
         """The number that each rank gives."""
@@ -85,8 +104,11 @@ class Ranks(Alone):
                 f"rank {', '.join(odd)} has another checkpoint, data, options or version of minillm than rank 0; "
                 "give all the same files"
             )
+        self._alike = True
 
     def total(self, y: Tensor) -> Tensor:
+        if self.wide == 1:
+            return y
         summed = y.float().contiguous()
         self._done(self._sum, summed)
         return summed.to(y.dtype)
@@ -96,17 +118,39 @@ class Ranks(Alone):
             dist.all_reduce(y, group=self.data)
 
     def joined(self, part: Tensor, size: int) -> Tensor:
-        sizes = [end - first for first, end in (cut(size, self.count, rank) for rank in range(self.count))]
+        if self.wide == 1:
+            return part
+        sizes = [end - first for first, end in (cut(size, self.wide, rank) for rank in range(self.wide))]
         padded = part.new_zeros(*part.shape[:-1], max(sizes))
         padded[..., : part.shape[-1]] = part
-        found = part.new_empty(self.count * padded.numel())
+        found = part.new_empty(self.wide * padded.numel())
         self._done(self._gather, found, padded.view(-1))
-        shares = found.view(self.count, *padded.shape)
+        shares = found.view(self.wide, *padded.shape)
         return torch.cat([share[..., :count] for share, count in zip(shares, sizes, strict=True)], dim=-1)
 
     def _gather(self, found: Tensor, own: Tensor) -> None:
         with self._or_end():
             _gathered(found, own, group=self.data)
+
+    def through(self, x: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
+        if not self.staged:
+            return layers(x)
+        behind = self.rank >= self.wide
+        if behind:
+            self._done(self._receive, x)
+        y = layers(x).contiguous()
+        self._done(self._send, y)
+        if not behind:
+            self._done(self._receive, y := torch.empty_like(y))
+        return y
+
+    def _send(self, y: Tensor) -> None:
+        with self._or_end():
+            dist.send(y, (self.rank + self.wide) % self.count, group=self.ring)
+
+    def _receive(self, into: Tensor) -> None:
+        with self._or_end():
+            dist.recv(into, (self.rank - self.wide) % self.count, group=self.ring)
 
     def _done(self, call: Callable[..., None], *given: Tensor) -> None:
         """A call that a recording has to repeat, which would not see it by itself."""
@@ -217,36 +261,8 @@ class Ranks(Alone):
         if self._leaving:
             return
         self._leaving = True
-        with contextlib.suppress(RuntimeError):  # where one has gone before, there is nothing left to say
-            self.tell("end")
-        del self.data, self.words
+        if self._alike:  # else nobody listens yet
+            with contextlib.suppress(RuntimeError):  # where one has gone before, there is nothing left to say
+                self.tell("end")
+        del self.ring, self.data, self.words
         dist.destroy_process_group()
-
-
-class Stages(Ranks):
-    """The same where each has some of the layers (`stages.py`): hidden states go around."""
-
-    staged = True
-
-    def total(self, y: Tensor) -> Tensor:
-        return y
-
-    def joined(self, part: Tensor, size: int) -> Tensor:
-        return part
-
-    def through(self, x: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.rank:
-            self._done(self._receive, x)
-        y = layers(x).contiguous()
-        self._done(self._send, y)
-        if self.rank == 0:
-            self._done(self._receive, y := torch.empty_like(y))
-        return y
-
-    def _send(self, y: Tensor) -> None:
-        with self._or_end():
-            dist.send(y, (self.rank + 1) % self.count, group=self.data)
-
-    def _receive(self, into: Tensor) -> None:
-        with self._or_end():
-            dist.recv(into, (self.rank - 1) % self.count, group=self.data)

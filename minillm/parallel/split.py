@@ -75,6 +75,8 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
         replace(layer, attention=_mixer(layer.attention, ranks, rank), ffn=_ffn(layer.ffn, ranks, rank))
         for layer in decoder.layers
     )
+    if decoder.embedding.rows is not None:  # a stage that has none
+        return replace(decoder, layers=layers)
     embedding = replace(decoder.embedding, rows=cut(decoder.vocab_size, ranks, rank))
     return replace(decoder, layers=layers, embedding=embedding)
 
@@ -185,7 +187,7 @@ def _of_groups(count: int, groups: int, ranks: int, kind: str) -> Iterator[str]:
 def kept(decoder: Decoder, ranks: int, rank: int) -> dict[str, Kept]:
     """The parameters of the whole model of which a rank has a part, and which."""
     vocabulary = Kept((cut(decoder.vocab_size, ranks, rank),))
-    found = {"embedding.weight": vocabulary}
+    found = {} if decoder.embedding.rows is not None else {"embedding.weight": vocabulary}
     if not decoder.tied:
         found |= {"head.weight": vocabulary, "head.bias": vocabulary}
     for index, layer in enumerate(decoder.layers):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +17,11 @@ from minillm.loading import load
 from minillm.parallel import launch
 from minillm.parallel.ranks import LOST
 from tests.conftest import ROOT
+from tests.parallel.forks import Forks
 from tests.parallel.worker import CASES, answers
 
 LONG = ["--prompt", "Once upon a time", "--max-new-tokens", "20", "--ignore-eos"]
 LONG += ["--temperature", "0", "--dtype", "float32"]
-ALIVE = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +32,15 @@ def expected() -> dict[str, list[list[int]]]:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_are_one(count: int, tmp_path: Path, expected: dict[str, Any]) -> None:
+def test_processes_are_one(count: int, tmp_path: Path, expected: dict[str, Any], forks: Forks) -> None:
     """With compiled loops whose steps are recorded, in batches, with seeds, with guesses; and what is not the same in
     all is refused by all."""
+    store = {"WORLD_SIZE": str(count), launch.STORE: str(tmp_path / "store"), "GLOO_SOCKET_IFNAME": "lo"}
     made = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.parallel.worker", str(count), str(tmp_path)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                **ALIVE,
-                "RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                launch.STORE: str(tmp_path / "store"),
-            },
-        )
+        forks.start("tests.parallel.worker", str(count), str(tmp_path), RANK=str(rank), **store)
         for rank in range(count)
     ]
-    assert [each.wait(600) for each in made] == [0] * count
+    assert [each.ended() for each in made] == [(0, "", "")] * count
     found = json.loads((tmp_path / "found.json").read_text())
     assert "rank 1" in found.pop("unlike")
     assert found.pop("working") == (sys.platform == "linux")  # threads, none of which is left at the end
@@ -58,23 +48,29 @@ def test_processes_are_one(count: int, tmp_path: Path, expected: dict[str, Any])
     assert found == expected
 
 
-def generate(*options: str, **environment: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "minillm.generate", *LONG, *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, **ALIVE, **environment}, **pipes)  # type: ignore[call-overload]
+def test_the_command_writes_what_one_process_writes(forks: Forks) -> None:
+    """The ranks are started as users start them: nothing is forked."""
+    line = [sys.executable, "-m", "minillm.generate", *LONG, "--ranks", "2"]
+    made = subprocess.run(line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
+    code, alone, _ = forks.start("minillm.generate", *LONG).ended()
+    assert (code, made.returncode) == (0, 0), made.stderr
+    assert made.stdout.decode() == alone
 
 
-def test_the_command_writes_what_one_process_writes() -> None:
-    alone, split = generate(), generate("--ranks", "2")
-    texts = [each.communicate(timeout=300) for each in (alone, split)]
-    assert [alone.returncode, split.returncode] == [0, 0], texts
-    assert texts[0][0] == texts[1][0]
+def test_stages_find_each_other(forks: Forks) -> None:
+    """They take layers by their memory, each in two ranks too, and end together."""
+    flags = ([], ["--stages", "2"], ["--stages", "2", "--ranks", "2"], ["--layers", "3,1", "--ranks", "2"])
+    alone, *splits = (forks.start("minillm.generate", *LONG, *more) for more in flags)
+    expected = alone.ended()[1]
+    for split in splits:
+        code, text, said = split.ended()
+        assert (code, text) == (0, expected), said
 
 
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "3"}, "--ranks is 2, and WORLD_SIZE in the environment is 3; start as many"),
+        ({"RANK": "0", "WORLD_SIZE": "3"}, "is 2, and WORLD_SIZE in the environment is 3; start as many"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "expected a number below a number"),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "MASTER_ADDR and MASTER_PORT must be set"),
     ],
@@ -86,18 +82,6 @@ def test_an_environment_that_does_not_fit(
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=words):
         launch.place(2)
-
-
-def test_a_port_in_use_is_one_line() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        process = generate("--ranks", "2", RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "found no way to the others" in said
-    assert said.count("\n") == 1
 
 
 WAIT = "import time; time.sleep(60)"
@@ -149,12 +133,3 @@ def test_the_first_that_fails_is_heard(
     assert words in found
     assert found.count("\n") == bool(words)
     assert all(each.returncode is not None for each in made)
-
-
-def test_what_all_ranks_refuse_is_one_line() -> None:
-    """The first says it, and then has nobody left to let go."""
-    process = generate("--ranks", "3")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "3 ranks cannot share this model" in said
-    assert said.count("\n") == 1

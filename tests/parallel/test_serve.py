@@ -6,8 +6,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ import pytest
 
 from minillm.hub import DEMO
 from minillm.loading import load
-from tests.conftest import ROOT
+from tests.parallel.forks import Forks
 
 PROMPTS = ["Once upon a time", "There was a dog who", "Lily"]
 HOW: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
-LINE = "-m minillm.serve --ranks 2 --port 0 --dtype float32 --cache-memory 20000000".split()
+LINE = "--ranks 2 --port 0 --dtype float32 --cache-memory 20000000".split()
 
 
 def ended(number: int) -> bool:
@@ -29,27 +28,21 @@ def ended(number: int) -> bool:
     return not status.exists() or "zombie" in status.read_text()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize(("which", "number", "code"), [(None, signal.SIGTERM, 0), (1, signal.SIGKILL, 2)])
-def test_two_ranks_serve(which: int | None, number: signal.Signals, code: int) -> None:
+def test_two_ranks_serve(which: int | None, number: signal.Signals, code: int, forks: Forks) -> None:
     """Chats, streams and requests at once are what one process writes; SIGTERM ends all, and so does a rank that is
     gone while nothing is asked."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "env": environment, "cwd": ROOT}
-    process = subprocess.Popen([sys.executable, *LINE], **pipes)
-    try:
-        assert process.stderr is not None
-        found = re.search(r"at (http://\S+);", process.stderr.readline())
-        assert found is not None
-        ranks = [int(each) for each in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        assert len(ranks) == 2
-        if which is None:
-            _asks(found[1])
-        os.kill(process.pid if which is None else ranks[which], number)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == code
+    run = forks.start("minillm.serve", *LINE)
+    while (found := re.search(r"at (http://\S+);", run.read("err"))) is None:
+        assert not ended(run.pid), run.read("err")
+        time.sleep(0.02)
+    ranks = [int(each) for each in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
+    assert len(ranks) == 2
+    if which is None:
+        _asks(found[1])
+    os.kill(run.pid if which is None else ranks[which], number)
+    ends, _, said = run.ended()
+    assert ends == code
     assert all(ended(each) for each in ranks)
     assert ("rank 1 of 2: ended by SIGKILL" in said) == (code == 2)
 

@@ -104,7 +104,10 @@ def test_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
             stated(text, 4)
     for flags, message in (
         (["--layers", "1,3", "--stages", "3"], "--stages is 3 and --layers has 2 numbers"),
-        (["--ranks", "2", "--stages", "2"], "--ranks and --stages do not go together"),
+        (
+            ["--ranks", "512", "--stages", "3"],
+            "512 ranks in each of 3 stages are 1536 processes, at most 1024",
+        ),
         (["--layers", "4"], "--layers is '4', expected numbers of layers of several stages"),
         (["--layers", ""], "--layers is '', expected"),
         (["--stages", "0"], "--stages is 0, it must be from 1 to 1024"),
@@ -143,22 +146,3 @@ def test_keys_of_another_layer() -> None:
     assert [layer.attention.kv.layer for layer in found.layers] == [None, None, 0]
     with pytest.raises(ValueError, match="layer 3 reads the keys of layer 1, of another stage"):
         local(spec, [(0, 2), (2, 4)], 1)
-
-
-def test_stages_as_processes(capfd: pytest.CaptureFixture[str]) -> None:
-    """They find each other, take layers by their memory, and end together."""
-    flags = [
-        "--prompt",
-        PROMPTS[0],
-        "--max-new-tokens",
-        "20",
-        "--ignore-eos",
-        "--temperature",
-        "0",
-        "--dtype",
-        "float32",
-    ]
-    assert command.main(flags) == 0
-    alone = capfd.readouterr().out
-    assert command.main([*flags, "--stages", "2"]) == 0
-    assert capfd.readouterr().out == alone

@@ -23,25 +23,29 @@ from minillm.weights.load import load
 class Meeting:
     """Where the threads of a model bring what they have."""
 
-    def __init__(self, count: int):
-        self.barrier = threading.Barrier(count, timeout=60)
+    def __init__(self, count: int, wide: int):
+        self.barriers = [threading.Barrier(wide, timeout=60) for _ in range(count // wide)]
         self.brought: list[Any] = [None] * count
         self.hidden: list[queue.SimpleQueue[Tensor]] = [queue.SimpleQueue() for _ in range(count)]
         self.words: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(count)]
 
 
 class Thread(Alone):
-    """One of them."""
+    """One of them; so many share each layer, where that is not all."""
+
+    WIDE: int | None = None
 
     def __init__(self, meeting: Meeting, rank: int):
         self.meeting, self.rank, self.count = meeting, rank, len(meeting.brought)
+        self.wide = self.WIDE or self.count
         self.gone: list[int] = []
 
     def _all(self, own: Tensor) -> list[Tensor]:
-        self.meeting.brought[self.rank] = own
-        self.meeting.barrier.wait()
-        found = [*self.meeting.brought]
-        self.meeting.barrier.wait()
+        stage, brought = self.rank // self.wide, self.meeting.brought
+        brought[self.rank] = own
+        self.meeting.barriers[stage].wait()
+        found = brought[stage * self.wide : (stage + 1) * self.wide]
+        self.meeting.barriers[stage].wait()
         return found
 
     def total(self, y: Tensor) -> Tensor:
@@ -70,19 +74,25 @@ class Thread(Alone):
 class Stage(Thread):
     """One with some of the layers."""
 
-    staged = True
-    total, joined = Alone.total, Alone.joined
+    staged, WIDE = True, 1
 
     def through(self, x: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
         def passed() -> Tensor:
             return self.meeting.hidden[self.rank].get(timeout=60)
 
-        y = layers(passed() if self.rank else x)
-        self.meeting.hidden[(self.rank + 1) % self.count].put(y.clone())
-        return y if self.rank else passed()
+        behind = self.rank >= self.wide
+        y = layers(passed() if behind else x)
+        self.meeting.hidden[(self.rank + self.wide) % self.count].put(y.clone())
+        return y if behind else passed()
 
     def all_of(self, number: int) -> list[int]:
         return [number] * self.count
+
+
+class Mesh(Stage):
+    """One with a share of some of the layers."""
+
+    WIDE = 2
 
 
 def share(folder: Path, rank: Thread, **options: Any) -> LLM:
@@ -113,7 +123,7 @@ def led(folder: Path, count: int, work: Callable[[LLM], Any], kind: type[Thread]
 
 def in_threads(count: int, work: Callable[[Thread], Any], kind: type[Thread] = Thread) -> list[Any]:
     """What `work` returns for each rank."""
-    meeting = Meeting(count)
+    meeting = Meeting(count, kind.WIDE or count)
     with ThreadPoolExecutor(count) as pool:
         waiting = [pool.submit(_or_broken, work, kind(meeting, rank)) for rank in range(count)]
         return [each.result() for each in waiting]
@@ -123,5 +133,6 @@ def _or_broken(work: Callable[[Thread], Any], rank: Thread) -> Any:
     try:
         return work(rank)
     except BaseException:
-        rank.meeting.barrier.abort()
+        for barrier in rank.meeting.barriers:
+            barrier.abort()
         raise
