@@ -227,8 +227,8 @@ def _of_file(value: bytes | Path, name: str, head: bytes) -> Clip:
         count = video.frames or sum(1 for packet in container.demux(video) if packet.size)
     if not 0.001 <= rate <= 1000:
         raise ValueError(f"{name}: {rate:g} frames a second, expected 0.001 to 1000; give its frames instead")
-    first = next(frames([0]))
-    return Clip(name, count, rate, *first.shape[:2], frames)
+    height, width = next(frames([0])).shape[:2]
+    return Clip(name, count, rate, height, width, frames)
 
 
 def _upright(frame: Any) -> Frame:
