@@ -156,8 +156,8 @@ def _of_animated(value: bytes | Path, name: str) -> Clip:
                 f"{MAX_ANIMATED:,} pixels; give a shorter or smaller one"
             )
         # Browsers take 100 ms where a frame says nothing.
-        seconds = sum((frame.info.get("duration") or 100.0) / 1000 for frame in each_frame(image)) if count > 1 else 1.0
-    return Clip(name, count, count / seconds, height, width, frames)
+        wait = sum(frame.info.get("duration") or 100 for frame in each_frame(image)) if count > 1 else 1000
+    return Clip(name, count, count * 1000 / wait, height, width, frames)
 
 
 @contextmanager
