@@ -20,7 +20,7 @@ from minillm.families import gemma2
 from minillm.families.shared import beside, common, on_device, pooled_tower, rotary, towers, wrapped
 from minillm.guard.screen import shown
 from minillm.spec import GQA, KV, Decoder, Embedding, GatedMLP, Norm, QKNorm, Scores
-from minillm.spec.media import Media, Placeholder, Video
+from minillm.spec.media import Encoder, Media, Placeholder, Video
 
 DEFAULTS = {
     **gemma2.DEFAULTS,
@@ -53,7 +53,7 @@ PLACEHOLDER, FRAME = (
     Placeholder(token, token, before="<|image>", after="<image|>") for token in ("<|image|>", "<|video|>")
 )
 VIDEO = Video(FRAME, 70, stamps="clock", sampling="number")
-SEES, HEARS = ("vision_tower", "embed_vision"), ("audio_tower", "embed_audio")
+SEES, HEARS = ("vision_tower", "embed_vision", "vision_embedder"), ("audio_tower", "embed_audio")
 inner = wrapped.inner
 
 
@@ -104,6 +104,11 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
     if values.get("vision_config") is None:
         return None
     encoder, config = pooled_tower.pooled(values, decoder)
+    return seen_by(values, decoder, encoder), towers.both(pooled_tower.rules(encoder)), config
+
+
+def seen_by(values: Mapping[str, Any], decoder: Decoder, encoder: Encoder) -> Media:
+    """What a decoder of this family is given of pictures and videos."""
     section = values.get("text_config")
     text = section if isinstance(section, Mapping) else values
     joint = text.get("use_bidirectional_attention") == "vision"
@@ -111,5 +116,4 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
     if told_as is not None and (type(told_as) is not int or not 0 <= told_as < decoder.vocab_size):
         raise ValueError(f"config.json: pad_token_id is {shown(told_as)}, expected a token of {decoder.vocab_size:,}")
     how: dict[str, Any] = {"joint": joint, "windowed": joint, "told_as": told_as, "video": VIDEO}
-    made = Media("image", encoder, PLACEHOLDER, "budget", **how)
-    return made, towers.both(pooled_tower.rules(encoder)), config
+    return Media("image", encoder, PLACEHOLDER, "budget", **how)

@@ -12,7 +12,7 @@ from minillm.spec.media import Media
 from minillm.weights.rules import Rules
 
 SECTIONS = ("vision_config", "audio_config")
-PARTS = tuple(f"{each}." for each in (*wrapped.TOWERS, "audio_tower", "embed_vision"))
+PARTS = tuple(f"{each}." for each in (*wrapped.TOWERS, "audio_tower", "embed_vision", "vision_embedder"))
 
 
 def media(values: Mapping[str, Any]) -> tuple[Media, Rules, Config] | None:
