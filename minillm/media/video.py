@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from minillm.guard.files import read_bytes
 from minillm.media import pictures
-from minillm.media.sources import MAX_BYTES, MAX_FRAMES, Source, source
+from minillm.media.sources import MAX_BYTES, MAX_FRAMES, Source, few, source
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
 USUAL_RATE = 2.0  # frames a second of pictures that say nothing: what a processor takes of a video
@@ -95,8 +95,7 @@ def _of_array(value: NDArray[Any], given: Source) -> Clip:
 
 
 def _of_list(value: list[Any], given: Source) -> Clip:
-    if len(value) > MAX_FRAMES:
-        raise ValueError(f"{given.name}: {len(value):,} frames, the limit is {MAX_FRAMES:,}; leave some out")
+    few(value, given.name)
     if not value:
         raise ValueError(f"{given.name}: there is no frame in it; give pictures, whose names have their order")
 

@@ -176,8 +176,8 @@ def inputs(name: str, media: Media, pictures: list[Tensor], found: list[Seen]) -
 
 
 def masks(model: Any, name: str, kinds: Tensor) -> dict[str, Any]:
-    """Masks for a model that transformers 5.23 itself gives other ones than in `generate`: layers without a window would
-    see both ways too, which its code for the other models of the family says they must not."""
+    """Masks for a model that transformers 5.23 itself gives other ones than in `generate`: layers without a window
+    would see both ways too, which its code for the other models of the family says they must not."""
     if name != "gemma4_unified":
         return {}
     places, x = torch.arange(kinds.shape[1])[None], torch.zeros(*kinds.shape, 1)
