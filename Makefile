@@ -22,7 +22,7 @@ real: $(VENV)/.real
 test: lint types unit gpu
 
 quick: lint types
-	$(RUN) -m pytest --numprocesses 2 $(QUICK) -k "not wheel and not deleted"
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4 $(QUICK) -k "not wheel and not deleted"
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
@@ -35,7 +35,7 @@ types: $(VENV)/.test
 	cd build/types && ../../$(RUN) -m mypy --cache-dir ../../.mypy_cache --config-file ../../pyproject.toml -p minillm
 
 unit: $(VENV)/.test
-	$(RUN) -m pytest --numprocesses 2 --durations 10
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4 --durations 10
 
 # Hostile inputs for as long as you like: `make fuzz MINUTES=30`; see python -m tests.fuzz --help.
 MINUTES ?= 5

@@ -60,6 +60,11 @@ class LLM:
         if absent := sorted(i for i in self.stop_ids if not 0 <= i < self.spec.vocab_size):
             note(f"eos_token_id {absent} is outside the vocabulary of {self.spec.vocab_size} and will never come")
 
+    @property
+    def owed(self) -> int:
+        """Bytes of the part that sees or hears, while it is not loaded yet."""
+        return self.prompts.owed
+
     def _end_of_turn(self) -> frozenset[int]:
         """The tokenizer's EOS, where only the tokenizer has it: fine-tunes for chat often leave the configs alone."""
         end = self.tokenizer.eos_id if self.tokenizer else None

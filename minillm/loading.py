@@ -19,6 +19,8 @@ from minillm.parallel.follow import begin
 from minillm.parallel.launch import counted, join
 from minillm.parallel.part import part
 from minillm.parallel.ranks import TIMEOUT, Ranks, Stages
+from minillm.parallel.sharded import ALONE as TOGETHER
+from minillm.parallel.sharded import Team
 from minillm.weights import foreign, holding, ints
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
@@ -54,6 +56,7 @@ def load(
     rank_timeout: float = TIMEOUT,
     stages: int = 1,
     layers: str | None = None,
+    team: Team = TOGETHER,
 ) -> LLM:
     """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
 
@@ -66,7 +69,8 @@ def load(
     adapter, or names and folders of several, of which each request chooses (`adapters/use.py`). Of a model over several
     `ranks` this process loads its share, and only the first of them returns from here (`parallel/`); each waits for
     another `rank_timeout` seconds at most. So it is with `stages`, which have some of the layers each, as many as they
-    have memory for or as `layers` "20,12" says. Raises ValueError for whatever is wrong.
+    have memory for or as `layers` "20,12" says. Of a `team` that trains each reads what it will keep. Raises
+    ValueError for whatever is wrong.
     """
     how = (dtype, kernels, keep_quantized, quantize, group_size, symmetric)
     count = counted(ranks, stages, layers) or 1
@@ -75,9 +79,10 @@ def load(
     kind = Ranks if ranks != 1 else Stages
     group, place = (ALONE, device) if count == 1 else join(count, resolve_device(device), rank_timeout, kind)
     laid = lay_out(path, dtype, place, *how[1:], revision, group, layers)
+    read = team.taken(laid.model, laid.checkpoint, laid.planned)
     named = dict(laid.model.named_parameters())
     formats, stay = laid.formats, laid.stay
-    parameters = load_weights(laid.checkpoint, laid.planned, named, laid.device, progress, formats, stay)
+    parameters = load_weights(*read, named, laid.device, progress, formats, stay)
     laid.model.load_state_dict(parameters, assign=True)
     laid.model.requires_grad_(False).eval()
     del parameters

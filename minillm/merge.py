@@ -106,6 +106,8 @@ def merged(base: Original, adapters: Sequence[Adapter], as_what: Written, moved:
             stored = base.checkpoint.stored[name]
             counted = change is not None and to.parameter not in exact
             tensors[name] = Altered(stored, to, dtype, change, moved.saw if counted else None)
+    for name, to in base.towers.items() if as_what.dtype else ():
+        tensors[name] = Altered(base.checkpoint.stored[name], to, as_what.dtype or base.dtype, None, None)
     made = replace(base, checkpoint=altered(base.checkpoint, tensors))
     return made if as_what.dtype is None else replace(made, dtype=as_what.dtype)
 

@@ -62,13 +62,18 @@ class Prompts:
         return self._reader.media.kind if self._reader else found and found[0].kind
 
     @property
+    def owed(self) -> int:
+        """Bytes that the tower will take, which is not loaded yet."""
+        return tower.nbytes(self.values, self.model.dtype) if self._reader is None else 0
+
+    @property
     def reader(self) -> Reader:
         """What sees and hears for this model. Raises ValueError for one that does neither."""
         with self._loading:
             if self._reader is None:
                 if self.model.ops.ranks.count > 1:
                     raise ValueError("pictures and sounds do not go with --ranks or --stages; leave one of them out")
-                given = self.need_tokenizer(), self.spec.context, self.model.dtype, self.device
+                given = self.need_tokenizer(), self.spec.context, self.model.dtype, self.device, self.model.ops
                 self._reader = tower.load(self.folder, self.values, *given)
             return self._reader
 

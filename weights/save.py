@@ -23,6 +23,7 @@ from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, 
 from minillm.weights.tensorfile import BITS, NAMES, Writer, blocks
 
 SHARD_BYTES = 4 * 10**9
+NUMBER = re.compile(r"[0-9]+")
 Entries = dict[str, tuple[str, tuple[int, ...]]]  # tensors by name, as a `Writer` takes them
 
 
@@ -30,16 +31,17 @@ def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str
     """The names of a checkpoint's tensors and the rows that each is made of; of several names the first rule's. Raises
     ValueError for parameters that no rule is for."""
     found, left, known = dict[str, Destination](), set(destinations), units(destinations)
+    alike: dict[str, list[str]] = {}  # by what is left without their numbers: a folder has up to a hundred thousand
+    for unit in known:
+        alike.setdefault(NUMBER.sub("0", unit), []).append(unit)
     for pattern, target in rules.items():
         if target.startswith(DROP):
             continue
-        expression = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(target.partition(": ")[0])))
-        literal = max(re.split(r"\{\w+\}", target.partition(": ")[0]), key=len)
-        for unit, parts in known.items():
-            if literal not in unit:  # most are not, and a search is faster than the expression
-                continue
-            if (match := expression.fullmatch(unit)) and left.issuperset(parts):
-                left.difference_update(parts)
+        unit_of = target.partition(": ")[0]
+        expression = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(unit_of)))
+        for unit in alike.get(NUMBER.sub("0", re.sub(r"\{\w+\}", "0", unit_of)), ()):
+            if (match := expression.fullmatch(unit)) and left.issuperset(known[unit]):
+                left.difference_update(known[unit])
                 named = target.format(**match.groupdict())
                 found[pattern.format(**match.groupdict())] = joined(named, known, destinations)
     if left:
@@ -47,14 +49,25 @@ def published(rules: Rules, destinations: Mapping[str, Destination]) -> dict[str
     return found
 
 
-def save(path: Path, parameters: Mapping[str, Tensor], rules: Rules, destinations: Mapping[str, Destination]) -> None:
-    """Write one safetensors file in the layout that `rules` reads; complete or not at all."""
+def save(
+    path: Path,
+    parameters: Mapping[str, Tensor],
+    rules: Rules,
+    destinations: Mapping[str, Destination],
+    beside: Mapping[str, Stored] = {},
+) -> None:
+    """Write one safetensors file in the layout that `rules` reads, with other tensors `beside` them as they are stored;
+    complete or not at all."""
     named = published(rules, destinations)
     entries = {name: (NAMES[parameters[to.parameter].dtype], to.stored_shape) for name, to in named.items()}
+    entries |= {name: (each.word, each.shape) for name, each in beside.items()}
     with Writer(path, entries) as writer:
         for name, to in named.items():
             made = rows(parameters[to.parameter], to)
             writer.write(name, made if to.layout is None else to.layout.restore(made))
+        for name, each in beside.items():
+            for start, stop in blocks(math.prod(each.shape), BLOCK_VALUES):
+                writer.write(name, each.values(start, stop), start)
 
 
 def save_as(

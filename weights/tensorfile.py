@@ -17,6 +17,7 @@ import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,14 +95,19 @@ class Writer:
     """A file whose tensors are known by type and shape beforehand and come in any order and in pieces; complete or not
     at all: it gets its name when the `with` block ends well.
 
-    `entries` has the type in the words of the format and the shape of each tensor.
+    `entries` has the type in the words of the format and the shape of each tensor; `metadata` texts that go with them.
     """
 
-    def __init__(self, path: Path, entries: Mapping[str, tuple[str, Sequence[int]]]):
+    def __init__(
+        self,
+        path: Path,
+        entries: Mapping[str, tuple[str, Sequence[int]]],
+        metadata: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.path = path
         # Types of wide values first: every tensor then begins at a multiple of its values' size.
         ordered = sorted(entries.items(), key=lambda item: -BITS[item[1][0]])
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
         end = 0
         for name, (dtype, shape) in ordered:
             begin, end = end, end + math.prod(shape) * BITS[dtype] // 8

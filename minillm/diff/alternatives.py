@@ -41,7 +41,7 @@ TRY: dict[tuple[type, str], Any] = {
     (GQA, "clip"): (None,),
     (GQA, "scores"): _scores,
     (GQA, "qk_norm"): (None,),
-    (GQA, "weakened"): None,
+    (GQA, "weakened"): (None, "sinks", vocabulary.Gate()),
     (vocabulary.GatedDeltaNet, "beta_factor"): (1.0, 2.0),
     (MLA, "score_factor"): lambda each: (1.0, each.score_factor**0.5, each.score_factor**2),
     (vocabulary.GatedMLP, "activation"): None,

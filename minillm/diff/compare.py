@@ -19,10 +19,11 @@ from torch import Tensor
 from minillm.diff.names import Site
 from minillm.diff.trace import Trace, of_minillm, played
 from minillm.model.attention import GroupedQueryAttention, Step
+from minillm.model.beside import Beside
 from minillm.model.decoder import Decoder
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, Router
-from minillm.model.recurrent import GatedConv, GatedDeltaNet
+from minillm.model.recurrent import Stateful
 from minillm.model.residual.block import Block
 from minillm.model.residual.per_layer import PerLayerEmbedding, PerLayerInput
 from minillm.ops.routing import Routing
@@ -126,7 +127,7 @@ def run(model: Decoder, site: Site, trace: Trace, step: Step, module: torch.nn.M
         routes = trace.routes[f"{site.ours.removesuffix('experts')}router"]
         return module(x.flatten(0, -2), routes).view_as(x)
     with played(module, within):
-        if isinstance(module, (Block, GroupedQueryAttention, LatentAttention, GatedDeltaNet, GatedConv)):
+        if isinstance(module, (Block, GroupedQueryAttention, LatentAttention, Stateful, Beside)):
             return module(x, step, None)
         if isinstance(module, PerLayerInput):
             return module(x, step)

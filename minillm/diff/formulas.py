@@ -67,9 +67,11 @@ def exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, ...]:
         cos, sin = Rotary(spec.rope)(torch.arange(count, device=x.device)[None], (count,), torch.float64)
         turn = lambda each: reference.rope(each, cos, sin, spec.rope.layout)  # noqa: E731
     if isinstance(attention, GroupedQueryAttention):
-        qkv = rearrange(attention.gated(product(x, attention.qkv))[0], "B T (heads D) -> B T heads D", D=spec.head_dim)
-        q, k = qkv[:, :, : spec.num_heads], qkv[:, :, spec.num_heads : spec.num_heads + spec.num_kv_heads]
-        v = normed(qkv[:, :, -spec.num_kv_heads :], attention.v_norm)
+        qkv = attention.gated(product(x, attention.qkv))[0]
+        if spec.kv.layer is not None:
+            qkv = F.pad(qkv, (0, 2 * spec.num_kv_heads * spec.head_dim))  # of another layer
+        q, k, v = attention.heads(qkv)
+        v = normed(v, attention.v_norm) * spec.kv.v_scale
         for_norm = (lambda each: each.flatten(2)) if attention.normed_together else (lambda each: each)
         before, behind = (turn, lambda each: each) if attention.turned_first else (lambda each: each, turn)
         clip = math.inf if spec.clip is None else spec.clip
@@ -87,6 +89,8 @@ def exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, ...]:
         latent = x if spec.q_rank is None else normed(product(x, attention.q_down), attention.q_norm)
         q = rearrange(product(latent, attention.q), "B T (H D) -> B T H D", H=spec.num_heads)
         q = torch.cat((q[..., : spec.nope_dim], turn(q[..., spec.nope_dim :])), dim=-1)
+        if spec.temperature is not None:
+            q = q * tempered(torch.arange(count, device=x.device), spec.temperature).double()[:, None, None]
         c, k_rope = product(x, attention.kv_down).split((spec.kv_rank, spec.rope.dim), dim=-1)
         kv = F.linear(normed(c, attention.kv_norm), attention.kv_up.double())
         kv = rearrange(kv, "B T (H D) -> B T H D", H=spec.num_heads)

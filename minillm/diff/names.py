@@ -49,8 +49,11 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
     for index, layer in enumerate(model.layers):
         own = f"layers.{index}"
         attention = _parent(holders.get(f"{own}.attention.out") or holders.get(f"{own}.attention.output"))
-        pairs[f"{own}.attention", ""] = Site(f"{own}.attention", attention)
+        if layer.attention is not None:
+            pairs[f"{own}.attention", ""] = Site(f"{own}.attention", attention)
         pairs[own, ""] = Site(own, _around([name for inner, name in holders.items() if inner.startswith(f"{own}.")]))
+        if layer.ffn is None:
+            continue
         if isinstance(layer.ffn, MoE):
             router = holders.get(f"{own}.ffn.router")
             ffn = experts = _parent(router)

@@ -110,8 +110,10 @@ class DecodeGraph:
         return self.logits_BV
 
     def _held(self, cache: Cache) -> list[Tensor]:
-        """What a recording reads that may be exchanged under it; of the cache the first layer will do, as all move."""
-        cached = (*vars(cache.layers[0]).values(), cache.padding_B)
+        """What a recording reads that may be exchanged under it; of caches the first will do, as all move."""
+        first = next((each for each in cache.layers if each is not None), None)
+        parts = first if isinstance(first, tuple) else (first,)
+        cached = (*(each for part in parts if part for each in vars(part).values()), cache.padding_B)
         return [*(each for each in cached if isinstance(each, Tensor)), *self.model.turning(cache)]
 
     def _record(self, tokens_B: Tensor, cache: Cache) -> None:

@@ -1,9 +1,11 @@
 """What a checkpoint is, without reading its weights:
 
-    python -m minillm.explain --weights DIR | --config FILE [--ranks N] | --table DIR DIR ...  [--json]
+    python -m minillm.explain --weights DIR | --config FILE [--ranks N] [--image FILE | WxH] [--json]
+    python -m minillm.explain --table DIR DIR ...  [--json]
 
 Works from config.json, and from the safetensors headers or the index where they exist. The text leaves out what is as
-in Llama: fields at their defaults.
+in Llama: fields at their defaults. Of a model that sees or hears it has the tower too, and with --image the way of one
+picture through it.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ import torch
 
 from minillm import cli, hub
 from minillm import spec as vocabulary
+from minillm.explain import tower
 from minillm.explain.equations import equations
+from minillm.families.media import media
 from minillm.guard.screen import printable
 from minillm.model.outline import outline
 from minillm.parallel.split import check, local
+from minillm.report import seeing
 from minillm.report.examine import counts, describe, examine, explain
 from minillm.report.words import parameters, runs, size
-from minillm.spec import Decoder
+from minillm.spec import Decoder, MoE
 from minillm.weights.rules import Plan
 
 
@@ -105,20 +110,44 @@ def _line(value: Any) -> str:
 
 
 def of_ranks(report: dict[str, Any], spec: Decoder, count: int) -> list[tuple[dict[str, Any], Decoder]]:
-    """The report and the spec of each share of a model over `count` ranks that differs from the others in more than its
-    rows of the vocabulary; `ranks` has whose it is."""
+    """The report and the spec of each share of a model over `count` ranks that differs from the others in more than
+    which rows of the vocabulary and which experts it has; `ranks` has whose it is."""
     alike: dict[Decoder, list[int]] = {}
     check(spec, count)
     for rank in range(count):
-        made = local(spec, count, rank)
-        shown = made if made.embedding == spec.embedding else replace(made, embedding=spec.embedding)
-        alike.setdefault(shown, []).append(rank)
+        alike.setdefault(_anywhere(local(spec, count, rank), spec), []).append(rank)
     found = []
     for ranks in alike.values():
         made = local(spec, count, ranks[0])
         own = {"ranks": ranks, **counts(outline(made, torch.bfloat16)), "spec": describe(made)}
         found.append((report | own, made))
     return found
+
+
+def _anywhere(made: Decoder, whole: Decoder) -> Decoder:
+    """A share without what says where it lies in the whole."""
+    layers = []
+    for layer in made.layers:
+        if isinstance(layer.ffn, MoE) and layer.ffn.own is not None:
+            first, end = layer.ffn.own
+            layer = replace(layer, ffn=replace(layer.ffn, own=(0, end - first)))
+        layers.append(layer)
+    return replace(made, embedding=whole.embedding, layers=tuple(layers))
+
+
+def _tower(place: Path, values: dict[str, Any], image: str | None) -> dict[str, Any]:
+    """What sees or hears, and what a picture becomes, null where there is none."""
+    seen = seeing.described(values, torch.bfloat16)
+    made = seeing.picture(place, values, image, torch.bfloat16) if image is not None else None
+    found = media(values) if seen else None
+    return {"tower": {**seen, "spec": describe(found[0])} if seen and found else None, "picture": made}
+
+
+def _lines_of_tower(values: dict[str, Any], report: dict[str, Any]) -> list[str]:
+    if (seen := report["tower"]) is None or (found := media(values)) is None:
+        return []
+    made = tower.lines(found[0], seen["parameters"], seen["spec"]["encoder"]["layers"], _line)
+    return made + (tower.of_picture(found[0], report["picture"]) if report["picture"] else [])
 
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(vocabulary.Layer)}
@@ -145,7 +174,7 @@ def row(report: dict[str, Any]) -> list[str]:
 
 def _kinds(parts: Iterable[dict[str, Any]]) -> str:
     """The different attentions or feed-forwards of a model and how many layers have each."""
-    words = collections.Counter(WORDS[part["kind"]](part) for part in parts)
+    words = collections.Counter(WORDS[part["kind"]](part) for part in parts if part is not None)
     return words.most_common(1)[0][0] if len(words) == 1 else ", ".join(f"{n} x {word}" for word, n in words.items())
 
 
@@ -158,6 +187,8 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
     "GatedDeltaNet": lambda a: f"{a['num_v_heads']} states of {a['k_dim']} x {a['v_dim']}",
     "GatedConv": lambda a: f"convolution over {a['conv_kernel']}",
+    "Mamba2": lambda a: f"{a['num_heads']} states of {a['state_size']} x {a['head_dim']}",
+    "Beside": lambda a: " beside ".join(WORDS[a[part]["kind"]](a[part]) for part in ("attention", "recurrent")),
     "GatedMLP": lambda f: f"gated {f['activation']} {f['intermediate_size']}",
     "MLP": lambda f: f"{f['activation']} {f['intermediate_size']}",
     "MoE": lambda f: f"{f['router']['top_k']} of {f['router']['num_experts']} experts of {f['intermediate_size']}",
@@ -179,12 +210,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tensors", action="store_true", help="which tensor fills which rows of which parameter")
     ranks = "the model that each of N processes has, which differ only in their shares"
     parser.add_argument("--ranks", metavar="N", type=int, help=ranks)
+    parser.add_argument("--image", metavar="FILE | WxH", help=seeing.IMAGE)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; a list with --table")
     arguments = parser.parse_args(argv)
     if (arguments.equations or arguments.tensors) and (arguments.json or arguments.table):
         raise ValueError("--equations and --tensors go with neither --json nor --table")
     if arguments.ranks is not None and (arguments.tensors or arguments.table):
         raise ValueError("--ranks goes with neither --tensors nor --table")
+    if arguments.image is not None and arguments.table:
+        raise ValueError("--image goes with one checkpoint, not with --table")
     revision = cli.revision(arguments)
     if arguments.config:
         places = [cli.config_file(arguments.config)]
@@ -194,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reports = [explain(place) for place in places]
         print(json.dumps(reports, ensure_ascii=False)) if arguments.json else _print_table(reports)
         return 0
-    report, spec, planned, *_ = examine(places[0])
+    report, spec, planned, values, *_ = examine(places[0])
+    report |= _tower(places[0], values, arguments.image)
     if arguments.tensors and planned is None:
         raise ValueError(f"{places[0]}: --tensors needs the weights or their index, and there are none")
     shares = of_ranks(report, spec, arguments.ranks) if arguments.ranks is not None else [(report, spec)]
@@ -207,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"rank{'s' if len(each['ranks']) > 1 else ''} {runs(each['ranks'])} of {arguments.ranks}")
         layers = made.layers if arguments.equations else ()
         _print(each, [equations(layer, made) for layer in layers])
+    for line in _lines_of_tower(values, report):
+        print(printable(line))
     for line in _fillings(planned) if arguments.tensors and planned else ():
         print(printable(line))
     return 0

@@ -14,6 +14,8 @@ from minillm.spec import (
     MLA,
     MLP,
     XIELU,
+    Beside,
+    Chunk,
     ClampedSwiGLU,
     Decoder,
     GatedConv,
@@ -21,12 +23,14 @@ from minillm.spec import (
     GatedMLP,
     Layer,
     LayerNorm,
+    Mamba2,
     MoE,
     Norm,
     PerLayer,
     ProportionalScaling,
     Router,
     Streams,
+    Ungated,
 )
 
 
@@ -48,6 +52,8 @@ def equations(layer: Layer, decoder: Decoder) -> list[str]:
     elif layer.parallel:
         inner = before
     lines = _foreseen(decoder.streams, hidden_size) if decoder.streams else []
+    if layer.attention is None or layer.ffn is None:
+        return [*_only(layer, before, attended, fed, hidden_size), *_norms(own)]
     lines += [f"u = {before}", *PARTS[type(layer.attention)](layer.attention, hidden_size)]
     if layer.low_rank:
         r = layer.low_rank.rank
@@ -59,7 +65,19 @@ def equations(layer: Layer, decoder: Decoder) -> list[str]:
     lines += _corrected(decoder.streams) if decoder.streams else []
     lines += _told(decoder.per_layer, hidden_size, bool(decoder.streams)) if decoder.per_layer else []
     lines += ["y = s y, one learned number s"] if layer.scaled else []
-    return [*lines, *(f"{name}: {_norm(each)}" for name, each in own.items() if each)]
+    return [*lines, *_norms(own)]
+
+
+def _norms(own: dict[str, Norm | LayerNorm | None]) -> list[str]:
+    return [f"{name}: {_norm(each)}" for name, each in own.items() if each]
+
+
+def _only(layer: Layer, before: str, attended: str, fed: str, hidden: int) -> list[str]:
+    """Of a layer that lets positions see each other or has a feed-forward, not both."""
+    if layer.attention is not None:
+        return [f"u = {before}", *PARTS[type(layer.attention)](layer.attention, hidden), f"y = x + {attended}"]
+    assert layer.ffn is not None
+    return [f"u = {'n(x)' if layer.ffn_norm else 'x'}", *PARTS[type(layer.ffn)](layer.ffn, hidden), f"y = x + {fed}"]
 
 
 def _foreseen(s: Streams, hidden: int) -> list[str]:
@@ -91,7 +109,8 @@ def w(rows: int, columns: int) -> str:
 
 def _norm(norm: Norm | LayerNorm) -> str:
     if isinstance(norm, LayerNorm):
-        weights = (" * w + b" if norm.bias else " * w") if norm.affine else ""
+        factor = f" * ({norm.offset:g} + w)" if norm.offset else " * w"
+        weights = factor + (" + b" if norm.bias else "") if norm.affine else ""
         return f"(x - mean x) / sqrt(var x + {norm.eps:g})" + weights
     weight = "w " if not norm.offset else f"({norm.offset:g} + w) "
     return f"{weight if norm.affine else ''}x / sqrt(mean x² + {norm.eps:g})"
@@ -109,19 +128,29 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     scores = scores if cap is None else f"{cap:g} tanh({scores} / {cap:g})"
     scores += f" - m (i - j), m from {max(slopes):.4g} to {min(slopes):.4g} by head" if slopes else ""
     seen = "j <= i" if a.window is None else f"i - {a.window} < j <= i"
+    seen = f"floor(i / {a.window}) {a.window} <= j <= i" if isinstance(a.window, Chunk) else seen
     sink = ", and a learned score that is only summed over" if a.sinks else ""
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
     made = "k = v = " if a.kv.v_is_k else "k, v = "
     made += f"{w(kv, hidden)} u{bias}" if a.kv.layer is None else f"those of layer {a.kv.layer}"
+    made += "" if a.v_dim == a.head_dim else f", but v of {a.v_dim}"
+    made += "" if a.kv.v_scale == 1 else f", v times {a.kv.v_scale:g}"
     return [
         f"q = {w(q, hidden)} u{bias}, {made}: {a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
         *([f"v: each head {_norm(a.kv.v_norm).replace('x', 'v')}"] if a.kv.v_norm else []),
         f"{'q, k' if a.kv.layer is None else 'q'}: {', '.join(filter(None, steps))}",
         *([f"q_i = (1 + {warm.rate:g} ln(1 + floor((i + {warm.shift}) / {warm.span}))) q_i"] if warm else []),
-        *([f"s = sigmoid({w(q, hidden)} u{bias})"] if a.gate else []),
-        f"a_i = {w(hidden, q)} {'(s_i * ' if a.gate else ''}sum over {seen} of softmax_j({scores}) v_j"
-        f"{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
+        *([_gate(a, hidden)] if a.gate else []),
+        f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over {seen} of "
+        f"softmax_j({scores}) v_j{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
     ]
+
+
+def _gate(a: GQA, hidden: int) -> str:
+    assert a.gate is not None
+    rows, each = (a.num_heads, ", one for a head") if a.gate.width == "head" else (a.num_heads * a.v_dim, "")
+    bias = " + b" if a.qkv_bias and a.gate.with_q else ""
+    return f"s = {a.gate.activation}({w(rows, hidden)} u{bias}){each}"
 
 
 def _turned(a: GQA) -> str:
@@ -154,6 +183,34 @@ def _conv(a: GatedConv, hidden: int) -> list[str]:
     ]
 
 
+def _mamba(a: Mamba2, hidden: int) -> list[str]:
+    inner, group, number = (w(a.parts[part], hidden) for part in "xbd")
+    bias, (low, high) = " + b" if a.bias else "", a.limits
+    z, x, b, c, d = ("" if each == 1 else f"{each:g} " for each in a.factors)
+    kept = f"max({low:g}, softplus(d + t))" if low else "softplus(d + t)"
+    kept = kept if high is None else f"min({high:g}, {kept})"
+    shared = f", each B and C for {a.num_heads // a.num_groups} heads" if a.num_groups != a.num_heads else ""
+    groups = f", the mean over each of {a.num_groups} parts" if a.num_groups > 1 else ""
+    read = f"(w v / sqrt(mean v² + {a.norm.eps:g})){groups}" if a.norm else "v"
+    return [
+        f"z = {z}{inner} u{bias}, r = {x}{inner} u{bias}, B = {b}{group} u{bias}, C = {c}{group} u{bias}, "
+        f"d = {d}{number} u{bias}: {a.num_heads} heads of {a.head_dim}, {a.num_groups} of B and C of "
+        f"{a.state_size}{shared}",
+        f"r, B, C: silu of a weighted sum of the last {a.conv_kernel} positions{' + b' if a.conv_bias else ''}",
+        f"d = {kept}, with numbers t, A and D for each head",
+        f"S = e^(-d e^A) S + d B rᵀ: a state of {a.state_size} x {a.head_dim} for each head",
+        "v = (Sᵀ C + D r) * silu(z)",
+        f"a = {w(hidden, a.num_heads * a.head_dim)} {read}{bias}",
+    ]
+
+
+def _beside(a: Beside, hidden: int) -> list[str]:
+    one, two = (PARTS[type(each)](each, hidden) for each in (a.attention, a.recurrent))
+    first, second = ("" if each == 1 else f"{each:.4g} " for each in a.factors)
+    one, two = ([line.replace("a_i = ", "p_i = ") for line in one], [line.replace("a = ", "s = ") for line in two])
+    return [*one, *two, f"a = {first}p + {second}s"]
+
+
 def _mla(a: MLA, hidden: int) -> list[str]:
     width = a.nope_dim + a.rope.dim
     down = f"{w(a.num_heads * width, hidden)} u"
@@ -184,14 +241,17 @@ def _gated(f: GatedMLP | MoE, hidden: int) -> list[str]:
     if isinstance(a := f.activation, ClampedSwiGLU):
         product = f"g sigmoid({a.alpha:g} g) * (1 + v)){bias}, g = min({w(inner, hidden)} u{bias}, {a.limit:g})"
         return [f"f = {w(hidden, inner)} ({product}, v = {w(inner, hidden)} u{bias} clamped to ±{a.limit:g}"]
-    gate, lowered = f"{w(inner, hidden)} u{bias}", ""
+    if isinstance(a, Ungated):
+        return _mlp(MLP(inner, a.activation, f.bias), hidden)
+    before, after = ("" if each == 1 else f"{each:.4g} " for each in getattr(f, "factors", (1, 1)))
+    gate, lowered = f"{before}{w(inner, hidden)} u{bias}", ""
     if share := getattr(f, "sparsity", 0.0):
         gate = "g"
         lowered = (
             f", g = max(t - mean t - {NormalDist().inv_cdf(share):.4g} std t, 0), t = {w(inner, hidden)} u{bias}: "
             f"about {share:.0%} are 0"
         )
-    return [f"f = {w(hidden, inner)} ({f.activation}({gate}) * ({w(inner, hidden)} u{bias})){bias}{lowered}"]
+    return [f"f = {after}{w(hidden, inner)} ({f.activation}({gate}) * ({w(inner, hidden)} u{bias})){bias}{lowered}"]
 
 
 def _mlp(f: MLP, hidden: int) -> list[str]:
@@ -207,12 +267,21 @@ def _mlp(f: MLP, hidden: int) -> list[str]:
 
 
 def _moe(f: MoE, hidden: int) -> list[str]:
-    each = _gated(f, hidden)[0].removeprefix("f = ")
+    each = _gated(f, f.latent or hidden)[0].removeprefix("f = ")
     gate = "sigmoid(w u) " if f.shared_gate else ""
-    shared = [f"s = {gate}{_gated(f.shared, hidden)[0].removeprefix('f = ')}"] if f.shared else []
-    total, s = "sum over the chosen e of p_e E_e(u)", "n(s)" if f.norm else "s"
+    made = PARTS[type(f.shared)](f.shared, hidden)[0].removeprefix("f = ") if f.shared else ""
+    shared = [f"s = {gate}{made}"] if f.shared else []
+    chosen = "the chosen e" if f.own is None else f"those chosen e that are {f.own[0]} to {f.own[1] - 1}"
+    total, s = f"sum over {chosen} of p_e E_e(u)", "n(s)" if f.norm else "s"
     if f.norm:  # two of its own for each of the two parts
-        shared, total = [line.replace(" u", " n(u)") for line in shared], "n(sum over the chosen e of p_e E_e(n(u)))"
+        shared, total = [line.replace(" u", " n(u)") for line in shared], f"n(sum over {chosen} of p_e E_e(n(u)))"
+    if f.latent:
+        each, total = each.replace(" u", " v"), f"{w(hidden, f.latent)} sum over {chosen} of p_e E_e(v)"
+        return [
+            *_router(f.router, hidden),
+            *shared,
+            f"f = {total}{f' + {s}' if shared else ''},  v = {w(f.latent, hidden)} u,  E_e(v) = {each}",
+        ]
     return [
         *_router(f.router, hidden),
         *shared,
@@ -241,6 +310,8 @@ PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     MLA: _mla,
     GatedDeltaNet: _delta,
     GatedConv: _conv,
+    Mamba2: _mamba,
+    Beside: _beside,
     GatedMLP: _gated,
     MLP: _mlp,
     MoE: _moe,

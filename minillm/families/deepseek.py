@@ -7,8 +7,8 @@ DeepSeek-MoE-16B (Dai et al., arXiv:2401.06066). No class of transformers runs i
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import deepseek_v2, llama
-from minillm.families.shared import common, rotary
+from minillm.families import llama
+from minillm.families.shared import common, experts, rotary
 from minillm.spec import GQA, Decoder
 
 DEFAULTS = {
@@ -24,7 +24,7 @@ DEFAULTS = {
     "scoring_func": "softmax",
 }
 
-RULES = {**common.DENSE_RULES, **common.MOE_RULES, **deepseek_v2.SHARED_RULES}
+RULES = {**common.DENSE_RULES, **common.MOE_RULES, **experts.SHARED_RULES}
 
 
 def spec(config: Config) -> Decoder:
@@ -34,4 +34,4 @@ def spec(config: Config) -> Decoder:
     config.choice("scoring_func", {"softmax": None})
     router = common.router(config, "n_routed_experts", renormalize=config.flag("norm_topk_prob"))
     dense = common.gated_mlp(config, "intermediate_size")
-    return common.decoder(config, [attention] * layers, deepseek_v2.mixtures(config, router, dense))
+    return common.decoder(config, [attention] * layers, experts.mixtures(config, router, dense))

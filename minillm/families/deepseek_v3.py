@@ -7,11 +7,9 @@ block-scaled FP8. The extra layers after the last, which predict further tokens,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from minillm.config import Config
 from minillm.families import deepseek_v2
-from minillm.families.shared import common
+from minillm.families.shared import experts, latent
 from minillm.spec import Decoder, Router
 
 DEFAULTS = {
@@ -38,66 +36,18 @@ DEFAULTS = {
     "scoring_func": "sigmoid",
 }
 
-MAX_PREDICTED = 64  # far more tokens ahead than anyone predicts
+prediction_layers = experts.prediction_layers
 
 
 def rules(config: Config) -> dict[str, str]:
-    return with_mixtures(config, deepseek_v2.rules(config))
-
-
-def with_mixtures(config: Config, rules: Mapping[str, str]) -> dict[str, str]:
-    """A family's rules and those of these mixtures. The multi-token-prediction layers come after the last one and are
-    no part of the decoder."""
-    return {
-        **{f"{layer}*": common.AHEAD for layer in prediction_layers(config)},
-        **rules,
-        **common.MOE_RULES,
-        **deepseek_v2.SHARED_RULES,
-        "model.layers.{i}.mlp.gate.e_score_correction_bias": "layers.{i}.ffn.router.bias",
-    }
-
-
-def prediction_layers(config: Config) -> dict[str, dict[str, tuple[int, ...]]]:
-    """How the names of each multi-token-prediction layer's tensors begin, and the shapes of those that no other layer
-    has: embedding and head of its own, and what joins the next token to the hidden state. All of them are plain."""
-    first, vocab, hidden = common.num_layers(config), config.size("vocab_size"), config.size("hidden_size")
-    values = {key: config.get(key) for key in ("num_nextn_predict_layers", "num_mtp_layers")}
-    extra = max((config.size(key, MAX_PREDICTED) for key, value in values.items() if value), default=0)
-    own: dict[str, tuple[int, ...]] = {
-        "embed_tokens.weight": (vocab, hidden),
-        "enorm.weight": (hidden,),
-        "hnorm.weight": (hidden,),
-        "eh_proj.weight": (hidden, 2 * hidden),
-        "shared_head.norm.weight": (hidden,),
-        "shared_head.head.weight": (vocab, hidden),
-    }
-    return {f"model.layers.{first + i}.": own for i in range(extra)}
+    return experts.with_mixtures(config, latent.rules(config))
 
 
 def router(config: Config) -> Router:
     config.choice("topk_method", {"noaux_tc": None})
     config.choice("scoring_func", {"sigmoid": None})
-    return grouped(config, "n_routed_experts")
-
-
-def grouped(config: Config, experts: str) -> Router:
-    """Of as many as the key `experts` says."""
-    return common.router(
-        config,
-        experts,
-        score="sigmoid",
-        renormalize=config.flag("norm_topk_prob"),
-        scale=config.number("routed_scaling_factor"),
-        bias=True,
-        num_groups=config.optional_size("n_group") or 1,
-        top_groups=config.optional_size("topk_group") or 1,
-        group_score="top2_sum",
-    )
-
-
-def layout(config: Config) -> str:
-    return "interleaved" if config.flag("rope_interleave") else "half"
+    return experts.grouped(config, "n_routed_experts")
 
 
 def spec(config: Config) -> Decoder:
-    return deepseek_v2.latent(config, router(config), layout(config))
+    return deepseek_v2.decoder(config, router(config), latent.layout(config))

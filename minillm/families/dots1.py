@@ -7,8 +7,8 @@ dots.llm1, 142B with 14B active (rednote-hilab, arXiv:2506.05767).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import deepseek_v2, deepseek_v3, glm4_moe, llama
-from minillm.families.shared import common, rotary
+from minillm.families import deepseek_v3, glm4_moe, llama
+from minillm.families.shared import common, experts, rotary
 from minillm.spec import GQA, Decoder, Norm, QKNorm
 
 DEFAULTS = {
@@ -31,7 +31,7 @@ DEFAULTS = {
 
 
 def rules(config: Config) -> dict[str, str]:
-    return deepseek_v3.with_mixtures(config, {**common.DENSE_RULES, **common.QK_NORM_RULES})
+    return experts.with_mixtures(config, {**common.DENSE_RULES, **common.QK_NORM_RULES})
 
 
 def spec(config: Config) -> Decoder:
@@ -41,5 +41,5 @@ def spec(config: Config) -> Decoder:
     slides, first = common.window(config), common.first_windowed(config)
     windows = common.typed_windows(config, slides, [i >= first for i in range(common.num_layers(config))])
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, out_bias=bias, qk_norm=qk_norm)
-    ffn = deepseek_v2.mixtures(config, deepseek_v3.router(config), common.gated_mlp(config, "intermediate_size"))
+    ffn = experts.mixtures(config, deepseek_v3.router(config), common.gated_mlp(config, "intermediate_size"))
     return common.decoder(config, common.in_layers(attention, windows, [rope] * len(ffn)), ffn)

@@ -8,8 +8,8 @@ ERNIE-4.5-21B-A3B and 300B-A47B (Baidu, 2025). What predicts further tokens is l
 from __future__ import annotations
 
 from minillm.config import Config, number
-from minillm.families import deepseek_v2, ernie4_5
-from minillm.families.shared import common
+from minillm.families import ernie4_5
+from minillm.families.shared import common, experts
 from minillm.guard.screen import shown
 from minillm.spec import Decoder, GatedMLP, MoE
 
@@ -34,7 +34,7 @@ AHEAD = ("mtp.*", "model.mtp_block.*", "model.mtp_emb_norm.*", "model.mtp_hidden
 RULES = {
     **common.DENSE_RULES,
     **common.MOE_RULES,
-    **deepseek_v2.SHARED_RULES,
+    **experts.SHARED_RULES,
     "model.layers.{i}.mlp.moe_statics.e_score_correction_bias": "layers.{i}.ffn.router.bias: one e -> (one e), one=1",
     **dict.fromkeys(AHEAD, common.AHEAD),
 }

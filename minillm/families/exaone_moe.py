@@ -7,8 +7,8 @@ K-EXAONE, 236B with 23B active (LG AI Research, 2026).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import deepseek_v2, deepseek_v3, exaone4
-from minillm.families.shared import common
+from minillm.families import exaone4
+from minillm.families.shared import common, experts
 from minillm.spec import Decoder, GatedMLP, MoE
 
 DEFAULTS = {
@@ -28,16 +28,16 @@ RULES = {
     **common.DENSE_RULES,
     **common.QK_NORM_RULES,
     **common.MOE_RULES,
-    **deepseek_v2.SHARED_RULES,
+    **experts.SHARED_RULES,
     "model.layers.{i}.mlp.e_score_correction_bias": "layers.{i}.ffn.router.bias",
     "mtp.*": common.AHEAD,
 }
 
 
 def spec(config: Config) -> Decoder:
-    router = deepseek_v3.grouped(config, "num_experts")
+    router = experts.grouped(config, "num_experts")
     dense, width = common.gated_mlp(config, "intermediate_size"), config.size("moe_intermediate_size")
     shared = GatedMLP(width * config.size("num_shared_experts", 64), dense.activation)
-    moe, first = MoE(router, width, dense.activation, shared), deepseek_v2.first_dense(config)
+    moe, first = MoE(router, width, dense.activation, shared), experts.first_dense(config)
     ffn = common.typed_layers(config, moe, dense, [i >= first for i in range(common.num_layers(config))])
     return common.decoder(config, exaone4.mixers(config), ffn)

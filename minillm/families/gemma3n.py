@@ -25,32 +25,12 @@ DEFAULTS = {
     **FIXED,
     **dict(zip(("vocab_size", "hidden_size", "intermediate_size"), (262400, 2048, 16384), strict=True)),
     **dict(zip(("num_hidden_layers", "num_key_value_heads", "num_kv_shared_layers"), (35, 2, 15), strict=True)),
-    "max_position_embeddings": 32768,
-    "rope_parameters": None,
-    "sliding_window": 512,
-    "final_logit_softcapping": 30.0,
-    "altup_num_inputs": 4,
-    "altup_coef_clip": 120.0,
-    "laurel_rank": 64,
-    "activation_sparsity_pattern": None,
-}
+    "max_position_embeddings": 32768, "rope_parameters": None, "sliding_window": 512, "final_logit_softcapping": 30.0,
+    "altup_num_inputs": 4, "altup_coef_clip": 120.0, "laurel_rank": 64, "activation_sparsity_pattern": None,
+}  # fmt: skip
 SPAN = 5  # the last layer of each so many has no window, where the config does not say
 SPARSE = ([0.95] * 10, 10)  # the first layers' share of zeros, in models of more layers
-LAYER, OURS = "model.layers.{i}.", "layers.{i}."
-TEXT_RULES = {
-    **gemma3.TEXT_RULES,
-    **on_device.RULES,
-    "model.altup_projections.{i}.weight": "streams.begin.{i}.weight",
-    "model.altup_unembed_projections.{i}.weight": "streams.end.{i}.weight",
-    f"{LAYER}altup.correct_output_scale": f"{OURS}streams.scale",
-    f"{LAYER}altup.correction_coefs.weight": f"{OURS}streams.correct.weight",
-    f"{LAYER}altup.prediction_coefs.weight": f"{OURS}streams.predict.weight",
-    f"{LAYER}altup.modality_router.weight": f"{OURS}streams.router.weight",
-    f"{LAYER}altup.router_norm.weight": f"{OURS}streams.norm.weight",
-    f"{LAYER}laurel.linear_left.weight": f"{OURS}low_rank.down.weight",
-    f"{LAYER}laurel.linear_right.weight": f"{OURS}low_rank.up.weight",
-    f"{LAYER}laurel.post_laurel_norm.weight": f"{OURS}low_rank.norm.weight",
-}
+TEXT_RULES = {**gemma3.TEXT_RULES, **on_device.RULES, **on_device.STREAM_RULES}
 TRANSFORMERS: dict[str, str] = {}
 inner = wrapped.inner
 

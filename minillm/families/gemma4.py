@@ -54,6 +54,7 @@ PLACEHOLDER, FRAME = (
 )
 VIDEO = Video(FRAME, 70, stamps="clock", sampling="number")
 SEES, HEARS = ("vision_tower", "embed_vision", "vision_embedder"), ("audio_tower", "embed_audio")
+UNHEARD = {f"{part}.*": wrapped.SOUNDS for part in HEARS}
 inner = wrapped.inner
 
 
@@ -104,14 +105,15 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
     if values.get("vision_config") is None:
         return None
     encoder, config = pooled_tower.pooled(values, decoder)
-    return seen_by(values, decoder, encoder), towers.both(pooled_tower.rules(encoder)), config
+    return seen_by(values, decoder, encoder), towers.both({**pooled_tower.rules(encoder), **UNHEARD}), config
 
 
-def seen_by(values: Mapping[str, Any], decoder: Decoder, encoder: Encoder) -> Media:
-    """What a decoder of this family is given of pictures and videos."""
+def seen_by(values: Mapping[str, Any], decoder: Decoder, encoder: Encoder, both_ways: str | None = None) -> Media:
+    """What a decoder of this family is given of pictures and videos. `both_ways`: where their tokens see each other if
+    the config does not say."""
     section = values.get("text_config")
     text = section if isinstance(section, Mapping) else values
-    joint = text.get("use_bidirectional_attention") == "vision"
+    joint = text.get("use_bidirectional_attention", both_ways) == "vision"
     told_as = (text.get("pad_token_id") or 0) if decoder.per_layer else None
     if told_as is not None and (type(told_as) is not int or not 0 <= told_as < decoder.vocab_size):
         raise ValueError(f"config.json: pad_token_id is {shown(told_as)}, expected a token of {decoder.vocab_size:,}")

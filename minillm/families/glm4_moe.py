@@ -8,8 +8,8 @@ tokens, is left out.
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import deepseek_v2, deepseek_v3, llama
-from minillm.families.shared import common, rotary
+from minillm.families import deepseek_v3, llama
+from minillm.families.shared import common, experts, rotary
 from minillm.spec import GQA, Decoder, Norm, QKNorm
 
 # What a config says of DeepSeek-V3's mixtures, with what is published of this family.
@@ -42,11 +42,11 @@ DEFAULTS = {
     "partial_rotary_factor": 0.5,
     "use_qk_norm": False,
 }
-prediction_layers = deepseek_v3.prediction_layers
+prediction_layers = experts.prediction_layers
 
 
 def rules(config: Config) -> dict[str, str]:
-    return deepseek_v3.with_mixtures(config, {**common.DENSE_RULES, **common.QK_NORM_RULES})
+    return experts.with_mixtures(config, {**common.DENSE_RULES, **common.QK_NORM_RULES})
 
 
 def spec(config: Config) -> Decoder:
@@ -55,5 +55,5 @@ def spec(config: Config) -> Decoder:
     qk_norm = QKNorm(Norm(config.number("rms_norm_eps"))) if config.flag("use_qk_norm") else None
     bias = config.flag("attention_bias")
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=bias, qk_norm=qk_norm)
-    ffn = deepseek_v2.mixtures(config, deepseek_v3.router(config), common.gated_mlp(config, "intermediate_size"))
+    ffn = experts.mixtures(config, deepseek_v3.router(config), common.gated_mlp(config, "intermediate_size"))
     return common.decoder(config, [attention] * len(ffn), ffn)

@@ -7,8 +7,8 @@ after the last, which predicts further tokens, is left out.
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import deepseek_v2, deepseek_v3, glm4_moe
-from minillm.families.shared import common
+from minillm.families import deepseek_v3, glm4_moe
+from minillm.families.shared import common, experts, latent
 from minillm.spec import Decoder
 
 DEFAULTS = {
@@ -35,7 +35,7 @@ rules, prediction_layers = deepseek_v3.rules, deepseek_v3.prediction_layers
 
 def spec(config: Config) -> Decoder:
     layers, dense = range(common.num_layers(config)), common.gated_mlp(config, "intermediate_size")
-    moe, first = deepseek_v2.mixture(config, deepseek_v3.router(config), dense), deepseek_v2.first_dense(config)
-    attention = deepseek_v2.latent_attention(config, deepseek_v3.layout(config))
+    moe, first = experts.mixture(config, deepseek_v3.router(config), dense), experts.first_dense(config)
+    attention = latent.attention(config, latent.layout(config))
     ffn = common.typed_layers(config, moe, dense, [i >= first for i in layers])
     return common.decoder(config, [attention] * len(layers), ffn)

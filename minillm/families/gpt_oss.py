@@ -24,28 +24,15 @@ YARN = {
 }
 DEFAULTS = {
     **llama.DEFAULTS,
-    "vocab_size": 201088,
-    "hidden_size": 2880,
-    "intermediate_size": 2880,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "num_local_experts": 128,
-    "num_experts_per_tok": 4,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 150000.0,
-    "rope_parameters": YARN,
-    "attention_bias": True,
-    "sliding_window": 128,
-    "layer_types": None,
-    "swiglu_alpha": 1.702,
-    "swiglu_limit": 7.0,
+    "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "num_local_experts": 128,
+    "num_experts_per_tok": 4, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 150000.0,
+    "rope_parameters": YARN, "attention_bias": True, "sliding_window": 128, "layer_types": None,
+    "swiglu_alpha": 1.702, "swiglu_limit": 7.0,
     # Other names of num_experts_per_tok and of the scaling's original_max_position_embeddings.
     "experts_per_token": None,
     "initial_context_length": None,
-}
+}  # fmt: skip
 
 EXPERTS = "model.layers.{i}.mlp.experts."
 FFN = "layers.{i}.ffn."

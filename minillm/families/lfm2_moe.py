@@ -11,7 +11,6 @@ from __future__ import annotations
 from minillm.config import Config
 from minillm.families import lfm2
 from minillm.families.shared import common
-from minillm.guard.screen import shown
 from minillm.spec import Decoder, GatedMLP, MoE
 
 DEFAULTS = {
@@ -40,9 +39,7 @@ RULES = {
 
 
 def spec(config: Config) -> Decoder:
-    layers, first = common.num_layers(config), config.get("num_dense_layers")
-    if type(first) is not int or not 0 <= first <= layers:
-        raise ValueError(f"config.json: num_dense_layers is {shown(first)}, expected a number from 0 to {layers}")
+    layers, first = common.num_layers(config), common.first_layers(config, "num_dense_layers")
     scale, bias = config.number("routed_scaling_factor"), config.flag("use_expert_bias")
     router = common.router(config, score="sigmoid", renormalize=config.flag("norm_topk_prob"), scale=scale, bias=bias)
     dense, moe = GatedMLP(config.size("intermediate_size")), MoE(router, config.size("moe_intermediate_size"))

@@ -7,12 +7,12 @@ from typing import Any
 
 from minillm import families
 from minillm.config import Config
-from minillm.families.shared import wrapped
+from minillm.families.shared import on_device
 from minillm.spec.media import Media
 from minillm.weights.rules import Rules
 
 SECTIONS = ("vision_config", "audio_config")
-PARTS = tuple(f"{each}." for each in (*wrapped.TOWERS, "audio_tower", "embed_vision", "vision_embedder"))
+PARTS = tuple(f"{each}." for each in on_device.TOWERS)
 
 
 def media(values: Mapping[str, Any]) -> tuple[Media, Rules, Config] | None:

@@ -6,7 +6,7 @@ Ministral 3 3B, 8B, 14B, Devstral 2 (Mistral AI, 2025), by themselves or inside 
 
 from __future__ import annotations
 
-from minillm.config import Config, number
+from minillm.config import Config, number, same
 from minillm.families import mistral
 from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, Rope, Scores, Temperature, YarnScaling
@@ -38,19 +38,24 @@ RULES = mistral.RULES
 
 def spec(config: Config) -> Decoder:
     num_heads, num_kv_heads, head_dim = common.heads(config)
-    rope, scores = _positions(config, head_dim)
-    attention = GQA(num_heads, num_kv_heads, head_dim, rope, common.window(config), scores=scores)
+    rope, temperature = positions(config, head_dim)
+    attention = GQA(
+        num_heads, num_kv_heads, head_dim, rope, common.window(config), scores=Scores(temperature=temperature)
+    )
     return common.dense(config, [attention] * common.num_layers(config))
 
 
-def _positions(config: Config, head_dim: int) -> tuple[Rope, Scores]:
+def positions(config: Config, head_dim: int, part: float | None = None) -> tuple[Rope, Temperature | None]:
+    """What turns `head_dim` values, which are this part of a query's, and what queries are multiplied with."""
     values = config.rope()
+    if part is not None:
+        same({"the rotary part of a query": part, "partial_rotary_factor": values.pop("partial_rotary_factor", None)})
     values.pop("max_position_embeddings", None)  # the config's own, once more
     rate = values.pop("llama_4_scaling_beta", None)
     rope = rotary.rope(config, head_dim, values)
     if rate is None:
-        return rope, Scores()
+        return rope, None
     scaling = rope.scaling
     original = scaling.original_positions if isinstance(scaling, YarnScaling) else None
     span = original or config.positions("max_position_embeddings")
-    return rope, Scores(temperature=Temperature(number("llama_4_scaling_beta", rate), span))
+    return rope, Temperature(number("llama_4_scaling_beta", rate), span)

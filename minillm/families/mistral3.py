@@ -1,7 +1,7 @@
-"""Llama, except: all that Mistral changes, or Ministral 3.
+"""Llama, except: all that Mistral changes, or Ministral 3, or Mistral Small 4, whichever `text_config` names.
 
-Mistral Small 3.1 and 3.2, 24B, Ministral 3, and what is made of them (Mistral AI, 2025), with Pixtral's tower. Mistral
-Small 4 has the same `model_type` around another text model, which is refused.
+Mistral Small 3.1 and 3.2, 24B, Ministral 3, Mistral Small 4, and what is made of them (Mistral AI, 2025 and 2026), with
+Pixtral's tower.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config, positive_integer
-from minillm.families import ministral3, mistral
+from minillm.families import ministral3, mistral, mistral4
 from minillm.families.shared import picture_towers, towers, wrapped
 from minillm.guard.screen import shown
 from minillm.spec import Decoder, Norm
@@ -27,25 +27,36 @@ DEFAULTS = {
     "rope_theta": 1000000000.0,
     "sliding_window": None,
 }
-RULES = wrapped.rules(mistral.RULES, seen=True)
 TRANSFORMERS = wrapped.TRANSFORMERS
-spec = ministral3.spec
 PLACEHOLDER = Placeholder("[IMG]", "[IMG]", between="[IMG_BREAK]", after="[IMG_END]")
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
+def rules(config: Config) -> dict[str, str]:
+    return wrapped.rules(mistral4.rules(config) if _latent(config) else mistral.RULES, seen=True)
+
+
+def spec(config: Config) -> Decoder:
+    return mistral4.spec(config) if _latent(config) else ministral3.spec(config)
+
+
+def _latent(config: Config) -> bool:
+    return "kv_lora_rank" in config.values
+
+
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     found, section = wrapped.inner(values), values.get("text_config") or {}
-    if (kind := section.get("model_type", "mistral")) not in ("mistral", "ministral3"):
-        raise ValueError(f"config.json: text_config.model_type is {shown(kind)}; mistral3 is read around mistral and "
-                         "ministral3 only")  # fmt: skip
+    kinds = {"mistral": mistral, "ministral3": ministral3, "mistral4": mistral4}
+    if (kind := section.get("model_type", "mistral")) not in kinds:
+        raise ValueError(f"config.json: text_config.model_type is {shown(kind)}; mistral3 is read around "
+                         f"{', '.join(kinds)} only")  # fmt: skip
     if kind == "mistral":
         scaling = found.get("rope_scaling") or found.get("rope_parameters")
         if isinstance(scaling, dict) and scaling.get("llama_4_scaling_beta"):
             raise ValueError("config.json: llama_4_scaling_beta in a text_config of model_type mistral, which has none")
         return found
     silent = not any(found.get(key) for key in ROPE_KEYS)
-    own = {key: value for key, value in ministral3.DEFAULTS.items() if silent or key not in ROPE_KEYS}
+    own = {key: value for key, value in kinds[kind].DEFAULTS.items() if silent or key not in ROPE_KEYS}
     return {**own, **found}
 
 

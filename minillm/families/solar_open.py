@@ -6,8 +6,8 @@ Solar-Open-100B, 12B active (Upstage, 2025).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import deepseek_v2, deepseek_v3, glm4_moe, llama
-from minillm.families.shared import common, rotary
+from minillm.families import deepseek_v3, glm4_moe, llama
+from minillm.families.shared import common, experts, rotary
 from minillm.guard.screen import shown
 from minillm.spec import GQA, Decoder
 
@@ -30,11 +30,11 @@ DEFAULTS = {
 
 
 def rules(config: Config) -> dict[str, str]:
-    return deepseek_v3.with_mixtures(config, common.DENSE_RULES)
+    return experts.with_mixtures(config, common.DENSE_RULES)
 
 
 def spec(config: Config) -> Decoder:
-    if first := deepseek_v2.first_dense(config):
+    if first := experts.first_dense(config):
         raise ValueError(f"config.json: first_k_dense_replace is {first}; this family's code has no dense layers")
     num_heads, num_kv_heads, head_dim = common.heads(config)
     if (part := config.get("partial_rotary_factor")) != 1:
@@ -43,6 +43,6 @@ def spec(config: Config) -> Decoder:
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, qkv_bias=config.flag("attention_bias"))
     config.optional_size("intermediate_size")  # of dense layers, which there are none of
     dense = common.gated_mlp(config, "moe_intermediate_size")
-    moe = deepseek_v2.mixture(config, deepseek_v3.router(config), dense)
+    moe = experts.mixture(config, deepseek_v3.router(config), dense)
     layers = common.num_layers(config)
     return common.decoder(config, [attention] * layers, [moe] * layers)

@@ -6,8 +6,8 @@ Youtu-LLM-2B (Tencent, 2025), whose head is the embedding. `head_dim` in its con
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import deepseek_v2, deepseek_v3, llama
-from minillm.families.shared import common
+from minillm.families import llama
+from minillm.families.shared import common, latent
 from minillm.spec import Decoder
 
 DEFAULTS = {
@@ -26,10 +26,10 @@ DEFAULTS = {
     "rope_interleave": True,
     "tie_word_embeddings": True,
 }
-rules = deepseek_v2.rules
+rules = latent.rules
 
 
 def spec(config: Config) -> Decoder:
     layers, mlp = common.num_layers(config), common.gated_mlp(config, "intermediate_size", config.flag("mlp_bias"))
-    attention = deepseek_v2.latent_attention(config, deepseek_v3.layout(config))
+    attention = latent.attention(config, latent.layout(config))
     return common.decoder(config, [attention] * layers, [mlp] * layers)

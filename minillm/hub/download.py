@@ -20,6 +20,9 @@ SMALL_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 NUMBERED = tuple(f"tokenizer.model.v{number}" for number in ("7m1", 7, 3, 2, 1))  # by Mistral

@@ -150,10 +150,12 @@ def _check_head(llm: LLM, layer: int | None, head: int | None) -> None:
         return
     if not 0 <= layer < len(llm.spec.layers):
         raise ValueError(f"--layer is {layer}, there are {len(llm.spec.layers)}, counted from 0")
-    mixers = [each.attention for each in llm.spec.layers]
-    if not isinstance(mixer := mixers[layer], spec.Attention):
-        attends = ", ".join(str(i) for i, each in enumerate(mixers) if isinstance(each, spec.Attention))
-        raise ValueError(f"--layer is {layer}, which is recurrent and looks at no positions; {attends or 'none'} do")
+    found = [next((m for m in each.mixers if isinstance(m, spec.Attention)), None) for each in llm.spec.layers]
+    if (mixer := found[layer]) is None:
+        attends = ", ".join(str(i) for i, each in enumerate(found) if each is not None)
+        raise ValueError(
+            f"--layer is {layer}, which has no attention and looks at no positions; {attends or 'none'} do"
+        )
     count = mixer.num_heads
     if head is not None and not 0 <= head < count:
         raise ValueError(f"--head is {head}, there are {count}, counted from 0")

@@ -6,7 +6,7 @@ Everything with a unit of information is in nats. Shapes: L layers, H heads, T p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,11 @@ def check(decoder: spec.Decoder, ids: Sequence[int]) -> None:
         )
 
 
+def _added(seen: Mapping[str, Any], layer: str, part: str) -> Tensor:
+    """What a part of a layer adds, nothing where the layer has no such part."""
+    return seen[f"{layer}{part}"].result if f"{layer}{part}" in seen else torch.zeros_like(seen[layer].result)
+
+
 @torch.inference_mode()
 def look(model: Decoder, ids: Sequence[int]) -> Pass:
     """Run the model over checked ids, and leave it as it was."""
@@ -59,12 +64,12 @@ def look(model: Decoder, ids: Sequence[int]) -> Pass:
     with observe.modules(model, names) as seen, observe.ops(model, "attention") as calls:
         model.hidden(tokens[None])
     layers = [seen[f"layers.{i}"] for i in range(count)]
-    attends = [isinstance(layer.attention, spec.Attention) for layer in model.spec.layers]
+    attends = [any(isinstance(each, spec.Attention) for each in layer.mixers) for layer in model.spec.layers]
     assert len(calls) == sum(attends), f"{len(calls)} attentions in {sum(attends)} layers"
     maps = (observe.attention_weights(*call.given, **call.options)[0] for call in calls)
     scales = [layer.branch_scale for layer in model.spec.layers]
     attended, fed = (
-        torch.cat([seen[f"layers.{i}{part}"].result * scale for i, scale in enumerate(scales)]) for part in parts[1:]
+        torch.cat([_added(seen, f"layers.{i}", part) * scale for i, scale in enumerate(scales)]) for part in parts[1:]
     )
     return Pass(
         tokens,
@@ -152,7 +157,7 @@ def heads(seen: Pass, decoder: spec.Decoder) -> list[dict[str, Tensor]]:
         count, total = weights.shape[-1], weights.sum(-1)
         back = torch.arange(count, device=weights.device)
         distance = (back[:, None] - back[None]).clamp(min=0)
-        has_sink = isinstance(layer.attention, spec.GQA) and layer.attention.sinks
+        has_sink = any(isinstance(each, spec.GQA) and each.sinks for each in layer.mixers)
         sink = (1 - total).clamp(min=0) if has_sink else torch.zeros_like(total)
         found.append(
             {

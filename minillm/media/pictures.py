@@ -66,7 +66,7 @@ def _broken(name: str) -> ValueError:
 
 
 def within(size: tuple[int, int], name: str) -> None:
-    """Raises ValueError where there are no pixels, too many, or nearly a line of them."""
+    """Raises ValueError for a width and height of no pixels, of too many, or of nearly a line of them."""
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"{name}: {width} x {height} pixels, there is nothing in it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from minillm.media import settings
 from minillm.media.prompts import Reader
 from minillm.model.filling import on_meta
 from minillm.model.tower.tower import Tower
+from minillm.ops import REFERENCE, Ops
 from minillm.spec.media import Media
 from minillm.text.tokenizer import Tokenizer
 from minillm.weights.checkpoint import Checkpoint
@@ -23,9 +25,28 @@ from minillm.weights.load import load as load_weights
 from minillm.weights.rules import plan
 
 
-def weights(folder: Path, values: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> tuple[Media, Tower]:
-    """What the config.json of a folder says of its tower, and the tower itself. Raises ValueError for a checkpoint that
-    sees and hears nothing, and for tensors that are not those of the config."""
+def outlined(values: Mapping[str, Any], dtype: torch.dtype) -> tuple[Media, Tower] | None:
+    """What a config.json says of its tower, and the tower on the meta device; None where there is none, or one that
+    cannot be, of which the first picture tells."""
+    try:
+        found = media(values)
+    except ValueError:
+        return None
+    return found and (found[0], on_meta(lambda: Tower(found[0].encoder), dtype))
+
+
+def nbytes(values: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """What the tower of a config.json takes in memory."""
+    found = outlined(values, dtype)
+    return sum(each.nbytes for each in found[1].parameters()) if found else 0
+
+
+def weights(
+    folder: Path, values: Mapping[str, Any], dtype: torch.dtype, device: torch.device, ops: Ops = REFERENCE
+) -> tuple[Media, Tower]:
+    """What the config.json of a folder says of its tower, and the tower itself, which computes with `ops` but for
+    attention: the decoder's kernels take it that a query sees what stands before it. Raises ValueError for a checkpoint
+    that sees and hears nothing, and for tensors that are not those of the config."""
     found = media(values)
     if found is None:
         kind = values.get("model_type")
@@ -33,7 +54,8 @@ def weights(folder: Path, values: Mapping[str, Any], dtype: torch.dtype, device:
     made, rules, config = found
     if config.unread:
         note(f"config.json keys not understood and ignored: {', '.join(config.unread)}")
-    tower = on_meta(lambda: Tower(made.encoder), dtype)
+    ops = replace(ops, attention=REFERENCE.attention)
+    tower = on_meta(lambda: Tower(made.encoder, ops), dtype)
     checkpoint = Checkpoint(folder, values.get("quantization_config"))
     names = [name for name in checkpoint.info if is_part(name)]
     if not names:
@@ -56,9 +78,10 @@ def load(
     context: int,
     dtype: torch.dtype,
     device: torch.device,
+    ops: Ops = REFERENCE,
 ) -> Reader:
     """The reader of a folder with this config.json. Raises ValueError as `weights` does, and for processor files that
     are missing or cannot be."""
-    made, tower = weights(folder, values, dtype, device)
+    made, tower = weights(folder, values, dtype, device, ops)
     clips = partial(settings.clips, folder, made) if made.video else None
     return Reader(made, tower, settings.read(folder, made), tokenizer, context, clips)

@@ -7,10 +7,12 @@ Shapes: B batch, T new tokens, S keys, E hidden size, H query heads, K kv heads,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -46,6 +48,12 @@ def tempered(positions: Tensor, made: Temperature) -> Tensor:
     return 1 + made.rate * torch.log1p(spans)
 
 
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softplus": lambda x: F.softplus(x.float()).to(x.dtype),
+}
+
+
 class GroupedQueryAttention(nn.Module):
     """x `[B, T, E]` -> `[B, T, E]`."""
 
@@ -53,26 +61,29 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         self.spec = spec
         self.ops = ops
-        q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        parts = {"q": 2 * q if spec.gate else q}  # of each head q, then its gate
-        parts |= {"k": kv, "v": kv} if spec.kv.layer is None else {}
+        q, k = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        with_q = spec.gate is not None and spec.gate.with_q
+        parts = {"q": 2 * q if with_q else q}  # of each head q, then its gate
+        parts |= {"k": k, "v": spec.num_kv_heads * spec.v_dim} if spec.kv.layer is None else {}
         if spec.kv.v_is_k:
             parts.pop("v", None)
         self.qkv = Linear(hidden_size, parts, ops, bias=spec.qkv_bias)
-        self.out = Linear(q, hidden_size, ops, bias=spec.out_bias)
+        self.out = Linear(values := spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.out_bias)
+        gates = spec.num_heads if spec.gate and spec.gate.width == "head" else values
+        self.gate = Linear(hidden_size, gates, ops) if spec.gate and not with_q else None
         self.normed_together = spec.qk_norm is not None and spec.qk_norm.width == "all"
         made = spec.qk_norm.norm if spec.qk_norm else None
         of_k = made if spec.kv.layer is None else None
-        sizes: list[Any] = [q, kv] if self.normed_together else [spec.head_dim] * 2
+        sizes: list[Any] = [q, k] if self.normed_together else [spec.head_dim] * 2
         if spec.qk_norm is not None and spec.qk_norm.width == "heads":
             sizes = [(spec.num_heads, spec.head_dim), (spec.num_kv_heads, spec.head_dim)]
         self.q_norm, self.k_norm = (
             norm(each, size, ops, self.normed_together) for each, size in zip((made, of_k), sizes, strict=True)
         )
-        self.v_norm = norm(spec.kv.v_norm, spec.head_dim, ops)
+        self.v_norm = norm(spec.kv.v_norm, spec.v_dim, ops)
         self.turned_first = spec.qk_norm is not None and spec.qk_norm.turned
         alike = not self.turned_first and (spec.qk_norm is None or spec.qk_norm.width == "head")
-        each_head = made is None or (isinstance(self.q_norm, Norm) and alike)
+        each_head = made is None or (isinstance(self.q_norm, Norm) and made.affine and alike)
         # norm, rotation and cache can be one op
         self.fusible = each_head and spec.clip is None and spec.rope is not None and spec.kv == KV()
         self.lent_as: int | None = None  # this layer's number, where others read its keys and values
@@ -81,9 +92,10 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         qkv, gate = self.gated(self.qkv(x))
+        gate = gate if self.gate is None else self.gate(x)
         y = self._over(qkv, step, cache) if step.ragged is None else self._over_blocks(qkv, step, cache, step.ragged)
         y = rearrange(y, "B H T D -> B T (H D)")
-        return self.out(y if gate is None else y * gate.sigmoid())
+        return self.out(y if gate is None else self.opened(y, gate))
 
     def _over(self, qkv: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         """y `[B, H, T, D]` of rows that are aligned."""
@@ -94,8 +106,7 @@ class GroupedQueryAttention(nn.Module):
             q = self._into_cache(qkv, slots, step, cache)
             k, v = cache.filled(visible.start + visible.count)
         else:
-            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)  # H + 2K of them, or H + K
-            q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))  # [B, heads, T, D]
+            q, k, v = (each.transpose(1, 2) for each in self._rotated(qkv, step))  # [B, heads, T, D]
             if cache is not None and slots is not None and visible.position_B is not None:
                 k, v = cache.put(k, v, slots)
             elif cache is not None:
@@ -112,8 +123,7 @@ class GroupedQueryAttention(nn.Module):
         elif self.fusible:
             q = self._into_cache(qkv, ragged.slots[group], step, pool)
         else:
-            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=self.spec.head_dim)
-            q, k, v = (each.transpose(1, 2) for each in self._rotated(heads, step))
+            q, k, v = (each.transpose(1, 2) for each in self._rotated(qkv, step))
             pool.put(k, v, ragged.slots[group])
         if self.lent_as is not None:
             step.kv[self.lent_as] = pool
@@ -142,13 +152,21 @@ class GroupedQueryAttention(nn.Module):
         return (q * tempered(step.positions, made)[:, None, :, None]).to(q.dtype)
 
     def gated(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
-        """q, k and v side by side, and what the sum of the values is gated by, `[B, T, H D]`."""
-        if not self.spec.gate:
+        """q, k and v side by side, and what the sum of the values is gated by, `[B, T, H D]`, if it lies with q."""
+        if self.spec.gate is None or not self.spec.gate.with_q:
             return qkv, None
         width = self.spec.num_heads * self.spec.head_dim
         q, kv = qkv[..., : 2 * width], qkv[..., 2 * width :]
         q, gate = rearrange(q, "B T (H both D) -> both B T (H D)", both=2, D=self.spec.head_dim)
         return torch.cat((q, kv), dim=-1), gate
+
+    def opened(self, y: Tensor, gate: Tensor) -> Tensor:
+        """y `[B, T, H D]` as far as its gates let it through."""
+        assert self.spec.gate is not None
+        act = GATES[self.spec.gate.activation](gate)
+        if self.spec.gate.width == "value":
+            return y * act
+        return (y.unflatten(-1, (-1, self.spec.v_dim)) * act.unsqueeze(-1)).flatten(-2)
 
     def _query(self, q: Tensor, step: Step) -> Tensor:
         """q `[B, H, T, D]` of a layer that has nothing else."""
@@ -175,16 +193,28 @@ class GroupedQueryAttention(nn.Module):
         made, weights = self.q_norm.spec, (self.q_norm.weight, self.k_norm.weight)
         return self.ops.qk_norm_rope_cache(qkv, self.spec.num_heads, *given, *weights, made.eps, made.offset, made.cast)
 
-    def _rotated(self, heads: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v `[B, T, their heads, D]`: q and k as `_placed` has them, v normalised and clamped."""
+    def heads(self, qkv: Tensor) -> list[Tensor]:
+        """q, k and v `[B, T, their heads, D]` that lie side by side; v is k where there is nothing behind it."""
+        spec = self.spec
+        width = spec.num_kv_heads * spec.head_dim
+        parts = [spec.num_heads * spec.head_dim, width, qkv.shape[-1] - spec.num_heads * spec.head_dim - width]
+        q, k, v = (
+            part.unflatten(-1, (-1, size)) if part.shape[-1] else part
+            for part, size in zip(qkv.split(parts, -1), (spec.head_dim, spec.head_dim, spec.v_dim), strict=True)
+        )
+        return [q, k, k if spec.kv.v_is_k else v]
+
+    def _rotated(self, qkv: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v `[B, T, their heads, D]`: q and k as `_placed` has them, v normalised, multiplied and clamped."""
         spec = self.spec
         if (
             spec.qk_norm is None and spec.clip is None and spec.rope is not None and spec.kv == KV()
         ):  # side by side: one rotation for both
+            heads = rearrange(qkv, "B T (heads D) -> B T heads D", D=spec.head_dim)
             q_and_k, v = heads.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=2)
             turned = self.ops.rope(q_and_k, *step.rotary[spec.rope], spec.rope.layout)
             return *turned.split((spec.num_heads, spec.num_kv_heads), dim=2), v
-        q, k = heads[:, :, : spec.num_heads], heads[:, :, spec.num_heads : spec.num_heads + spec.num_kv_heads]
-        v = self.v_norm(heads[:, :, -spec.num_kv_heads :])  # which k is where there is nothing behind it
+        q, k, v = self.heads(qkv)
+        v = self.v_norm(v) if spec.kv.v_scale == 1 else self.v_norm(v) * spec.kv.v_scale
         v = v if spec.clip is None else v.clamp(-spec.clip, spec.clip)
         return self._placed(q, self.q_norm, step), self._placed(k, self.k_norm, step), v

@@ -15,24 +15,24 @@ from torch import Tensor
 
 from minillm.guard import memory
 from minillm.model.states import StateCache
-from minillm.spec import GQA, MLA, Decoder, GatedConv, GatedDeltaNet, Mixer
+from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Mamba2, Recurrent
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
 
 class LayerCache:
-    """k and v `[B, K, slots, D]` of one layer; slots = min(capacity, window)."""
+    """k `[B, K, slots, D]` and v `[B, K, slots, V]` of one layer; slots = min(capacity, window)."""
 
     def __init__(self, spec: GQA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
         self.ring = spec.window if spec.window and spec.window < capacity else None
-        shape = (batch, spec.num_kv_heads, self.ring or capacity, spec.head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (batch, spec.num_kv_heads, self.ring or capacity)
+        self.k = torch.zeros((*shape, spec.head_dim), dtype=dtype, device=device)
+        self.v = torch.zeros((*shape, spec.v_dim), dtype=dtype, device=device)
 
     @staticmethod
     def nbytes(spec: GQA, capacity: int, width: int) -> int:
         """Of one row, with values of `width` bytes."""
-        return width * 2 * spec.num_kv_heads * min(spec.window or capacity, capacity) * spec.head_dim
+        return width * spec.num_kv_heads * min(spec.window or capacity, capacity) * (spec.head_dim + spec.v_dim)
 
     def filled(self, end: int) -> tuple[Tensor, Tensor]:
         """The keys and values of the positions before `end`, as far as they are kept: views `[B, K, S, D]`."""
@@ -40,8 +40,8 @@ class LayerCache:
 
     def put(self, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v `[B, K, 1, D]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, K, slots, D]`."""
-        at = slots[:, None, :, None].expand_as(k)
-        return self.k.scatter_(2, at, k), self.v.scatter_(2, at, v)
+        at = slots[:, None, :, None]
+        return self.k.scatter_(2, at.expand_as(k), k), self.v.scatter_(2, at.expand_as(v), v)
 
     def update(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Store k and v `[B, K, T, D]` of positions start .. start + T - 1; returns all keys and values that these
@@ -107,11 +107,12 @@ KINDS: dict[type, type[AnyCache]] = {
     MLA: LatentCache,
     GatedDeltaNet: StateCache,
     GatedConv: StateCache,
+    Mamba2: StateCache,
 }
 
 
-def kind(mixer: Mixer) -> type[AnyCache]:
-    """What a layer keeps of the past."""
+def kind(mixer: Attention | Recurrent) -> type[AnyCache]:
+    """What a mixer keeps of the past."""
     borrows = isinstance(mixer, GQA) and mixer.kv.layer is not None
     return NoCache if borrows else KINDS[type(mixer)]
 
@@ -139,13 +140,17 @@ class Cache:
         self.batch, self.capacity = batch, capacity
         self.padding = padding if padding and any(padding) else None
         self.padding_B = torch.tensor(padding, device=self.device) if self.padding else None
-        kinds: Any = [(kind(layer.attention), layer.attention) for layer in self.spec.layers]
+        kinds: Any = [(kind(mixer), mixer) for mixer in self.spec.mixers]
         needed = batch * sum(each.nbytes(mixer, capacity, self.dtype.itemsize) for each, mixer in kinds)
         if self.device.type == "cpu" and needed > LARGE:
             remedy = "ask for fewer new tokens, a shorter prompt or a smaller batch"
             memory.refuse(needed, f"a cache of {batch} x {capacity:,} positions", remedy)
 
-    def _layer(self, index: int) -> AnyCache:
-        attention = self.spec.layers[index].attention
-        made: Any = kind(attention)
-        return made(attention, self.batch, self.capacity, self.dtype, self.device)
+    def _layer(self, index: int) -> AnyCache | tuple[AnyCache, ...] | None:
+        """None of a layer that looks at no other positions, several of one that does so in several ways."""
+        mixers: Any = self.spec.layers[index].mixers
+        made = tuple(
+            kind(mixer)(mixer, self.batch, self.capacity, self.dtype, self.device)  # type: ignore[arg-type]
+            for mixer in mixers
+        )
+        return made if len(made) > 1 else next(iter(made), None)

@@ -9,7 +9,7 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
 from minillm.model.states import StateCache
-from minillm.spec import GQA, MLA, Recurrent
+from minillm.spec import GQA, MLA, Attention, Recurrent
 from minillm.spec import Decoder as DecoderSpec
 
 
@@ -90,24 +90,24 @@ def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
 
 
 def _recurrent(spec: DecoderSpec) -> list[Recurrent]:
-    return [layer.attention for layer in spec.layers if isinstance(layer.attention, Recurrent)]
+    return [each for each in spec.mixers if isinstance(each, Recurrent)]
 
 
 def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
     """The attention whose keys and values this one reads."""
     layer = attention.kv.layer
     found = attention if layer is None else spec.layers[layer].attention
-    assert not isinstance(found, Recurrent)
+    assert isinstance(found, Attention)
     return found
 
 
 def _per_token(attention: GQA | MLA) -> int:
     if isinstance(attention, MLA):
         return attention.kv_rank + attention.rope.dim
-    return 2 * attention.num_kv_heads * attention.head_dim if attention.kv.layer is None else 0
+    return attention.num_kv_heads * _key_and_value(attention) if attention.kv.layer is None else 0
 
 
 def _key_and_value(attention: GQA | MLA) -> int:
     if isinstance(attention, MLA):
         return attention.nope_dim + attention.rope.dim + attention.v_dim
-    return 2 * attention.head_dim
+    return attention.head_dim + attention.v_dim

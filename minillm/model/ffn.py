@@ -25,10 +25,14 @@ class GatedMLP(nn.Module):
         self.down = Linear(mlp.intermediate_size, hidden_size, ops, bias=mlp.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.ops.gated_act(self.thinned(self.gate_up(x)), self.spec.activation))
+        y = self.down(self.ops.gated_act(self.thinned(self.gate_up(x)), self.spec.activation))
+        return y if (factor := self.spec.factors[1]) == 1 else y * factor
 
     def thinned(self, gate_up: Tensor) -> Tensor:
-        """Gate and up side by side, `[..., 2 I]`, the gate with the spec's sparsity."""
+        """Gate and up side by side, `[..., 2 I]`, the gate with the spec's factor and sparsity."""
+        if (factor := self.spec.factors[0]) != 1:
+            gate, up = gate_up.chunk(2, dim=-1)
+            gate_up = torch.cat((gate * factor, up), dim=-1)
         if not self.spec.sparsity:
             return gate_up
         gate, up = gate_up.chunk(2, dim=-1)

@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minillm.model.attention import Step
+from minillm.model.attention import Step, tempered
 from minillm.model.cache import LatentCache
 from minillm.model.linear import Linear
 from minillm.model.lora.adapted import adapted
@@ -84,6 +84,9 @@ class LatentAttention(nn.Module):
         cos, sin = step.rotary[spec.rope]
         q = self.q(x if spec.q_rank is None else self.q_norm(self.q_down(x)))
         q = rearrange(q, "B T (H D) -> B T H D", H=spec.num_heads)
+        if spec.temperature is not None:  # before the rotation, which keeps lengths
+            assert step.positions is not None
+            q = (q * tempered(step.positions, spec.temperature)[..., None, None]).to(q.dtype)
         q_nope, q_rope = q.split((spec.nope_dim, spec.rope.dim), dim=-1)
         q_rope = self.ops.rope(q_rope, cos, sin, spec.rope.layout)
         latent, k_rope = self.kv_down(x).split((spec.kv_rank, spec.rope.dim), dim=-1)

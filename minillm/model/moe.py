@@ -2,9 +2,10 @@
 
     y = norm(sum over the chosen e of w_e * expert_e(norm(x)))  [+ norm(shared(norm(x)))]
 
-Most mixtures have none of these norms.
+Most mixtures have none of these norms. In a latent one experts see W_in x, and W_out is applied to their sum.
 
-Shapes: N tokens, E experts, k chosen per token, H hidden size, F intermediate size of an expert.
+Shapes: N tokens, E experts, k chosen per token, H hidden size, F intermediate size of an expert; P picks of experts
+that are here, where other ranks have some.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from torch import Tensor, nn
 
 from minillm import spec
 from minillm.model import held
-from minillm.model.ffn import GatedMLP
+from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.linear import Linear
 from minillm.model.lora.adapted import adapted
 from minillm.model.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.ranks import ALONE
 from minillm.ops.routing import Routing
+
+RECORDED = 256  # tokens of a pass at most whose shapes must not depend on where they go, so that it can be recorded
 
 
 class Router(nn.Module):
@@ -68,8 +71,8 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """All experts of a layer: gate and up in one `[E, 2F, H]`, down in one `[E, H, F]`; biases one behind the other,
-    `[E * 2F]` and `[E * H]`."""
+    """All experts of a layer: gate and up in one `[E, 2F, H]`, up alone where there is no gate, down in one
+    `[E, H, F]`; biases one behind the other, `[E * 2F]` and `[E * H]`."""
 
     MULTIPLIED = ("gate_up", "down")
 
@@ -77,10 +80,13 @@ class Experts(nn.Module):
         super().__init__()
         self.spec = moe
         self.ops = ops
-        experts, inner = moe.router.num_experts, moe.intermediate_size
-        self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, hidden_size))
+        self.first, end = moe.own or (0, moe.router.num_experts)
+        self.count = experts = end - self.first
+        inner = moe.intermediate_size
+        self.parts = ("up",) if isinstance(moe.activation, spec.Ungated) else ("gate", "up")
+        self.gate_up = nn.Parameter(torch.empty(experts, len(self.parts) * inner, hidden_size))
         self.down = nn.Parameter(torch.empty(experts, hidden_size, inner))
-        self.gate_up_bias = nn.Parameter(torch.zeros(experts * 2 * inner)) if moe.bias else None
+        self.gate_up_bias = nn.Parameter(torch.zeros(experts * len(self.parts) * inner)) if moe.bias else None
         self.down_bias = nn.Parameter(torch.zeros(experts * hidden_size)) if moe.bias else None
         if self.gate_up.device.type != "meta":
             nn.init.normal_(self.gate_up, std=0.02)
@@ -100,17 +106,33 @@ class Experts(nn.Module):
         """Of each token's experts, with these matrices."""
         biases = None
         if self.gate_up_bias is not None and self.down_bias is not None:
-            count = self.spec.router.num_experts
-            biases = self.gate_up_bias.view(count, -1), self.down_bias.view(count, -1)
+            biases = self.gate_up_bias.view(self.count, -1), self.down_bias.view(self.count, -1)
         matrices = (gate_up, down, self.spec.activation, biases)
+        if self.spec.own is not None:
+            return self._of_own(x, routing, matrices)
         return self.ops.experts(x, routing.experts, routing.weights, *matrices, routing.places)
+
+    def _of_own(self, x: Tensor, routing: Routing, matrices: Any) -> Tensor:
+        """What the experts that are here add to the sum. Of few tokens a pick of another rank's becomes one more of an
+        expert that the token has here, if any, with weight 0: no other matrix is read for it. Of many tokens each pick
+        that is for here goes through as a token of its own."""
+        picks = routing.experts - self.first
+        here = (picks >= 0) & (picks < self.count)
+        if len(x) <= RECORDED:
+            spare = torch.where(here, picks, 0).amax(-1, keepdim=True)
+            weights = torch.where(here, routing.weights, 0.0)
+            return self.ops.experts(x, torch.where(here, picks, spare), weights, *matrices)
+        made = x.new_zeros(*picks.shape, x.shape[-1])  # [N, k, H]
+        if len(tokens := here.nonzero()[:, 0]):  # [P]
+            made[here] = self.ops.experts(x[tokens], picks[here][:, None], routing.weights[here][:, None], *matrices)
+        return made.sum(1, dtype=torch.float32).to(x.dtype)
 
     def blocks(self, name: str) -> dict[str, int]:
         """The named row blocks of a parameter, in order: "3.gate" is the gate of expert 3, "3" all of its rows."""
-        experts, inner = range(self.spec.router.num_experts), self.spec.intermediate_size
+        experts, inner = range(self.count), self.spec.intermediate_size
         if name.startswith("down"):
             return {str(expert): self.down.shape[1] for expert in experts}
-        return {f"{expert}.{part}": inner for expert in experts for part in ("gate", "up")}
+        return {f"{expert}.{part}": inner for expert in experts for part in self.parts}
 
 
 class MoE(nn.Module):
@@ -118,11 +140,14 @@ class MoE(nn.Module):
 
     def __init__(self, moe: spec.MoE, hidden_size: int, ops: Ops):
         super().__init__()
-        self.ops = ops
+        self.ops, self.weighs_input = ops, moe.weighs_input
         self.summed = moe.norm is not None  # what it gives is the sum over all ranks: its norms need that
         self.router = Router(moe.router, hidden_size, ops)
-        self.experts = Experts(moe, hidden_size, ops)
-        self.shared = GatedMLP(moe.shared, hidden_size, ops) if moe.shared else None
+        self.experts = Experts(moe, moe.latent or hidden_size, ops)
+        self.into = Linear(hidden_size, moe.latent, ops) if moe.latent else None
+        self.out_of = Linear(moe.latent, hidden_size, ops) if moe.latent else None
+        made = MLP if isinstance(moe.shared, spec.MLP) else GatedMLP
+        self.shared = made(moe.shared, hidden_size, ops) if moe.shared else None
         self.shared_gate = Linear(hidden_size, 1, ops) if moe.shared_gate else None
         self.norm, self.post_norm, self.shared_norm, self.shared_post_norm = (
             norm(moe.norm, hidden_size, ops) for _ in range(4)
@@ -131,8 +156,19 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         total = self.ops.ranks.total if self.summed else ALONE.total
-        y = self.post_norm(total(self.experts(self.norm(tokens), self.router(tokens)))).view_as(x)
+        given = self.norm(tokens)
+        y = self.summed_up(given if self.into is None else self.into(given), self.router(tokens))
+        y = self.post_norm(total(y if self.out_of is None else self.out_of(y))).view_as(x)
         if self.shared is None:
             return y
         shared = self.shared_post_norm(total(self.shared(self.shared_norm(x))))
         return y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
+
+    def summed_up(self, x: Tensor, found: Routing) -> Tensor:
+        """What a token's experts give together; x `[N, H]` -> `[N, H]`."""
+        if not self.weighs_input:
+            return self.experts(x, found)
+        picks = zip(found.experts.split(1, -1), found.weights.to(x.dtype).split(1, -1), strict=True)
+        ones = torch.ones_like(found.weights[:, :1])
+        made = [self.experts(x * weight, Routing(expert, ones, found.logits)) for expert, weight in picks]
+        return torch.stack(made).sum(0)

@@ -39,8 +39,8 @@ class Norm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """y = weight * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values; both may be left out. With
-    a size (heads, values) each head has weights of its own: x `[..., heads, values]`."""
+    """y = (offset + weight) * (x - mean(x)) / std(x) + bias over the last dimension, of `size` values; the factor and
+    the bias may be left out. With a size (heads, values) each head has weights of its own, x `[..., heads, values]`."""
 
     def __init__(self, norm: spec.LayerNorm, size: int | tuple[int, int], ops: Ops, wide: bool = False):
         super().__init__()
@@ -50,14 +50,20 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is not None and self.weight.dim() > 1:
-            y = F.layer_norm(x.float(), x.shape[-1:], eps=self.spec.eps) * self.weight.float()
+            y = F.layer_norm(x.float(), x.shape[-1:], eps=self.spec.eps) * (self.weight.float() + self.spec.offset)
             return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.spec.eps)
+        weight = self.weight + self.spec.offset if self.weight is not None and self.spec.offset else self.weight
+        return F.layer_norm(x, x.shape[-1:], weight, self.bias, self.spec.eps)
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of x + residual, and the sum."""
         total = x + residual
         return self(total), total
+
+    def blocks(self, name: str) -> dict[str, int] | None:
+        """The heads, a row each, where they have weights of their own."""
+        parameter = getattr(self, name)
+        return {str(head): 1 for head in range(len(parameter))} if parameter.dim() > 1 else None
 
 
 class NoNorm(nn.Module):

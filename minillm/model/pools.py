@@ -21,23 +21,23 @@ import torch
 from torch import Tensor
 
 from minillm.model.states import STATES, StateCache
-from minillm.spec import GQA, MLA, Decoder, GatedConv, GatedDeltaNet, Mixer, Recurrent
+from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Mamba2, Recurrent
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
 
 class KeyPool:
-    """k and v `[1, K, slots, D]` of one layer."""
+    """k `[1, K, slots, D]` and v `[1, K, slots, V]` of one layer."""
 
     def __init__(self, spec: GQA, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
-        self.size, shape = size, (1, spec.num_kv_heads, blocks * size, spec.head_dim)
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
+        self.size, shape = size, (1, spec.num_kv_heads, blocks * size)
+        self.k = torch.empty((*shape, spec.head_dim), dtype=dtype, device=device)
+        self.v = torch.empty((*shape, spec.v_dim), dtype=dtype, device=device)
 
     @staticmethod
     def nbytes(spec: GQA, size: int, width: int) -> int:
         """Of one block, with values of `width` bytes."""
-        return width * 2 * spec.num_kv_heads * size * spec.head_dim
+        return width * spec.num_kv_heads * size * (spec.head_dim + spec.v_dim)
 
     def put(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Store k and v `[1, K, N, D]` in slots, int64 `[1, N]`."""
@@ -130,23 +130,24 @@ POOLS: dict[type, type[AnyPool]] = {
     MLA: LatentPool,
     GatedDeltaNet: StatePool,
     GatedConv: StatePool,
+    Mamba2: StatePool,
 }
 
 
-def kind(mixer: Mixer) -> Any:
-    """What a layer keeps."""
+def kind(mixer: Attention | Recurrent) -> Any:
+    """What a mixer keeps."""
     return NoPool if isinstance(mixer, GQA) and mixer.kv.layer is not None else POOLS[type(mixer)]
 
 
-def group_of(mixer: Mixer) -> Group:
-    """The group that a layer belongs to."""
+def group_of(mixer: Attention | Recurrent) -> Group:
+    """The group that a mixer belongs to."""
     return "state" if isinstance(mixer, Recurrent) else mixer.window
 
 
 def bytes_of(decoder: Decoder, size: int, dtype: torch.dtype) -> dict[Group, int]:
     """Of one block of each group, in all its layers together."""
     found: dict[Group, int] = {}
-    for mixer in (layer.attention for layer in decoder.layers):
+    for mixer in decoder.mixers:
         made: Any = kind(mixer)
         group = group_of(mixer)
         found[group] = found.get(group, 0) + made.nbytes(mixer, size, dtype.itemsize)
@@ -154,23 +155,28 @@ def bytes_of(decoder: Decoder, size: int, dtype: torch.dtype) -> dict[Group, int
 
 
 class Pools:
-    """The memory of all layers, with `blocks` of each group."""
+    """The memory of all layers, with `blocks` of each group. `layers` has None for one that looks at no other
+    positions, and several for one that does so in several ways."""
 
     def __init__(
         self, decoder: Decoder, blocks: Mapping[Group, int], size: int, dtype: torch.dtype, device: torch.device
     ):
-        self.size, self.groups = size, [group_of(layer.attention) for layer in decoder.layers]
-        mixers: Any = [layer.attention for layer in decoder.layers]
-        self.layers: list[Any] = [
-            kind(mixer)(mixer, blocks[group], size, dtype, device)
-            for mixer, group in zip(mixers, self.groups, strict=True)
-        ]
+        self.size = size
+        self.groups: dict[Group, list[Any]] = {}
+        self.layers: list[Any] = []
+        for layer in decoder.layers:
+            made = []
+            for mixer in layer.mixers:
+                group = group_of(mixer)
+                made.append(kind(mixer)(mixer, blocks[group], size, dtype, device))
+                self.groups.setdefault(group, []).append(made[-1])
+            self.layers.append(tuple(made) if len(made) > 1 else next(iter(made), None))
 
     def of(self, group: Group) -> list[Any]:
-        """The layers of a group."""
-        return [layer for layer, each in zip(self.layers, self.groups, strict=True) if each == group]
+        """Those of a group."""
+        return self.groups.get(group, [])
 
     def copy(self, group: Group, source: int, target: int) -> None:
         """One block of a group into another, in all its layers."""
-        for layer in self.of(group):
-            layer.copy(source, target)
+        for each in self.of(group):
+            each.copy(source, target)

@@ -1,4 +1,5 @@
-"""Layers that keep one size of whatever came before: Gated DeltaNet, and the gated convolution at the end.
+"""Layers that keep one size of whatever came before: Gated DeltaNet, and the gated convolution at the end; state spaces
+are in `mamba.py`.
 
 Gated DeltaNet (Yang et al., arXiv:2412.06464) keeps one matrix per head:
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -28,21 +30,26 @@ from minillm.ops import Ops, recurrent
 from minillm.spec import GatedConv as ConvSpec
 from minillm.spec import GatedDeltaNet as Spec
 
+Given = tuple[Tensor, ...]
+
 
 class ShortConv(nn.Module):
-    """A causal convolution of each channel with a filter of its own, weight `[C, J]`, and SiLU; `parts` as in
-    `Linear`."""
+    """A causal convolution of each channel with a filter of its own, weight `[C, J]`, a bias if there is one, and SiLU;
+    `parts` as in `Linear`."""
 
-    def __init__(self, parts: dict[str, int], kernel: int, ops: Ops):
+    def __init__(self, parts: dict[str, int], kernel: int, ops: Ops, bias: bool = False):
         super().__init__()
         self.ops = ops
         self.parts = parts
         self.weight = nn.Parameter(torch.empty(sum(parts.values()), kernel))
+        self.bias = nn.Parameter(torch.zeros(sum(parts.values()))) if bias else None
         if self.weight.device.type != "meta":
             nn.init.normal_(self.weight, std=kernel**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, J - 1 + T, C]`, the first J - 1 positions being those before -> `[B, T, C]`."""
+        if self.bias is not None:
+            return F.silu(recurrent.causal_conv(x, self.weight, self.bias))
         return self.ops.short_conv(x, self.weight)
 
     def blocks(self, name: str) -> dict[str, int]:
@@ -50,7 +57,58 @@ class ShortConv(nn.Module):
         return self.parts
 
 
-class GatedDeltaNet(nn.Module):
+class Stateful(nn.Module):
+    """A recurrent layer: how the tokens of a pass come to what is kept before them.
+
+    `given` is what the products on the way in make of x, `[B, T, ...]` each; `one` goes a position on from a cache,
+    `several` any number of positions.
+    """
+
+    spec: Any
+
+    def over(self, given: Given, step: Step, cache: Any) -> Tensor:
+        """y `[B, T, ...]` of all tokens of a pass."""
+        if step.ragged is not None:
+            return self._of_many(given, cache, step.ragged)
+        if cache is not None and given[0].shape[1] == 1 and step.real is None:
+            return self.one(given, cache, cache.following(step.first))
+        assert isinstance(step.first, int), "only a single position is found in memory"
+        return self.several(given, cache, step.first, step.real)
+
+    def one(self, given: Given, cache: StateCache, position_B: Tensor, rows: Tensor | None = None) -> Tensor:
+        """y `[B, 1, ...]` of one position of each row, or of these `rows` of the cache, int64 `[B]`."""
+        raise NotImplementedError
+
+    def several(self, given: Given, cache: StateCache | None, first: int, real: Tensor | None = None) -> Tensor:
+        """y `[B, T, ...]` of the positions from `first` on, of which only the `real` ones are there, bool
+        `[B, T, 1]`."""
+        raise NotImplementedError
+
+    def before(self, new: Tensor, cache: StateCache | None, first: int) -> tuple[Tensor, Tensor]:
+        """The inputs of the convolution from conv_kernel - 1 before the `new` ones on, which the cache is given, and
+        the state behind those before."""
+        if cache is not None:
+            past, state = cache.before(first)
+            cache.put_inputs(new, first)
+        else:
+            past = new.new_zeros(len(new), self.spec.conv_kernel - 1, new.shape[-1])
+            state = torch.zeros(StateCache.shape(self.spec, len(new)), device=new.device)
+        return torch.cat((past, new), dim=1), state
+
+    def _of_many(self, given: Given, pool: StatePool, ragged: Ragged) -> Tensor:
+        """y `[1, N, ...]` of tokens of many sequences."""
+        parts, n = [], ragged.singles
+        if n:
+            alone = tuple(each[0, :n, None] for each in given)
+            parts.append(self.one(alone, pool, ragged.position_N, ragged.states).transpose(0, 1))
+        for piece in ragged.pieces:
+            assert piece.state is not None
+            own = tuple(each[:, piece.tokens] for each in given)
+            parts.append(self.several(own, pool.of_block(piece.state), piece.start))
+        return torch.cat(parts, dim=1)
+
+
+class GatedDeltaNet(Stateful):
     """x `[B, T, E]` -> `[B, T, E]`."""
 
     FP32 = ("decay", "step")  # whatever the model's dtype: their exponentials span orders of magnitude
@@ -72,52 +130,23 @@ class GatedDeltaNet(nn.Module):
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         if step.real is not None:  # what is not there leaves no trace: q, k and v of it are zero
             x = x * step.real
-        qkvz, ba = self.qkvz(x), self.ba(x)
-        if step.ragged is not None:
-            y = self._of_many(qkvz, ba, cache, step.ragged)
-        elif cache is not None and x.shape[1] == 1:
-            y = self._one(qkvz, ba, cache, cache.following(step.first))
-        else:
-            assert isinstance(step.first, int), "only a single position is found in memory"
-            y = self._several(qkvz, ba, cache, step.first)
-        return self.output(y)
+        return self.output(self.over((self.qkvz(x), self.ba(x)), step, cache))
 
-    def _one(
-        self, qkvz: Tensor, ba: Tensor, cache: StateCache, position_B: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
-        """y `[B, 1, H V]` of one position of each row, or of these `rows` of the cache, int64 `[B]`."""
+    def one(self, given: Given, cache: StateCache, position_B: Tensor, rows: Tensor | None = None) -> Tensor:
         held, kept = (self.conv.weight, self.decay, self.step, self.norm), (cache.inputs, cache.state, position_B)
-        return self.ops.delta_step(qkvz, ba, *held, *kept, self.spec.norm.eps, self.spec.beta_factor, rows)
+        return self.ops.delta_step(*given, *held, *kept, self.spec.norm.eps, self.spec.beta_factor, rows)
 
-    def _several(self, qkvz: Tensor, ba: Tensor, cache: StateCache | None, first: int) -> Tensor:
-        """y `[B, T, H V]` of the positions from `first` on."""
-        spec = self.spec
+    def several(self, given: Given, cache: StateCache | None, first: int, real: Tensor | None = None) -> Tensor:
+        spec, (qkvz, ba) = self.spec, given
         qkv, z = qkvz.split((self.conv.weight.shape[0], spec.num_v_heads * spec.v_dim), dim=-1)
         g, beta = recurrent.gates(ba, self.decay, self.step, spec.beta_factor)
-        if cache is None:
-            past = qkv.new_zeros(len(qkv), spec.conv_kernel - 1, qkv.shape[-1])
-            state = torch.zeros(StateCache.shape(spec, len(qkv)), device=qkv.device)
-        else:
-            past, state = cache.before(first)
-            cache.put_inputs(qkv, first)
+        inputs, state = self.before(qkv, cache, first)
         keys = spec.num_k_heads * spec.k_dim
-        mixed = self.conv(torch.cat((past, qkv), dim=1)).split((keys, keys, z.shape[-1]), dim=-1)
+        mixed = self.conv(inputs).split((keys, keys, z.shape[-1]), dim=-1)
         heads = zip(mixed, (spec.k_dim, spec.k_dim, spec.v_dim), strict=True)
         q, k, v = (rearrange(each, "B T (H D) -> B T H D", D=size) for each, size in heads)
         o = self._read((q, k, v, g, beta), state, first, cache)
         return self.ops.gated_rms_norm(o, z.unflatten(-1, o.shape[2:]), self.norm, spec.norm.eps).flatten(2)
-
-    def _of_many(self, qkvz: Tensor, ba: Tensor, pool: StatePool, ragged: Ragged) -> Tensor:
-        """y `[1, N, H V]` of tokens of many sequences."""
-        parts, n = [], ragged.singles
-        if n:
-            alone = qkvz[0, :n, None], ba[0, :n, None]
-            parts.append(self._one(*alone, pool, ragged.position_N, ragged.states).transpose(0, 1))
-        for piece in ragged.pieces:
-            assert piece.state is not None
-            own = pool.of_block(piece.state)
-            parts.append(self._several(qkvz[:, piece.tokens], ba[:, piece.tokens], own, piece.start))
-        return torch.cat(parts, dim=1)
 
     def _read(self, given: tuple[Tensor, ...], state: Tensor, first: int, cache: StateCache | None) -> Tensor:
         """o `[B, T, H, V]`; the cache is given the state behind the last position."""
@@ -127,13 +156,14 @@ class GatedDeltaNet(nn.Module):
         return o
 
 
-class GatedConv(nn.Module):
+class GatedConv(Stateful):
     """A short convolution between two gates: b, c, u = W x;  y = W_out (c * conv(b * u)). x `[B, T, E]` -> `[B, T, E]`;
     what is kept are the last products b * u."""
 
     def __init__(self, spec: ConvSpec, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = spec
+        self.ops = ops
         size, kernel = spec.channels, spec.conv_kernel
         self.bcu = Linear(hidden_size, dict.fromkeys("bcu", size), ops)
         self.conv = nn.Parameter(torch.empty(size, kernel))
@@ -144,33 +174,11 @@ class GatedConv(nn.Module):
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         if step.real is not None:  # what is not there leaves no trace: b * u of it is zero
             x = x * step.real
-        b, c, u = self.bcu(x).chunk(3, dim=-1)
-        given = b * u
-        if step.ragged is not None:
-            mixed = self._of_many(given, cache, step.ragged)
-        elif cache is not None and given.shape[1] == 1:
-            mixed = recurrent.conv_step(given, self.conv, cache.inputs, cache.following(step.first))
-        else:
-            assert isinstance(step.first, int), "only a single position is found in memory"
-            mixed = self._several(given, cache, step.first)
-        return self.output(c * mixed)
+        return self.output(self.over((self.bcu(x),), step, cache))
 
-    def _several(self, given: Tensor, cache: StateCache | None, first: int) -> Tensor:
-        """`[B, T, C]` of the positions from `first` on."""
-        if cache is None:
-            past = given.new_zeros(len(given), self.spec.conv_kernel - 1, given.shape[-1])
-        else:
-            past, _ = cache.before(first)
-            cache.put_inputs(given, first)
-        return recurrent.causal_conv(torch.cat((past, given), dim=1), self.conv)
+    def one(self, given: Given, cache: StateCache, position_B: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self.ops.gated_conv_step(*given, self.conv, cache.inputs, position_B, rows)
 
-    def _of_many(self, given: Tensor, pool: StatePool, ragged: Ragged) -> Tensor:
-        """`[1, N, C]` of tokens of many sequences."""
-        parts, n = [], ragged.singles
-        if n:
-            alone = given[0, :n, None], self.conv, pool.inputs, ragged.position_N, ragged.states
-            parts.append(recurrent.conv_step(*alone).transpose(0, 1))
-        for piece in ragged.pieces:
-            assert piece.state is not None
-            parts.append(self._several(given[:, piece.tokens], pool.of_block(piece.state), piece.start))
-        return torch.cat(parts, dim=1)
+    def several(self, given: Given, cache: StateCache | None, first: int, real: Tensor | None = None) -> Tensor:
+        b, c, u = given[0].chunk(3, dim=-1)
+        return c * recurrent.causal_conv(self.before(b * u, cache, first)[0], self.conv)

@@ -44,8 +44,8 @@ def _llama3(rope: Rope, scaling: Llama3Scaling, length: int) -> Tensor:
     """Smooth = (L0 / wavelength - low) / (high - low), clamped to [0, 1]; f * (smooth + (1 - smooth) / factor)."""
     frequencies = _base_frequencies(rope.dim, rope.theta)
     turns = scaling.original_positions * frequencies / (2 * math.pi)  # L0 / wavelength
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = smooth.clamp(0, 1)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = ((turns - low) / (high - low)).clamp(0, 1) if high > low else (turns > high).float()
     return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
 
 

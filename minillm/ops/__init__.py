@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from minillm.ops import draw, grouped, paged, recurrent, reference, routing
+from minillm.ops import draw, grouped, paged, recurrent, reference, routing, state_space
 from minillm.ops.ranks import ALONE, Alone
 from minillm.ops.routing import Routing
 
@@ -46,6 +46,8 @@ class Ops:
     short_conv: Callable[..., Tensor] = recurrent.short_conv
     delta_rule: Callable[..., tuple[Tensor, Tensor]] = recurrent.delta_rule
     delta_step: Callable[..., Tensor] = recurrent.delta_step
+    gated_conv_step: Callable[..., Tensor] = recurrent.gated_conv_step
+    state_step: Callable[..., Tensor] = state_space.state_step
     gated_rms_norm: Callable[..., Tensor] = recurrent.gated_rms_norm
     route: Callable[..., Routing] = routing.route
     experts: Callable[..., Tensor] = reference.experts

@@ -11,6 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from minillm.spec import Chunk
+
 
 @dataclass(frozen=True)
 class Paged:
@@ -25,8 +27,11 @@ class Paged:
 
     @classmethod
     def at(cls, position_N: Tensor, tables: Tensor, size: int, window: int | None) -> Paged:
-        """Of queries at these positions, int64 `[N]`, which see at most the last `window` keys."""
-        first = torch.zeros_like(position_N) if window is None else (position_N - window + 1).clamp(min=0)
+        """Of queries at these positions, int64 `[N]`, which see at most the last `window` keys, or those of a chunk."""
+        if isinstance(window, Chunk):
+            first = position_N // window * window
+        else:
+            first = torch.zeros_like(position_N) if window is None else (position_N - window + 1).clamp(min=0)
         return cls(tables, size, first, position_N, (position_N + 1).int())
 
     def slots(self, position: Tensor) -> Tensor:

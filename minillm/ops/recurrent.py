@@ -27,18 +27,25 @@ CHUNK = 64
 EPS = 1e-6  # under the root of the sum of squares that q and k are divided by
 
 
-def causal_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """y_t = sum over j of w_j x_(t + j) for each channel, in fp32: x `[B, J - 1 + T, C]` begins with the J - 1
-    positions before the first, weight `[C, J]` -> `[B, T, C]` of x's dtype."""
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y_t = sum over j of w_j x_(t + j) for each channel, plus bias, in fp32: x `[B, J - 1 + T, C]` begins with the
+    J - 1 positions before the first, weight `[C, J]`, bias `[C]` -> `[B, T, C]` of x's dtype."""
     taps = weight.shape[1]
     x32, weight32, count = x.float(), weight.float(), x.shape[1] - taps + 1
     total = x32[:, :count] * weight32[:, 0]
     for j in range(1, taps):
         total = total + x32[:, j : j + count] * weight32[:, j]
-    return total.to(x.dtype)
+    return (total if bias is None else total + bias.float()).to(x.dtype)
 
 
-def conv_step(new: Tensor, weight: Tensor, inputs: Tensor, position: Tensor, rows: Tensor | None = None) -> Tensor:
+def conv_step(
+    new: Tensor,
+    weight: Tensor,
+    inputs: Tensor,
+    position: Tensor,
+    rows: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """`causal_conv` at one position of each row: new `[B, 1, C]` -> `[B, 1, C]`; inputs, position and rows as in
     `delta_step`."""
     taps = weight.shape[1]
@@ -46,7 +53,15 @@ def conv_step(new: Tensor, weight: Tensor, inputs: Tensor, position: Tensor, row
     back = torch.arange(1 - taps, 0, device=new.device)
     past = inputs[rows[:, None], (position[:, None] + back) % inputs.shape[1]]
     inputs[rows, position % inputs.shape[1]] = new[:, 0]
-    return causal_conv(torch.cat((past, new), dim=1), weight)
+    return causal_conv(torch.cat((past, new), dim=1), weight, bias)
+
+
+def gated_conv_step(
+    bcu: Tensor, weight: Tensor, inputs: Tensor, position: Tensor, rows: Tensor | None = None
+) -> Tensor:
+    """c * conv(b * u) at one position of each row, bcu `[B, 1, 3 C]` -> `[B, 1, C]`; the ring `inputs` has b * u."""
+    b, c, u = bcu.chunk(3, dim=-1)
+    return c * conv_step(b * u, weight, inputs, position, rows)
 
 
 def short_conv(x: Tensor, weight: Tensor) -> Tensor:

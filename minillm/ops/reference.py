@@ -17,7 +17,7 @@ from torch import Tensor
 from minillm.ops.activations import activate
 from minillm.ops.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from minillm.ops.visibility import Visibility
-from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
+from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout, Ungated
 from minillm.weights import fp8
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
@@ -137,8 +137,11 @@ def above_quantile(x: Tensor, share: float) -> Tensor:
     return (x32 - cut).clamp(min=0).to(x.dtype)
 
 
-def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
-    """act(gate) * up; gate_up `[..., 2F]` holds gate in its first half and up in its second; returns `[..., F]`."""
+def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU | Ungated = "silu") -> Tensor:
+    """act(gate) * up; gate_up `[..., 2F]` holds gate in its first half and up in its second; returns `[..., F]`.
+    `Ungated`: act(up) of `[..., F]`."""
+    if isinstance(activation, Ungated):
+        return activate(gate_up, activation.activation)
     gate, up = gate_up.chunk(2, dim=-1)
     if isinstance(activation, ClampedSwiGLU):
         gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
@@ -232,16 +235,16 @@ def experts(
     weights: Tensor,
     gate_up: ExpertMatrices,
     down: ExpertMatrices,
-    activation: Activation | ClampedSwiGLU,
+    activation: Activation | ClampedSwiGLU | Ungated,
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """For each token n the sum over its experts e = chosen[n, k] of weights[n, k] * down[e] (act(gate[e] x) * up[e] x).
 
-    x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]` and down `[E, H, F]`, with `biases`
-    `[E, 2F]` and `[E, H]` that are added to their products. The sum is in fp32, in the order of the experts. Returns
-    `[N, H]` in x's dtype. Experts that no token chose are never looked at. `places` as in `routing.Routing`: nothing
-    that `chosen` does not say.
+    x `[N, H]`, chosen int64 `[N, k]`, weights fp32 `[N, k]`; gate_up `[E, 2F, H]`, or `[E, F, H]` `Ungated`, and down
+    `[E, H, F]`, with `biases` `[E, 2F]` and `[E, H]` that are added to their products. The sum is in fp32, in the order
+    of the experts. Returns `[N, H]` in x's dtype. Experts that no token chose are never looked at. `places` as in
+    `routing.Routing`: nothing that `chosen` does not say.
     """
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in chosen.unique().tolist():

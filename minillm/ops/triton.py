@@ -32,6 +32,7 @@ from minillm.ops import routing as plain_routing
 from minillm.ops.ones import ones
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
+from minillm.spec import Ungated
 from minillm.weights import fp8
 from minillm.weights.grouped import Grouped, Parts
 
@@ -142,9 +143,10 @@ _experts = for_inference(moe.experts, reference.experts)
 
 
 def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Any, down: Any, *rest: Any) -> Tensor:
-    """`reference.experts`, and that itself for matrices that are dequantised as they are asked for."""
-    tensors = isinstance(gate_up, Tensor) and isinstance(down, Tensor)
-    return (_experts if tensors else reference.experts)(x, chosen, weights, gate_up, down, *rest)
+    """`reference.experts`, and that itself for experts without a gate and matrices that are dequantised as they are
+    asked for."""
+    takes = isinstance(gate_up, Tensor) and isinstance(down, Tensor) and not isinstance(rest[0], Ungated)
+    return (_experts if takes else reference.experts)(x, chosen, weights, gate_up, down, *rest)
 
 
 _grouped = for_inference(grouped_linear.grouped_linear, reference.grouped_linear)

@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from minillm.spec import Chunk
+
 
 @dataclass(frozen=True)
 class Visibility:
@@ -26,6 +28,8 @@ class Visibility:
 
     With `starts_BT`, int64 `[B, T]`, rows hold several documents one after the other, and a query sees nothing before
     the position where its own begins. That is for training: `start` is 0 then, and there is no padding.
+
+    With a `Chunk` for a window `starts_BT` is where the chunk of each query begins, as its row or document counts.
 
     With `last_T`, int64 `[T]`, a query sees the positions behind it too, up to this one, which is among the queries'.
     """
@@ -43,6 +47,18 @@ class Visibility:
     def __post_init__(self) -> None:
         lengths = None if self.position_B is None else (self.position_B + 1).int()
         object.__setattr__(self, "lengths_B", lengths)  # now, once for all layers
+        if isinstance(self.window, Chunk):
+            object.__setattr__(self, "starts_BT", self._chunks(int(self.window)))
+
+    def _chunks(self, size: int) -> Tensor:
+        """Where the chunk of each query begins, int64 `[B or 1, T]`."""
+        if self.position_B is None:
+            queries = torch.arange(self.start, self.start + self.count, device=self.device)[None]
+        else:
+            queries = self.position_B[:, None]
+        origin = self.starts_BT if self.padding_B is None else self.padding_B[:, None]
+        origin = torch.zeros_like(queries) if origin is None else origin
+        return origin + (queries - origin) // size * size
 
     @property
     def ring(self) -> bool:

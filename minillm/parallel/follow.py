@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import threading
 
@@ -21,16 +20,21 @@ def begin(model: Decoder, ranks: Alone, what: str) -> None:
     then, and end with it. Raises ValueError where they have not."""
     if not isinstance(ranks, Ranks):
         return
+    ranks.agreed(begun(model, what, ranks.staged))
+    if ranks.rank:
+        follow(model, ranks)
+        ranks.leave()
+
+
+def begun(model: Decoder, what: str, staged: bool = False) -> str:
+    """What a rank has begun with, as a digest: this version, where the model is from, its norms."""
     made = hashlib.sha256(f"{__version__} {what}".encode())
     for name, parameter in model.named_parameters():
-        if ranks.staged and name.startswith("layers."):
+        if staged and name.startswith("layers."):
             continue  # each has others
         if name.endswith("norm.weight") and not name.endswith(("q_norm.weight", "k_norm.weight")):  # each has all of it
             made.update(parameter.detach().cpu().view(torch.uint8).numpy().data)
-    ranks.agreed(made.hexdigest())
-    if ranks.rank:
-        follow(model, ranks)
-        os._exit(0)  # at once: to take gloo's threads down while the first rank hangs up can abort the process
+    return made.hexdigest()
 
 
 @torch.inference_mode()

@@ -27,12 +27,12 @@ import torch
 
 from minillm.guard import screen
 from minillm.ops.ranks import ALONE, Alone
-from minillm.parallel.ranks import FAILED, TIMEOUT, Ranks
+from minillm.parallel.ranks import FAILED, LOST, TIMEOUT, Ranks
 from minillm.parallel.split import MOST
 
 NAMES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
 STORE = "MINILLM_RANKS"  # a file where the processes of this machine find each other
-POLL, OWN_WORD, LEAVE = 0.05, 1.0, 10.0  # seconds between looks; for the first rank's own line; to leave by itself
+POLL, LEAVE = 0.05, 10.0  # seconds between looks, and for a rank to leave by itself, with its own last word
 ERROR = "minillm: error: "
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -136,32 +136,40 @@ def _pass_on(made: Sequence[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def _watched(made: Sequence[subprocess.Popen[bytes]], said: Sequence[Path]) -> int:
-    """Wait until the first rank has ended, or another has failed, which is then said; the exit code."""
-    first = made[0]
+    """Wait until the first rank has ended or another has failed; the exit code. What is wrong is said here, unless the
+    first has said it: what all refuse it is given time to say, and a rank that lost another says nothing."""
+    first, others = made[0], made[1:]
     while first.poll() is None:
-        failed = [rank for rank, each in enumerate(made) if each.poll() not in (None, 0)]
-        # A rank that fails by itself most often says what the first one is about to say too.
-        if failed and not _ends(first, OWN_WORD * (2 if made[failed[0]].returncode == FAILED else 1)):
-            screen.error(f"rank {failed[0]} of {len(made)}: {_last_words(made[failed[0]], said[failed[0]])}")
-            return FAILED
+        failed = [each.returncode for each in others if each.poll() not in (None, 0)]
+        if failed and (min(failed) < 0 or not _ends(first, LEAVE)):
+            break
         time.sleep(POLL)
     code = first.returncode
-    if code == 0:
-        for each in made[1:]:
+    if code in (0, LOST):
+        for each in others:
             _ends(each, LEAVE)
-    return code if code >= 0 else 128 - code
+    if code is not None and code != LOST and (code >= 0 or -code in SIGNALS):
+        return code if code >= 0 else 128 - code
+    found = [rank for rank, each in enumerate(made) if each.poll() not in (None, 0, LOST)]
+    _end(made)  # first of all, so that none says more
+    rank = found[0] if found else 0
+    words = _last_words(made[rank], said[rank])
+    words = words if words.startswith("rank ") else f"rank {rank} of {len(made)}: {words}"
+    screen.error(f"{words}; all others end too")
+    return FAILED
 
 
 def _last_words(process: subprocess.Popen[bytes], said: Path) -> str:
     """What a process that has failed says of it."""
     lines = said.read_text(errors="replace").splitlines()
-    own = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
-    if own:
+    if own := [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]:
         return own[-1]
     code = process.returncode
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}, as the system does where memory runs out; all others end too"
-    return f"ended with exit code {code}" + (f": {lines[-1]}" if lines else "") + "; all others end too"
+        return f"ended by {signal.Signals(-code).name}, as the system does where memory runs out"
+    if code == LOST:
+        return "another one has ended"
+    return f"ended with exit code {code}" + (f": {lines[-1]}" if lines else "")
 
 
 def _ends(process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -4,8 +4,11 @@
     joined    each rank's share of the logits, side by side
     tell      what the first rank does next, as JSON and tensors: the others do the same (`follow.py`)
 
-A rank that is gone or does not answer leaves the others nothing to go on with: they end, each with one line, of which
-the launcher shows the first (`launch.py`).
+A rank that is gone or does not answer leaves the others nothing to go on with, so they end. Why is said in one line:
+by the launcher where it is ours (`launch.py`), else by each of them.
+
+No process may come to the end of Python with threads of gloo: one that gives a tensor back then is ended in the middle
+of C++, and the process aborts. So ranks `leave`, or `close` what they have while they still can.
 """
 
 from __future__ import annotations
@@ -35,8 +38,8 @@ from minillm.parallel.split import cut
 TIMEOUT = 120.0  # seconds that a rank waits for another in the middle of a pass
 START = 600.0  # for all to be there and to have read their weights
 IDLE = 365 * 24 * 3600.0  # for the first to say what is next
-GRACE = 3.0  # for the launcher to end a rank that can only say that another is gone; so many times longer for others
-FAILED = 2  # exit code
+GRACE = 3.0  # for a launcher to end a rank that can only say that another is gone; so many times longer for others
+FAILED, LOST = 2, 3  # exit codes; the other is of a rank that leaves it to our launcher to say which one is gone
 HEAD = 1024  # bytes of a message that come at once
 INTEGERS = (torch.int64, torch.int32)
 _gathered = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -48,7 +51,7 @@ class Ranks(Alone):
     def __init__(self, rank: int, count: int, device: torch.device, store: str | None, timeout: float = TIMEOUT):
         self.rank, self.count, self.timeout, self.device = rank, count, timeout, device
         self._gone: list[int] = []
-        self._leaving = False
+        self._leaving, self._launched = False, store is not None
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             where, start = f"file://{store}" if store else None, timedelta(seconds=START)
@@ -61,8 +64,7 @@ class Ranks(Alone):
                 f"rank {rank} of {count} found no way to the others ({reason}); MASTER_ADDR and MASTER_PORT must be a "
                 "free port of the first rank's machine"
             ) from None
-        if rank == 0:
-            atexit.register(self._end)
+        atexit.register(self.close)
 
     def all_of(self, number: int) -> list[int]:
         """The number that each rank gives."""
@@ -80,7 +82,7 @@ class Ranks(Alone):
         odd = [str(rank) for rank, each in enumerate(found) if not torch.equal(each, found[0])]
         if odd:
             raise ValueError(
-                f"rank {', '.join(odd)} has another checkpoint, options or version of minillm than rank 0; "
+                f"rank {', '.join(odd)} has another checkpoint, data, options or version of minillm than rank 0; "
                 "give all the same files"
             )
 
@@ -192,21 +194,33 @@ class Ranks(Alone):
 
     def _lost(self, error: RuntimeError) -> NoReturn:
         """End this process, whatever it was about to do: nothing can be computed any more."""
-        time.sleep(GRACE * (1 + 2 * (self.rank > 0)))
         silent = "time" in str(error).lower()
+        if self._launched and not silent:
+            self.leave(LOST)
+        time.sleep(0 if self._launched else GRACE * (1 + 2 * (self.rank > 0)))
         what = f"has not answered for {self.timeout:g} s" if silent else "has ended"
         screen.error(
             f"rank {self.rank} of {self.count}: another rank {what}, so this one ends; start all of them again"
         )
-        sys.stderr.flush()
-        os._exit(FAILED)
+        self.leave(FAILED)
 
-    def _end(self) -> None:
-        """Let the others go, as this process ends; where one has gone before, there is nothing left to say."""
+    def leave(self, code: int = 0) -> NoReturn:
+        """End this process as it is, with what it has written."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+    def close(self) -> None:
+        """Let the others go, and give up all that is open between ranks: the threads of a group end with the last that
+        refers to it."""
+        if self._leaving:
+            return
         self._leaving = True
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError):  # where one has gone before, there is nothing left to say
             self.tell("end")
-            dist.destroy_process_group()
+        del self.data, self.words
+        dist.destroy_process_group()
 
 
 class Stages(Ranks):

@@ -9,7 +9,9 @@ A rank of a Llama-70B over 8 is a Llama of 8 heads over 1 and a feed-forward of 
 behind attention and one behind the feed-forward, so shares need not be equal: 3, 5 or 7 ranks do. Embedding and
 head are split by the vocabulary. What `kept` does not name each rank has whole: norms, routers, latents.
 
-Where there are fewer kv heads than ranks, each of them is on as many ranks, which share its query heads.
+Where there are fewer kv heads than ranks, each of them is on as many ranks, which share its query heads. Each rank has
+a slice of every expert, so that all have as much to do for any token; only where slices would be thin has it some whole
+experts instead, and leaves out what a token wants of others (expert parallelism, Lepikhin et al., arXiv:2006.16668).
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minillm import spec
-from minillm.spec import GQA, MLA, MLP, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, MoE
+from minillm.spec import GQA, MLA, MLP, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, Mamba2, MoE
 
 Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
+THIN = 128  # values of an expert: experts of which a rank would have fewer stay whole
 GRAIN, ROUGH = 256, 8  # values that a share is a multiple of, where each rank has at least so many times as many
 
 
@@ -76,7 +79,15 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
     return replace(decoder, layers=layers, embedding=embedding)
 
 
-def _mixer(made: spec.Mixer, ranks: int, rank: int) -> spec.Mixer:
+def _mixer(made: Any, ranks: int, rank: int) -> Any:
+    if made is None:
+        return None
+    if isinstance(made, Beside):
+        parts = (_mixer(each, ranks, rank) for each in (made.attention, made.recurrent))
+        return Beside(*parts, made.factors)
+    if isinstance(made, Mamba2):
+        own, groups = heads(made.num_heads, made.num_groups, ranks, rank)
+        return replace(made, num_heads=_size(own), num_groups=_size(groups))
     if isinstance(made, MLA):
         return replace(made, num_heads=_size(cut(made.num_heads, ranks, rank)))
     if isinstance(made, GQA):
@@ -91,10 +102,20 @@ def _mixer(made: spec.Mixer, ranks: int, rank: int) -> spec.Mixer:
 
 
 def _ffn(made: Any, ranks: int, rank: int) -> Any:
+    if made is None:
+        return None
     inner = _size(grains(made.intermediate_size, ranks, rank))
-    if isinstance(made, MoE):
-        return replace(made, intermediate_size=inner, shared=made.shared and _ffn(made.shared, ranks, rank))
-    return replace(made, intermediate_size=inner)
+    if not isinstance(made, MoE):
+        return replace(made, intermediate_size=inner)
+    shared = made.shared and _ffn(made.shared, ranks, rank)
+    if whole_experts(made, ranks):
+        return replace(made, own=cut(made.router.num_experts, ranks, rank), shared=shared)
+    return replace(made, intermediate_size=inner, shared=shared)
+
+
+def whole_experts(made: MoE, ranks: int) -> bool:
+    """Whether each rank has some experts whole, not a slice of all."""
+    return made.intermediate_size < THIN * ranks and made.router.num_experts >= ranks
 
 
 def _size(span: Span) -> int:
@@ -125,7 +146,18 @@ def _reasons(decoder: Decoder, ranks: int) -> Iterator[str]:
 
 
 def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
-    made, inner = layer.attention, layer.ffn.intermediate_size
+    for mixer in layer.mixers:
+        yield from _of_mixer(mixer, decoder, ranks)
+    if layer.ffn is None:
+        return
+    sizes = [layer.ffn.intermediate_size]
+    if isinstance(layer.ffn, MoE):
+        sizes = [] if whole_experts(layer.ffn, ranks) else sizes
+        sizes += [layer.ffn.shared.intermediate_size] if layer.ffn.shared else []
+    yield from (f"a feed-forward of {size} values" for size in sizes if size < ranks)
+
+
+def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
     if isinstance(made, MLA) and made.num_heads < ranks:
         yield f"{made.num_heads} heads"
     if isinstance(made, GQA):
@@ -139,10 +171,10 @@ def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
         yield from _of_groups(made.num_v_heads, made.num_k_heads, ranks, "k")
     if isinstance(made, GatedConv) and made.channels < ranks:
         yield f"a convolution of {made.channels} channels"
-    shared = layer.ffn.shared if isinstance(layer.ffn, MoE) else None
-    for size in (inner, shared.intermediate_size if shared else inner):
-        if size < ranks:
-            yield f"a feed-forward of {size} values"
+    if isinstance(made, Mamba2):
+        yield from _of_groups(made.num_heads, made.num_groups, ranks, "pairs of B and C for")
+        if made.norm and made.num_groups < ranks:
+            yield f"a norm over each of {made.num_groups} groups of heads"
 
 
 def _of_groups(count: int, groups: int, ranks: int, kind: str) -> Iterator[str]:
@@ -157,9 +189,10 @@ def kept(decoder: Decoder, ranks: int, rank: int) -> dict[str, Kept]:
     if not decoder.tied:
         found |= {"head.weight": vocabulary, "head.bias": vocabulary}
     for index, layer in enumerate(decoder.layers):
-        name, made, ffn = f"layers.{index}", layer.attention, layer.ffn
-        found |= {f"{name}.attention.{leaf}": each for leaf, each in PARTS[type(made)](made, ranks, rank).items()}
-        found |= {f"{name}.ffn.{leaf}": each for leaf, each in PARTS[type(ffn)](ffn, ranks, rank).items()}
+        for part, made in (("attention", layer.attention), ("ffn", layer.ffn)):
+            more = ((made.latent or decoder.hidden_size),) if isinstance(made, MoE) else ()
+            leaves = PARTS[type(made)](made, ranks, rank, *more) if made is not None else {}
+            found |= {f"layers.{index}.{part}.{leaf}": each for leaf, each in leaves.items()}
     return found
 
 
@@ -185,17 +218,18 @@ def _once(rank: int) -> Kept:
 def _of_gqa(made: GQA, ranks: int, rank: int) -> dict[str, Kept]:
     q, kv = heads(made.num_heads, made.num_kv_heads, ranks, rank)
     size, count, groups = made.head_dim, made.num_heads, made.num_kv_heads
-    parts = [(count, q, 2 * size if made.gate else size)]
+    parts = [(count, q, 2 * size if made.gate and made.gate.with_q else size)]
     if made.kv.layer is None:
-        parts += [(groups, kv, size)] * (1 if made.kv.v_is_k else 2)
+        parts += [(groups, kv, size), *([] if made.kv.v_is_k else [(groups, kv, made.v_dim)])]
     rows = _under(*parts)
-    found = {"qkv.weight": rows, "qkv.bias": rows, "out.weight": _beside(q, size), "out.bias": _once(rank)}
+    found = {"qkv.weight": rows, "qkv.bias": rows, "out.weight": _beside(q, made.v_dim), "out.bias": _once(rank)}
     if made.qk_norm and made.qk_norm.width == "all":
         found |= {"q_norm.weight": _under((count, q, size)), "k_norm.weight": _under((groups, kv, size))}
     if made.qk_norm and made.qk_norm.width == "heads":
         of_q, of_k = _under((count, q, 1)), _under((groups, kv, 1))
         found |= {"q_norm.weight": of_q, "q_norm.bias": of_q, "k_norm.weight": of_k, "k_norm.bias": of_k}
-    return found | {"sinks": _under((count, q, 1))}
+    gate = _under((count, q, 1 if made.gate and made.gate.width == "head" else made.v_dim))
+    return found | {"sinks": _under((count, q, 1)), "gate.weight": gate}
 
 
 def _of_mla(made: MLA, ranks: int, rank: int) -> dict[str, Kept]:
@@ -227,6 +261,26 @@ def _of_conv(made: GatedConv, ranks: int, rank: int) -> dict[str, Kept]:
     return {"bcu.weight": _under(rows, rows, rows), "conv": _under(rows), "output.weight": _beside(own)}
 
 
+def _of_mamba(made: Mamba2, ranks: int, rank: int) -> dict[str, Kept]:
+    own, shared = heads(made.num_heads, made.num_groups, ranks, rank)
+    inner, group = (made.num_heads, own, made.head_dim), (made.num_groups, shared, made.state_size)
+    number = (made.num_heads, own, 1)
+    rows, seen = _under(inner, inner, group, group, number), _under(inner, group, group)
+    return {
+        **dict.fromkeys(("zxbcd.weight", "zxbcd.bias"), rows),
+        **dict.fromkeys(("conv.weight", "conv.bias"), seen),
+        **dict.fromkeys(("decay", "step", "skip"), _under(number)),
+        "norm": _under(inner),
+        "output.weight": _beside(own, made.head_dim),
+        "output.bias": _once(rank),
+    }
+
+
+def _of_beside(made: Beside, ranks: int, rank: int) -> dict[str, Kept]:
+    parts = {"attention": _of_gqa(made.attention, ranks, rank), "recurrent": _of_mamba(made.recurrent, ranks, rank)}
+    return {f"{part}.{leaf}": each for part, found in parts.items() for leaf, each in found.items()}
+
+
 def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
     own, size = grains(made.intermediate_size, ranks, rank), made.intermediate_size
     first = "gate_up" if isinstance(made, GatedMLP) else "up"
@@ -239,25 +293,34 @@ def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
     }
 
 
-def _of_moe(made: MoE, ranks: int, rank: int) -> dict[str, Kept]:
-    own, size = grains(made.intermediate_size, ranks, rank), made.intermediate_size
-    rows = _under(*[(size, own, 1)] * (2 * made.router.num_experts))
+def _of_moe(made: MoE, ranks: int, rank: int, width: int) -> dict[str, Kept]:
+    """`width`: of what experts are given."""
+    own, size, count = grains(made.intermediate_size, ranks, rank), made.intermediate_size, made.router.num_experts
+    products = 1 if isinstance(made.activation, spec.Ungated) else 2
+    if whole_experts(made, ranks):
+        experts = cut(count, ranks, rank)
+        rows, columns = _under((count, experts, products * size)), _under((count, experts, width))
+        down_bias = columns
+    else:
+        rows, columns, down_bias = _under(*[(size, own, 1)] * (products * count)), _beside(own), _once(rank)
     found = {
         "experts.gate_up": rows,
         "experts.gate_up_bias": rows,
-        "experts.down": _beside(own),
-        "experts.down_bias": _once(rank),
+        "experts.down": columns,
+        "experts.down_bias": down_bias,
     }
     shared = _of_mlp(made.shared, ranks, rank) if made.shared else {}
     return found | {f"shared.{leaf}": each for leaf, each in shared.items()}
 
 
 # The parts of what a layer is made of, by the names of its parameters.
-PARTS: dict[type, Callable[[Any, int, int], dict[str, Kept]]] = {
+PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     GQA: _of_gqa,
     MLA: _of_mla,
     GatedDeltaNet: _of_delta,
     GatedConv: _of_conv,
+    Mamba2: _of_mamba,
+    Beside: _of_beside,
     GatedMLP: _of_mlp,
     MLP: _of_mlp,
     MoE: _of_moe,

@@ -83,8 +83,8 @@ def check(decoder: Decoder, spans: Sequence[Span]) -> None:
 def lacks(decoder: Decoder, span: Span) -> str | None:
     """Why these layers cannot be a stage; None where they can."""
     first, end = span
-    groups = [group_of(layer.attention) for layer in decoder.layers]
-    if set(groups[first:end]) != set(groups):
+    groups = [{group_of(mixer) for mixer in layer.mixers} for layer in decoder.layers]
+    if set().union(*groups[first:end]) != set().union(*groups):
         return (
             f"layers {first} to {end - 1} are not of all kinds that the model has, which keep different caches; give "
             "each stage some of each by --layers, or fewer stages"

@@ -2,7 +2,8 @@
 
     python -m minillm.plan --weights PATH | --config FILE [--context N] [--batch N] [--gpu 24GB | NAME] [--gpus N]
                            [--ranks N | --cluster MACHINESxGPUS --link SPEED --network SPEED]
-                           [--quantize fp8 | int8 | int4] [--dtype TYPE] [--plot FILE.png] [--json]
+                           [--quantize fp8 | int8 | int4] [--dtype TYPE] [--image FILE | WxH]
+                           [--plot FILE.png] [--json]
     python -m minillm.plan --table [PATH PATH ...] [--plot FILE.png] [--json]
     python -m minillm.plan --devices [--json]
 
@@ -31,11 +32,12 @@ from minillm.plan.fit import MAX_BATCH, MAX_DEVICES
 from minillm.plan.report import aligned, lines, markdown, round_sizes, round_table
 from minillm.plan.report import table as checkpoints
 from minillm.plan.storage import WORDS
+from minillm.report import seeing
 from minillm.weights import ints
 
 # What asks about one checkpoint, by its name in the parsed arguments.
 QUESTIONS = ("context", "batch", "gpu", "gpus", "ranks", "cluster", "link", "network", "quantize", "dtype",
-             "group_size", "asymmetric")  # fmt: skip
+             "group_size", "asymmetric", "image")  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", choices=tuple(WORDS), help="all else so, and the cache (default: as stored)")
     made.add_argument("--group-size", metavar="N", type=int, help="values of an int4 row that share a factor (16)")
     made.add_argument("--asymmetric", action="store_true", help="int4 groups have zero points of their own")
+    made.add_argument("--image", metavar="FILE | WxH", help=seeing.IMAGE)
     made.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the cache over the context, and the weights")
     made.add_argument("--json", action="store_true", help="one JSON object on stdout; a list with --table, --devices")
     return made
@@ -85,6 +88,7 @@ def _question(arguments: argparse.Namespace) -> Question:
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         int4=ints.scheme("int4", arguments.group_size, not arguments.asymmetric),
+        image=arguments.image,
     )
 
 

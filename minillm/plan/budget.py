@@ -18,7 +18,7 @@ from minillm.plan.cluster import Cluster, Load, splits
 from minillm.plan.devices import Device
 from minillm.plan.fit import FORMATS, STORED, USABLE_PERCENT, Need, fit, speed
 from minillm.plan.memory import held_bytes
-from minillm.plan.shares import enough, shares
+from minillm.plan.shares import enough, shares, whole_experts
 from minillm.plan.storage import (
     WORDS,
     Section,
@@ -32,6 +32,7 @@ from minillm.plan.storage import (
     stated_bytes,
     stored,
 )
+from minillm.report import seeing
 from minillm.report.examine import Examined, examine
 from minillm.weights import ints
 from minillm.weights.checkpoint import TensorInfo
@@ -42,6 +43,7 @@ from minillm.weights.tensorfile import BITS
 DEFAULT_CONTEXT = 8192  # positions of a sequence, where nobody asks for another number
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 DEFAULT_DTYPE = "bfloat16"
+SEES = "the part that sees or hears"
 VISION = "vision_config"  # what the config of a model that reads images has
 
 
@@ -57,6 +59,7 @@ class Question(NamedTuple):
     dtype: str | None = None
     quantize: str | None = None
     int4: Int8 | Int4 = Int4()  # where that is asked for
+    image: str | None = None  # a picture's file, or its size
 
 
 def budget(path: Path, question: Question) -> dict[str, Any]:
@@ -80,10 +83,12 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
     weights = kept.decoder if kept and chosen == STORED else offered[chosen if chosen in offered else "bfloat16"]
     if held and chosen == STORED:
         weights = Sizes(held, sum(held.values()), weights.file)
+    seen = seeing.described(found.values, getattr(torch, dtype))
+    beside = seen["bytes"] if seen and question.ranks == 1 else 0  # which is never quantised, nor split
     need = Need(
         spec=spec,
-        weights=weights.total,
-        others={name: offered[name].total for name in FORMATS},
+        weights=weights.total + beside,
+        others={name: offered[name].total + beside for name in FORMATS},
         context=context,
         batch=question.batch,
         width=BITS[WORDS[dtype]] // 8,
@@ -104,9 +109,19 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
         "kv_bytes_by_context": {str(each): need.cache(each, need.batch) for each in contexts(spec.context)},
         "format": chosen,
         "dtype": dtype,
+        "tower": seen,
+        "picture": _picture(found, question, path, need) if question.image else None,
         **_asked(need, question, sketch, weights),
         "licence": licence(path if path.is_dir() or is_there(path / CARD) else path.parent),
     }
+
+
+def _picture(found: Examined, question: Question, path: Path, need: Need) -> dict[str, Any]:
+    """What the picture asked about costs, with its share of the cache."""
+    assert question.image is not None
+    made = seeing.picture(path, found.values, question.image, torch.float32 if need.width == 4 else torch.bfloat16)
+    tokens = made["tokens"] + made["breaks"]
+    return {**made, "kv_bytes": need.cache(tokens, 1) - state_bytes(need.spec, need.width)}
 
 
 def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> dict[str, Any]:
@@ -129,7 +144,14 @@ def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> d
         "speed": speed(device, count, need.batch, step + cache, flops["prefill_per_token"]) if device else None,
         "fit": fitting,
         "splits": _splits(need, question, sketch, weights, flops["prefill_per_token"]),
-        "ranks": [{"weight_bytes": each.weights, "kv_bytes": each.cache(each.context, each.batch)} for each in ranks],
+        "ranks": [
+            {
+                "weight_bytes": each.weights,
+                "kv_bytes": each.cache(each.context, each.batch),
+                "whole_experts": whole_experts(each.spec),
+            }
+            for each in ranks
+        ],
     }
 
 
@@ -186,12 +208,13 @@ def _checkpoint(
         if headers is None:  # which say it all
             notes.append(f"{error}: its size is {'not known' if stated is None else 'as the index says'}")
         return None, made
+    kept = _with_tower(found, kept, BITS[WORDS[dtype]] // 8)
     derived, outside = kept.decoder.total + sum(kept.left_out.values()), 0
     if kept.outside and headers is not None:
         outside = _of_headers(headers, kept.outside)
     elif kept.outside and stated is not None:
         outside = max(stated - derived, 0)
-    elif found.names is None and VISION in found.values:
+    elif found.names is None and VISION in found.values and SEES not in kept.left_out:
         notes.append(f"the part that reads images ({VISION}) is not counted: only an index or the files tell its size")
     return kept, made | {
         "bytes": derived + outside,
@@ -201,6 +224,15 @@ def _checkpoint(
         "outside": {"tensors": len(kept.outside), "bytes": outside} if kept.outside else None,
         "absent_tensors": len(kept.absent),
     }
+
+
+def _with_tower(found: Examined, kept: Stored, width: int) -> Stored:
+    """The same with a tower that is supported among what is left out, for a reason that is known."""
+    names, total = seeing.stored(found.values, found.names, width)
+    if found.checkpoint and found.checkpoint.files_hold:
+        total = _of_headers(found.checkpoint.files_hold, names)
+    outside = [each for each in kept.outside if each not in names]
+    return kept._replace(left_out={**kept.left_out, SEES: total}, outside=outside) if total else kept
 
 
 def _most_common(headers: Mapping[str, TensorInfo]) -> str:

@@ -35,6 +35,8 @@ def lines(report: Report) -> list[str]:
         "checkpoint": _checkpoint(report["checkpoint"], report["quantization"]),
         "formats": [", ".join(f"{name} {size(each['file_bytes'])}" for name, each in report["formats"].items())],
         "KV cache": _cache(report),
+        "tower": _tower(report),
+        "picture": _picture(report["picture"]),
         "operations": [
             f"{flops(report['flops']['prefill_per_token'])} for each token of a prompt of {report['context']:,}, "
             f"{flops(report['flops']['decode_per_token'])} for one more behind it"
@@ -99,6 +101,28 @@ def _cache(report: Report) -> list[str]:
     ]
 
 
+def _tower(report: Report) -> list[str]:
+    if (made := report["tower"]) is None:
+        return []
+    counted = "; counted where it says what fits" if len(report["ranks"]) == 1 else "; not with --ranks"
+    return [f"{parameters(made['parameters'])} parameters for {made['kind']}s, {size(made['bytes'])} in "
+            f"{report['dtype']}, read with the first one{counted}"]  # fmt: skip
+
+
+def _picture(made: Report | None) -> list[str]:
+    if made is None:
+        return []
+    before, after, (columns, rows) = made["size"], made["brought_to"], made["patches"]
+    breaks = f" and {made['breaks']:,} ends of rows" if made["breaks"] else ""
+    return [
+        f"{before[0]:,} x {before[1]:,} pixels are brought to {after[0]:,} x {after[1]:,}: {columns:,} x {rows:,} = "
+        f"{columns * rows:,} patches, {made['tokens']:,} tokens{breaks}, {size(made['kv_bytes'])} of cache",
+        f"{size(made['pixel_bytes'])} of pixels, {size(made['patch_bytes'])} of patches; in a layer of the tower "
+        f"{size(made['attention_bytes'])} for attention, whose {size(made['scores_bytes'])} of scores are never there "
+        f"together; {flops(made['flops'])}",
+    ]
+
+
 def _speed(report: Report) -> list[str]:
     if (found := report["speed"]) is None:
         return []
@@ -115,11 +139,12 @@ def _taken(rank: Mapping[str, int]) -> int:
     return rank["weight_bytes"] + rank["kv_bytes"]
 
 
-def _ranks(ranks: Sequence[Mapping[str, int]]) -> list[str]:
+def _ranks(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each holds, those that hold as much in one line."""
     alike: dict[str, list[int]] = {}
     for rank, each in enumerate(ranks):
         text = f"{size(each['weight_bytes'])} of weights and {size(each['kv_bytes'])} of cache"
+        text += f", {count} whole experts of each mixture" if (count := each["whole_experts"]) is not None else ""
         alike.setdefault(text, []).append(rank)
     return [f"{runs(numbers)}: {text}" for text, numbers in alike.items()] if len(ranks) > 1 else []
 

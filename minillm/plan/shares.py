@@ -8,6 +8,7 @@ from dataclasses import replace
 from minillm.model.outline import Outline
 from minillm.parallel.split import MOST, able, kept, local
 from minillm.plan.fit import Need
+from minillm.spec import Decoder, MoE
 
 
 def weights(sketch: Outline, stored: Mapping[str, int], ranks: int, rank: int) -> int:
@@ -36,6 +37,12 @@ def shares(need: Need, sketch: Outline, stored: Mapping[str, int], ranks: int) -
         others = {name: size * own // whole for name, size in need.others.items()}
         found.append(replace(need, spec=local(need.spec, ranks, rank), weights=own, others=others))
     return found
+
+
+def whole_experts(spec: Decoder) -> int | None:
+    """How many experts of a layer a rank has to itself; None where it has a slice of all, or there are none."""
+    spans = [layer.ffn.own for layer in spec.layers if isinstance(layer.ffn, MoE) and layer.ffn.own is not None]
+    return spans[0][1] - spans[0][0] if spans else None
 
 
 def enough(need: Need, sketch: Outline, stored: Mapping[str, int], usable: int) -> int | None:

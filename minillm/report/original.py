@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minillm import families
+from minillm.families.media import is_part
 from minillm.guard.screen import note
 from minillm.loading import fits, integers, opened, stored_dtype
 from minillm.model.decoder import Decoder, skeleton
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.ints import Int4, Int8
-from minillm.weights.rules import Plan
+from minillm.weights.rules import Destination, Plan
 from minillm.weights.save import published
 
 TABLE = "embedding.weight"
@@ -25,7 +26,8 @@ TABLE = "embedding.weight"
 @dataclass(frozen=True)
 class Original:
     """`values` are those of config.json, `plain` is the decoder in fp32 without memory, `dtype` what the checkpoint is
-    said to be in, and `scheme` the integers that `minillm.quantize` has made of it, if it has."""
+    said to be in, `scheme` the integers that `minillm.quantize` has made of it, if it has, and `towers` the tensors
+    that see or hear, which no parameter of the decoder is for."""
 
     folder: Path
     values: dict[str, Any]
@@ -34,6 +36,12 @@ class Original:
     plain: Decoder
     dtype: torch.dtype
     scheme: Int8 | Int4 | None = None
+    towers: Mapping[str, Destination] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> Plan:
+        """All that a folder is written of."""
+        return replace(self.planned, assignments={**self.planned.assignments, **self.towers})
 
 
 def original(folder: Path, values: Mapping[str, Any]) -> Original:
@@ -46,7 +54,8 @@ def original(folder: Path, values: Mapping[str, Any]) -> Original:
     for each in fits(planned, checkpoint, values):
         note(each)
     dtype = stored_dtype("auto", read.dtype, checkpoint.dtype)
-    return Original(folder, values, checkpoint, planned, plain, dtype, scheme)
+    towers = {name: Destination(name, 0, checkpoint.info[name].shape) for name in planned.dropped if is_part(name)}
+    return Original(folder, values, checkpoint, planned, plain, dtype, scheme, towers)
 
 
 def untied(given: Original) -> Original:
@@ -66,4 +75,4 @@ def untied(given: Original) -> Original:
         )
         checkpoint.info[head], checkpoint.stored[head] = checkpoint.info[table], checkpoint.stored[table]
         planned = checkpoint.plan(rules, plain.destinations())
-    return Original(given.folder, values, checkpoint, planned, plain, given.dtype, given.scheme)
+    return replace(given, values=values, checkpoint=checkpoint, planned=planned, plain=plain)

@@ -19,6 +19,7 @@ from minillm import families
 from minillm.families.gguf import config as gguf_config
 from minillm.families.gguf import described as gguf_described
 from minillm.families.gguf import limits as gguf_limits
+from minillm.families.gguf import states
 from minillm.families.gguf import words as gguf_words
 from minillm.families.gguf.made import Named, named
 from minillm.guard.files import is_there, read_bytes
@@ -27,7 +28,7 @@ from minillm.llm import LLM
 from minillm.model.decoder import Decoder
 from minillm.model.rope import frequencies
 from minillm.report.original import Original, original
-from minillm.spec import MLA, Llama3Scaling, MoE, Rope
+from minillm.spec import GQA, Llama3Scaling, MoE, Rope
 from minillm.text import chat
 from minillm.text.added import listed
 from minillm.text.jsonbackend import MAX_BYTES
@@ -86,6 +87,8 @@ def write_original(
         note(remark)
     if not bare:
         file.metadata.update(_words(LLM(given.folder, given.values, given.plain, torch.device("cpu"))))
+    if given.towers:
+        note(f"{len(given.towers)} tensors that see or hear are left out: the file has the text model alone")
     rows = Rows(given.checkpoint, given.planned)
     entries = [writer.Entry(each.name, each.shape, kind, each.pieces(rows)) for each, kind in file.tensors]
     entries += [writer.Entry(name, tuple(each.shape), "F32", [each]) for name, each in file.factors.items()]
@@ -98,6 +101,7 @@ def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: boo
     """The file of a plain model, as yet without words. Raises ValueError for what llama.cpp would compute otherwise."""
     spec, architecture = model.spec, gguf_described.architecture(values)
     of_scaling = _of_scaling(next((each.rope for each in spec.attentions if each.rope is not None), None))
+    architecture = states.architecture(architecture, spec)
     metadata = gguf_described.metadata(spec, architecture, families.resolve(values)[2].values)
     factors = {
         name: torch.tensor(each) for name, each in gguf_described.factors(spec, architecture, of_scaling).items()
@@ -107,8 +111,8 @@ def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: boo
     found = gguf_described.difference(spec, read, of_scaling) or gguf_limits.refusal(spec, architecture)
     if found:
         raise ValueError(f"llama.cpp's {architecture} is another model than this one: {found}; {ELSE}")
-    attention, ffns = spec.attentions[0], [layer.ffn for layer in spec.layers]
-    share = 1 if isinstance(attention, MLA) else attention.num_heads // attention.num_kv_heads
+    attention, ffns = next(iter(spec.attentions), None), [layer.ffn for layer in spec.layers]
+    share = attention.num_heads // attention.num_kv_heads if isinstance(attention, GQA) else 1
     experts = next((each.router.num_experts for each in ffns if isinstance(each, MoE)), 0)
     facts = mixtures.Model(len(spec.layers), experts, share, spec.tied)
     kinds = [(each, mixtures.kind(mixture, each.name, each.shape, facts, pure)) for each in tensors]

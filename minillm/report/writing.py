@@ -52,7 +52,7 @@ def to_folder(output: Path, given: Original, scheme: Int8 | Int4 | None, progres
     own(folder / "config.json")
     formats = {} if scheme is None else held.integers(given.plain, scheme)
     with new_folder(output) as partial:
-        written = save_as(partial, given.checkpoint, given.planned, formats, progress)
+        written = save_as(partial, given.checkpoint, given.kept, formats, progress)
         small["config.json"] = json.dumps(said, indent=2, ensure_ascii=False).encode()  # last: without it nothing loads
         for name, content in small.items():
             with complete(partial / name) as file:

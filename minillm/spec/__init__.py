@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.spec.attention import GQA, KV, MLA, Attention, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.attention import GQA, KV, MLA, Attention, Chunk, Gate, QKNorm, QKNormWidth, Scores, Temperature
 from minillm.spec.embedding import TOKENS, Embedding, Learned
 from minillm.spec.ffn import (
     MLP,
@@ -22,10 +22,11 @@ from minillm.spec.ffn import (
     PlainActivation,
     Router,
     RouterScore,
+    Ungated,
 )
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
-from minillm.spec.recurrent import GatedConv, GatedDeltaNet, Recurrent
+from minillm.spec.recurrent import GatedConv, GatedDeltaNet, Mamba2, Recurrent
 from minillm.spec.rope import (
     DynamicScaling,
     LinearScaling,
@@ -47,10 +48,13 @@ __all__ = [
     "XIELU",
     "Activation",
     "Attention",
+    "Beside",
+    "Chunk",
     "ClampedSwiGLU",
     "Decoder",
     "DynamicScaling",
     "Embedding",
+    "Gate",
     "GatedConv",
     "GatedDeltaNet",
     "GatedMLP",
@@ -62,6 +66,7 @@ __all__ = [
     "Llama3Scaling",
     "LongRopeScaling",
     "LowRank",
+    "Mamba2",
     "Mixer",
     "MoE",
     "Norm",
@@ -80,32 +85,51 @@ __all__ = [
     "Scores",
     "Streams",
     "Temperature",
+    "Ungated",
     "YarnScaling",
 ]
 
-Mixer = Attention | Recurrent  # what lets positions of a sequence see each other
+
+@dataclass(frozen=True)
+class Beside:
+    """Attention and a state space on the same x: factors[0] attention(x) + factors[1] recurrent(x)."""
+
+    attention: GQA
+    recurrent: Mamba2
+    factors: tuple[float, float] = (1.0, 1.0)
+
+
+Mixer = Attention | Recurrent | Beside  # what lets positions of a sequence see each other
 
 
 @dataclass(frozen=True)
 class Layer:
     """h = x + post_attention_norm(attention(attention_norm(x))), then h + post_ffn_norm(ffn(ffn_norm(h))).
 
-    A norm that is None is left out. `parallel`: both see the same x, x + attention(attention_norm(x)) +
-    ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm. `scaled`: all that a layer returns is multiplied
-    by one learned number. `low_rank` (and not parallel): what it makes of attention_norm(x) is added to h, which is
-    divided by sqrt(2). What attention and ffn give is multiplied by `branch_scale` before it is added.
+    A norm that is None is left out, and so is attention, or ffn, with its norms. `parallel`: both see the same x,
+    x + attention(attention_norm(x)) + ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm. `scaled`: all
+    that a layer returns is multiplied by one learned number. `low_rank` (and not parallel): what it makes of
+    attention_norm(x) is added to h, which is divided by sqrt(2). What attention and ffn give is multiplied by
+    `branch_scale` before it is added.
     """
 
     attention_norm: Norm | LayerNorm | None
-    attention: Mixer
+    attention: Mixer | None
     ffn_norm: Norm | LayerNorm | None
-    ffn: GatedMLP | MLP | MoE
+    ffn: GatedMLP | MLP | MoE | None
     post_attention_norm: Norm | LayerNorm | None = None
     post_ffn_norm: Norm | LayerNorm | None = None
     parallel: bool = False
     scaled: bool = False
     low_rank: LowRank | None = None
     branch_scale: float = 1.0
+
+    @property
+    def mixers(self) -> tuple[Attention | Recurrent, ...]:
+        """What looks at other positions, each with a cache of its own."""
+        if isinstance(self.attention, Beside):
+            return self.attention.attention, self.attention.recurrent
+        return () if self.attention is None else (self.attention,)
 
 
 @dataclass(frozen=True)
@@ -131,6 +155,11 @@ class Decoder:
     streams: Streams | None = None
 
     @property
+    def mixers(self) -> list[Attention | Recurrent]:
+        """Those of all layers."""
+        return [each for layer in self.layers for each in layer.mixers]
+
+    @property
     def attentions(self) -> list[Attention]:
         """Those of the layers that have one."""
-        return [layer.attention for layer in self.layers if isinstance(layer.attention, Attention)]
+        return [each for each in self.mixers if isinstance(each, Attention)]

@@ -46,29 +46,58 @@ class Scores:
     temperature: Temperature | None = None
 
 
+class Chunk(int):
+    """A window that does not slide: of each stretch of so many positions a query sees those of its own, up to itself
+    (Llama 4, 2025)."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chunk) and int(self) == int(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((Chunk, int(self)))
+
+    def __repr__(self) -> str:
+        return f"Chunk({int(self)})"
+
+
 @dataclass(frozen=True)
 class KV:
     """Where keys and values come from, if not each from a product of its own.
 
     `v_norm`: each head of v is normalised too. `v_is_k`: v is k as it is before its norm and its rotation. `layer`:
     both are those of an earlier layer, as it caches them; this one has queries alone and no cache (Brandon et al.,
-    arXiv:2405.12981).
+    arXiv:2405.12981). `v_dim`: a head's v has so many values where it has not as many as k. `v_scale`: v is multiplied
+    by it.
     """
 
     v_norm: Norm | None = None
     v_is_k: bool = False
     layer: int | None = None
+    v_dim: int | None = None
+    v_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the heads give is multiplied by act(W x): of each value a number of its own, or of each "head" one (Qiu et
+    al., arXiv:2505.06708). `with_q`: W lies in the product of q, behind each head of it."""
+
+    activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    width: Literal["value", "head"] = "value"
+    with_q: bool = False
 
 
 @dataclass(frozen=True)
 class GQA:
     """Grouped-query attention (Ainslie et al., arXiv:2305.13245): num_heads / num_kv_heads query heads share a kv head.
 
-    `window` = W: a query sees itself and the W - 1 positions before it; None: all of them.
+    `window` = W: a query sees itself and the W - 1 positions before it, or what a `Chunk` says; None: all of them.
     `qk_norm`: q and k are normalised. `clip`: q, k and v are then clamped to [-clip, clip].
     `rope` None: nothing turns, and if `scores` do not say where a key lies nothing does. `weakened` by "sinks", each
-    head has one learned score more, that takes its share of the softmax and gives nothing to the sum; by a "gate", what
-    the heads give is multiplied by sigmoid(W x), value by value (Qiu et al., arXiv:2505.06708).
+    head has one learned score more, that takes its share of the softmax and gives nothing to the sum; or by a gate.
     """
 
     num_heads: int
@@ -82,15 +111,19 @@ class GQA:
     clip: float | None = None
     scores: Scores = Scores()
     kv: KV = KV()
-    weakened: Literal["sinks", "gate"] | None = None
+    weakened: Literal["sinks"] | Gate | None = None
+
+    @property
+    def v_dim(self) -> int:
+        return self.kv.v_dim or self.head_dim
 
     @property
     def sinks(self) -> bool:
         return self.weakened == "sinks"
 
     @property
-    def gate(self) -> bool:
-        return self.weakened == "gate"
+    def gate(self) -> Gate | None:
+        return self.weakened if isinstance(self.weakened, Gate) else None
 
 
 @dataclass(frozen=True)
@@ -101,6 +134,7 @@ class MLA:
     A head's q and k have nope_dim + rope.dim values, its v has v_dim. `q_rank`: q too goes through a latent; None: one
     plain projection. `latent_norm` is that of both latents. Scores are scaled by
     score_factor / sqrt(nope_dim + rope.dim). `bias` is on the projections into the latents and on the output.
+    `temperature`: queries grow with their position.
     """
 
     num_heads: int
@@ -112,6 +146,7 @@ class MLA:
     latent_norm: Norm
     score_factor: float = 1.0
     bias: bool = False
+    temperature: Temperature | None = None
 
     window: ClassVar[None] = None  # latent attention sees all of the past
     kv: ClassVar[KV] = KV()  # and has its own latents

@@ -28,13 +28,15 @@ class GatedMLP:
     """down(act(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202); SwiGLU when the activation is silu.
 
     With a `sparsity` s gate(x) is first lowered by its mean plus its standard deviation times the s quantile of the
-    normal distribution, and what falls below 0 becomes 0: about s of all values (Gemma 3n, 2025).
+    normal distribution, and what falls below 0 becomes 0: about s of all values (Gemma 3n, 2025). `factors`: of gate(x)
+    before its activation, and of what comes out.
     """
 
     intermediate_size: int
-    activation: Activation = "silu"
+    activation: Activation | ClampedSwiGLU = "silu"
     bias: bool = False
     sparsity: float = 0.0
+    factors: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,29 @@ class Router:
 
 
 @dataclass(frozen=True)
+class Ungated:
+    """Experts without a gate, down(act(up(x)))."""
+
+    activation: PlainActivation
+
+
+@dataclass(frozen=True)
 class MoE:
     """Mixture of experts (Shazeer et al., arXiv:1701.06538): the weighted sum of the chosen experts, each a gated MLP
     of `intermediate_size`, plus a `shared` one that every token goes through, times sigmoid(w x) with `shared_gate`.
-    `bias`: each of an expert's three products has one. With a `norm` the shared one and the experts have two of their
-    own, norm(shared(norm(x))) + norm(sum of experts(norm(x))), and the router reads x itself."""
+    `bias`: each of an expert's products has one. With a `norm` the shared one and the experts have two of their
+    own, norm(shared(norm(x))) + norm(sum of experts(norm(x))), and the router reads x itself. `latent`: what the
+    experts are given, and give, is a product of so many values; the router and the shared one see all of x. `own`: the
+    first of the experts that are here and the one behind the last; other ranks have the others. `weighs_input`: an
+    expert is given x times its weight, and what it makes of that has none (Llama 4, 2025)."""
 
     router: Router
     intermediate_size: int
-    activation: Activation | ClampedSwiGLU = "silu"
-    shared: GatedMLP | None = None
+    activation: Activation | ClampedSwiGLU | Ungated = "silu"
+    shared: GatedMLP | MLP | None = None
     shared_gate: bool = False
     bias: bool = False
     norm: Norm | None = None
+    weighs_input: bool = False
+    latent: int | None = None
+    own: tuple[int, int] | None = None

@@ -24,9 +24,10 @@ class Norm:
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """y = w * (x - mean(x)) / std(x) + b, computed in fp32 (Ba et al., arXiv:1607.06450); not `affine`: without w and
-    b, no `bias`: without b."""
+    """y = (offset + w) * (x - mean(x)) / std(x) + b, computed in fp32 (Ba et al., arXiv:1607.06450); not `affine`:
+    without the factor and b, no `bias`: without b."""
 
     eps: float
     affine: bool = True
     bias: bool = True
+    offset: float = 0.0

@@ -50,4 +50,45 @@ class GatedConv:
         return 0, 0, 0
 
 
-Recurrent = GatedDeltaNet | GatedConv
+@dataclass(frozen=True)
+class Mamba2:
+    """A state space whose inputs say how much of it stays (Dao and Gu, arXiv:2405.21060): for each head, of x `[P]`,
+
+        S <- e^(-d e^A) S + d B xᵀ;  y = Sᵀ C + D x
+
+    with d = softplus(d + t) within `limits` (from, to; None: without end) and learned numbers A, t and D for each head.
+    z, x, B, C and d are parts of one product, each times its one of `factors`; x, B and C go through a causal
+    convolution over `conv_kernel` positions and SiLU. B and C `[state_size]` of each of `num_groups` are those of
+    num_heads / num_groups heads side by side. What the heads give is multiplied by silu(z), and then, if there is a
+    `norm`, normalised by groups. `bias`: both products have one.
+    """
+
+    num_heads: int
+    head_dim: int
+    num_groups: int
+    state_size: int
+    conv_kernel: int
+    norm: Norm | None
+    conv_bias: bool = True
+    bias: bool = False
+    limits: tuple[float, float | None] = (0.0, None)
+    factors: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The rows of the product on the way in."""
+        inner, groups = self.num_heads * self.head_dim, self.num_groups * self.state_size
+        return {"z": inner, "x": inner, "b": groups, "c": groups, "d": self.num_heads}
+
+    @property
+    def channels(self) -> int:
+        """That its convolution sees."""
+        return self.num_heads * self.head_dim + 2 * self.num_groups * self.state_size
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """The sizes of the state behind one position, [H, N, P]."""
+        return self.num_heads, self.state_size, self.head_dim
+
+
+Recurrent = GatedDeltaNet | GatedConv | Mamba2

@@ -5,6 +5,7 @@
     python -m minillm.tune … --full                 all weights instead of an adapter beside them
     python -m minillm.tune … --preference dpo       of pairs of answers, one chosen and one rejected
     python -m minillm.tune … --teacher PATH         what a larger model says, of the same vocabulary
+    python -m minillm.tune … --ranks 2              in two processes, which share rows and the model's weights
     python -m minillm.tune … --show 3               only print examples, with what is learnt of them in green
 
 What it takes is printed before anything is loaded, and refused where it does not fit. The output is an adapter that
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minillm import cli
-from minillm.guard.screen import printable
+from minillm.parallel import launch
 from minillm.tune import job
 from minillm.tune.optimizers import KINDS, SCHEDULES
 from minillm.tune.prepare import prepare
@@ -29,6 +30,7 @@ from minillm.tune.prepare import prepare
 def _parser() -> argparse.ArgumentParser:
     made = cli.parser("tune", "Train a checkpoint on your own data: an adapter beside it, or all of it.")
     cli.add_model_arguments(made)
+    launch.add_arguments(made)
     made.add_argument("--data", metavar="FILE", type=Path, required=True, help="lines of JSON (docs/tune.md)")
     made.add_argument("--output", metavar="FOLDER", type=Path, help="what is trained, and the log")
     made.add_argument("--show", metavar="N", type=int, help="print N examples with what is learnt of them, and end")
@@ -74,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    if (code := launch.elsewhere(arguments.ranks, "tune", argv, lambda: None)) is not None:
+        return code
     prepared = prepare(arguments)
     if arguments.show is not None:
         print("\n\n".join(prepared.material.shown))
         return 0
-    for line in prepared.told():
-        print(printable(line), file=sys.stderr)
     return job.run(prepared)
 
 

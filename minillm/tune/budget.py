@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,7 +24,8 @@ from minillm.guard import memory
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.ops.cross_entropy import MOST_LOGITS
-from minillm.spec import GQA, MLA, GatedConv, Layer, MoE
+from minillm.ops.state_space import CHUNK
+from minillm.spec import GQA, MLA, Attention, GatedConv, Layer, Mamba2, MoE, Recurrent
 from minillm.spec import Decoder as Spec
 from minillm.tune.optimizers import Update
 from minillm.weights.ints import Integers
@@ -51,6 +52,18 @@ class Budget:
 
 def size(nbytes: float) -> str:
     return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
+
+
+def over(ranks: int, model: Decoder, needed: Budget, trained: int, quantised: bool) -> Budget:
+    """What one of several ranks takes: its share of the weights and of what belongs to the `trained` values of them,
+    and whole, with gradients, what is in no layer, the layer that is computed and the next. A quantised checkpoint each
+    reads whole before it keeps a share."""
+    layers = [sum(each.numel() for each in layer.parameters()) for layer in model.layers]
+    values = sum(each.numel() for each in model.parameters())
+    whole = min((values - sum(layers) + 2 * max(layers)) / values, 1)
+    weights = needed.weights * (1 / ranks + (1 if quantised else whole))
+    learning = needed.learning / ranks + whole * trained * model.dtype.itemsize if trained else needed.learning
+    return replace(needed, weights=int(weights), learning=int(learning))
 
 
 def dequantised(model: Decoder) -> int:
@@ -84,7 +97,15 @@ def activations(spec: Spec, rows: int, length: int, width: int, recomputes: bool
 
 def _kept(spec: Spec, layer: Layer, length: int) -> int:
     """Values of a token in a layer."""
-    attention, ffn = layer.attention, layer.ffn
+    ffn, inner = layer.ffn, 0 if layer.ffn is None else layer.ffn.intermediate_size
+    if isinstance(ffn, MoE):
+        inner = inner * ffn.router.top_k + (ffn.shared.intermediate_size if ffn.shared else 0)
+    mixed = sum(_mixed(each, length) for each in layer.mixers)
+    return 6 * spec.hidden_size + mixed + 4 * inner
+
+
+def _mixed(attention: Attention | Recurrent, length: int) -> int:
+    """Values of a token in what looks at others."""
     scores = 0
     if isinstance(attention, GQA):
         heads = (attention.num_heads + attention.num_kv_heads) * attention.head_dim
@@ -94,12 +115,13 @@ def _kept(spec: Spec, layer: Layer, length: int) -> int:
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
     elif isinstance(attention, GatedConv):
         heads = 2 * attention.channels
+    elif isinstance(attention, Mamba2):
+        # chunks have scores of each head over 64 positions three times, and B and C once for each head
+        inner = attention.num_heads * attention.head_dim
+        heads = 4 * inner + 2 * attention.num_heads * (attention.state_size + CHUNK)
     else:
         heads = 2 * attention.num_k_heads * attention.k_dim + 3 * attention.num_v_heads * attention.v_dim
-    inner = ffn.intermediate_size
-    if isinstance(ffn, MoE):
-        inner = inner * ffn.router.top_k + (ffn.shared.intermediate_size if ffn.shared else 0)
-    return 6 * spec.hidden_size + 4 * heads + 4 * inner + scores
+    return 4 * heads + scores
 
 
 def logits(spec: Spec, tokens: int) -> int:
@@ -107,11 +129,11 @@ def logits(spec: Spec, tokens: int) -> int:
     return 2 * 4 * min(tokens * spec.vocab_size, max(MOST_LOGITS, spec.vocab_size))
 
 
-def refuse(needed: Budget, device: torch.device) -> None:
-    """Raise ValueError where a run cannot fit, before anything is taken."""
+def refuse(needed: Budget, device: torch.device, here: int = 1) -> None:
+    """Raise ValueError where a run cannot fit, before anything is taken: on a CPU `here` processes of it."""
     remedy = "give a smaller --micro-batch or --max-length, --recompute, or --quantize int4"
     if device.type != "cuda":
-        memory.refuse(needed.total, "training", remedy)
+        memory.refuse(needed.total * here, "training", remedy)
         return
     free, _ = torch.cuda.mem_get_info(device)
     if needed.total > free:

@@ -20,6 +20,8 @@ from minillm.guard.writing import asked_to_stop
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.ops import Kernels
+from minillm.parallel.follow import begun
+from minillm.parallel.sharded import Team, join
 from minillm.report.measure import peak_memory
 from minillm.tune import budget, learner, report, state
 from minillm.tune.budget import size
@@ -38,32 +40,51 @@ def run(prepared: Prepared) -> int:
     """Load, train and write; returns an exit code. Raises ValueError for what cannot be."""
     a, output = prepared.arguments, Path(prepared.arguments.output)
     _refuse_other(output)
-    budget.refuse(prepared.needed, prepared.device)
-    llm = load(**{**cli.model_options(a), "kernels": _kernels(a)}, progress=cli.progress_bar("loading"))
+    team, device = join(a.ranks, prepared.device, a.rank_timeout)
+    for line in prepared.told() if team.leads else ():
+        print(printable(line), file=sys.stderr)
+    with team.running():
+        budget.refuse(prepared.needed, device, team.here)
+        asked = {**cli.model_options(a), "device": device, "kernels": _kernels(a)}
+        llm = load(**asked, team=team, progress=cli.progress_bar("loading") if team.leads else lambda done, total: None)
+        team.agreed(f"{prepared.asked()} {prepared.held_out_sha256()} {begun(llm.model, str(llm.values))}")
+        return _trained(prepared, llm, team)
+
+
+def _trained(prepared: Prepared, llm: LLM, team: Team) -> int:
+    a, output = prepared.arguments, Path(prepared.arguments.output)
     learning = _learner(llm, a)
-    made = _run(prepared, llm, learning)
+    described = learning.described()
+    made = _run(prepared, llm, learning, team)
     output.mkdir(parents=True, exist_ok=True)
-    if (progress := state.restore(output, learning.named, made.optimizer, prepared.asked())) is not None:
+    if (progress := state.restore(output, made.named, made.optimizer, prepared.asked(), team)) is not None:
         note(f"going on behind step {progress.step:,} of {made.plan.steps:,}")
         made.progress = progress
     release()  # what there is to note, before hours of steps and not behind them
-    print(f"training {learning.described()}", file=sys.stderr)
-    log = report.Log(output, made.progress.step, a.tensorboard)
+    log = report.Log(output, made.progress.step, a.tensorboard) if team.leads else None
+    if log is not None:
+        print(f"training {described}", file=sys.stderr)
     with asked_to_stop() as stopped:
         for taken in train(made):
-            log.add(taken)
-            _say(taken, made, log)
+            if log is not None:
+                log.add(taken)
+                _say(taken, made, log)
             if taken.best:
-                state.save_best(output, learning.named, made.progress)
-            if stopped or taken.evaluated is not None or (made.plan.every and taken.step % made.plan.every == 0):
-                state.save(output, learning.named, made.optimizer, made.progress, prepared.asked())
-            if stopped:
-                print(
-                    f"\nstopped behind step {taken.step:,}, which is saved; the same command goes on", file=sys.stderr
-                )
+                state.save_best(output, made.named, made.progress, team)
+            ends = team.total(len(stopped))[0] > 0  # for all behind the same step
+            if ends or taken.evaluated is not None or (made.plan.every and taken.step % made.plan.every == 0):
+                state.save(output, made.named, made.optimizer, made.progress, prepared.asked(), team)
+            if ends:
+                if team.leads:
+                    said = f"stopped behind step {taken.step:,}, which is saved; the same command goes on"
+                    print(f"\n{said}", file=sys.stderr)
                 return cli.EXIT_INTERRUPTED
-    state.save(output, learning.named, made.optimizer, made.progress, prepared.asked())
-    _finish(prepared, made, learning, log)
+    state.save(output, made.named, made.optimizer, made.progress, prepared.asked(), team)
+    state.take_best(output, made.named, team)
+    whole = team.whole(llm.model)
+    if log is not None:
+        learning.write(output, str(a.weights or llm.folder), whole)
+        _finish(prepared, made, llm, described, log)
     return 0
 
 
@@ -90,7 +111,7 @@ def _learner(llm: LLM, a: argparse.Namespace) -> Learner:
     return Learner(llm, adapter.named(), {name: [each.shape[0]] for name, each in adapter.named().items()}, adapter)
 
 
-def _run(prepared: Prepared, llm: LLM, learning: Learner) -> Run:
+def _run(prepared: Prepared, llm: LLM, learning: Learner, team: Team) -> Run:
     a, plan, rows, held_out = prepared.arguments, prepared.plan, prepared.material.rows, prepared.material.held_out
     llm.model.recomputes, judge = a.recompute, None
     if a.preference:
@@ -98,9 +119,11 @@ def _run(prepared: Prepared, llm: LLM, learning: Learner) -> Run:
         judge = None if held_out is None else _preference(a, llm, held_out, plan)
     else:
         objective = _objective(prepared, llm, learning)
-    optimizer = Optimizer(learning.named, prepared.update, learning.parts)
+    named = team.share(llm.model, learning.named)
+    optimizer = Optimizer(named, prepared.update, learning.parts)
     rate = rate_of(a.schedule, prepared.peak, plan.steps, round(a.warmup * plan.steps), a.floor)
-    return Run(llm.model, learning.named, objective, rows, plan, optimizer, rate, llm.device, held_out, judge)
+    told = (llm.device, held_out, judge)
+    return Run(llm.model, named, objective, rows, plan, optimizer, rate, *told, team=team)
 
 
 def _objective(prepared: Prepared, llm: LLM, learning: Learner) -> Objective:
@@ -143,24 +166,22 @@ def _say(taken: Taken, run: Run, log: report.Log) -> None:
         note(f"the first loss is {taken.loss:.6f} and not ln 2: the model is not the one that spoke before training")
 
 
-def _finish(prepared: Prepared, run: Run, learning: Learner, log: report.Log) -> None:
-    """Write what did best, and the report; then let the model answer once."""
+def _finish(prepared: Prepared, run: Run, llm: LLM, described: str, log: report.Log) -> None:
+    """Write the report, say what there is, and let a model that one process has answer once."""
     a, output, progress = prepared.arguments, Path(prepared.arguments.output), run.progress
-    state.take_best(output, learning.named)
-    learning.write(output, str(a.weights or learning.llm.folder))
     run.model.eval()
     told = {
-        "weights": a.weights or "the built-in demo", "data": a.data, "trained": learning.described(),
+        "weights": a.weights or "the built-in demo", "data": a.data, "trained": described,
         "steps": f"{progress.step:,}", "tokens": f"{progress.tokens:,}", "memory": prepared.needed.words(),
         "most memory": size(peak_memory(run.device)),
     }  # fmt: skip
     if math.isfinite(progress.best):
         told["best"] = f"{progress.best:.4f} on what is held out, behind step {progress.best_step:,}"
-    report.write(output, f"tuning {learning.llm.folder.name}", log, told, prepared.material.shown)
+    report.write(output, f"tuning {llm.folder.name}", log, told, prepared.material.shown)
     use = "--weights" if a.full else f"--weights {a.weights} --adapter" if a.weights else "--adapter"
-    print(printable(f"{output}: {learning.described()}, behind {progress.step:,} steps; try it with {use} {output}"))
-    if isinstance(run.rows, Sequences):
-        _answer(learning.llm, run.rows)
+    print(printable(f"{output}: {described}, behind {progress.step:,} steps; try it with {use} {output}"))
+    if isinstance(run.rows, Sequences) and run.team.count == 1:
+        _answer(llm, run.rows)
 
 
 def _answer(llm: LLM, rows: Sequences) -> None:

@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from minillm import config, families, hub
+from minillm.families.media import is_part
 from minillm.guard.files import is_there, read_bytes
 from minillm.guard.writing import complete
 from minillm.llm import LLM
+from minillm.model.decoder import Decoder, skeleton
+from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.save import save
 
 ROUTER = ".router."
@@ -32,7 +35,12 @@ class Learner:
 
     @property
     def values(self) -> int:
-        return sum(each.numel() for each in self.named.values())
+        sizes = self._sizes() if self.adapter is None else {}  # of which only a share may be here
+        return sum(sizes.get(name, each.numel()) for name, each in self.named.items())
+
+    def _sizes(self) -> dict[str, int]:
+        whole = skeleton(self.llm.spec, torch.float32)
+        return {name: each.numel() for name, each in whole.named_parameters()}
 
     @property
     def routes(self) -> bool:
@@ -41,16 +49,17 @@ class Learner:
         return any(ROUTER in name for name in names)
 
     def described(self) -> str:
-        total = sum(each.numel() for each in self.llm.model.parameters()) if self.adapter is None else None
+        total = sum(self._sizes().values()) if self.adapter is None else None
         kind = "all of the model" if total == self.values else "the model, but corrections of routers"
         return f"{kind}, {self.values:,} values" if self.adapter is None else f"an adapter of {self.values:,} values"
 
-    def write(self, folder: Path, base: str) -> None:
-        """The adapter as PEFT has it, or the checkpoint, into a folder; each file is complete or as it was."""
+    def write(self, folder: Path, base: str, model: Decoder) -> None:
+        """The adapter as PEFT has it, or the checkpoint with the parameters of `model`, into a folder; each file is
+        complete or as it was."""
         if self.adapter is not None:
             self.adapter.write(folder, base)
         else:
-            write_checkpoint(self.llm, folder)
+            write_checkpoint(self.llm.folder, model, folder)
 
 
 def whole(llm: LLM) -> Learner:
@@ -72,21 +81,23 @@ def whole(llm: LLM) -> Learner:
     return Learner(llm, named, parts)
 
 
-def write_checkpoint(llm: LLM, folder: Path) -> None:
-    """The model as a checkpoint in the layout that it came in, in the type that was stored; config.json last."""
-    values = config.read(llm.folder)
+def write_checkpoint(base: Path, model: Decoder, folder: Path) -> None:
+    """A model as a checkpoint in the layout of that in the folder `base`, in the type that was stored; config.json
+    last."""
+    values = config.read(base)
     spec, rules, read = families.resolve(values)
-    stored = getattr(torch, read.dtype) if read.dtype in ("bfloat16", "float16", "float32") else torch.float32
-    model = llm.model
+    dtype = getattr(torch, read.dtype) if read.dtype in ("bfloat16", "float16", "float32") else torch.float32
     fp32 = {f"{path}.{name}" for path, module in model.named_modules() for name in getattr(module, "FP32", ())}
     parameters = {
-        name: each.detach().to(torch.float32 if name in fp32 else stored) for name, each in model.named_parameters()
+        name: each.detach().to(torch.float32 if name in fp32 else dtype) for name, each in model.named_parameters()
     }
     if spec.tied is not model.spec.tied:
         values = families.untied(values)
     folder.mkdir(parents=True, exist_ok=True)
-    save(folder / "model.safetensors", parameters, rules, model.destinations())
-    small = {name: read_bytes(llm.folder / name) for name in hub.SMALL_FILES if is_there(llm.folder / name)}
+    stored = Checkpoint(base, values.get("quantization_config")).stored
+    towers = {name: each for name, each in stored.items() if is_part(name)}
+    save(folder / "model.safetensors", parameters, rules, model.destinations(), towers)
+    small = {name: read_bytes(base / name) for name in hub.SMALL_FILES if is_there(base / name)}
     small["config.json"] = json.dumps(values, indent=2, ensure_ascii=False).encode()
     for name, content in small.items():
         with complete(folder / name) as file:

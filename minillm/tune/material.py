@@ -69,7 +69,7 @@ def gather(llm: LLM, asked: Asked, show: int = 0, colours: bool = False) -> Mate
         return _of_pairs(format, pairs[0], pairs[1], masking, show, colours)
     made = [[each for some in _made(masking.examples, *group) for each in some] for group in groups]
     _refuse_nothing(made, bool(groups[1][1]), masking)
-    if asked.pack and any(isinstance(layer.attention, Recurrent) for layer in llm.spec.layers):
+    if asked.pack and any(isinstance(mixer, Recurrent) for mixer in llm.spec.mixers):
         raise ValueError("--pack: this model has recurrent layers, whose state would go from one example of a row to "
                          "the next; leave --pack out")  # fmt: skip
     rows = [[[some[n] for n in row] for row in rows_of(some, asked.most if asked.pack else None)] for some in made]

@@ -164,10 +164,13 @@ def rate_of(schedule: Schedule, peak: float, steps: int, warmup: int, floor: flo
     return rate
 
 
-def clipped(named: Mapping[str, nn.Parameter], most: float | None) -> float:
-    """The norm of all gradients together; where it is more than `most` they are made as much smaller."""
+def clipped(
+    named: Mapping[str, nn.Parameter], most: float | None, of_all: Callable[[float], float] = lambda own: own
+) -> float:
+    """The norm of all gradients together; where it is more than `most` they are made as much smaller. `of_all` makes it
+    of the norm of those here, where others have more."""
     grads = [each.grad for each in named.values() if each.grad is not None]
-    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads])))
+    norm = of_all(float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))))
     if most is not None and norm > most:
         for each in grads:
             each.mul_(most / (norm + 1e-6))

@@ -16,6 +16,7 @@ from minillm.llm import LLM
 from minillm.loading import asked_scheme, integers, is_fast, opened, resolve_device, stored_dtype
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
+from minillm.parallel import launch
 from minillm.tune import budget, learner, material, report
 from minillm.tune.budget import Budget
 from minillm.tune.material import Asked, Material
@@ -25,7 +26,8 @@ from minillm.tune.training import Plan
 
 RATES = {"adapter": 2e-4, "full": 2e-5, "preference": 5e-6}
 # What may differ between a run and the one that goes on with it.
-FREE = ("output", "show", "device", "kernels", "micro_batch", "recompute", "every", "tensorboard")
+FREE = ("output", "show", "device", "kernels", "micro_batch", "recompute", "every", "tensorboard",
+        "ranks", "rank_timeout", "stages", "layers")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Prepared:
             f"learnt, at most {found.longest:,} in a row" + (f" ({counts})" if counts else ""),
             f"steps: {plan.steps:,} of {plan.batch} rows, {plan.micro} at a time ({epochs:.2f} epochs); "
             f"{self.update.kind}, rate {self.peak:g}, {a.schedule}",
-            f"memory: {self.needed.words()}",
+            f"memory{f' of each of {a.ranks} ranks' if a.ranks else ''}: {self.needed.words()}",
         ]
         return [*lines, *(f"example: {each}" for each in found.shown[:1])]
 
@@ -64,6 +66,11 @@ class Prepared:
         """What a run that goes on must have been asked for too."""
         kept = {key: str(v) if isinstance(v, Path) else v for key, v in vars(self.arguments).items() if key not in FREE}
         return {**kept, "data_sha256": hashlib.sha256(self.arguments.data.read_bytes()).hexdigest()}
+
+    def held_out_sha256(self) -> str:
+        """Of the file that --evaluation names; nothing where there is none."""
+        file = self.arguments.evaluation
+        return "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def prepare(arguments: argparse.Namespace) -> Prepared:
@@ -124,10 +131,23 @@ def _check(a: argparse.Namespace) -> None:
     for flag, path in (("--data", a.data), ("--evaluation", a.evaluation)):
         if path is not None:
             files.text_file(flag, path)
+    launch.options(a)
+    if a.stages is not None or a.layers is not None:
+        raise ValueError("--stages and --layers split a model that generates; training is over --ranks")
+    if a.ranks not in (None, 1):
+        _check_ranks(a)
     if a.tensorboard:
         report.check_board()
     if a.output is None and a.show is None:
         raise ValueError("--output is missing; name a folder for what is trained")
+
+
+def _check_ranks(a: argparse.Namespace) -> None:
+    alone = {"--preference": a.preference, "--teacher": a.teacher, "--show": a.show}
+    if odd := next((flag for flag, value in alone.items() if value is not None), None):
+        raise ValueError(f"{odd} is of one process; leave --ranks out")
+    if a.full and a.optimizer == "muon":
+        raise ValueError("--optimizer muon with --full needs whole matrices, of which a rank has some rows; take adamw")
 
 
 def _needed(
@@ -145,4 +165,7 @@ def _needed(
         values = learner.adapter_values(sketch, a.rank)
         learning = 4 * values + budget.learning(values, torch.float32, update)
     kept = budget.activations(spec, rows, found.longest, sketch.dtype.itemsize, a.recompute)
-    return Budget(weights, learning, kept, budget.logits(spec, rows * found.longest))
+    needed = Budget(weights, learning, kept, budget.logits(spec, rows * found.longest))
+    if a.ranks in (None, 1):
+        return needed
+    return budget.over(a.ranks, sketch, needed, values if a.full else 0, bool(quantised or scheme))

@@ -1,10 +1,12 @@
 """What is kept of a run: `last.safetensors`, from which it goes on exactly where it was, and `best.safetensors`, the
 parameters that did best on what is held out.
 
-Each is one file that is complete or not there: a run that is killed while it saves goes on from the one before. A file
-holds the parameters that learn, what the optimiser knows of each, and in the bytes of one more tensor, as JSON, how far
-the run was and what it was asked for. Nothing else is needed: batches and random numbers are functions of the seed and
-the step.
+Each is one file that is complete or not there: a run that is killed while it saves goes on from the one before. Of
+several processes each has one of its own, `last-STEP-RANK-of-RANKS.safetensors`, with its share, and in the header
+where that begins, as torch.distributed.checkpoint's HuggingFaceStorageReader reads it. A file holds the
+parameters that learn, what the optimiser knows of each, and in the bytes of one more tensor, as JSON, how far the run
+was and what it was asked for. Nothing else is needed: batches and random numbers are functions of the seed and the
+step.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from minillm.guard.screen import shown
+from minillm.parallel.sharded import ALONE, Team
 from minillm.tune.optimizers import Optimizer
 from minillm.weights.source import NAMES, Source
 from minillm.weights.tensorfile import Writer, read_header
 
 LAST, BEST, ABOUT = "last.safetensors", "best.safetensors", "about"
+SHARES = "DCP_SHARDING_INFO"
 
 
 @dataclass
@@ -40,35 +44,51 @@ class Progress:
 
 
 def save(
-    folder: Path, named: Mapping[str, nn.Parameter], optimizer: Optimizer, progress: Progress, asked: Mapping[str, Any]
+    folder: Path,
+    named: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    progress: Progress,
+    asked: Mapping[str, Any],
+    team: Team = ALONE,
 ) -> None:
     """Write `last.safetensors`."""
+    path = folder / team.named(LAST, progress.step)
     known = {f"{name}#{key}": each for name, state in optimizer.state.items() for key, each in state.items()}
-    _write(folder / LAST, {**named, **known}, {"progress": asdict(progress), "asked": dict(asked)})
+    _write(path, {**named, **known}, {"progress": asdict(progress), "asked": dict(asked)}, team)
+    team.total(0)  # here all have written theirs
+    for each in folder.glob(team.named(LAST, "*")):
+        if each != path:
+            each.unlink()
 
 
-def save_best(folder: Path, named: Mapping[str, nn.Parameter], progress: Progress) -> None:
+def save_best(folder: Path, named: Mapping[str, nn.Parameter], progress: Progress, team: Team = ALONE) -> None:
     """Write `best.safetensors`."""
-    _write(folder / BEST, named, {"progress": asdict(progress)})
+    _write(folder / team.named(BEST, "share"), named, {"progress": asdict(progress)}, team)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], team: Team) -> None:
     text = torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
     tensors = {**tensors, ABOUT: text}
-    with Writer(path, {name: (NAMES[each.dtype], tuple(each.shape)) for name, each in tensors.items()}) as writer:
+    firsts = {name: [team.first(name.partition("#")[0]), *[0] * (each.dim() - 1)] for name, each in tensors.items()}
+    placed = {SHARES: json.dumps({name: {"saved_offsets": first} for name, first in firsts.items()})}
+    entries = {name: (NAMES[each.dtype], tuple(each.shape)) for name, each in tensors.items()}
+    with Writer(path, entries, placed if team.count > 1 else {}) as writer:
         for name, each in tensors.items():
             writer.write(name, each.detach())
 
 
 def restore(
-    folder: Path, named: Mapping[str, nn.Parameter], optimizer: Optimizer, asked: Mapping[str, Any]
+    folder: Path,
+    named: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    asked: Mapping[str, Any],
+    team: Team = ALONE,
 ) -> Progress | None:
     """Put parameters and optimiser where the last save left them; None where there was none.
 
     Raises ValueError where the run that was saved was asked for something else, or the file is of another model.
     """
-    path = folder / LAST
-    if not path.is_file():
+    if (path := team.kept(folder, LAST)) is None:
         return None
     known = {f"{name}#{key}": each for name, state in optimizer.state.items() for key, each in state.items()}
     wanted: dict[str, Tensor] = {**named, **known}
@@ -81,10 +101,10 @@ def restore(
     return Progress(**about["progress"])
 
 
-def take_best(folder: Path, named: Mapping[str, nn.Parameter]) -> None:
+def take_best(folder: Path, named: Mapping[str, nn.Parameter], team: Team = ALONE) -> None:
     """Give parameters the values that did best, where an evaluation has kept some."""
-    if (folder / BEST).is_file():
-        _read(folder / BEST, named)
+    if (path := folder / team.named(BEST, "share")).is_file():
+        _read(path, named)
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ lowered is a sum over all that the step's rows have to count, divided by how muc
 not matter how the rows are parted.
 
 A step's rows, its rate and its random numbers are functions of the seed and its number. So a run that was cut off and
-goes on from a saved state computes, bit for bit, what it would have.
+goes on from a saved state computes, bit for bit, what it would have. Of several processes each takes a share of the
+rows (`parallel/sharded.py`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from minillm.model.decoder import Decoder
+from minillm.parallel.sharded import ALONE, Team
 from minillm.tune.masking import Example, Pair
 from minillm.tune.objectives import Objective
 from minillm.tune.optimizers import Optimizer, clipped
@@ -105,6 +107,7 @@ class Run:
     held_out: Rows | None = None
     first_objective: Objective | None = None  # for what is held out, where that needs one of its own
     progress: Progress = field(default_factory=Progress)
+    team: Team = ALONE
 
 
 def train(run: Run) -> Iterator[Taken]:
@@ -112,25 +115,28 @@ def train(run: Run) -> Iterator[Taken]:
 
     Raises ValueError at the first loss or gradient that is no finite number, before anything is changed by it.
     """
-    plan, progress = run.plan, run.progress
+    plan, progress, team = run.plan, run.progress, run.team
     run.model.train()
     for step in range(progress.step, plan.steps):
         started = time.perf_counter()
-        torch.manual_seed((plan.seed * 1_000_003 + step) % MOST_SEED)
-        batches = [batch.to(run.device) for batch in micro_batches(run.rows, plan, step)]
-        count = sum(map(run.objective.count, batches))
+        torch.manual_seed(team.seed((plan.seed * 1_000_003 + step) % MOST_SEED))
+        batches = micro_batches(run, run.rows, rows_of_step(run, step))
+        own = [sum(each(batch) * times for batch, times in batches) for each in (run.objective.count, size)]
+        count, tokens = map(round, team.total(*own))
         loss = 0.0
-        for batch in batches:
-            part = run.objective(run.model, batch) / count
-            if not math.isfinite(value := part.item()):
-                raise ValueError(_not_finite(run, step, batch, value))
+        for batch, times in batches:
+            part = team.computed(run.objective, run.model, batch) * times / count
+            value = part.item()
+            if not math.isfinite(team.total(value)[0]):
+                _not_finite(run, step, batch, value)
             part.backward()
             loss += value
-        norm, rate = clipped(run.named, plan.clip), run.rate(step)
+        team.gathered(run.named)
+        norm, rate = clipped(run.named, plan.clip, team.norm), run.rate(step)
         if not math.isfinite(norm):
-            raise ValueError(_no_gradient(run, step, batches))
+            raise ValueError(_no_gradient(run, step))
         run.optimizer.step(rate, step + 1)
-        tokens = sum(batch.tokens_BT.numel() for batch in batches)
+        (loss,) = team.total(loss)
         progress.step, progress.tokens = step + 1, progress.tokens + tokens
         taken = Taken(step + 1, loss, norm, rate, tokens, time.perf_counter() - started)
         if run.held_out is not None and plan.every and ((step + 1) % plan.every == 0 or step + 1 == plan.steps):
@@ -140,11 +146,22 @@ def train(run: Run) -> Iterator[Taken]:
             return
 
 
-def micro_batches(rows: Rows, plan: Plan, step: int) -> list[Batch]:
-    """The batches of a step."""
-    epoch, place = divmod(step, steps_of(len(rows), plan.batch))
-    numbers = next(groups(len(rows), plan.batch, plan.seed, epoch, place))
-    return [rows.batch(numbers[start : start + plan.micro]) for start in range(0, len(numbers), plan.micro)]
+def rows_of_step(run: Run, step: int) -> list[int]:
+    """The numbers of the rows of a step."""
+    plan, count = run.plan, len(run.rows)
+    epoch, place = divmod(step, steps_of(count, plan.batch))
+    return next(groups(count, plan.batch, plan.seed, epoch, place))
+
+
+def micro_batches(run: Run, rows: Rows, numbers: Sequence[int]) -> list[tuple[Batch, int]]:
+    """The batches that these rows go through this process in, and how often each counts."""
+    shares = run.team.rows(numbers, run.plan.micro)
+    return [(rows.batch(some).to(run.device), times) for some, times in shares]
+
+
+def size(batch: Batch) -> int:
+    """The tokens of a batch, those that fill it up too."""
+    return batch.tokens_BT.numel()
 
 
 def _judged(run: Run, taken: Taken) -> Taken:
@@ -164,32 +181,35 @@ def evaluate(run: Run, rows: Rows) -> float:
     objective = run.first_objective or run.objective
     total, count = 0.0, 0
     run.model.eval()
-    for start in range(0, len(rows), run.plan.micro):
-        batch = rows.batch(range(start, min(start + run.plan.micro, len(rows)))).to(run.device)
-        total += float(objective(run.model, batch))
-        count += objective.count(batch)
+    for batch, times in micro_batches(run, rows, range(len(rows))):
+        total += float(run.team.computed(objective, run.model, batch)) * times
+        count += objective.count(batch) * times
     run.model.train()
-    return total / count
+    total, of_all = run.team.total(total, count)
+    return total / of_all
 
 
-def _not_finite(run: Run, step: int, batch: Batch, value: float) -> str:
-    """Where a loss came from that is no number: the first module that gives one, of finite inputs."""
-    return (
-        f"step {step + 1}: the loss is {value} on lines {_brief(batch)}, first in {_first_bad_module(run, batch)}; "
-        "lower --rate, or look at these lines"
-    )
+def _not_finite(run: Run, step: int, batch: Batch, value: float) -> NoReturn:
+    """Say where a loss came from that is no number: the first module that gives one, of finite inputs. All processes
+    look together; one whose own is finite then waits for the other to say so."""
+    place = _first_bad_module(run, batch)
+    if math.isfinite(value):
+        run.team.total(value)
+    lines = _brief(batch.lines)
+    raise ValueError(f"step {step + 1}: the loss is {value} on lines {lines}, first in {place}; lower --rate, or look "
+                     "at these lines")  # fmt: skip
 
 
-def _no_gradient(run: Run, step: int, batches: Sequence[Batch]) -> str:
+def _no_gradient(run: Run, step: int) -> str:
     bad = [name for name, each in run.named.items() if each.grad is not None and not each.grad.isfinite().all()]
-    lines = "; ".join(map(_brief, batches))
+    lines = _brief(run.rows.batch(rows_of_step(run, step)).lines)
     where = f"{bad[-1]} and {len(bad) - 1} more" if bad else "their norm alone, as they are too large"
     return f"step {step + 1}: the gradients are not finite on lines {lines}, of {where}; lower --rate"
 
 
-def _brief(batch: Batch) -> str:
-    lines = ", ".join(map(str, batch.lines[:8]))
-    return lines if len(batch.lines) <= 8 else f"{lines} and {len(batch.lines) - 8} more"
+def _brief(lines: Sequence[int]) -> str:
+    said = ", ".join(map(str, lines[:8]))
+    return said if len(lines) <= 8 else f"{said} and {len(lines) - 8} more"
 
 
 @torch.no_grad()
@@ -207,7 +227,7 @@ def _first_bad_module(run: Run, batch: Batch) -> str:
         if name and not list(module.children())
     ]
     try:
-        run.objective(run.model, batch)
+        run.team.computed(run.objective, run.model, batch)
     finally:
         for hook in hooks:
             hook.remove()

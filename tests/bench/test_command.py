@@ -25,7 +25,6 @@ from minillm.hub import DEMO
 from minillm.loading import load
 from minillm.model.decoder import skeleton
 from minillm.report import measure
-from minillm.report.measure import copy_bandwidth, forget_peak_rss, matrix_peak, peak_memory, peak_rss
 from tests.conftest import ROOT, exit_code
 from tests.helpers import tiny
 
@@ -261,21 +260,6 @@ def test_random_weights_of_a_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert norms
     assert all((norm == 1).all() for norm in norms)
     assert llm.model.layers[0].ffn.down.weight.float().std().item() == pytest.approx(0.02, rel=0.1)
-
-
-def test_measures() -> None:
-    cpu = torch.device("cpu")
-    assert 1e5 < copy_bandwidth(cpu) < 1e13
-    assert 1e5 < matrix_peak(cpu, torch.float32) < 1e15
-    assert 5e7 < peak_memory(cpu) < 1e12
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells and forgets a peak")
-def test_a_peak_is_that_since_it_was_forgotten() -> None:
-    torch.ones(2**26)  # 256 MB, given back at once
-    before = peak_rss(os.getpid())
-    forget_peak_rss(os.getpid())
-    assert before - peak_rss(os.getpid()) > 2e8
 
 
 @pytest.mark.parametrize(

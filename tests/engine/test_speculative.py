@@ -17,7 +17,7 @@ import minillm
 from minillm import generate as command
 from minillm.engine.batching.engine import Engine
 from minillm.engine.batching.guessing import Guesser, Wanted
-from minillm.engine.batching.proposers import Draft, Lookup, NGrams
+from minillm.engine.batching.proposers import Draft, Lookup
 from minillm.engine.batching.request import Request
 from minillm.engine.batching.room import BUDGET
 from minillm.engine.batching.running import generate
@@ -79,6 +79,7 @@ KINDS = [
     "qwen3_next",
     "olmo_hybrid",
     "lfm2",
+    "granitemoehybrid-dense",
 ]
 
 
@@ -148,27 +149,6 @@ def test_the_text_is_distributed_as_the_model_says(monkeypatch: pytest.MonkeyPat
     assert p_value(counted(draft, None)[0], expected) < 1e-6
     monkeypatch.setattr(Engine, "_taken", believing)
     assert p_value(counted(model, draft)[0], expected) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("text", "longest", "count", "expected"),
-    [
-        ([1, 2, 3, 9, 1, 2, 3], 3, 2, [9, 1]),  # what followed 1 2 3
-        ([1, 2, 9, 3, 2, 8, 1, 2], 2, 2, [9, 3]),  # 1 2 is longer than the later 2
-        ([1, 2, 9, 3, 2, 8, 1, 2], 1, 3, [8, 1, 2]),  # the later 2
-        ([7, 5, 5], 2, 4, [5, 5, 5, 5]),  # a text that repeats itself goes on to
-        ([1, 2, 1, 2], 2, 5, [1, 2, 1, 2, 1]),
-        ([1, 2, 3], 3, 4, []),
-        ([1], 3, 4, []),
-    ],
-)
-def test_what_followed_before(text: list[int], longest: int, count: int, expected: list[int]) -> None:
-    """The whole text at once, and token by token as it grows."""
-    grown = NGrams(longest)
-    for end in range(1, len(text)):
-        grown.following(text[:end], count)
-    assert grown.following(text, count) == expected
-    assert NGrams(longest).following(text, count) == expected
 
 
 @pytest.fixture(scope="module")

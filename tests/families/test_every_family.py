@@ -27,7 +27,8 @@ TESTED = {family for family, _ in ROWS.values()}
 
 def inside(kind: str) -> str:
     """The model_type of the text model that a model which reads images too has in it, or the other way round."""
-    return next(each for each in (kind, f"{kind}_text", kind.removesuffix("_text")) if each in TESTED)
+    others = (kind, f"{kind}_text", f"{kind}_vl", kind.removesuffix("_text"))
+    return next(each for each in others if each in TESTED)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -107,7 +108,7 @@ CALLS = {
     **dict.fromkeys("mimo exaone4 ernie4_5 ernie4_5_moe youtu smollm3 granite".split(), "tagged"),
     **dict.fromkeys("qwen3_next qwen3_5 qwen3_5_moe".split(), "functions"),
     **dict.fromkeys("glm4_moe glm4_moe_lite".split(), "pairs"),
-    **dict.fromkeys("mistral mistral3 ministral3 mixtral llava".split(), "named"),
+    **dict.fromkeys("mistral mistral3 mistral4 ministral3 mixtral llava".split(), "named"),
     **dict.fromkeys("gemma4 gemma4_unified".split(), "quoted"),
     **dict.fromkeys("olmo3 olmo_hybrid".split(), "listed"),
     "llama": "bare", "phi3": "called-array", "gpt_oss": "channels", "plamo3": "requests", "deepseek_v3": "separated",
@@ -116,6 +117,8 @@ CALLS = {
 # Their cards speak of calls, and no template or description of the format was at hand: calls come as text.
 UNREAD = {"glm4", "chatglm", "hy_v3", "minimax_m2", "internlm2", "cohere", "cohere2", "apertus", "hunyuan_v1_dense"}
 UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
+UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
+UNREAD |= {"minimax_m3", "minicpm", "minicpm3"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -130,8 +133,8 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("gemma4 gemma4_unified gpt_oss mistral3 mixtral olmo olmo2 olmo3 olmoe".split(), "apache-2.0"),
     **dict.fromkeys("olmo_hybrid gpt_neox gptj falcon plamo tanuki ernie4_5 ernie4_5_moe".split(), "apache-2.0"),
     **dict.fromkeys("seed_oss mellum internlm3 smollm3 granite granitemoe ministral3".split(), "apache-2.0"),
-    **dict.fromkeys("apertus arcee llava qwen2_audio mpt".split(), "apache-2.0"),
-    **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo dots1 gpt2 gpt_neo".split(), "mit"),
+    **dict.fromkeys("apertus arcee llava qwen2_audio mpt mistral4 afmoe minicpm minicpm3".split(), "apache-2.0"),
+    **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo mimo_v2_flash dots1 gpt2 gpt_neo".split(), "mit"),
     **dict.fromkeys("cohere cohere2".split(), "cc-by-nc-4.0"),
     **dict.fromkeys("starcoder2 gpt_bigcode".split(), "bigcode-openrail-m"),
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n".split(), "gemma"),
@@ -139,6 +142,7 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("exaone exaone4".split(), "exaone"),
     **dict.fromkeys("glm chatglm".split(), "glm-4"),
     "llama": ("llama3.3", "llama3.2", "llama3.1", "llama3", "llama2"),
+    "llama4": "llama4",
     "mistral": ("apache-2.0", "mrl", "mnpl"),
     "qwen2": ("apache-2.0", "qwen", "qwen-research"),
     "qwen2_vl": ("apache-2.0", "qwen", "tongyi-qianwen"),
@@ -154,6 +158,7 @@ LICENCES: dict[str, Any] = {
 # Whose cards name a licence that is not among those of `shared/licences.py`: `plan` says that it is to be read.
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
+UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3"}
 
 
 @pytest.mark.parametrize("name", FILES)

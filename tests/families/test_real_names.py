@@ -45,6 +45,21 @@ COUNTS = {
     "MiniMaxAI__MiniMax-M2.5": 228_689_764_864,
     "nvidia__MiniMax-M2.5-NVFP4": 228_689_764_864,
     "LiquidAI__LFM2-1.2B": 1_170_340_608,
+    "nvidia__Nemotron-3-Nano": 31_577_940_288,
+    "nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": 31_577_940_288,
+    "nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4": 31_577_940_288,
+    "nvidia__NVIDIA-Nemotron-3.5-Lightning-30B-A3B-NVFP4": 31_577_940_288,
+    "nvidia__NVIDIA-Nemotron-3-Super-120B-A12B-FP8": 120_668_707_840,
+    "nvidia__NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4": 120_668_707_840,
+    "nvidia__NVIDIA-Nemotron-3-Ultra-550B-A55B-FP8": 549_308_993_536,
+    "nvidia__NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4": 549_308_993_536,
+    "XiaomiMiMo__MiMo-V2-Flash": 308_778_780_864,  # here and below without what predicts several tokens
+    "poolside__Laguna-XS.2-FP8": 33_442_617_088,
+    "MiniMaxAI__MiniMax-M3": 425_950_425_216,  # without its indexers, as the next one
+    "nvidia__MiniMax-M3-NVFP4": 425_950_425_216,
+    "openbmb__MiniCPM4-8B": 8_185_253_888,
+    "meta-models__Muse-Glimmer-30B": 27_854_780_928,  # and without the part that reads images, as of the next one
+    "meta-llama__Llama-4-Scout-17B-16E-Instruct": 107_769_861_120,
     "Qwen__Qwen3-0.6B": 596_049_920,
     "Qwen__Qwen3-1.7B": 1_720_574_976,
     "TinyLlama__TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
@@ -121,6 +136,9 @@ ACTIVE = {
     "Qwen__Qwen3.5-397B-A17B": "17",
     "Qwen__Qwen3.8-2.4T-A95B": "95",
     "google__gemma-4-26B-A4B": "3.8",
+    "XiaomiMiMo__MiMo-V2-Flash": "15",
+    "poolside__Laguna-XS.2-FP8": "3",
+    "meta-llama__Llama-4-Scout-17B-16E-Instruct": "17",
     "ibm-granite__granite-3.1-1b-a400m-instruct": "0.4",
 }
 # Of families that are here in part: what the refusal says.

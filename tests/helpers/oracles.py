@@ -22,7 +22,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
 from minillm.model.moe import Router
 from minillm.ops.routing import Routing
-from tests.helpers import oracles_hybrid, oracles_plamo, oracles_renamed, oracles_wrapped
+from tests.helpers import oracles_hybrid, oracles_plamo, oracles_renamed, oracles_tail, oracles_wrapped
 
 # A model_type that transformers has under another name.
 SAME_AS = {"kimi_k2": "deepseek_v3", "tanuki": "mixtral"}
@@ -40,6 +40,8 @@ def build(family: str, values: dict[str, Any]) -> Any:
         if family in families:
             return others.build(family, values)
     config = transformers.AutoConfig.for_model(SAME_AS.get(family, family), **values)
+    if family in oracles_tail.CLASS:
+        return oracles_tail.CLASS[family]._from_config(config, attn_implementation="eager")
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return standardised(model) if family == "tanuki" else model
 
@@ -76,6 +78,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         return oracles_wrapped.load(folder, dtype=dtype, **EAGER)
     if family in oracles_renamed.CLASS:
         return oracles_renamed.load(folder, dtype=dtype, **EAGER)
+    if family in oracles_tail.CLASS:
+        return oracles_tail.CLASS[family].from_pretrained(folder, dtype=dtype, **EAGER).eval()
     if family in SAME_AS:
         values["model_type"] = SAME_AS[family]
         config = transformers.AutoConfig.for_model(**values)
@@ -162,6 +166,8 @@ class Routes:
 
 
 def _experts(theirs: Any) -> list[nn.Module]:
+    if oracles_tail.found(theirs):
+        return []
     return [module for name, module in theirs.named_modules() if name.endswith(".experts")]
 
 
@@ -169,10 +175,13 @@ def _experts(theirs: Any) -> list[nn.Module]:
 def recorded(theirs: Any) -> Iterator[Routes]:
     """What a transformers model routes meanwhile."""
     routes = Routes()
-    hooks = [
-        module.register_forward_pre_hook(lambda module, given: routes.calls.append((given[1], given[2])))
-        for module in _experts(theirs)
-    ]
+    scales = oracles_tail.scales(theirs)
+
+    def note(module: nn.Module, given: Any) -> None:
+        routes.calls.append((given[1], given[2] * scales.get(module, 1)))
+
+    hooks = [module.register_forward_pre_hook(note) for module in _experts(theirs)]
+    hooks += oracles_tail.record(theirs, routes.calls)
     yield routes
     for hook in hooks:
         hook.remove()
@@ -181,7 +190,7 @@ def recorded(theirs: Any) -> Iterator[Routes]:
 @contextlib.contextmanager
 def played(model: Any, routes: Routes) -> Iterator[Routes]:
     """Either side routes as recorded, from the beginning."""
-    calls = iter(routes.calls)
+    calls, scales = iter(routes.calls), oracles_tail.scales(model)
 
     def ours(module: nn.Module, given: Any, own: Routing) -> Routing:
         experts, weights = next(calls)
@@ -190,11 +199,12 @@ def played(model: Any, routes: Routes) -> Iterator[Routes]:
 
     def theirs(module: nn.Module, given: Any) -> Any:
         experts, weights = next(calls)
-        return given[0], experts, weights.to(given[2].dtype)
+        return given[0], experts, (weights / scales.get(module, 1)).to(given[2].dtype)
 
     routers = [module for module in model.modules() if isinstance(module, Router)]
     hooks = [router.register_forward_hook(ours) for router in routers]
     hooks += [module.register_forward_pre_hook(theirs) for module in _experts(model)] if not routers else []
+    hooks += oracles_tail.play(model, calls)
     yield routes
     assert next(calls, None) is None, "more was recorded than played"
     for hook in hooks:

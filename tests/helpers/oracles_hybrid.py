@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +29,15 @@ def publish_olmo_hybrid(model: Any, folder: Path) -> None:
         else:
             tensors[name] = tensor.clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def after(model: Any, tokens: Tensor, past: Any, length: int) -> tuple[Any, Any]:
+    """What a model makes of tokens behind `length` others, and what it keeps. Mamba 2 calls that otherwise; Bamba of
+    transformers 5.23 counts positions from 0 in each call, unless it is told them, as its `generate` does."""
+    kept = "cache_params" if model.config.model_type == "mamba2" else "past_key_values"
+    given = {"position_ids": torch.arange(length, length + tokens.shape[1])[None]}
+    reply = model(tokens, use_cache=True, **{kept: past}, **(given if model.config.model_type == "bamba" else {}))
+    return reply, getattr(reply, kept)
 
 
 PUBLISH = {"olmo_hybrid": publish_olmo_hybrid}

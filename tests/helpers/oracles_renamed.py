@@ -22,6 +22,7 @@ CLASS = {
     "mimo": "qwen2",
     "baichuan": "llama",
     "internlm2": "llama",
+    "minicpm": "granite",
 }
 LAYER = r"model\.layers\.(\d+)\."
 GPT = {r"^model\.embed_tokens": "transformer.wte", r"^model\.norm": "transformer.ln_f", LAYER: r"transformer.h.\1."}
@@ -43,6 +44,7 @@ NAMES: dict[str, dict[str, str]] = {
         "gate_up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h",
     },
     "mimo": {},
+    "minicpm": {},
     "baichuan": {r"q\+k\+v": "W_pack"},
     "internlm2": {
         "embed_tokens": "tok_embeddings", "^lm_head": "output", "input_layernorm": "attention_norm",
@@ -117,6 +119,11 @@ def keys(config: Any, family: str) -> dict[str, Any]:
     values = config.to_dict()
     if family == "internlm2":
         return {**{key: value for key, value in values.items() if "bias" not in key}, "bias": values["attention_bias"]}
+    if family == "minicpm":
+        made = {key: value for key, value in values.items() if "multiplier" not in key and "bias" not in key}
+        del made["logits_scaling"]
+        depth, base = config.residual_multiplier * config.num_hidden_layers**0.5, hidden / config.logits_scaling
+        return {**made, "scale_depth": depth, "dim_model_base": base, "scale_emb": config.embedding_multiplier}
     if family == "baichuan":
         return {**values, "model_max_length": positions}
     return {**values, "head_dim": head_dim, "attention_bias": True}

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from minillm.families.shared.shapes import SHAPES
+
 Size = tuple[str, dict[str, Any], "int | str"]
 
 
@@ -22,6 +24,15 @@ FINE = {"n_shared_experts": 2, "num_experts_per_tok": 6, "moe_intermediate_size"
 ERNIE = {"moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_layer_start_index": 1}
 ALL_TURN = {"sliding_window": None, "layer_types": None}
 LFM2_MOE = ["full_attention" if i in (2, 6, 10, 14, 18, 21) else "conv" for i in range(24)]
+
+NEMOTRON = {**SHAPES["nemotron-h-4b"]}
+
+
+def granite(hidden: int, heads: int, kv: int, **more: Any) -> Any:
+    kinds = ["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)]
+    return {**sizes(100352, hidden, None, 40, heads, kv), "mamba_n_heads": hidden // 32, "mamba_d_state": 128,
+            "layer_types": kinds, **TIED, **more}  # fmt: skip
+
 
 SIZES: dict[str, Size] = {
     "phi-2": ("phi", sizes(51200, 2560, 10240, 32, 32), 2_779_683_840),
@@ -105,9 +116,37 @@ SIZES: dict[str, Size] = {
     "Hunyuan-A13B": (
         "hunyuan_v1_moe", sizes(128167, 4096, 3072, 32, 32, 8, **WIDE, **TIED, num_experts=64, moe_topk=8), "80"
     ),
+    "Nemotron-H-4B": ("nemotron_h", NEMOTRON, "4.5"),
+    "granite-4.0-h-small": (
+        "granitemoehybrid",
+        granite(4096, 32, 8, num_local_experts=72, intermediate_size=768, shared_intermediate_size=1536), "32"
+    ),
+    "granite-4.0-h-tiny": (
+        "granitemoehybrid",
+        granite(1536, 12, 4, num_local_experts=64, intermediate_size=512, shared_intermediate_size=1024), "7"
+    ),
+    "granite-4.0-h-micro": (
+        "granitemoehybrid", granite(2048, 32, 8, num_local_experts=0, shared_intermediate_size=8192), "3"
+    ),
+    "Bamba-9B": ("bamba", {"attn_layer_indices": [9, 18, 27], "mamba_d_state": 128, "vocab_size": 128256}, "9.78"),
+    "Falcon-H1-0.5B": (
+        "falcon_h1", sizes(32784, 1024, 2048, 36, 8, 2, head_dim=64, mamba_d_ssm=1536, mamba_n_heads=24,
+                           mamba_d_head=64, mamba_d_state=128), 521_411_104
+    ),
+    "Mamba-Codestral-7B-v0.1": ("mamba2", {}, 7_285_403_648),
     "mpt-7b": ("mpt", sizes(50432, 4096, None, 32, 32), 6_649_286_656),
     "falcon-40b": (
         "falcon", sizes(65024, 8192, None, 60, 128, new_decoder_architecture=True, num_kv_heads=8), 41_303_293_952
+    ),
+    "Minitron-4B-Base": ("nemotron", sizes(256000, 3072, 9216, 32, 24, 8, **WIDE), "4.19"),
+    "MiniCPM3-4B": ("minicpm3", {}, "4"),
+    "Trinity-Mini": (
+        "afmoe", sizes(200192, 2048, 6144, 32, 32, 4, **WIDE, num_experts=128, num_experts_per_tok=8,
+                       moe_intermediate_size=1024, num_shared_experts=1, num_dense_layers=2), "26"
+    ),
+    "Mistral-Small-4-119B": ("mistral4", {}, "119"),
+    "stablelm-2-12b": (
+        "stablelm", sizes(100352, 5120, 13824, 40, 32, 8, qk_layernorm=True, use_parallel_residual=True), "12.1"
     ),
     "Baichuan-7B": ("baichuan", sizes(64000, 4096, 11008, 32, 32), 7_000_559_616),
 }  # fmt: skip

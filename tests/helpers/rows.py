@@ -25,6 +25,8 @@ from tests.helpers.sizes import (
     ROPES,
     YARN,
 )
+from tests.helpers.state_rows import STATE
+from tests.helpers.tail_rows import TAIL
 
 # Every family with what sets it apart, by a name for the test's report.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -221,6 +223,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "kimi_k2": ("kimi_k2", {**LATENT, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827}),
     **LATER,
     **HYBRID,
+    **STATE,
     **gemma_rows.ROWS,
     **PLACED,
+    **TAIL,
 }

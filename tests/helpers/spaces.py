@@ -31,6 +31,8 @@ from tests.helpers.space_parts import (
     sparse,
     switched,
 )
+from tests.helpers.state_spaces import STATE
+from tests.helpers.tail_spaces import TAIL
 from tests.helpers.wrapped_spaces import WRAPPED
 
 
@@ -157,4 +159,6 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     **LATER,
     **WRAPPED,
     **PLACED,
+    **STATE,
+    **TAIL,
 }

@@ -20,7 +20,9 @@ from minillm.spec import (
     MLA,
     MLP,
     XIELU,
+    Beside,
     Embedding,
+    Gate,
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
@@ -29,6 +31,7 @@ from minillm.spec import (
     Learned,
     LinearScaling,
     LowRank,
+    Mamba2,
     Mixer,
     MoE,
     Norm,
@@ -75,10 +78,24 @@ def mixers(draw: st.DrawFn, rope: Rope, norm: Norm) -> Mixer:
     if draw(st.integers(0, 2)):
         return draw(attentions(rope, norm))
     if draw(st.booleans()):
+        return draw(state_spaces(norm))
+    if draw(st.booleans()):
         return GatedConv(draw(st.integers(4, 20)), draw(st.integers(1, 4)))
     k_heads = draw(st.integers(1, 2))
     sizes = k_heads * draw(st.integers(1, 3)), draw(st.integers(4, 8)), draw(st.integers(4, 8))
     return GatedDeltaNet(k_heads, *sizes, draw(st.integers(1, 4)), Norm(0.1), draw(st.sampled_from((1.0, 2.0))))
+
+
+@st.composite
+def state_spaces(draw: st.DrawFn, norm: Norm) -> Mamba2 | Beside:
+    groups = draw(st.integers(1, 2))
+    sizes = groups * draw(st.integers(1, 3)), draw(st.integers(2, 8)), groups, draw(st.integers(2, 8))
+    inside, limits = draw(st.sampled_from((None, Norm(0.1)))), draw(st.sampled_from(((0.0, None), (0.2, 1.0))))
+    factors = draw(st.sampled_from(((1.0,) * 5, (0.5, 1.5, 0.7, 1.2, 0.9))))
+    made = Mamba2(*sizes, draw(st.integers(1, 4)), inside, draw(st.booleans()), draw(st.booleans()), limits, factors)
+    if draw(st.booleans()):
+        return made
+    return Beside(GQA(4, 2, 8, draw(st.sampled_from((Rope(8, 100.0), None))), qk_norm=QKNorm(norm)), made, (0.7, 1.3))
 
 
 @st.composite
@@ -101,7 +118,7 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         clip=draw(st.none() | st.floats(0.5, 2.0)),
         scores=draw(scores(heads)),
         kv=KV(value_norm, draw(st.booleans())),
-        weakened=draw(st.sampled_from((None, "sinks", "gate"))),
+        weakened=draw(st.sampled_from((None, "sinks", Gate(with_q=True), Gate("softplus", "head"), Gate()))),
     )
 
 
@@ -142,6 +159,16 @@ def borrowing(draw: st.DrawFn, layers: list[Layer]) -> list[Layer]:
 
 
 @st.composite
+def parted(draw: st.DrawFn, layer: Layer) -> Layer:
+    """The layer, or what is left without one of its parts."""
+    left_out = draw(st.sampled_from((None, None, "attention", "ffn")))
+    if left_out is None:
+        return layer
+    gone = {left_out: None, f"{left_out}_norm": None, f"post_{left_out}_norm": None}
+    return replace(layer, **gone, parallel=False, low_rank=None)
+
+
+@st.composite
 def specs(draw: st.DrawFn) -> Spec:
     """Small decoders whose layers differ in kind, heads, windows, norms and biases."""
     rope = Rope(
@@ -156,12 +183,12 @@ def specs(draw: st.DrawFn) -> Spec:
     for _ in range(draw(st.integers(1, 3))):
         mixer, ffn = draw(mixers(rope, norm)), draw(ffns())
         # What a recurrent layer gives may be close to zero, and a norm behind it would multiply its rounding.
-        behind = None if isinstance(mixer, Recurrent) else draw(norms)
+        behind = None if isinstance(mixer, (Recurrent, Beside)) else draw(norms)
         flags = {"parallel": draw(st.booleans()), "scaled": draw(st.booleans())}
         beside = None if flags["parallel"] else draw(st.sampled_from((None, LowRank(3, Norm(0.1)))))
         factor = draw(st.sampled_from((1.0, 0.4)))
         parts = norm, mixer, draw(norms), ffn, behind, draw(norms)
-        layers.append(Layer(*parts, **flags, low_rank=beside, branch_scale=factor))
+        layers.append(draw(parted(Layer(*parts, **flags, low_rank=beside, branch_scale=factor))))
     layers = draw(borrowing(layers))
     told = draw(st.sampled_from((None, PerLayer(31, len(layers), 5, Norm(0.1), "gelu_tanh"))))
     learned, before = draw(st.sampled_from((None, Learned(64), Learned(64, 2)))), draw(st.sampled_from((None, norm)))

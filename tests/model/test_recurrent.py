@@ -20,11 +20,25 @@ from minillm.model.costs import state_bytes
 from minillm.model.pools import Group, Pools
 from minillm.model.states import StateCache
 from minillm.ops import recurrent
-from minillm.spec import GQA, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, Norm, Rope
+from minillm.spec import (
+    GQA,
+    Beside,
+    Decoder,
+    Gate,
+    GatedConv,
+    GatedDeltaNet,
+    GatedMLP,
+    Layer,
+    Mamba2,
+    Mixer,
+    Norm,
+    Rope,
+)  # fmt: skip
 from tests.helpers.hybrid_rows import HYBRID as HYBRID_ROWS
 from tests.helpers.recurrent_problems import in_order
 from tests.helpers.sizes import BASE
 from tests.helpers.specs import EXACT, build, random_tokens
+from tests.helpers.state_rows import STATE as STATE_ROWS
 
 # fp32 against fp64, of values of size 1 or relative to larger ones; the largest seen over 400 problems was 1.5e-6.
 RULE = 5e-6
@@ -33,13 +47,15 @@ DELTA = GatedDeltaNet(2, 4, 5, 3, 4, Norm(0.1))
 CONV = GatedConv(7, 4)
 
 
-def model_of(*mixers: GQA | GatedDeltaNet | GatedConv) -> Decoder:
+def model_of(*mixers: Mixer) -> Decoder:
     layers = tuple(Layer(NORM, mixer, NORM, GatedMLP(20)) for mixer in mixers)
     return Decoder(31, 16, layers, NORM, tied=False, context=4096)
 
 
 SIGNED = dataclasses.replace(DELTA, beta_factor=2.0)
-HYBRID = model_of(DELTA, GQA(2, 1, 8, Rope(8, 100.0), weakened="gate"), SIGNED, CONV)
+FULL = GQA(2, 1, 8, Rope(8, 100.0), weakened=Gate(with_q=True))
+MAMBA = Mamba2(4, 3, 2, 5, 4, Norm(0.1), bias=True)
+HYBRID = model_of(DELTA, FULL, SIGNED, MAMBA, Beside(FULL, dataclasses.replace(MAMBA, norm=None)), CONV)
 
 
 def problem(batch: int, count: int, group: int, keys: int, values: int, decay: float) -> tuple[Tensor, ...]:
@@ -122,16 +138,21 @@ class Counted:
         pass
 
 
-@pytest.mark.parametrize("row", HYBRID_ROWS)
+ROWS = {
+    row: each for row, each in {**HYBRID_ROWS, **STATE_ROWS}.items() if row != "mamba2"
+}  # which has no other layers
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_memory_of_recurrent_layers_is_constant_in_length(row: str) -> None:
     """Of every family that has some: in a cache, and in the engine's blocks; that of the other layers grows."""
-    family, overrides = HYBRID_ROWS[row]
+    family, overrides = ROWS[row]
     spec, _, _ = resolve({**BASE, **overrides, "model_type": family})
     bytes_of = {}
     for length in (64, 4096):
         recurrent, others = (
             sum(each.nbytes for layer in layers for each in vars(layer).values() if isinstance(each, Tensor))
-            for layers in sorted_by_kind(Cache(spec, 1, length, torch.bfloat16).layers)
+            for layers in sorted_by_kind(flat(Cache(spec, 1, length, torch.bfloat16).layers))
         )
         store = Store(build(spec), Counted({"state": 4, None: 1024}), piece=64)
         request = Request(None)  # type: ignore[arg-type]
@@ -144,6 +165,11 @@ def test_memory_of_recurrent_layers_is_constant_in_length(row: str) -> None:
     assert 0 < short[0] == short[1] == state_bytes(spec, 2)
     assert long[2] == 64 * short[2]
     assert long[3] == 64 * short[3]
+
+
+def flat(layers: list[Any]) -> list[Any]:
+    """What layers keep, one or several each."""
+    return [each for layer in layers for each in (layer if isinstance(layer, tuple) else (layer,)) if each is not None]
 
 
 def sorted_by_kind(layers: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -161,12 +187,12 @@ def test_padding_leaves_no_trace() -> None:
     model(torch.stack((rows[0], torch.cat((random_tokens(9, seed=2), rows[1])))), cache)
     alone = Cache(HYBRID, 1, 3, torch.float32)
     model(rows[1][None], alone)
-    for layer, single in zip(cache.layers, alone.layers, strict=True):
+    for layer, single in zip(flat(cache.layers), flat(alone.layers), strict=True):
         if isinstance(layer, StateCache):
             for both, other in zip(layer.before(12), single.before(3), strict=True):
                 assert torch.allclose(both[1], other[0], rtol=0, atol=EXACT)
     padded = Cache(HYBRID, 1, 9, torch.float32, padding=[9])
     model(random_tokens(1, 9), padded)
-    for layer in (padded.layers[0], padded.layers[-1]):
+    for layer in sorted_by_kind(flat(padded.layers))[0]:
         assert not layer.state.any()
         assert not layer.inputs.any()

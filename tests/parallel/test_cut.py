@@ -72,6 +72,20 @@ def test_a_quantised_folder(scheme: str, tmp_path: Path) -> None:
     assert any("down" in name for name in stays)
 
 
+@pytest.mark.parametrize("thin", [0, 128])
+def test_quantised_experts(thin: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole ones stay as they are; so do slices that are whole groups."""
+    monkeypatch.setattr(split, "THIN", thin)
+    tiny.save(tmp_path / "plain", *tiny.ROWS["mixtral"])
+    quantize.main(["--weights", str(tmp_path / "plain"), "--quantize", "int4", "--output", str(tmp_path / "made")])
+    expected = minillm.load(tmp_path / "made", dtype="float32", device="cpu", kernels="reference").model(TOKENS)
+    for found in logits(tmp_path / "made", 2):
+        assert (found - expected).abs().max() <= AGREES
+    model = share(tmp_path / "made", Thread(in_threads(2, lambda rank: rank.meeting)[0], 0)).model
+    stays = [name for name, module in model.named_modules() if held.held_in(module)]
+    assert any("experts" in name for name in stays)
+
+
 @pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
 def test_a_gguf_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "made.gguf"
@@ -102,9 +116,13 @@ def test_quantised_while_it_is_read() -> None:
     assert found[0] == one.generate(**how).text
 
 
-@pytest.mark.parametrize("row", ["gpt_neox", "phi3", "gpt_oss", "qwen3_next", "mixtral"])
-def test_tensors_that_lie_otherwise(row: str, tmp_path: Path) -> None:
-    """Fused, interleaved, stacked."""
+@pytest.mark.parametrize(
+    ("row", "thin"),
+    [("gpt_neox", 0), ("phi3", 0), *((row, each) for row in ("gpt_oss", "qwen3_next", "mixtral") for each in (0, 128))],
+)
+def test_tensors_that_lie_otherwise(row: str, thin: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused, interleaved, stacked; of experts slices, and whole ones."""
+    monkeypatch.setattr(split, "THIN", thin)
     tiny.save(tmp_path, *tiny.ROWS[row])
     expected = minillm.load(tmp_path, dtype="float32", device="cpu", kernels="reference").model(TOKENS)
     for found in logits(tmp_path, 2):

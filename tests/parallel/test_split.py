@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minillm import spec as vocabulary
+from minillm.model import moe
 from minillm.model.cache import Cache
 from minillm.model.decoder import Decoder, skeleton
 from minillm.ops import CPU
 from minillm.parallel import split
 from minillm.parallel.split import Kept
-from minillm.spec import GQA, GatedMLP, Layer, LayerNorm, Norm, QKNorm, Rope
+from minillm.spec import GQA, GatedMLP, Layer, LayerNorm, MoE, Norm, QKNorm, Rope, Router
 from minillm.spec import Decoder as Spec
 from tests.helpers.specs import EXACT, build, random_tokens, specs, uncut
 from tests.parallel.threads import Thread, in_threads
@@ -32,8 +34,8 @@ def plain(heads: int = 8, groups: int = 2, inner: int = 24, **changes: object) -
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
-def part(whole: Tensor, kept: Kept | None) -> Tensor:
-    """What a rank has of a parameter, by what `kept` says alone."""
+def part(whole: Tensor, kept: Kept | None, matrices: int = -1) -> Tensor:
+    """What a rank has of a parameter, by what `kept` says alone; of experts so many matrices."""
     if kept is None:
         return whole
     if kept.absent:
@@ -43,7 +45,7 @@ def part(whole: Tensor, kept: Kept | None) -> Tensor:
         rows = torch.cat([rows[first:end] for first, end in kept.rows])
     if kept.columns is not None:
         rows = rows[:, slice(*kept.columns)]
-    return rows.reshape(len(whole), -1, *rows.shape[-1:]) if whole.dim() > 2 else rows
+    return rows.reshape(matrices, -1, *rows.shape[-1:]) if whole.dim() > 2 else rows
 
 
 def share(model: Decoder, rank: Thread) -> Decoder:
@@ -51,7 +53,8 @@ def share(model: Decoder, rank: Thread) -> Decoder:
     which = model.spec, rank.count, rank.rank
     mine = skeleton(split.local(*which), torch.float32, dataclasses.replace(CPU, ranks=rank))
     kept = split.kept(*which)
-    mine.load_state_dict({name: part(each, kept.get(name)) for name, each in model.state_dict().items()}, assign=True)
+    own, whole = mine.state_dict(), model.state_dict()
+    mine.load_state_dict({name: part(whole[name], kept.get(name), len(own[name])) for name in whole}, assign=True)
     return mine
 
 
@@ -64,20 +67,23 @@ def able(spec: Spec, ranks: int) -> bool:
 
 
 @st.composite
-def splits(draw: st.DrawFn) -> tuple[Spec, int]:
-    """A model, and how many ranks it can lie in."""
-    spec = draw(specs())
-    found = [ranks for ranks in range(2, 8) if able(spec, ranks)]
+def splits(draw: st.DrawFn) -> tuple[Spec, int, int]:
+    """A model, how many ranks it can lie in, and below how many values experts stay whole: these small ones always, or
+    never."""
+    spec, thin = draw(specs()), draw(st.sampled_from((0, split.THIN)))
+    with patch.object(split, "THIN", thin):
+        found = [ranks for ranks in range(2, 8) if able(spec, ranks)]
     assume(found)
-    return spec, draw(st.sampled_from(found))
+    return spec, draw(st.sampled_from(found)), thin
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
-@given(splits(), st.integers(1, 9))
+@given(splits(), st.integers(1, 9), st.sampled_from((0, 9, moe.RECORDED)))
 @torch.no_grad()
-def test_the_ranks_are_one_model(drawn: tuple[Spec, int], count: int) -> None:
-    """Through a cache too, whose keys are those of each rank's own heads."""
-    spec, ranks = drawn
+def test_the_ranks_are_one_model(drawn: tuple[Spec, int, int], count: int, recorded: int) -> None:
+    """Through a cache too, whose keys are those of each rank's own heads; experts in both ways, for few tokens and for
+    many."""
+    spec, ranks, thin = drawn
     model, tokens = build(spec), random_tokens(2, count + 3)
     expected = uncut(model, tokens)
 
@@ -86,15 +92,21 @@ def test_the_ranks_are_one_model(drawn: tuple[Spec, int], count: int) -> None:
         cache = Cache(mine.spec, 2, count + 3, torch.float32)
         return torch.cat([mine(piece, cache) for piece in tokens.split((count, 1, 1, 1), dim=1)], dim=1)
 
-    for found in in_threads(ranks, logits):
+    with patch.object(split, "THIN", thin), patch.object(moe, "RECORDED", recorded):
+        made = in_threads(ranks, logits)
+    for found in made:
         assert (found - expected).abs().max() <= EXACT
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
 @given(splits())
-def test_each_value_is_held_once_or_by_all_that_share_it(drawn: tuple[Spec, int]) -> None:
+def test_each_value_is_held_once_or_by_all_that_share_it(drawn: tuple[Spec, int, int]) -> None:
     """And each rank's parameters have the shapes that its spec gives them."""
-    spec, ranks = drawn
+    with patch.object(split, "THIN", drawn[2]):
+        _held_once(*drawn[:2])
+
+
+def _held_once(spec: Spec, ranks: int) -> None:
     shapes = {name: tuple(each.shape) for name, each in skeleton(spec, torch.float32).named_parameters()}
     held = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
     for rank in range(ranks):
@@ -106,7 +118,7 @@ def test_each_value_is_held_once_or_by_all_that_share_it(drawn: tuple[Spec, int]
         assert own.keys() == shapes.keys()
         for name, shape in shapes.items():
             numbers = torch.arange(held[name].numel()).view(shape)
-            found = part(numbers, kept.get(name))
+            found = part(numbers, kept.get(name), own[name][0])
             assert tuple(found.shape) == own[name]
             if not (name in kept and kept[name].absent):
                 held[name].view(-1).index_add_(0, found.flatten(), torch.ones_like(found).flatten())
@@ -116,7 +128,7 @@ def test_each_value_is_held_once_or_by_all_that_share_it(drawn: tuple[Spec, int]
             assert (times == ranks).all(), name
         else:
             assert (times >= 1).all(), name
-            if not any(each in name for each in ("qkv", "k_norm", "conv")):  # kv heads may be shared
+            if not any(each in name for each in ("qkv", "k_norm", "conv", "zxbcd")):  # kv heads, B and C may be shared
                 assert (times == 1).all(), name
             sharers = {ranks // each for each in range(1, ranks + 1) if ranks % each == 0}
             assert set(times.unique().tolist()) <= {1, *sharers}, name
@@ -151,6 +163,21 @@ def test_shares_need_not_be_equal(ranks: int) -> None:
 def test_shares_are_whole_blocks_where_these_are_many() -> None:
     assert [split.grains(14336, 8, rank) for rank in (0, 7)] == [(0, 1792), (12544, 14336)]
     assert split.grains(768, 4, 1) == (192, 384)  # 3 of 256 would be 1, 1, 1 and none
+
+
+@pytest.mark.parametrize(
+    ("inner", "experts", "ranks", "own"),
+    [(14336, 8, 8, None), (768, 128, 4, None), (768, 128, 7, (18, 36)), (64, 8, 3, (2, 5)), (64, 2, 4, None)],
+)
+def test_experts_stay_whole_where_slices_would_be_thin(
+    inner: int, experts: int, ranks: int, own: tuple[int, int] | None
+) -> None:
+    """Below 128 values of each, and if there are enough of them."""
+    made = MoE(Router(experts, 1), inner, shared=GatedMLP(inner))
+    found = split._ffn(made, ranks, 1)
+    assert found.own == own
+    assert (found.intermediate_size == inner) == (own is not None)
+    assert found.shared.intermediate_size < inner
 
 
 def test_fewer_kv_heads_than_ranks() -> None:
@@ -190,6 +217,7 @@ def test_every_kind_of_part_can_be_split() -> None:
     kinds = {
         *vocabulary.Attention.__args__,
         *vocabulary.Recurrent.__args__,
+        vocabulary.Beside,
         vocabulary.GatedMLP,
         vocabulary.MLP,
         vocabulary.MoE,

@@ -20,19 +20,23 @@ from tests.helpers.rows import BASE, ROWS
 # What a row leaves to its oracle.
 THETAS = {"rope_theta": 1e4, "rope_local_theta": 1e3}
 UNWRITTEN = {"plamo3": {"sliding_window_pattern": 4, "tie_word_embeddings": True, **THETAS}}
-LAYERS = 112  # numbers of one, two and three digits
-RUNS = {"gpt_neo": {"num_layers": LAYERS, "attention_types": [[["global", "local"], LAYERS // 2]]}}  # kinds as runs
+MANY, SOME = 112, 12  # with numbers of one, two and three digits, and of one and two
 
 
-def long(row: str) -> dict[str, Any]:
+def runs(count: int) -> dict[str, Any]:
+    """Of what gives kinds of layers as runs."""
+    return {"gpt_neo": {"num_layers": count, "attention_types": [[["global", "local"], count // 2]]}}
+
+
+def long(row: str, layers: int = MANY) -> dict[str, Any]:
     """A row's config with many layers, of the kinds that it has in turn."""
     family, overrides = ROWS[row]
     values = {"model_type": family, "rms_norm_eps": 1e-5, **BASE, **UNWRITTEN.get(row, {}), **overrides}
     count = values["num_hidden_layers"]
     for key, value in values.items():
         if isinstance(value, list) and len(value) == count:
-            values[key] = (value * LAYERS)[:LAYERS]
-    return {**values, "num_hidden_layers": LAYERS, **RUNS.get(row, {})}
+            values[key] = (value * layers)[:layers]
+    return {**values, "num_hidden_layers": layers, **runs(layers).get(row, {})}
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def walked(decoder: Any, dtype: torch.dtype, whole: bool = False) -> outlines.Ou
 @pytest.mark.parametrize("row", ROWS)
 def test_every_figure_is_that_of_walking(row: str, both: Callable[..., list[Any]]) -> None:
     for asked in ({}, {"quantize": "int4", "batch": 7, "dtype": "float16"}):
-        short_budget, short, long_budget, whole = both(long(row), **asked)
+        short_budget, short, long_budget, whole = both(long(row, SOME), **asked)
         assert short_budget == long_budget
         assert short == whole
 
@@ -87,7 +91,7 @@ def test_layers_of_prediction_are_as_the_last(both: Callable[..., list[Any]]) ->
     assert short == whole
     assert short["checkpoint"]["left_out"]["multi-token prediction"] > 0
     sketch = outlines.outline(families.resolve(values)[0], torch.bfloat16)
-    assert sketch.places == [[0], [*range(1, LAYERS)]]
+    assert sketch.places == [[0], [*range(1, MANY)]]
     assert sketch.last == 1
 
 

@@ -49,6 +49,23 @@ def test_caches_are_split_and_latents_are_not() -> None:
     assert caches("deepseek-ai__DeepSeek-V3", 8) == [70272 * 1000] * 8
 
 
+def test_whole_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 128 experts of 768 values each of 8 ranks has 16; of 4 ranks each has a slice of all."""
+    path = shared("real-configs/Qwen__Qwen3-30B-A3B")
+    spec = examine(path).spec
+    made = skeleton(local(spec, 8, 7), torch.bfloat16)
+    found = budget(path, Question(ranks=8, context=1000, dtype="bfloat16"))["ranks"]
+    assert {each["whole_experts"] for each in found} == {16}
+    assert found[7]["weight_bytes"] == 2 * sum(parameter.numel() for parameter in made.parameters())
+    assert budget(path, Question(ranks=4))["ranks"][0]["whole_experts"] is None
+    assert plan.main(["--weights", str(path), "--ranks", "8"]) == 0
+    assert "of cache, 16 whole experts of each mixture" in capsys.readouterr().out
+    assert explain.main(["--weights", str(path), "--ranks", "8", "--equations"]) == 0
+    out = capsys.readouterr().out
+    assert "ranks 0 to 7 of 8" in out
+    assert "sum over those chosen e that are 0 to 15" in out
+
+
 def test_whether_the_largest_fits() -> None:
     """16 GB over three ranks that have 3, 3 and 2 of 8 kv heads: 12 GB are too few for one, 6 GB for three."""
     path = shared("real-configs/meta-llama__Llama-3.1-8B")

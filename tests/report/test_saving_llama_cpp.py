@@ -107,7 +107,7 @@ for path in json.loads(sys.argv[2]):
     np.save(path + ".npy", np.array(model.scores[: model.n_tokens]))
 """
 # llama.cpp has GELU in a table of fp16.
-ROUNDED = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "phi2", "gptneox", "falcon", "starcoder2")
+ROUNDED = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "phi2", "gptneox", "falcon", "starcoder2", "mpt")
 # Where tiny sizes tell nothing, or fp16 is among what it computes with: recurrent layers have their test above.
 NOT_COMPARED = ("gpt-oss", "qwen2vl", "qwen3next", "qwen35", "qwen35moe")
 LONG = "phi3 long"  # whose factors it takes by the size of its context

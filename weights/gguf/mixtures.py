@@ -15,8 +15,13 @@ from minillm.weights.gguf.writer import BLOCKS
 
 PLAIN = ("F32", "F16", "BF16")
 OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
-LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
-KEPT = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d")  # routers, and what llama.cpp convolves with
+LAYER = re.compile(r"blk\.(\d+)\.((?:shortconv\.)?\w+)\.weight")
+KEPT = (
+    "ffn_gate_inp",
+    "ffn_gate_inp_shexp",
+    "ssm_conv1d",
+    "shortconv.conv",
+)  # routers, and what llama.cpp convolves with
 HALF = (
     "altup",
     "laurel",

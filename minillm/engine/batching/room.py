@@ -60,9 +60,9 @@ def room_left(decoder: Decoder) -> int | None:
     return torch.cuda.mem_get_info(device)[0] * 9 // 10 if device.type == "cuda" else memory.available()
 
 
-def bytes_for(decoder: Decoder, wanted: float | None) -> int:
-    """What a cache may take: bytes, or a share of up to 1 of what is left (default: a half). Raises ValueError for what
-    it cannot be."""
+def bytes_for(decoder: Decoder, wanted: float | None, owed: int = 0) -> int:
+    """What a cache may take: bytes, or a share of up to 1 of what is left (default: a half), less what is `owed` to
+    weights that come later. Raises ValueError for what it cannot be."""
     share = SHARE if wanted is None else wanted
     if share <= 0:
         raise ValueError(f"the memory for the cache is {wanted}; give a number of bytes, or a share of up to 1")
@@ -70,7 +70,7 @@ def bytes_for(decoder: Decoder, wanted: float | None) -> int:
         return int(share)
     if (left := room_left(decoder)) is None:
         raise ValueError("this system does not say how much memory is left; give the cache's in bytes")
-    return int(share * left)
+    return int(share * max(left - owed, 0))
 
 
 def room_for(model: Decoder, rows: Sequence[Completion], max_rows: int) -> int:

@@ -99,9 +99,12 @@ def _call(listeners: Sequence[Callable[[], Any]]) -> None:
 
 
 class Loaded(Protocol):
-    """What is needed of a loaded checkpoint."""
+    """What is needed of a loaded checkpoint: the model, and how many bytes will be loaded later."""
 
     model: Decoder
+
+    @property
+    def owed(self) -> int: ...
 
 
 class AsyncEngine:
@@ -118,7 +121,7 @@ class AsyncEngine:
         pace: float | None = PACE,
         **options: Any,
     ):
-        positions = positions_in(llm.model, bytes_for(llm.model, cache_memory), max_rows, BUDGET)
+        positions = positions_in(llm.model, bytes_for(llm.model, cache_memory, llm.owed), max_rows, BUDGET)
         self.engine = Engine(llm.model, positions, max_rows, pace=pace, **options)
         self.max_waiting = max_waiting
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minillm.families.gguf import dense, on_device, placed, sparse
+from minillm.families.gguf import dense, on_device, placed, sparse, states
 from minillm.families.gguf.metadata import LONG, SHORT, File, factors, scaling
 from minillm.families.gguf.sparse import by_sigmoid
 from minillm.families.gguf.sparse import experts as _experts
@@ -273,9 +273,10 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     **dense.ARCHITECTURES,
     **sparse.ARCHITECTURES,
     **placed.ARCHITECTURES,
+    **states.ARCHITECTURES,
 }
 ON_DEVICE = ("gemma3n", "gemma4")
 HYBRID = ("qwen3next", "qwen35", "qwen35moe")
 # That a converter has added to the weights of norms.
-NORM_OFFSETS = dict.fromkeys(("gemma", "gemma2", "gemma3", *HYBRID), 1.0)
+NORM_OFFSETS = dict.fromkeys(("gemma", "gemma2", "gemma3", "nemotron", *HYBRID), 1.0)
 SCALES_APART = ("gemma4",)  # in which a factor of a router's or an expert's product is a parameter

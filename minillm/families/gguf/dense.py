@@ -56,6 +56,16 @@ def cohere2(file: File) -> Values:
     return {**_cohere(file), "model_type": "cohere2", "sliding_window": file.need("attention.sliding_window")}
 
 
+def nemotron(file: File) -> Values:
+    return {
+        "model_type": "nemotron",
+        "norm_eps": file.need("attention.layer_norm_epsilon"),
+        "partial_rotary_factor": turned(file),
+        "attention_bias": file.has("blk.0.attn_q.bias"),
+        "mlp_bias": file.has("blk.0.ffn_up.bias"),
+    }
+
+
 def _cohere(file: File) -> Values:
     return {"layer_norm_eps": file.need("attention.layer_norm_epsilon"), "logit_scale": file.need("logit_scale"),
             "attention_bias": False}  # fmt: skip
@@ -145,4 +155,5 @@ ARCHITECTURES: dict[str, Callable[[File], Values]] = {
     "hunyuan-dense": hunyuan,
     "command-r": command_r,
     "cohere2": cohere2,
+    "nemotron": nemotron,
 }

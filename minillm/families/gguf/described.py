@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.families.gguf import on_device
+from minillm.families.gguf import on_device, states
 from minillm.families.gguf.architectures import ON_DEVICE
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
 from minillm.families.gguf.placed import SCALED
@@ -21,6 +21,7 @@ from minillm.families.gguf.widths import widths
 from minillm.spec import (
     GQA,
     MLA,
+    Attention,
     Decoder,
     GatedDeltaNet,
     LayerNorm,
@@ -86,6 +87,15 @@ ARCHITECTURES = {  # by the model_types whose decoders are written as files of i
     "hunyuan-dense": "hunyuan_v1_dense",
     "command-r": "cohere",
     "cohere2": "cohere2",
+    "lfm2": "lfm2",
+    "lfm2moe": "lfm2_moe",
+    "nemotron_h": "nemotron_h",
+    "granitehybrid": "granitemoehybrid",
+    "mamba2": "mamba2",
+    "nemotron": "nemotron",
+    "mpt": "mpt",
+    "minicpm": "minicpm",
+    "hunyuan-moe": "hunyuan_v1_moe",
 }
 FAMILIES = {kind: name for name, kinds in ARCHITECTURES.items() for kind in kinds.split()}
 LOGITS_SCALED, SERIAL_OR_NOT = ("command-r", "cohere2"), ("gptneox", "stablelm")
@@ -104,7 +114,7 @@ def architecture(values: Mapping[str, Any]) -> str:
 def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """What a file of an architecture says of a decoder; of its config's `values` come the positions before any scaling,
     and a width that mixtures leave unused."""
-    attention, norm = decoder.attentions[0], decoder.final_norm
+    attention, norm = next(iter(decoder.attentions), None), decoder.final_norm
     positions = values.get("max_position_embeddings")
     epsilon = "attention.layer_norm_epsilon" if isinstance(norm, LayerNorm) else "attention.layer_norm_rms_epsilon"
     said = {
@@ -114,7 +124,7 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         "block_count": len(decoder.layers),
         epsilon: float(norm.eps),
         **widths(decoder, name, values),
-        **(_latent(attention) if isinstance(attention, MLA) else _grouped(attention)),
+        **(_latent(attention) if isinstance(attention, MLA) else _grouped(attention) if attention else {}),
         **_windows(decoder, name),
         **_recurrent(decoder),
         "rope.dimension_sections": _sections(decoder) if name in IMAGES else None,
@@ -124,6 +134,8 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         **(on_device.metadata(decoder) if name in ON_DEVICE else {}),
         **(_factors(decoder) if name in SCALED else {}),
         **({"logit_scale": decoder.logit_scale} if name in LOGITS_SCALED else {}),
+        **(states.metadata(decoder, name) if name in (*states.CONVOLVED, *states.SCANNED) else {}),
+        **({"attention.max_alibi_bias": 8.0} if name == "mpt" else {}),
     }
     described = {f"{name}.{key}": value for key, value in said.items() if value is not None}
     return {"general.architecture": name, **described}
@@ -153,8 +165,10 @@ def difference(decoder: Decoder, read: Decoder, of_scaling: Sequence[float] | No
     if rope is not None and isinstance(rope.scaling, Llama3Scaling) and of_scaling:
         same = _constant(tuple(of_scaling), decoder.context)
         layers = tuple(
-            dataclasses.replace(layer, attention=_scaled(each, same))
-            for layer, each in zip(decoder.layers, decoder.attentions, strict=True)
+            dataclasses.replace(layer, attention=_scaled(layer.attention, same))
+            if isinstance(layer.attention, Attention)
+            else layer
+            for layer in decoder.layers
         )
         wanted = dataclasses.replace(decoder, layers=layers)
     return _unlike(wanted, read, "")
@@ -256,9 +270,9 @@ def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
 
 
 def _positions(decoder: Decoder, name: str) -> dict[str, Any]:
-    rope, attention = _everywhere(decoder), decoder.attentions[0]
-    if rope is None:
+    if (rope := _everywhere(decoder)) is None:
         return {}
+    attention = decoder.attentions[0]
     said: dict[str, Any] = {"rope.freq_base": float(rope.theta)}
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from minillm.families.gguf import states
 from minillm.families.gguf.architectures import HYBRID, ON_DEVICE
-from minillm.spec import GQA, Decoder, GatedDeltaNet, GatedMLP, LongRopeScaling, MoE, Router
+from minillm.spec import GQA, MLP, Decoder, GatedDeltaNet, GatedMLP, LongRopeScaling, MoE, Router
 
 
 def refusal(decoder: Decoder, architecture: str) -> str | None:
@@ -17,7 +18,9 @@ def refusal(decoder: Decoder, architecture: str) -> str | None:
 
 def remarks(decoder: Decoder, architecture: str) -> list[str]:
     """What users are told of texts that llama.cpp continues otherwise only from some length on."""
-    attention, told = decoder.attentions[0], list[str]()
+    attention, told = next(iter(decoder.attentions), None), list[str]()
+    if attention is None:
+        return told
     if architecture in ("phi3", "starcoder2") and attention.window is not None and attention.window < decoder.context:
         told.append(f"llama.cpp leaves out the window of {attention.window} positions: longer texts go on otherwise")
     scaling = attention.rope.scaling if attention.rope else None
@@ -93,13 +96,14 @@ def _several_keys(decoder: Decoder) -> bool:
 def _biased(decoder: Decoder) -> bool:
     """Behind attention, or in an MLP."""
     outs = (isinstance(each, GQA) and each.out_bias for each in decoder.attentions)
-    return any(outs) or any(layer.ffn.bias for layer in decoder.layers)
+    return any(outs) or any(layer.ffn.bias for layer in decoder.layers if isinstance(layer.ffn, (MLP, GatedMLP, MoE)))
 
 
 # With a head beside the embedding; with attention that takes and gives as much as the embedding has.
 HEADED = ("qwen2moe", "phi2", "gptneox", "gpt-oss", "olmo2", "olmoe", "qwen", "baichuan", "internlm2", "stablelm",
-          "dots1", "mellum")  # fmt: skip
-NARROW = ("qwen", "baichuan", "internlm2", "chatglm", "exaone4", "starcoder2", "stablelm", "falcon")
+          "dots1", "mellum", "nemotron")  # fmt: skip
+NARROW = ("qwen", "baichuan", "internlm2", "chatglm", "exaone4", "starcoder2", "stablelm", "falcon",
+          "nemotron")  # fmt: skip
 # Architectures, what a decoder must have for it to count, and why it is not written.
 LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (HEADED, lambda decoder: decoder.tied,
@@ -125,6 +129,9 @@ LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (("smollm3",), lambda decoder: any(each.window for each in decoder.attentions), "it leaves out windows"),
     (("falcon",), _several_keys, "files of the 7B alone, whose heads share one key, are written"),
     (("starcoder",), lambda decoder: not _shared_keys(decoder), "all heads share one key and value"),
+    (("nemotron_h_moe",), states.mixed, "its feed-forwards are all mixtures, or none"),
+    (states.SCANNED, states.unbiased, "its state spaces have biases of their convolutions, and no others"),
+    (("lfm2", "lfm2moe"), lambda decoder: not decoder.tied, "its head is the embedding"),
     (("deepseek",), _renormalised, "it does not divide the weights of chosen experts by their sum"),
     (("deepseek2",), _groups_by_one, "it takes groups of experts by the best two of each, not by the best one"),
 ]  # fmt: skip

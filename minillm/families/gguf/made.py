@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minillm.families.gguf import rules as gguf_rules
+from minillm.families.gguf import states
 from minillm.families.gguf.architectures import NORM_OFFSETS
 from minillm.families.gguf.on_device import TABLE, unused
 from minillm.spec import GQA, MLA, Decoder, GatedDeltaNet, MoE
@@ -44,13 +45,13 @@ class Named:
 
 def named(decoder: Decoder, architecture: str, destinations: Mapping[str, Destination]) -> list[Named]:
     """All tensors of a decoder's parameters, layer by layer."""
-    attention = decoder.attentions[0]
+    attention = next(iter(decoder.attentions), None)
     heads = (attention.num_heads, attention.num_kv_heads) if isinstance(attention, GQA) else ()
     latent_queries = isinstance(attention, MLA) and attention.q_rank is not None
     nets = (layer.attention for layer in decoder.layers if isinstance(layer.attention, GatedDeltaNet))
     sizes = next(((net.num_k_heads, net.num_v_heads, net.k_dim, net.v_dim) for net in nets), None)
     beside = any(isinstance(layer.ffn, MoE) and layer.ffn.norm is not None for layer in decoder.layers)
-    table = gguf_rules.table(architecture, latent_queries, heads, sizes, beside)
+    table = gguf_rules.table(architecture, latent_queries, heads, sizes, beside, states.of_decoder(decoder))
     offset = NORM_OFFSETS.get(architecture, 0.0)
     joined: dict[str, list[Destination]] = {}
     try:

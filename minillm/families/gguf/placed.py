@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minillm.families.gguf.metadata import File
+from minillm.families.gguf.metadata import LONG, SHORT, File, factors
 
 Values = dict[str, Any]
 NOTHING_TURNS = {"rope_theta": None, "rope_scaling": None}
-SCALED = ("granite", "granitemoe")
+SCALED = ("granite", "granitemoe", "granitehybrid", "minicpm")
 
 
 def gpt2(file: File) -> Values:
@@ -39,6 +39,38 @@ def bloom(file: File) -> Values:
     }
 
 
+def mpt(file: File) -> Values:
+    if (most := file.get("attention.max_alibi_bias", 8.0)) != 8:
+        raise ValueError(f"mpt.attention.max_alibi_bias is {most}; this family's is 8")
+    if (width := file.size("feed_forward_length")) != 4 * file.size("embedding_length"):
+        raise ValueError(f"mpt.feed_forward_length is {width}; this family's is four times the embedding_length")
+    return {
+        "model_type": "mpt",
+        "layer_norm_epsilon": file.need("attention.layer_norm_epsilon"),
+        "clip_qkv": file.get("attention.clamp_kqv") or None,
+        "intermediate_size": None,
+        **NOTHING_TURNS,
+    }
+
+
+def minicpm(file: File) -> Values:
+    layers, hidden = file.size("block_count"), file.size("embedding_length")
+    values = {
+        "model_type": "minicpm",
+        "scale_emb": file.get("embedding_scale", 12.0),
+        "scale_depth": file.get("residual_scale", 1.4 / (layers or 1) ** 0.5) * layers**0.5,
+        "dim_model_base": hidden / (file.get("logit_scale", hidden / 256) or 1.0),
+    }
+    if file.has(LONG):
+        factor = file.get("rope.scaling.attn_factor", 1.0)
+        values["rope_scaling"] = {
+            "rope_type": "longrope", "short_factor": factors(file, SHORT), "long_factor": factors(file, LONG),
+            "original_max_position_embeddings": file.need("rope.scaling.original_context_length"),
+            "attention_factor": factor,
+        }  # fmt: skip
+    return values
+
+
 def smollm3(file: File) -> Values:
     return {"model_type": "smollm3", "attention_bias": file.has("blk.0.attn_q.bias"),
             "mlp_bias": file.has("blk.0.ffn_gate.bias")}  # fmt: skip
@@ -65,6 +97,8 @@ ARCHITECTURES: dict[str, Callable[[File], Values]] = {
     "gpt2": gpt2,
     "starcoder": starcoder,
     "bloom": bloom,
+    "mpt": mpt,
+    "minicpm": minicpm,
     "smollm3": smollm3,
     "granite": granite,
     "granitemoe": granite,

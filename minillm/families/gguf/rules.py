@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minillm.config import Config
+from minillm.families.gguf import states
 from minillm.families.gguf.architectures import ARCHITECTURES, HYBRID, ON_DEVICE
 from minillm.families.gguf.config import NAMES
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
@@ -158,11 +159,14 @@ OWN = {  # before or in place of the names that most have
     "deepseek2": LATENT,
     **{key: {**FUSED_QKV, **PLAIN, "position_embd.weight": "positions.weight"} for key in ("gpt2", "starcoder")},
     "bloom": {**FUSED_QKV, **PLAIN, **EMBEDDING_NORM},
+    **states.OWN,
+    "mpt": {**FUSED_QKV, **PLAIN},
+    "nemotron": PLAIN,
 }
 ALSO = {"phi2": FUSED_QKV}  # behind them: what older converters wrote
 # The architectures in which llama.cpp pairs neighbours when it rotates: rows of each head of q and k are stored so.
 TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe",
-          "arcee")  # fmt: skip
+          "arcee", "granitehybrid", "minicpm")  # fmt: skip
 TURN = "(head half pair) ... -> (head pair half) ..., head={heads} pair=2"
 
 
@@ -174,7 +178,7 @@ def rules(config: Config) -> Rules | None:
     counts = (config.size("num_attention_heads"), config.size("num_key_value_heads")) if architecture in TURNED else ()
     net = hybrid.head_sizes(config) if architecture in HYBRID else None
     latent, beside = config.values.get("q_lora_rank") is not None, bool(config.values.get("enable_moe_block"))
-    made = {**table(architecture, latent, counts, net, beside), **READ}
+    made = {**table(architecture, latent, counts, net, beside, states.of_config(config.values)), **READ}
     layers, ahead = config.size("num_hidden_layers"), config.values.get("num_nextn_predict_layers") or 0
     if architecture in ON_DEVICE:
         first = layers - shared(config)
@@ -188,9 +192,10 @@ def table(
     heads: Sequence[int],
     recurrent: Sequence[int] | None = None,
     beside: bool = False,
+    scanned: tuple[int, Sequence[int]] = (0, ()),
 ) -> dict[str, str]:
     """The tensors that are parameters; `heads` are those of q and of k, `recurrent` the k and v heads of recurrent
-    layers and their sizes, `beside` whether there are mixtures beside MLPs."""
+    layers and their sizes, `beside` whether there are mixtures beside MLPs, `scanned` as in `states.rules`."""
     own = {**OWN.get(architecture, {}), **(BESIDE if beside else {})}
     made = {**own, **{name: to for name, to in {**DENSE, **EXPERTS, **BIASES}.items() if name not in own}}
     made |= ALSO.get(architecture, {})
@@ -198,6 +203,8 @@ def table(
         for part, count in zip("qk", heads, strict=True):
             for kind in ("weight", "bias"):
                 made[f"{LAYER}attn_{part}.{kind}"] += f": {TURN.format(heads=count)}"
+    if architecture in states.SCANNED:
+        made = {**states.rules(*scanned), **made}
     if recurrent is not None:
         made |= _recurrent(architecture, *recurrent)
     if architecture == "deepseek2":

@@ -73,6 +73,20 @@ def hy_v3(file: File) -> Values:
     }
 
 
+def hunyuan_moe(file: File) -> Values:
+    """A converter has put what positions are scaled by into their base."""
+    made, width = experts(file), file.size("expert_feed_forward_length")
+    if (shared := file.size("expert_shared_feed_forward_length", width)) != width:
+        raise ValueError(f"hunyuan-moe.expert_shared_feed_forward_length is {shared}; this family's is that of others")
+    return {
+        "model_type": "hunyuan_v1_moe",
+        "attention_bias": False,
+        "num_experts": made["num_experts"],
+        "moe_topk": made["num_experts_per_tok"],
+        "intermediate_size": width,
+    }
+
+
 def ernie4_5_moe(file: File) -> Values:
     made, shared = experts(file, "moe_num_experts"), file.size("expert_shared_feed_forward_length", 0)
     file.asked.update(("rope.dimension_sections", "expert_shared_count"))
@@ -113,4 +127,5 @@ ARCHITECTURES: dict[str, Callable[[File], Values]] = {
     "hy_v3": hy_v3,
     "ernie4_5-moe": ernie4_5_moe,
     "mellum": mellum,
+    "hunyuan-moe": hunyuan_moe,
 }

@@ -11,12 +11,13 @@ SOFTMAX, SIGMOID = 1, 2  # what llama.cpp calls the scores of a router
 # Whose experts have a width of their own; which say how many of their first layers are dense and how many experts every
 # token goes to, or the width of the latter; which say how scores become weights.
 FINE = """gemma4 qwen2moe qwen3moe qwen3vlmoe qwen3next qwen35moe gpt-oss deepseek deepseek2 minimax-m2 glm4moe dots1
-    hy_v3 ernie4_5-moe mellum""".split()
+    hy_v3 ernie4_5-moe mellum lfm2moe nemotron_h_moe hunyuan-moe""".split()
 COUNTED = ("deepseek", "deepseek2", "glm4moe", "dots1")
-SHARED_WIDTH = ("qwen2moe", "qwen3next", "qwen35moe", "hy_v3", "ernie4_5-moe")
-WEIGHED = (*COUNTED, "hy_v3")
-SCORED = ("deepseek2", "glm4moe", "dots1", "hy_v3", "minimax-m2")
-GROUPED = ("deepseek2", "glm4moe", "dots1")
+SHARED_WIDTH = ("qwen2moe", "qwen3next", "qwen35moe", "hy_v3", "ernie4_5-moe", "nemotron_h_moe", "granitehybrid",
+                "hunyuan-moe")  # fmt: skip
+WEIGHED = (*COUNTED, "hy_v3", "nemotron_h_moe")
+SCORED = ("deepseek2", "glm4moe", "dots1", "hy_v3", "minimax-m2", "lfm2moe", "nemotron_h_moe")
+GROUPED = ("deepseek2", "glm4moe", "dots1", "nemotron_h_moe")
 
 
 def widths(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def widths(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str, 
     ffns = [layer.ffn for layer in decoder.layers]
     moe = next((each for each in ffns if isinstance(each, MoE)), None)
     stated = values.get("intermediate_size")
-    width = stated if type(stated) is int else ffns[0].intermediate_size
+    width = stated if type(stated) is int else next((each.intermediate_size for each in ffns if each), 0)
     said: dict[str, Any] = {"feed_forward_length": width}
     if moe is not None:
         return {**said, **_mixture(moe, name, next(i for i, each in enumerate(ffns) if isinstance(each, MoE)))}
@@ -44,6 +45,10 @@ def _mixture(moe: MoE, name: str, dense: int) -> dict[str, Any]:
         said["expert_shared_feed_forward_length"] = shared
     if name in COUNTED:
         said |= {"leading_dense_block_count": dense, "expert_shared_count": shared // moe.intermediate_size}
+    if name == "lfm2moe":
+        said["leading_dense_block_count"] = dense
+    if name == "nemotron_h_moe":
+        said["expert_shared_count"] = 1
     if name == "ernie4_5-moe":
         said |= {"leading_dense_block_count": dense, "interleave_moe_layer_step": 1}
     if name in WEIGHED:

@@ -13,6 +13,7 @@ from minillm.spec import (
     GQA,
     MLP,
     Attention,
+    Beside,
     Decoder,
     GatedMLP,
     Layer,
@@ -87,6 +88,12 @@ QK_NORM_RULES = {
 }
 
 
+def shared_expert(prefix: str) -> dict[str, str]:
+    """Rules for the expert that every token goes through, whose names begin so."""
+    up = {f"{prefix}{part}_proj.weight": f"layers.{{i}}.ffn.shared.gate_up.weight[{part}]" for part in ("gate", "up")}
+    return {**up, f"{prefix}down_proj.weight": "layers.{i}.ffn.shared.down.weight"}
+
+
 def without_mlp(rules: dict[str, str]) -> dict[str, str]:
     """The rules without those of dense feed-forwards, for a family that has none."""
     return {pattern: target for pattern, target in rules.items() if ".mlp." not in pattern}
@@ -116,8 +123,14 @@ def decoder(
         layers=tuple(Layer(norm, a, norm, f) for a, f in zip(mixers, ffn, strict=True)),
         final_norm=norm,
         tied=config.flag("tie_word_embeddings"),
-        context=rotary.context(config, next((a.rope for a in mixers if isinstance(a, Attention) and a.rope), None)),
+        context=rotary.context(config, _rope(mixers)),
     )
+
+
+def _rope(mixers: Sequence[Mixer]) -> Rope | None:
+    """That of the first attention that has one."""
+    found = (each.attention if isinstance(each, Beside) else each for each in mixers)
+    return next((each.rope for each in found if isinstance(each, Attention) and each.rope), None)
 
 
 def every_layer(decoder: Decoder, **changes: Any) -> Decoder:
@@ -204,6 +217,26 @@ def heads(config: Config) -> tuple[int, int, int]:
     return num_heads, num_kv_heads, head_dim or hidden_size // num_heads
 
 
+def heads_by_layer(config: Config) -> list[tuple[int, int, int]]:
+    """The same for each layer, where `num_attention_heads_per_layer` may give them other numbers of heads."""
+    (num_heads, num_kv_heads, head_dim), layers = heads(config), num_layers(config)
+    listed = config.get("num_attention_heads_per_layer")
+    listed = [num_heads] * layers if listed is None else listed
+    if not isinstance(listed, list) or len(listed) != layers or any(type(n) is not int or n < 1 for n in listed):
+        raise ValueError(f"config.json: num_attention_heads_per_layer must list a number for each of {layers} layers")
+    if odd := [each for each in listed if each % num_kv_heads]:
+        raise ValueError(f"config.json: {odd[0]} attention heads are no multiple of {num_kv_heads} kv heads")
+    return [(each, num_kv_heads, head_dim) for each in listed]
+
+
+def first_layers(config: Config, key: str) -> int:
+    """How many layers at the start a key says something of: none to all."""
+    first, layers = config.get(key), num_layers(config)
+    if type(first) is not int or not 0 <= first <= layers:
+        raise ValueError(f"config.json: {key} is {shown(first)}, expected a number from 0 to {layers}")
+    return first
+
+
 def window(config: Config) -> int | None:
     """`sliding_window`, which null, false and 0 switch off."""
     return config.size("sliding_window", MAX_POSITIONS) if config.get("sliding_window") else None
@@ -231,18 +264,28 @@ def switched_window(config: Config) -> int | None:
     return stated if on else None
 
 
-def typed_windows(config: Config, slides: int | None, default: Sequence[bool]) -> list[int | None]:
-    """Each layer's window: `slides` where `layer_types` says so, or where the family's `default` does."""
+def typed_windows(
+    config: Config, slides: int | None, default: Sequence[bool], word: str = "sliding_attention"
+) -> list[int | None]:
+    """Each layer's window: `slides` where `layer_types` says the word, or where the family's `default` does."""
     kinds, layers = config.get("layer_types"), num_layers(config)
     if kinds is None:
         return [slides if each else None for each in default]
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise ValueError(f"config.json: layer_types must list one type for each of the {layers} layers")
-    if odd := sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}):
-        raise ValueError(f"config.json: layer_types has {', '.join(odd)}; full_attention and sliding_attention work")
-    if slides is None and "sliding_attention" in kinds:
-        raise ValueError("config.json: layer_types has sliding_attention, but sliding_window is off")
-    return [slides if kind == "sliding_attention" else None for kind in kinds]
+    if odd := sorted({str(kind) for kind in kinds} - {"full_attention", word}):
+        raise ValueError(f"config.json: layer_types has {', '.join(odd)}; full_attention and {word} work")
+    if slides is None and word in kinds:
+        size = "sliding_window" if word == "sliding_attention" else "attention_chunk_size"
+        raise ValueError(f"config.json: layer_types has {word}, but {size} is off")
+    return [slides if kind == word else None for kind in kinds]
+
+
+def words(key: str, listed: Any, named: Sequence[str]) -> list[str]:
+    """What a list of 0 and 1 stands for."""
+    if not isinstance(listed, list) or any(each not in (0, 1) for each in listed):
+        raise ValueError(f"config.json: {key} is {shown(listed)}, expected a list of 0 and 1")
+    return [named[each] for each in listed]
 
 
 def flags(config: Config, key: str, default: Sequence[bool]) -> list[bool]:

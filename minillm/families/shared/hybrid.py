@@ -7,7 +7,7 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families.shared import common, rotary
-from minillm.spec import GQA, GatedDeltaNet, Mixer, Norm, QKNorm
+from minillm.spec import GQA, Gate, GatedDeltaNet, Mixer, Norm, QKNorm
 
 SIZES = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 DEFAULTS = {
@@ -59,7 +59,7 @@ def gated_attention(config: Config) -> GQA:
     num_heads, num_kv_heads, head_dim = common.heads(config)
     rope = rotary.rope(config, head_dim, partial=config.get("partial_rotary_factor"))
     bias, qk_norm = config.flag("attention_bias"), QKNorm(norm(config))
-    return GQA(num_heads, num_kv_heads, head_dim, rope, None, bias, bias, qk_norm, weakened="gate")
+    return GQA(num_heads, num_kv_heads, head_dim, rope, None, bias, bias, qk_norm, weakened=Gate(with_q=True))
 
 
 def mixers(config: Config, attention: GQA, recurrent: GatedDeltaNet, full: Sequence[bool]) -> list[Mixer]:

@@ -72,6 +72,9 @@ TERMS: Mapping[str, Terms] = MappingProxyType(
         "llama3.2": Terms(
             "Llama 3.2 Community License", (*_LLAMA_3_1, "the models that see: no licence for residents of the EU")
         ),
+        "llama4": Terms(
+            "Llama 4 Community License", (*_LLAMA_3_1, "the models that see: no licence for residents of the EU")
+        ),
         "llama3.3": Terms("Llama 3.3 Community License", _LLAMA_3_1),
         "gemma": Terms(
             "Gemma Terms of Use",

@@ -25,6 +25,19 @@ RULES = {
     f"{LAYER}per_layer_projection.weight": f"{OURS}per_layer.out.weight",
     f"{LAYER}post_per_layer_input_norm.weight": f"{OURS}per_layer.norm.weight",
 }
+# Of several residual streams, and of a product of low rank beside attention.
+STREAM_RULES = {
+    "model.altup_projections.{i}.weight": "streams.begin.{i}.weight",
+    "model.altup_unembed_projections.{i}.weight": "streams.end.{i}.weight",
+    f"{LAYER}altup.correct_output_scale": f"{OURS}streams.scale",
+    f"{LAYER}altup.correction_coefs.weight": f"{OURS}streams.correct.weight",
+    f"{LAYER}altup.prediction_coefs.weight": f"{OURS}streams.predict.weight",
+    f"{LAYER}altup.modality_router.weight": f"{OURS}streams.router.weight",
+    f"{LAYER}altup.router_norm.weight": f"{OURS}streams.norm.weight",
+    f"{LAYER}laurel.linear_left.weight": f"{OURS}low_rank.down.weight",
+    f"{LAYER}laurel.linear_right.weight": f"{OURS}low_rank.up.weight",
+    f"{LAYER}laurel.post_laurel_norm.weight": f"{OURS}low_rank.norm.weight",
+}
 UNUSED = "DROP"  # keys and values of layers that use those of others, which files may hold all the same
 TOWERS = (*wrapped.TOWERS, "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
 

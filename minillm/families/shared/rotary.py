@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minillm.config import MAX_POSITIONS, Config, number, positive_integer, same
+from minillm.guard.screen import shown
 from minillm.spec import (
     DynamicScaling,
     LinearScaling,
@@ -80,6 +81,19 @@ def by_window(
     return [everywhere if window is None else local for window in windows]
 
 
+def by_kind(config: Config, head_dim: int, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Rope]:
+    """The rotary embedding of each kind of layer that `defaults` names, by its section of `rope_parameters`, which says
+    what part of a head turns."""
+    stated = config.get("rope_parameters")
+    sections = {kind: stated.get(kind) if isinstance(stated, dict) else None for kind in defaults}
+    if any(not isinstance(each, dict) for each in sections.values()):
+        raise ValueError(f"config.json: rope_parameters is {shown(stated)}, expected sections {', '.join(sections)}")
+    return {
+        kind: rope(config, head_dim, {"rope_type": "default", **defaults[kind], **section}, partial=None)
+        for kind, section in sections.items()
+    }
+
+
 def context(config: Config, rotary: Rope | None) -> int:
     """Positions the model is meant for: what the config says, or what its scaling stretches the original to."""
     positions = config.positions("max_position_embeddings")
@@ -104,8 +118,8 @@ def _proportional(values: dict[str, Any], positions: int) -> RopeScaling:
 
 def _llama3(values: dict[str, Any], positions: int) -> RopeScaling:
     low, high = (number(key, values.pop(key, None)) for key in ("low_freq_factor", "high_freq_factor"))
-    if low >= high:
-        raise ValueError(f"config.json: low_freq_factor {low} is not below high_freq_factor {high}")
+    if low > high:
+        raise ValueError(f"config.json: low_freq_factor {low} is above high_freq_factor {high}")
     return Llama3Scaling(_factor(values), low, high, _original(values, positions))
 
 

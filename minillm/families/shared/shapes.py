@@ -28,6 +28,7 @@ def _sizes(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, positi
     }
 
 
+_KINDS = {"M": "linear_attention", "-": "mlp", "*": "full_attention"}
 SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama-1.1b": {"model_type": "llama", "rms_norm_eps": 1e-5, **_sizes(2048, 5632, 22, 32, 4, 2048)},
     "llama-3.2-1b": {
@@ -131,5 +132,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 16,
         "rope_theta": 10000000.0,
         "tie_word_embeddings": True,
+    },
+    "lfm2-1.2b": {
+        "model_type": "lfm2",
+        **_sizes(2048, 12288, 16, 32, 8, 128000),
+        "vocab_size": 65536,
+        "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    },
+    "nemotron-h-4b": {
+        "model_type": "nemotron_h",
+        **_sizes(3072, 12288, 52, 32, 8, 8192),
+        "layers_block_type": [_KINDS[each] for each in "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"],
+        "mamba_num_heads": 112,
     },
 }

@@ -25,7 +25,7 @@ OUTER = """vision_config boi_token_index eoi_token_index image_token_index mm_to
     use_unified_vision_chunk video_placeholder projector_hidden_act projection_hidden_size projection_layer_norm_eps
     multimodal_projector_bias spatial_merge_size vision_feature_layer audio_config audio_token_id boa_token_id
     boi_token_id eoa_token_id eoa_token_index eoi_token_id vision_soft_tokens_per_image
-    audio_soft_tokens_per_image""".split()
+    audio_soft_tokens_per_image video_token_index out_hidden_size projector_hidden_size""".split()
 SECTIONS_OF_IMAGES = ("mrope_section", "mrope_interleaved")
 
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from minillm import spec
 from minillm.model.attention import GroupedQueryAttention, Step
+from minillm.model.beside import Beside
 from minillm.model.cache import AnyCache
 from minillm.model.ffn import MLP, GatedMLP
+from minillm.model.mamba import Mamba2
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import MoE
 from minillm.model.norm import norm
@@ -30,6 +32,8 @@ BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
     spec.MLA: LatentAttention,
     spec.GatedDeltaNet: GatedDeltaNet,
     spec.GatedConv: GatedConv,
+    spec.Mamba2: Mamba2,
+    spec.Beside: Beside,
     spec.GatedMLP: GatedMLP,
     spec.MLP: MLP,
     spec.MoE: MoE,
@@ -52,10 +56,10 @@ class Block(nn.Module):
         self.add, self.total = ops.add, ops.ranks.total
         self.parallel, self.shares_norm = layer.parallel, layer.parallel and layer.ffn_norm is None
         self.attention_norm = norm(layer.attention_norm, hidden_size, ops)
-        self.attention = build(layer.attention, hidden_size, ops)
+        self.attention = build(layer.attention, hidden_size, ops) if layer.attention else None
         self.post_attention_norm = norm(layer.post_attention_norm, hidden_size, ops)
         self.ffn_norm = norm(layer.ffn_norm, hidden_size, ops)
-        self.ffn = build(layer.ffn, hidden_size, ops)
+        self.ffn = build(layer.ffn, hidden_size, ops) if layer.ffn else None
         self.summed = getattr(self.ffn, "summed", False)
         self.post_ffn_norm = norm(layer.post_ffn_norm, hidden_size, ops)
         self.per_layer = PerLayerInput(per_layer, index, hidden_size, ops) if per_layer else None
@@ -77,9 +81,13 @@ class Block(nn.Module):
         return y if self.scale is None else y * self.scale
 
     def _one(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
-        """Attention and feed-forward on one stream, `[B, T, E]`."""
+        """Attention and feed-forward on one stream, `[B, T, E]`, or one of the two."""
+        if self.attention is None:
+            return self._fed(x, self.ffn_norm(x))
         normed = self.attention_norm(x)
         attended = self._scaled(self.post_attention_norm(self.total(self.attention(normed, step, cache))))
+        if self.ffn is None:
+            return self.add(x, attended)
         if self.low_rank is not None:
             h = (self.add(x, attended) + self.low_rank(normed)) * 2**-0.5
             normed = self.ffn_norm(h)
@@ -88,6 +96,11 @@ class Block(nn.Module):
             normed = normed if self.shares_norm else self.ffn_norm(x)
         else:
             normed, h = self.ffn_norm.of_sum(x, attended)
+        return self._fed(h, normed)
+
+    def _fed(self, h: Tensor, normed: Tensor) -> Tensor:
+        """h and what the feed-forward makes of its normed input."""
+        assert self.ffn is not None
         made = self.ffn(normed)
         made = made if self.summed else self.total(made)
         return self.add(h, self._scaled(self.post_ffn_norm(made)))

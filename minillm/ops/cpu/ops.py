@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.ops import draw, grouped, paged, reference
+from minillm.ops import draw, grouped, paged, reference, state_space
 from minillm.ops import recurrent as plain_recurrent
 from minillm.ops.cpu import fp8, loops, recurrent, tiles, usable
 from minillm.ops.cpu import matrices as products
@@ -23,7 +23,7 @@ from minillm.ops.cpu.matrices import activation_number, here, plain
 from minillm.ops.ones import ones
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
-from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout
+from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout, Ungated
 
 TILE = tiles.TILE
 
@@ -97,7 +97,7 @@ def _race(chances_V: Tensor, seed: int, position: int, likeliest: Tensor) -> Ten
     return found
 
 
-def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU = "silu") -> Tensor:
+def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU | Ungated = "silu") -> Tensor:
     """`reference.gated_act`."""
     numbers = activation_number(activation)
     if not (numbers and gate_up.numel() and plain(gate_up)):
@@ -284,6 +284,8 @@ OPS: dict[str, Any] = {
     "short_conv": Choice(recurrent.short_conv, plain_recurrent.short_conv),
     "delta_rule": Choice(recurrent.delta_rule, plain_recurrent.delta_rule),
     "delta_step": Choice(recurrent.delta_step, plain_recurrent.delta_step),
+    "gated_conv_step": Choice(recurrent.gated_conv_step, plain_recurrent.gated_conv_step),
+    "state_step": Choice(recurrent.state_step, state_space.state_step),
     "gated_rms_norm": Choice(recurrent.gated_rms_norm, plain_recurrent.gated_rms_norm),
     "experts": Choice(tiles.experts, grouped.experts),
     "fp8_linear": Choice(fp8.fp8_linear, reference.fp8_linear),

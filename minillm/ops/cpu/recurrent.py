@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.ops import recurrent
+from minillm.ops import recurrent, state_space
 from minillm.ops.cpu import loops
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import here, plain
@@ -71,6 +71,40 @@ def delta_step(
     k_heads = (channels - heads * v_size) // (2 * k_size)
     sizes = (k_heads, heads, k_size, v_size, taps, inputs.shape[1], states)
     loops.recurrent.delta_step(at, batch, held, sizes, np.float32(eps), np.float32(factor), LIKE[qkvz.dtype])
+    return y
+
+
+def state_step(
+    zxbcd: Tensor, conv: Tensor, bias: Tensor | None, numbers: tuple[Tensor, Tensor, Tensor], norm: Tensor | None,
+    inputs: Tensor, state: Tensor, position: Tensor, groups: int, limits: tuple[float, float | None], eps: float,
+    rows: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`state_space.state_step`."""
+    places = [each for each in (position, rows) if each is not None]
+    kept = all(each.is_contiguous() and here(each) for each in places) and state.dtype == numbers[0].dtype
+    alike = state.dtype == torch.float32 and plain(zxbcd, conv, bias, norm, inputs) and plain(*numbers, state)
+    if not (zxbcd.numel() and kept and alike):
+        given = zxbcd, conv, bias, numbers, norm, inputs, state, position, groups, limits, eps, rows
+        return state_space.state_step(*given)
+    batch, (held, states, heads, n_size, p_size) = len(zxbcd), state.shape
+    y = zxbcd.new_empty(batch, 1, heads * p_size)
+    at = tuple(map(address, (zxbcd, conv, bias, *numbers, norm, inputs, state, position, rows, y)))
+    sizes = (groups, heads, n_size, p_size, conv.shape[1], inputs.shape[1], states)
+    ends = np.float32(limits[0]), np.float32(np.inf if limits[1] is None else limits[1])
+    loops.state_space.state_step(at, batch, held, sizes, ends, np.float32(eps), LIKE[zxbcd.dtype])
+    return y
+
+
+def gated_conv_step(bcu: Tensor, conv: Tensor, inputs: Tensor, position: Tensor, rows: Tensor | None = None) -> Tensor:
+    """`recurrent.gated_conv_step`."""
+    places = [each for each in (position, rows) if each is not None]
+    kept = all(each.is_contiguous() and here(each) for each in places)
+    if not (bcu.numel() and kept and plain(bcu, conv, inputs)):
+        return recurrent.gated_conv_step(bcu, conv, inputs, position, rows)
+    batch, (channels, taps), (held, slots) = len(bcu), conv.shape, inputs.shape[:2]
+    y = bcu.new_empty(batch, 1, channels)
+    at = tuple(map(address, (bcu, conv, inputs, position, rows, y)))
+    loops.state_space.gated_conv_step(at, batch, held, (channels, taps, slots), LIKE[bcu.dtype])
     return y
 
 

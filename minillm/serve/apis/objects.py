@@ -7,7 +7,7 @@ What has no effect is collected by its path without numbers, such as `messages.c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,9 +33,9 @@ def _words(text: str) -> tuple[str, ...]:
 MESSAGE = Object(
     _words("role content tool_calls tool_call_id reasoning_content reasoning thinking name"),
     _words("annotations id provider_specific_fields reasoning_details refusal thinking_blocks"),
-    {"audio": TEXT_ONLY, "function_call": "use tool_calls", "images": TEXT_ONLY},
+    {"audio": TEXT_ONLY, "function_call": "use tool_calls", "images": "use parts of type image_url"},
 )
-OLLAMA_MESSAGE = Object(_words("role content thinking tool_calls tool_name tool_call_id"), (), {"images": TEXT_ONLY})
+OLLAMA_MESSAGE = Object(_words("role content images thinking tool_calls tool_name tool_call_id"))
 CALL = Object(_words("id type function"), _words("extra_content index provider_specific_fields"))
 CALL_FUNCTION = Object(_words("name arguments"), _words("index parsed_arguments provider_specific_fields"))
 TOOL = Object(_words("type function"), _words("cache_control"))
@@ -62,6 +62,11 @@ BLOCKS_TOOL = Object(
     _words("allowed_callers cache_control defer_loading eager_input_streaming input_examples"),
 )
 SCHEMA_FORMAT = Object(_words("type schema"), _words("description name strict"))
+ITEM_IMAGE = Object(
+    _words("type image_url"),
+    _words("detail prompt_cache_breakpoint"),
+    {"file_id": NOTHING_FETCHED, "file_url": NOTHING_FETCHED},
+)
 ITEM_MESSAGE = Object(_words("type role content"), _words("id phase status"))
 _ITEM_CALL = _words("async caller id namespace status")
 FUNCTION_CALL = Object(_words("type call_id name arguments"), _ITEM_CALL)
@@ -100,6 +105,7 @@ OBJECTS: dict[str, Object] = {
     "messages: tool": BLOCKS_TOOL,
     "messages: `format` of `output_config`": SCHEMA_FORMAT,
     "responses: item `message`": ITEM_MESSAGE,
+    "responses: part `input_image`": ITEM_IMAGE,
     "responses: item `function_call`": FUNCTION_CALL,
     "responses: item `custom_tool_call`": CUSTOM_CALL,
     "responses: items `function_call_output`, `custom_tool_call_output`": CALL_OUTPUT,
@@ -108,7 +114,8 @@ OBJECTS: dict[str, Object] = {
     "responses: tool `custom`": CUSTOM_TOOL,
     "responses: `tool_choice`": ITEM_CHOICE,
 }
-# Parts of a content that are text, by their types.
+# Parts of a content that are none, by their types, and those that are text.
+CHAT_PARTS, ITEM_PARTS = ("image_url", "input_audio"), ("input_image",)
 TEXTS = (None, "text", "input_text", "output_text", "reasoning_text", "summary_text")
 
 
@@ -150,24 +157,40 @@ def plain_text(at: str, content: Any, idle: list[str]) -> str:
     return "\n".join(text(f"{at}[{index}]", each, idle) for index, each in enumerate(content))
 
 
-def content(at: str, given: Any, idle: list[str]) -> str | list[dict[str, Any]]:
-    """A content as one text, or as its parts where some are pictures or sounds. Raises Refusal."""
+def content(at: str, given: Any, idle: list[str], seen: Collection[str] = CHAT_PARTS) -> str | list[dict[str, Any]]:
+    """A content as one text, or as its parts where some are pictures or sounds, of the types `seen`. Raises Refusal."""
     kinds = [part.get("type") for part in given if isinstance(part, dict)] if isinstance(given, list) else []
-    if not {"image_url", "input_audio"} & {kind for kind in kinds if isinstance(kind, str)}:
+    if not {*seen} & {kind for kind in kinds if isinstance(kind, str)}:
         return plain_text(at, given, idle)
-    return [_part(f"{at}[{index}]", each, idle) for index, each in enumerate(given)]
+    return [_part(f"{at}[{index}]", each, idle, seen) for index, each in enumerate(given)]
 
 
-def _part(at: str, part: Any, idle: list[str]) -> dict[str, Any]:
+def _part(at: str, part: Any, idle: list[str], seen: Collection[str]) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
+    kind = kind if isinstance(kind, str) and kind in seen else None
     if kind == "image_url":
         found = taken(at, part, IMAGE_PART, idle).get("image_url")
         address = taken(f"{at}.image_url", {"url": found} if isinstance(found, str) else found, IMAGE_ADDRESS, idle)
         return {"type": "image", "image": _said(f"{at}.image_url.url", address.get("url"))}
+    if kind == "input_image":
+        return {"type": "image", "image": _said(f"{at}.image_url", taken(at, part, ITEM_IMAGE, idle).get("image_url"))}
     if kind == "input_audio":
         found = taken(f"{at}.input_audio", taken(at, part, AUDIO_PART, idle).get("input_audio"), AUDIO_DATA, idle)
         return {"type": "audio", "audio": f"data:audio;base64,{_said(f'{at}.input_audio.data', found.get('data'))}"}
     return {"type": "text", "text": text(at, part, idle)}
+
+
+def beside(at: str, images: Any, said: Any) -> Any:
+    """A content of pictures in base64, as Ollama has them beside a text. Raises Refusal."""
+    if not images:
+        return said
+    if not isinstance(images, list):
+        raise Refusal(
+            400, f"{at} is {shown(images)}, expected a list of pictures in base64", "invalid_value", _param(at)
+        )
+    texts = [_said(f"{at}[{index}]", each) for index, each in enumerate(images)]
+    parts = [{"type": "image_url", "image_url": f"data:image;base64,{each}"} for each in texts]
+    return [*parts, {"type": "text", "text": said}] if said else parts
 
 
 def picture(at: str, block: Any, idle: list[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from minillm.guard.screen import shown
 from minillm.serve import asked, fields
 from minillm.serve.answering import Answer, Job
-from minillm.serve.apis.objects import OLLAMA_MESSAGE, taken
+from minillm.serve.apis.objects import OLLAMA_MESSAGE, beside, taken
 from minillm.serve.apis.openai import json, logprobs
 from minillm.serve.apis.openai_chat import choice, messages, tools
 from minillm.serve.asked import Asked
@@ -57,7 +57,6 @@ class Shared(Body, kw_only=True):
 
     IDLE: ClassVar = {"keep_alive": "the model stays loaded", "context": "what prompts share is found without it"}
     REFUSED: ClassVar = {
-        "images": "this server takes text only",
         "suffix": "nothing is filled in between two texts",
         "template": "templates come with the model, or by --chat-template",
         "truncate": "a prompt that is too long is refused, never cut",
@@ -73,12 +72,14 @@ class Shared(Body, kw_only=True):
 
 
 class ChatBody(Shared, kw_only=True):
+    REFUSED: ClassVar = {**Shared.REFUSED, "images": "they go into the message that shows them"}
     messages: list[dict[str, Any]] = msgspec.field(default_factory=list)
     tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
 
 
 class GenerateBody(Shared, kw_only=True):
     prompt: str = ""
+    images: list[str] = msgspec.field(default_factory=list)
     system: str | None = None
     raw: bool = False
 
@@ -106,16 +107,20 @@ async def chat(service: Service, request: Request) -> Response:
 
 async def generate(service: Service, request: Request) -> Response:
     body, idle = fields.read(await service.parsed(request), GenerateBody)
-    if not body.prompt:
+    if not body.prompt and not body.images:
         return await _loaded(service, request, body, idle, {"response": ""})
     made = of(body, idle)
     if body.raw or service.models.find(body.model).card.template is None:
         if body.system:
             raise Refusal(400, "system needs a chat template: none is used here, or this model has none")
+        if body.images:
+            raise Refusal(400, "images need a chat template: none is used here, or this model has none")
         made.prompts, made.parse = [body.prompt], False
     else:
         system = [{"role": "system", "content": body.system}] if body.system else []
-        made.messages = [*system, {"role": "user", "content": body.prompt}]
+        made.messages = messages(
+            [*system, {"role": "user", "content": beside("images", body.images, body.prompt)}], idle
+        )
     return await _answer(service, request, body, made, lambda answer: _said(answer, "response"))
 
 
@@ -150,6 +155,7 @@ def of(body: Shared, idle: list[str]) -> Asked:
 def _message(at: str, given: dict[str, Any]) -> dict[str, Any]:
     """As OpenAI has it: calls with arguments as they are, and results by the tool's name. Raises Refusal."""
     found = taken(at, given, OLLAMA_MESSAGE, [])
+    found["content"] = beside(f"{at}.images", found.pop("images", None), found.get("content"))
     if (name := found.pop("tool_name", None)) is not None:
         found["name"] = name
     return found

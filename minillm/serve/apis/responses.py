@@ -176,7 +176,8 @@ def _message(at: str, item: dict[str, Any], idle: list[str]) -> dict[str, Any]:
     kind = item.get("type") or ("message" if "role" in item else None)
     if kind == "message" and item.get("role") in ROLES:
         found = taken(at, item, objects.ITEM_MESSAGE, idle)
-        return {"role": found["role"], "content": plain_text(f"{at}.content", found.get("content"), idle)}
+        seen = objects.ITEM_PARTS if found["role"] == "user" else ()
+        return {"role": found["role"], "content": objects.content(f"{at}.content", found.get("content"), idle, seen)}
     if kind in ("function_call", "custom_tool_call") and isinstance(item.get("name"), str):
         return {"role": "assistant", "content": "", "tool_calls": [_call(at, item, idle)]}
     if kind in ("function_call_output", "custom_tool_call_output"):

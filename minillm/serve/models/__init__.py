@@ -14,6 +14,7 @@ import minillm
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import shown
 from minillm.llm import LLM
+from minillm.media import tower
 from minillm.model.decoder import Decoder
 from minillm.model.held import plain_shapes
 from minillm.serve.answers.described import DESCRIBED, style_as_described
@@ -25,7 +26,8 @@ from minillm.serve.tokens import Tokens, added
 class Card:
     """What lists say of a checkpoint. The first of its `names` is what answers say; `room` is how many tokens a request
     can have in all, `architecture` the `model_type` of its config, `size` the bytes of its weights in memory,
-    `template` the source of its chat template, and `parent` the name of the model that it is an adapter of."""
+    `template` the source of its chat template, `kind` what it takes beside text, "image" or "audio", and `parent` the
+    name of the model that it is an adapter of."""
 
     names: tuple[str, ...]
     room: int
@@ -34,6 +36,7 @@ class Card:
     size: int
     dtype: str
     template: str | None
+    kind: str | None = None
     parent: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -46,20 +49,23 @@ class Card:
         """In Ollama's words, which its clients ask for."""
         source = self.template or ""
         thinks = "enable_thinking" in source or "reasoning_effort" in source  # it can be told to, or not
-        found = {"completion": True, "tools": "tools" in source, "thinking": thinks}
+        found = {"completion": True, "vision": self.kind == "image", "audio": self.kind == "audio"}
+        found |= {"tools": "tools" in source, "thinking": thinks}
         return [name for name, there in found.items() if there]
 
 
 def card(names: Sequence[str], values: Mapping[str, Any], model: Decoder, template: str | None, positions: int) -> Card:
     """That of a model, with memory or without, whose cache has room for so many positions."""
+    seen = tower.outlined(values, model.dtype)
     return Card(
         tuple(names),
         room=min(model.spec.context, positions + 1),
         architecture=str(values.get("model_type", "unknown")),
         parameters=sum(math.prod(shape) for shape in plain_shapes(model).values()),
-        size=sum(each.nbytes for each in model.parameters()),
+        size=sum(each.nbytes for part in (model, *(seen or ())[1:]) for each in part.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         template=template,
+        kind=seen[0].kind if seen else None,
     )
 
 

@@ -27,6 +27,7 @@ from minillm.guard import files, memory
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note
 from minillm.loading import Laid, lay_out, load, resolve_device
+from minillm.media import tower
 from minillm.serve.models import Served, card
 from minillm.serve.models.catalog import Model
 from minillm.text import chat
@@ -81,16 +82,17 @@ class Source:
         """What is known of it before it is loaded, which takes less than so many bytes. Raises ValueError for one that
         cannot be loaded, or takes more by itself."""
         laid, cache = lay_out(**self.options), int(self.cache_memory or 0)
-        if laid.nbytes + cache > memory:
+        weights = laid.nbytes + tower.nbytes(laid.values, laid.model.dtype)
+        if weights + cache > memory:
             raise ValueError(
-                f"it takes {_gb(laid.nbytes)} of weights and {_gb(cache)} of cache, --model-memory is {_gb(memory)}; "
+                f"it takes {_gb(weights)} of weights and {_gb(cache)} of cache, --model-memory is {_gb(memory)}; "
                 "give more, or less to --cache-memory"
             )
         positions = positions_in(laid.model, cache, self.max_batch, BUDGET)
         if None not in counts(laid.model, SIZE, 1, SIZE):  # all layers have windows, or states: a text has no end
             positions = laid.model.spec.context
         made = card(self.names, laid.values, laid.model, self.template or _template(laid), positions)
-        return Model(made, laid.nbytes + cache, self.served)
+        return Model(made, weights + cache, self.served)
 
 
 def _template(laid: Laid) -> str | None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from minillm.families.gguf.architectures import HYBRID
 from minillm.loading import load
 from minillm.model.decoder import Decoder
-from minillm.spec import GatedDeltaNet
+from minillm.spec import GatedConv, GatedDeltaNet, Mamba2
 from minillm.weights.rules import rows
+from tests.families.gguf import state_converter
 from tests.families.gguf.stated import metadata
 from tests.weights.gguf import made
 
@@ -61,12 +62,12 @@ OUTSIDE = {
     "per_layer.embedding.": "per_layer_token_embd.", "per_layer.model.": "per_layer_model_proj.",
     "per_layer.norm.": "per_layer_proj_norm.", "positions.": "position_embd.", "embedding_norm.": "token_embd_norm.",
 }  # fmt: skip
-FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon", "gpt2", "starcoder", "bloom")
+FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon", "gpt2", "starcoder", "bloom", "mpt")
 FUSED_MLP = ("phi3", "chatglm", "glm4")
 # Whose pairs are neighbours.
 TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe",
-          "arcee")  # fmt: skip
-SHIFTED = ("gemma", "gemma2", "gemma3", *HYBRID)
+          "arcee", "granitehybrid", "minicpm")  # fmt: skip
+SHIFTED = ("gemma", "gemma2", "gemma3", "nemotron", *HYBRID)
 STILL = 1e30
 SHORT = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
          "n_positions": "max_position_embeddings", "n_inner": "intermediate_size"}  # fmt: skip
@@ -84,10 +85,12 @@ def tensors(model: Decoder, architecture: str) -> Iterator[tuple[str, Tensor]]:
     names |= RECURRENT if architecture in HYBRID else BESIDE if architecture == "gemma4" else {}
     if architecture in ("gpt-oss", "seed_oss", "glm4moe", *HYBRID):
         names["ffn_norm."] = "post_attention_norm."
+    if architecture in state_converter.ARCHITECTURES:
+        names |= state_converter.names(architecture)
     if architecture == "hy_v3":
         names["ffn.router.bias"] = "exp_probs_b"
-    attention = model.spec.attentions[0]
-    heads, kv_heads = attention.num_heads, getattr(attention, "num_kv_heads", 1)
+    attention: Any = next(iter(model.spec.attentions), None)
+    heads, kv_heads = getattr(attention, "num_heads", 1), getattr(attention, "num_kv_heads", 1)
     for row, to in model.destinations().items():
         values = rows(model.get_parameter(to.parameter), to)
         if row.startswith("streams."):
@@ -95,7 +98,7 @@ def tensors(model: Decoder, architecture: str) -> Iterator[tuple[str, Tensor]]:
             yield f"{'altup_proj' if end == 'begin' else 'altup_unembd_proj'}.weight/{i}", values
             continue
         if not row.startswith("layers."):
-            name = called(OUTSIDE, row)
+            name = called({**OUTSIDE, "norm.": "token_embd_norm."} if "lfm2" in architecture else OUTSIDE, row)
         else:
             _, i, inner = row.split(".", 2)
             if inner.startswith("ffn.experts."):
@@ -146,11 +149,15 @@ def joined(model: Decoder, architecture: str) -> dict[str, Tensor]:
     stacks: dict[str, list[Tensor]] = {}
     for name, values in tensors(model, architecture):
         stack, slash, _ = name.partition("/")
-        one = not slash or name.endswith(("/qkv", "/conv"))
+        one = not slash or name.endswith(("/qkv", "/conv", "/in", "/bias"))
         (found.update({name: values}) if one else stacks.setdefault(stack, []).append(values))
     found |= {name: torch.stack(each) for name, each in stacks.items()}
     for i, layer in enumerate(model.spec.layers):
         stem = f"blk.{i}."
+        if isinstance(layer.attention, GatedConv):
+            state_converter.convolved(found, stem)
+        if isinstance(layer.attention, Mamba2):
+            state_converter.scanned(found, stem, layer.attention)
         if isinstance(layer.attention, GatedDeltaNet):
             recurrent(found, stem, layer.attention, architecture == "qwen3next")
         if architecture in FUSED_QKV:

@@ -6,24 +6,28 @@ from statistics import NormalDist
 from typing import Any
 
 from minillm.families.gguf.architectures import HYBRID
+from tests.families.gguf import state_converter
 
-FIXED = ("gpt2", "starcoder", "bloom")  # whose positions are not rotations
+FIXED = ("gpt2", "starcoder", "bloom", "mpt")  # whose positions are not rotations
 WINDOWED = ("gemma2", "gemma3", "gemma3n", "gemma4", "gpt-oss", "mellum", "exaone4", "cohere2")
 ON_DEVICE = ("gemma3n", "gemma4")
 ROUTED = ("glm4moe", "dots1", "hy_v3", "minimax-m2")
-EPSILONS = ("layer_norm_eps", "norm_epsilon", "layer_norm_epsilon")
+EPSILONS = ("layer_norm_eps", "norm_epsilon", "layer_norm_epsilon", "norm_eps")
 
 
 def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
     """What a converter writes of a config."""
     rope = {**(values.get("rope_parameters") or {})}
     rope = rope.get("full_attention", rope)
+    short = {"n_heads": "num_attention_heads", "d_model": "hidden_size", "n_layers": "num_hidden_layers",
+             "max_seq_len": "max_position_embeddings"}  # fmt: skip
+    values = {**{short[key]: value for key, value in values.items() if key in short}, **values}
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
     head, part = values.get("head_dim") or hidden // heads, rope.get("partial_rotary_factor")
     part = 1 if architecture == "gemma4" else values.get("partial_rotary_factor") if part is None else part
     said: dict[str, Any] = {
         "context_length": values["max_position_embeddings"], "embedding_length": hidden,
-        "block_count": values["num_hidden_layers"], "feed_forward_length": values.get("intermediate_size")
+        "block_count": values.get("num_hidden_layers"), "feed_forward_length": values.get("intermediate_size")
         or values.get("ffn_hidden_size"),
         "attention.head_count": heads, "attention.head_count_kv": values.get("num_key_value_heads") or heads,
         "attention.key_length": head, "attention.value_length": head,
@@ -47,16 +51,24 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         said["expert_shared_count"] = values["n_shared_experts"]
         said["expert_weights_norm"] = values["norm_topk_prob"]
     said |= mixture(architecture, values)
-    if architecture.startswith("granite"):
+    if architecture in state_converter.ARCHITECTURES:
+        said |= state_converter.metadata(architecture, values)
+    if architecture == "minicpm" or architecture.startswith("granite"):
         said |= {
             "embedding_scale": values["embedding_multiplier"], "residual_scale": values["residual_multiplier"],
-            "logit_scale": values["logits_scaling"], "attention.scale": values["attention_multiplier"],
+            "logit_scale": values["logits_scaling"],
+            "attention.scale": None if architecture == "minicpm" else values["attention_multiplier"],
         }  # fmt: skip
     if architecture == "mistral3":
         said["attention.temperature_scale"] = rope.get("llama_4_scaling_beta")
     if architecture in ("command-r", "cohere2"):
         said["logit_scale"] = values["logit_scale"]
-    if architecture == "bloom":
+    if architecture == "mpt":
+        said |= {"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": values["attn_config"]["clip_qkv"]}
+    if architecture == "hunyuan-moe":
+        said |= {"expert_used_count": values["moe_topk"], "expert_feed_forward_length": values["intermediate_size"],
+                 "expert_shared_feed_forward_length": values["intermediate_size"]}  # fmt: skip
+    if architecture in ("bloom", "mpt"):
         said["feed_forward_length"] = 4 * values["hidden_size"]
     if architecture in ("falcon", "starcoder"):
         said["attention.head_count_kv"] = 1

@@ -32,6 +32,14 @@ FIXED = {
 }
 UNIFIED = {"attention_k_eq_v": True, "num_global_key_value_heads": 3, "num_kv_shared_layers": 2}
 V2 = {**LATENT, **GROUPS, "topk_method": "group_limited_greedy", "norm_topk_prob": False}
+UNBIASED = {"mamba_proj_bias": False, "mamba_conv_bias": True}
+GRANITE_DENSE = {**tiny.ROWS["granitemoehybrid-dense"][1], **UNBIASED}
+NEMOTRON_MOE = {
+    **tiny.ROWS["nemotron_h-latent"][1],
+    "layers_block_type": ["moe", "linear_attention", "full_attention", "moe"],
+    "use_bias": False,
+    "use_conv_bias": True,
+}
 # Architecture, family, and what sets the configuration apart.
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "llama", {"rms_norm_eps": 1e-5}),
@@ -103,6 +111,11 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hunyuan-dense": ("hunyuan-dense", "hunyuan_v1_dense", tiny.ROWS["hunyuan_v1_dense"][1]),
     "command-r": ("command-r", "cohere", tiny.ROWS["cohere"][1]),
     "cohere2": ("cohere2", "cohere2", {**tiny.ROWS["cohere2"][1], "num_hidden_layers": 5}),
+    "nemotron": ("nemotron", "nemotron", tiny.ROWS["nemotron"][1]),
+    "nemotron biases": ("nemotron", "nemotron", {**tiny.ROWS["nemotron-biases"][1], "head_dim": 8}),
+    "mpt": ("mpt", "mpt", {**tiny.ROWS["mpt"][1], "num_attention_heads": 6}),
+    "minicpm": ("minicpm", "minicpm", tiny.ROWS["minicpm"][1]),
+    "hunyuan-moe": ("hunyuan-moe", "hunyuan_v1_moe", tiny.ROWS["hunyuan_v1_moe"][1]),
     "glm4moe": ("glm4moe", "glm4_moe", tiny.ROWS["glm4_moe"][1]),
     "glm4moe (groups)": ("glm4moe", "glm4_moe", tiny.ROWS["glm4_moe-groups"][1]),
     "glm4moe (solar)": ("glm4moe", "solar_open", tiny.ROWS["solar_open"][1]),
@@ -113,5 +126,12 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "deepseek2 (flash)": ("deepseek2", "glm4_moe_lite", tiny.ROWS["glm4_moe_lite"][1]),
     "deepseek2 (youtu)": ("deepseek2", "youtu", tiny.ROWS["youtu"][1]),
     "deepseek2 (kimi)": ("deepseek2", "kimi_k25", tiny.ROWS["kimi_k25"][1]),
+    "lfm2": ("lfm2", "lfm2", {**tiny.ROWS["lfm2"][1], "block_auto_adjust_ff_dim": False, "intermediate_size": 80}),
+    "lfm2moe": ("lfm2moe", "lfm2_moe", tiny.ROWS["lfm2_moe"][1]),
+    "nemotron_h": ("nemotron_h", "nemotron_h", tiny.ROWS["nemotron_h"][1]),
+    "nemotron_h_moe": ("nemotron_h_moe", "nemotron_h", NEMOTRON_MOE),
+    "granitehybrid": ("granitehybrid", "granitemoehybrid", tiny.ROWS["granitemoehybrid"][1]),
+    "granitehybrid (dense)": ("granitehybrid", "granitemoehybrid", GRANITE_DENSE),
+    "mamba2": ("mamba2", "mamba2", tiny.ROWS["mamba2"][1]),
     "deepseek2 (lite)": ("deepseek2", "deepseek_v2", {**LATENT, "q_lora_rank": None, "norm_topk_prob": False}),
 }  # fmt: skip

@@ -22,8 +22,13 @@ AT_ONCE = 4 * LANES  # channels that are one task
 
 
 @inline
-def _silu(x: Any) -> Any:
+def silu(x: Any) -> Any:
     return x / (ONE + exp(x * -ONE))
+
+
+@inline
+def softplus(x: Any) -> Any:
+    return x if x > FLAT else np.float32(math.log1p(exp(x)))
 
 
 @parallel
@@ -44,12 +49,12 @@ def _convolved(x: Any, w: Any, batch: int, steps: int, channels: int, taps: int,
                 value = zeros()
                 for j in range(taps):
                     value = madd(load(x, at + j * channels + c), load(filters, j * AT_ONCE + c - first), value)
-                store(y, to + c, _silu(value))
+                store(y, to + c, silu(value))
             for c in range(whole, end):
                 one = np.float32(0)
                 for j in range(taps):
                     one += number(x[at + j * channels + c]) * filters[j * AT_ONCE + c - first]
-                y[to + c] = rounded(_silu(one), y)
+                y[to + c] = rounded(silu(one), y)
 
 
 @kernel
@@ -70,9 +75,9 @@ def _gated_norm(x: Any, at: int, gate: Any, gate_at: int, w: Any, size: int, eps
         mean += number(x[i]) * number(x[i])
     factor = ONE / np.float32(math.sqrt(mean / np.float32(size) + eps))
     for i in range(0, whole, LANES):
-        store(y, to + i, load(x, at + i) * factor * load(w, i) * _silu(load(gate, gate_at + i)))
+        store(y, to + i, load(x, at + i) * factor * load(w, i) * silu(load(gate, gate_at + i)))
     for i in range(whole, size):
-        y[to + i] = rounded(number(x[at + i]) * factor * number(w[i]) * _silu(number(gate[gate_at + i])), y)
+        y[to + i] = rounded(number(x[at + i]) * factor * number(w[i]) * silu(number(gate[gate_at + i])), y)
 
 
 @parallel
@@ -96,25 +101,29 @@ def gated_rms_norm(at: Any, sizes: Any, eps: Any, like: Any) -> None:
 
 
 @function
-def _mixed(
-    qkvz: Any, x: int, inputs: Any, row: int, position: int, sizes: Any, w: Any, first: int, count: int, y: Any
-) -> None:
+def mixed_in(
+    qkvz: Any, x: int, inputs: Any, row: int, position: int, sizes: Any, w: Any, bias: Any, first: int, count: int,
+    keeps: bool, y: Any,
+) -> None:  # fmt: skip
     """The convolution of the channels from `first` on at a position, with what came before from the ring, into which
-    this position goes."""
+    this position goes if it `keeps` it; a bias, if it is not empty, and SiLU."""
     slots, channels, taps = sizes
     for i in range(count):
         y[i] = number(qkvz[x + first + i]) * number(w[(first + i) * taps + taps - 1])
+        if len(bias):
+            y[i] += number(bias[first + i])
     for j in range(1, taps):
         at = (row * slots + (position - j) % slots) * channels + first
         for i in range(count):
             y[i] += number(inputs[at + i]) * number(w[(first + i) * taps + taps - 1 - j])
     to, whole = (row * slots + position % slots) * channels + first, count // LANES * LANES
-    for i in range(count):
-        inputs[to + i] = qkvz[x + first + i]
+    if keeps:
+        for i in range(count):
+            inputs[to + i] = qkvz[x + first + i]
     for i in range(0, whole, LANES):
-        store(y, i, _silu(load(y, i)))
+        store(y, i, silu(load(y, i)))
     for i in range(whole, count):
-        y[i] = _silu(y[i])
+        y[i] = silu(y[i])
 
 
 @parallel
@@ -134,12 +143,12 @@ def _step(
         k_unit, q_unit = aligned(rows, np.float32), aligned(rows, np.float32)
         s, held = aligned(rows * COLUMNS, np.float32), (slots, channels, taps)
         for part in range(2):
-            _mixed(qkvz, x, inputs, row, position, held, w, part * keys + of * k_size, k_size, mixed)
+            mixed_in(qkvz, x, inputs, row, position, held, w, w[:0], part * keys + of * k_size, k_size, True, mixed)
             unit(mixed, 0, k_size, scale if part == 0 else ONE, q_unit if part == 0 else k_unit, 0)
         for h in range(of * group, of * group + group):
-            _mixed(qkvz, x, inputs, row, position, held, w, 2 * keys + h * v_size, v_size, mixed)
+            mixed_in(qkvz, x, inputs, row, position, held, w, w[:0], 2 * keys + h * v_size, v_size, True, mixed)
             logit, late = -number(ba[2 * b * heads + h]), number(ba[(2 * b + 1) * heads + h]) + step[h]
-            late = late if late > FLAT else np.float32(math.log1p(exp(late)))
+            late = softplus(late)
             kept, share = exp(-exp(decay[h]) * late), factor / (ONE + exp(logit))
             old, new = (position - 1) % states, position % states
             for column in range(0, v_size, COLUMNS):

@@ -1,0 +1,94 @@
+"""What llama.cpp's converter makes of state spaces and convolutions: beside `converter.py` and `stated.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.spec import Mamba2
+
+ARCHITECTURES = ("lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba2")
+LAYER = {
+    **{f"attention.bcu.weight[{part}]": f"{part}/in" for part in "bcu"}, "attention.conv": "shortconv.conv.weight",
+    "attention.output.": "shortconv.out_proj.",
+}  # fmt: skip
+SCAN = {
+    **{f"attention.zxbcd.weight[{part}]": f"{part}/in" for part in "zxbcd"},
+    **{f"attention.conv.weight[{part}]": f"{part}/conv" for part in "xbc"},
+    **{f"attention.conv.bias[{part}]": f"{part}/bias" for part in "xbc"},
+    "attention.decay": "ssm_a", "attention.step": "ssm_dt.bias", "attention.skip": "ssm_d",
+    "attention.norm": "ssm_norm.weight", "attention.output.": "ssm_out.", "ffn.shared.up.": "ffn_up_shexp.",
+    "ffn.into.": "ffn_latent_down.", "ffn.out_of.": "ffn_latent_up.",
+}  # fmt: skip
+
+
+def names(architecture: str) -> dict[str, str]:
+    """Of a layer's rows."""
+    if architecture in ("lfm2", "lfm2moe"):
+        return LAYER
+    return {**SCAN, "ffn_norm.": "attn_norm."} if architecture.startswith("nemotron_h") else SCAN
+
+
+def convolved(found: dict[str, Tensor], stem: str) -> None:
+    """What a convolution is between."""
+    found[f"{stem}shortconv.in_proj.weight"] = torch.cat([found.pop(f"{stem}{part}/in") for part in "bcu"])
+
+
+def scanned(found: dict[str, Tensor], stem: str, mamba: Mamba2) -> None:
+    """A layer's tensors as they lie in a file."""
+    for kind, name, parts in (("in", "ssm_in.weight", "zxbcd"), ("conv", "ssm_conv1d.weight", "xbc"),
+                              ("bias", "ssm_conv1d.bias", "xbc")):  # fmt: skip
+        found[stem + name] = torch.cat([found.pop(f"{stem}{part}/{kind}") for part in parts])
+    found[f"{stem}ssm_a"] = -found[f"{stem}ssm_a"].exp()[:, None]
+    found[f"{stem}ssm_d"] = found[f"{stem}ssm_d"][:, None]
+    found[f"{stem}ssm_norm.weight"] = found[f"{stem}ssm_norm.weight"].view(mamba.num_groups, -1)
+
+
+def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What it says of such layers."""
+    kinds = values.get("layers_block_type") or values.get("layer_types") or []
+    attends = [values["num_key_value_heads"] if each == "full_attention" else 0 for each in kinds]
+    said: dict[str, Any] = {"attention.head_count_kv": attends}
+    if architecture in ("lfm2", "lfm2moe"):
+        said |= {"shortconv.l_cache": values["conv_L_cache"], "attention.layer_norm_epsilon": None,
+                 "attention.layer_norm_rms_epsilon": values["norm_eps"]}  # fmt: skip
+        experts = {"expert_gating_func": 2, "leading_dense_block_count": values.get("num_dense_layers")}
+        return {**said, "feed_forward_length": 80, **(experts if architecture == "lfm2moe" else {})}
+    table = {
+        "nemotron_h": ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel"),
+        "granitehybrid": ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"),
+        "mamba2": ("num_heads", "head_dim", "n_groups", "state_size", "conv_kernel"),
+    }
+    heads, size, groups, state, kernel = (values[key] for key in table[architecture.removesuffix("_moe")])
+    said |= {"ssm.conv_kernel": kernel, "ssm.state_size": state, "ssm.group_count": groups,
+             "ssm.time_step_rank": heads, "ssm.inner_size": heads * size}  # fmt: skip
+    if architecture == "mamba2":
+        return {**said, **dict.fromkeys(("attention.head_count", "attention.head_count_kv", "feed_forward_length"), 0),
+                **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.freq_base")),
+                "rope.dimension_count": None, "attention.layer_norm_epsilon": None, "context_length": 128,
+                "attention.layer_norm_rms_epsilon": values["layer_norm_epsilon"]}  # fmt: skip
+    turns = values.get("position_embedding_type") == "rope"
+    said |= {} if turns else {"rope.freq_base": None, "rope.dimension_count": None}
+    if architecture == "granitehybrid":
+        shared = values["shared_intermediate_size"] if values["num_local_experts"] else None
+        said |= {"rope.scaling.finetuned": turns, "expert_shared_feed_forward_length": shared,
+                 "expert_count": values["num_local_experts"] or None}  # fmt: skip
+        dense = {} if shared else {"feed_forward_length": values["shared_intermediate_size"], "expert_used_count": None}
+        return said | dense
+    moe = architecture == "nemotron_h_moe"
+    width = values["moe_intermediate_size"] if moe else values["intermediate_size"]
+    said |= {
+        "feed_forward_length": [width if each in ("mlp", "moe") else 0 for each in kinds],
+        "attention.layer_norm_rms_epsilon": values["layer_norm_epsilon"],
+    }
+    if moe:
+        shared = values["moe_shared_expert_intermediate_size"]
+        return said | {"expert_shared_feed_forward_length": shared, "expert_gating_func": 2, "expert_shared_count": 1,
+                       "expert_weights_scale": float(values["routed_scaling_factor"]), "block_count": len(kinds),
+                       "leading_dense_block_count": None}  # fmt: skip
+    nothing = ("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_count",
+               "expert_group_count", "expert_group_used_count", "leading_dense_block_count",
+               "expert_weights_norm")  # fmt: skip
+    return {**said, **dict.fromkeys(nothing), "block_count": len(kinds)}

@@ -1,0 +1,47 @@
+"""What transformers does its own way: classes that its table does not name, routers that say for every expert how much
+it gets (Llama 4's), and weights that are multiplied behind the experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.laguna.modeling_laguna import LagunaSparseMoeBlock
+from transformers.models.llama4.modeling_llama4 import Llama4Router
+from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import MiniMaxM3VLSparseMoeBlock
+
+BEHIND = (LagunaSparseMoeBlock, MiniMaxM3VLSparseMoeBlock)
+CLASS = {"mistral4": transformers.Mistral4ForCausalLM}
+
+
+def scales(theirs: Any) -> dict[nn.Module, float]:
+    """By what the sum of these experts is multiplied."""
+    blocks = [module for module in theirs.modules() if isinstance(module, BEHIND)]
+    return {block.experts: block.routed_scaling_factor for block in blocks}
+
+
+def record(theirs: Any, calls: list[tuple[Tensor, Tensor]]) -> list[Any]:
+    """Hooks that note the experts and weights of each call."""
+
+    def note(router: Any, given: Any, made: tuple[Tensor, Tensor]) -> None:
+        best = made[1].topk(router.top_k, dim=1).indices
+        calls.append((best, made[0].gather(1, best)))
+
+    return [module.register_forward_hook(note) for module in found(theirs)]
+
+
+def play(theirs: Any, calls: Iterator[tuple[Tensor, Tensor]]) -> list[Any]:
+    """Hooks that have every call choose as recorded."""
+
+    def choose(router: Any, given: Any, made: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        experts, weights = next(calls)
+        return torch.zeros_like(made[0]).scatter_(1, experts, weights.to(made[0].dtype)), made[1]
+
+    return [module.register_forward_hook(choose) for module in found(theirs)]
+
+
+def found(theirs: Any) -> list[nn.Module]:
+    return [module for module in theirs.modules() if isinstance(module, Llama4Router)]

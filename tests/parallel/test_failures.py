@@ -1,0 +1,103 @@
+"""A rank that fails, in whatever way: one line says why, and all end with an exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from minillm.hub import DEMO
+from tests.parallel.forks import FAULT, Forks
+
+SAYS = ["--prompt", "Once upon a time", "--max-new-tokens", "4", "--ignore-eos", "--kernels", "reference"]
+GONE = "ended by SIGKILL, as the system does where memory runs out; all others end too"
+RAISED = "a fault of minillm itself: RuntimeError not today"
+SILENT = "another rank has not answered for 3 s, so this one ends; start all of them again"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have threads, and asks /proc")
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    made = Forks(tmp_path_factory.mktemp("forks"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration checkpoint in two shards."""
+    made = tmp_path_factory.mktemp("shards")
+    for path in DEMO.glob("*.json"):
+        shutil.copy(path, made)
+    tensors = load_file(DEMO / "model.safetensors")
+    names = sorted(tensors)
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        save_file({name: tensors[name] for name in part}, made / f"model-{number:05}-of-00002.safetensors")
+    files = {name: f"model-{1 + at % 2:05}-of-00002.safetensors" for at, name in enumerate(names)}
+    (made / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return made
+
+
+def failed(forks: Forks, *argv: str, fault: dict[str, object] | None = None, **environment: str) -> str:
+    """The one line of a command that fails."""
+    environment |= {FAULT: json.dumps(fault or {})}
+    code, _, said = forks.start("minillm.generate", *SAYS, *argv, **environment).ended()
+    assert code == 2, said
+    assert said.startswith("minillm: error: ")
+    assert said.count("\n") == 1, said
+    return said.removeprefix("minillm: error: ").rstrip()
+
+
+@pytest.mark.parametrize("split", ["--ranks", "--stages"])
+@pytest.mark.parametrize(
+    ("how", "rank", "words"),
+    [("raise", 1, RAISED), ("SIGKILL", 1, GONE), ("SIGSTOP", 0, SILENT)],
+)
+def test_a_rank_that_fails_in_a_pass(split: str, how: str, rank: int, words: str, forks: Forks) -> None:
+    said = failed(forks, split, "2", "--rank-timeout", "3", fault={"rank": 1, "obeys": how})
+    assert said.startswith(f"rank {rank} of 2: {words}")
+
+
+@pytest.mark.parametrize("split", ["--ranks", "--stages"])
+def test_another_checkpoint(split: str, folder: Path, tmp_path: Path, forks: Forks) -> None:
+    """One value of a norm is another: all ranks have those."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    path = other / "model-00001-of-00002.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if "norm" in name and "layers" not in name)
+    tensors[name][3] += 1
+    save_file(tensors, path)
+    said = failed(forks, split, "2", "--weights", str(folder), fault={"rank": 1, "weights": str(other)})
+    assert said.startswith("rank 1 has another checkpoint, options or version of minillm than rank 0")
+
+
+@pytest.mark.parametrize("split", ["--ranks", "--stages"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_shard_that_one_rank_lacks(split: str, rank: int, folder: Path, tmp_path: Path, forks: Forks) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    (other / "model-00002-of-00002.safetensors").unlink()
+    said = failed(forks, split, "2", "--weights", str(folder), fault={"rank": rank, "weights": str(other)})
+    assert "model-00002-of-00002.safetensors" in said
+    assert said.startswith("rank 1 of 2: ") == (rank == 1)
+
+
+@pytest.mark.parametrize("split", ["--ranks", "--stages"])
+def test_a_port_in_use(split: str, forks: Forks) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        where = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        assert "found no way to the others" in failed(forks, split, "2", **where)
+
+
+def test_what_all_ranks_refuse(forks: Forks) -> None:
+    """The first says it, and then has nobody left to let go."""
+    assert "3 ranks cannot share this model" in failed(forks, "--ranks", "3")

@@ -1,0 +1,190 @@
+"""Training over several processes is training in one: losses, norms and weights of AdamW's steps; a run that goes on;
+and one line and an end for all where one of them fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
+from minillm.parallel import launch
+from minillm.parallel.sharded import ALONE, Sharded
+from minillm.tune.__main__ import main
+from tests.conftest import ROOT
+from tests.parallel.trainer import BAD, CASES, trained
+from tests.tune.conftest import ADAPTER, losses, talk, written
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+Expected = dict[str, tuple[list[list[Any]], dict[str, Tensor]]]
+# Losses are of 6 nats, where fp32 has steps of 5e-7; 4 of these and relative norms of 3e-6 were seen.
+LOSS, NORM, WEIGHTS = {"abs": 2e-6, "rel": 1e-6}, {"rel": 1e-5}, 1e-5
+
+
+@pytest.fixture(scope="module")
+def expected() -> Expected:
+    return {name: trained(case, ALONE) for name, case in CASES.items()}
+
+
+def started(count: int, line: list[str], folder: Path, rank: int, **pipes: Any) -> subprocess.Popen[bytes]:
+    own = {"RANK": str(rank), "WORLD_SIZE": str(count), launch.STORE: str(folder / "store")}
+    return subprocess.Popen([sys.executable, *line], cwd=ROOT, env={**ENVIRONMENT, **own}, **pipes)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(("count", "cases"), [(2, list(CASES)), (4, ["full", "adapter"])])
+def test_steps_are_those_of_one_process(count: int, cases: list[str], tmp_path: Path, expected: Expected) -> None:
+    """Of the rows of a step one rank may have none. A run that was cut off between the saves of two ranks goes on from
+    the step that both have, bit for bit; what each has kept, torch puts together; and who has a line whose loss is no
+    number says so."""
+    worker = ["-m", "tests.parallel.trainer", str(count), str(tmp_path), *cases]
+    made = [started(count, worker, tmp_path, rank) for rank in range(count)]
+    assert [each.wait(600) for each in made] == [0] * count
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert f"step 1: the loss is nan on lines {BAD}, first in the loss" in (tmp_path / "said.txt").read_text()
+    for name in cases:
+        for said, wanted in zip(found.pop(name), expected[name][0], strict=True):
+            assert said[0] == pytest.approx(wanted[0], **LOSS), name
+            assert said[1] == pytest.approx(wanted[1], **NORM), name
+            assert said[2] == (wanted[2] and pytest.approx(wanted[2], **LOSS)), name
+        values = load_file(tmp_path / f"{name}.safetensors")
+        assert values.keys() == expected[name][1].keys()
+        far = {key: float((each - expected[name][1][key]).abs().max()) for key, each in values.items()}
+        assert max(far.values()) < WEIGHTS, name
+        read = {key: torch.empty_like(each) for key, each in values.items()}
+        load(read, storage_reader=HuggingFaceStorageReader(str(tmp_path / f"{name} kept")), no_dist=True)
+        assert all(torch.equal(each, values[key]) for key, each in read.items()), name
+    assert found == ({"full goes on": [2, 0, 0], "adapter goes on": [2, 0, 0]} if count == 2 else {})
+
+
+class Fake(Sharded):
+    """One of several that exchanges nothing."""
+
+    def __init__(self, rank: int, count: int):
+        self.count, self.ranks = count, type("Rank", (), {"rank": rank})()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_each_row_counts_once(size: int, count: int) -> None:
+    """All ranks take as many batches, and no row is left out or counted twice."""
+    shares = [Fake(rank, count).rows(range(10, 10 + size), 2) for rank in range(count)]
+    assert len({len(each) for each in shares}) == 1
+    assert len({Fake(rank, count).seed(7) for rank in range(count)}) == count  # what is dropped is not the same in all
+    counted = [row for share in shares for rows, times in share for row in rows if times]
+    assert counted == list(range(10, 10 + size))
+    assert all(len(rows) in (1, 2) for share in shares for rows, _ in share)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Three rows, of which four ranks would have to share."""
+    said = [talk(f"What is {n} and {n}?", f"It is {n + n}, said the owl. " * (1 + n)) for n in range(3)]
+    return written(tmp_path / "train.jsonl", [{"messages": each} for each in said])
+
+
+QUICK = ["--dtype", "float32", "--steps", "4", "--batch", "3", "--micro-batch", "1", "--rank", "4", "--every", "2"]
+KILLED = """
+import os, signal, sys
+from minillm.tune import training
+from minillm.tune.__main__ import main
+steps, evaluate = [], training.clipped
+def killing(*given):
+    steps.append(given)
+    if len(steps) == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return evaluate(*given)
+training.clipped = killing
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run(script: list[str], folder: Path, capsys: pytest.CaptureFixture[str], *given: list[str]) -> tuple[int, str]:
+    """Two ranks with what each is given, watched as the command does; the exit code, and what was said last."""
+    folder.mkdir()
+    said = [folder / str(rank) for rank in range(2)]
+    made = [started(2, [*script, *given[rank]], folder, rank, stderr=said[rank].open("wb")) for rank in range(2)]
+    try:
+        code = launch._watched(made, said)
+    finally:
+        launch._end(made)
+    return code, capsys.readouterr().err or said[0].read_text()
+
+
+def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, output = ["--data", data, *QUICK], tmp_path / "out"
+    assert main([*command, "--output", str(tmp_path / "alone")]) == 0
+    capsys.readouterr()
+    given = [*command, "--output", str(output), "--ranks", "2"]
+    code, said = run(["-c", KILLED], tmp_path / "first", capsys, given, given)
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith("minillm: error: rank 1 of 2: ended by SIGKILL")
+    assert len(losses(output)) == 3
+    done = subprocess.run(
+        [sys.executable, "-m", "minillm.tune", *given], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on behind step 2 of 4" in done.stderr
+    assert done.stderr.count("training an adapter of 38,912 values") == 1
+    assert losses(output) == pytest.approx(losses(tmp_path / "alone"), **LOSS)
+    files = {each.name for each in output.iterdir()}
+    kept = {f"last-4-{rank}-of-2.safetensors" for rank in range(2)}
+    assert files == {"adapter_config.json", ADAPTER, *kept, "log.jsonl", "report.html", "loss.png"}
+    ours, theirs = (load_file(each / ADAPTER) for each in (output, tmp_path / "alone"))
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < WEIGHTS
+    assert main(given[:-2]) == 2
+    assert "is of several processes (last-4-" in capsys.readouterr().err
+
+
+def test_a_rank_with_other_data_is_named(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = written(tmp_path / "other.jsonl", [{"messages": talk("What is it?", "An owl.")}] * 3)
+    common = [*QUICK, "--output", str(tmp_path / "out"), "--ranks", "2", "--data"]
+    code, said = run(["-m", "minillm.tune"], tmp_path / "run", capsys, [*common, data], [*common, other])
+    assert code == 2
+    assert "rank 1 has another checkpoint, data, options or version of minillm than rank 0" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ranks", "2", "--preference", "dpo"], "--preference is of one process; leave --ranks out"),
+        (["--ranks", "2", "--teacher", "x"], "--teacher is of one process; leave --ranks out"),
+        (["--ranks", "2", "--full", "--optimizer", "muon"], "--optimizer muon with --full needs whole matrices"),
+        (["--stages", "2"], "--stages and --layers split a model that generates; training is over --ranks"),
+        (["--rank-timeout", "5"], "--rank-timeout is of several processes; give --ranks"),
+        (["--ranks", "0"], "--ranks is 0, it must be from 1 to 1024"),
+    ],
+)
+def test_what_several_ranks_cannot_do_is_one_line(
+    options: list[str], said: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In one of them, and before any is started."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", launch.STORE: "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--data", data, "--output", str(tmp_path / "out"), *options]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_parameters_of_two_types_are_not_shared_out() -> None:
+    import minillm
+    from minillm.tune.learner import whole
+
+    llm = minillm.load(dtype="float32", device="cpu", kernels="reference")
+    named = whole(llm).named
+    llm.model.norm.weight.data = llm.model.norm.weight.data.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"are torch\.bfloat16 and torch\.float32.*give --dtype float32"):
+        Fake(0, 2).share(llm.model, named)
