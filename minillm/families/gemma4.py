@@ -20,7 +20,7 @@ from minillm.families import gemma2
 from minillm.families.shared import beside, common, on_device, pooled_tower, rotary, towers, wrapped
 from minillm.guard.screen import shown
 from minillm.spec import GQA, KV, Decoder, Embedding, GatedMLP, Norm, QKNorm, Scores
-from minillm.spec.media import Media, Placeholder, Video
+from minillm.spec.media import Encoder, Media, Placeholder, Video
 
 DEFAULTS = {
     **gemma2.DEFAULTS,
@@ -53,7 +53,8 @@ PLACEHOLDER, FRAME = (
     Placeholder(token, token, before="<|image>", after="<image|>") for token in ("<|image|>", "<|video|>")
 )
 VIDEO = Video(FRAME, 70, stamps="clock", sampling="number")
-SEES, HEARS = ("vision_tower", "embed_vision"), ("audio_tower", "embed_audio")
+SEES, HEARS = ("vision_tower", "embed_vision", "vision_embedder"), ("audio_tower", "embed_audio")
+UNHEARD = {f"{part}.*": wrapped.SOUNDS for part in HEARS}
 inner = wrapped.inner
 
 
@@ -104,13 +105,17 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
     if values.get("vision_config") is None:
         return None
     encoder, config = pooled_tower.pooled(values, decoder)
+    return seen_by(values, decoder, encoder), towers.both({**pooled_tower.rules(encoder), **UNHEARD}), config
+
+
+def seen_by(values: Mapping[str, Any], decoder: Decoder, encoder: Encoder, both_ways: str | None = None) -> Media:
+    """What a decoder of this family is given of pictures and videos. `both_ways`: where their tokens see each other if
+    the config does not say."""
     section = values.get("text_config")
     text = section if isinstance(section, Mapping) else values
-    joint = text.get("use_bidirectional_attention") == "vision"
+    joint = text.get("use_bidirectional_attention", both_ways) == "vision"
     told_as = (text.get("pad_token_id") or 0) if decoder.per_layer else None
     if told_as is not None and (type(told_as) is not int or not 0 <= told_as < decoder.vocab_size):
         raise ValueError(f"config.json: pad_token_id is {shown(told_as)}, expected a token of {decoder.vocab_size:,}")
     how: dict[str, Any] = {"joint": joint, "windowed": joint, "told_as": told_as, "video": VIDEO}
-    made = Media("image", encoder, PLACEHOLDER, "budget", **how)
-    unheard = {f"{part}.*": wrapped.SOUNDS for part in HEARS}
-    return made, towers.both({**pooled_tower.rules(encoder), **unheard}), config
+    return Media("image", encoder, PLACEHOLDER, "budget", **how)

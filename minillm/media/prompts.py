@@ -62,7 +62,9 @@ class Seen:
         if len(self.stamps) < 2:
             return [(self.count, self.digest)]
         size = self.shape[0] * self.shape[1]
-        return [(size, hashlib.sha256(self.digest + index.to_bytes(4)).digest()) for index in range(len(self.stamps))]
+        return [
+            (size, hashlib.sha256(self.digest + index.to_bytes(4, "big")).digest()) for index in range(len(self.stamps))
+        ]
 
 
 class Reader:
@@ -167,8 +169,8 @@ class Reader:
         seen = [picture, *(pictures.pixels(each, settings) for each in parts)]
         cut = [pictures.patches(each, embed.side, embed.merge, embed.frames) for each in seen]
         values, grid, stamps = torch.cat([each for each, _ in cut]), cut[0][1], tuple[str, ...]()
-        if parts and (said := self.media.placeholder.crops):
-            stamps = (*said[:2], *said[2:] * (len(parts) - 1))
+        if parts and (texts := self.media.placeholder.crops):
+            stamps = (*texts[:2], *texts[2:] * (len(parts) - 1))
         shape = (grid[0] // embed.merge, grid[1] // embed.merge)
         return Seen(values, shape, grid, 0, _digest(values, grid), times=(0,) * len(seen), stamps=stamps)
 
@@ -218,7 +220,7 @@ class Reader:
         pieces = values.split(max(AT_ONCE // values.shape[1], 1))
         read = [self.tower.of_picture(each.to(place), seen.grid) for each in pieces]
         deep = tuple(torch.cat(each) for each in zip(*(one.deep for one in read), strict=True))
-        return Read(*(torch.cat(each) for each in zip(*(one[:2] for one in read), strict=True)), deep)
+        return Read(torch.cat([one.states for one in read]), torch.cat([one.embeddings for one in read]), deep)
 
     def inserted(self, seen: Sequence[Seen], at: Sequence[int], length: int) -> Inserted:
         """Embeddings at the positions `at` of a prompt of so many tokens."""

@@ -130,7 +130,7 @@ def of_videos(values: Mapping[str, Any], media: Media, name: str) -> Clips:
     if media.sizing == "budget":
         look = replace(common, most=_budget(values, media, name, video.tokens) * block)
     else:
-        look = replace(common, **_bounds(values, name, (128 * block, 768 * block)))
+        look = _bounded(common, values, name, (128 * block, 768 * block))
     keys = (("min_frames", 4), ("max_frames", 768))
     if video.sampling == "number":
         keys = (("min_frames", 2), ("num_frames", 32))
@@ -188,7 +188,7 @@ def of_pictures(values: Mapping[str, Any], media: Media, name: str) -> Settings:
         return replace(common, most=_budget(values, media, name) * common.block**2)
     if media.sizing == "edge":
         return replace(common, most=_whole(size.get("longest_edge"), "size.longest_edge", name, MAX_EDGE))
-    return replace(common, **_bounds(values, name, (56 * 56, 28 * 28 * 1280)))
+    return _bounded(common, values, name, (56 * 56, 28 * 28 * 1280))
 
 
 def _crops(values: Mapping[str, Any], media: Media, name: str) -> Crops | None:
@@ -216,8 +216,8 @@ def _budget(values: Mapping[str, Any], media: Media, name: str, usual: int = 280
     return tokens
 
 
-def _bounds(values: Mapping[str, Any], name: str, usual: tuple[int, int]) -> dict[str, int]:
-    """The least and the most pixels."""
+def _bounded(settings: Settings, values: Mapping[str, Any], name: str, usual: tuple[int, int]) -> Settings:
+    """With the least and the most pixels."""
     size = values.get("size") if isinstance(values.get("size"), Mapping) else {}
     assert isinstance(size, Mapping)
     least, most = (
@@ -226,7 +226,7 @@ def _bounds(values: Mapping[str, Any], name: str, usual: tuple[int, int]) -> dic
     )
     if least > most:
         raise ValueError(f"{name}: min_pixels {least:,} is above max_pixels {most:,}")
-    return {"least": least, "most": most}
+    return replace(settings, least=least, most=most)
 
 
 def _first(values: Mapping[str, Any], size: Mapping[str, Any], key: str, edge: str, default: int) -> Any:

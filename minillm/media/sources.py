@@ -164,18 +164,25 @@ def _video(value: Any, name: str, local: bool, fps: Any, max_frames: Any) -> Sou
     if isinstance(value, str) and value.startswith("data:"):
         data = _data(value, "video", name)
         if value.startswith(FRAMES):
-            found: Any = [Source("image", decoded(each, name), name) for each in data.split(",", MAX_FRAMES)]
+            found: Any = [Source("image", decoded(each, name), name) for each in few(data.split(","), name)]
         elif local:
             found = decoded(data, name)
         else:
             raise ValueError(f"{name}: a file; send its frames as {FRAMES};base64,FRAME,FRAME,…")
     elif isinstance(value, (list, tuple)):
-        found = list(value) if local else [source("image", each, name, local) for each in value[:MAX_FRAMES]]
+        found = list(value) if local else [source("image", each, name, local) for each in few(value, name)]
     elif isinstance(value, (str, Path)):
         found, name = _path(value, name, local), str(value)[:200]
     else:
         found = _within(bytes(value), name) if isinstance(value, (bytes, bytearray, memoryview)) else value
     return Source("video", found, name, None if fps is None else float(fps), max_frames)
+
+
+def few(frames: Sequence[Any], name: str) -> Sequence[Any]:
+    """These, unless they are too many."""
+    if len(frames) > MAX_FRAMES:
+        raise ValueError(f"{name}: {len(frames):,} frames, the limit is {MAX_FRAMES:,}; leave some out")
+    return frames
 
 
 def _path(value: str | Path, name: str, local: bool) -> Path | list[Path]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from minillm.guard.files import read_bytes
 from minillm.media import pictures
-from minillm.media.sources import MAX_BYTES, MAX_FRAMES, Source, source
+from minillm.media.sources import MAX_BYTES, MAX_FRAMES, Source, few, source
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
 USUAL_RATE = 2.0  # frames a second of pictures that say nothing: what a processor takes of a video
@@ -95,8 +95,7 @@ def _of_array(value: NDArray[Any], given: Source) -> Clip:
 
 
 def _of_list(value: list[Any], given: Source) -> Clip:
-    if len(value) > MAX_FRAMES:
-        raise ValueError(f"{given.name}: {len(value):,} frames, the limit is {MAX_FRAMES:,}; leave some out")
+    few(value, given.name)
     if not value:
         raise ValueError(f"{given.name}: there is no frame in it; give pictures, whose names have their order")
 
@@ -156,8 +155,8 @@ def _of_animated(value: bytes | Path, name: str) -> Clip:
                 f"{MAX_ANIMATED:,} pixels; give a shorter or smaller one"
             )
         # Browsers take 100 ms where a frame says nothing.
-        seconds = sum((frame.info.get("duration") or 100.0) / 1000 for frame in each_frame(image)) if count > 1 else 1.0
-    return Clip(name, count, count / seconds, height, width, frames)
+        wait = sum(frame.info.get("duration") or 100 for frame in each_frame(image)) if count > 1 else 1000
+    return Clip(name, count, count * 1000 / wait, height, width, frames)
 
 
 @contextmanager
@@ -227,8 +226,8 @@ def _of_file(value: bytes | Path, name: str, head: bytes) -> Clip:
         count = video.frames or sum(1 for packet in container.demux(video) if packet.size)
     if not 0.001 <= rate <= 1000:
         raise ValueError(f"{name}: {rate:g} frames a second, expected 0.001 to 1000; give its frames instead")
-    first = next(frames([0]))
-    return Clip(name, count, rate, *first.shape[:2], frames)
+    height, width = next(frames([0])).shape[:2]
+    return Clip(name, count, rate, height, width, frames)
 
 
 def _upright(frame: Any) -> Frame:

@@ -76,6 +76,7 @@ class Projector:
 @dataclass(frozen=True)
 class Encoder:
     """A tower: patches or frames, layers in which all of a picture, or all of a sound, see each other, a projector.
+    There may be no layers. `patch_norm`: patches are normalised before they become vectors, `vector_norm` these.
 
     Of a head's rates of rotation the first half of its pairs has every other one, by the row; the other half has by
     the column the "same" ones, or those "between" them; or columns come "first". `columns` None: nothing turns.
@@ -91,6 +92,8 @@ class Encoder:
     projector: Projector
     columns: Literal["same", "between", "first"] | None = None
     table: Table | None = None
+    patch_norm: LayerNorm | None = None
+    vector_norm: LayerNorm | None = None
     pre_norm: Norm | LayerNorm | None = None
     post_norm: Norm | LayerNorm | None = None
     window: int | None = None

@@ -69,6 +69,8 @@ def test_a_prompt(size: tuple[int, int], cropping: LLM) -> None:
     seen = cropping.prompts.reader.seen(found[0])
     assert len(seen.values) == crops + 1
     row = greedy(cropping, 6, messages=messages(image))
+    assert row.inserted is not None
+    assert len({span.digest for span in row.inserted.spans}) == crops + 1  # blocks of the cache go by them
     theirs = transformers.models.gemma3.processing_gemma3.Gemma3Processor.replace_image_token
     made = cropping.prompts.reader.media.placeholder
 

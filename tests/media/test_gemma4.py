@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers.models.gemma4 import image_processing_pil_gemma4 as theirs
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
@@ -105,7 +106,7 @@ def test_published_names(name: str) -> None:
     planned = plan(list(tensors), rules, on_meta(lambda: Tower(made.encoder), torch.bfloat16).destinations())
     assert (planned.unclaimed, planned.unfilled, planned.twice_filled) == ([], [], [])
     assert all(tensors[key] == to.stored_shape for key, to in planned.assignments.items())
-    assert all("audio_tower." in key for key in planned.dropped)
+    assert all("audio_tower." in key or "embed_audio." in key for key in planned.dropped)
     assert made.joint == made.windowed == ("26B" in name)
     assert made.told_as == (None if "26B" in name else 0)
 
@@ -172,6 +173,19 @@ def test_a_video(tmp_path: Path) -> None:
     assert (logits - wanted).abs().max() <= 2e-5
 
 
+def test_both_spellings(tmp_path: Path) -> None:
+    """Of the model without a tower: as it was published, and as transformers calls its modules."""
+    models.build(tmp_path, "gemma4_unified")
+    path, right = tmp_path / "model.safetensors", models.ours(tmp_path)[1].state_dict()
+    tensors = load_file(path)
+    assert any("vision_embedder.patch_ln1" in name for name in tensors)
+    last = "embed_vision.embedding_projection", "embed_vision.multimodal_embedder.embedding_projection"
+    renamed = {name.replace("vision_embedder", "embed_vision").replace(*last): each for name, each in tensors.items()}
+    save_file(renamed, path)
+    made = models.ours(tmp_path)[1].state_dict()
+    assert all(torch.equal(each, right[name]) for name, each in made.items())
+
+
 def encoder(**changes: Any) -> Change:
     return lambda made: replace(made, encoder=replace(made.encoder, **changes))
 
@@ -201,6 +215,10 @@ MISTAKES: list[tuple[str, str, Change]] = [
     ("gemma4", "v as it is", attention(lambda each: replace(each, kv=replace(each.kv, v_norm=None)))),
     ("gemma4", "pictures read causally", lambda made: replace(made, joint=False)),
     ("gemma4", "seen both ways in all layers", lambda made: replace(made, windowed=False)),
+    ("gemma4_unified", "nothing", lambda made: made),
+    ("gemma4_unified", "patches as they are", encoder(patch_norm=None)),
+    ("gemma4_unified", "vectors as they are", encoder(vector_norm=None)),
+    ("gemma4_unified", "seen both ways in all layers", lambda made: replace(made, windowed=False)),
     ("gemma4-small", "nothing", lambda made: made),
     ("gemma4-small", "not clamped", encoder(clipped=False)),
     ("gemma4-small", "layers are told of placeholders", lambda made: replace(made, told_as=None)),
@@ -222,6 +240,6 @@ def test_mistakes(name: str, mistake: str, change: Change, tmp_path: Path) -> No
     row = Completion(ids, Sampling(), 1, inserted=models.reader(changed, other).inserted(found, at, len(ids)))
     (logits,) = run(minillm.load(tmp_path), [row])
     kinds = torch.tensor([[int(token == models.TOKEN) for token in ids]])
-    given = models.inputs(name, made, drawn, found)
+    given = models.inputs(name, made, drawn, found) | models.masks(reference, name, kinds)
     wanted = reference(input_ids=torch.tensor([ids]), mm_token_type_ids=kinds, **given).logits[0]
     assert ((logits - wanted).abs().max() > 2e-4) == (mistake != "nothing")

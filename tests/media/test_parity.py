@@ -61,12 +61,13 @@ def test_a_prompt_with_two_pictures(both: tuple[str, Path, Any], budget: int) ->
     kinds = torch.tensor([[int(token == models.TOKEN) for token in ids]])
     given = models.inputs(name, media, pictures, found)
     kind = {} if media.sizing == "edge" else {"token_type_ids" if name == "gemma3" else "mm_token_type_ids": kinds}
+    kind |= models.masks(theirs, name, kinds)
     made = theirs(input_ids=torch.tensor([ids]), **given, **kind)
     assert (logits - made.logits[0]).abs().max() <= NEAR
     known = torch.tensor([ids])
     for token in row.token_ids:
         kinds = torch.tensor([[int(at < len(ids) and each == models.TOKEN) for at, each in enumerate(known[0])]])
-        kind = dict.fromkeys(kind, kinds)
+        kind = {**dict.fromkeys(kind, kinds), **models.masks(theirs, name, kinds)}
         assert token == int(theirs(input_ids=known, **given, **kind).logits[0, -1].argmax())
         known = torch.cat((known, torch.tensor([[token]])), dim=1)
         if token == models.TOKEN:  # which transformers takes for a place of the pictures, and refuses

@@ -192,9 +192,10 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "MAX_ANIMATED", COUNT * SIZE[0] * SIZE[1] - 1)
     with pytest.raises(ValueError, match=r"12 frames of 64 x 48 pixels, the limits are"):
         clip(animated("WEBP"))
-    monkeypatch.setattr(video, "MAX_FRAMES", 11)
-    with pytest.raises(ValueError, match=r"12 frames, the limit is 11"):
-        clip([*moving()])
+    monkeypatch.setattr(sources, "MAX_FRAMES", 11)
+    for given in ([*moving()], "data:video/jpeg;base64," + "," * 11):
+        with pytest.raises(ValueError, match=r"12 frames, the limit is 11"):
+            clip(given)
     (tmp_path / "film.mp4").write_bytes(coded())
     monkeypatch.setattr(sources, "MAX_VIDEO_BYTES", 10)
     with pytest.raises(ValueError, match=r"film\.mp4: [\d,]+ bytes, the limit is 10"):

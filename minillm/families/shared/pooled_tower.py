@@ -89,7 +89,6 @@ def rules(encoder: Encoder) -> dict[str, str]:
     places |= {"self_attn.o_proj": ("attention.out", "")}
     places |= {f"mlp.{each}_proj": (f"ffn.{to}", each if to == "gate_up" else "") for each, to in parts.items()}
     found = {
-        "audio_tower.*": "DROP",  # which the text model's rules tell of
         "vision_tower.patch_embedder.input_proj.weight":
             f"embed.weight: o (h w c) -> o (c h w), h={embed.side} w={embed.side} c=3",
         "vision_tower.patch_embedder.position_embedding_table": "table: two p e -> (two p) e, two=2",

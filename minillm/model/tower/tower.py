@@ -58,6 +58,8 @@ class Tower(nn.Module):
         self.spec, size, embed = encoder, encoder.hidden_size, encoder.embed
         if isinstance(embed, Patches):
             self.embed = Linear(embed.values, size, ops, embed.bias)
+            self.patch_norm = norm(encoder.patch_norm, embed.values, ops)
+            self.vector_norm = norm(encoder.vector_norm, size, ops)
             count = encoder.table.rows if encoder.table else 0
         else:
             self.convolutions = nn.ModuleList(Linear(3 * each, size, ops, bias=True) for each in (embed.bands, size))
@@ -85,7 +87,7 @@ class Tower(nn.Module):
         if made.window is not None:
             order, groups = turning.windows(places, made.window * embed.merge)
             places, x_FNV = places[order], x_FNV[:, order]
-        x = self.embed(x_FNV.to(self.embed.weight))
+        x = self.vector_norm(self.embed(self.patch_norm(x_FNV.to(self.embed.weight))))
         if self.table is not None and made.table is not None:
             x = x + turning.learned(self.table, made.table, places.to(x.device))
         back = None if order is None else torch.argsort(order)
@@ -105,7 +107,7 @@ class Tower(nn.Module):
         return self._through(self.pre_norm(x[None]), None, [(1, x.shape[0])], None)
 
     def _rotation(self, places: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        attention = self.spec.layers[0].attention
+        attention = self.spec.layers[0].attention if self.spec.layers else None
         if self.spec.columns is None or not isinstance(attention, GQA) or attention.rope is None:
             return None
         cos, sin = turning.rotation(places, attention.rope.dim, attention.rope.theta, self.spec.columns)
