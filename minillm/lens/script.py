@@ -219,7 +219,7 @@ function buildPictures() {
     const label = `${each.name}, ${each.columns} by ${each.rows} tokens`;
     each.canvas = make($("pictures"), "canvas", "", { width: each.width, height: each.height, role: "img" });
     each.canvas.setAttribute("aria-label", label);
-    each.canvas.style.maxWidth = "100%";
+    each.canvas.style.width = "min(100%, 26rem)";
     each.note = make($("pictures"), "p");
     each.levels = Uint8Array.from(atob(each.rgb), c => c.charCodeAt(0));
   }

@@ -10,6 +10,7 @@ import argparse
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,9 @@ def as_data(shown: Sequence[Shown], attention: Sequence[Tensor]) -> list[dict[st
     """The pictures as plain data, levels in base64, row by row; `shares` are what each position gives to one in each
     layer, the mean of heads, `[T]`, none where a layer is recurrent."""
     return [
-        {"name": each.name, "height": each.levels.shape[0], "width": each.levels.shape[1], "rows": each.grid[0],
-         "columns": each.grid[1], "at": each.at.tolist(), "rgb": base64.b64encode(each.levels.tobytes()).decode(),
-         "shares": [_shares(layer, each) for layer in attention]}
+        {"name": Path(each.name).name, "height": each.levels.shape[0], "width": each.levels.shape[1],
+         "rows": each.grid[0], "columns": each.grid[1], "at": each.at.tolist(),
+         "rgb": base64.b64encode(each.levels.tobytes()).decode(), "shares": [_shares(one, each) for one in attention]}
         for each in shown
     ]  # fmt: skip
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm import config, families
+from minillm.families.media import media
+from minillm.families.shared import wrapped
 from minillm.guard.parsing import reading
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.gguf import reader as gguf
@@ -85,3 +87,63 @@ def lay_out(place: Path, values: Mapping[str, Any], checkpoint: Checkpoint) -> b
     (place / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
     (place / "config.json").write_text(json.dumps(understood(values)))
     return safe
+
+
+def shortened(values: Mapping[str, Any], layers: int | None) -> dict[str, Any]:
+    """A config.json whose text model is next to nothing, and whose tower has its first `layers` alone."""
+    less = {"num_hidden_layers": 4, "vocab_size": 1000, "intermediate_size": 64, "layer_types": None}
+    less |= {"tie_word_embeddings": False, "max_window_layers": 4}
+    section, vision = values.get("text_config"), values.get("vision_config")
+    made = dict(values)
+    inner = {**section, **less} if isinstance(section, dict) else None
+    made |= {"text_config": inner} if inner is not None else less
+    made.pop("quantization_config", None)
+    if layers is not None and isinstance(vision, dict):
+        key = "depth" if "depth" in vision or "num_hidden_layers" not in vision else "num_hidden_layers"
+        listed = {name: [each for each in vision[name] if each < layers] for name in LISTS if name in vision}
+        made["vision_config"] = {**vision, key: min(layers, vision.get(key, layers)), **listed}
+    return made
+
+
+LISTS = ("fullatt_block_indexes", "deepstack_visual_indexes")
+
+
+def tower(values: Mapping[str, Any], dtype: Any) -> Any:
+    """A model of transformers with the tower of a config (`shortened`), and random weights. Raises ValueError where
+    transformers is not there or lacks the family."""
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError("bench tower needs transformers: pip install -e '.[test]' in the clone") from None
+    import torch
+
+    transformers.utils.logging.set_verbosity_error()
+    if (kind := values["model_type"]) not in transformers.CONFIG_MAPPING:
+        raise ValueError(f"transformers {transformers.__version__} knows no model_type {kind!r}")
+    torch.manual_seed(0)
+    with reading(kind, "transformers cannot build its tower"):
+        config = transformers.AutoConfig.for_model(**seen(values))
+        build: Any = transformers.AutoModelForImageTextToText.from_config
+        model = build(config, attn_implementation="sdpa", dtype=dtype)
+    for each in model.parameters():  # some are zeros at first
+        each.data.normal_(std=0.02)
+    return model.requires_grad_(False).eval()
+
+
+def embeddings(model: Any, given: Mapping[str, Any]) -> Any:
+    """What transformers' tower makes of a picture, `[n, H]`."""
+    import torch
+
+    made = model.model.get_image_features(**given).pooler_output
+    return made if isinstance(made, torch.Tensor) else torch.cat([each.flatten(0, -2) for each in made])
+
+
+def seen(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`understood`, with the numbers of the tower that its family reads."""
+    made, found = understood(values), media(values)
+    vision = values.get("vision_config")
+    if found is not None and isinstance(vision, dict):
+        known = {"model_type", *found[2].asked}
+        made["vision_config"] = {key: vision[key] for key in vision if key in known}
+        made |= {key: values[key] for key in wrapped.OUTER if isinstance(values.get(key), (int, float, str))}
+    return made
