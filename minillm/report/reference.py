@@ -91,12 +91,14 @@ def lay_out(place: Path, values: Mapping[str, Any], checkpoint: Checkpoint) -> b
 
 def shortened(values: Mapping[str, Any], layers: int | None) -> dict[str, Any]:
     """A config.json whose text model is next to nothing, and whose tower has its first `layers` alone."""
-    less = {"num_hidden_layers": 4, "vocab_size": 1000, "intermediate_size": 64, "layer_types": None}
+    less = {"num_hidden_layers": 4, "vocab_size": 1000, "intermediate_size": 64}
     less |= {"tie_word_embeddings": False, "max_window_layers": 4}
     section, vision = values.get("text_config"), values.get("vision_config")
     made = dict(values)
     inner = {**section, **less} if isinstance(section, dict) else None
     made |= {"text_config": inner} if inner is not None else less
+    for each in (made, inner or {}):
+        each.pop("layer_types", None)
     made.pop("quantization_config", None)
     if layers is not None and isinstance(vision, dict):
         key = "depth" if "depth" in vision or "num_hidden_layers" not in vision else "num_hidden_layers"
