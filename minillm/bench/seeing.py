@@ -53,16 +53,13 @@ def filled(made: Media, rules: Rules, theirs: Any, dtype: torch.dtype, device: t
     return tower
 
 
-def inputs(made: Media, high: int, wide: int, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def inputs(made: Media, high: int, wide: int) -> tuple[Any, dict[str, Any]]:
     """Random pixels of a picture of this size: patches and grid for ours, and what transformers takes."""
     embed = made.encoder.embed
     assert isinstance(embed, Patches)
     pixels = torch.randn(3, high, wide, generator=torch.Generator().manual_seed(0))
     values, grid = pictures.patches(pixels, embed.side, embed.merge, embed.frames)
-    if made.sizing == "area":
-        return (values, grid), {"pixel_values": values[0].to(dtype), "image_grid_thw": torch.tensor([[1, *grid]])}
-    sizes = {"image_sizes": torch.tensor([[high, wide]])} if made.sizing == "edge" else {}
-    return (values, grid), {"pixel_values": pixels[None].to(dtype), **sizes}
+    return (values, grid), reference.inputs(made, pixels, values, grid)
 
 
 @torch.inference_mode()
@@ -94,8 +91,8 @@ def bench(arguments: Any) -> dict[str, Any]:
     high, wide = _sides(made, height, width, chosen)
     theirs = reference.tower(values, dtype).to(device)
     tower = filled(made, rules, theirs, dtype, device, arguments.kernels)
-    (patches, grid), given = inputs(made, high, wide, dtype)
-    patches, given = patches.to(device), {name: each.to(device) for name, each in given.items()}
+    (patches, grid), given = inputs(made, high, wide)
+    patches = patches.to(device)
 
     def both() -> tuple[Callable[[], Any], Callable[[], Any]]:
         return lambda: tower.of_picture(patches, grid), lambda: reference.embeddings(theirs, given)
