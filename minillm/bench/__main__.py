@@ -5,6 +5,7 @@
     python -m minillm.bench kernels     each Triton kernel, see `bench/kernels.py`
     python -m minillm.bench profile     where the time of a model goes, see `bench/profile.py`
     python -m minillm.bench throughput  many sequences at once, see `bench/throughput.py`
+    python -m minillm.bench tower       a picture through what sees, see `bench/seeing.py`
     python -m minillm.bench serve       a server under load, see `bench/serving.py`
     python -m minillm.bench http        what the server costs beside the engine alone, see `bench/http.py`
 
@@ -34,7 +35,7 @@ import torch
 from tqdm import tqdm
 
 from minillm import cli, config, families
-from minillm.bench import http, kernels, plot, profile, serving, throughput, tuning
+from minillm.bench import http, kernels, plot, profile, seeing, serving, throughput, tuning
 from minillm.bench.engines import PEERS, Worker, check
 from minillm.bench.report import Limits, Point, ratios, speeds, table
 from minillm.bench.weights import checkpoint, gguf_bytes_per_step, scratch_folder, stored_bytes_per_step, write_gguf
@@ -187,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     modes = {"kernels": kernels, "profile": profile, "throughput": throughput}
-    modes |= {"serve": serving, "http": http, "tune": tuning}
+    modes |= {"serve": serving, "http": http, "tune": tuning, "tower": seeing}
     if given[:1] and given[0] in modes:
         return modes[given[0]].main(given[1:])
     made = parser()

@@ -5,7 +5,7 @@
 Both read the same tokens. Each module of ours is given the reference's input (its own error) and what the modules
 before it made (the error so far); the first whose own error is beyond rounding is replayed op by op in fp64. With
 another checkpoint, dtype or quantisation of the same model as the reference, the table shows what that costs layer by
-layer.
+layer. With --image both towers see the same picture, see `diff/tower.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from minillm import cli, config, families, hub
 from minillm.diff import names as diff_names
 from minillm.diff import report as diff_report
+from minillm.diff import tower as diff_tower
 from minillm.diff import trace as diff_trace
 from minillm.diff.causes import causes
 from minillm.diff.compare import compare, precision, step_of
@@ -124,12 +125,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The report that `--json` prints."""
     if arguments.plot:
         picture.check(arguments.plot)
+    if arguments.image is not None and (arguments.against != "transformers" or arguments.plot or arguments.all):
+        raise ValueError("--image compares the layers of a tower with transformers: leave out --against, --plot, --all")
     if not 0 < arguments.tolerance < math.inf:
         raise ValueError(f"--tolerance is {arguments.tolerance:g} ulps; it must be a number above 0")
     options = cli.model_options(arguments)
     if arguments.dtype == "auto":
         options["dtype"] = "float32"  # where a difference is no rounding
     llm = load(**options, progress=cli.progress_bar("loading"))
+    if arguments.image is not None:
+        return diff_tower.compared(llm, arguments)
     tokens, theirs = tokens_of(llm, arguments), None
     if arguments.against == "transformers":
         if arguments.against_dtype:
@@ -156,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--prompt", metavar="TEXT", help="what both read (default: a sentence)")
     given.add_argument("--prompt-ids", type=cli.token_ids, metavar="N,N,…", help="the same as token ids")
+    given.add_argument("--image", metavar="FILE | WxH", help="through the towers: a picture, or noise of a size")
     parser.add_argument("--tolerance", metavar="ULPS", type=float, default=TOLERANCE, help="of a module (64)")
     parser.add_argument("--all", action="store_true", help="a line for every module, not for every layer")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="the error by depth; needs '.[plot]'")
@@ -167,7 +173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False, allow_nan=False))
     else:
-        for line in diff_report.lines(report, arguments.all, cli.colourful()):
+        colour = cli.colourful()
+        shown = (
+            diff_report.lines(report, arguments.all, colour) if arguments.image is None else diff_tower.lines(report)
+        )
+        for line in shown:
             print(line)
     return 0
 

@@ -51,7 +51,7 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
         attention = _parent(holders.get(f"{own}.attention.out") or holders.get(f"{own}.attention.output"))
         if layer.attention is not None:
             pairs[f"{own}.attention", ""] = Site(f"{own}.attention", attention)
-        pairs[own, ""] = Site(own, _around([name for inner, name in holders.items() if inner.startswith(f"{own}.")]))
+        pairs[own, ""] = Site(own, around([name for inner, name in holders.items() if inner.startswith(f"{own}.")]))
         if layer.ffn is None:
             continue
         if isinstance(layer.ffn, MoE):
@@ -111,7 +111,7 @@ def _in_order(module: nn.Module, name: str = "") -> list[str]:
     return [*itertools.chain.from_iterable(inner), name]
 
 
-def _around(names: list[str]) -> str:
+def around(names: list[str]) -> str:
     """The innermost module that holds all of these."""
     levels = zip(*(name.split(".") for name in names), strict=False)
     return ".".join(level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -129,8 +130,18 @@ class DecodeGraph:
             print(f"minillm: decode steps go call by call, none is recorded: {why}", file=sys.stderr)
 
 
+# Held while a graph is recorded, and by whoever uses the device from another thread meanwhile in ways that recording
+# forbids: waiting for it is an error then, in all threads.
+RECORDING = threading.Lock()
+
+
 def cuda_graph(run: Run, device: torch.device) -> tuple[Recording, Tensor]:
     """Raises RuntimeError where the host waits for the device."""
+    with RECORDING:
+        return _recorded(run, device)
+
+
+def _recorded(run: Run, device: torch.device) -> tuple[Recording, Tensor]:
     current, graph = torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
     side = torch.cuda.Stream(device)
     side.wait_stream(current)
@@ -139,7 +150,8 @@ def cuda_graph(run: Run, device: torch.device) -> tuple[Recording, Tensor]:
             run()  # compiles what the step before did not need, and lets libraries allocate what they keep
             with _no_waiting():
                 run()
-        with torch.cuda.graph(graph, stream=side):
+        # What other threads do, allocate memory for a picture say, is no error of this one.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             result = run()
     finally:
         current.wait_stream(side)

@@ -15,6 +15,11 @@ from torch import Tensor
 
 from minillm import spec
 from minillm.engine.asked import LOGITS_AT_ONCE
+from minillm.engine.batching.engine import Engine
+from minillm.engine.batching.room import SIZE
+from minillm.engine.completion import Completion
+from minillm.engine.inserted import Inserted
+from minillm.engine.sampling import Sampling
 from minillm.model.decoder import Decoder
 from minillm.report import observe
 
@@ -55,14 +60,14 @@ def _added(seen: Mapping[str, Any], layer: str, part: str) -> Tensor:
 
 
 @torch.inference_mode()
-def look(model: Decoder, ids: Sequence[int]) -> Pass:
-    """Run the model over checked ids, and leave it as it was."""
+def look(model: Decoder, ids: Sequence[int], inserted: Inserted | None = None) -> Pass:
+    """Run the model over checked ids, with what stands among them, and leave it as it was."""
     tokens = torch.tensor(list(ids), device=model.embedding.weight.device)
     count = len(model.layers)
     parts = ("", ".post_attention_norm", ".post_ffn_norm")  # a norm that is left out is there and gives what it got
     names = [f"layers.{i}{part}" for i in range(count) for part in parts]
     with observe.modules(model, names) as seen, observe.ops(model, "attention") as calls:
-        model.hidden(tokens[None])
+        model.hidden(tokens[None]) if inserted is None else _at_once(model, ids, inserted)
     layers = [seen[f"layers.{i}"] for i in range(count)]
     attends = [any(isinstance(each, spec.Attention) for each in layer.mixers) for layer in model.spec.layers]
     assert len(calls) == sum(attends), f"{len(calls)} attentions in {sum(attends)} layers"
@@ -71,13 +76,22 @@ def look(model: Decoder, ids: Sequence[int]) -> Pass:
     attended, fed = (
         torch.cat([_added(seen, f"layers.{i}", part) * scale for i, scale in enumerate(scales)]) for part in parts[1:]
     )
+    first = model.embed(tokens[None]) if inserted is None else layers[0].given[0]
     return Pass(
         tokens,
-        torch.cat([model.embed(tokens[None]), *(model.merged(each.result) for each in layers)]),
+        torch.cat([first, *(model.merged(each.result) for each in layers)]),
         attended,
         fed,
         [next(maps) if each else torch.zeros(0, len(tokens), len(tokens)) for each in attends],
     )
+
+
+def _at_once(model: Decoder, ids: Sequence[int], inserted: Inserted) -> None:
+    """All of a prompt with pictures in one pass of the engine, which puts them in."""
+    row = Completion(list(ids), Sampling(temperature=0), 1, inserted=inserted)
+    engine = Engine(model, len(ids) + 2 * SIZE, 1, budget=len(ids))
+    engine.add(row)
+    engine.step()
 
 
 @torch.inference_mode()

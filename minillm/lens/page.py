@@ -35,6 +35,7 @@ keys move.</p>
 <span class="soft" id="summary"></span></p>
 <div class="scroll"><canvas id="map" tabindex="0" role="img"></canvas></div>
 <p id="looks" aria-live="polite"></p>
+<div id="pictures"></div>
 <h2>Norms</h2>
 <p class="soft">Euclidean lengths at the chosen token, on a logarithmic scale.</p>
 <div id="norms"></div>

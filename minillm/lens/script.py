@@ -210,7 +210,40 @@ function drawNorms() {
   });
 }
 
-function draw() { drawPrompt(); drawDistribution(); drawLens(); drawMap(); drawNorms(); }
+function buildPictures() {
+  if (!DATA.pictures) return;
+  make($("pictures"), "h2", "Pictures");
+  make($("pictures"), "p", "What the chosen token looks at in this layer and head, bright where it is most.",
+    { class: "soft" });
+  for (const each of DATA.pictures) {
+    const label = `${each.name}, ${each.columns} by ${each.rows} tokens`;
+    each.canvas = make($("pictures"), "canvas", "", { width: each.width, height: each.height, role: "img" });
+    each.canvas.setAttribute("aria-label", label);
+    each.canvas.style.width = "min(100%, 26rem)";
+    each.note = make($("pictures"), "p");
+    each.levels = Uint8Array.from(atob(each.rgb), c => c.charCodeAt(0));
+  }
+}
+
+function drawPictures() {
+  for (const each of DATA.pictures || []) {
+    const given = each.at.map(key => weight(state.layer, state.head, state.at, key));
+    const most = Math.max(...given) || 1, all = given.reduce((sum, one) => sum + one, 0);
+    const image = new ImageData(each.width, each.height);
+    for (let y = 0; y < each.height; y++) for (let x = 0; x < each.width; x++) {
+      const row = Math.floor(y * each.rows / each.height), column = Math.floor(x * each.columns / each.width);
+      const at = y * each.width + x, share = Math.sqrt(given[row * each.columns + column] / most);
+      for (let c = 0; c < 3; c++) image.data[4 * at + c] = each.levels[3 * at + c] * (0.2 + 0.8 * share);
+      image.data[4 * at + 3] = 255;
+    }
+    each.canvas.getContext("2d").putImageData(image, 0, 0);
+    each.note.textContent = `${each.name}: ${(100 * all).toFixed(1)} % of the weight of ` +
+      `${text(DATA.tokens[state.at])} at position ${state.at}, in layer ${state.layer}, head ${state.head}; ` +
+      `${(100 * Math.max(...given)).toFixed(1)} % in the largest cell.`;
+  }
+}
+
+function draw() { drawPrompt(); drawDistribution(); drawLens(); drawMap(); drawPictures(); drawNorms(); }
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 function arrows(node, moved) {
@@ -231,7 +264,7 @@ DATA.tokens.forEach((id, at) => {
   make($("prompt"), "button", text(id), { type: "button" }).onclick = () => choose({ at });
 });
 attends.forEach(layer => make($("layer"), "option", layer));
-buildLens();
+buildPictures(); buildLens();
 arrows($("prompt"), (x, y) => choose({ at: state.at + x - y }, () => $("prompt").children[state.at]));
 arrows($("lens"), (x, y) => choose({ at: state.at + x, level: state.level + y }, lensCell));
 arrows($("map"), (x, y) => {

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from minillm.engine.completion import Prompt
+from minillm.engine.graphs import RECORDING
 from minillm.engine.inserted import Inserted, Span
 from minillm.guard.screen import note
 from minillm.media import frames, pictures, sound, video
@@ -205,7 +206,7 @@ class Reader:
 
     def read(self, seen: Seen) -> Read:
         """What the tower makes of it; kept for those that ask again."""
-        with self._lock:
+        with self._lock, RECORDING:
             if (found := self._kept.pop(seen.digest, None)) is None:
                 found = self._through(seen.values, seen)
             self._kept[seen.digest] = found

@@ -108,7 +108,7 @@ class Gpu:
         yield
 
     @contextmanager
-    def graph(self, graph: Gpu.CUDAGraph, stream: Gpu.Stream) -> Iterator[None]:
+    def graph(self, graph: Gpu.CUDAGraph, stream: Gpu.Stream, capture_error_mode: str = "global") -> Iterator[None]:
         self.log.append("recording")
         self.launches = graph.calls
         with self.watched(graph.calls):
