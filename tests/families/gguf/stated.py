@@ -48,8 +48,6 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         said["expert_shared_count"] = values["n_shared_experts"]
         said["expert_weights_norm"] = values["norm_topk_prob"]
     said |= mixture(architecture, values)
-    if architecture in state_converter.ARCHITECTURES:
-        said |= state_converter.metadata(architecture, values)
     if architecture.startswith("granite"):
         said |= {
             "embedding_scale": values["embedding_multiplier"], "residual_scale": values["residual_multiplier"],
@@ -99,6 +97,8 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
     if "mrope_section" in rope:
         said["rope.dimension_sections"] = [*rope["mrope_section"], 0]
+    if architecture in state_converter.ARCHITECTURES:
+        said |= state_converter.metadata(architecture, values)
     named = {f"{architecture}.{key}": value for key, value in said.items() if value is not None}
     return {"general.architecture": architecture, "tokenizer.ggml.model": "none", **named}
 
