@@ -32,6 +32,7 @@ NAMES = (
     "moe",
     "mla",
     "linear_attention",
+    "state-spaces",
     "per_layer_embeddings",
     "kv-cache",
     "quantisation",

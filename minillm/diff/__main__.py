@@ -68,7 +68,10 @@ def sites_of_transformers(llm: LLM, theirs: Any, renamed: dict[str, str] | None 
     there = {site.ours for site in found}
     if "layers.0.ffn.experts" in there:  # which may stand beside what is part of the mixture here
         there.add("layers.0.ffn")
-    if missing := {"embedding", "layers.0", "layers.0.attention", "layers.0.ffn", "head"} - there:
+    first = llm.spec.layers[0]
+    wanted = {"embedding", "layers.0", "head"} | ({"layers.0.ffn"} if first.ffn else set())
+    wanted |= {"layers.0.attention"} if len(first.mixers) == 1 else set()  # several have no module of their own
+    if missing := wanted - there:
         raise ValueError(
             f"{llm.folder}: {type(theirs).__name__} has no modules of the checkpoint's names for "
             f"{', '.join(sorted(missing))}; such a model cannot be compared"

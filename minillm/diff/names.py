@@ -61,7 +61,10 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
                 pairs[f"{own}.ffn.router", ""] = Site(f"{own}.ffn.router", ffn)
                 ffn, experts = "", _parent(ffn)
             pairs[f"{own}.ffn.experts", ""] = Site(f"{own}.ffn.experts", f"{experts}.experts")
-            pairs[f"{own}.ffn.shared", ""] = Site(f"{own}.ffn.shared", _parent(holders.get(f"{own}.ffn.shared.down")))
+            shared = _parent(holders.get(f"{own}.ffn.shared.down"))
+            pairs[f"{own}.ffn.shared", ""] = Site(f"{own}.ffn.shared", shared)
+            if ffn and shared and not shared.startswith(f"{ffn}."):  # it stands beside what is added to it
+                ffn = ""
         else:
             ffn = _parent(holders.get(f"{own}.ffn.down"))
         pairs[f"{own}.ffn", ""] = Site(f"{own}.ffn", ffn)

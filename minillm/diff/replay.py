@@ -118,7 +118,9 @@ def _mlp(made: Replay, mlp: GatedMLP | MLP) -> None:
         inner, own = mlp.activated(product(x, mlp.up)), mlp.activated(mlp.up(x_own))
     made.op("products and activation", inner, own, theirs)
     before = inner if theirs is None else theirs
-    made.op("product down", product(before, mlp.down), mlp.down(before.to(made.model.dtype)), trace.gave[name])
+    factor = mlp.spec.factors[1] if isinstance(mlp, GatedMLP) else 1.0
+    exact, own = product(before, mlp.down) * factor, mlp.down(before.to(made.model.dtype)) * factor
+    made.op("product down", exact, own, trace.gave[name])
 
 
 def _router(made: Replay, router: Router) -> None:
@@ -165,7 +167,8 @@ def _moe(made: Replay, moe: MoE) -> None:
     name, trace = made.site.ours, made.trace
     if f"{name}.experts" not in trace.gave:
         return
-    x, exact = trace.given[name].double(), trace.gave[f"{name}.experts"].double().view_as(trace.given[name])
+    x, exact = trace.given[name].double(), trace.gave[f"{name}.experts"].double()
+    exact = exact.view_as(x) if moe.out_of is None else product(exact.view(*x.shape[:-1], -1), moe.out_of)
     if moe.shared is not None:
         shared = trace.gave.get(f"{name}.shared", moe.shared(x.to(made.model.dtype))).double().view_as(x)
         exact = exact + (shared if moe.shared_gate is None else product(x, moe.shared_gate).sigmoid() * shared)
@@ -180,6 +183,8 @@ def _block(made: Replay, block: Block) -> None:
     for part in ("attention", "ffn", "per_layer"):
         names = [f"{name}.post_{part}_norm", f"{name}.{part}", f"{name}.{part}.norm"]
         after = next((trace.gave[each] for each in names if each in trace.gave), x.new_zeros(()))
+        if after.dim() == 0 and getattr(block, part) is not None:
+            return  # it has no module of its own there
         parts.append(after.double().expand_as(x) if after.dim() == 0 else after.double().view_as(x))
     ours, factor = run(made.model, made.site, trace, made.step), block.branch_scale
     total = x + factor * (parts[0] + parts[1]) + parts[2]

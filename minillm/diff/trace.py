@@ -153,11 +153,13 @@ def _around(trace: Trace, factors: Sequence[float] = ()) -> None:
     first, index = given["layers.0"], 0
     gave["embedding"] = first if first.dim() == 3 else first[..., 0, :]
     while (name := f"layers.{index}") in given:
-        attended = gave.get(f"{name}.post_attention_norm", gave[f"{name}.attention"])
+        attended = gave.get(f"{name}.post_attention_norm", gave.get(f"{name}.attention"))
         given.setdefault(f"{name}.attention_norm", given[name])
-        gave.setdefault(f"{name}.attention_norm", given[f"{name}.attention"])
-        if f"{name}.ffn_norm" not in given:
+        if f"{name}.attention" in given:
+            gave.setdefault(f"{name}.attention_norm", given[f"{name}.attention"])
+        if f"{name}.ffn_norm" not in given and attended is not None:
             given[f"{name}.ffn_norm"] = given[name] + (attended * factors[index] if factors else attended)
+        given.setdefault(f"{name}.ffn_norm", given[name])  # of a layer that is nothing else
         if f"{name}.ffn.down" in gave and f"{name}.ffn" not in gave:  # the layer's own products
             given[f"{name}.ffn"] = next(each for inner, each in given.items() if inner.startswith(f"{name}.ffn."))
             gave[f"{name}.ffn"] = gave[f"{name}.ffn.down"]

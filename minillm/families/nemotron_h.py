@@ -52,6 +52,7 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 inner, rules = single.listed, single.rules
+TRANSFORMERS = {"backbone": "model"}  # what it calls a module in place of the checkpoint
 
 
 def spec(config: Config) -> Decoder:

@@ -79,7 +79,7 @@ KINDS = [
     "qwen3_next",
     "olmo_hybrid",
     "lfm2",
-    "granitemoehybrid-dense",
+    "granitemoehybrid",
 ]
 
 

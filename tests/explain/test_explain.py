@@ -107,7 +107,11 @@ def test_every_family_has_equations(row: str, tmp_path: Path) -> None:
         lines = equations(layer, spec)
         assert lines[2 if spec.streams else 0] in ("u = x", "u = n(x)")
         assert any(line.startswith("y = ") for line in lines)
-        assert f"{layer.ffn.intermediate_size} x {spec.hidden_size}]" in " ".join(lines)
+        if layer.ffn is not None:
+            width = getattr(layer.ffn, "latent", None) or spec.hidden_size
+            assert f"{layer.ffn.intermediate_size} x {width}]" in " ".join(lines)
+        if layer.attention is not None:
+            assert any(f"[{spec.hidden_size} x " in line for line in lines)
 
 
 def test_tensors(capsys: pytest.CaptureFixture[str]) -> None:

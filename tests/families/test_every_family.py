@@ -10,7 +10,7 @@ import pytest
 
 from minillm.config import read
 from minillm.families import FAMILIES, resolve
-from minillm.families.gguf import architectures, described
+from minillm.families.gguf import architectures, described, states
 from minillm.families.shared.licences import terms
 from minillm.serve.answers import styles
 from tests.conftest import ROOT, shared
@@ -93,7 +93,7 @@ def test_architectures_of_llama_cpp() -> None:
     page = (ROOT / "docs/gguf.md").read_text()
     listed = dict(re.findall(r"\*\*([\w-]+)\*\* ([\w, ]+)[;.]", " ".join(page.split())))
     assert listed == {name: ", ".join(kinds.split()) for name, kinds in described.ARCHITECTURES.items()}
-    assert set(listed) == set(architectures.ARCHITECTURES)  # which are read
+    assert {*listed, *states.APART.values()} == set(architectures.ARCHITECTURES)  # which are read
     reasons = dict(re.findall(r"^- (\w+): (.+)$", page, re.M))
     assert set(reasons) == set(FAMILIES) - set(described.FAMILIES)
 
@@ -102,10 +102,11 @@ def test_architectures_of_llama_cpp() -> None:
 CALLS = {
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n phi phimoe olmo olmo2 olmoe gpt_neox plamo tanuki".split(), ""),
     **dict.fromkeys("deepseek deepseek_v2 glm dots1 starcoder2 stablelm gptj falcon helium exaone qwen".split(), ""),
+    **dict.fromkeys("bamba mamba2".split(), ""),
     **dict.fromkeys("baichuan internlm3 mellum cwm arcee gpt2 gpt_bigcode gpt_neo opt bloom mpt".split(), ""),
     "qwen2_audio": "",
     **dict.fromkeys("qwen2 qwen3 qwen3_moe qwen2_moe qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe".split(), "tagged"),
-    **dict.fromkeys("mimo exaone4 ernie4_5 ernie4_5_moe youtu smollm3 granite".split(), "tagged"),
+    **dict.fromkeys("mimo exaone4 ernie4_5 ernie4_5_moe youtu smollm3 granite granitemoehybrid".split(), "tagged"),
     **dict.fromkeys("qwen3_next qwen3_5 qwen3_5_moe".split(), "functions"),
     **dict.fromkeys("glm4_moe glm4_moe_lite".split(), "pairs"),
     **dict.fromkeys("mistral mistral3 mistral4 ministral3 mixtral llava".split(), "named"),
@@ -116,7 +117,7 @@ CALLS = {
 }  # fmt: skip
 # Their cards speak of calls, and no template or description of the format was at hand: calls come as text.
 UNREAD = {"glm4", "chatglm", "hy_v3", "minimax_m2", "internlm2", "cohere", "cohere2", "apertus", "hunyuan_v1_dense"}
-UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
+UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe", "nemotron_h", "falcon_h1"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
 UNREAD |= {"minimax_m3", "minicpm", "minicpm3"}
 
@@ -133,7 +134,7 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("gemma4 gemma4_unified gpt_oss mistral3 mixtral olmo olmo2 olmo3 olmoe".split(), "apache-2.0"),
     **dict.fromkeys("olmo_hybrid gpt_neox gptj falcon plamo tanuki ernie4_5 ernie4_5_moe".split(), "apache-2.0"),
     **dict.fromkeys("seed_oss mellum internlm3 smollm3 granite granitemoe ministral3".split(), "apache-2.0"),
-    **dict.fromkeys("apertus arcee llava qwen2_audio mpt mistral4 afmoe minicpm minicpm3".split(), "apache-2.0"),
+    **dict.fromkeys("apertus arcee llava qwen2_audio mpt mistral4 afmoe minicpm minicpm3 granitemoehybrid bamba".split(), "apache-2.0"),
     **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo mimo_v2_flash dots1 gpt2 gpt_neo".split(), "mit"),
     **dict.fromkeys("cohere cohere2".split(), "cc-by-nc-4.0"),
     **dict.fromkeys("starcoder2 gpt_bigcode".split(), "bigcode-openrail-m"),
@@ -159,6 +160,7 @@ LICENCES: dict[str, Any] = {
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
 UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3"}
+UNKNOWN |= {"nemotron_h", "falcon_h1", "mamba2"}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -163,7 +163,7 @@ def test_published_checkpoint(name: str) -> None:
     assert report["parameter_count"] == COUNTS[name]
     # One of the copies names code to run, which is never run; the other keys are all understood.
     assert set(report["unknown_config_keys"]) <= {"auto_map"}
-    mixture = any(layer["ffn"]["kind"] == "MoE" for layer in report["spec"]["layers"])
+    mixture = any(layer["ffn"] and layer["ffn"]["kind"] == "MoE" for layer in report["spec"]["layers"])
     spec = report["spec"]
     looked_up = spec["per_layer"] is not None or spec["embedding"]["positions"] is not None  # a row of a table
     assert (report["active_parameter_count"] < COUNTS[name]) == (mixture or looked_up)

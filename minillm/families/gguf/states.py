@@ -16,6 +16,7 @@ from minillm.spec import GQA, MLP, Decoder, GatedConv, Layer, Mamba2, MoE
 Values = dict[str, Any]
 CONVOLVED, SCANNED = ("lfm2", "lfm2moe"), ("nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba2")
 LAYER, MIXER = "blk.{i}.", "layers.{i}.attention."
+APART = {"nemotron_h": "nemotron_h_moe"}  # what mixtures of an architecture are called
 CONV = {
     "token_embd_norm.weight": "norm.weight",
     f"{LAYER}shortconv.in_proj.weight": f"{MIXER}bcu.weight",
@@ -90,6 +91,8 @@ def metadata(decoder: Decoder, name: str) -> Values:
         return {**said, "attention.head_count": 0, "attention.head_count_kv": 0, "feed_forward_length": 0}
     if name.startswith("nemotron_h"):
         said["feed_forward_length"] = np.array([_width(layer) for layer in decoder.layers], np.int32)
+        latent = next((each.ffn.latent for each in decoder.layers if isinstance(each.ffn, MoE)), None)
+        said |= {"moe_latent_size": latent} if latent else {}
         said["attention.layer_norm_epsilon"] = float(decoder.final_norm.eps)  # which it asks for, of all its norms
     return said
 
@@ -101,7 +104,7 @@ def _width(layer: Layer) -> int:
 def architecture(name: str, decoder: Decoder) -> str:
     """That of a mixture, where it has another name."""
     mixture = any(isinstance(layer.ffn, MoE) for layer in decoder.layers)
-    return f"{name}_moe" if name == "nemotron_h" and mixture else name
+    return APART.get(name, name) if mixture else name
 
 
 def lfm2(file: File) -> Values:
@@ -141,12 +144,11 @@ def nemotron_h(file: File) -> Values:
         return values
     by_sigmoid(file)
     file.get("expert_shared_count")
-    latent = file.tensors.shape(f"blk.{kinds.index('moe')}.ffn_latent_down.weight") if "moe" in kinds else None
     return {
         **values,
         **_experts(file, "n_routed_experts"),
         "moe_shared_expert_intermediate_size": file.need("expert_shared_feed_forward_length"),
-        "moe_latent_size": latent[0] if latent else None,
+        "moe_latent_size": file.get("moe_latent_size") or None,
         "routed_scaling_factor": file.get("expert_weights_scale", 1.0) or 1.0,
         "norm_topk_prob": file.get("expert_weights_norm", False),
         "n_group": file.size("expert_group_count", 1) or 1,

@@ -87,7 +87,7 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         shared = values["moe_shared_expert_intermediate_size"]
         return said | {"expert_shared_feed_forward_length": shared, "expert_gating_func": 2, "expert_shared_count": 1,
                        "expert_weights_scale": float(values["routed_scaling_factor"]), "block_count": len(kinds),
-                       "leading_dense_block_count": None}  # fmt: skip
+                       "leading_dense_block_count": None, "moe_latent_size": values["moe_latent_size"]}  # fmt: skip
     nothing = ("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_count",
                "expert_group_count", "expert_group_used_count", "leading_dense_block_count",
                "expert_weights_norm")  # fmt: skip

@@ -108,6 +108,8 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
     if "mrope_section" in rope:
         said["rope.dimension_sections"] = [*rope["mrope_section"], 0]
+    if architecture in state_converter.ARCHITECTURES:
+        said |= state_converter.metadata(architecture, values)
     named = {f"{architecture}.{key}": value for key, value in said.items() if value is not None}
     return {"general.architecture": architecture, "tokenizer.ggml.model": "none", **named}
 
