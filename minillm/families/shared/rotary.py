@@ -85,7 +85,7 @@ def by_kind(config: Config, head_dim: int, thetas: Mapping[str, float], part: fl
     """The rotary embedding of each kind of layer that `thetas` names, by its section of `rope_parameters`; `part` of a
     head turns, or all of it, where that is silent."""
     stated = config.get("rope_parameters")
-    sections = {kind: stated.get(kind) if isinstance(stated, dict) else None for kind in thetas}
+    sections: dict[str, Any] = {kind: stated.get(kind) if isinstance(stated, dict) else None for kind in thetas}
     if any(not isinstance(each, dict) for each in sections.values()):
         raise ValueError(f"config.json: rope_parameters is {shown(stated)}, expected sections {', '.join(sections)}")
     return {
