@@ -58,7 +58,7 @@ def spec(config: Config) -> Decoder:
         made,
         embedding=Embedding(made.hidden_size**0.5),
         logit_softcap=config.optional_number("final_logit_softcapping"),
-        per_layer=on_device.per_layer(config, norm, ffn[0].activation, every_token=False),
+        per_layer=on_device.per_layer(config, norm, every_token=False),
         streams=Streams(config.size("altup_num_inputs", limit=64), norm),
     )
 

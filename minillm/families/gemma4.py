@@ -84,7 +84,7 @@ def spec(config: Config) -> Decoder:
         common.every_layer(made, **behind, **before),
         embedding=Embedding(made.hidden_size**0.5),
         logit_softcap=config.optional_number("final_logit_softcapping"),
-        per_layer=on_device.per_layer(config, norm, mlp.activation),
+        per_layer=on_device.per_layer(config, norm),
     )
 
 

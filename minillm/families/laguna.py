@@ -16,10 +16,9 @@ from minillm.guard.screen import shown
 from minillm.spec import GQA, Decoder, Gate, GatedMLP, MoE, Norm, QKNorm
 
 FIXED = {"moe_apply_router_weight_on_input": False, "moe_router_logit_softcapping": 0.0}
-ROPE = {
-    "full_attention": {"rope_theta": 500000.0, "partial_rotary_factor": 0.5},
-    "sliding_attention": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-}
+THETAS = {"full_attention": 500000.0, "sliding_attention": 10000.0}
+ROPE = {kind: {"rope_theta": theta} for kind, theta in THETAS.items()}
+ROPE["full_attention"]["partial_rotary_factor"] = 0.5
 DEFAULTS = {
     **{key: value for key, value in llama.DEFAULTS.items() if key not in ("mlp_bias", "rope_theta", "rope_scaling")},
     **FIXED,
@@ -67,7 +66,7 @@ def spec(config: Config) -> Decoder:
         raise ValueError(f"config.json: gating is {shown(gating)}, supported are true, per-head, per-element")
     layers, bias = common.num_layers(config), config.flag("attention_bias")
     windows = common.typed_windows(config, common.window(config), [False] * layers)
-    ropes = rotary.by_kind(config, common.heads(config)[2], ROPE)
+    ropes = rotary.by_kind(config, common.heads(config)[2], THETAS)
     norm, gate = QKNorm(Norm(config.number("rms_norm_eps"))), Gate("softplus", WIDTHS[gating])
     mixers = [
         GQA(*heads, ropes["sliding_attention" if window else "full_attention"], window, bias, bias, norm, weakened=gate)

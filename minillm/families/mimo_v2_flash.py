@@ -74,7 +74,10 @@ def spec(config: Config) -> Decoder:
     layers, dense = common.num_layers(config), common.gated_mlp(config, "intermediate_size")
     num_heads, kv_heads, head_dim = common.heads(config)
     spaced = [i > 0 and (i + 1) % 6 != 0 for i in range(layers)]
-    windows, ropes = common.typed_windows(config, common.window(config), spaced), rotary.by_kind(config, head_dim, ROPE)
+    windows, ropes = (
+        common.typed_windows(config, common.window(config), spaced),
+        rotary.by_kind(config, head_dim, THETAS, 0.334),
+    )
     if any(windows) and num_heads % (2 * kv_heads):
         raise ValueError(f"config.json: {num_heads} attention heads are no multiple of {2 * kv_heads} kv heads")
     bias, scale = config.flag("attention_bias"), config.optional_number("attention_value_scale")

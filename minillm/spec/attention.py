@@ -83,7 +83,8 @@ class KV:
 @dataclass(frozen=True)
 class Gate:
     """What the heads give is multiplied by act(W x): of each value a number of its own, or of each "head" one (Qiu et
-    al., arXiv:2505.06708). `with_q`: W lies in the product of q, behind each head of it."""
+    al., arXiv:2505.06708). `with_q`: W lies in the product of q, behind each head of it, whose v is as
+    wide."""
 
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
     width: Literal["value", "head"] = "value"

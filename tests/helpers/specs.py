@@ -21,6 +21,8 @@ from minillm.spec import (
     MLP,
     XIELU,
     Beside,
+    Chunk,
+    ClampedSwiGLU,
     Embedding,
     Gate,
     GatedConv,
@@ -105,20 +107,24 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
     if draw(st.booleans()):
         ranks = draw(st.none() | st.integers(4, 12)), draw(st.integers(4, 12))  # the norm of one value is its sign
         sizes = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-        return MLA(heads, *ranks, *sizes, rope, norm, score_factor=draw(st.floats(0.5, 2.0)))
-    value_norm = draw(st.sampled_from((None, Norm(0.1, affine=False))))
+        factor, warm = draw(st.floats(0.5, 2.0)), draw(st.sampled_from((None, Temperature(0.3, 5))))
+        return MLA(heads, *ranks, *sizes, rope, norm, factor, temperature=warm)
+    value_norm, plain = draw(st.sampled_from((None, Norm(0.1, affine=False)))), KV(v_is_k=True)
+    apart = KV(value_norm, v_dim=6, v_scale=0.6)
+    kv = draw(st.sampled_from((KV(value_norm), replace(plain, v_norm=value_norm), apart)))
+    gates = (Gate("softplus", "head"), Gate(), *([] if kv == apart else [Gate(with_q=True)]))  # as wide as q
     return GQA(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=8,
         rope=draw(st.sampled_from((rope, None))),
-        window=draw(st.none() | st.integers(1, 12)),
+        window=draw(st.none() | st.integers(1, 12) | st.integers(1, 12).map(Chunk)),
         qkv_bias=draw(st.booleans()),
         qk_norm=draw(st.sampled_from(key_norms(norm))),
         clip=draw(st.none() | st.floats(0.5, 2.0)),
         scores=draw(scores(heads)),
-        kv=KV(value_norm, draw(st.booleans())),
-        weakened=draw(st.sampled_from((None, "sinks", Gate(with_q=True), Gate("softplus", "head"), Gate()))),
+        kv=kv,
+        weakened=draw(st.sampled_from((None, "sinks", *gates))),
     )
 
 
@@ -136,7 +142,9 @@ def scores(draw: st.DrawFn, heads: int) -> Scores:
 @st.composite
 def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
     if draw(st.booleans()):
-        return draw(st.sampled_from((GatedMLP(20), GatedMLP(20, sparsity=0.8), *MLPS)))
+        return draw(
+            st.sampled_from((GatedMLP(20), GatedMLP(20, ClampedSwiGLU(1.5, 0.7)), GatedMLP(20, sparsity=0.8), *MLPS))
+        )
     experts, score = draw(st.integers(2, 6)), draw(st.sampled_from(("softmax", "softmax_chosen", "sigmoid")))
     normalize = draw(st.sampled_from((None, Norm(0.1))))
     router = Router(
@@ -144,7 +152,8 @@ def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
     )
     shared, norm = draw(st.sampled_from((None, GatedMLP(6)))), draw(st.sampled_from((None, Norm(0.1))))
     gated = shared is not None and draw(st.booleans())
-    return MoE(router, draw(st.integers(3, 12)), shared=shared, shared_gate=gated, norm=norm)
+    weighs = draw(st.booleans())
+    return MoE(router, draw(st.integers(3, 12)), shared=shared, shared_gate=gated, norm=norm, weighs_input=weighs)
 
 
 @st.composite
@@ -153,7 +162,7 @@ def borrowing(draw: st.DrawFn, layers: list[Layer]) -> list[Layer]:
     own = [index for index, layer in enumerate(layers) if isinstance(layer.attention, GQA)]
     found = [*layers]
     for index in draw(st.lists(st.sampled_from(own), max_size=4 - len(layers))) if own else ():
-        attention = replace(layers[index].attention, kv=KV(layer=index))
+        attention = replace(layers[index].attention, kv=KV(layer=index, v_dim=layers[index].attention.kv.v_dim))
         found.append(replace(layers[index], attention=attention, ffn=draw(ffns())))
     return found
 
@@ -178,7 +187,8 @@ def specs(draw: st.DrawFn) -> Spec:
     )
     rope = replace(rope, scaling=draw(st.sampled_from((None, LinearScaling(2.0), ProportionalScaling(0.6)))))
     norm = Norm(1e-5)
-    norms = st.sampled_from((None, norm, Norm(1e-5, offset=1.0, cast="after_weight"), LayerNorm(1e-5, affine=False)))
+    norms = st.sampled_from((None, norm, Norm(1e-5, offset=1.0, cast="after_weight"), LayerNorm(1e-5, affine=False),
+                              LayerNorm(1e-5, offset=1.0)))  # fmt: skip
     layers = []
     for _ in range(draw(st.integers(1, 3))):
         mixer, ffn = draw(mixers(rope, norm)), draw(ffns())

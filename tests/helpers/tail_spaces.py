@@ -24,6 +24,12 @@ from tests.helpers.space_parts import (
 Draws = st.SearchStrategy[dict[str, Any]]
 SCALE, WIDTH = st.floats(0.5, 4.0), st.integers(1, 40)
 
+PARTS = st.builds(  # of heads of 12
+    lambda rope, turned: {**rope, "partial_rotary_factor": (turned + 0.5) / 12 if turned < 12 else 1.0},
+    PLAIN_ROPES,
+    st.sampled_from((2, 4, 6, 12)),
+)
+
 
 def by_layer(config: dict[str, Any]) -> st.SearchStrategy[list[int]]:
     """Numbers of heads."""
@@ -97,14 +103,14 @@ TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "mimo_v2_flash": lambda c: grouped(
         c,
         num_attention_heads=st.just(2 * c["num_attention_heads"]),
-        head_dim=HEAD_DIM,
+        head_dim=st.just(12),
         v_head_dim=st.integers(1, 20),
         attention_bias=FLAG,
         attention_value_scale=st.none() | SCALE,
         sliding_window=WINDOW,
         layer_types=layer_types(c),
         mlp_layer_types=mixed(c),
-        rope_parameters=mappings(full_attention=PLAIN_ROPES, sliding_attention=PLAIN_ROPES),
+        rope_parameters=mappings(full_attention=PARTS, sliding_attention=PARTS),
     ).map(without_shared),
     "minimax_m3_vl": lambda c: st.sampled_from((4, 6, 12)).flatmap(
         lambda turned: experts(

@@ -86,7 +86,7 @@ def test_rotating_cache_is_full_cache_with_a_mask(spec: Spec, total: int) -> Non
     cache = Cache(spec, 1, total, torch.float32)
     for layer, held in zip(spec.layers, cache.layers, strict=True):
         if isinstance(held, LayerCache):
-            assert held.k.shape[2] == min(total, layer.attention.window or total)
+            assert held.k.shape[2] == min(total, int(layer.attention.window or total))
     steps = [model(tokens[:, at : at + 1], cache) for at in range(total)]
     assert (torch.cat(steps, dim=1) - uncut(model, tokens)).abs().max() <= EXACT
 

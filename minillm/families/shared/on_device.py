@@ -9,7 +9,7 @@ from typing import Any
 from minillm.config import MAX_SIZE, Config, positive_integer
 from minillm.families.shared import common, wrapped
 from minillm.guard.screen import shown
-from minillm.spec import Activation, Norm, PerLayer
+from minillm.spec import Norm, PerLayer
 
 DEFAULTS = {
     "num_kv_shared_layers": 0,
@@ -101,7 +101,7 @@ def _stated(stated: Any, values: dict[str, int], windows: Sequence[int | None]) 
     return kv_heads, head_dim
 
 
-def per_layer(config: Config, norm: Norm, activation: Activation, every_token: bool = True) -> PerLayer | None:
+def per_layer(config: Config, norm: Norm, every_token: bool = True) -> PerLayer | None:
     """The layers' own embeddings, which 0 and null leave out. Raises ValueError where `every_token` must have a row and
     some have none."""
     size, vocab = config.get("hidden_size_per_layer_input"), config.size("vocab_size_per_layer_input")
@@ -109,4 +109,5 @@ def per_layer(config: Config, norm: Norm, activation: Activation, every_token: b
         return None
     if every_token and vocab < config.size("vocab_size"):
         raise ValueError(f"config.json: vocab_size_per_layer_input {vocab} is below vocab_size; all tokens have a row")
+    activation = config.choice("hidden_activation", common.ACTIVATIONS)
     return PerLayer(vocab, common.num_layers(config), config.size("hidden_size_per_layer_input"), norm, activation)

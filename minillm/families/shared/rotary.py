@@ -81,15 +81,15 @@ def by_window(
     return [everywhere if window is None else local for window in windows]
 
 
-def by_kind(config: Config, head_dim: int, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Rope]:
-    """The rotary embedding of each kind of layer that `defaults` names, by its section of `rope_parameters`, which says
-    what part of a head turns."""
+def by_kind(config: Config, head_dim: int, thetas: Mapping[str, float], part: float | None = None) -> dict[str, Rope]:
+    """The rotary embedding of each kind of layer that `thetas` names, by its section of `rope_parameters`; `part` of a
+    head turns, or all of it, where that is silent."""
     stated = config.get("rope_parameters")
-    sections = {kind: stated.get(kind) if isinstance(stated, dict) else None for kind in defaults}
+    sections: dict[str, Any] = {kind: stated.get(kind) if isinstance(stated, dict) else None for kind in thetas}
     if any(not isinstance(each, dict) for each in sections.values()):
         raise ValueError(f"config.json: rope_parameters is {shown(stated)}, expected sections {', '.join(sections)}")
     return {
-        kind: rope(config, head_dim, {"rope_type": "default", **defaults[kind], **section}, partial=None)
+        kind: rope(config, head_dim, {"rope_type": "default", "rope_theta": thetas[kind], **section}, partial=part)
         for kind, section in sections.items()
     }
 
