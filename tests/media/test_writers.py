@@ -62,7 +62,7 @@ def test_a_merged_adapter(more: tuple[str, ...], tmp_path: Path) -> None:
 def test_all_of_a_model_that_was_tuned(tmp_path: Path) -> None:
     folder = shared("media/qwen2_5_vl")
     llm = minillm.load(folder)
-    write_checkpoint(llm, tmp_path)
+    write_checkpoint(llm.prompts.folder, llm.model, tmp_path)
     same(tmp_path, folder)
     asked = {"messages": messages("qwen2_5_vl", "image"), "max_new_tokens": 8, **GREEDY}
     assert minillm.load(tmp_path).generate(**asked).token_ids == llm.generate(**asked).token_ids
