@@ -128,7 +128,8 @@ def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
     given = [*command, "--output", str(output), "--ranks", "2"]
     code, said = run(["-c", KILLED], tmp_path / "first", capsys, given, given)
     assert (code, said.count("\n")) == (2, 1)
-    assert said.startswith("minillm: error: rank 1 of 2: ended by SIGKILL")
+    # What the second has died of, or where whoever watches gets no turn for seconds, that the first has nobody left.
+    assert said.startswith(("minillm: error: rank 1 of 2: ended by SIGKILL", "minillm: error: rank 0 of 2: another"))
     assert len(losses(output)) == 3
     done = subprocess.run(
         [sys.executable, "-m", "minillm.tune", *given], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
