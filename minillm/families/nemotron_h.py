@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from minillm.config import Config
-from minillm.families import deepseek_v3
-from minillm.families.shared import common, single, state_space
+from minillm.families.shared import common, experts, single, state_space
 from minillm.spec import GQA, MLP, Decoder, Layer, MoE, Norm, Ungated
 
 KEYS = state_space.Keys("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel",
@@ -68,7 +67,7 @@ def spec(config: Config) -> Decoder:
         "mlp": Layer(None, None, norm, MLP(config.size("intermediate_size"), activation)),
     }
     if "moe" in named:
-        router = deepseek_v3.grouped(config, "n_routed_experts")
+        router = experts.grouped(config, "n_routed_experts")
         shared = MLP(config.size("moe_shared_expert_intermediate_size"), activation)
         width, latent = config.size("moe_intermediate_size"), config.optional_size("moe_latent_size")
         layers["moe"] = Layer(None, None, norm, MoE(router, width, Ungated(activation), shared, latent=latent))
