@@ -169,6 +169,6 @@ class MoE(nn.Module):
         if not self.weighs_input:
             return self.experts(x, found)
         picks = zip(found.experts.split(1, -1), found.weights.to(x.dtype).split(1, -1), strict=True)
-        ones = torch.ones_like(found.weights[:, :1])
-        made = [self.experts(x * weight, Routing(expert, ones, found.logits)) for expert, weight in picks]
+        ones = found.weights.new_ones(len(found.weights), 1)
+        made = [self.experts(x * weight, Routing(expert.contiguous(), ones, found.logits)) for expert, weight in picks]
         return torch.stack(made).sum(0)
