@@ -80,8 +80,8 @@ def _mixer(made: Any, ranks: int, rank: int) -> Any:
     if made is None:
         return None
     if isinstance(made, Beside):
-        parts = (_mixer(each, ranks, rank) for each in (made.attention, made.recurrent))
-        return Beside(*parts, made.factors)
+        one, two = (_mixer(each, ranks, rank) for each in (made.attention, made.recurrent))
+        return Beside(one, two, made.factors)
     if isinstance(made, Mamba2):
         own, groups = heads(made.num_heads, made.num_groups, ranks, rank)
         return replace(made, num_heads=_size(own), num_groups=_size(groups))
