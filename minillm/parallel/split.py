@@ -69,7 +69,7 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
         return decoder
     check(decoder, ranks)
     layers = tuple(
-        replace(layer, attention=_mixer(layer.attention, ranks, rank), ffn=_ffn(layer.ffn, ranks, rank))
+        replace(layer, attention=_mixer(layer.attention, ranks, rank), ffn=layer.ffn and _ffn(layer.ffn, ranks, rank))
         for layer in decoder.layers
     )
     embedding = replace(decoder.embedding, rows=cut(decoder.vocab_size, ranks, rank))
@@ -77,11 +77,8 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
 
 
 def _mixer(made: Any, ranks: int, rank: int) -> Any:
-    if made is None:
-        return None
     if isinstance(made, Beside):
-        one, two = (_mixer(each, ranks, rank) for each in (made.attention, made.recurrent))
-        return Beside(one, two, made.factors)
+        return Beside(_mixer(made.attention, ranks, rank), _mixer(made.recurrent, ranks, rank), made.factors)
     if isinstance(made, Mamba2):
         own, groups = heads(made.num_heads, made.num_groups, ranks, rank)
         return replace(made, num_heads=_size(own), num_groups=_size(groups))
@@ -94,13 +91,13 @@ def _mixer(made: Any, ranks: int, rank: int) -> Any:
         return replace(made, num_heads=_size(q), num_kv_heads=_size(kv), scores=scores)
     if isinstance(made, GatedConv):
         return replace(made, channels=_size(grains(made.channels, ranks, rank)))
+    if made is None:
+        return None
     v, k = heads(made.num_v_heads, made.num_k_heads, ranks, rank)
     return replace(made, num_v_heads=_size(v), num_k_heads=_size(k))
 
 
 def _ffn(made: Any, ranks: int, rank: int) -> Any:
-    if made is None:
-        return None
     inner = _size(grains(made.intermediate_size, ranks, rank))
     if isinstance(made, MoE):
         return replace(made, intermediate_size=inner, shared=made.shared and _ffn(made.shared, ranks, rank))
@@ -137,10 +134,8 @@ def _reasons(decoder: Decoder, ranks: int) -> Iterator[str]:
 def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
     for mixer in layer.mixers:
         yield from _of_mixer(mixer, decoder, ranks)
-    if layer.ffn is None:
-        return
-    shared, inner = layer.ffn.shared if isinstance(layer.ffn, MoE) else None, layer.ffn.intermediate_size
-    for size in (inner, shared.intermediate_size if shared else inner):
+    shared = layer.ffn.shared if isinstance(layer.ffn, MoE) else None
+    for size in (each.intermediate_size for each in (layer.ffn, shared) if each):
         if size < ranks:
             yield f"a feed-forward of {size} values"
 
@@ -177,10 +172,9 @@ def kept(decoder: Decoder, ranks: int, rank: int) -> dict[str, Kept]:
     if not decoder.tied:
         found |= {"head.weight": vocabulary, "head.bias": vocabulary}
     for index, layer in enumerate(decoder.layers):
-        name, made, ffn = f"layers.{index}", layer.attention, layer.ffn
-        for part, of in (("attention", made), ("ffn", ffn)):
-            kept_of = PARTS[type(of)](of, ranks, rank) if of is not None else {}
-            found |= {f"{name}.{part}.{leaf}": each for leaf, each in kept_of.items()}
+        for part, of in ((f"layers.{index}.attention", layer.attention), (f"layers.{index}.ffn", layer.ffn)):
+            own = PARTS[type(of)](of, ranks, rank) if of else {}
+            found |= {f"{part}.{leaf}": each for leaf, each in own.items()}
     return found
 
 
@@ -250,17 +244,15 @@ def _of_conv(made: GatedConv, ranks: int, rank: int) -> dict[str, Kept]:
 
 def _of_mamba(made: Mamba2, ranks: int, rank: int) -> dict[str, Kept]:
     own, shared = heads(made.num_heads, made.num_groups, ranks, rank)
-    inner, group = (made.num_heads, own, made.head_dim), (made.num_groups, shared, made.state_size)
-    number = (made.num_heads, own, 1)
+    inner, number = (made.num_heads, own, made.head_dim), (made.num_heads, own, 1)
+    group = (made.num_groups, shared, made.state_size)
     rows, seen = _under(inner, inner, group, group, number), _under(inner, group, group)
     return {
         **dict.fromkeys(("zxbcd.weight", "zxbcd.bias"), rows),
         **dict.fromkeys(("conv.weight", "conv.bias"), seen),
-        **dict.fromkeys(("decay", "step", "skip"), _under(number)),
-        "norm": _under(inner),
-        "output.weight": _beside(own, made.head_dim),
-        "output.bias": _once(rank),
-    }
+        **dict.fromkeys(("decay", "step", "skip"), _under(number)), "norm": _under(inner),
+        "output.weight": _beside(own, made.head_dim), "output.bias": _once(rank),
+    }  # fmt: skip
 
 
 def _of_beside(made: Beside, ranks: int, rank: int) -> dict[str, Kept]:

@@ -23,7 +23,6 @@ from minillm.spec import (
     MLA,
     Attention,
     Decoder,
-    GatedDeltaNet,
     LayerNorm,
     LinearScaling,
     Llama3Scaling,
@@ -122,7 +121,7 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         **widths(decoder, name, values),
         **(_latent(attention) if isinstance(attention, MLA) else _grouped(attention) if attention else {}),
         **_windows(decoder, name),
-        **_recurrent(decoder),
+        **states.corrected(decoder),
         "rope.dimension_sections": _sections(decoder) if name in IMAGES else None,
         **_positions(decoder, name),
         "final_logit_softcapping": decoder.logit_softcap,
@@ -231,21 +230,6 @@ def _sections(decoder: Decoder) -> np.ndarray:
     assert rope is not None
     half = rope.dim // 2
     return np.array([(half + 2) // 3, (half + 1) // 3, half // 3, 0], np.int32)
-
-
-def _recurrent(decoder: Decoder) -> dict[str, Any]:
-    mixers = [layer.attention for layer in decoder.layers]
-    net = next((each for each in mixers if isinstance(each, GatedDeltaNet)), None)
-    if net is None:
-        return {}
-    return {
-        "ssm.conv_kernel": net.conv_kernel,
-        "ssm.state_size": net.k_dim,
-        "ssm.group_count": net.num_k_heads,
-        "ssm.time_step_rank": net.num_v_heads,
-        "ssm.inner_size": net.num_v_heads * net.v_dim,
-        "full_attention_interval": next(i for i, each in enumerate(mixers, 1) if isinstance(each, GQA)),
-    }
 
 
 def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
