@@ -9,6 +9,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
+from minillm.explain.scanned import mamba, w
 from minillm.spec import (
     GQA,
     MLA,
@@ -103,10 +104,6 @@ def _told(p: PerLayer, hidden: int, streams: bool) -> list[str]:
     ]
 
 
-def w(rows: int, columns: int) -> str:
-    return f"W[{rows} x {columns}]"
-
-
 def _norm(norm: Norm | LayerNorm) -> str:
     if isinstance(norm, LayerNorm):
         factor = f" * ({norm.offset:g} + w)" if norm.offset else " * w"
@@ -180,27 +177,6 @@ def _conv(a: GatedConv, hidden: int) -> list[str]:
         f"b, c, v = {w(a.channels, hidden)} u each, v = b * v",
         f"v = a weighted sum of the last {a.conv_kernel} positions of v, with {a.conv_kernel} weights for each value",
         f"a = {w(hidden, a.channels)} (c * v)",
-    ]
-
-
-def _mamba(a: Mamba2, hidden: int) -> list[str]:
-    inner, group, number = (w(a.parts[part], hidden) for part in "xbd")
-    bias, (low, high) = " + b" if a.bias else "", a.limits
-    z, x, b, c, d = ("" if each == 1 else f"{each:g} " for each in a.factors)
-    kept = f"max({low:g}, softplus(d + t))" if low else "softplus(d + t)"
-    kept = kept if high is None else f"min({high:g}, {kept})"
-    shared = f", each B and C for {a.num_heads // a.num_groups} heads" if a.num_groups != a.num_heads else ""
-    groups = f", the mean over each of {a.num_groups} parts" if a.num_groups > 1 else ""
-    read = f"(w v / sqrt(mean v² + {a.norm.eps:g})){groups}" if a.norm else "v"
-    return [
-        f"z = {z}{inner} u{bias}, r = {x}{inner} u{bias}, B = {b}{group} u{bias}, C = {c}{group} u{bias}, "
-        f"d = {d}{number} u{bias}: {a.num_heads} heads of {a.head_dim}, {a.num_groups} of B and C of "
-        f"{a.state_size}{shared}",
-        f"r, B, C: silu of a weighted sum of the last {a.conv_kernel} positions{' + b' if a.conv_bias else ''}",
-        f"d = {kept}, with numbers t, A and D for each head",
-        f"S = e^(-d e^A) S + d B rᵀ: a state of {a.state_size} x {a.head_dim} for each head",
-        "v = (Sᵀ C + D r) * silu(z)",
-        f"a = {w(hidden, a.num_heads * a.head_dim)} {read}{bias}",
     ]
 
 
@@ -310,7 +286,7 @@ PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     MLA: _mla,
     GatedDeltaNet: _delta,
     GatedConv: _conv,
-    Mamba2: _mamba,
+    Mamba2: mamba,
     Beside: _beside,
     GatedMLP: _gated,
     MLP: _mlp,

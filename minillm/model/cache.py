@@ -149,8 +149,5 @@ class Cache:
     def _layer(self, index: int) -> AnyCache | tuple[AnyCache, ...] | None:
         """None of a layer that looks at no other positions, several of one that does so in several ways."""
         mixers: Any = self.spec.layers[index].mixers
-        made = tuple(
-            kind(mixer)(mixer, self.batch, self.capacity, self.dtype, self.device)  # type: ignore[arg-type]
-            for mixer in mixers
-        )
+        made = tuple(kind(mixer)(mixer, self.batch, self.capacity, self.dtype, self.device) for mixer in mixers)
         return made if len(made) > 1 else next(iter(made), None)

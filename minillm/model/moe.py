@@ -146,7 +146,7 @@ class MoE(nn.Module):
         self.experts = Experts(moe, moe.latent or hidden_size, ops)
         self.into = Linear(hidden_size, moe.latent, ops) if moe.latent else None
         self.out_of = Linear(moe.latent, hidden_size, ops) if moe.latent else None
-        made = MLP if isinstance(moe.shared, spec.MLP) else GatedMLP
+        made: Any = MLP if isinstance(moe.shared, spec.MLP) else GatedMLP
         self.shared = made(moe.shared, hidden_size, ops) if moe.shared else None
         self.shared_gate = Linear(hidden_size, 1, ops) if moe.shared_gate else None
         self.norm, self.post_norm, self.shared_norm, self.shared_post_norm = (

@@ -72,7 +72,7 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
         return decoder
     check(decoder, ranks)
     layers = tuple(
-        replace(layer, attention=_mixer(layer.attention, ranks, rank), ffn=_ffn(layer.ffn, ranks, rank))
+        replace(layer, attention=_mixer(layer.attention, ranks, rank), ffn=layer.ffn and _ffn(layer.ffn, ranks, rank))
         for layer in decoder.layers
     )
     if decoder.embedding.rows is not None:  # a stage that has none
@@ -82,11 +82,8 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
 
 
 def _mixer(made: Any, ranks: int, rank: int) -> Any:
-    if made is None:
-        return None
     if isinstance(made, Beside):
-        parts = (_mixer(each, ranks, rank) for each in (made.attention, made.recurrent))
-        return Beside(*parts, made.factors)
+        return Beside(_mixer(made.attention, ranks, rank), _mixer(made.recurrent, ranks, rank), made.factors)
     if isinstance(made, Mamba2):
         own, groups = heads(made.num_heads, made.num_groups, ranks, rank)
         return replace(made, num_heads=_size(own), num_groups=_size(groups))
@@ -99,13 +96,13 @@ def _mixer(made: Any, ranks: int, rank: int) -> Any:
         return replace(made, num_heads=_size(q), num_kv_heads=_size(kv), scores=scores)
     if isinstance(made, GatedConv):
         return replace(made, channels=_size(grains(made.channels, ranks, rank)))
+    if made is None:
+        return None
     v, k = heads(made.num_v_heads, made.num_k_heads, ranks, rank)
     return replace(made, num_v_heads=_size(v), num_k_heads=_size(k))
 
 
 def _ffn(made: Any, ranks: int, rank: int) -> Any:
-    if made is None:
-        return None
     inner = _size(grains(made.intermediate_size, ranks, rank))
     if not isinstance(made, MoE):
         return replace(made, intermediate_size=inner)
@@ -265,17 +262,15 @@ def _of_conv(made: GatedConv, ranks: int, rank: int) -> dict[str, Kept]:
 
 def _of_mamba(made: Mamba2, ranks: int, rank: int) -> dict[str, Kept]:
     own, shared = heads(made.num_heads, made.num_groups, ranks, rank)
-    inner, group = (made.num_heads, own, made.head_dim), (made.num_groups, shared, made.state_size)
-    number = (made.num_heads, own, 1)
+    inner, number = (made.num_heads, own, made.head_dim), (made.num_heads, own, 1)
+    group = (made.num_groups, shared, made.state_size)
     rows, seen = _under(inner, inner, group, group, number), _under(inner, group, group)
     return {
         **dict.fromkeys(("zxbcd.weight", "zxbcd.bias"), rows),
         **dict.fromkeys(("conv.weight", "conv.bias"), seen),
-        **dict.fromkeys(("decay", "step", "skip"), _under(number)),
-        "norm": _under(inner),
-        "output.weight": _beside(own, made.head_dim),
-        "output.bias": _once(rank),
-    }
+        **dict.fromkeys(("decay", "step", "skip"), _under(number)), "norm": _under(inner),
+        "output.weight": _beside(own, made.head_dim), "output.bias": _once(rank),
+    }  # fmt: skip
 
 
 def _of_beside(made: Beside, ranks: int, rank: int) -> dict[str, Kept]:

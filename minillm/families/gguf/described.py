@@ -17,7 +17,7 @@ from minillm.families.gguf import on_device, states
 from minillm.families.gguf.architectures import ON_DEVICE
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
 from minillm.families.gguf.placed import SCALED
-from minillm.families.gguf.widths import recurrent, widths
+from minillm.families.gguf.widths import widths
 from minillm.spec import (
     GQA,
     MLA,
@@ -125,7 +125,7 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         **widths(decoder, name, values),
         **(_latent(attention) if isinstance(attention, MLA) else _grouped(attention) if attention else {}),
         **_windows(decoder, name),
-        **recurrent(decoder),
+        **states.corrected(decoder),
         "rope.dimension_sections": _sections(decoder) if name in IMAGES else None,
         **_positions(decoder, name),
         "final_logit_softcapping": decoder.logit_softcap,

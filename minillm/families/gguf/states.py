@@ -11,7 +11,7 @@ import numpy as np
 from minillm.families.gguf.metadata import File
 from minillm.families.gguf.sparse import by_sigmoid
 from minillm.families.gguf.sparse import experts as _experts
-from minillm.spec import GQA, MLP, Decoder, GatedConv, Layer, Mamba2, MoE
+from minillm.spec import GQA, MLP, Decoder, GatedConv, GatedDeltaNet, Layer, Mamba2, MoE
 
 Values = dict[str, Any]
 CONVOLVED, SCANNED = ("lfm2", "lfm2moe"), ("nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba2")
@@ -95,6 +95,22 @@ def metadata(decoder: Decoder, name: str) -> Values:
         said |= {"moe_latent_size": latent} if latent else {}
         said["attention.layer_norm_epsilon"] = float(decoder.final_norm.eps)  # which it asks for, of all its norms
     return said
+
+
+def corrected(decoder: Decoder) -> Values:
+    """What a file says of Gated DeltaNets."""
+    mixers = [layer.attention for layer in decoder.layers]
+    net = next((each for each in mixers if isinstance(each, GatedDeltaNet)), None)
+    if net is None:
+        return {}
+    return {
+        "ssm.conv_kernel": net.conv_kernel,
+        "ssm.state_size": net.k_dim,
+        "ssm.group_count": net.num_k_heads,
+        "ssm.time_step_rank": net.num_v_heads,
+        "ssm.inner_size": net.num_v_heads * net.v_dim,
+        "full_attention_interval": next(i for i, each in enumerate(mixers, 1) if isinstance(each, GQA)),
+    }
 
 
 def _width(layer: Layer) -> int:

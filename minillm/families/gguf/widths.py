@@ -1,4 +1,4 @@
-"""The widths of a decoder's feed-forwards and recurrent layers, and how experts are chosen, in the metadata of a GGUF
+"""The widths of a decoder's feed-forwards, and how experts are chosen, in the metadata of a GGUF
 file."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minillm.spec import GQA, Decoder, GatedDeltaNet, MoE
+from minillm.spec import Decoder, MoE
 
 SOFTMAX, SIGMOID = 1, 2  # what llama.cpp calls the scores of a router
 # Whose experts have a width of their own; which say how many of their first layers are dense and how many experts every
@@ -59,19 +59,3 @@ def _mixture(moe: MoE, name: str, dense: int) -> dict[str, Any]:
     if name in GROUPED:
         said |= {"expert_group_count": router.num_groups, "expert_group_used_count": router.top_groups}
     return said
-
-
-def recurrent(decoder: Decoder) -> dict[str, Any]:
-    """What a file says of recurrent layers."""
-    mixers = [layer.attention for layer in decoder.layers]
-    net = next((each for each in mixers if isinstance(each, GatedDeltaNet)), None)
-    if net is None:
-        return {}
-    return {
-        "ssm.conv_kernel": net.conv_kernel,
-        "ssm.state_size": net.k_dim,
-        "ssm.group_count": net.num_k_heads,
-        "ssm.time_step_rank": net.num_v_heads,
-        "ssm.inner_size": net.num_v_heads * net.v_dim,
-        "full_attention_interval": next(i for i, each in enumerate(mixers, 1) if isinstance(each, GQA)),
-    }
