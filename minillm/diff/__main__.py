@@ -83,7 +83,7 @@ def against_transformers(llm: LLM, tokens: Tensor) -> tuple[Trace, list[Site]]:
     """The same folder in transformers, in its plainest implementation and fp32. Raises ValueError where it cannot."""
     if integers(llm.folder, config.read(llm.folder)):
         raise ValueError(f"{llm.folder}: transformers does not read these integers; give --against the plain folder")
-    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    plain: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
     model = reference.load(llm.folder, dtype=llm.model.dtype, **plain).to(llm.device)
     sites = sites_of_transformers(llm, model)
     return diff_trace.of_transformers(model, tokens, sites), sites

@@ -51,9 +51,10 @@ def compared(llm: LLM, arguments: argparse.Namespace) -> dict[str, Any]:
     other = {name: (one[order], two[order]) for name, (one, two) in other.items()}
     forced, own = _ours(ours, made, given, other)
     eps = torch.finfo(llm.model.dtype).eps
-    rows = [("patches", *(2 * (error(mine["layers.0"][0], other["layers.0"][0], eps),)))]
-    rows += [(name, *(error(each[name][1], y, eps) for each in (forced, mine))) for name, (_, y) in other.items()]
-    rows.append(("tokens", *(error(each, wanted, eps) for each in (own, tokens))))
+    embedded = error(mine["layers.0"][0], other["layers.0"][0], eps)
+    rows = [("patches", embedded, embedded)]
+    rows += [(name, error(forced[name][1], y, eps), error(mine[name][1], y, eps)) for name, (_, y) in other.items()]
+    rows.append(("tokens", error(own, wanted, eps), error(tokens, wanted, eps)))
     return _report(llm, arguments, given, rows, len(order))
 
 

@@ -66,8 +66,7 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
     """What the command says of a folder or a config.json; docs/plan.md has the keys. Raises ValueError for what is not
     supported, and for a context that the model is not meant for."""
     found = examine(path)
-    report, spec = found.report, found.spec
-    section = section_of(found.values)
+    report, spec, section = found.report, found.spec, section_of(found.values)
     sketch = outline(spec, torch.bfloat16, whole=found.names is not None or lists_modules(section or {}))
     context = min(spec.context, DEFAULT_CONTEXT) if question.context is None else question.context
     if not 1 <= context <= spec.context:
@@ -76,15 +75,14 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
     kept, checkpoint = _checkpoint(found, named, sketch, path)
     dtype = question.dtype or checkpoint["dtype"]
     offered = _formats(named, sketch, question, dtype)
-    # On a GPU matrices lie in rows, on this CPU as its loops take them.
-    target = torch.device("cpu" if question.device is None else "cuda")
+    target = torch.device("cpu" if question.device is None else "cuda")  # which lays matrices out in its own way
     held = held_bytes(found, getattr(torch, dtype), target) if checkpoint["readable"] else None
-    chosen = question.quantize or question.dtype or (STORED if kept or held else "bfloat16")
+    chosen = question.quantize or question.dtype or (STORED if kept or held else DEFAULT_DTYPE)
     weights = kept.decoder if kept and chosen == STORED else offered[chosen if chosen in offered else "bfloat16"]
     if held and chosen == STORED:
         weights = Sizes(held, sum(held.values()), weights.file)
-    seen = seeing.described(found.values, getattr(torch, dtype))
-    beside = seen["bytes"] if seen and question.ranks == 1 else 0  # which is never quantised, nor split
+    seen = seeing.described(found.values, getattr(torch, dtype))  # which is never quantised, nor split
+    beside = seen["bytes"] if seen and question.ranks == 1 else 0
     need = Need(
         spec=spec,
         weights=weights.total + beside,
@@ -110,15 +108,16 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
         "format": chosen,
         "dtype": dtype,
         "tower": seen,
-        "picture": _picture(found, question, path, need) if question.image else None,
+        "picture": _picture(found, question, path, need),
         **_asked(need, question, sketch, weights),
         "licence": licence(path if path.is_dir() or is_there(path / CARD) else path.parent),
     }
 
 
-def _picture(found: Examined, question: Question, path: Path, need: Need) -> dict[str, Any]:
+def _picture(found: Examined, question: Question, path: Path, need: Need) -> dict[str, Any] | None:
     """What the picture asked about costs, with its share of the cache."""
-    assert question.image is not None
+    if question.image is None:
+        return None
     made = seeing.picture(path, found.values, question.image, torch.float32 if need.width == 4 else torch.bfloat16)
     tokens = made["tokens"] + made["breaks"]
     return {**made, "kv_bytes": need.cache(tokens, 1) - state_bytes(need.spec, need.width)}

@@ -124,7 +124,7 @@ REFUSED_ELSEWHERE = {
     "no list": ("/api/chat", "aGk=", "messages[0].images is 'aGk=', expected a list of pictures in base64"),
     "the tool's": ("/api/chat", ["aGk=", "tool"], "this is for text only"),
     "beside all": ("/api/chat", None, "images is not supported: they go into the message that shows them"),
-    "no template": ("/api/generate", ["aGk="], "images need a chat template"),
+    "no template": ("/api/generate", ["aGk="], "images needs a chat template"),
 }
 
 

@@ -111,16 +111,13 @@ async def generate(service: Service, request: Request) -> Response:
         return await _loaded(service, request, body, idle, {"response": ""})
     made = of(body, idle)
     if body.raw or service.models.find(body.model).card.template is None:
-        if body.system:
-            raise Refusal(400, "system needs a chat template: none is used here, or this model has none")
-        if body.images:
-            raise Refusal(400, "images need a chat template: none is used here, or this model has none")
+        if idle_here := [name for name in ("system", "images") if getattr(body, name)]:
+            raise Refusal(400, f"{idle_here[0]} needs a chat template: none is used here, or this model has none")
         made.prompts, made.parse = [body.prompt], False
     else:
         system = [{"role": "system", "content": body.system}] if body.system else []
-        made.messages = messages(
-            [*system, {"role": "user", "content": beside("images", body.images, body.prompt)}], idle
-        )
+        content = beside("images", body.images, body.prompt)
+        made.messages = messages([*system, {"role": "user", "content": content}], idle)
     return await _answer(service, request, body, made, lambda answer: _said(answer, "response"))
 
 
@@ -156,9 +153,8 @@ def _message(at: str, given: dict[str, Any]) -> dict[str, Any]:
     """As OpenAI has it: calls with arguments as they are, and results by the tool's name. Raises Refusal."""
     found = taken(at, given, OLLAMA_MESSAGE, [])
     found["content"] = beside(f"{at}.images", found.pop("images", None), found.get("content"))
-    if (name := found.pop("tool_name", None)) is not None:
-        found["name"] = name
-    return found
+    name = found.pop("tool_name", None)
+    return found if name is None else {**found, "name": name}
 
 
 def _said(answer: Answer, name: str) -> dict[str, Any]:
@@ -277,8 +273,8 @@ async def show(service: Service, request: Request) -> Response:
     record_of(request).update({"idle": idle} if idle else {})
     found = service.models.find(body.model or body.name).card
     architecture = re.sub(r"\W", "_", found.architecture)
-    info = {"general.architecture": architecture, f"{architecture}.context_length": found.room}
-    info["general.parameter_count"] = found.parameters
+    info = {"general.architecture": architecture, f"{architecture}.context_length": found.room,
+            "general.parameter_count": found.parameters}  # fmt: skip
     card = _card(found, found.name)
     made = {"modelfile": "", "parameters": "", "template": found.template or "", "license": ""}
     return json({**made, "details": card["details"], "model_info": info, "capabilities": found.abilities,
@@ -290,9 +286,8 @@ def _card(card: Card, name: str) -> dict[str, Any]:
     size = f"{millions / 1000:.1f}B" if millions >= 1000 else f"{millions:.2f}M"
     details = {"parent_model": "", "format": "safetensors", "family": card.architecture, "families": None,
                "parameter_size": size, "quantization_level": card.dtype}  # fmt: skip
-    digest = hashlib.sha256(card.name.encode()).hexdigest()
     found = {"name": name, "model": name, "modified_at": _now(card.created), "size": card.size}
-    return {**found, "digest": digest, "details": details}
+    return {**found, "digest": hashlib.sha256(card.name.encode()).hexdigest(), "details": details}
 
 
 ROUTES = [
