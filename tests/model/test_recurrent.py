@@ -20,7 +20,7 @@ from minillm.model.costs import state_bytes
 from minillm.model.pools import Group, Pools
 from minillm.model.states import StateCache
 from minillm.ops import recurrent
-from minillm.spec import GQA, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, Mamba2, Mixer, Norm, Rope
+from minillm.spec import GQA, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, Mixer, Norm, Rope, StateSpace
 from tests.helpers.hybrid_rows import HYBRID as HYBRID_ROWS
 from tests.helpers.recurrent_problems import in_order
 from tests.helpers.sizes import BASE
@@ -41,7 +41,7 @@ def model_of(*mixers: Mixer) -> Decoder:
 
 SIGNED = dataclasses.replace(DELTA, beta_factor=2.0)
 FULL = GQA(2, 1, 8, Rope(8, 100.0), weakened="gate")
-MAMBA = Mamba2(4, 3, 2, 5, 4, Norm(0.1), bias=True)
+MAMBA = StateSpace(4, 3, 2, 5, 4, Norm(0.1), bias=True)
 HYBRID = model_of(DELTA, FULL, SIGNED, MAMBA, Beside(FULL, dataclasses.replace(MAMBA, norm=None)), CONV)
 
 
