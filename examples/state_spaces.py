@@ -23,7 +23,7 @@ from minillm.families.shared.shapes import SHAPES
 from minillm.model.costs import cached_values_seen, state_bytes
 from minillm.ops import state_space
 from minillm.report import picture
-from minillm.spec import GQA, Decoder, Mamba2
+from minillm.spec import GQA, Decoder, StateSpace
 
 LENGTH, MARKED = 48, (8, 20, 34)
 CONTEXTS = [2**n for n in range(7, 19)]
@@ -62,7 +62,7 @@ def selective() -> Tensor:
 def attending(decoder: Decoder) -> Decoder:
     """With attention wherever there is a state space."""
     attention = next(each for each in decoder.attentions if isinstance(each, GQA))
-    layers = (replace(e, attention=attention) if isinstance(e.attention, Mamba2) else e for e in decoder.layers)
+    layers = (replace(e, attention=attention) if isinstance(e.attention, StateSpace) else e for e in decoder.layers)
     return replace(decoder, layers=tuple(layers))
 
 

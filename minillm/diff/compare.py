@@ -19,11 +19,11 @@ from torch import Tensor
 from minillm.diff.names import Site
 from minillm.diff.trace import Trace, of_minillm, played
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.beside import Beside
 from minillm.model.decoder import Decoder
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, Router
 from minillm.model.recurrent import Stateful
+from minillm.model.residual.beside import Beside
 from minillm.model.residual.block import Block
 from minillm.model.residual.per_layer import PerLayerEmbedding, PerLayerInput
 from minillm.ops.routing import Routing

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
-from minillm.explain.scanned import mamba, w
+from minillm.explain.scanned import state_space, w
 from minillm.spec import (
     GQA,
     MLA,
@@ -24,12 +24,12 @@ from minillm.spec import (
     GatedMLP,
     Layer,
     LayerNorm,
-    Mamba2,
     MoE,
     Norm,
     PerLayer,
     ProportionalScaling,
     Router,
+    StateSpace,
     Streams,
     Ungated,
 )
@@ -286,7 +286,7 @@ PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     MLA: _mla,
     GatedDeltaNet: _delta,
     GatedConv: _conv,
-    Mamba2: mamba,
+    StateSpace: state_space,
     Beside: _beside,
     GatedMLP: _gated,
     MLP: _mlp,

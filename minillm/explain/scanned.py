@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from minillm.spec import Mamba2
+from minillm.spec import StateSpace
 
 
 def w(rows: int, columns: int) -> str:
     return f"W[{rows} x {columns}]"
 
 
-def mamba(a: Mamba2, hidden: int) -> list[str]:
+def state_space(a: StateSpace, hidden: int) -> list[str]:
     inner, group, number = (w(a.parts[part], hidden) for part in "xbd")
     bias, (low, high) = " + b" if a.bias else "", a.limits
     z, x, b, c, d = ("" if each == 1 else f"{each:g} " for each in a.factors)

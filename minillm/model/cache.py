@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minillm.guard import memory
 from minillm.model.states import StateCache
-from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Mamba2, Recurrent
+from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
@@ -107,7 +107,7 @@ KINDS: dict[type, type[AnyCache]] = {
     MLA: LatentCache,
     GatedDeltaNet: StateCache,
     GatedConv: StateCache,
-    Mamba2: StateCache,
+    StateSpace: StateCache,
 }
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minillm.model.states import STATES, StateCache
-from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Mamba2, Recurrent
+from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
@@ -130,7 +130,7 @@ POOLS: dict[type, type[AnyPool]] = {
     MLA: LatentPool,
     GatedDeltaNet: StatePool,
     GatedConv: StatePool,
-    Mamba2: StatePool,
+    StateSpace: StatePool,
 }
 
 

@@ -1,5 +1,5 @@
 """Layers that keep one size of whatever came before: Gated DeltaNet, and the gated convolution at the end; state spaces
-are in `mamba.py`.
+are in `residual/state_space.py`.
 
 Gated DeltaNet (Yang et al., arXiv:2412.06464) keeps one matrix per head:
 

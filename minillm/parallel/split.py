@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minillm import spec
-from minillm.spec import GQA, MLA, MLP, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, Mamba2, MoE
+from minillm.spec import GQA, MLA, MLP, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, Layer, MoE, StateSpace
 
 Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
@@ -84,7 +84,7 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
 def _mixer(made: Any, ranks: int, rank: int) -> Any:
     if isinstance(made, Beside):
         return Beside(_mixer(made.attention, ranks, rank), _mixer(made.recurrent, ranks, rank), made.factors)
-    if isinstance(made, Mamba2):
+    if isinstance(made, StateSpace):
         own, groups = heads(made.num_heads, made.num_groups, ranks, rank)
         return replace(made, num_heads=_size(own), num_groups=_size(groups))
     if isinstance(made, MLA):
@@ -170,7 +170,7 @@ def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
         yield from _of_groups(made.num_v_heads, made.num_k_heads, ranks, "k")
     if isinstance(made, GatedConv) and made.channels < ranks:
         yield f"a convolution of {made.channels} channels"
-    if isinstance(made, Mamba2):
+    if isinstance(made, StateSpace):
         yield from _of_groups(made.num_heads, made.num_groups, ranks, "pairs of B and C for")
         if made.norm and made.num_groups < ranks:
             yield f"a norm over each of {made.num_groups} groups of heads"
@@ -260,7 +260,7 @@ def _of_conv(made: GatedConv, ranks: int, rank: int) -> dict[str, Kept]:
     return {"bcu.weight": _under(rows, rows, rows), "conv": _under(rows), "output.weight": _beside(own)}
 
 
-def _of_mamba(made: Mamba2, ranks: int, rank: int) -> dict[str, Kept]:
+def _of_space(made: StateSpace, ranks: int, rank: int) -> dict[str, Kept]:
     own, shared = heads(made.num_heads, made.num_groups, ranks, rank)
     inner, number = (made.num_heads, own, made.head_dim), (made.num_heads, own, 1)
     group = (made.num_groups, shared, made.state_size)
@@ -274,7 +274,7 @@ def _of_mamba(made: Mamba2, ranks: int, rank: int) -> dict[str, Kept]:
 
 
 def _of_beside(made: Beside, ranks: int, rank: int) -> dict[str, Kept]:
-    parts = {"attention": _of_gqa(made.attention, ranks, rank), "recurrent": _of_mamba(made.recurrent, ranks, rank)}
+    parts = {"attention": _of_gqa(made.attention, ranks, rank), "recurrent": _of_space(made.recurrent, ranks, rank)}
     return {f"{part}.{leaf}": each for part, found in parts.items() for leaf, each in found.items()}
 
 
@@ -316,7 +316,7 @@ PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     MLA: _of_mla,
     GatedDeltaNet: _of_delta,
     GatedConv: _of_conv,
-    Mamba2: _of_mamba,
+    StateSpace: _of_space,
     Beside: _of_beside,
     GatedMLP: _of_mlp,
     MLP: _of_mlp,

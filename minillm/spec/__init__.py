@@ -26,7 +26,7 @@ from minillm.spec.ffn import (
 )
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
-from minillm.spec.recurrent import GatedConv, GatedDeltaNet, Mamba2, Recurrent
+from minillm.spec.recurrent import GatedConv, GatedDeltaNet, Recurrent, StateSpace
 from minillm.spec.rope import (
     DynamicScaling,
     LinearScaling,
@@ -66,7 +66,6 @@ __all__ = [
     "Llama3Scaling",
     "LongRopeScaling",
     "LowRank",
-    "Mamba2",
     "Mixer",
     "MoE",
     "Norm",
@@ -83,6 +82,7 @@ __all__ = [
     "Router",
     "RouterScore",
     "Scores",
+    "StateSpace",
     "Streams",
     "Temperature",
     "Ungated",
@@ -95,7 +95,7 @@ class Beside:
     """Attention and a state space on the same x: factors[0] attention(x) + factors[1] recurrent(x)."""
 
     attention: GQA
-    recurrent: Mamba2
+    recurrent: StateSpace
     factors: tuple[float, float] = (1.0, 1.0)
 
 

@@ -51,7 +51,7 @@ class GatedConv:
 
 
 @dataclass(frozen=True)
-class Mamba2:
+class StateSpace:
     """A state space whose inputs say how much of it stays (Dao and Gu, arXiv:2405.21060): for each head, of x `[P]`,
 
         S <- e^(-d e^A) S + d B xᵀ;  y = Sᵀ C + D x
@@ -91,4 +91,4 @@ class Mamba2:
         return self.num_heads, self.state_size, self.head_dim
 
 
-Recurrent = GatedDeltaNet | GatedConv | Mamba2
+Recurrent = GatedDeltaNet | GatedConv | StateSpace

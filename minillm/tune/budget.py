@@ -25,7 +25,7 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.ops.cross_entropy import MOST_LOGITS
 from minillm.ops.state_space import CHUNK
-from minillm.spec import GQA, MLA, Attention, GatedConv, Layer, Mamba2, MoE, Recurrent
+from minillm.spec import GQA, MLA, Attention, GatedConv, Layer, MoE, Recurrent, StateSpace
 from minillm.spec import Decoder as Spec
 from minillm.tune.optimizers import Update
 from minillm.weights.ints import Integers
@@ -115,7 +115,7 @@ def _mixed(attention: Attention | Recurrent, length: int) -> int:
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
     elif isinstance(attention, GatedConv):
         heads = 2 * attention.channels
-    elif isinstance(attention, Mamba2):
+    elif isinstance(attention, StateSpace):
         # chunks have scores of each head over 64 positions three times, and B and C once for each head
         inner = attention.num_heads * attention.head_dim
         heads = 4 * inner + 2 * attention.num_heads * (attention.state_size + CHUNK)

@@ -33,7 +33,6 @@ from minillm.spec import (
     Learned,
     LinearScaling,
     LowRank,
-    Mamba2,
     Mixer,
     MoE,
     Norm,
@@ -44,6 +43,7 @@ from minillm.spec import (
     Rope,
     Router,
     Scores,
+    StateSpace,
     Streams,
     Temperature,
 )
@@ -89,12 +89,14 @@ def mixers(draw: st.DrawFn, rope: Rope, norm: Norm) -> Mixer:
 
 
 @st.composite
-def state_spaces(draw: st.DrawFn, norm: Norm) -> Mamba2 | Beside:
+def state_spaces(draw: st.DrawFn, norm: Norm) -> StateSpace | Beside:
     groups = draw(st.integers(1, 2))
     sizes = groups * draw(st.integers(1, 3)), draw(st.integers(2, 8)), groups, draw(st.integers(2, 8))
     inside, limits = draw(st.sampled_from((None, Norm(0.1)))), draw(st.sampled_from(((0.0, None), (0.2, 1.0))))
     factors = draw(st.sampled_from(((1.0,) * 5, (0.5, 1.5, 0.7, 1.2, 0.9))))
-    made = Mamba2(*sizes, draw(st.integers(1, 4)), inside, draw(st.booleans()), draw(st.booleans()), limits, factors)
+    made = StateSpace(
+        *sizes, draw(st.integers(1, 4)), inside, draw(st.booleans()), draw(st.booleans()), limits, factors
+    )
     if draw(st.booleans()):
         return made
     return Beside(GQA(4, 2, 8, draw(st.sampled_from((Rope(8, 100.0), None))), qk_norm=QKNorm(norm)), made, (0.7, 1.3))

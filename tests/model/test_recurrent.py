@@ -29,11 +29,11 @@ from minillm.spec import (
     GatedDeltaNet,
     GatedMLP,
     Layer,
-    Mamba2,
     Mixer,
     Norm,
     Rope,
-)  # fmt: skip
+    StateSpace,
+)
 from tests.helpers.hybrid_rows import HYBRID as HYBRID_ROWS
 from tests.helpers.recurrent_problems import in_order
 from tests.helpers.sizes import BASE
@@ -54,7 +54,7 @@ def model_of(*mixers: Mixer) -> Decoder:
 
 SIGNED = dataclasses.replace(DELTA, beta_factor=2.0)
 FULL = GQA(2, 1, 8, Rope(8, 100.0), weakened=Gate(with_q=True))
-MAMBA = Mamba2(4, 3, 2, 5, 4, Norm(0.1), bias=True)
+MAMBA = StateSpace(4, 3, 2, 5, 4, Norm(0.1), bias=True)
 HYBRID = model_of(DELTA, FULL, SIGNED, MAMBA, Beside(FULL, dataclasses.replace(MAMBA, norm=None)), CONV)
 
 

@@ -14,13 +14,13 @@ from minillm.model.cache import Cache, LayerCache
 from minillm.model.costs import state_bytes
 from minillm.model.states import StateCache
 from minillm.ops import state_space
-from minillm.spec import GQA, Beside, Decoder, GatedMLP, Layer, Mamba2, Norm
+from minillm.spec import GQA, Beside, Decoder, GatedMLP, Layer, Norm, StateSpace
 from tests.helpers.specs import EXACT, build, random_tokens
 
 # fp32 against fp64, relative to the largest value or to 1; the largest seen over 400 problems was 4.5e-7.
 RULE = 2e-6
 NORM = Norm(1e-5)
-MAMBA = Mamba2(6, 3, 2, 5, 4, Norm(0.1))
+MAMBA = StateSpace(6, 3, 2, 5, 4, Norm(0.1))
 
 
 def in_order(

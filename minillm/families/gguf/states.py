@@ -11,7 +11,7 @@ import numpy as np
 from minillm.families.gguf.metadata import File
 from minillm.families.gguf.sparse import by_sigmoid
 from minillm.families.gguf.sparse import experts as _experts
-from minillm.spec import GQA, MLP, Decoder, GatedConv, GatedDeltaNet, Layer, Mamba2, MoE
+from minillm.spec import GQA, MLP, Decoder, GatedConv, GatedDeltaNet, Layer, MoE, StateSpace
 
 Values = dict[str, Any]
 CONVOLVED, SCANNED = ("lfm2", "lfm2moe"), ("nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba2")
@@ -62,7 +62,7 @@ def of_config(values: Mapping[str, Any]) -> tuple[int, list[int]]:
 
 def of_decoder(decoder: Decoder) -> tuple[int, list[int]]:
     """The same of a decoder."""
-    groups = next((each.num_groups for each in decoder.mixers if isinstance(each, Mamba2)), 0)
+    groups = next((each.num_groups for each in decoder.mixers if isinstance(each, StateSpace)), 0)
     return groups, [i for i, layer in enumerate(decoder.layers) if layer.attention is None]
 
 
@@ -73,7 +73,7 @@ def metadata(decoder: Decoder, name: str) -> Values:
     conv = next((each for each in decoder.mixers if isinstance(each, GatedConv)), None)
     if conv is not None:
         said["shortconv.l_cache"] = conv.conv_kernel
-    mamba = next((each for each in decoder.mixers if isinstance(each, Mamba2)), None)
+    mamba = next((each for each in decoder.mixers if isinstance(each, StateSpace)), None)
     if mamba is not None:
         said |= {
             "ssm.conv_kernel": mamba.conv_kernel,
@@ -248,7 +248,7 @@ def mixed(decoder: Decoder) -> bool:
 
 def unbiased(decoder: Decoder) -> bool:
     """Whether state spaces have other biases than a convolution's."""
-    return any(isinstance(each, Mamba2) and (each.bias or not each.conv_bias) for each in decoder.mixers)
+    return any(isinstance(each, StateSpace) and (each.bias or not each.conv_bias) for each in decoder.mixers)
 
 
 ARCHITECTURES = {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from minillm.config import Config, number
 from minillm.families.shared.hybrid import MAX_KERNEL
 from minillm.guard.screen import shown
-from minillm.spec import Mamba2, Norm
+from minillm.spec import Norm, StateSpace
 
 
 class Keys(NamedTuple):
@@ -51,7 +51,7 @@ def rules(layer: str, mixer: str = "layers.{i}.attention.") -> dict[str, str]:
     }
 
 
-def mamba(config: Config, norm: Norm | None, keys: Keys = KEYS, inner: int | None = None, **more: Any) -> Mamba2:
+def mamba(config: Config, norm: Norm | None, keys: Keys = KEYS, inner: int | None = None, **more: Any) -> StateSpace:
     """The layer that a config describes; all of its heads have `inner` values, if that is known."""
     config.without_effect(LEFT_OVER)
     heads, groups = config.size(keys.heads), config.size(keys.groups)
@@ -62,7 +62,7 @@ def mamba(config: Config, norm: Norm | None, keys: Keys = KEYS, inner: int | Non
         raise ValueError(
             f"config.json: {heads} heads of {size} in {keys.heads} and {keys.head_dim} are not {inner} values"
         )
-    return Mamba2(
+    return StateSpace(
         heads,
         size,
         groups,

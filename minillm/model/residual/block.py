@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from minillm import spec
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.beside import Beside
 from minillm.model.cache import AnyCache
 from minillm.model.ffn import MLP, GatedMLP
-from minillm.model.mamba import Mamba2
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import MoE
 from minillm.model.norm import norm
 from minillm.model.recurrent import GatedConv, GatedDeltaNet
+from minillm.model.residual.beside import Beside
 from minillm.model.residual.per_layer import PerLayerInput
+from minillm.model.residual.state_space import StateSpace
 from minillm.model.residual.streams import LayerStreams, LowRank
 from minillm.ops import Ops
 from minillm.spec.media import Encoder
@@ -32,7 +32,7 @@ BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
     spec.MLA: LatentAttention,
     spec.GatedDeltaNet: GatedDeltaNet,
     spec.GatedConv: GatedConv,
-    spec.Mamba2: Mamba2,
+    spec.StateSpace: StateSpace,
     spec.Beside: Beside,
     spec.GatedMLP: GatedMLP,
     spec.MLP: MLP,

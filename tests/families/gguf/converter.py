@@ -14,7 +14,7 @@ from torch import Tensor
 from minillm.families.gguf.architectures import HYBRID
 from minillm.loading import load
 from minillm.model.decoder import Decoder
-from minillm.spec import GatedConv, GatedDeltaNet, Mamba2
+from minillm.spec import GatedConv, GatedDeltaNet, StateSpace
 from minillm.weights.rules import rows
 from tests.families.gguf import state_converter
 from tests.families.gguf.stated import metadata
@@ -156,7 +156,7 @@ def joined(model: Decoder, architecture: str) -> dict[str, Tensor]:
         stem = f"blk.{i}."
         if isinstance(layer.attention, GatedConv):
             state_converter.convolved(found, stem)
-        if isinstance(layer.attention, Mamba2):
+        if isinstance(layer.attention, StateSpace):
             state_converter.scanned(found, stem, layer.attention)
         if isinstance(layer.attention, GatedDeltaNet):
             recurrent(found, stem, layer.attention, architecture == "qwen3next")

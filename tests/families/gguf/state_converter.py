@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.spec import Mamba2
+from minillm.spec import StateSpace
 
 ARCHITECTURES = ("lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba2")
 LAYER = {
@@ -36,7 +36,7 @@ def convolved(found: dict[str, Tensor], stem: str) -> None:
     found[f"{stem}shortconv.in_proj.weight"] = torch.cat([found.pop(f"{stem}{part}/in") for part in "bcu"])
 
 
-def scanned(found: dict[str, Tensor], stem: str, mamba: Mamba2) -> None:
+def scanned(found: dict[str, Tensor], stem: str, mamba: StateSpace) -> None:
     """A layer's tensors as they lie in a file."""
     for kind, name, parts in (("in", "ssm_in.weight", "zxbcd"), ("conv", "ssm_conv1d.weight", "xbc"),
                               ("bias", "ssm_conv1d.bias", "xbc")):  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.mamba import Mamba2
+from minillm.model.residual.state_space import StateSpace
 from minillm.ops import Ops
 from minillm.spec import Beside as Spec
 
@@ -19,7 +19,7 @@ class Beside(nn.Module):
         super().__init__()
         self.spec = spec
         self.attention = GroupedQueryAttention(spec.attention, hidden_size, ops)
-        self.recurrent = Mamba2(spec.recurrent, hidden_size, ops)
+        self.recurrent = StateSpace(spec.recurrent, hidden_size, ops)
 
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         of_keys, of_states = (None, None) if cache is None else cache

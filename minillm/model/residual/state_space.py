@@ -20,10 +20,10 @@ from minillm.model.linear import Linear
 from minillm.model.recurrent import Given, ShortConv, Stateful
 from minillm.model.states import StateCache
 from minillm.ops import Ops, state_space
-from minillm.spec import Mamba2 as Spec
+from minillm.spec import StateSpace as Spec
 
 
-class Mamba2(Stateful):
+class StateSpace(Stateful):
     """x `[B, T, E]` -> `[B, T, E]`."""
 
     FP32 = ("decay", "step", "skip")  # as in Gated DeltaNet
