@@ -22,8 +22,8 @@ from minillm.model.attention import GroupedQueryAttention, Step
 from minillm.model.decoder import Decoder
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, Router
-from minillm.model.recurrent import Stateful
-from minillm.model.residual.beside import Beside
+from minillm.model.recurrent.beside import Beside
+from minillm.model.recurrent.stateful import Stateful
 from minillm.model.residual.block import Block
 from minillm.model.residual.per_layer import PerLayerEmbedding, PerLayerInput
 from minillm.ops.routing import Routing

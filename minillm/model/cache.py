@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minillm.guard import memory
-from minillm.model.states import StateCache
+from minillm.model.recurrent.states import StateCache
 from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
 
 LARGE = 2**26  # bytes that are compared with the memory that is left

@@ -8,7 +8,7 @@ import math
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
-from minillm.model.states import StateCache
+from minillm.model.recurrent.states import StateCache
 from minillm.spec import GQA, MLA, Attention, Recurrent
 from minillm.spec import Decoder as DecoderSpec
 

@@ -11,7 +11,7 @@ from torch import nn
 from minillm.model.linear import Linear
 from minillm.model.moe import Experts
 from minillm.model.norm import LayerNorm
-from minillm.model.recurrent import ShortConv
+from minillm.model.recurrent.stateful import ShortConv
 from minillm.weights.rules import Destination
 
 M = TypeVar("M", bound=nn.Module)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minillm.model.states import STATES, StateCache
+from minillm.model.recurrent.states import STATES, StateCache
 from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers

@@ -18,7 +18,7 @@ from minillm.families import resolve
 from minillm.model.cache import Cache
 from minillm.model.costs import state_bytes
 from minillm.model.pools import Group, Pools
-from minillm.model.states import StateCache
+from minillm.model.recurrent.states import StateCache
 from minillm.ops import recurrent
 from minillm.spec import (
     GQA,

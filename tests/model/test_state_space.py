@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minillm.model.cache import Cache, LayerCache
 from minillm.model.costs import state_bytes
-from minillm.model.states import StateCache
+from minillm.model.recurrent.states import StateCache
 from minillm.ops import state_space
 from minillm.spec import GQA, Beside, Decoder, GatedMLP, Layer, Norm, StateSpace
 from tests.helpers.specs import EXACT, build, random_tokens

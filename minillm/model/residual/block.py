@@ -18,10 +18,11 @@ from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import MoE
 from minillm.model.norm import norm
-from minillm.model.recurrent import GatedConv, GatedDeltaNet
-from minillm.model.residual.beside import Beside
+from minillm.model.recurrent.beside import Beside
+from minillm.model.recurrent.conv import GatedConv
+from minillm.model.recurrent.delta import GatedDeltaNet
+from minillm.model.recurrent.state_space import StateSpace
 from minillm.model.residual.per_layer import PerLayerInput
-from minillm.model.residual.state_space import StateSpace
 from minillm.model.residual.streams import LayerStreams, LowRank
 from minillm.ops import Ops
 from minillm.spec.media import Encoder

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from minillm.model.attention import Step
 from minillm.model.linear import Linear
-from minillm.model.recurrent import Given, ShortConv, Stateful
-from minillm.model.states import StateCache
+from minillm.model.recurrent.stateful import Given, ShortConv, Stateful
+from minillm.model.recurrent.states import StateCache
 from minillm.ops import Ops, state_space
 from minillm.spec import StateSpace as Spec
 

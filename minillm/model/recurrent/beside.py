@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.residual.state_space import StateSpace
+from minillm.model.recurrent.state_space import StateSpace
 from minillm.ops import Ops
 from minillm.spec import Beside as Spec
 
