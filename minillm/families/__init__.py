@@ -12,8 +12,8 @@ from typing import Any
 
 from minillm.config import Config, same
 from minillm.families.gguf import rules as gguf_rules
+from minillm.families.makers import layouts
 from minillm.families.registry import FAMILIES
-from minillm.families.shared import makers
 from minillm.spec import Decoder
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import SPARE, Rules, sources
@@ -74,7 +74,7 @@ def own_names(values: Mapping[str, Any]) -> tuple[Decoder, Rules]:
 
 
 def _rules(family: ModuleType, config: Config) -> Rules:
-    for made in (gguf_rules.rules(config), makers.rules(config)):
+    for made in (gguf_rules.rules(config), layouts.rules(config)):
         if made is not None:
             return made
     return _family_rules(family, config)

@@ -12,7 +12,7 @@ from typing import Any
 
 from minillm.families.gguf import config as gguf_config
 from minillm.families.gguf import vocabulary as gguf_vocabulary
-from minillm.families.shared import makers
+from minillm.families.makers import layouts
 from minillm.guard.files import is_there, mount, read_bytes
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note
@@ -135,11 +135,11 @@ def _makers(folder: Path) -> Path:
         return None if found is None else found.shape
 
     try:
-        values = makers.config(params, head)
+        values = layouts.config(params, head)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     small, ends, special = _vocabulary(folder), list[int](), (ranks.BOS, ranks.EOS)
-    model, said = None if small else _model(folder), makers.tokens(params)
+    model, said = None if small else _model(folder), layouts.tokens(params)
     if model and model.parent != folder:
         note(f"{folder}: no tokenizer.model here; the one of the folder above is taken")
     if said and model and ranks.is_tiktoken(data := read_bytes(model, ranks.MAX_BYTES)):

@@ -21,7 +21,7 @@ from torch import Tensor
 import minillm
 from minillm import families, hub, quantize
 from minillm.explain import __main__ as explain
-from minillm.families.shared import makers
+from minillm.families.makers import layouts
 from minillm.guard.jsonfile import read_json
 from minillm.weights import ints
 from tests.conftest import shared
@@ -161,7 +161,7 @@ def test_published_params(name: str) -> None:
     theirs, _, _ = families.resolve(read_json(folder / "config.json"))
     params = PUBLISHED[name] or read_json(folder / "params.json")
     head = None if theirs.tied else (32000, 4096)
-    ours, _, read = families.resolve(makers.config(params, lambda: head))
+    ours, _, read = families.resolve(layouts.config(params, lambda: head))
     assert read.unread == []
     if "hidden_dim" in params:
         ours = dataclasses.replace(ours, context=theirs.context)
@@ -174,7 +174,7 @@ def test_yarn_and_what_nobody_asks_for() -> None:
     found = []
     for apply in (False, True):
         params = {**MISTRAL, "yarn": {**yarn, "apply_scale": apply}, "sink": 3, "dtype": "bfloat16"}
-        spec, _, read = families.resolve(makers.config(params, lambda: None))
+        spec, _, read = families.resolve(layouts.config(params, lambda: None))
         found.append(spec.layers[0].attention.rope.scaling)
         assert (read.unread, read.dtype) == (["params.json:sink"], "bfloat16")
     assert [each.attention_factor for each in found] == [1.0, pytest.approx(1.27725887)]

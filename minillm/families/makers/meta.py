@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.families.gguf.splits import LLAMA3
-from minillm.families.shared.params import NAMES, Params
+from minillm.families.makers.params import NAMES, Params
 
 SPECIAL_TOKENS = 256
 REFUSED = {

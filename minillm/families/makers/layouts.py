@@ -2,7 +2,7 @@
 
 Meta and Mistral use the same names, for the code of the one grew out of that of the other. Both turn consecutive pairs
 of q and k, where parameters here have the halves of a head: rows are put in that order while they are read, as those of
-GGUF files are. What a `params.json` says is in `meta_layout.py` and `mistral_layout.py`.
+GGUF files are. What a `params.json` says is in `meta.py` and `mistral.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families.gguf.rules import TURN
-from minillm.families.shared import meta_layout, mistral_layout
-from minillm.families.shared.params import NAMES
+from minillm.families.makers import meta, mistral
+from minillm.families.makers.params import NAMES
 from minillm.weights.rules import DROP, Rules
 
 LAYER, OURS = "layers.{i}.", "layers.{i}."
@@ -45,16 +45,16 @@ def config(values: Mapping[str, Any], head: Callable[[], tuple[int, ...] | None]
     """The config.json of a checkpoint with this params.json; `head` tells the shape of output.weight, None where there
     is none. Raises ValueError for what no family here is."""
     if _of_meta(values):
-        return meta_layout.config(values, head())
+        return meta.config(values, head())
     if "hidden_dim" in values:
-        return mistral_layout.config(values)
+        return mistral.config(values)
     raise ValueError("params.json has neither multiple_of, as Meta's, nor hidden_dim, as Mistral's; is it of a model?")
 
 
 def tokens(values: Mapping[str, Any]) -> tuple[str, list[str], list[int]] | None:
     """What a vocabulary of byte sequences does not say itself: how texts are split, its special tokens, and which of
     these end an answer. None where the maker's vocabularies say it."""
-    return meta_layout.tokens(values) if _of_meta(values) else None
+    return meta.tokens(values) if _of_meta(values) else None
 
 
 def _of_meta(values: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minillm.families.shared.params import NAMES, Params
+from minillm.families.makers.params import NAMES, Params
 from minillm.guard.screen import shown
 
 LATENT = "latent attention as in Mistral Large 3, which is not supported in this layout"
