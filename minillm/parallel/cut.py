@@ -28,7 +28,7 @@ BY_GROUP = ("scale", "zero", "least")
 
 
 class Wanted(Protocol):
-    """What is wanted of a parameter (`parallel/split.py`): rows, those of all experts one under the other, and columns
+    """What is wanted of a parameter (`parallel/kept.py`): rows, those of all experts one under the other, and columns
     of each, None being all; or nothing, where it is `absent` and zeros."""
 
     @property

@@ -10,7 +10,7 @@ import torch
 
 from minillm.guard import memory
 from minillm.model.decoder import Decoder, skeleton
-from minillm.parallel import cut, split, stages
+from minillm.parallel import cut, kept, split, stages
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import Plan
 
@@ -29,7 +29,7 @@ def part(
         spec = stages.local(spec, spans, stage)
     if ranks.wide > 1:
         which = spec, ranks.wide, ranks.rank % ranks.wide
-        checkpoint, planned = cut.taken(checkpoint, planned, split.kept(*which))
+        checkpoint, planned = cut.taken(checkpoint, planned, kept.kept(*which))
         spec = split.local(*which)
     return skeleton(spec, model.dtype, ops), checkpoint, planned
 

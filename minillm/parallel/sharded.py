@@ -32,8 +32,9 @@ from minillm.model.decoder import Decoder, skeleton
 from minillm.ops.cpu.memory import return_memory
 from minillm.parallel import launch
 from minillm.parallel.cut import taken
+from minillm.parallel.kept import Kept
 from minillm.parallel.ranks import TIMEOUT, Ranks
-from minillm.parallel.split import Kept, Span, cut
+from minillm.parallel.split import Span, cut
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import Plan
 

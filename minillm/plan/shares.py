@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from minillm.model.outline import Outline
-from minillm.parallel.split import MOST, able, kept, local
+from minillm.parallel.kept import kept
+from minillm.parallel.split import MOST, able, local
 from minillm.plan.fit import Need
 from minillm.spec import Decoder, MoE
 

@@ -14,6 +14,7 @@ from minillm import quantize
 from minillm.hub import DEMO
 from minillm.loading import lay_out
 from minillm.model import held
+from minillm.parallel import kept as keeping
 from minillm.parallel import split
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.source import Source
@@ -52,7 +53,7 @@ def test_each_value_is_read_once_or_by_all_that_hold_it(ranks: int, monkeypatch:
             stored.values()
             assert read[0] - before == stored.nbytes, name
     total = sum(laid.checkpoint.nbytes for laid in parts)
-    kept = split.kept(spec, ranks, 0)
+    kept = keeping.kept(spec, ranks, 0)
     replicated = sum(nbytes for name, nbytes in whole.items() if name not in kept) * (ranks - 1)
     keys = spec.layers[0].attention
     of_one = 2 * width * keys.head_dim * spec.hidden_size * len(spec.layers)  # kv head, in all layers

@@ -18,8 +18,9 @@ from minillm.model import moe
 from minillm.model.cache import Cache
 from minillm.model.decoder import Decoder, skeleton
 from minillm.ops import CPU
+from minillm.parallel import kept as keeping
 from minillm.parallel import split
-from minillm.parallel.split import Kept
+from minillm.parallel.kept import Kept
 from minillm.spec import GQA, GatedMLP, Layer, LayerNorm, MoE, Norm, QKNorm, Rope, Router
 from minillm.spec import Decoder as Spec
 from tests.helpers.specs import EXACT, build, random_tokens, specs, uncut
@@ -52,7 +53,7 @@ def share(model: Decoder, rank: Thread) -> Decoder:
     """A rank's model, with what it holds of the whole."""
     which = model.spec, rank.count, rank.rank
     mine = skeleton(split.local(*which), torch.float32, dataclasses.replace(CPU, ranks=rank))
-    kept = split.kept(*which)
+    kept = keeping.kept(*which)
     own, whole = mine.state_dict(), model.state_dict()
     mine.load_state_dict({name: part(whole[name], kept.get(name), len(own[name])) for name in whole}, assign=True)
     return mine
@@ -110,7 +111,7 @@ def _held_once(spec: Spec, ranks: int) -> None:
     shapes = {name: tuple(each.shape) for name, each in skeleton(spec, torch.float32).named_parameters()}
     held = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
     for rank in range(ranks):
-        kept = split.kept(spec, ranks, rank)
+        kept = keeping.kept(spec, ranks, rank)
         own = {
             name: tuple(each.shape)
             for name, each in skeleton(split.local(spec, ranks, rank), torch.float32).named_parameters()
@@ -123,7 +124,7 @@ def _held_once(spec: Spec, ranks: int) -> None:
             if not (name in kept and kept[name].absent):
                 held[name].view(-1).index_add_(0, found.flatten(), torch.ones_like(found).flatten())
     for name, times in held.items():
-        kept = split.kept(spec, ranks, 1).get(name)
+        kept = keeping.kept(spec, ranks, 1).get(name)
         if kept is None:
             assert (times == ranks).all(), name
         else:
@@ -222,7 +223,7 @@ def test_every_kind_of_part_can_be_split() -> None:
         vocabulary.MLP,
         vocabulary.MoE,
     }
-    assert set(split.PARTS) == kinds
+    assert set(keeping.PARTS) == kinds
 
 
 def test_no_torch_is_needed() -> None:
