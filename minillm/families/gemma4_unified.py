@@ -61,5 +61,5 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
             found |= {f"{outer}{name}.{leaf}": f"{to}.{leaf}{layout}" for leaf in ("weight", "bias")}
         found[f"{outer}patch_dense.weight"] = f"embed.weight: o {order.replace('> ', '> o ')}, {sizes}"
         found[f"{outer}pos_embedding"] = "table: p two e -> (two p) e, two=2"
-    made = gemma4.seen_by(values, decoder, encoder, DEFAULTS["use_bidirectional_attention"])
+    made = gemma4.seen_by(values, decoder, encoder, str(DEFAULTS["use_bidirectional_attention"]))
     return made, towers.both(found), config
