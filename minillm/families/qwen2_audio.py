@@ -35,7 +35,8 @@ AUDIO_RULES = towers.both(
     {
         "audio_tower.embed_positions.weight": "table",
         **towers.linear(f"{LAYER}self_attn_layer_norm", f"{TO}attention_norm"),
-        **picture_towers.qkv(f"{LAYER}self_attn", f"{TO}attention"),
+        **picture_towers.qkv(f"{LAYER}self_attn", f"{TO}attention", ("weight",)),
+        **{f"{LAYER}self_attn.{part}_proj.bias": f"{TO}attention.qkv.bias[{part}]" for part in "qv"},  # k has none
         **towers.linear(f"{LAYER}self_attn.out_proj", f"{TO}attention.out"),
         **towers.linear(f"{LAYER}final_layer_norm", f"{TO}ffn_norm"),
         **towers.linear(f"{LAYER}fc1", f"{TO}ffn.up"),

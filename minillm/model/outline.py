@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,6 +11,8 @@ import torch
 
 from minillm import spec
 from minillm.model.decoder import Decoder, skeleton
+
+NAMED = re.compile(r"layers\.([0-9]+)\.")
 
 
 class Outline(NamedTuple):
@@ -32,6 +35,18 @@ class Outline(NamedTuple):
     def total(self, values: Mapping[str, int]) -> int:
         """The sum over the model of what each parameter of the skeleton has."""
         return sum(self.times(name) * value for name, value in values.items())
+
+    def rules(self, rules: Mapping[str, str]) -> dict[str, str]:
+        """A checkpoint's rules with the skeleton's numbers, where they name a layer by its own."""
+        found, own = {}, {places[0]: at for at, places in enumerate(self.places)}
+        for pattern, target in rules.items():
+            number = NAMED.match(target)
+            if number is None:
+                found[pattern] = target
+            elif int(number[1]) in own:
+                layer, named = f"layers.{number[1]}.", f"layers.{own[int(number[1])]}."
+                found[pattern.replace(layer, named)] = target.replace(layer, named)
+        return found
 
     @property
     def last(self) -> int:

@@ -71,7 +71,7 @@ def budget(path: Path, question: Question) -> dict[str, Any]:
     context = min(spec.context, DEFAULT_CONTEXT) if question.context is None else question.context
     if not 1 <= context <= spec.context:
         raise ValueError(f"--context is {context}, this model takes from 1 to {spec.context}")
-    named = names(found.rules, sketch.model, found.planned, section)
+    named = names(sketch.rules(found.rules), sketch.model, found.planned, section)
     kept, checkpoint = _checkpoint(found, named, sketch, path)
     dtype = question.dtype or checkpoint["dtype"]
     offered = _formats(named, sketch, question, dtype)
