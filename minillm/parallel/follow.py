@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import threading
 
@@ -11,6 +12,7 @@ import torch
 from minillm import __version__
 from minillm.engine.batching.runner import Runner
 from minillm.model.decoder import Decoder
+from minillm.model.pools import group_of
 from minillm.ops.ranks import Alone
 from minillm.parallel.ranks import Ranks
 
@@ -43,6 +45,7 @@ def follow(model: Decoder, ranks: Ranks) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first rank
     runners: dict[int, Runner] = {}
+    groups = {json.dumps(group): group for group in map(group_of, model.spec.mixers)}  # JSON has no `Chunk`
     while True:
         what, tensors, given = ranks.told()
         for number in given.pop("gone"):
@@ -51,6 +54,6 @@ def follow(model: Decoder, ranks: Ranks) -> None:
             return
         number = given.pop("number")
         if what == "open":
-            runners[number] = Runner(model, dict(map(tuple, given["blocks"])))
+            runners[number] = Runner(model, {groups[json.dumps(told)]: count for told, count in given["blocks"]})
         else:
             runners[number].obey(what, tensors, given)
