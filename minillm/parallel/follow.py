@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import signal
 import threading
 
@@ -45,7 +44,7 @@ def follow(model: Decoder, ranks: Ranks) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first rank
     runners: dict[int, Runner] = {}
-    groups = {json.dumps(group): group for group in map(group_of, model.spec.mixers)}  # JSON has no `Chunk`
+    groups = {repr(group): group for group in map(group_of, model.spec.mixers)}
     while True:
         what, tensors, given = ranks.told()
         for number in given.pop("gone"):
@@ -54,6 +53,6 @@ def follow(model: Decoder, ranks: Ranks) -> None:
             return
         number = given.pop("number")
         if what == "open":
-            runners[number] = Runner(model, {groups[json.dumps(told)]: count for told, count in given["blocks"]})
+            runners[number] = Runner(model, {groups[name]: count for name, count in given["blocks"]})
         else:
             runners[number].obey(what, tensors, given)
