@@ -26,7 +26,8 @@ from typing import Any
 
 from tests.conftest import ROOT
 
-IMPORTED = ("minillm.generate", "minillm.serve.app", "minillm.engine.batching.engine", "torch.distributed", "numba")
+IMPORTED = ("minillm.generate", "minillm.serve.app", "minillm.engine.batching.engine", "minillm.tune.job", "numba")
+IMPORTED += ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint")
 ENDS = 300.0  # seconds that a process may take
 RANK, FAULT = "RANK", "TEST_FAULT"  # what is in the environment: a rank, and what goes wrong with one of them
 

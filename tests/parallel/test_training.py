@@ -20,6 +20,7 @@ from minillm.parallel import launch
 from minillm.parallel.sharded import ALONE, Sharded
 from minillm.tune.__main__ import main
 from tests.conftest import ROOT
+from tests.parallel.forks import Forks
 from tests.parallel.trainer import BAD, CASES, trained
 from tests.tune.conftest import ADAPTER, losses, talk, written
 
@@ -41,13 +42,17 @@ def started(count: int, line: list[str], folder: Path, rank: int, **pipes: Any) 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(("count", "cases"), [(2, list(CASES)), (4, ["full", "adapter"])])
-def test_steps_are_those_of_one_process(count: int, cases: list[str], tmp_path: Path, expected: Expected) -> None:
+def test_steps_are_those_of_one_process(
+    count: int, cases: list[str], tmp_path: Path, expected: Expected, forks: Forks
+) -> None:
     """Of the rows of a step one rank may have none. A run that was cut off between the saves of two ranks goes on from
     the step that both have, bit for bit; what each has kept, torch puts together; and who has a line whose loss is no
     number says so."""
-    worker = ["-m", "tests.parallel.trainer", str(count), str(tmp_path), *cases]
-    made = [started(count, worker, tmp_path, rank) for rank in range(count)]
-    assert [each.wait(600) for each in made] == [0] * count
+    store = {"WORLD_SIZE": str(count), launch.STORE: str(tmp_path / "store"), "GLOO_SOCKET_IFNAME": "lo"}
+    worker = ["tests.parallel.trainer", str(count), str(tmp_path), *cases]
+    made = [forks.start(*worker, RANK=str(rank), **store) for rank in range(count)]
+    ended = [each.ended() for each in made]
+    assert [code for code, _, _ in ended] == [0] * count, ended
     found = json.loads((tmp_path / "found.json").read_text())
     assert f"step 1: the loss is nan on lines {BAD}, first in the loss" in (tmp_path / "said.txt").read_text()
     for name in cases:
