@@ -74,8 +74,8 @@ def test_a_family_over_ranks(family: str, tmp_path: Path) -> None:
 
 
 ATTENDS, WINDOW, STATE = "full_attention", "sliding_attention", "linear_attention"
-# What is split by each rule of `kept.py`, and what a stage has or lacks, by a family that stands for it; of layers of two
-# kinds there are four, so that each stage has both.
+# What is split by each rule of `kept.py`, and what a stage has or lacks, by a family that stands for it. Of layers of
+# two kinds there are four, so that each stage has both.
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "kv heads on two ranks each": ("llama", {}),
     "all in one norm over heads; post-norms alone": ("olmo2", {}),
