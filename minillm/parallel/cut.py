@@ -11,35 +11,25 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minillm.parallel.kept import Kept
+from minillm.parallel.split import Span
 from minillm.weights.checkpoint import Checkpoint, Stored
 from minillm.weights.forms import Packing
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.rules import Destination, Plan
-from minillm.weights.source import InFile, Kept
+from minillm.weights.source import InFile
+from minillm.weights.source import Kept as Made
 
-Span = tuple[int, int]
 BY_GROUP = ("scale", "zero", "least")
 
 
-class Wanted(Protocol):
-    """What is wanted of a parameter (`parallel/kept.py`): rows, those of all experts one under the other, and columns
-    of each, None being all; or nothing, where it is `absent` and zeros."""
-
-    @property
-    def rows(self) -> Sequence[Span] | None: ...
-    @property
-    def columns(self) -> Span | None: ...
-    @property
-    def absent(self) -> bool: ...
-
-
-def taken(checkpoint: Checkpoint, planned: Plan, wanted: Mapping[str, Wanted]) -> tuple[Checkpoint, Plan]:
+def taken(checkpoint: Checkpoint, planned: Plan, wanted: Mapping[str, Kept]) -> tuple[Checkpoint, Plan]:
     """A checkpoint of which only the wanted rows and columns are there, and where these go."""
     made, plan = copy.copy(checkpoint), copy.copy(planned)
     made.stored, plan.assignments = {}, {}
@@ -75,7 +65,7 @@ def staged(
     return made, plan
 
 
-def _share(stored: Stored, to: Destination, part: Wanted) -> tuple[Any, Destination] | None:
+def _share(stored: Stored, to: Destination, part: Kept) -> tuple[Any, Destination] | None:
     """What is read of a tensor, and the rows of a rank's parameter that it fills; None where that is nothing."""
     if part.absent:
         return Absent(to.shape, stored.dtype), replace(to, layout=None, whole=None)
@@ -111,7 +101,7 @@ class Absent:
         into.zero_()
 
 
-class Laid(Kept):
+class Laid(Made):
     """A tensor as its parameter has it, where it lies otherwise."""
 
     def __init__(self, stored: Stored, to: Destination):
@@ -171,12 +161,17 @@ class Share:
                 low, high = max(start - row * own, 0), min(stop - row * own, own)
                 yield (row + self.spans[0][0]) * width + first + low, high - low
             return
+        for first, last in self._within(start, stop, width):
+            yield first, last - first
+
+    def _within(self, start: int, stop: int, each: int = 1) -> Iterator[Span]:
+        """Where start … stop - 1 of the spans, one behind the other, lie in the tensor, of `each` values a row."""
         at = 0
         for first, last in self.spans:
-            low, high = max(start - at, 0), min(stop - at, (last - first) * width)
+            low, high = max(start - at, 0), min(stop - at, (last - first) * each)
             if low < high:
-                yield first * width + low, high - low
-            at += (last - first) * width
+                yield first * each + low, first * each + high
+            at += (last - first) * each
 
     @property
     def form(self) -> Packing | None:
@@ -199,13 +194,7 @@ class Share:
         width = math.prod(self.shape[1:])
         if (form := self.form) is None:
             return Fields(self.values(start * width, stop * width).view(-1, width))
-        found, at = [], 0
-        for first, last in self.spans:
-            low, high = max(start - at, 0), min(stop - at, last - first)
-            if low < high:
-                found.append(self.stored.fields(first + low, first + high))
-            at += last - first
-        made = _stacked(found)
+        made = _stacked([self.stored.fields(*span) for span in self._within(start, stop)])
         return made if self.columns is None else _columns(made.apart(), self.columns, form)
 
 

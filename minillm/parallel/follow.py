@@ -11,6 +11,7 @@ import torch
 from minillm import __version__
 from minillm.engine.batching.runner import Runner
 from minillm.model.decoder import Decoder
+from minillm.model.pools import group_of
 from minillm.ops.ranks import Alone
 from minillm.parallel.ranks import Ranks
 
@@ -43,6 +44,7 @@ def follow(model: Decoder, ranks: Ranks) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first rank
     runners: dict[int, Runner] = {}
+    groups = {repr(group): group for group in map(group_of, model.spec.mixers)}
     while True:
         what, tensors, given = ranks.told()
         for number in given.pop("gone"):
@@ -51,6 +53,6 @@ def follow(model: Decoder, ranks: Ranks) -> None:
             return
         number = given.pop("number")
         if what == "open":
-            runners[number] = Runner(model, dict(map(tuple, given["blocks"])))
+            runners[number] = Runner(model, {groups[name]: count for name, count in given["blocks"]})
         else:
             runners[number].obey(what, tensors, given)

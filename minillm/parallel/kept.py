@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minillm import spec
-from minillm.parallel.split import Span, cut, grains, heads, whole_experts
+from minillm.parallel.split import Span, cut, owned, whole_experts
 from minillm.spec import GQA, MLA, MLP, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, MoE, StateSpace
 
 
@@ -54,7 +54,7 @@ def _once(rank: int) -> Kept:
 
 
 def _of_gqa(made: GQA, ranks: int, rank: int) -> dict[str, Kept]:
-    q, kv = heads(made.num_heads, made.num_kv_heads, ranks, rank)
+    q, kv = owned(made, ranks, rank).values()
     size, count, groups = made.head_dim, made.num_heads, made.num_kv_heads
     parts = [(count, q, 2 * size if made.gate and made.gate.with_q else size)]
     if made.kv.layer is None:
@@ -71,7 +71,7 @@ def _of_gqa(made: GQA, ranks: int, rank: int) -> dict[str, Kept]:
 
 
 def _of_mla(made: MLA, ranks: int, rank: int) -> dict[str, Kept]:
-    own, count = cut(made.num_heads, ranks, rank), made.num_heads
+    (own,), count = owned(made, ranks, rank).values(), made.num_heads
     return {
         "q.weight": _under((count, own, made.nope_dim + made.rope.dim)),
         "kv_up": _under((count, own, made.nope_dim + made.v_dim)),
@@ -81,7 +81,7 @@ def _of_mla(made: MLA, ranks: int, rank: int) -> dict[str, Kept]:
 
 
 def _of_delta(made: GatedDeltaNet, ranks: int, rank: int) -> dict[str, Kept]:
-    v, k = heads(made.num_v_heads, made.num_k_heads, ranks, rank)
+    v, k = owned(made, ranks, rank).values()
     keys, values, gate = (made.num_k_heads, k, made.k_dim), (made.num_v_heads, v, made.v_dim), (made.num_v_heads, v, 1)
     return {
         "qkvz.weight": _under(keys, keys, values, values),
@@ -94,13 +94,13 @@ def _of_delta(made: GatedDeltaNet, ranks: int, rank: int) -> dict[str, Kept]:
 
 
 def _of_conv(made: GatedConv, ranks: int, rank: int) -> dict[str, Kept]:
-    own, size = grains(made.channels, ranks, rank), made.channels
+    (own,), size = owned(made, ranks, rank).values(), made.channels
     rows = (size, own, 1)
     return {"bcu.weight": _under(rows, rows, rows), "conv": _under(rows), "output.weight": _beside(own)}
 
 
 def _of_space(made: StateSpace, ranks: int, rank: int) -> dict[str, Kept]:
-    own, shared = heads(made.num_heads, made.num_groups, ranks, rank)
+    own, shared = owned(made, ranks, rank).values()
     inner, number = (made.num_heads, own, made.head_dim), (made.num_heads, own, 1)
     group = (made.num_groups, shared, made.state_size)
     rows, seen = _under(inner, inner, group, group, number), _under(inner, group, group)
@@ -118,7 +118,7 @@ def _of_beside(made: Beside, ranks: int, rank: int) -> dict[str, Kept]:
 
 
 def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
-    own, size = grains(made.intermediate_size, ranks, rank), made.intermediate_size
+    (own,), size = owned(made, ranks, rank).values(), made.intermediate_size
     first = "gate_up" if isinstance(made, GatedMLP) else "up"
     rows = _under(*[(size, own, 1)] * (2 if isinstance(made, GatedMLP) else 1))
     return {
@@ -131,7 +131,7 @@ def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
 
 def _of_moe(made: MoE, ranks: int, rank: int, width: int) -> dict[str, Kept]:
     """`width`: of what experts are given."""
-    own, size, count = grains(made.intermediate_size, ranks, rank), made.intermediate_size, made.router.num_experts
+    (own,), size, count = owned(made, ranks, rank).values(), made.intermediate_size, made.router.num_experts
     products = 1 if isinstance(made.activation, spec.Ungated) else 2
     if whole_experts(made, ranks):
         experts = cut(count, ranks, rank)

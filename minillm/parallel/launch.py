@@ -214,10 +214,9 @@ def join(count: int, device: torch.device, timeout: float = TIMEOUT, stages: int
 def elsewhere(count: int | None, command: str, argv: Sequence[str] | None, load: Callable[[], Any]) -> int | None:
     """The exit code of a command that is not for this process: whose ranks are still to be started, or one behind the
     first, which does nothing but `load` its share and follow; None where it goes on here."""
-    if count is None or count == 1:
+    if (count := counted(count, None, None)) in (None, 1):
         return None
-    if not 1 < count <= MOST:
-        raise ValueError(f"--ranks is {count}, it must be from 1 to {MOST}")
+    assert count is not None
     if (found := place(count)) is None:
         return start(count, command, sys.argv[1:] if argv is None else argv)
     if found.rank:

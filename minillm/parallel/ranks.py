@@ -23,8 +23,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -110,12 +111,8 @@ class Ranks(Alone):
         if self.wide == 1:
             return y
         summed = y.float().contiguous()
-        self._done(self._sum, summed)
+        self._done(dist.all_reduce, summed, group=self.data)
         return summed.to(y.dtype)
-
-    def _sum(self, y: Tensor) -> None:
-        with self._or_end():
-            dist.all_reduce(y, group=self.data)
 
     def joined(self, part: Tensor, size: int) -> Tensor:
         if self.wide == 1:
@@ -124,43 +121,36 @@ class Ranks(Alone):
         padded = part.new_zeros(*part.shape[:-1], max(sizes))
         padded[..., : part.shape[-1]] = part
         found = part.new_empty(self.wide * padded.numel())
-        self._done(self._gather, found, padded.view(-1))
+        self._done(_gathered, found, padded.view(-1), group=self.data)
         shares = found.view(self.wide, *padded.shape)
         return torch.cat([share[..., :count] for share, count in zip(shares, sizes, strict=True)], dim=-1)
-
-    def _gather(self, found: Tensor, own: Tensor) -> None:
-        with self._or_end():
-            _gathered(found, own, group=self.data)
 
     def through(self, x: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
         if not self.staged:
             return layers(x)
         behind = self.rank >= self.wide
+        receive = partial(self._done, dist.recv, src=(self.rank - self.wide) % self.count, group=self.ring)
         if behind:
-            self._done(self._receive, x)
+            receive(x)
         y = layers(x).contiguous()
-        self._done(self._send, y)
+        self._done(dist.send, y, dst=(self.rank + self.wide) % self.count, group=self.ring)
         if not behind:
-            self._done(self._receive, y := torch.empty_like(y))
+            receive(y := torch.empty_like(y))
         return y
 
-    def _send(self, y: Tensor) -> None:
-        with self._or_end():
-            dist.send(y, (self.rank + self.wide) % self.count, group=self.ring)
-
-    def _receive(self, into: Tensor) -> None:
-        with self._or_end():
-            dist.recv(into, (self.rank - self.wide) % self.count, group=self.ring)
-
-    def _done(self, call: Callable[..., None], *given: Tensor) -> None:
+    def _done(self, call: Callable[..., Any], *given: Tensor, **how: Any) -> None:
         """A call that a recording has to repeat, which would not see it by itself."""
         if not is_in_torch_dispatch_mode():
-            return call(*given)
+            return self._called(call, how, *given)
         from minillm.engine.tape import note
 
-        note(call, *given)
+        note(self._called, call, how, *given)
         with _disable_current_modes():
-            call(*given)
+            self._called(call, how, *given)
+
+    def _called(self, call: Callable[..., Any], how: Mapping[str, Any], *given: Tensor) -> None:
+        with self._or_end():
+            call(*given, **how)
 
     def forget(self, number: int) -> None:
         self._gone.append(number)  # is told with what comes next: this may be called at any time

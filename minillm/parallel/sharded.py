@@ -267,7 +267,7 @@ class Sharded(Team):
         if not self.leads:  # wait for what the first does alone, and leave as `follow.begin` does
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             self.ranks.told()
-            os._exit(0)
+            self.ranks.leave()
 
 
 class _Root(nn.Module):

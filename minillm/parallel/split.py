@@ -27,6 +27,12 @@ Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
 THIN = 128  # values of an expert: experts of which a rank would have fewer stay whole
 GRAIN, ROUGH = 256, 8  # values that a share is a multiple of, where each rank has at least so many times as many
+# Heads that come in groups: the fields that count both, and what the groups are called.
+GROUPED: dict[type, tuple[str, str, str]] = {
+    GQA: ("num_heads", "num_kv_heads", "kv"),
+    GatedDeltaNet: ("num_v_heads", "num_k_heads", "k"),
+    StateSpace: ("num_heads", "num_groups", "pairs of B and C for"),
+}
 
 
 def cut(size: int, ranks: int, rank: int) -> Span:
@@ -62,7 +68,7 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
         return decoder
     check(decoder, ranks)
     layers = tuple(
-        replace(layer, attention=_mixer(layer.attention, ranks, rank), ffn=layer.ffn and _ffn(layer.ffn, ranks, rank))
+        replace(layer, attention=_part(layer.attention, ranks, rank), ffn=_part(layer.ffn, ranks, rank))
         for layer in decoder.layers
     )
     if decoder.embedding.rows is not None:  # a stage that has none
@@ -71,44 +77,37 @@ def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
     return replace(decoder, layers=layers, embedding=embedding)
 
 
-def _mixer(made: Any, ranks: int, rank: int) -> Any:
-    if isinstance(made, Beside):
-        return Beside(_mixer(made.attention, ranks, rank), _mixer(made.recurrent, ranks, rank), made.factors)
-    if isinstance(made, StateSpace):
-        own, groups = heads(made.num_heads, made.num_groups, ranks, rank)
-        return replace(made, num_heads=_size(own), num_groups=_size(groups))
+def owned(made: Any, ranks: int, rank: int) -> dict[str, Span]:
+    """Of what a part of a layer counts, by the field that says how many: those of a rank."""
+    if type(made) in GROUPED:
+        fields = GROUPED[type(made)][:2]
+        return dict(zip(fields, heads(*(getattr(made, each) for each in fields), ranks, rank), strict=True))
     if isinstance(made, MLA):
-        return replace(made, num_heads=_size(cut(made.num_heads, ranks, rank)))
-    if isinstance(made, GQA):
-        q, kv = heads(made.num_heads, made.num_kv_heads, ranks, rank)
-        slopes = made.scores.slopes and made.scores.slopes[slice(*q)]
-        scores = replace(made.scores, slopes=slopes)
-        return replace(made, num_heads=_size(q), num_kv_heads=_size(kv), scores=scores)
-    if isinstance(made, GatedConv):
-        return replace(made, channels=_size(grains(made.channels, ranks, rank)))
+        return {"num_heads": cut(made.num_heads, ranks, rank)}
+    field = "channels" if isinstance(made, GatedConv) else "intermediate_size"
+    return {field: grains(getattr(made, field), ranks, rank)}
+
+
+def _part(made: Any, ranks: int, rank: int) -> Any:
+    """What a rank has of a part of a layer."""
     if made is None:
         return None
-    v, k = heads(made.num_v_heads, made.num_k_heads, ranks, rank)
-    return replace(made, num_v_heads=_size(v), num_k_heads=_size(k))
-
-
-def _ffn(made: Any, ranks: int, rank: int) -> Any:
-    inner = _size(grains(made.intermediate_size, ranks, rank))
-    if not isinstance(made, MoE):
-        return replace(made, intermediate_size=inner)
-    shared = made.shared and _ffn(made.shared, ranks, rank)
-    if whole_experts(made, ranks):
-        return replace(made, own=cut(made.router.num_experts, ranks, rank), shared=shared)
-    return replace(made, intermediate_size=inner, shared=shared)
+    if isinstance(made, Beside):
+        return replace(made, **{each: _part(getattr(made, each), ranks, rank) for each in ("attention", "recurrent")})
+    own = owned(made, ranks, rank)
+    changed: dict[str, Any] = {field: end - first for field, (first, end) in own.items()}
+    if isinstance(made, GQA) and made.scores.slopes:
+        changed["scores"] = replace(made.scores, slopes=made.scores.slopes[slice(*own["num_heads"])])
+    if isinstance(made, MoE):
+        if whole_experts(made, ranks):
+            changed = {"own": cut(made.router.num_experts, ranks, rank)}
+        changed["shared"] = _part(made.shared, ranks, rank)
+    return replace(made, **changed)
 
 
 def whole_experts(made: MoE, ranks: int) -> bool:
     """Whether each rank has some experts whole, not a slice of all."""
     return made.intermediate_size < THIN * ranks and made.router.num_experts >= ranks
-
-
-def _size(span: Span) -> int:
-    return span[1] - span[0]
 
 
 def check(decoder: Decoder, ranks: int) -> None:
@@ -149,23 +148,17 @@ def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
 def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
     if isinstance(made, MLA) and made.num_heads < ranks:
         yield f"{made.num_heads} heads"
+    if type(made) in GROUPED:
+        count, groups = (getattr(made, field) for field in GROUPED[type(made)][:2])
+        if groups < ranks and (ranks % groups or count < ranks):
+            yield f"{count} heads over {groups} {GROUPED[type(made)][2]} heads"
     if isinstance(made, GQA):
-        yield from _of_groups(made.num_heads, made.num_kv_heads, ranks, "kv")
         lender = None if made.kv.layer is None else decoder.layers[made.kv.layer].attention
         if isinstance(lender, GQA) and lender.num_kv_heads != made.num_kv_heads:
             yield "another number of kv heads than the layer that it takes keys from"
         if made.qk_norm and made.qk_norm.width == "all" and isinstance(made.qk_norm.norm, spec.LayerNorm):
             yield "a LayerNorm over all of its heads"
-    if isinstance(made, GatedDeltaNet):
-        yield from _of_groups(made.num_v_heads, made.num_k_heads, ranks, "k")
     if isinstance(made, GatedConv) and made.channels < ranks:
         yield f"a convolution of {made.channels} channels"
-    if isinstance(made, StateSpace):
-        yield from _of_groups(made.num_heads, made.num_groups, ranks, "pairs of B and C for")
-        if made.norm and made.num_groups < ranks:
-            yield f"a norm over each of {made.num_groups} groups of heads"
-
-
-def _of_groups(count: int, groups: int, ranks: int, kind: str) -> Iterator[str]:
-    if groups < ranks and (ranks % groups or count < ranks):
-        yield f"{count} heads over {groups} {kind} heads"
+    if isinstance(made, StateSpace) and made.norm and made.num_groups < ranks:
+        yield f"a norm over each of {made.num_groups} groups of heads"

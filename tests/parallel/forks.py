@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import itertools
 import json
 import os
 import runpy
@@ -26,7 +27,8 @@ from typing import Any
 
 from tests.conftest import ROOT
 
-IMPORTED = ("minillm.generate", "minillm.serve.app", "minillm.engine.batching.engine", "torch.distributed", "numba")
+IMPORTED = ("minillm.generate", "minillm.serve.app", "minillm.engine.batching.engine", "minillm.tune.job", "numba")
+IMPORTED += ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint")
 ENDS = 300.0  # seconds that a process may take
 RANK, FAULT = "RANK", "TEST_FAULT"  # what is in the environment: a rank, and what goes wrong with one of them
 
@@ -140,8 +142,20 @@ def _faulty(line: list[str]) -> list[str]:
     fault = json.loads(os.environ.get(FAULT, "{}"))
     if str(fault.get("rank")) != os.environ.get(RANK):
         return line
-    if "weights" in fault:
-        line[line.index("--weights") + 1] = fault["weights"]
+    for name in ("weights", "data"):
+        if name in fault:
+            line[line.index(f"--{name}") + 1] = fault[name]
+    if "step" in fault:
+        from minillm.tune import training
+
+        steps, clipped = itertools.count(1), training.clipped
+
+        def killing(*given: Any) -> Any:
+            if next(steps) == fault["step"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return clipped(*given)
+
+        training.clipped = killing
     if "obeys" in fault:
         from minillm.engine.batching.runner import Runner
 

@@ -63,7 +63,7 @@ def test_another_checkpoint(split: str, folder: Path, tmp_path: Path, forks: For
     tensors["model.norm.weight"][3] += 1
     save_file(tensors, path)
     said = failed(forks, split, "2", "--weights", str(folder), fault={"rank": 1, "weights": str(other)})
-    assert said.startswith("rank 1 has another checkpoint, options or version of minillm than rank 0")
+    assert said.startswith("rank 1 has another checkpoint, data, options or version of minillm than rank 0")
 
 
 @pytest.mark.parametrize("split", ["--ranks", "--stages"])

@@ -5,85 +5,109 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import minillm
+from minillm.llm import LLM
 from minillm.parallel import split, stages
 from minillm.spec import Decoder as Spec
-from tests.helpers import tiny
-from tests.parallel.threads import Mesh, Stage, in_threads, led, share
+from tests.helpers import oracles, tiny
+from tests.parallel.threads import Mesh, Stage, Thread, in_threads, leads, led, share
 
 AGREES = 2e-5
 TOKENS = torch.tensor([[3, 17, 5, 60, 41, 8, 2, 33, 12]])
-PROMPT = [3, 17, 5, 60]
-
-
-def line(spec: Spec) -> list[tuple[int, int]]:
-    """Two stages, cut where a model can be."""
-    for cut in range(1, len(spec.layers)):
-        spans = [(0, cut), (cut, len(spec.layers))]
-        with contextlib.suppress(ValueError):
-            stages.check(spec, spans)
-            return spans
-    return []
-
-
-def most(spec: Spec) -> int:
-    """Of up to 4 ranks as many as a model can lie in."""
-    for ranks in (4, 3, 2):
-        with contextlib.suppress(ValueError):
-            split.check(spec, ranks)
-            return ranks
-    raise AssertionError("it can lie in one rank only")
-
+HOW = {"prompt_ids": [3, 17, 5, 60], "max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
 
 # One of each family: what sets rows of a family apart is drawn in `test_split.py`.
 FAMILIES = {family: row for row, (family, _) in reversed(tiny.ROWS.items())}
 
 
+def saved(folder: Path, family: str, **changes: Any) -> LLM:
+    """The model of one process, whose files are in the folder."""
+    family, changed = tiny.ROWS[FAMILIES[family]]
+    model = oracles.build(family, {**tiny.BASE, **changed, **changes})
+    tiny.randomise(model)
+    oracles.save(model, folder, family)
+    return minillm.load(folder, dtype="float32", device="cpu", kernels="reference")
+
+
+def text(llm: LLM) -> Any:
+    return llm.generate(**HOW).token_ids
+
+
+def fewest(spec: Spec) -> int:
+    """How many ranks a model can lie in, 2 if it can be."""
+    return split.able(spec, 4)[1]
+
+
+def line(spec: Spec) -> str | None:
+    """Two stages, cut where a model can be; many with three layers cannot, as each stage needs some of all kinds."""
+    count = len(spec.layers)
+    for cut in range(1, count):
+        with contextlib.suppress(ValueError):
+            stages.check(spec, [(0, cut), (cut, count)])
+            return f"{cut},{count - cut}"
+    return None
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @torch.no_grad()
 def test_a_family_over_ranks(family: str, tmp_path: Path) -> None:
-    tiny.save(tmp_path, *tiny.ROWS[FAMILIES[family]])
-    one = minillm.load(tmp_path, dtype="float32", device="cpu", kernels="reference")
+    """And over stages, which give the same bits."""
+    one = saved(tmp_path, family)
     expected = one.model(TOKENS)
-    text = one.generate(prompt_ids=PROMPT, max_new_tokens=8, temperature=0, ignore_eos=True).token_ids
-    ranks = most(one.spec)
-    for logits in in_threads(ranks, lambda rank: share(tmp_path, rank).model(TOKENS)):
+
+    def computed(rank: Thread) -> tuple[torch.Tensor, Any]:
+        llm = share(tmp_path, rank)
+        return llm.model(TOKENS), leads(llm, rank, text)
+
+    found = in_threads(fewest(one.spec), computed)
+    for logits, _ in found:
         assert (logits - expected).abs().max() <= AGREES
-    how = {"prompt_ids": PROMPT, "max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
-    assert led(tmp_path, ranks, lambda llm: llm.generate(**how).token_ids) == text
-    if spans := line(one.spec):
-        layers = ",".join(str(end - first) for first, end in spans)
-        kind = Mesh if ranks > 2 else Stage  # each stage in two ranks, where a model can lie in these
-        assert led(tmp_path, 2 * kind.WIDE, lambda llm: llm.generate(**how).token_ids, kind, layers=layers) == text
-    else:
-        assert family in UNCUT
+    assert found[0][1] == text(one)
+    if layers := line(one.spec):
+        first = in_threads(2, lambda rank: share(tmp_path, rank, layers=layers).model(TOKENS), Stage)[0]
+        assert torch.equal(first, expected)
 
 
-# Two layers of two kinds, or layers that are given more than hidden states, or another's keys.
-UNCUT = {
-    "bamba",
-    "granitemoehybrid",
-    "nemotron_h",
-    "cohere2",
-    "exaone_moe",
-    "gemma3_text",
-    "gemma3n_text",
-    "gemma4_text",
-    "gemma4_unified_text",
-    "gpt_neo",
-    "gpt_oss",
-    "lfm2",
-    "lfm2_moe",
-    "mellum",
-    "olmo3",
-    "olmo_hybrid",
-    "qwen2_5_vl",
-    "qwen2_audio",
-    "qwen3_5_moe_text",
-    "qwen3_5_text",
-    "qwen3_next",
+ATTENDS, WINDOW, STATE = "full_attention", "sliding_attention", "linear_attention"
+# What is split by each rule of `kept.py`, and what a stage has or lacks, by a family that stands for it. Of layers of
+# two kinds there are four, so that each stage has both.
+RULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "kv heads on two ranks each": ("llama", {}),
+    "all in one norm over heads; post-norms alone": ("olmo2", {}),
+    "latents": ("deepseek_v3", {}),
+    "experts and what all share": ("qwen2_moe", {}),
+    "sinks and windows": ("gpt_oss", {"num_hidden_layers": 4, "layer_types": [WINDOW, ATTENDS] * 2}),
+    "states, and gates beside queries": ("qwen3_next", {"num_hidden_layers": 4, "layer_types": [STATE, ATTENDS] * 2}),
+    "convolutions": ("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", ATTENDS] * 2}),
+    "a state space": ("mamba2", {}),
+    "a state space beside attention": ("falcon_h1", {}),
+    "layers side by side, biases": ("phi", {}),
+    "positions, a plain feed-forward": ("gpt2", {}),
+    "slopes, a norm behind the embedding": ("bloom", {}),
+    "four norms, capped scores": ("gemma2", {"num_hidden_layers": 4, "layer_types": [WINDOW, ATTENDS] * 2}),
 }
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_over_many_ranks_and_stages_of_ranks(rule: str, tmp_path: Path) -> None:
+    family, changes = RULES[rule]
+    one = saved(tmp_path, family, **changes)
+    expected, ranks = text(one), split.able(one.spec, 4)[-1]
+    assert ranks > 2
+    assert led(tmp_path, ranks, text) == expected
+    layers = line(one.spec)
+    assert layers is not None
+    assert led(tmp_path, 4, text, Mesh, layers=layers) == expected
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_layers_that_are_given_more_over_many_ranks(family: str, tmp_path: Path) -> None:
+    """Embeddings of layers, streams, keys of another layer: over 4 ranks, and no stages."""
+    one = saved(tmp_path, family)
+    assert line(one.spec) is None
+    assert led(tmp_path, split.able(one.spec, 4)[-1], text) == text(one)

@@ -175,7 +175,7 @@ def test_experts_stay_whole_where_slices_would_be_thin(
 ) -> None:
     """Below 128 values of each, and if there are enough of them."""
     made = MoE(Router(experts, 1), inner, shared=GatedMLP(inner))
-    found = split._ffn(made, ranks, 1)
+    found = split._part(made, ranks, 1)
     assert found.own == own
     assert (found.intermediate_size == inner) == (own is not None)
     assert found.shared.intermediate_size < inner

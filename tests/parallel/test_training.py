@@ -4,9 +4,6 @@ and one line and an end for all where one of them fails."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +16,10 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 from minillm.parallel import launch
 from minillm.parallel.sharded import ALONE, Sharded
 from minillm.tune.__main__ import main
-from tests.conftest import ROOT
+from tests.parallel.forks import FAULT, Forks
 from tests.parallel.trainer import BAD, CASES, trained
 from tests.tune.conftest import ADAPTER, losses, talk, written
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 Expected = dict[str, tuple[list[list[Any]], dict[str, Tensor]]]
 # Losses are of 6 nats, where fp32 has steps of 5e-7; 4 of these and relative norms of 3e-6 were seen.
 LOSS, NORM, WEIGHTS = {"abs": 2e-6, "rel": 1e-6}, {"rel": 1e-5}, 1e-5
@@ -34,20 +30,19 @@ def expected() -> Expected:
     return {name: trained(case, ALONE) for name, case in CASES.items()}
 
 
-def started(count: int, line: list[str], folder: Path, rank: int, **pipes: Any) -> subprocess.Popen[bytes]:
-    own = {"RANK": str(rank), "WORLD_SIZE": str(count), launch.STORE: str(folder / "store")}
-    return subprocess.Popen([sys.executable, *line], cwd=ROOT, env={**ENVIRONMENT, **own}, **pipes)
-
-
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(("count", "cases"), [(2, list(CASES)), (4, ["full", "adapter"])])
-def test_steps_are_those_of_one_process(count: int, cases: list[str], tmp_path: Path, expected: Expected) -> None:
+def test_steps_are_those_of_one_process(
+    count: int, cases: list[str], tmp_path: Path, expected: Expected, forks: Forks
+) -> None:
     """Of the rows of a step one rank may have none. A run that was cut off between the saves of two ranks goes on from
     the step that both have, bit for bit; what each has kept, torch puts together; and who has a line whose loss is no
     number says so."""
-    worker = ["-m", "tests.parallel.trainer", str(count), str(tmp_path), *cases]
-    made = [started(count, worker, tmp_path, rank) for rank in range(count)]
-    assert [each.wait(600) for each in made] == [0] * count
+    store = {"WORLD_SIZE": str(count), launch.STORE: str(tmp_path / "store"), "GLOO_SOCKET_IFNAME": "lo"}
+    worker = ["tests.parallel.trainer", str(count), str(tmp_path), *cases]
+    made = [forks.start(*worker, RANK=str(rank), **store) for rank in range(count)]
+    ended = [each.ended() for each in made]
+    assert [code for code, _, _ in ended] == [0] * count, ended
     found = json.loads((tmp_path / "found.json").read_text())
     assert f"step 1: the loss is nan on lines {BAD}, first in the loss" in (tmp_path / "said.txt").read_text()
     for name in cases:
@@ -92,52 +87,27 @@ def data(tmp_path: Path) -> str:
 
 
 QUICK = ["--dtype", "float32", "--steps", "4", "--batch", "3", "--micro-batch", "1", "--rank", "4", "--every", "2"]
-KILLED = """
-import os, signal, sys
-from minillm.tune import training
-from minillm.tune.__main__ import main
-steps, evaluate = [], training.clipped
-def killing(*given):
-    steps.append(given)
-    if len(steps) == 4 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return evaluate(*given)
-training.clipped = killing
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def run(script: list[str], folder: Path, capsys: pytest.CaptureFixture[str], *given: list[str]) -> tuple[int, str]:
-    """Two ranks with what each is given, watched as the command does; the exit code, and what was said last."""
-    folder.mkdir()
-    said = [folder / str(rank) for rank in range(2)]
-    made = [started(2, [*script, *given[rank]], folder, rank, stderr=said[rank].open("wb")) for rank in range(2)]
-    try:
-        code = launch._watched(made, said)
-    finally:
-        launch._end(made)
-    return code, capsys.readouterr().err or said[0].read_text()
 
 
 def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], forks: Forks
 ) -> None:
     command, output = ["--data", data, *QUICK], tmp_path / "out"
     assert main([*command, "--output", str(tmp_path / "alone")]) == 0
     capsys.readouterr()
     given = [*command, "--output", str(output), "--ranks", "2"]
-    code, said = run(["-c", KILLED], tmp_path / "first", capsys, given, given)
-    assert (code, said.count("\n")) == (2, 1)
+    fault = {FAULT: json.dumps({"rank": 1, "step": 4})}
+    code, _, said = forks.start("minillm.tune", *given, **fault).ended()
+    assert (code, said.count("minillm: error: ")) == (2, 1), said
+    said = said.splitlines()[-1]
     # What the second has died of, or where whoever watches gets no turn for seconds, that the first has nobody left.
     assert said.startswith(("minillm: error: rank 1 of 2: ended by SIGKILL", "minillm: error: rank 0 of 2: another"))
     assert len(losses(output)) == 3
-    done = subprocess.run(
-        [sys.executable, "-m", "minillm.tune", *given], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "going on behind step 2 of 4" in done.stderr
-    assert "memory of each of 2 ranks: weights " in done.stderr
-    assert done.stderr.count("training an adapter of 38,912 values") == 1
+    code, _, said = forks.start("minillm.tune", *given).ended()
+    assert code == 0, said
+    assert "going on behind step 2 of 4" in said
+    assert "memory of each of 2 ranks: weights " in said
+    assert said.count("training an adapter of 38,912 values") == 1
     assert losses(output) == pytest.approx(losses(tmp_path / "alone"), **LOSS)
     files = {each.name for each in output.iterdir()}
     kept = {f"last-4-{rank}-of-2.safetensors" for rank in range(2)}
@@ -148,12 +118,14 @@ def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
     assert "is of several processes (last-4-" in capsys.readouterr().err
 
 
-def test_a_rank_with_other_data_is_named(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_with_other_data_is_named(data: str, tmp_path: Path, forks: Forks) -> None:
     other = written(tmp_path / "other.jsonl", [{"messages": talk("What is it?", "An owl.")}] * 3)
-    common = [*QUICK, "--output", str(tmp_path / "out"), "--ranks", "2", "--data"]
-    code, said = run(["-m", "minillm.tune"], tmp_path / "run", capsys, [*common, data], [*common, other])
-    assert code == 2
+    fault = {FAULT: json.dumps({"rank": 1, "data": other})}
+    given = [*QUICK, "--output", str(tmp_path / "out"), "--ranks", "2", "--data", data]
+    code, _, said = forks.start("minillm.tune", *given, **fault).ended()
+    assert code == 2, said
     assert "rank 1 has another checkpoint, data, options or version of minillm than rank 0" in said
+    assert said.count("minillm: error: ") == 1
     assert not (tmp_path / "out").exists()
 
 

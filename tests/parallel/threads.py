@@ -109,16 +109,17 @@ def share(folder: Path, rank: Thread, **options: Any) -> LLM:
 def led(folder: Path, count: int, work: Callable[[LLM], Any], kind: type[Thread] = Thread, **options: Any) -> Any:
     """What `work` gives with the first rank, which the others follow."""
 
-    def each(rank: Thread) -> Any:
-        llm = share(folder, rank, **options)
-        if rank.rank:
-            return follow(llm.model, rank)
-        try:
-            return work(llm)
-        finally:
-            rank.tell("end")
+    return in_threads(count, lambda rank: leads(share(folder, rank, **options), rank, work), kind)[0]
 
-    return in_threads(count, each, kind)[0]
+
+def leads(llm: LLM, rank: Thread, work: Callable[[LLM], Any]) -> Any:
+    """What `work` gives in the first rank, which the others follow."""
+    if rank.rank:
+        return follow(llm.model, rank)
+    try:
+        return work(llm)
+    finally:
+        rank.tell("end")
 
 
 def in_threads(count: int, work: Callable[[Thread], Any], kind: type[Thread] = Thread) -> list[Any]:

@@ -136,6 +136,7 @@ def main() -> None:
     team, _ = join(int(sys.argv[1]), CPU, 60.0)
     found: dict[str, Any] = {}
     with team.running():
+        team.agreed("cases")  # as a command does: from here on the first lets the others go
         for name in sys.argv[3:]:
             found[name], values = trained(CASES[name], team, folder / f"{name} kept")
             if team.leads:

@@ -1,11 +1,12 @@
 """A model over the memory of many requests: all that an engine has it do. Where the model lies in several ranks, each
-call is told to the others first, whose runners `obey`: what is decided, is decided in one place."""
+call is told to the others first, whose runners `obey`: what is decided, is decided in one place. Groups are told by
+their `repr`, as JSON does not tell a window from a `Chunk`."""
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class Runner:
 
     def __init__(self, model: Decoder, blocks: Mapping[Group, int]):
         self.model, self.ranks, self.blocks, self.number = model, model.ops.ranks, blocks, next(NUMBERS)
-        self.ranks.tell("open", number=self.number, blocks=[*blocks.items()])
+        self.groups = {repr(group): group for group in blocks}
+        self.ranks.tell("open", number=self.number, blocks=_told(blocks))
         weakref.finalize(self, self.ranks.forget, self.number)
         self.pools = Pools(model.spec, blocks, SIZE, model.dtype, model.embedding.weight.device)
         self.recorded = Recorded(model, self.pools)
@@ -38,7 +40,7 @@ class Runner:
 
     def mixed(self, mixed: Mixed) -> Tensor:
         """The hidden states `[1, N, E]` behind tokens of many sequences."""
-        parts = [[part.first, part.ids, [*part.tables.items()]] for part in mixed.parts]
+        parts = [[part.first, part.ids, _told(part.tables)] for part in mixed.parts]
         with self.ranks.undisturbed():
             given = {"parts": parts, "whole": mixed.lengths, **_of_single(mixed.single)}
             self._tell("mixed", _tensors(mixed.single), **given)
@@ -52,7 +54,7 @@ class Runner:
 
     def copy(self, group: Group, source: int, target: int) -> None:
         """One block of a group into another, in all its layers."""
-        self._tell("copy", group=group, source=source, target=target)
+        self._tell("copy", group=repr(group), source=source, target=target)
         self.pools.copy(group, source, target)
 
     @torch.inference_mode()
@@ -71,17 +73,27 @@ class Runner:
         """Do what another rank's runner does."""
         if what in ("single", "mixed"):
             tokens, positions, *tables = tensors
-            single = Single(tokens, positions, dict(zip(given["groups"], tables, strict=True)), tuple(given["lengths"]))
+            by_group = self._by_group(zip(given["groups"], tables, strict=True))
+            single = Single(tokens, positions, by_group, tuple(given["lengths"]))
             if what == "single":
                 self.recorded(single)
                 return
-            parts = tuple(Part(ids, first, dict(map(tuple, tables))) for first, ids, tables in given["parts"])
+            parts = tuple(Part(ids, first, self._by_group(tables)) for first, ids, tables in given["parts"])
             hidden_of(self.model, Mixed(single, parts, tuple(given["whole"])), self.pools)
         elif what == "logits":
             self.model.logits(*tensors)
+        elif what == "copy":
+            self.copy(self.groups[given["group"]], given["source"], given["target"])
         else:
-            assert what in ("copy", "clear"), what
-            getattr(self, what)(**given)
+            assert what == "clear", what
+            self.clear(**given)
+
+    def _by_group(self, told: Iterable[Any]) -> dict[Group, Any]:
+        return {self.groups[name]: each for name, each in told}
+
+
+def _told(by_group: Mapping[Group, Any]) -> list[tuple[str, Any]]:
+    return [(repr(group), each) for group, each in by_group.items()]
 
 
 def _tensors(single: Single) -> list[Tensor]:
@@ -89,4 +101,4 @@ def _tensors(single: Single) -> list[Tensor]:
 
 
 def _of_single(single: Single) -> dict[str, Any]:
-    return {"groups": [*single.tables], "lengths": single.lengths}
+    return {"groups": [*map(repr, single.tables)], "lengths": single.lengths}
