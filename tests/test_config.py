@@ -8,6 +8,8 @@ import pytest
 
 import minillm
 from minillm.families import resolve
+from minillm.report import examine
+from tests.conftest import shared
 from tests.helpers import tiny
 from tests.helpers.tiny import refused
 
@@ -148,3 +150,12 @@ def test_unknown_keys_are_reported_in_one_line(folder: Path, capsys: pytest.Capt
     assert capsys.readouterr().err == (
         "minillm: config.json keys not understood and ignored: another, attn_logit_softcapping\n"
     )
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_config_that_names_its_class_alone(whole: bool) -> None:
+    """Published so with code of its own."""
+    folder = shared("real-configs/openbmb__MiniCPM3-4B")
+    report = examine.explain(folder if whole else folder / "config.json")
+    assert report["model_type"] == "minicpm3"
+    assert report["parameter_count"] == pytest.approx(4.07e9, rel=0.01)
