@@ -52,7 +52,7 @@ def test_plain_weights_are_read_whatever_the_config_says(
     ("changes", "message"),
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported are llama, mistral, qwen2, qwen3"),
-        ({"model_type": ...}, "model_type None"),
+        ({"model_type": ..., "architectures": ...}, "model_type None"),
         ({"hidden_size": "48"}, "hidden_size is '48'"),
         ({"hidden_size": -1}, "hidden_size is -1"),
         ({"hidden_size": True}, "hidden_size is True"),

@@ -216,12 +216,9 @@ def _of_file(value: bytes | Path, name: str, head: bytes) -> Clip:
                     yield _upright(frame)
                 if index >= max(numbers):
                     break
-        if last is None:
-            raise ValueError(f"{name}: {_WHOLE}")
-        if index + 1 < max(numbers) * SHARE:
-            raise ValueError(
-                f"{name}: {index + 1:,} frames, frame {max(numbers) + 1:,} is expected by its header; give a whole file"
-            )
+        if last is None or index + 1 < max(numbers) * SHARE:
+            lacks = f"its header says that there is frame {max(numbers) + 1:,}, and there are {index + 1:,}"
+            raise ValueError(f"{name}: {_WHOLE if last is None else lacks}")
         for _ in range(len(numbers) - found):  # headers that promise a few frames more
             yield _upright(last)
 
