@@ -11,16 +11,12 @@ a window. Of a video 32 frames are seen, each behind its time. What sound goes t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from minillm.config import Config
 from minillm.families import gemma2
-from minillm.families.shared import beside, common, on_device, pooled_tower, rotary, towers, wrapped
-from minillm.guard.screen import shown
+from minillm.families.shared import beside, common, on_device, pooled_tower, rotary, wrapped
 from minillm.spec import GQA, KV, Decoder, Embedding, GatedMLP, Norm, QKNorm, Scores
-from minillm.spec.media import Encoder, Media, Placeholder, Video
 
 DEFAULTS = {
     **gemma2.DEFAULTS,
@@ -49,19 +45,12 @@ TEXT_RULES = {
     "model.layers.{i}.layer_scalar": "layers.{i}.scale",
 }
 TRANSFORMERS: dict[str, str] = {}
-PLACEHOLDER, FRAME = (
-    Placeholder(token, token, before="<|image>", after="<image|>") for token in ("<|image|>", "<|video|>")
-)
-VIDEO = Video(FRAME, 70, stamps="clock", sampling="number")
-SEES, HEARS = ("vision_tower", "embed_vision", "vision_embedder"), ("audio_tower", "embed_audio")
-UNHEARD = {f"{part}.*": wrapped.SOUNDS for part in HEARS}
-inner = wrapped.inner
+inner, media = wrapped.inner, pooled_tower.media
 
 
 def rules(config: Config) -> dict[str, str]:
     made = on_device.rules(config, {**TEXT_RULES, **(beside.RULES if config.flag("enable_moe_block") else {})})
-    parts = {**dict.fromkeys(SEES, wrapped.SEEN), **dict.fromkeys(HEARS, wrapped.SOUNDS)}
-    return {**made, **{f"{outer}{part}.*": said for part, said in parts.items() for outer in ("", "model.")}}
+    return {**made, **pooled_tower.LEFT}
 
 
 def spec(config: Config) -> Decoder:
@@ -99,23 +88,3 @@ def _attention(config: Config, norm: Norm, windows: list[int | None]) -> tuple[G
     window = common.window(config)
     local = replace(full, num_kv_heads=num_kv_heads, head_dim=head_dim, rope=ropes.get(window), window=window, kv=kv)
     return full, local
-
-
-def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config] | None:
-    if values.get("vision_config") is None:
-        return None
-    encoder, config = pooled_tower.pooled(values, decoder)
-    return seen_by(values, decoder, encoder), towers.both({**pooled_tower.rules(encoder), **UNHEARD}), config
-
-
-def seen_by(values: Mapping[str, Any], decoder: Decoder, encoder: Encoder, both_ways: str | None = None) -> Media:
-    """What a decoder of this family is given of pictures and videos. `both_ways`: where their tokens see each other if
-    the config does not say."""
-    section = values.get("text_config")
-    text = section if isinstance(section, Mapping) else values
-    joint = text.get("use_bidirectional_attention", both_ways) == "vision"
-    told_as = (text.get("pad_token_id") or 0) if decoder.per_layer else None
-    if told_as is not None and (type(told_as) is not int or not 0 <= told_as < decoder.vocab_size):
-        raise ValueError(f"config.json: pad_token_id is {shown(told_as)}, expected a token of {decoder.vocab_size:,}")
-    how: dict[str, Any] = {"joint": joint, "windowed": joint, "told_as": told_as, "video": VIDEO}
-    return Media("image", encoder, PLACEHOLDER, "budget", **how)

@@ -12,7 +12,7 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import gemma4
-from minillm.families.shared import towers
+from minillm.families.shared import pooled_tower, towers
 from minillm.spec import Decoder, LayerNorm, Norm
 from minillm.spec.media import Encoder, Media, Patches, Projector, Table
 
@@ -54,12 +54,12 @@ def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str,
         patch_norm=LayerNorm(4e-5), vector_norm=LayerNorm(1e-5), pre_norm=LayerNorm(1e-5),
     )  # fmt: skip
     order, sizes = "(h w c) -> (c h w)", f"h={side} w={side} c=3"
-    found = {**gemma4.UNHEARD, **{f"{name}.weight": "projector.maps.0.weight" for name in LAST}}
+    found = {**pooled_tower.UNHEARD, **{f"{name}.weight": "projector.maps.0.weight" for name in LAST}}
     for outer in ("vision_embedder.", "embed_vision."):
         for name, to in PLACES.items():
             layout = f": {order}, {sizes}" if name == "patch_ln1" else ""
             found |= {f"{outer}{name}.{leaf}": f"{to}.{leaf}{layout}" for leaf in ("weight", "bias")}
         found[f"{outer}patch_dense.weight"] = f"embed.weight: o {order.replace('> ', '> o ')}, {sizes}"
         found[f"{outer}pos_embedding"] = "table: p two e -> (two p) e, two=2"
-    made = gemma4.seen_by(values, decoder, encoder, DEFAULTS["use_bidirectional_attention"])
+    made = pooled_tower.seen_by(values, decoder, encoder, str(DEFAULTS["use_bidirectional_attention"]))
     return made, towers.both(found), config

@@ -9,12 +9,11 @@ before it divides by that: weights are smaller by a millionth there where that s
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import lfm2
-from minillm.families.shared import common
+from minillm.families.shared import common, convolved
 from minillm.spec import Decoder, GatedMLP, MoE
 
 DEFAULTS = {
-    **lfm2.SHARED,
+    **convolved.DEFAULTS,
     "hidden_size": 2048,
     "intermediate_size": 7168,
     "moe_intermediate_size": 1792,
@@ -25,9 +24,9 @@ DEFAULTS = {
     "norm_topk_prob": True,
     "routed_scaling_factor": 1.0,
 }
-FFN, OURS = f"{lfm2.LAYER}feed_forward.", "layers.{i}.ffn."
+FFN, OURS = f"{convolved.LAYER}feed_forward.", "layers.{i}.ffn."
 RULES = {
-    **lfm2.RULES,
+    **convolved.RULES,
     f"{FFN}gate.weight": f"{OURS}router.weight",
     f"{FFN}expert_bias": f"{OURS}router.bias",
     f"{FFN}experts.{{e}}.w1.weight": f"{OURS}experts.gate_up[{{e}}.gate]",
@@ -43,4 +42,4 @@ def spec(config: Config) -> Decoder:
     scale, bias = config.number("routed_scaling_factor"), config.flag("use_expert_bias")
     router = common.router(config, score="sigmoid", renormalize=config.flag("norm_topk_prob"), scale=scale, bias=bias)
     dense, moe = GatedMLP(config.size("intermediate_size")), MoE(router, config.size("moe_intermediate_size"))
-    return lfm2.decoder(config, [dense if i < first else moe for i in range(layers)])
+    return convolved.decoder(config, [dense if i < first else moe for i in range(layers)])

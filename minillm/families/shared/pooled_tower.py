@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config, number
-from minillm.families.shared import common, towers
+from minillm.families.shared import common, towers, wrapped
 from minillm.guard.screen import shown
 from minillm.spec import GQA, KV, Decoder, GatedMLP, Layer, Norm, QKNorm, Rope, Scores
-from minillm.spec.media import BOUNDS, Encoder, Patches, Projector, Table
+from minillm.spec.media import BOUNDS, Encoder, Media, Patches, Placeholder, Projector, Table, Video
 
 VISION = {
     "hidden_size": 768,
@@ -30,7 +30,34 @@ VISION = {
     "standardize": False,
 }
 IDLE = ("attention_dropout", "default_output_length", "global_head_dim", "max_position_embeddings")
+PLACEHOLDER, FRAME = (
+    Placeholder(token, token, before="<|image>", after="<image|>") for token in ("<|image|>", "<|video|>")
+)
+VIDEO = Video(FRAME, 70, stamps="clock", sampling="number")
+SEES, HEARS = ("vision_tower", "embed_vision", "vision_embedder"), ("audio_tower", "embed_audio")
+UNHEARD = {f"{part}.*": wrapped.SOUNDS for part in HEARS}
+LEFT = towers.both({**{f"{part}.*": wrapped.SEEN for part in SEES}, **UNHEARD})  # to this, by a decoder's rules
 LAYER, TO = "vision_tower.encoder.layers.{i}.", "layers.{i}."
+
+
+def media(values: Mapping[str, Any], decoder: Decoder) -> tuple[Media, dict[str, str], Config] | None:
+    if values.get("vision_config") is None:
+        return None
+    encoder, config = pooled(values, decoder)
+    return seen_by(values, decoder, encoder), towers.both({**rules(encoder), **UNHEARD}), config
+
+
+def seen_by(values: Mapping[str, Any], decoder: Decoder, encoder: Encoder, both_ways: str | None = None) -> Media:
+    """What a decoder of this family is given of pictures and videos. `both_ways`: where their tokens see each other if
+    the config does not say."""
+    section = values.get("text_config")
+    text = section if isinstance(section, Mapping) else values
+    joint = text.get("use_bidirectional_attention", both_ways) == "vision"
+    told_as = (text.get("pad_token_id") or 0) if decoder.per_layer else None
+    if told_as is not None and (type(told_as) is not int or not 0 <= told_as < decoder.vocab_size):
+        raise ValueError(f"config.json: pad_token_id is {shown(told_as)}, expected a token of {decoder.vocab_size:,}")
+    how: dict[str, Any] = {"joint": joint, "windowed": joint, "told_as": told_as, "video": VIDEO}
+    return Media("image", encoder, PLACEHOLDER, "budget", **how)
 
 
 def pooled(values: Mapping[str, Any], decoder: Decoder) -> tuple[Encoder, Config]:
