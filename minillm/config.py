@@ -64,12 +64,21 @@ def read(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: no such folder")
     if not is_there(folder / "config.json"):
         raise ValueError(f"{folder}: no config.json in this folder; expected a checkpoint in Hugging Face layout")
-    values = read_json(folder / "config.json")
+    values = named(read_json(folder / "config.json"))
     found, stated = section(folder, values), values.get(SECTIONS[0])
     given = {key: value for key, value in stated.items() if value is not None} if isinstance(stated, dict) else {}
     if not found or found == given:
         return values
     return {**{key: value for key, value in values.items() if key not in SECTIONS}, SECTIONS[0]: found}
+
+
+def named(values: dict[str, Any]) -> dict[str, Any]:
+    """A config.json that has a model_type: some that came with code of their own name their class alone,
+    "LlamaForCausalLM", whose first part in small letters is the model_type of others."""
+    stated = values.get("architectures")
+    if "model_type" in values or not (isinstance(stated, list) and stated and isinstance(stated[0], str)):
+        return values
+    return {"model_type": stated[0].partition("For")[0].lower(), **values}
 
 
 class Config:

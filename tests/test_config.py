@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 import minillm
+from minillm.config import read
 from minillm.families import resolve
+from minillm.report import examine
+from tests.conftest import shared
 from tests.helpers import tiny
 from tests.helpers.tiny import refused
 
@@ -48,7 +52,7 @@ def test_plain_weights_are_read_whatever_the_config_says(
     ("changes", "message"),
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported are llama, mistral, qwen2, qwen3"),
-        ({"model_type": ...}, "model_type None"),
+        ({"model_type": ..., "architectures": ...}, "model_type None"),
         ({"hidden_size": "48"}, "hidden_size is '48'"),
         ({"hidden_size": -1}, "hidden_size is -1"),
         ({"hidden_size": True}, "hidden_size is True"),
@@ -148,3 +152,50 @@ def test_unknown_keys_are_reported_in_one_line(folder: Path, capsys: pytest.Capt
     assert capsys.readouterr().err == (
         "minillm: config.json keys not understood and ignored: another, attn_logit_softcapping\n"
     )
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_config_that_names_its_class_alone(whole: bool) -> None:
+    """Published so with code of its own."""
+    folder = shared("real-configs/openbmb__MiniCPM3-4B")
+    report = examine.explain(folder if whole else folder / "config.json")
+    assert report["model_type"] == "minicpm3"
+    assert report["parameter_count"] == pytest.approx(4.07e9, rel=0.01)
+
+
+SCOUT, MUSE = "meta-llama__Llama-4-Scout-17B-16E-Instruct", "meta-models__Muse-Glimmer-30B"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (SCOUT, {"moe_layers": [99]}, "moe_layers is [99], expected numbers of layers below 48"),
+        (SCOUT, {"moe_layers": [-1]}, "moe_layers is [-1]"),
+        (MUSE, {"layer_rope_theta": ["a"] * 52}, "layer_rope_theta is 'a'"),
+        ("poolside__Laguna-XS.2-FP8", {"gating": []}, "gating is []"),
+        ("nvidia__MiniMax-M3-NVFP4", {"sparse_attention_config": 16}, "sparse_attention_config is 16"),
+    ],
+)
+def test_impossible_values_of_a_family(name: str, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(changed(name, changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"no_rope_layers": []}, {}),
+        ({"attn_temperature_tuning": 4}, {"attn_temperature_tuning": True}),
+        ({"attn_temperature_tuning": 0}, {"attn_temperature_tuning": False}),
+        ({"attention_chunk_size": 0}, {"attention_chunk_size": None}),
+    ],
+)
+def test_other_words_for_the_same(changes: dict, same: dict) -> None:
+    """As transformers understands them; the first files of Llama 4 have an empty list and a 4."""
+    assert resolve(changed(SCOUT, changes))[0] == resolve(changed(SCOUT, same))[0]
+
+
+def changed(name: str, changes: dict) -> dict:
+    values = read(shared(f"real-configs/{name}"))
+    section = values.get("text_config")
+    return {**values, "text_config": {**section, **changes}} if section else {**values, **changes}

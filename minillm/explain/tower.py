@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minillm.report.words import runs
-from minillm.spec.media import Encoder, Media, Patches, Projector
+from minillm.spec.media import Encoder, Media, Patches, Projector, Table
 
 Line = Callable[[Any], str]
 
@@ -16,11 +16,13 @@ def lines(made: Media, count: int, layers: Sequence[Mapping[str, Any]], line: Li
     encoder = made.encoder
     found = [f"tower for {made.kind}s: {count:,} parameters, read with the first one", f"  {_first(encoder)}"]
     if encoder.table:
-        how = "stretched to the grid of a picture" if encoder.table.stretched else "a row for each patch"
-        found.append(f"  table               {encoder.table.side} x {encoder.table.side} learned positions, {how}")
+        found.append(f"  table               {_learned(encoder.table)}")
     if encoder.columns:
-        rates = "at the same rates" if encoder.columns == "same" else "at the rates between those of rows"
-        found.append(f"  turned              half of a head's pairs by the row, half by the column, {rates}")
+        first, other = ("column", "row") if encoder.columns == "first" else ("row", "column")
+        rates = "at the rates between those of rows" if encoder.columns == "between" else "at the same rates"
+        found.append(f"  turned              half of a head's pairs by the {first}, half by the {other}, {rates}")
+    if encoder.clipped:
+        found.append("  clipped             what products are given and what they give, to stored bounds")
     alike: dict[tuple[str, str], list[int]] = {}
     for index, layer in enumerate(layers):
         alike.setdefault((str(layer), _reach(encoder, index)), []).append(index)
@@ -45,6 +47,14 @@ def _first(encoder: Encoder) -> str:
     return (
         f"patches             {made.side} x {made.side} pixels{frames}: {made.values:,} values -> {encoder.hidden_size}"
     )
+
+
+def _learned(table: Table) -> str:
+    side = f"{table.side:,}"
+    if table.summed:
+        return f"{side} learned rows for columns and {side} for rows, of which a patch has one of each, summed"
+    how = "stretched to the grid of a picture" if table.stretched else "a row for each patch"
+    return f"{side} x {side} learned positions, {how}"
 
 
 def _reach(encoder: Encoder, index: int) -> str:

@@ -62,7 +62,8 @@ def spec(config: Config) -> Decoder:
     common.only(config, FIXED)
     common.causal_only(config)
     config.without_effect(["partial_rotary_factor"])
-    if (gating := config.get("gating")) not in WIDTHS:
+    gating: Any = config.get("gating")
+    if not isinstance(gating, (bool, str)) or gating not in WIDTHS:
         raise ValueError(f"config.json: gating is {shown(gating)}, supported are true, per-head, per-element")
     layers, bias = common.num_layers(config), config.flag("attention_bias")
     windows = common.typed_windows(config, common.window(config), [False] * layers)

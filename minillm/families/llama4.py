@@ -8,7 +8,9 @@ images. Maverick has a mixture in every second layer, and no norm of q and k.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from minillm.config import MAX_POSITIONS, Config
 from minillm.families import llama
@@ -44,7 +46,15 @@ DEFAULTS = {
     "attn_scale": 0.1,
 }
 FFN, OURS = "model.layers.{i}.feed_forward.", "layers.{i}.ffn."
-inner = wrapped.inner
+
+
+def inner(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With the words of the first files: an empty list says nothing, and any number for `attn_temperature_tuning` is
+    true."""
+    made = wrapped.inner(values)
+    made |= {"no_rope_layers": None} if made.get("no_rope_layers") == [] else {}
+    stated = made.get("attn_temperature_tuning")
+    return {**made, "attn_temperature_tuning": bool(stated)} if type(stated) is int else made
 
 
 def rules(config: Config) -> dict[str, str]:
@@ -60,7 +70,9 @@ def rules(config: Config) -> dict[str, str]:
 def spec(config: Config) -> Decoder:
     layers, every = common.num_layers(config), config.size("no_rope_layer_interval")
     turns = common.flags(config, "no_rope_layers", [(i + 1) % every != 0 for i in range(layers)])
-    chunk = config.get("attention_chunk_size") and Chunk(config.size("attention_chunk_size", MAX_POSITIONS))
+    chunk = None
+    if config.get("attention_chunk_size"):
+        chunk = Chunk(config.size("attention_chunk_size", MAX_POSITIONS))
     windows = common.typed_windows(config, chunk, turns, "chunked_attention")
     num_heads, num_kv_heads, head_dim = common.heads(config)
     bias, rope = config.flag("attention_bias"), replace(rotary.rope(config, head_dim), layout="interleaved")
@@ -82,9 +94,9 @@ def spec(config: Config) -> Decoder:
 
 def _sparse(config: Config) -> list[int]:
     """Which layers have mixtures: those listed, or every so many'th."""
-    listed, step = config.get("moe_layers"), config.size("interleave_moe_layer_step")
+    layers, listed, step = common.num_layers(config), config.get("moe_layers"), config.size("interleave_moe_layer_step")
     if listed is None:
-        return list(range(step - 1, common.num_layers(config), step))
-    if not isinstance(listed, list) or not all(type(each) is int for each in listed):
-        raise ValueError(f"config.json: moe_layers is {shown(listed)}, expected a list of layer numbers")
+        return list(range(step - 1, layers, step))
+    if not isinstance(listed, list) or not all(type(each) is int and 0 <= each < layers for each in listed):
+        raise ValueError(f"config.json: moe_layers is {shown(listed)}, expected numbers of layers below {layers}")
     return listed

@@ -14,6 +14,7 @@ from typing import Any
 from minillm.config import Config, same
 from minillm.families import mixtral
 from minillm.families.shared import common, hybrid, rotary, wrapped
+from minillm.guard.screen import shown
 from minillm.spec import GQA, ClampedSwiGLU, Decoder, GatedMLP, MoE, QKNorm
 
 FIXED = {"attention_output_gate": False, "use_gemma_norm": True, "use_qk_norm": True, "use_routing_bias": True,
@@ -49,13 +50,12 @@ RULES = wrapped.rules(
 )  # fmt: skip
 
 
-INDEXER = {"sparse_block_size": "index_block_size", "sparse_topk_blocks": "index_topk_blocks"}
-
-
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     """Published keys in transformers' words."""
     made = wrapped.inner(values)
     sparse = made.pop("sparse_attention_config", None) or {}
+    if not isinstance(sparse, dict):
+        raise ValueError(f"config.json: sparse_attention_config is {shown(sparse)}, expected an object")
     made |= {
         f"index_{key}": sparse[f"sparse_{key}"] for key in ("block_size", "topk_blocks") if f"sparse_{key}" in sparse
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minillm.config import Config
+from minillm.config import Config, number
 from minillm.families import gemma2, llama
 from minillm.families.shared import common, rotary, wrapped
 from minillm.guard.screen import shown
@@ -73,4 +73,4 @@ def _turned(config: Config, default: list[bool]) -> list[bool]:
         return default
     if not isinstance(listed, list) or len(listed) != len(default):
         raise ValueError(f"config.json: layer_rope_theta is {shown(listed)}, expected a number for each layer")
-    return [bool(each) for each in listed]
+    return [number("layer_rope_theta", each, low=0.0) != 0 for each in listed]

@@ -24,6 +24,7 @@ from minillm.media.sources import MAX_BYTES, MAX_FRAMES, Source, few, source
 Frame = NDArray[np.uint8]  # [height, width, 3]
 USUAL_RATE = 2.0  # frames a second of pictures that say nothing: what a processor takes of a video
 MAX_SECONDS = 2 * 3600.0
+SHARE = 0.5  # of the frames that are looked for, which must be there: fewer say that the header or the file is broken
 MAX_ANIMATED = 2**31  # pixels of all frames of an animated picture, each of which is drawn over the one before it
 ANIMATED = ("GIF", "WEBP", "PNG")
 MAGIC = ((0, b"GIF8"), (8, b"WEBP"), (0, b"\x89PNG"))
@@ -64,7 +65,7 @@ def opened(given: Source) -> Clip:
             raise ValueError(
                 f"{name}: fps goes with frames that are given one by one, a file has its own; leave it out"
             )
-        head = value[:12] if isinstance(value, bytes) else _head(value)
+        head = value[:12] if isinstance(value, bytes) else _head(value, name)
         animated = any(head[at:].startswith(magic) for at, magic in MAGIC)
         clip = _of_animated(value, name) if animated else _of_file(value, name, head)
     else:
@@ -79,8 +80,8 @@ def opened(given: Source) -> Clip:
     return clip
 
 
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
+def _head(path: Path, name: str) -> bytes:
+    with _readable(name), open(path, "rb") as file:
         return file.read(12)
 
 
@@ -205,17 +206,19 @@ def _of_file(value: bytes | Path, name: str, head: bytes) -> Clip:
                 raise ValueError(f"{name}: {_WHOLE}") from None
 
     def frames(wanted: Sequence[int]) -> Iterator[Frame]:
-        numbers, last, found = set(wanted), None, 0
+        numbers, last, found, index = set(wanted), None, 0, 0
         with stream() as (container, video):
             for index, frame in enumerate(container.decode(video)):
+                pictures.within((frame.width, frame.height), name)  # which may differ from what the header says
                 last = frame
                 if index in numbers:
                     found += 1
                     yield _upright(frame)
                 if index >= max(numbers):
                     break
-        if last is None:
-            raise ValueError(f"{name}: {_WHOLE}")
+        if last is None or index + 1 < max(numbers) * SHARE:
+            lacks = f"its header says that there is frame {max(numbers) + 1:,}, and there are {index + 1:,}"
+            raise ValueError(f"{name}: {_WHOLE if last is None else lacks}")
         for _ in range(len(numbers) - found):  # headers that promise a few frames more
             yield _upright(last)
 

@@ -42,7 +42,7 @@ def explain(path: Path) -> dict[str, Any]:
 
 def examine(path: Path) -> Examined:
     """`explain` with the spec and the plan."""
-    values = config.read(path) if is_folder(path) or not path.exists() else read_json(path)
+    values = config.read(path) if is_folder(path) or not path.exists() else config.named(read_json(path))
     spec, rules, read = families.resolve(values)
     (names, checkpoint), planned = _tensors(path, values), None
     sketch = outline(spec, torch.bfloat16, whole=names is not None)

@@ -24,7 +24,7 @@ from minillm import cli
 from minillm.parallel import launch
 from minillm.tune import job
 from minillm.tune.optimizers import KINDS, SCHEDULES
-from minillm.tune.prepare import prepare
+from minillm.tune.prepare import check, prepare
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    check(arguments)
     if (code := launch.elsewhere(arguments.ranks, "tune", argv, lambda: None)) is not None:
         return code
     prepared = prepare(arguments)

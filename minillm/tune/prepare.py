@@ -74,9 +74,9 @@ class Prepared:
 
 
 def prepare(arguments: argparse.Namespace) -> Prepared:
-    """Read the data and say what training on it takes. Raises ValueError for whatever cannot be."""
+    """Read the data and say what training on it takes, for arguments that `check` has let through. Raises ValueError
+    for whatever cannot be."""
     a = arguments
-    _check(a)
     folder = hub.resolve(a.weights, revision=a.revision)
     values, checkpoint = opened(folder, config.read(folder))
     spec, _, read = families.resolve(values)
@@ -100,7 +100,8 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     return Prepared(a, folder, found, plan, update, a.rate or RATES[kind], device, dtype, needed)
 
 
-def _check(a: argparse.Namespace) -> None:
+def check(a: argparse.Namespace) -> None:
+    """Raises ValueError for flags that cannot be, or not together: before ranks are started, and files read."""
     least = dict.fromkeys(("rank", "steps", "batch", "micro_batch", "every", "patience", "show"), 1)
     least |= {"clip": 0, "decay": 0}
     for name in (*least, "epochs", "rate", "beta"):

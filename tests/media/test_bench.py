@@ -25,9 +25,12 @@ def test_both_compute_the_same(name: str, capsys: pytest.CaptureFixture[str]) ->
     assert f"{found['ratio']:.2f} x transformers" in out
 
 
-def test_another_tower_is_not_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_another_tower_is_not_measured(
+    factor: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     usual = reference.embeddings
-    monkeypatch.setattr(reference, "embeddings", lambda *given: 1.01 * usual(*given))
+    monkeypatch.setattr(reference, "embeddings", lambda *given: factor * usual(*given))
     assert main(["tower", "--weights", str(shared("media/gemma3")), "--rounds", "1"]) == 2
     assert "of the largest value; see python -m minillm.diff --image" in capsys.readouterr().err
 

@@ -138,6 +138,15 @@ def blank(width: int, height: int) -> Any:
     return source("image", np.zeros((height, width, 3), np.uint8), "one")
 
 
+def test_gemma_4_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tables are summed, 10,240 rows each, and columns come first."""
+    assert explain(["--weights", str(shared("real-configs/google__gemma-4-E2B-it"))]) == 0
+    said = capsys.readouterr().out
+    assert "10,240 learned rows for columns and 10,240 for rows, of which a patch has one of each" in said
+    assert "half of a head's pairs by the column, half by the row, at the same rates" in said
+    assert "what products are given and what they give, to stored bounds" in said
+
+
 def test_text_alone_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert explain(["--weights", str(shared("checkpoints/stories260K")), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

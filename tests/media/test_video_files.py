@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from minillm import generate
-from minillm.media import flags, frames, settings, sources, video
+from minillm.media import flags, frames, pictures, settings, sources, video
 from tests.conftest import shared
 from tests.media import record_videos
 from tests.media.recorded import greedy, loaded
@@ -141,6 +141,25 @@ def test_a_header_that_promises_more() -> None:
     found = list(made.frames([0, 11, 13, 15]))
     assert len(found) == 4
     assert np.array_equal(found[1], found[3])
+    with pytest.raises(ValueError, match="its header says that there is frame 101, and there are 12"):
+        list(made.frames([0, 100]))
+
+
+def test_frames_larger_than_the_header_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = clip(coded())
+    monkeypatch.setattr(pictures, "MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
+    with pytest.raises(ValueError, match="video 1: 64 x 48 pixels, the limit is 3,071"):
+        list(made.frames([0]))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "film.mp4").write_bytes(coded())
+    monkeypatch.setattr(video, "open", broken, raising=False)
+    with pytest.raises(ValueError, match=r"film\.mp4: no video that can be read"):
+        clip(tmp_path / "film.mp4")
 
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
