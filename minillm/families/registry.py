@@ -16,6 +16,7 @@ from minillm.families import (
     deepseek,
     deepseek_v2,
     deepseek_v3,
+    deepseek_v32,
     dots1,
     ernie4_5,
     ernie4_5_moe,
@@ -34,6 +35,7 @@ from minillm.families import (
     glm4,
     glm4_moe,
     glm4_moe_lite,
+    glm_moe_dsa,
     gpt2,
     gpt_bigcode,
     gpt_neo,
@@ -223,4 +225,6 @@ FAMILIES = {  # by the config's model_type
     "minicpm3": minicpm3,
     "llama4_text": llama4,
     "nemotron": nemotron,
+    "deepseek_v32": deepseek_v32,
+    "glm_moe_dsa": glm_moe_dsa,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.helpers.sizes import EXPERTS, GROUPS, LATENT, LLAMA3, LONGROPE, YARN
+from tests.helpers.sizes import EXPERTS, GROUPS, LATENT, LATENT_YARN, LLAMA3, LONGROPE, YARN
 
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 LAGUNA = {**EXPERTS, "head_dim": 12, "shared_expert_intermediate_size": 28, "sliding_window": 5, "layer_types": TYPES}
@@ -48,6 +48,7 @@ MINIMAX = {
     "index_n_heads": 2,
     "index_head_dim": 12,
 }
+INDEXED = {"index_n_heads": 2, "index_head_dim": 12, "index_topk": 96}
 PLAIN_SCORES = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 8**-0.5,
@@ -122,6 +123,21 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
         "minimax_m3_vl",
         {**MINIMAX, "layer_types": ["full_attention", *["minimax_m3_sparse"] * 2], "swiglu_limit": 0.6},
     ),
+    "deepseek_v32": ("deepseek_v32", {**LATENT, **GROUPS, **INDEXED, "rope_parameters": LATENT_YARN}),
+    "deepseek_v32-mixed": (
+        "deepseek_v32",
+        {
+            **LATENT,
+            **INDEXED,
+            "n_group": 1,
+            "topk_group": 1,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "routed_scaling_factor": 1.7,
+            "norm_topk_prob": False,
+            "attention_bias": True,
+        },
+    ),
+    "glm_moe_dsa": ("glm_moe_dsa", {**LATENT, **INDEXED, "indexer_types": ["full", "shared", "full"]}),
     "minicpm": ("minicpm", PLAIN_SCORES),
     "minicpm-longrope": ("minicpm", {**PLAIN_SCORES, "tie_word_embeddings": True, "rope_parameters": LONG}),
     "minicpm3": ("minicpm3", {**CPM3, "scale_emb": 3, "scale_depth": 0.7, "dim_model_base": 20}),

@@ -41,6 +41,15 @@ def without_shared(drawn: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in drawn.items() if key not in ("n_shared_experts", "first_k_dense_replace")}
 
 
+@st.composite
+def indexed(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    """Latent attention that always has a latent of queries, which an indexer reads too."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    drawn = draw(latent(layers, heads, norm_topk_prob=FLAG, mlp_layer_types=mixed(config)))
+    sizes = {"index_n_heads": 2, "index_head_dim": drawn["qk_rope_head_dim"] + draw(HEAD_DIM)}
+    return {**drawn, **sizes, "q_lora_rank": drawn["q_lora_rank"] or draw(WIDTH)}
+
+
 TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "laguna": lambda c: experts(
         moe_intermediate_size=WIDTH,
@@ -126,6 +135,7 @@ TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
             mlp_layer_types=mixed(c),
         )
     ),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), indexed),
     "minicpm": lambda c: mappings(
         embedding_multiplier=SCALE,
         residual_multiplier=SCALE,
