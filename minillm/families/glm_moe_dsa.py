@@ -6,7 +6,7 @@ chose. `head_dim` in a config is the part of a head that turns, or the part that
 
 from __future__ import annotations
 
-from minillm.config import Config
+from minillm.config import Config, same
 from minillm.families import deepseek_v32
 from minillm.spec import Decoder
 
@@ -16,6 +16,7 @@ UNUSED = ("indexer_types", "indexer_rope_interleave", "index_topk_freq", "index_
 DEFAULTS = {
     **deepseek_v32.DEFAULTS,
     **dict.fromkeys(UNUSED),
+    "num_experts": None,
     "vocab_size": 154880,
     "hidden_size": 6144,
     "intermediate_size": 12288,
@@ -34,4 +35,5 @@ rules, prediction_layers = deepseek_v32.rules, deepseek_v32.prediction_layers
 
 def spec(config: Config) -> Decoder:
     config.without_effect(UNUSED)
+    same({key: config.get(key) for key in ("n_routed_experts", "num_experts")})
     return deepseek_v32.spec(config)
