@@ -11,6 +11,7 @@ import pytest
 from minillm.config import read
 from minillm.families import FAMILIES, resolve
 from minillm.families.gguf import architectures, described, states
+from minillm.families.refused import REASONS
 from minillm.families.shared.licences import terms
 from minillm.serve.answers import styles
 from tests.conftest import ROOT, shared
@@ -163,6 +164,19 @@ UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichu
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
 UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3"}
 UNKNOWN |= {"nemotron_h", "falcon_h1", "mamba2"}
+
+
+def test_every_other_family_is_refused_with_a_reason() -> None:
+    """Those that people download are one or the other, never both."""
+    assert not set(REASONS) & set(FAMILIES)
+    for kind, reason in REASONS.items():
+        with pytest.raises(ValueError, match=rf"model_type '{kind}' is not supported: {re.escape(reason)}$"):
+            resolve({**BASE, "model_type": kind})
+    ranking = shared("facts/families.md").read_text().partition("\n## 2.")[0]
+    rows = re.findall(r"^\| \d+ \| [^|]+ \| ([^|]+) \| [\d,]+ \|", ranking, re.M)
+    kinds = {kind.strip() for row in rows for kind in row.split(",")}
+    assert len(kinds) > 100
+    assert kinds <= {*FAMILIES, *REASONS}
 
 
 @pytest.mark.parametrize("name", FILES)

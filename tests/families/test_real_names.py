@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from minillm.config import is_readable, read
 from minillm.families import FAMILIES, resolve
+from minillm.families.refused import REASONS
 from minillm.loading import load
 from minillm.model.decoder import skeleton
 from minillm.report.examine import explain
@@ -236,7 +238,7 @@ def test_indexes_were_there() -> None:
 def test_other_models_are_refused_by_name(folder: Path) -> None:
     values = read(folder)
     stated = values.get("model_type")  # one published config has none
-    words = f"model_type '{stated}' is not supported; supported are" if stated else "model_type"
+    words = f"model_type '{stated}' is not supported: {re.escape(REASONS[stated])}$" if stated else "model_type None"
     with pytest.raises(ValueError, match=words):
         resolve(values)
 
