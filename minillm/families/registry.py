@@ -22,6 +22,7 @@ from minillm.families import (
     ernie4_5_moe,
     exaone,
     exaone4,
+    exaone4_5,
     exaone_moe,
     falcon,
     falcon_h1,
@@ -227,4 +228,5 @@ FAMILIES = {  # by the config's model_type
     "nemotron": nemotron,
     "deepseek_v32": deepseek_v32,
     "glm_moe_dsa": glm_moe_dsa,
+    "exaone4_5": exaone4_5,
 }

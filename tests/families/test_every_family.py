@@ -79,7 +79,7 @@ def test_the_counts_of_the_readme() -> None:
 
 
 # Families of which no published size can be checked: neither a file nor its figures are at hand.
-UNCOUNTED = {"gemma4_unified", "plamo", "plamo3"}
+UNCOUNTED = {"exaone4_5", "gemma4_unified", "plamo", "plamo3"}
 COUNTED_APART = {"gemma3n"}  # in test_published_sizes.py
 
 
@@ -120,7 +120,7 @@ CALLS = {
 UNREAD = {"glm4", "chatglm", "hy_v3", "minimax_m2", "internlm2", "cohere", "cohere2", "apertus", "hunyuan_v1_dense"}
 UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe", "nemotron_h", "falcon_h1"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
-UNREAD |= {"minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
+UNREAD |= {"exaone4_5", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -143,7 +143,7 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("starcoder2 gpt_bigcode".split(), "bigcode-openrail-m"),
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n".split(), "gemma"),
     **dict.fromkeys("kimi_k25 minimax_m2".split(), "modified-mit"),
-    **dict.fromkeys("exaone exaone4".split(), "exaone"),
+    **dict.fromkeys("exaone exaone4 exaone4_5".split(), "exaone"),
     **dict.fromkeys("glm chatglm".split(), "glm-4"),
     "llama": ("llama3.3", "llama3.2", "llama3.1", "llama3", "llama2"),
     "llama4": "llama4",

@@ -138,6 +138,7 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "glm_moe_dsa": ("glm_moe_dsa", {**LATENT, **INDEXED, "indexer_types": ["full", "shared", "full"]}),
+    "exaone4_5": ("exaone4_5", {"num_hidden_layers": 5, "sliding_window": 5, "head_dim": 12}),
     "minicpm": ("minicpm", PLAIN_SCORES),
     "minicpm-longrope": ("minicpm", {**PLAIN_SCORES, "tie_word_embeddings": True, "rope_parameters": LONG}),
     "minicpm3": ("minicpm3", {**CPM3, "scale_emb": 3, "scale_depth": 0.7, "dim_model_base": 20}),

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.helpers.later_spaces import grouped, mixed
-from tests.helpers.placed_spaces import EPS, turns, warm
+from tests.helpers.placed_spaces import EPS, PLACED, turns, warm
 from tests.helpers.space_parts import (
     FLAG,
     HEAD_DIM,
@@ -136,6 +136,7 @@ TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
         )
     ),
     **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), indexed),
+    "exaone4_5": PLACED["exaone4"],
     "minicpm": lambda c: mappings(
         embedding_multiplier=SCALE,
         residual_multiplier=SCALE,
