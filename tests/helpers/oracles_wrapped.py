@@ -30,7 +30,8 @@ VISION: dict[str, dict[str, Any]] = {
 }
 HEARING = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
 AUDIO: dict[str, dict[str, Any]] = {"qwen2_audio": {**HEARING, "num_mel_bins": 8, "max_source_positions": 20}}
-TEXT = {"exaone4_5": "exaone4", "mistral3": "mistral", "kimi_k25": "deepseek_v3", "llava": "mistral", "qwen2_audio": "qwen2"}
+TEXT = {"mistral3": "mistral", "kimi_k25": "deepseek_v3", "llava": "mistral", "qwen2_audio": "qwen2"}
+TEXT["exaone4_5"] = "exaone4"
 WRAPPED = {*VISION, *AUDIO}
 
 
