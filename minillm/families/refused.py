@@ -27,7 +27,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("phi4mm", "phi4_multimodal"), _ADAPTED),
         **dict.fromkeys("k2_horizon nanbeige apertus1p5 bailing_moe mimo_v2 nemotron_h_puzzle".split(), _UNKNOWN),
         **dict.fromkeys("jais2 flex_olmo ministral granitemoeshared granite_swa vaultgemma".split(), _UNWRITTEN),
-        **dict.fromkeys("openelm gpt_neox_japanese".split(), _UNWRITTEN),
+        "gpt_neox_japanese": _UNWRITTEN,
         "zamba2": "its layers share attention blocks, each with a low-rank change of its own (LoRA)",
         "nemotron-nas": "some of its layers have a linear map in place of attention or MLP, or nothing",
         "mistral_large4_text": "its layers share keys, which an indexer picks",

@@ -81,6 +81,7 @@ from minillm.families import (
     olmo3,
     olmo_hybrid,
     olmoe,
+    openelm,
     opt,
     phi,
     phi3,
@@ -229,4 +230,5 @@ FAMILIES = {  # by the config's model_type
     "deepseek_v32": deepseek_v32,
     "glm_moe_dsa": glm_moe_dsa,
     "exaone4_5": exaone4_5,
+    "openelm": openelm,
 }

@@ -103,7 +103,7 @@ def test_architectures_of_llama_cpp() -> None:
 CALLS = {
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n phi phimoe olmo olmo2 olmoe gpt_neox plamo tanuki".split(), ""),
     **dict.fromkeys("deepseek deepseek_v2 glm dots1 starcoder2 stablelm gptj falcon helium exaone qwen".split(), ""),
-    **dict.fromkeys("bamba mamba2".split(), ""),
+    **dict.fromkeys("bamba mamba2 openelm".split(), ""),
     **dict.fromkeys("baichuan internlm3 mellum cwm arcee gpt2 gpt_bigcode gpt_neo opt bloom mpt".split(), ""),
     "qwen2_audio": "",
     **dict.fromkeys("qwen2 qwen3 qwen3_moe qwen2_moe qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe".split(), "tagged"),
@@ -163,7 +163,7 @@ LICENCES: dict[str, Any] = {
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
 UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3"}
-UNKNOWN |= {"nemotron_h", "falcon_h1", "mamba2"}
+UNKNOWN |= {"nemotron_h", "falcon_h1", "mamba2", "openelm"}
 
 
 def test_every_other_family_is_refused_with_a_reason() -> None:

@@ -49,6 +49,14 @@ MINIMAX = {
     "index_head_dim": 12,
 }
 INDEXED = {"index_n_heads": 2, "index_head_dim": 12, "index_topk": 96}
+GROWING = {
+    "head_dim": 12,
+    "num_query_heads": [2, 6, 4],
+    "num_kv_heads": [1, 3, 2],
+    "ffn_multipliers": [0.5, 1.1, 2.0],
+    "ffn_dim_divisor": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
 PLAIN_SCORES = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 8**-0.5,
@@ -139,6 +147,8 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm_moe_dsa": ("glm_moe_dsa", {**LATENT, **INDEXED, "indexer_types": ["full", "shared", "full"]}),
     "exaone4_5": ("exaone4_5", {"num_hidden_layers": 5, "sliding_window": 5, "head_dim": 12}),
+    "openelm": ("openelm", {**GROWING, "tie_word_embeddings": True}),
+    "openelm-untied": ("openelm", {**GROWING, "head_dim": 10, "ffn_dim_divisor": 7}),
     "minicpm": ("minicpm", PLAIN_SCORES),
     "minicpm-longrope": ("minicpm", {**PLAIN_SCORES, "tie_word_embeddings": True, "rope_parameters": LONG}),
     "minicpm3": ("minicpm3", {**CPM3, "scale_emb": 3, "scale_depth": 0.7, "dim_model_base": 20}),

@@ -50,6 +50,22 @@ def indexed(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     return {**drawn, **sizes, "q_lora_rank": drawn["q_lora_rank"] or draw(WIDTH)}
 
 
+@st.composite
+def growing(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    kv_heads, layers = (
+        [draw(st.integers(1, 3)) for _ in range(config["num_hidden_layers"])],
+        config["num_hidden_layers"],
+    )
+    return {
+        "head_dim": draw(HEAD_DIM),
+        "num_kv_heads": kv_heads,
+        "num_query_heads": [each * draw(st.integers(1, 3)) for each in kv_heads],
+        "ffn_multipliers": [draw(st.floats(0.2, 2.0)) for _ in range(layers)],
+        "ffn_dim_divisor": draw(st.integers(1, 20)),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+
+
 TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "laguna": lambda c: experts(
         moe_intermediate_size=WIDTH,
@@ -137,6 +153,7 @@ TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
     ),
     **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), indexed),
     "exaone4_5": PLACED["exaone4"],
+    "openelm": growing,
     "minicpm": lambda c: mappings(
         embedding_multiplier=SCALE,
         residual_multiplier=SCALE,
