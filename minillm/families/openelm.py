@@ -43,7 +43,7 @@ RULES = {
 
 def spec(config: Config) -> Decoder:
     common.only(config, FIXED)
-    config.without_effect([*UNUSED, "tie_word_embeddings"])  # its own key says whether the head is the embedding
+    config.without_effect(UNUSED)
     queries, keys, factors = (_listed(config, key) for key in ("num_query_heads", "num_kv_heads", "ffn_multipliers"))
     head_dim, norm = config.size("head_dim"), Norm(EPS)
     rope, act = Rope(head_dim, config.number("rope_freq_constant")), config.choice("activation_fn_name", _ACTIVATIONS)
@@ -58,7 +58,7 @@ def spec(config: Config) -> Decoder:
         hidden_size=config.size("model_dim"),
         layers=tuple(layers),
         final_norm=norm,
-        tied=config.flag("share_input_output_layers"),
+        tied=config.flag("share_input_output_layers") and config.get("tie_word_embeddings") is not False,
         context=config.positions("max_context_length"),
     )
 

@@ -12,8 +12,13 @@ import transformers
 from safetensors.torch import save_file
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-KEYS = {"hidden_size": "model_dim", "num_hidden_layers": "num_transformer_layers", "vocab_size": "vocab_size",
-        "max_position_embeddings": "max_context_length", "tie_word_embeddings": "share_input_output_layers"}  # fmt: skip
+KEYS = {
+    "hidden_size": "model_dim",
+    "num_hidden_layers": "num_transformer_layers",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_context_length",
+    "tie_word_embeddings": "share_input_output_layers",
+}
 LISTS = "num_query_heads num_kv_heads ffn_multipliers ffn_dim_divisor head_dim".split()
 NAMES = {"model.embed_tokens": "transformer.token_embeddings", "model.norm": "transformer.norm", "self_attn": "attn",
          "model.layers": "transformer.layers", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
