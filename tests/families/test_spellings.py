@@ -92,7 +92,6 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a floor for the sum": ("ernie4_5_moe", {"moe_norm_min": 0.5}, "moe_norm_min is 0.5, expected"),
     "too many shared": ("ernie4_5_moe", {"moe_num_shared_experts": 99}, "moe_num_shared_experts is 99, expected"),
     "no layer": ("ernie4_5_moe", {"moe_layer_end_index": -2}, "moe_layer_end_index is -2, expected the number"),
-    "a norm for each head": ("stablelm", {"qk_layernorm": True}, "qk_layernorm is true; norms that differ"),
     "groups of heads": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 4}, "no multiple of num_kv_heads"),
     "a head each": ("falcon", {"multi_query": False}, "multi_query is False; this family's code knows True only"),
     "ALiBi": ("falcon", {"alibi": True}, "alibi is True; this family's code knows False only"),

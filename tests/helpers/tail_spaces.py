@@ -52,10 +52,8 @@ def indexed(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def growing(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
-    kv_heads, layers = (
-        [draw(st.integers(1, 3)) for _ in range(config["num_hidden_layers"])],
-        config["num_hidden_layers"],
-    )
+    layers = config["num_hidden_layers"]
+    kv_heads = [draw(st.integers(1, 3)) for _ in range(layers)]
     return {
         "head_dim": draw(HEAD_DIM),
         "num_kv_heads": kv_heads,
