@@ -51,7 +51,11 @@ def test_plain_weights_are_read_whatever_the_config_says(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported are llama, mistral, qwen2, qwen3"),
+        (
+            {"model_type": "unheard"},
+            "model_type 'unheard' is not supported; supported are llama, mistral, qwen2, qwen3",
+        ),
+        ({"model_type": "zamba2"}, "model_type 'zamba2' is not supported: its layers share attention blocks, each"),
         ({"model_type": ..., "architectures": ...}, "model_type None"),
         ({"hidden_size": "48"}, "hidden_size is '48'"),
         ({"hidden_size": -1}, "hidden_size is -1"),

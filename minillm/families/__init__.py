@@ -13,6 +13,7 @@ from typing import Any
 from minillm.config import Config, same
 from minillm.families.gguf import rules as gguf_rules
 from minillm.families.makers import layouts
+from minillm.families.refused import REASONS
 from minillm.families.registry import FAMILIES
 from minillm.spec import Decoder
 from minillm.weights.checkpoint import Checkpoint
@@ -94,9 +95,11 @@ def prediction_layers(values: Mapping[str, Any]) -> dict[str, dict[str, tuple[in
 def read(values: Mapping[str, Any]) -> tuple[ModuleType, Config]:
     """The family of a config.json, and its values over the family's defaults."""
     kind = values.get("model_type")
-    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    name = kind if isinstance(kind, str) else ""
+    family, reason = FAMILIES.get(name), REASONS.get(name)
     if family is None:
-        raise ValueError(f"config.json: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
+        why = f": {reason}" if reason else f"; supported are {', '.join(FAMILIES)}"
+        raise ValueError(f"config.json: model_type {kind!r} is not supported{why}")
     if hasattr(family, "inner"):
         values = family.inner(values)
     return family, Config(_spelled(values, family.DEFAULTS), family.DEFAULTS)

@@ -43,7 +43,7 @@ RULES = wrapped.rules(
         **common.QK_NORM_RULES,
         **common.shared_expert(f"{MIXTURE}shared_experts."),
         f"{MIXTURE}e_score_correction_bias": "layers.{i}.ffn.router.bias",
-        **{f"{LAYER}self_attn.{part}.weight": "DROP: what chooses keys in long texts, which are not read"
+        **{f"{LAYER}self_attn.{part}.weight": common.CHOICE
            for part in ("index_q_proj", "index_k_proj", "index_q_norm", "index_k_norm")},
     },
     (*wrapped.TOWERS, "patch_merge_mlp"),

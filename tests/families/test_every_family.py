@@ -11,6 +11,7 @@ import pytest
 from minillm.config import read
 from minillm.families import FAMILIES, resolve
 from minillm.families.gguf import architectures, described, states
+from minillm.families.refused import REASONS
 from minillm.families.shared.licences import terms
 from minillm.serve.answers import styles
 from tests.conftest import ROOT, shared
@@ -78,7 +79,7 @@ def test_the_counts_of_the_readme() -> None:
 
 
 # Families of which no published size can be checked: neither a file nor its figures are at hand.
-UNCOUNTED = {"gemma4_unified", "plamo", "plamo3"}
+UNCOUNTED = {"exaone4_5", "gemma4_unified", "plamo", "plamo3"}
 COUNTED_APART = {"gemma3n"}  # in test_published_sizes.py
 
 
@@ -102,7 +103,7 @@ def test_architectures_of_llama_cpp() -> None:
 CALLS = {
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n phi phimoe olmo olmo2 olmoe gpt_neox plamo tanuki".split(), ""),
     **dict.fromkeys("deepseek deepseek_v2 glm dots1 starcoder2 stablelm gptj falcon helium exaone qwen".split(), ""),
-    **dict.fromkeys("bamba mamba2".split(), ""),
+    **dict.fromkeys("bamba mamba2 openelm".split(), ""),
     **dict.fromkeys("baichuan internlm3 mellum cwm arcee gpt2 gpt_bigcode gpt_neo opt bloom mpt".split(), ""),
     "qwen2_audio": "",
     **dict.fromkeys("qwen2 qwen3 qwen3_moe qwen2_moe qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe".split(), "tagged"),
@@ -119,7 +120,7 @@ CALLS = {
 UNREAD = {"glm4", "chatglm", "hy_v3", "minimax_m2", "internlm2", "cohere", "cohere2", "apertus", "hunyuan_v1_dense"}
 UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe", "nemotron_h", "falcon_h1"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
-UNREAD |= {"minimax_m3", "minicpm", "minicpm3"}
+UNREAD |= {"exaone4_5", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -137,11 +138,12 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("apertus arcee llava qwen2_audio mpt mistral4 afmoe minicpm minicpm3".split(), "apache-2.0"),
     **dict.fromkeys("granitemoehybrid bamba".split(), "apache-2.0"),
     **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo mimo_v2_flash dots1 gpt2 gpt_neo".split(), "mit"),
+    **dict.fromkeys("deepseek_v32 glm_moe_dsa".split(), "mit"),
     **dict.fromkeys("cohere cohere2".split(), "cc-by-nc-4.0"),
     **dict.fromkeys("starcoder2 gpt_bigcode".split(), "bigcode-openrail-m"),
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n".split(), "gemma"),
     **dict.fromkeys("kimi_k25 minimax_m2".split(), "modified-mit"),
-    **dict.fromkeys("exaone exaone4".split(), "exaone"),
+    **dict.fromkeys("exaone exaone4 exaone4_5".split(), "exaone"),
     **dict.fromkeys("glm chatglm".split(), "glm-4"),
     "llama": ("llama3.3", "llama3.2", "llama3.1", "llama3", "llama2"),
     "llama4": "llama4",
@@ -161,7 +163,20 @@ LICENCES: dict[str, Any] = {
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
 UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3"}
-UNKNOWN |= {"nemotron_h", "falcon_h1", "mamba2"}
+UNKNOWN |= {"nemotron_h", "falcon_h1", "mamba2", "openelm"}
+
+
+def test_every_other_family_is_refused_with_a_reason() -> None:
+    """Those that people download are one or the other, never both."""
+    assert not set(REASONS) & set(FAMILIES)
+    for kind, reason in REASONS.items():
+        with pytest.raises(ValueError, match=rf"model_type '{kind}' is not supported: {re.escape(reason)}$"):
+            resolve({**BASE, "model_type": kind})
+    ranking = shared("facts/families.md").read_text().partition("\n## 2.")[0]
+    rows = re.findall(r"^\| \d+ \| [^|]+ \| ([^|]+) \| [\d,]+ \|", ranking, re.M)
+    kinds = {kind.strip() for row in rows for kind in row.split(",")}
+    assert len(kinds) > 100
+    assert kinds <= {*FAMILIES, *REASONS}
 
 
 @pytest.mark.parametrize("name", FILES)

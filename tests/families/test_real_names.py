@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from minillm.config import is_readable, read
 from minillm.families import FAMILIES, resolve
+from minillm.families.refused import REASONS
 from minillm.loading import load
 from minillm.model.decoder import skeleton
 from minillm.report.examine import explain
@@ -55,8 +57,19 @@ COUNTS = {
     "nvidia__NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4": 549_308_993_536,
     "XiaomiMiMo__MiMo-V2-Flash": 308_778_780_864,  # here and below without what predicts several tokens
     "poolside__Laguna-XS.2-FP8": 33_442_617_088,
-    "MiniMaxAI__MiniMax-M3": 425_950_425_216,  # without its indexers, as the next one
+    "MiniMaxAI__MiniMax-M3": 425_950_425_216,  # without its indexers, here and below
     "nvidia__MiniMax-M3-NVFP4": 425_950_425_216,
+    "nvidia__DeepSeek-V3.2-NVFP4": 671_026_419_200,
+    "nvidia__GLM-5-NVFP4": 743_180_209_920,
+    "nvidia__GLM-5.1-NVFP4": 743_180_209_920,
+    "nvidia__GLM-5.2-NVFP4": 743_180_209_920,
+    "nvidia__GLM-5.3-NVFP4": 743_180_209_920,
+    "zai-org__GLM-5": 743_180_209_920,
+    "zai-org__GLM-5-FP8": 743_180_209_920,
+    "zai-org__GLM-5.1": 743_180_209_920,
+    "zai-org__GLM-5.1-FP8": 743_180_209_920,
+    "zai-org__GLM-5.2-FP8": 743_180_209_920,
+    "zai-org__GLM-5.3": 743_180_209_920,
     "openbmb__MiniCPM4-8B": 8_185_253_888,
     "meta-models__Muse-Glimmer-30B": 27_854_780_928,  # and without the part that reads images, as of the next one
     "meta-llama__Llama-4-Scout-17B-16E-Instruct": 107_769_861_120,
@@ -130,6 +143,7 @@ ACTIVE = {
     "deepseek-ai__DeepSeek-V2": "21",
     "deepseek-ai__DeepSeek-V3": "37",
     "moonshotai__Kimi-K2-Thinking": "32",
+    "nvidia__DeepSeek-V3.2-NVFP4": "37",
     "Qwen__Qwen3-VL-235B-A22B-Instruct": "22",
     "Qwen__Qwen3-VL-30B-A3B-Instruct": "3.3",
     "Qwen__Qwen3-Next-80B-A3B-Thinking": "3",
@@ -224,7 +238,7 @@ def test_indexes_were_there() -> None:
 def test_other_models_are_refused_by_name(folder: Path) -> None:
     values = read(folder)
     stated = values.get("model_type")  # one published config has none
-    words = f"model_type '{stated}' is not supported; supported are" if stated else "model_type"
+    words = f"model_type '{stated}' is not supported: {re.escape(REASONS[stated])}$" if stated else "model_type None"
     with pytest.raises(ValueError, match=words):
         resolve(values)
 

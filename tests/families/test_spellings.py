@@ -75,6 +75,9 @@ def test_a_context_that_ends_early() -> None:
 
 REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "another text model": ("mistral3", {"text_config": {"model_type": "mixtral"}}, "is 'mixtral'; mistral3 is"),
+    "too short a list": ("openelm", {"num_transformer_layers": 2, "num_query_heads": [4]}, "each of the 2 layers"),
+    "another norm": ("openelm", {"normalize_qk_projections": False}, "knows True only"),
+    "halves that turn": ("deepseek_v32", {"rope_interleave": False}, "knows True only"),
     "weights that stay as they are": ("qwen3_vl_moe", {"norm_topk_prob": False}, "norm_topk_prob is false"),
     "dense layers": ("solar_open", {"first_k_dense_replace": 1}, "first_k_dense_replace is 1; this family's code has"),
     "parts of heads": ("solar_open", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; this family turns"),
@@ -89,7 +92,6 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a floor for the sum": ("ernie4_5_moe", {"moe_norm_min": 0.5}, "moe_norm_min is 0.5, expected"),
     "too many shared": ("ernie4_5_moe", {"moe_num_shared_experts": 99}, "moe_num_shared_experts is 99, expected"),
     "no layer": ("ernie4_5_moe", {"moe_layer_end_index": -2}, "moe_layer_end_index is -2, expected the number"),
-    "a norm for each head": ("stablelm", {"qk_layernorm": True}, "qk_layernorm is true; norms that differ"),
     "groups of heads": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 4}, "no multiple of num_kv_heads"),
     "a head each": ("falcon", {"multi_query": False}, "multi_query is False; this family's code knows True only"),
     "ALiBi": ("falcon", {"alibi": True}, "alibi is True; this family's code knows False only"),

@@ -23,6 +23,7 @@ VISION: dict[str, dict[str, Any]] = {
     "qwen3_vl_moe": DEEPER,
     "mistral3": {**LAYERS, "head_dim": 8, "image_size": 16},
     "kimi_k25": LAYERS,
+    "exaone4_5": {**MERGED, "num_key_value_heads": 1},
     "minimax_m3_vl": {**LAYERS, "num_attention_heads": 1, "image_size": 16, "projection_dim": 16},
     "muse_glimmer": {**LAYERS, "pos_emb_height": 4, "pos_emb_width": 4},
     "llava": {**LAYERS, "model_type": "pixtral", "head_dim": 8, "image_size": 16},
@@ -30,6 +31,7 @@ VISION: dict[str, dict[str, Any]] = {
 HEARING = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
 AUDIO: dict[str, dict[str, Any]] = {"qwen2_audio": {**HEARING, "num_mel_bins": 8, "max_source_positions": 20}}
 TEXT = {"mistral3": "mistral", "kimi_k25": "deepseek_v3", "llava": "mistral", "qwen2_audio": "qwen2"}
+TEXT["exaone4_5"] = "exaone4"
 WRAPPED = {*VISION, *AUDIO}
 
 

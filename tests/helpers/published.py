@@ -34,7 +34,14 @@ def granite(hidden: int, heads: int, kv: int, **more: Any) -> Any:
             "layer_types": kinds, **TIED, **more}  # fmt: skip
 
 
+OPENELM = {
+    "model_dim": 1280, "num_transformer_layers": 16, "head_dim": 64, "share_input_output_layers": True,
+    "num_query_heads": [12] * 5 + [16] * 7 + [20] * 4, "num_kv_heads": [3] * 5 + [4] * 7 + [5] * 4,
+    "ffn_multipliers": [0.5, 0.73, 0.97, 1.2, 1.43, 1.67, 1.9, 2.13, 2.37, 2.6, 2.83, 3.07, 3.3, 3.53, 3.77, 4.0],
+}  # fmt: skip
+
 SIZES: dict[str, Size] = {
+    "OpenELM-270M": ("openelm", OPENELM, 271_527_168),
     "phi-2": ("phi", sizes(51200, 2560, 10240, 32, 32), 2_779_683_840),
     "OLMo-1B": ("olmo", sizes(50304, 2048, 8192, 16, 16, **TIED), 1_176_764_416),
     "OLMo-2-1124-7B": ("olmo2", sizes(100352, 4096, 11008, 32, 32, **OWN), 7_298_617_344),

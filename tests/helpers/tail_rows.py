@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.helpers.sizes import EXPERTS, GROUPS, LATENT, LLAMA3, LONGROPE, YARN
+from tests.helpers.sizes import EXPERTS, GROUPS, LATENT, LATENT_YARN, LLAMA3, LONGROPE, YARN
 
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 LAGUNA = {**EXPERTS, "head_dim": 12, "shared_expert_intermediate_size": 28, "sliding_window": 5, "layer_types": TYPES}
@@ -47,6 +47,15 @@ MINIMAX = {
     "shared_intermediate_size": 28,
     "index_n_heads": 2,
     "index_head_dim": 12,
+}
+INDEXED = {"index_n_heads": 2, "index_head_dim": 12, "index_topk": 96}
+GROWING = {
+    "head_dim": 12,
+    "num_query_heads": [2, 6, 4],
+    "num_kv_heads": [1, 3, 2],
+    "ffn_multipliers": [0.5, 1.1, 2.0],
+    "ffn_dim_divisor": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
 PLAIN_SCORES = {
     "embedding_multiplier": 3.0,
@@ -122,6 +131,24 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
         "minimax_m3_vl",
         {**MINIMAX, "layer_types": ["full_attention", *["minimax_m3_sparse"] * 2], "swiglu_limit": 0.6},
     ),
+    "deepseek_v32": ("deepseek_v32", {**LATENT, **GROUPS, **INDEXED, "rope_parameters": LATENT_YARN}),
+    "deepseek_v32-mixed": (
+        "deepseek_v32",
+        {
+            **LATENT,
+            **INDEXED,
+            "n_group": 1,
+            "topk_group": 1,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "routed_scaling_factor": 1.7,
+            "norm_topk_prob": False,
+            "attention_bias": True,
+        },
+    ),
+    "glm_moe_dsa": ("glm_moe_dsa", {**LATENT, **INDEXED, "indexer_types": ["full", "shared", "full"]}),
+    "exaone4_5": ("exaone4_5", {"num_hidden_layers": 5, "sliding_window": 5, "head_dim": 12}),
+    "openelm": ("openelm", {**GROWING, "tie_word_embeddings": True}),
+    "openelm-untied": ("openelm", {**GROWING, "head_dim": 10, "ffn_dim_divisor": 7}),
     "minicpm": ("minicpm", PLAIN_SCORES),
     "minicpm-longrope": ("minicpm", {**PLAIN_SCORES, "tie_word_embeddings": True, "rope_parameters": LONG}),
     "minicpm3": ("minicpm3", {**CPM3, "scale_emb": 3, "scale_depth": 0.7, "dim_model_base": 20}),

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.helpers.later_spaces import grouped, mixed
-from tests.helpers.placed_spaces import EPS, turns, warm
+from tests.helpers.placed_spaces import EPS, PLACED, turns, warm
 from tests.helpers.space_parts import (
     FLAG,
     HEAD_DIM,
@@ -39,6 +39,29 @@ def by_layer(config: dict[str, Any]) -> st.SearchStrategy[list[int]]:
 
 def without_shared(drawn: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in drawn.items() if key not in ("n_shared_experts", "first_k_dense_replace")}
+
+
+@st.composite
+def indexed(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    """Latent attention that always has a latent of queries, which an indexer reads too."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    drawn = draw(latent(layers, heads, norm_topk_prob=FLAG, mlp_layer_types=mixed(config)))
+    sizes = {"index_n_heads": 2, "index_head_dim": drawn["qk_rope_head_dim"] + draw(HEAD_DIM)}
+    return {**drawn, **sizes, "q_lora_rank": drawn["q_lora_rank"] or draw(WIDTH)}
+
+
+@st.composite
+def growing(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    kv_heads = [draw(st.integers(1, 3)) for _ in range(layers)]
+    return {
+        "head_dim": draw(HEAD_DIM),
+        "num_kv_heads": kv_heads,
+        "num_query_heads": [each * draw(st.integers(1, 3)) for each in kv_heads],
+        "ffn_multipliers": [draw(st.floats(0.2, 2.0)) for _ in range(layers)],
+        "ffn_dim_divisor": draw(st.integers(1, 20)),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    }
 
 
 TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
@@ -126,6 +149,9 @@ TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
             mlp_layer_types=mixed(c),
         )
     ),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), indexed),
+    "exaone4_5": PLACED["exaone4"],
+    "openelm": growing,
     "minicpm": lambda c: mappings(
         embedding_multiplier=SCALE,
         residual_multiplier=SCALE,
