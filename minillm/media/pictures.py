@@ -28,7 +28,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000  # of a picture as it comes: it is decoded whole before it is made smaller
 MAX_RATIO = 200
 # One picture at a time, whoever asks: a large one takes a gigabyte; and Python keeps warnings for all threads together.
-_decoding = threading.Lock()
+DECODING = threading.RLock()
 DEFAULT_MOST = 1_310_720  # pixels that a picture has at most where nobody says: 1,280 by 1,024
 
 
@@ -45,7 +45,7 @@ def opened(source: Source) -> Image:
     elif not isinstance(value, (bytes, Image.Image)):
         raise ValueError(f"{name}: a {type(value).__name__}, expected a path, bytes, a Pillow image or an array")
     try:
-        with _decoding, warnings.catch_warnings():
+        with DECODING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused here
             image = Image.open(io.BytesIO(value), formats=FORMATS) if isinstance(value, bytes) else value
             within(image.size, name)

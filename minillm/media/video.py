@@ -164,7 +164,7 @@ def _of_animated(value: bytes | Path, name: str) -> Clip:
 def _readable(name: str) -> Iterator[None]:
     """One clear line of what decoders raise for files that are cut or made up."""
     try:
-        with warnings.catch_warnings():
+        with pictures.DECODING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except ValueError as error:

@@ -171,7 +171,8 @@ def _last_words(process: subprocess.Popen[bytes], said: Path) -> str:
         return own[-1]
     code = process.returncode
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}, as the system does where memory runs out"
+        why = ", as the system does where memory runs out" if -code == signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-code).name}{why}"
     if code == LOST:
         return "another one has ended"
     return f"ended with exit code {code}" + (f": {lines[-1]}" if lines else "")
