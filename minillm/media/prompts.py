@@ -26,7 +26,7 @@ from minillm.guard.screen import note
 from minillm.media import frames, pictures, sound, video
 from minillm.media.places import Run, coordinates
 from minillm.media.settings import Clips, Settings, Sounds
-from minillm.media.sources import KINDS, Kind, Source
+from minillm.media.sources import SEVERAL, Kind, Source
 from minillm.model.tower.tower import Read, Tower
 from minillm.spec.media import Media, Patches, Placeholder
 from minillm.text.tokenizer import Tokenizer
@@ -108,13 +108,13 @@ class Reader:
         at = [index for index, token in enumerate(ids) if token in self.tokens]
         if len(at) != (count := sum(each.count for each in seen)):
             named = " or ".join(repr(each.token) for each in self.placed_by.values())
-            what = "".join(f" {KINDS[kind]}" for kind in dict.fromkeys(kinds))
+            what = "".join(f" {SEVERAL[kind]}" for kind in dict.fromkeys(kinds))
             raise ValueError(f"the prompt has {len(at)} tokens {named} and its{what} {count}; leave it out")
         return Prompt(ids, self.inserted(seen, at, len(ids)))
 
     def take(self, sources: Sequence[Source]) -> None:
         """Raises ValueError for what this checkpoint does not see or hear."""
-        takes = " and ".join(KINDS[kind] for kind in self.placed_by)
+        takes = " and ".join(SEVERAL[kind] for kind in self.placed_by)
         if odd := [each for each in sources if each.kind not in self.placed_by]:
             raise ValueError(f"{odd[0].name}: this checkpoint takes {takes}, and no {odd[0].kind}; leave it out")
 

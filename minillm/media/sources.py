@@ -21,7 +21,7 @@ from minillm.guard.files import is_there, read_bytes
 from minillm.guard.screen import shown
 
 Kind = Literal["image", "audio", "video"]
-KINDS: dict[Kind, str] = {"image": "images", "audio": "sounds", "video": "videos"}
+SEVERAL: dict[Kind, str] = {"image": "images", "audio": "sounds", "video": "videos"}
 MAX_BYTES = 32 * 2**20  # of a file
 MAX_VIDEO_BYTES = 4 * 2**30  # of a video's, which is not read at once
 MAX_MEDIA = 16  # in a conversation
