@@ -81,7 +81,8 @@ def owned(made: Any, ranks: int, rank: int) -> dict[str, Span]:
     """Of what a part of a layer counts, by the field that says how many: those of a rank."""
     if type(made) in GROUPED:
         fields = GROUPED[type(made)][:2]
-        return dict(zip(fields, heads(*(getattr(made, each) for each in fields), ranks, rank), strict=True))
+        count, groups = (getattr(made, field) for field in fields)
+        return dict(zip(fields, heads(count, groups, ranks, rank), strict=True))
     if isinstance(made, MLA):
         return {"num_heads": cut(made.num_heads, ranks, rank)}
     field = "channels" if isinstance(made, GatedConv) else "intermediate_size"
