@@ -14,8 +14,7 @@ from typing import Any
 
 from minillm.config import MAX_POSITIONS, Config
 from minillm.families import llama
-from minillm.families.shared import common, rotary, wrapped
-from minillm.guard.screen import shown
+from minillm.families.shared import common, experts, rotary, wrapped
 from minillm.spec import GQA, Chunk, Decoder, GatedMLP, MoE, Norm, QKNorm, Scores, Temperature
 
 DEFAULTS = {
@@ -33,14 +32,12 @@ DEFAULTS = {
     "rope_theta": 500000.0,
     "num_experts_per_tok": 1,
     "num_local_experts": 16,
-    "moe_layers": None,
     "interleave_moe_layer_step": 1,
     "router_jitter_noise": 0.0,  # of training
     "use_qk_norm": True,
-    "no_rope_layers": None,
     "no_rope_layer_interval": 4,
     "attention_chunk_size": 8192,
-    "layer_types": None,
+    **dict.fromkeys(("moe_layers", "no_rope_layers", "layer_types")),
     "attn_temperature_tuning": True,
     "floor_scale": 8192,
     "attn_scale": 0.1,
@@ -70,9 +67,8 @@ def rules(config: Config) -> dict[str, str]:
 def spec(config: Config) -> Decoder:
     layers, every = common.num_layers(config), config.size("no_rope_layer_interval")
     turns = common.flags(config, "no_rope_layers", [(i + 1) % every != 0 for i in range(layers)])
-    chunk = None
-    if config.get("attention_chunk_size"):
-        chunk = Chunk(config.size("attention_chunk_size", MAX_POSITIONS))
+    size = config.size("attention_chunk_size", MAX_POSITIONS) if config.get("attention_chunk_size") else None
+    chunk = None if size is None else Chunk(size)
     windows = common.typed_windows(config, chunk, turns, "chunked_attention")
     num_heads, num_kv_heads, head_dim = common.heads(config)
     bias, rope = config.flag("attention_bias"), replace(rotary.rope(config, head_dim), layout="interleaved")
@@ -83,20 +79,10 @@ def spec(config: Config) -> Decoder:
     turned = GQA(num_heads, num_kv_heads, head_dim, rope, None, bias, bias, normed)
     still = GQA(num_heads, num_kv_heads, head_dim, None, None, bias, bias, scores=warm)
     mixers = [replace(turned if each else still, window=window) for each, window in zip(turns, windows, strict=True)]
-    mlp, sparse = GatedMLP(config.size("intermediate_size_mlp")), _sparse(config)
+    mlp, sparse = GatedMLP(config.size("intermediate_size_mlp")), experts.sparse(config)
     expert = common.gated_mlp(config, "intermediate_size")
     router = common.router(config, "num_local_experts", score="sigmoid")
     moe = MoE(router, expert.intermediate_size, expert.activation, expert, weighs_input=True)
     ffn = [moe if i in sparse else replace(mlp, activation=expert.activation) for i in range(layers)]
     config.without_effect(["router_jitter_noise"])
     return common.decoder(config, mixers, ffn)
-
-
-def _sparse(config: Config) -> list[int]:
-    """Which layers have mixtures: those listed, or every so many'th."""
-    layers, listed, step = common.num_layers(config), config.get("moe_layers"), config.size("interleave_moe_layer_step")
-    if listed is None:
-        return list(range(step - 1, layers, step))
-    if not isinstance(listed, list) or not all(type(each) is int and 0 <= each < layers for each in listed):
-        raise ValueError(f"config.json: moe_layers is {shown(listed)}, expected numbers of layers below {layers}")
-    return listed

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from minillm.config import Config
 from minillm.families.shared import common
+from minillm.guard.screen import shown
 from minillm.spec import GatedMLP, MoE, Router
 
 SHARED_RULES = common.shared_expert("model.layers.{i}.mlp.shared_experts.")
@@ -79,3 +80,13 @@ def first_dense(config: Config) -> int:
     if type(first) is not int or first < 0:
         raise ValueError(f"config.json: first_k_dense_replace is {first!r}, expected a number of layers")
     return first
+
+
+def sparse(config: Config) -> list[int]:
+    """Which layers have mixtures: those listed, or every so many'th."""
+    layers, listed, step = common.num_layers(config), config.get("moe_layers"), config.size("interleave_moe_layer_step")
+    if listed is None:
+        return list(range(step - 1, layers, step))
+    if not isinstance(listed, list) or not all(type(each) is int and 0 <= each < layers for each in listed):
+        raise ValueError(f"config.json: moe_layers is {shown(listed)}, expected numbers of layers below {layers}")
+    return listed
