@@ -71,6 +71,7 @@ COUNTS = {
     "zai-org__GLM-5.2-FP8": 743_180_209_920,
     "zai-org__GLM-5.3": 743_180_209_920,
     "openbmb__MiniCPM4-8B": 8_185_253_888,
+    "openbmb__MiniCPM3-4B": 4_073_875_968,
     "meta-models__Muse-Glimmer-30B": 27_854_780_928,  # and without the part that reads images, as of the next one
     "meta-llama__Llama-4-Scout-17B-16E-Instruct": 107_769_861_120,
     "Qwen__Qwen3-0.6B": 596_049_920,
