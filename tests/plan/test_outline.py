@@ -34,7 +34,7 @@ def long(row: str, layers: int = MANY) -> dict[str, Any]:
     values = {"model_type": family, "rms_norm_eps": 1e-5, **BASE, **UNWRITTEN.get(row, {}), **overrides}
     count = values["num_hidden_layers"]
     for key, value in values.items():
-        if isinstance(value, list) and len(value) == count and not key.endswith("_multipliers"):
+        if isinstance(value, list) and len(value) == count and key not in ("mlp_multipliers", "ssm_multipliers"):
             values[key] = (value * layers)[:layers]
     return {**values, "num_hidden_layers": layers, **runs(layers).get(row, {})}
 
