@@ -93,7 +93,10 @@ def possible(part: Any) -> bool:
 
 
 def _allowed(kind: Any) -> Sequence[Any]:
-    return (False, True) if kind is bool else typing.get_args(kind)
+    if kind is bool:
+        return (False, True)
+    parts = [typing.get_args(each) or (each,) for each in typing.get_args(kind)]  # a word, or words beside a class
+    return [each for part in parts for each in part if not isinstance(each, type)]
 
 
 def _sentence(own: type, where: str, value: Any, other: Any) -> str:

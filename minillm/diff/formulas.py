@@ -33,7 +33,7 @@ def normed(x: Tensor, norm: Norm | LayerNorm | NoNorm) -> Tensor:
     if isinstance(norm, LayerNorm):
         weight, bias = (None if each is None else each.double() for each in (norm.weight, norm.bias))
         y = F.layer_norm(x, x.shape[-1:], eps=norm.spec.eps)
-        y = y if weight is None else y * weight
+        y = y if weight is None else y * (norm.spec.offset + weight)
         return y if bias is None else y + bias
     own = 1.0 if norm.weight is None else norm.spec.offset + norm.weight.double()
     return own * x * torch.rsqrt(x.square().mean(-1, True) + norm.spec.eps)

@@ -40,9 +40,8 @@ def coarse(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
 
 
 def norm_behind_rotation(module: GroupedQueryAttention) -> None:
-    def rotated(heads: Tensor, step: Any) -> tuple[Tensor, Tensor, Tensor]:
-        made, (cos, sin) = module.spec, step.rotary[module.spec.rope]
-        q, k, v = heads.split((made.num_heads, made.num_kv_heads, made.num_kv_heads), dim=2)
+    def rotated(qkv: Tensor, step: Any) -> tuple[Tensor, Tensor, Tensor]:
+        (cos, sin), (q, k, v) = step.rotary[module.spec.rope], module.heads(qkv)
         return module.q_norm(reference.rope(q, cos, sin)), module.k_norm(reference.rope(k, cos, sin)), v
 
     module._rotated = rotated  # type: ignore[method-assign]
