@@ -100,7 +100,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "no such folder": (["--weights", "{tmp}/none", *P], ["none: no such folder", "give"]),
     "a file": (["--weights", "{tmp}/latin", *P], ["latin: a file", "folder"]),
     "no config": (["--weights", "{tmp}/empty", *P], ["no config.json"]),
-    "model type": (["--weights", "{tmp}/broken", *P], ["'mamba'", "llama, mistral, qwen2, qwen3"]),
+    "model type": (["--weights", "{tmp}/broken", *P], ["'unheard'", "llama, mistral, qwen2, qwen3"]),
     "not in the cache": (["--weights", "no-such-org/no-such-model", *P], ["no-such-org/no-such-model", "cache"]),
     "top_p": (["--top-p", "1.5", *P], ["top_p is 1.5", "0.0 to 1.0"]),
     "temperature": (["--temperature", "-1", *P], ["temperature is -1.0"]),
@@ -133,7 +133,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
 def test_bad_input_is_one_line_and_exit_code_2(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/config.json").write_text('{"model_type": "mamba"}')
+    (tmp_path / "broken/config.json").write_text('{"model_type": "unheard"}')
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     arguments, named = BAD[case]
     assert exit_code(generate.main, [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]) == 2
