@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from minillm.config import Config
 from minillm.families.media import is_part, media
 from minillm.guard.screen import note
 from minillm.media import settings
@@ -22,16 +23,25 @@ from minillm.text.tokenizer import Tokenizer
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import check
 from minillm.weights.load import load as load_weights
-from minillm.weights.rules import plan
+from minillm.weights.rules import Rules, plan
+
+# What k's bias adds is the same for all scores of a query, so nothing behind softmax: some towers have none.
+KEY_BIAS = "attention.qkv.bias[k]"
+
+
+def supported(values: Mapping[str, Any]) -> tuple[Media, Rules, Config] | None:
+    """What a config.json says of its tower; None where there is none, or one that cannot be: text is read all the
+    same."""
+    try:
+        return media(values)
+    except ValueError:
+        return None
 
 
 def outlined(values: Mapping[str, Any], dtype: torch.dtype) -> tuple[Media, Tower] | None:
     """What a config.json says of its tower, and the tower on the meta device; None where there is none, or one that
     cannot be, of which the first picture tells."""
-    try:
-        found = media(values)
-    except ValueError:
-        return None
+    found = supported(values)
     return found and (found[0], on_meta(lambda: Tower(found[0].encoder), dtype))
 
 
@@ -61,8 +71,7 @@ def weights(
     if not names:
         raise ValueError(f"{folder}: the config has a part that reads {made.kind}s, the weights have none of it")
     planned = plan(names, rules, places := tower.destinations())
-    # What k's bias adds is the same for all scores of a query, so nothing behind softmax: some towers have none.
-    absent = [name for name in planned.unfilled if name.endswith("attention.qkv.bias[k]")]
+    absent = [name for name in planned.unfilled if name.endswith(KEY_BIAS)]
     planned.unfilled = [name for name in planned.unfilled if name not in absent]
     planned.zeros = [places[name] for name in absent]
     check(planned, checkpoint)

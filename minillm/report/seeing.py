@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from minillm.config import Config
 from minillm.families.media import is_part, media
 from minillm.media import pictures, settings, sources, tower
 from minillm.model.filling import on_meta
@@ -21,43 +20,35 @@ from minillm.model.tower import turning
 from minillm.model.tower.tower import Tower
 from minillm.spec import GQA
 from minillm.spec.media import Encoder, Media, Patches
-from minillm.weights.rules import Rules, plan
+from minillm.weights.rules import plan
 
 SIZE = re.compile(r"([0-9]{1,7})x([0-9]{1,7})")
-KEY_BIAS = "attention.qkv.bias[k]"
 IMAGE = "what a picture costs: a file, or a size as 1024x768"
 
 
 def described(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any] | None:
     """What a config.json says of its tower: the kind that it reads, its parameters, and their bytes in memory; None
     where there is none that is supported."""
-    if supported(values) is None or (found := tower.outlined(values, dtype)) is None:
+    found = tower.outlined(values, dtype)
+    if found is None:
         return None
     made, network = found
     return {"kind": made.kind, "parameters": parameters(network), "bytes": tower.nbytes(values, dtype)}
 
 
-def supported(values: Mapping[str, Any]) -> tuple[Media, Rules, Config] | None:
-    """What a config.json says of its tower; None where that is not supported: text is read all the same."""
-    try:
-        return media(values)
-    except ValueError:
-        return None
-
-
 def stored(values: Mapping[str, Any], names: Collection[str] | None, width: int) -> tuple[set[str], int]:
     """The tensors of a tower among the names of a checkpoint, and what they take with values of `width` bytes: those
     that fill all of it, or of a config alone (None) all that it has; nothing where they are others."""
-    if (found := supported(values)) is None:
+    if (found := tower.supported(values)) is None:
         return set(), 0
     made, rules, _ = found
     places = on_meta(lambda: Tower(made.encoder), torch.bfloat16).destinations()
     if names is None:
-        keyless = not any(target.endswith(KEY_BIAS) for target in rules.values())
-        sizes = (math.prod(to.shape) for name, to in places.items() if not (keyless and name.endswith(KEY_BIAS)))
+        keyless = not any(target.endswith(tower.KEY_BIAS) for target in rules.values())
+        sizes = (math.prod(to.shape) for name, to in places.items() if not (keyless and name.endswith(tower.KEY_BIAS)))
         return set(), width * sum(sizes)
     planned = plan([each for each in names if is_part(each)], rules, places)
-    unfilled = [each for each in planned.unfilled if not each.endswith(KEY_BIAS)]  # which some files do without
+    unfilled = [each for each in planned.unfilled if not each.endswith(tower.KEY_BIAS)]  # which some files do without
     if planned.unclaimed or planned.twice_filled or unfilled:
         return set(), 0
     return {*planned.assignments}, width * sum(math.prod(to.shape) for to in planned.assignments.values())

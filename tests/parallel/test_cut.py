@@ -60,15 +60,20 @@ def test_each_value_is_read_once_or_by_all_that_hold_it(ranks: int, monkeypatch:
     assert total == values + replicated + of_one * max(ranks - keys.num_kv_heads, 0)
 
 
+def held_by_two(folder: Path) -> list[str]:
+    """The modules of the first of two ranks whose matrices stay as they are; the two give one process's logits."""
+    expected = minillm.load(folder, dtype="float32", device="cpu", kernels="reference").model(TOKENS)
+    for found in logits(folder, 2):
+        assert (found - expected).abs().max() <= AGREES
+    model = share(folder, Thread(in_threads(2, lambda rank: rank.meeting)[0], 0)).model
+    return [name for name, module in model.named_modules() if held.held_in(module)]
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_a_quantised_folder(scheme: str, tmp_path: Path) -> None:
     """Matrices whose cuts fall between groups stay as they are, the others are dequantised: the same numbers."""
     quantize.main(["--weights", str(DEMO), "--quantize", scheme, "--output", str(tmp_path / "made")])
-    expected = minillm.load(tmp_path / "made", dtype="float32", device="cpu", kernels="reference").model(TOKENS)
-    for found in logits(tmp_path / "made", 2):
-        assert (found - expected).abs().max() <= AGREES
-    model = share(tmp_path / "made", Thread(in_threads(2, lambda rank: rank.meeting)[0], 0)).model
-    stays = [name for name, module in model.named_modules() if held.held_in(module)]
+    stays = held_by_two(tmp_path / "made")
     assert any("qkv" in name for name in stays)
     assert any("down" in name for name in stays)
 
@@ -79,11 +84,7 @@ def test_quantised_experts(thin: int, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(split, "THIN", thin)
     tiny.save(tmp_path / "plain", *tiny.ROWS["mixtral"])
     quantize.main(["--weights", str(tmp_path / "plain"), "--quantize", "int4", "--output", str(tmp_path / "made")])
-    expected = minillm.load(tmp_path / "made", dtype="float32", device="cpu", kernels="reference").model(TOKENS)
-    for found in logits(tmp_path / "made", 2):
-        assert (found - expected).abs().max() <= AGREES
-    model = share(tmp_path / "made", Thread(in_threads(2, lambda rank: rank.meeting)[0], 0)).model
-    stays = [name for name, module in model.named_modules() if held.held_in(module)]
+    stays = held_by_two(tmp_path / "made")
     assert any("experts" in name for name in stays)
 
 

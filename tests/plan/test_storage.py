@@ -15,6 +15,7 @@ from minillm import families
 from minillm.config import read
 from minillm.families import FAMILIES
 from minillm.families.media import is_part
+from minillm.media import tower
 from minillm.model.decoder import skeleton
 from minillm.plan import storage
 from minillm.plan.budget import SEES, Question, budget
@@ -23,7 +24,6 @@ from minillm.plan.layouts import METHODS
 from minillm.plan.report import lines
 from minillm.plan.storage import lay_out, names, section_of
 from minillm.quantize import quantize
-from minillm.report import seeing
 from minillm.report.examine import examine
 from minillm.weights import ints
 from minillm.weights.source import Source
@@ -51,6 +51,11 @@ WITHOUT_INDEX = {
     "TheBloke__Llama-2-13B-chat-GPTQ": (40 * (4 * 5120**2 + 3 * 5120 * 13824) * (64 + 2.5) // 128
                                         + 40 * (6 * 5120 + 13824) * 4 + (2 * 32000 * 5120 + 81 * 5120) * 2),
 }  # fmt: skip
+
+
+def of_decoder(header: dict[str, Any]) -> int:
+    """Bytes of a file's tensors without those of a tower."""
+    return sum(each.nbytes for name, each in header.items() if not is_part(name))
 
 
 def entries(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -167,19 +172,16 @@ def test_every_family(row: str, tmp_path: Path) -> None:
     assert (made["difference_bytes"], made["absent_tensors"]) == (0, 0)
     # Towers that are not read, what predicts further tokens, constants of an activation, and indexers.
     beside = {*oracles_wrapped.WRAPPED, "mimo", "apertus", "deepseek_v32", "glm_moe_dsa"}
-    seen = seeing.supported(read(folder)) is not None
+    seen = tower.supported(read(folder)) is not None
     assert bool(made["outside"]) == (tiny.ROWS[row][0] in beside and not seen)
     assert (SEES in made["left_out"]) == seen
     alone = budget(folder / "config.json", Question())["checkpoint"]
-    wider = (
-        2 if "no dtype" in " ".join(alone["notes"]) else 1
-    )  # where no dtype is stated it is taken as bfloat16, and the files have fp32
+    # Where no dtype is stated it is taken as bfloat16, and the files have fp32.
+    wider = 2 if "no dtype" in " ".join(alone["notes"]) else 1
     assert alone["decoder_bytes"] * wider == made["decoder_bytes"]
     quantize(folder, tmp_path / "made", ints.scheme("int4"))
     header = read_header(Source(tmp_path / "made/model.safetensors"))
-    assert report["formats"]["int4"]["tensor_bytes"] == sum(
-        each.nbytes for name, each in header.items() if not is_part(name)
-    )
+    assert report["formats"]["int4"]["tensor_bytes"] == of_decoder(header)
 
 
 def changed(folder: Path, tmp_path: Path, **values: Any) -> Path:
