@@ -34,13 +34,13 @@ TOOLS_TEMPLATE = """{{ bos_token }}{% for tool in tools or [] %}{{ tool.function
 
 
 class Running:
-    """A service behind a socket. `log` has a dict for each request."""
+    """A service behind a socket."""
 
     def __init__(self, served: Served | Catalog, keys: Keys | None = None, **settings: Any):
-        self.log: list[dict[str, Any]] = []
+        self._log: list[dict[str, Any]] = []
         models = Catalog([Model.of(served)]) if isinstance(served, Served) else served
         self.service = Service(models, keys or Keys(), Settings(**settings))
-        self.app = app.build(self.service, lambda line: self.log.append(json.loads(line)))
+        self.app = app.build(self.service, lambda line: self._log.append(json.loads(line)))
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -48,6 +48,14 @@ class Running:
         self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve([listener])), daemon=True)
         self.thread.start()
         assert self.server.ready.wait(20)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """A dict for each request: a client may have its answer before the line is written, so this waits for it."""
+        until = time.monotonic() + 20
+        while self.server.server_state.tasks and time.monotonic() < until:
+            time.sleep(0.002)
+        return self._log
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60, **options)

@@ -17,7 +17,7 @@ from minillm.lens import __main__ as lens
 from minillm.lens import forward, sampling
 from minillm.lens.forward import Pass
 from minillm.model.decoder import Decoder
-from minillm.spec import Attention
+from minillm.spec import Attention, Chunk
 from minillm.text import pieces
 from minillm.text.tokenizer import Tokenizer
 from tests.conftest import shared
@@ -63,8 +63,9 @@ def test_every_family(row: str, tmp_path: Path) -> None:
             assert weights.shape == (0, LENGTH, LENGTH)
             continue
         assert weights.shape == (attention.num_heads, LENGTH, LENGTH)
-        back = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
-        visible = (back >= 0) & (back < (attention.window or LENGTH))
+        at = torch.arange(LENGTH)
+        first = at - at % window if isinstance(window := attention.window, Chunk) else at + 1 - (window or LENGTH)
+        visible = (at <= at[:, None]) & (at >= first[:, None])
         assert (weights[:, ~visible] == 0).all()
         assert (weights[:, visible] > 0).all()
         if getattr(attention, "sinks", False):
