@@ -65,6 +65,9 @@ class Metrics:
         loaded = self.models.loaded
         for model in self.models.all:
             self.loaded.labels(model.card.name).set(any(each.name == model.card.name for each in loaded))
+        for each in (*self.seconds.values(), *self.totals.values()):  # a rate needs the 0 that a series begins with
+            for served in loaded:
+                each.labels(served.name)
         for key, gauge in self.states.items():
             gauge.clear()
             for served in (each for each in loaded if each.parent is None):  # whose engine its adapters share

@@ -222,6 +222,8 @@ def test_a_second_signal_ends_all_at_once() -> None:
 def test_metrics_have_the_names_of_stock_dashboards(llm: minillm.LLM) -> None:
     server = Running(serve(llm), metrics_prefix="vllm")
     try:
+        before = httpx.get(server.url + "/metrics").text
+        assert '\nvllm:generation_tokens_total{model_name="demo"} 0.0' in before
         server.post(TEXT, {"prompt": "x", "max_tokens": 2, "ignore_eos": True})
         assert server.idle()
         text = httpx.get(server.url + "/metrics").text
