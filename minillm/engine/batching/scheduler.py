@@ -48,7 +48,8 @@ class Scheduler:
             left -= self._read(request, left, work)
         while left > 0 and len(self.running) < self.max_rows and (joins := self._next()) is not None:
             left -= self._read(joins, left, work)
-        kept = [pair for pair in work if pair[0].tables]  # those that were not given up meanwhile
+        under_way = {*self.running}  # a request in `work` may have given up its place meanwhile
+        kept = [pair for pair in work if pair[0] in under_way]
         return sorted(kept, key=lambda pair: pair[1] > 1 or pair[0].inserting)
 
     def again(self) -> Work:
