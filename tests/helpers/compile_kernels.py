@@ -219,12 +219,15 @@ class Launch(NamedTuple):
     on: tuple[str, ...]
 
     def shows(self, name: str) -> set[tuple[str, str]]:
-        """What a choice has once: each type, and each value of a constant that is no size; each configuration too on
-        sm_90, where registers are counted, and where it is not for that."""
+        """What a choice has once: each type; of each compiler's first GPU, and on sm_90 registers are counted, each value
+        of a constant that is no size, and each configuration too that no GPU before is for."""
+        shown = {("type", self.dtype)}
         rest = {n: str(value) for n, value in self.constants.items() if n not in SIZES and not n.startswith("BLOCK")}
-        sizes = {n: str(value) for n, value in self.constants.items() if n not in rest}
-        counted = {("sizes", str(sizes))} if name == "sm_90" or "sm_90" not in self.on else set()
-        return {("type", self.dtype), *rest.items(), *counted}
+        if name in ("sm_90", "gfx942"):
+            shown |= set(rest.items())
+        if name == "sm_90" or "sm_90" not in self.on:
+            shown.add(("sizes", str({n: value for n, value in self.constants.items() if n not in rest})))
+        return shown
 
 
 SIZES = set("D V K C R P G ROWS TILE DEPTH WORDS HALF HEADS REST PAD GROUP SPAN RUN num_warps num_stages".split())

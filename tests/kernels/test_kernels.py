@@ -165,17 +165,17 @@ def test_kernels_compile_ahead_of_time(part: int) -> None:
 
 
 def test_a_decode_step_is_one_graph() -> None:
-    """torch.compile(fullgraph=True): rms_norm, attention in two launches and more in each of three layers. And it stays
+    """torch.compile(fullgraph=True): rms_norm, attention in two launches and more in each of two layers. And it stays
     one as the cache grows, after the one that PyTorch makes for the first length; so does the step that graphs record,
     with the same launches."""
-    script, rows = ROOT / "tests/helpers/trace_kernels.py", ("llama", "mixtral", "deepseek_v3", "gemma2", "gpt_oss")
+    script, rows = ROOT / "tests/helpers/trace_kernels.py", ("deepseek_v3", "gemma2", "gpt_oss")
     done = subprocess.run([sys.executable, str(script), *rows], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     traced = {name: tuple(map(int, counts)) for name, *counts in map(str.split, done.stdout.splitlines())}
     assert list(traced) == list(rows)
     for graphs, launches, *on_device in traced.values():
         assert graphs == 2
-        assert launches >= 3 * 6
+        assert launches >= 2 * 6
         assert on_device == [graphs, launches]
 
 
