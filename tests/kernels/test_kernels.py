@@ -35,7 +35,7 @@ TRITON = select("triton", CPU_DEVICE, torch.float32)
 NO_KERNELS = ("__init__", "launch", "online_softmax", "tuning")
 MODULES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if path.stem not in NO_KERNELS)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+DTYPES = (torch.float32, torch.float16)
 
 
 pytestmark = pytest.mark.usefixtures("small_kernels")
@@ -54,28 +54,26 @@ def test_every_op_has_a_kernel_and_a_problem() -> None:
     assert names == set(PROBLEMS) == set(BUDGETS)
 
 
-@DTYPES
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("op", PROBLEMS)
-def test_kernel_at_awkward_shapes(op: str, seed: int, dtype: torch.dtype) -> None:
-    check(op, Awkward(seed), dtype)
+def test_kernel_at_awkward_shapes(op: str, seed: int) -> None:
+    check(op, Awkward(seed), DTYPES[seed % 2])
 
 
-@DTYPES
 @pytest.mark.parametrize("op", PROBLEMS)
-def test_kernel_at_aligned_shapes(op: str, dtype: torch.dtype) -> None:
+def test_kernel_at_aligned_shapes(op: str) -> None:
     """Multiples of 16, as those of real models are."""
-    check(op, Aligned(0), dtype)
+    check(op, Aligned(0, 0.5), torch.float16)
 
 
 @pytest.mark.parametrize("op", PROBLEMS)
-@settings(max_examples=12, **FAST)
-@given(st.data(), st.sampled_from((torch.float32, torch.float16)))
+@settings(max_examples=8, **FAST)
+@given(st.data(), st.sampled_from(DTYPES))
 def test_kernel_at_drawn_shapes(op: str, data: st.DataObject, dtype: torch.dtype) -> None:
     check(op, Drawn(data), dtype)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("op", PROBLEMS)
 def test_reference_is_the_formula(op: str, seed: int) -> None:
     """The plain versions, in fp32, give the same numbers; their gradients are PyTorch's business."""
