@@ -3,6 +3,7 @@ triton."""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -36,6 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.helpers import interpreter
 
         interpreter.quicken()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: each collection of garbage would look through a million objects of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def shared(relative: str) -> Path:

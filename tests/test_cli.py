@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "
 def start(*arguments: str, module: str = "minillm.generate", **options) -> subprocess.Popen:
     command = [sys.executable, "-m", module, *arguments]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    # Tests that run in the background ignore Ctrl-C, and what they start would too.
-    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=heeding, **{**pipes, **options})
+    return subprocess.Popen(command, env=ENVIRONMENT, **{**pipes, **options})
 
 
 def test_text_goes_to_stdout_and_costs_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Loading takes at most the bytes of the parameters and 300 MB, of which PyTorch itself is 220; from `.bin` files and
-for what must be laid out otherwise one tensor more. So do the first tokens.
+for what must be laid out otherwise one tensor more. So do the first tokens. All processes but one are
+forked from one that has imported PyTorch, and may take ALLOWANCE more than they begin with.
 
     python -m tests.test_memory [FORM …]      # the table of docs/formats.md
 """
@@ -12,12 +13,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from minillm import families
 from minillm.adapters.attach import attach
@@ -28,19 +30,9 @@ from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.save import published, save
 from tests.conftest import ROOT
 from tests.helpers import packed_models
+from tests.parallel.forks import Forks, Run
 
 ALLOWANCE = 300e6
-SCRIPT = """
-import sys, minillm, torch
-from minillm.report.measure import peak_memory
-imported = peak_memory(torch.device("cpu"))
-llm = minillm.load(sys.argv[1], kernels=sys.argv[2], quantize=sys.argv[3] or None)
-loaded, sizes = peak_memory(llm.device), sum(each.nbytes for each in llm.model.parameters())
-if sys.argv[2] == "reference":  # the other's loops are compiled at first
-    llm.generate(prompt_ids=[1, 2, 3], max_new_tokens=2)
-print(loaded, peak_memory(llm.device), sizes, llm.model.dtype, imported)
-"""
-
 DENSE = {
     "model_type": "qwen2",
     "vocab_size": 50_000,
@@ -71,6 +63,15 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    if sys.platform != "linux":
+        pytest.skip("forks processes, and asks /proc what they hold")
+    made = Forks(tmp_path_factory.mktemp("forks"), ["tests.helpers.peaks", "minillm.ops.cpu.ops"])
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
 def big(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of the checkpoints in bf16."""
     folder, config = tmp_path_factory.mktemp("big"), CONFIGS[request.param]
@@ -84,24 +85,22 @@ def big(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize(
-    ("big", "layout"),
+    ("big", "layout", "kernels"),
     [
-        ("tied", "safetensors"),
-        ("tied", "bin"),
-        ("untied", "safetensors"),
-        ("untied", "bin"),
-        ("experts", "safetensors"),
-        ("experts", "stacked"),
+        ("tied", "safetensors", "auto"),
+        ("tied", "bin", "reference"),
+        ("untied", "safetensors", "reference"),
+        ("untied", "bin", "auto"),
+        ("experts", "safetensors", "auto"),
+        ("experts", "safetensors", "reference"),
+        ("experts", "stacked", "reference"),
     ],
     indirect=["big"],
     scope="module",
 )
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_peak_of_a_load(big: Path, kernels: str, layout: str, tmp_path: Path) -> None:
+def test_peak_of_a_load(big: Path, layout: str, kernels: str, forks: Forks, tmp_path: Path) -> None:
     folder, more = big, 0
     if layout == "bin":
-        from safetensors.torch import load_file
-
         folder = tmp_path
         torch.save(load_file(big / "model.safetensors"), tmp_path / "pytorch_model.bin")
         (tmp_path / "config.json").write_text((big / "config.json").read_text())
@@ -109,17 +108,24 @@ def test_peak_of_a_load(big: Path, kernels: str, layout: str, tmp_path: Path) ->
     if layout == "stacked":  # the tensor of a layer's gates and ups is read into its place, and not beside it
         folder = tmp_path
         stack(big, tmp_path)
-    loaded, ran, sizes, dtype, _ = peaks(folder, kernels)
-    if dtype != "torch.bfloat16":
+    found = peaks(forks, folder, kernels)
+    if found.dtype != "torch.bfloat16":
         pytest.skip("this CPU has no bf16: the load converts, and the limit is for loads that do not")
-    assert loaded <= sizes + more + ALLOWANCE
-    assert ran <= sizes + more + ALLOWANCE
+    assert found.loaded <= found.imported + found.sizes + more + ALLOWANCE
+    assert found.ran <= found.imported + found.sizes + more + ALLOWANCE
+
+
+@pytest.mark.parametrize("big", ["tied"], indirect=True, scope="module")
+def test_peak_of_a_process(big: Path) -> None:
+    """From its beginning, with all that it imports."""
+    found = alone(big, "reference")
+    if found.dtype != "torch.bfloat16":
+        pytest.skip("this CPU has no bf16: the load converts, and the limit is for loads that do not")
+    assert max(found.loaded, found.ran) <= found.sizes + 300e6
 
 
 def stack(folder: Path, into: Path) -> None:
     """The same checkpoint with all experts of a layer in one tensor, as transformers 5 can write it."""
-    from safetensors.torch import load_file, save_file
-
     values = json.loads((folder / "config.json").read_text())
     named, experts = load_file(folder / "model.safetensors"), range(values["num_experts"])
     for i in range(values["num_hidden_layers"]):
@@ -132,26 +138,18 @@ def stack(folder: Path, into: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 @pytest.mark.parametrize("big", ["untied", "experts"], indirect=True, scope="module")
-def test_peak_of_quantising(big: Path, scheme: str) -> None:
+def test_peak_of_quantising(big: Path, scheme: str, forks: Forks) -> None:
     """That of the integers: the plain matrices, half a gigabyte, are never there."""
-    loaded, _, sizes, _, _ = peaks(big, "auto", scheme)
-    assert sizes <= (big / "model.safetensors").stat().st_size * (0.51 if scheme == "int8" else 0.39)
-    assert loaded <= sizes + ALLOWANCE
+    found = peaks(forks, big, "auto", scheme)
+    assert found.sizes <= (big / "model.safetensors").stat().st_size * (0.51 if scheme == "int8" else 0.39)
+    assert found.loaded <= found.imported + found.sizes + ALLOWANCE
 
 
-MERGE = """
-import sys, minillm, torch
-from minillm import merge
-from minillm.report.measure import peak_memory
-given = ["--weights", sys.argv[1], "--adapter", sys.argv[2], "--output", sys.argv[3], "--no-compare", *sys.argv[4:]]
-assert merge.main(given) == 0
-print(peak_memory(torch.device("cpu")))
-"""
-
-
-@pytest.mark.parametrize("more", [[], ["--dtype", "float32"], ["--quantize", "int4"]])
-@pytest.mark.parametrize("big", ["tied", "experts"], indirect=True, scope="module")
-def test_peak_of_merging(big: Path, more: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("big", "more"), [
+    ("tied", ["--dtype", "float32"]), ("tied", ["--quantize", "int4"]),
+    ("experts", []), ("experts", ["--quantize", "int4"]),
+], indirect=["big"], scope="module")  # fmt: skip
+def test_peak_of_merging(big: Path, more: list[str], forks: Forks, tmp_path: Path) -> None:
     """Half a gigabyte of weights, of which no tensor is ever whole; the adapter is, with all that PEFT saves of it."""
     values = json.loads((big / "config.json").read_text())
     targets = {"target_modules": ["q_proj", "down_proj", "embed_tokens"]}
@@ -160,14 +158,10 @@ def test_peak_of_merging(big: Path, more: list[str], tmp_path: Path) -> None:
     llm = Base(skeleton(families.resolve(values)[0], torch.bfloat16), values, torch.device("cpu"))
     adapter = attach(llm, AdapterConfig(r=4, **targets))
     adapter.write(tmp_path / "adapter")
-    done = subprocess.run(
-        [sys.executable, "-c", MERGE, str(big), str(tmp_path / "adapter"), str(tmp_path / "made"), *more],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    peak, held = int(done.stdout.split()[-1]), sum(each.nbytes for each in adapter.parameters())
-    print(big.name, more, peak // 10**6, held // 10**6)
-    assert peak <= held + ALLOWANCE
+    made = ["--output", str(tmp_path / "made"), "--no-compare", *more]
+    line = ["merge", "--weights", str(big), "--adapter", str(tmp_path / "adapter"), *made]
+    imported, peak = map(int, ran(forks.start("tests.helpers.peaks", *line)))
+    assert peak <= imported + sum(each.nbytes for each in adapter.parameters()) + ALLOWANCE
 
 
 GPT_OSS = {
@@ -186,7 +180,7 @@ GPT_OSS = {
 @pytest.mark.parametrize(("config", "section"), [
     ({**DENSE, "tie_word_embeddings": False}, {"bits": 4, "group_size": 64}), (GPT_OSS, {"quant_method": "mxfp4"}),
 ], ids=["mlx", "mxfp4"])  # fmt: skip
-def test_peak_of_what_stays_quantised(config: dict, section: dict, tmp_path: Path) -> None:
+def test_peak_of_what_stays_quantised(config: dict, section: dict, forks: Forks, tmp_path: Path) -> None:
     """That of the parts: half a gigabyte and more of plain numbers are never there, nor are all experts that lie in one
     tensor unpacked at once."""
     config = {**config, "quantization_config": section}
@@ -211,51 +205,65 @@ def test_peak_of_what_stays_quantised(config: dict, section: dict, tmp_path: Pat
     save_file(tensors, tmp_path / "model.safetensors")
     stored = (tmp_path / "model.safetensors").stat().st_size
     del tensors
-    loaded, _, sizes, dtype, _ = peaks(tmp_path, "auto")
-    assert dtype == "torch.bfloat16" or stored < sizes  # without fast bf16 the rest is in fp32
-    assert sizes <= 1.05 * stored if dtype == "torch.bfloat16" else sizes <= 1.6 * stored
+    found = peaks(forks, tmp_path, "auto")
+    assert found.dtype == "torch.bfloat16" or stored < found.sizes  # without fast bf16 the rest is in fp32
+    assert found.sizes <= (1.05 if found.dtype == "torch.bfloat16" else 1.6) * stored
     assert plain > 2 * stored
-    assert loaded <= sizes + ALLOWANCE
+    assert found.loaded <= found.imported + found.sizes + ALLOWANCE
 
 
 @pytest.mark.parametrize("form", [*packed_models.FORMS, *packed_models.BLOCKS])
-def test_peak_of_each_form(form: str, tmp_path: Path) -> None:
+def test_peak_of_each_form(form: str, forks: Forks, tmp_path: Path) -> None:
     """The bytes of the file and 150 MB, beside what an import takes: two to four times as many of plain numbers are
     never there, and neither is the file twice."""
-    stored, found = of_form(form, tmp_path)
+    weights, stored = of_form(form, tmp_path)
+    found = peaks(forks, weights, "auto")
     assert found.sizes <= 1.13 * stored  # the factors of NVFP4 have 16 bits here
     assert found.loaded <= found.imported + stored + 150e6
 
 
-def of_form(form: str, folder: Path) -> tuple[int, Peaks]:
-    """The bytes of the file and the peaks of 224 million weights in a form."""
+def of_form(form: str, folder: Path) -> tuple[Path, int]:
+    """224 million weights in a form: what to load, and the bytes of the file."""
     config = {**DENSE, "vocab_size": 2000, "num_hidden_layers": 8, "tie_word_embeddings": False}
     weights = packed_models.write(folder, config, form)
-    return sum(path.stat().st_size for path in folder.glob("model.*")), peaks(weights, "auto")
+    return weights, sum(path.stat().st_size for path in folder.glob("model.*"))
 
 
 class Peaks(NamedTuple):
-    """Of a process that loads a checkpoint: bytes held at most until then, and until it has generated; the bytes of the
-    parameters; the dtype; and the bytes held before the load."""
+    """Of a process that loads a checkpoint: bytes held before, at most until it is loaded, and until it has generated;
+    the bytes of the parameters; the dtype."""
 
+    imported: int
     loaded: int
     ran: int
     sizes: int
     dtype: str
-    imported: int
 
 
-def peaks(folder: Path, kernels: str, scheme: str = "") -> Peaks:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), kernels, scheme],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def peaks(forks: Forks, folder: Path, kernels: str, scheme: str = "") -> Peaks:
+    line = ["load", str(folder), kernels, *([scheme] if scheme else [])]
+    return read(ran(forks.start("tests.helpers.peaks", *line, TRITON_INTERPRET="0")))
+
+
+def alone(folder: Path, kernels: str) -> Peaks:
+    """Of a process that nobody was forked from."""
+    command = [sys.executable, "-m", "tests.helpers.peaks", "load", str(folder), kernels]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    loaded, ran, sizes, dtype, imported = done.stdout.split()
-    return Peaks(int(loaded), int(ran), int(sizes), dtype, int(imported))
+    return read(done.stdout.split())
+
+
+def read(words: list[str]) -> Peaks:
+    *sizes, dtype = words
+    return Peaks(*map(int, sizes), dtype)
+
+
+def ran(run: Run) -> list[str]:
+    """The words that it writes last."""
+    code, out, err = run.ended()
+    assert code == 0, err
+    return out.splitlines()[-1].split()
 
 
 def main(forms: list[str]) -> None:
@@ -263,7 +271,8 @@ def main(forms: list[str]) -> None:
     print(f"{'':16}{'file':>8}{'loaded':>8}{'peak':>8}{'import':>8}")
     for form in forms or [*packed_models.FORMS, *packed_models.BLOCKS]:
         with tempfile.TemporaryDirectory() as folder:
-            stored, found = of_form(form, Path(folder))
+            weights, stored = of_form(form, Path(folder))
+            found = alone(weights, "auto")
         sizes = (stored, found.sizes, found.loaded, found.imported)
         print(f"{form:16}" + "".join(f"{each / 1e6:8.0f}" for each in sizes), flush=True)
 

@@ -209,7 +209,7 @@ def test_it_does_not_outlive_a_parent_that_is_killed() -> None:
 
 
 def test_ctrl_c_ends_the_question_and_the_child() -> None:
-    command = [sys.executable, "-c", SCRIPT, "60"]
+    command = [sys.executable, "-c", SCRIPT, "10"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True) as parent:
         assert parent.stdout is not None
         process = int(parent.stdout.readline())

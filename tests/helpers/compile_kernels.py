@@ -1,18 +1,20 @@
-"""Compile every kernel for GPUs that need not be here; run by test_kernels.py without Triton's interpreter."""
+"""Compile every kernel for GPUs that need not be here; run by test_kernels.py without Triton's interpreter.
+
+    python tests/helpers/compile_kernels.py [--few] [MODULE …]
+
+MODULEs are those of `kernels/`. The tests compile a few of each; without --few it is every variant on every GPU.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)
 sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from minillm.kernels import (
     attention,
@@ -33,17 +35,8 @@ from minillm.kernels import (
     sampling,
 )
 from minillm.kernels.online_softmax import padded
-from minillm.kernels.tuning import EVERY, SHARED_MEMORY, Config
-from tests.helpers.registers import CUOBJDUMP, spilled
-
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-FLOATS = ("alpha", "limit", "eps", "offset", "sign", "scale", "cap", "factor")
-POINTERS = {"f32": "fp32", "i32": "i32", "i64": "i64", "u8": "u8", "i8": "i8"}  # by the word before "_ptr"
+from minillm.kernels.tuning import EVERY, Config
+from tests.helpers.ahead_of_time import TARGETS, compile_one
 
 # Of the attention kernels: with everything, and with nothing, at the head sizes of their configurations.
 PLAIN = {"HAS_FIRST": False, "HAS_CAP": False, "WINDOW": 0}
@@ -94,15 +87,8 @@ def decoding(paged: bool, lengths: bool = True) -> list[dict[str, Any]]:
 
 
 def latent(paged: bool, lengths: bool = True) -> list[dict[str, Any]]:
-    more = {
-        "HAS_FIRST": paged,
-        "PAGED": paged,
-        "HAS_LENGTHS": lengths,
-        "R": 512,
-        "P": 64,
-        "BLOCK_R": 512,
-        "BLOCK_P": 64,
-    }
+    sizes = {"R": 512, "P": 64, "BLOCK_R": 512, "BLOCK_P": 64}
+    more = {"HAS_FIRST": paged, "PAGED": paged, "HAS_LENGTHS": lengths, **sizes}
     return configured(mla_decode.CONFIGS, ("BLOCK_H", "BLOCK_S"), HALF, **more) + configured(
         mla_decode.FP32, ("BLOCK_H", "BLOCK_S"), SINGLE, **more
     )
@@ -164,16 +150,8 @@ def in_groups(table: tuple[Config, ...], dtypes: tuple[str, ...], alone: bool = 
 
 
 FEW = ("TILE", "DEPTH")
-ROUTED = {
-    "HAS_CORRECTION": True,
-    "RENORMALIZE": True,
-    "TWO": True,
-    "TOP_K": 8,
-    "BLOCK_K": 8,
-    "PAD": routing.PAD,
-    "num_warps": 1,
-}
-ROUTED |= {"dtypes": SINGLE}
+ROUTED = {"HAS_CORRECTION": True, "RENORMALIZE": True, "TWO": True, "TOP_K": 8, "BLOCK_K": 8, "PAD": routing.PAD}
+ROUTED |= {"num_warps": 1, "dtypes": SINGLE}
 SORTED = {"ROWS": 64, "PAD": routing.PAD, "dtypes": SINGLE}
 # kernel -> each set of constants it is launched with
 KERNELS = {
@@ -235,57 +213,52 @@ KERNELS = {
 }  # fmt: skip
 
 
-def kind(name: str, dtype: str, types: dict[str, str]) -> str:
-    if name in types:
-        return types[name]
-    if name in ("r_ptr", "dw_ptr"):
-        return "*fp32"
-    if name.endswith("_ptr"):
-        return f"*{POINTERS.get(name.split('_')[-2], dtype)}"
-    return "fp32" if name in FLOATS else "i32"
+class Launch(NamedTuple):
+    constants: dict[str, Any]
+    dtype: str
+    on: tuple[str, ...]
+
+    def shows(self, name: str) -> set[tuple[str, str]]:
+        """What a choice has once: each type; of each compiler's first GPU, and on sm_90 registers are counted, each value
+        of a constant that is no size, and each configuration too that no GPU before is for."""
+        shown = {("type", self.dtype)}
+        rest = {n: str(value) for n, value in self.constants.items() if n not in SIZES and not n.startswith("BLOCK")}
+        if name in ("sm_90", "gfx942"):
+            shown |= set(rest.items())
+        if name == "sm_90" or "sm_90" not in self.on:
+            shown.add(("sizes", str({n: value for n, value in self.constants.items() if n not in rest})))
+        return shown
 
 
-# What a launch does not find to be a multiple of 16, at the shapes of real models: all else it does, and reads 16 bytes
-# at a time then, and keeps fewer addresses.
-ODD = set("top_k groups share rows_each kv_heads past first_key queries keys start ring tokens times ignore picks "
-          "rows blocks count rows_each groups spans steps".split())  # fmt: skip
+SIZES = set("D V K C R P G ROWS TILE DEPTH WORDS HALF HEADS REST PAD GROUP SPAN RUN num_warps num_stages".split())
 
 
-def compile_one(kernel: Any, given: dict[str, Any], dtype: str, name: str) -> str:
-    """What it took. Raises AssertionError where it does not fit the target, or spills on sm_90."""
-    names, target = kernel.arg_names, TARGETS[name]
-    signature = {n: "constexpr" if n in given else kind(n, dtype, given.get("types", {})) for n in names}
-    constants = {n: value for n, value in given.items() if n in signature}
-    options = {n: given[n] for n in ("num_warps", "num_stages") if n in given}
-    attrs = {
-        (i,): [["tt.divisibility", 16]]
-        for i, n in enumerate(names)
-        if n not in constants and n not in ODD and signature[n] != "fp32"
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
-    made = triton.compile(source, target=target, options=options)
-    assert made.asm["cubin" if target.backend == "cuda" else "hsaco"]
-    assert made.metadata.shared <= SHARED_MEMORY[name], (kernel.__name__, given, name, made.metadata.shared)
-    if name != "sm_90" or not CUOBJDUMP.exists():
-        return ""
-    registers, stack = spilled(made)
-    assert stack == 0, (kernel.__name__, dtype, given, f"{stack} bytes of stack")
-    return f"{registers} registers, nothing spilled"
+def launches(kernel: Any, name: str, few: bool, most: Launch | None) -> Iterator[Launch]:
+    """All that are for a GPU, or a `few`: those that show something first, and `most`, which takes most memory."""
+    seen = set[tuple[str, str]]()
+    for given in KERNELS[kernel]:
+        constants = {k: v for k, v in given.items() if k not in ("dtypes", "on")}
+        for dtype in given.get("dtypes", ("bf16", "fp16", "fp32")):
+            launch = Launch(constants, dtype, given.get("on", EVERY))
+            if name in launch.on and (not few or launch == most or launch.shows(name) - seen):
+                seen |= launch.shows(name)
+                yield launch
 
 
-def main(modules: list[str]) -> None:
-    count = 0
-    for kernel, variants in KERNELS.items():
-        if modules and kernel.fn.__module__.rpartition(".")[2] not in modules:
+def main(arguments: list[str]) -> None:
+    few, modules, count = "--few" in arguments, [each for each in arguments if each != "--few"], 0
+    for kernel in KERNELS:
+        module, took = kernel.fn.__module__.rpartition(".")[2], list[tuple[int, Launch]]()
+        if modules and module not in modules:
             continue
-        for given in variants:
-            constants = {k: v for k, v in given.items() if k not in ("dtypes", "on")}
-            for dtype in given.get("dtypes", ("bf16", "fp16", "fp32")):
-                for name in TARGETS:
-                    if name in given.get("on", EVERY):
-                        cost = compile_one(kernel, constants, dtype, name)
-                        count += 1
-                        print(f"{kernel.__name__} {dtype} {constants} on {name}: {cost}", flush=True)
+        for name in TARGETS:  # sm_90 first
+            fitting = [each for each in took if name in each[1].on]
+            most = max(fitting, key=lambda each: each[0])[1] if fitting else None
+            for launch in launches(kernel, name, few, most):
+                shared, cost = compile_one(kernel, launch.constants, launch.dtype, name)
+                took += [(shared, launch)] if name == "sm_90" else []
+                count += 1
+                print(f"{module}.{kernel.__name__} {launch.dtype} {launch.constants} on {name}: {cost}", flush=True)
     print(count)
 
 

@@ -26,6 +26,7 @@ from minillm.model.decoder import Decoder
 from minillm.ops import Ops, triton
 from tests.helpers.rows import BASE, ROWS
 
+LAYERS = 2  # one of each kind
 LENGTHS = (9, 10, 11, 150, 400, 1000, 1100, 2000, 3000, 6000, 8100)  # of the cache, while it grows
 
 
@@ -49,7 +50,8 @@ def choose_as_on_a_gpu() -> None:
 def traced(row: str, on_device: bool) -> tuple[int, int]:
     """Graphs and launches. Raises where tracing would break a step in two."""
     family, overrides = ROWS[row]
-    spec, _, _ = resolve({**BASE, "max_position_embeddings": 16384, "model_type": family, **overrides})
+    sizes = {"max_position_embeddings": 16384, "num_hidden_layers": LAYERS}
+    spec, _, _ = resolve({**BASE, "model_type": family, **overrides, **sizes})
     graphs = []
 
     def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:

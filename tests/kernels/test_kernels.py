@@ -33,9 +33,9 @@ from tests.helpers.specs import EXACT, Drawn, build, random_tokens, specs, uncut
 CPU_DEVICE = torch.device("cpu")
 TRITON = select("triton", CPU_DEVICE, torch.float32)
 NO_KERNELS = ("__init__", "launch", "online_softmax", "tuning")
-KERNELS = ROOT / "kernels"
+MODULES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if path.stem not in NO_KERNELS)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+DTYPES = (torch.float32, torch.float16)
 
 
 pytestmark = pytest.mark.usefixtures("small_kernels")
@@ -54,28 +54,26 @@ def test_every_op_has_a_kernel_and_a_problem() -> None:
     assert names == set(PROBLEMS) == set(BUDGETS)
 
 
-@DTYPES
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("op", PROBLEMS)
-def test_kernel_at_awkward_shapes(op: str, seed: int, dtype: torch.dtype) -> None:
-    check(op, Awkward(seed), dtype)
+def test_kernel_at_awkward_shapes(op: str, seed: int) -> None:
+    check(op, Awkward(seed), DTYPES[seed % 2])
 
 
-@DTYPES
 @pytest.mark.parametrize("op", PROBLEMS)
-def test_kernel_at_aligned_shapes(op: str, dtype: torch.dtype) -> None:
+def test_kernel_at_aligned_shapes(op: str) -> None:
     """Multiples of 16, as those of real models are."""
-    check(op, Aligned(0), dtype)
+    check(op, Aligned(0, 0.5), torch.float16)
 
 
 @pytest.mark.parametrize("op", PROBLEMS)
-@settings(max_examples=12, **FAST)
-@given(st.data(), st.sampled_from((torch.float32, torch.float16)))
+@settings(max_examples=8, **FAST)
+@given(st.data(), st.sampled_from(DTYPES))
 def test_kernel_at_drawn_shapes(op: str, data: st.DataObject, dtype: torch.dtype) -> None:
     check(op, Drawn(data), dtype)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("op", PROBLEMS)
 def test_reference_is_the_formula(op: str, seed: int) -> None:
     """The plain versions, in fp32, give the same numbers; their gradients are PyTorch's business."""
@@ -148,32 +146,34 @@ def test_what_a_kernel_does_not_take_is_refused_by_name(op: str, inputs: Callabl
         getattr(TRITON, op)(*inputs())
 
 
-@pytest.mark.parametrize("module", sorted(path.stem for path in KERNELS.glob("*.py") if path.stem not in NO_KERNELS))
-def test_kernels_compile_ahead_of_time(module: str) -> None:
-    """For sm_80, sm_90, sm_100 and gfx942, each configuration where it is for, without a GPU; a process of its own, as
-    this one has the interpreter on. They fit the shared memory of each and spill no registers on sm_90."""
-    script = ROOT / "tests/helpers/compile_kernels.py"
-    done = subprocess.run([sys.executable, str(script), module], capture_output=True, text=True, timeout=900)
+@pytest.mark.parametrize("part", range(4))
+def test_kernels_compile_ahead_of_time(part: int) -> None:
+    """For sm_80, sm_90, sm_100 and gfx942, each configuration on one that it is for, without a GPU; in a process of its
+    own, as this one has the interpreter on. They fit the shared memory of each and spill no registers on sm_90."""
+    script, modules = ROOT / "tests/helpers/compile_kernels.py", MODULES[part::4]
+    done = subprocess.run([sys.executable, str(script), "--few", *modules], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     *lines, count = done.stdout.splitlines()
-    assert len(lines) == int(count) >= 4
-    assert {line.rpartition("on ")[2].split(":")[0] for line in lines} == {"sm_80", "sm_90", "sm_100", "gfx942"}
+    assert len(lines) == int(count)
+    for module in modules:
+        on = [line.rpartition("on ")[2].split(":")[0] for line in lines if line.startswith(f"{module}.")]
+        assert set(on) == {"sm_80", "sm_90", "sm_100", "gfx942"}
     if CUOBJDUMP.exists():
         assert all(line.endswith("nothing spilled") for line in lines if "on sm_90" in line)
 
 
 def test_a_decode_step_is_one_graph() -> None:
-    """torch.compile(fullgraph=True): rms_norm, attention in two launches and more in each of three layers. And it stays
+    """torch.compile(fullgraph=True): rms_norm, attention in two launches and more in each of two layers. And it stays
     one as the cache grows, after the one that PyTorch makes for the first length; so does the step that graphs record,
     with the same launches."""
-    script, rows = ROOT / "tests/helpers/trace_kernels.py", ("llama", "mixtral", "deepseek_v3", "gemma2", "gpt_oss")
+    script, rows = ROOT / "tests/helpers/trace_kernels.py", ("deepseek_v3", "gemma2", "gpt_oss")
     done = subprocess.run([sys.executable, str(script), *rows], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     traced = {name: tuple(map(int, counts)) for name, *counts in map(str.split, done.stdout.splitlines())}
     assert list(traced) == list(rows)
     for graphs, launches, *on_device in traced.values():
         assert graphs == 2
-        assert launches >= 3 * 6
+        assert launches >= 2 * 6
         assert on_device == [graphs, launches]
 
 

@@ -1,7 +1,7 @@
 """Processes that are forked from one that has imported everything: to start Python and torch is most of what a short
 process costs, and a command over ranks starts several.
 
-`python -m tests.parallel.forks` reads lines of JSON, and answers each with one: what `Forks` asks of it.
+`python -m tests.parallel.forks MODULE …` reads lines of JSON, and answers each with one: what `Forks` asks of it.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Run:
 
 
 class Forks:
-    """The process that others are forked from."""
+    """The process that others are forked from, which has imported what they need."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, imported: Sequence[str] = IMPORTED):
         self.folder, self.count = folder, 0
-        line = [sys.executable, "-m", "tests.parallel.forks"]
+        line = [sys.executable, "-m", "tests.parallel.forks", *imported]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(line, cwd=ROOT, env=environment, **pipes)
@@ -169,7 +169,7 @@ def _faulty(line: list[str]) -> list[str]:
 
 
 def main() -> None:
-    for name in IMPORTED:
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     from minillm.parallel import launch
 
