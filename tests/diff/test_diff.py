@@ -79,19 +79,38 @@ def oracles_family(llm: LLM) -> str:
 
 
 @pytest.mark.parametrize("row", COMPARED)
-def test_every_family_agrees(row: str, folders: Any) -> None:
-    folder, theirs = folders(row)
-    found = examined(minillm.load(folder, kernels="reference"), theirs)
+def test_every_family_agrees(row: str, tmp_path: Path) -> None:
+    """Module by module. And the replay in fp64 is right: every op of every kind of module, on both sides, is within
+    rounding of it."""
+    theirs = tiny.save(tmp_path, *tiny.ROWS[row])
+    llm = minillm.load(tmp_path, kernels="reference")
+    trace, sites = traced(llm, theirs)
+    found = diff.examine(llm, trace, sites)
     assert found.first is None
     names = {each.site.ours for each in found.rows}
-    wanted = {"embedding", "norm", "head"}
-    for i, layer in enumerate(minillm.load(folder).spec.layers):
-        own = f"layers.{i}"
-        wanted |= {own} | ({f"{own}.attention"} if len(layer.mixers) == 1 else set())  # two have no module of their own
-        if layer.ffn is not None:
-            wanted.add(f"{own}.ffn" if f"{own}.ffn" in names else f"{own}.ffn.experts")  # beside the MLP there
-    assert names >= wanted
+    assert names >= wanted(llm, names)
     assert max(each.forced.max for each in found.rows) <= LARGEST
+    step, ops = step_of(llm.model, trace), 0
+    for site in sites:
+        reordered = (
+            row.startswith("plamo") and not row.startswith("plamo3") and site.ours.endswith(".attention")
+        )  # heads
+        if site.name in trace.gave and site.ours.split(".")[:2] != ["layers", "2"] and not reordered:
+            for op in replay(llm.model, site, trace, step):
+                assert max(op.ours.max, op.theirs.max) <= LARGEST, (site.ours, op)
+                ops += 1
+    assert ops >= (2 * 8 if llm.spec.attentions else 2 * 5)
+
+
+def wanted(llm: LLM, names: set[str]) -> set[str]:
+    """The modules that are compared at least, of those that bear one of two names that of `names`."""
+    made = {"embedding", "norm", "head"}
+    for i, layer in enumerate(llm.spec.layers):
+        own = f"layers.{i}"
+        made |= {own} | ({f"{own}.attention"} if len(layer.mixers) == 1 else set())  # two have no module of their own
+        if layer.ffn is not None:
+            made.add(f"{own}.ffn" if f"{own}.ffn" in names else f"{own}.ffn.experts")  # beside the MLP there
+    return made
 
 
 @pytest.mark.parametrize("name", BUGS)
@@ -106,24 +125,6 @@ def test_a_bug_is_named(name: str, folders: Any) -> None:
     assert any(bug.words in text for text in ["", *found.causes, *found.signs]), (found.causes, found.signs)
     if bug.module.endswith("router"):  # the others send their tokens where the reference did
         assert {row.site.ours.rpartition(".")[2] for row in found.rows if row.diverges(diff.TOLERANCE)} == {"router"}
-
-
-@pytest.mark.parametrize("row", COMPARED)
-def test_both_sides_follow_the_formula(row: str, folders: Any) -> None:
-    """The replay in fp64 is right: every op of every kind of module, on both sides, is within rounding of it."""
-    folder, theirs = folders(row)
-    llm = minillm.load(folder, kernels="reference")
-    trace, sites = traced(llm, theirs)
-    step, ops = step_of(llm.model, trace), 0
-    for site in sites:
-        reordered = (
-            row.startswith("plamo") and not row.startswith("plamo3") and site.ours.endswith(".attention")
-        )  # heads
-        if site.name in trace.gave and site.ours.split(".")[:2] != ["layers", "2"] and not reordered:
-            for op in replay(llm.model, site, trace, step):
-                assert max(op.ours.max, op.theirs.max) <= LARGEST, (site.ours, op)
-                ops += 1
-    assert ops >= (2 * 8 if llm.spec.attentions else 2 * 5)
 
 
 @pytest.mark.parametrize(

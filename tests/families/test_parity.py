@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import transformers
+from torch import Tensor
 
 import minillm
 from minillm.config import read
 from minillm.families import resolve
+from minillm.llm import LLM
 from minillm.model.cache import Cache
 from tests.helpers import oracles, oracles_hybrid, tiny
-from tests.helpers.oracles import played, recorded
+from tests.helpers.oracles import Routes, played, recorded
 
 FP32 = 2e-5
 WEIGHT = 4e-6  # of size up to 2.5; the largest seen, over 12 prompts of each row on two processors, was 2.7e-6
@@ -37,55 +39,83 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 
 
+class Pair(NamedTuple):
+    """A row's folder, and the two models of it in fp32."""
+
+    folder: Path
+    theirs: Any
+    llm: LLM
+
+
+class Rounded(NamedTuple):
+    """What both sides make of `tokens` `[4, 32]` in bf16, each token sent where fp32 sends it."""
+
+    tokens: Tensor
+    routes: Routes
+    exact: Tensor  # theirs in fp32
+    theirs: Tensor
+    ours: list[LLM]  # packed and plain weights
+
+
 @pytest.fixture(scope="module", params=list(tiny.ROWS))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("parity")
-    return folder, tiny.save(folder, *tiny.ROWS[request.param])
+    tiny.save(folder, *tiny.ROWS[request.param])
+    return Pair(folder, tiny.reference(folder), minillm.load(folder))
 
 
-def agree(routes: oracles.Routes) -> None:
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def rounded(pair: Pair) -> Rounded:
+    tokens = tiny.tokens(tiny.BASE["vocab_size"], 4, 32, seed=3)
+    with recorded(pair.theirs) as routes:
+        exact = tiny.logits(pair.theirs, tokens)
+    theirs = tiny.reference(pair.folder, torch.bfloat16)
+    with played(theirs, routes):
+        rough = tiny.logits(theirs, tokens)
+    ours = [minillm.load(pair.folder, dtype="bfloat16", kernels=kernels) for kernels in ("auto", "reference")]
+    return Rounded(tokens, routes, exact, rough, ours)
+
+
+def agree(routes: Routes) -> None:
     """Nearly every token goes to the same experts by itself, with the same weights."""
     assert routes.other_choices <= 0.01 * routes.tokens
     assert routes.weight_error <= WEIGHT
 
 
 @torch.no_grad()
-def test_logits(pair) -> None:
-    folder, theirs = pair
-    llm = minillm.load(folder)
-    tokens = tiny.tokens(llm.spec.vocab_size, 2, 40)
-    with recorded(theirs) as routes:
-        expected = tiny.logits(theirs, tokens)
-    with played(llm.model, routes):
-        difference = (llm.model(tokens) - expected).abs().max()
+def test_logits(pair: Pair) -> None:
+    tokens = tiny.tokens(pair.llm.spec.vocab_size, 2, 40)
+    with recorded(pair.theirs) as routes:
+        expected = tiny.logits(pair.theirs, tokens)
+    with played(pair.llm.model, routes):
+        difference = (pair.llm.model(tokens) - expected).abs().max()
     assert difference <= FP32
     agree(routes)
 
 
 @torch.no_grad()
-def test_cached_decode(pair) -> None:
-    """A prompt, then token by token through the cache, logits compared at every step."""
-    folder, theirs = pair
-    llm = minillm.load(folder)
-    tokens = tiny.tokens(llm.spec.vocab_size, 1, 30, seed=1)
+def test_cached_decode(pair: Pair) -> None:
+    """A prompt, then token by token through both caches, logits compared at every step."""
+    tokens = tiny.tokens(pair.llm.spec.vocab_size, 1, 26, seed=1)
     pieces = [tokens[:, :9], *tokens[:, 9:].split(1, dim=1)]
-    with recorded(theirs) as routes:
-        expected = torch.cat(cached(theirs, pieces), 1)
-    cache = Cache(llm.spec, 1, 30, torch.float32)
-    with played(llm.model, routes):
-        ours = [llm.model(piece, cache) for piece in pieces]
+    with recorded(pair.theirs) as routes:
+        expected = torch.cat(cached(pair.theirs, pieces), 1)
+    cache = Cache(pair.llm.spec, 1, 26, torch.float32)
+    with played(pair.llm.model, routes):
+        ours = [pair.llm.model(piece, cache) for piece in pieces]
     assert (torch.cat(ours, 1) - expected).abs().max() <= FP32
     agree(routes)
 
 
 @torch.no_grad()
-def test_cut_and_side_by_side(pair) -> None:
-    """A prompt at once, in pieces of any length, or token by token; two rows of different length, the shorter padded on
-    the left, or each alone: the same logits."""
-    llm = minillm.load(pair[0])
+def test_cut_and_side_by_side(pair: Pair) -> None:
+    """A prompt at once, or in pieces of any length, single tokens first; two rows of different length, the shorter
+    padded on the left, or each alone: the same logits."""
+    llm = pair.llm
     rows = [tiny.tokens(llm.spec.vocab_size, 1, length, seed=5) for length in (26, 19)]
     alone = [llm.model(row) for row in rows]
-    for cuts in ([11, 1, 9, 5], [1] * 26):
+    for cuts in ([11, 1, 9, 5], [1, 1, 1, 1, 14, 1, 7]):
         cache = Cache(llm.spec, 1, 26, torch.float32)
         cache.prompt_length = 26
         pieces = [llm.model(piece, cache) for piece in rows[0].split(cuts, dim=1)]
@@ -98,7 +128,7 @@ def test_cut_and_side_by_side(pair) -> None:
         assert (logits[i, left:] - row[0]).abs().max() <= FP32
 
 
-def cached(theirs: Any, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
+def cached(theirs: Any, pieces: list[Tensor]) -> list[Tensor]:
     """The fp32 logits of one piece after the other."""
     logits, past, length = [], None, 0
     for piece in pieces:
@@ -108,47 +138,45 @@ def cached(theirs: Any, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
     return logits
 
 
-def test_greedy(pair) -> None:
-    folder, theirs = pair
+@torch.no_grad()
+def test_greedy(pair: Pair) -> None:
+    """Each token is what transformers finds likeliest behind those before it, of which one pass over all of them tells
+    as much as its `generate`. Of rows whose positions turn otherwise the more tokens there are, `generate` itself."""
     prompt = tiny.tokens(tiny.BASE["vocab_size"], 1, PROMPT, seed=2)
-    expected = theirs.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)[0, PROMPT:].tolist()
-    assert minillm.load(folder).generate(prompt_ids=prompt[0], max_new_tokens=NEW_TOKENS).token_ids == expected
+    ours = pair.llm.generate(prompt_ids=prompt[0], max_new_tokens=NEW_TOKENS).token_ids
+    assert len(ours) == NEW_TOKENS
+    if "dynamic" in json.dumps(read(pair.folder)):
+        expected = pair.theirs.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)[0, PROMPT:]
+    else:
+        given = torch.cat((prompt, torch.tensor([ours])), 1)
+        expected = tiny.logits(pair.theirs, given)[0, PROMPT - 1 : -1].argmax(-1)
+    assert ours == expected.tolist()
+
+
+def error(logits: Tensor, exact: Tensor) -> Tensor:
+    return (logits - exact).square().mean().sqrt()
 
 
 @torch.no_grad()
-def test_bfloat16(pair) -> None:
+def test_bfloat16(rounded: Rounded) -> None:
     """Our bf16 is as close to fp32 as theirs: root mean square over 12,000 logits, packed and plain weights. Both
     send tokens where fp32 sends them: another expert is no rounding error."""
-    folder, theirs = pair
-    tokens = tiny.tokens(tiny.BASE["vocab_size"], 4, 32, seed=3)
-    with recorded(theirs) as routes:
-        exact = tiny.logits(theirs, tokens)
-    their_bf16 = tiny.reference(folder, torch.bfloat16)
-    with played(their_bf16, routes):
-        their_error = (tiny.logits(their_bf16, tokens) - exact).square().mean().sqrt()
-    for kernels in ("auto", "reference"):
-        model = minillm.load(folder, dtype="bfloat16", kernels=kernels).model
-        with played(model, routes):
-            ours = model(tokens).float()
-        assert (ours - exact).square().mean().sqrt() <= BF16_RATIO * their_error
+    for llm in rounded.ours:
+        with played(llm.model, rounded.routes):
+            ours = llm.model(rounded.tokens).float()
+        assert error(ours, rounded.exact) <= BF16_RATIO * error(rounded.theirs, rounded.exact)
 
 
 @torch.no_grad()
-def test_bfloat16_token_by_token(pair) -> None:
-    """The same through the cache, one row at a time: the path of decoding, with its own matrix-vector product."""
-    folder, theirs = pair
-    tokens = list(tiny.tokens(tiny.BASE["vocab_size"], 1, 40, seed=4).split(1, dim=1))
-    with recorded(theirs) as routes:
-        exact = torch.cat(cached(theirs, tokens), 1)
-    their_bf16 = tiny.reference(folder, torch.bfloat16)
-    with played(their_bf16, routes):
-        their_error = (torch.cat(cached(their_bf16, tokens), 1) - exact).square().mean().sqrt()
-    for kernels in ("auto", "reference"):
-        llm = minillm.load(folder, dtype="bfloat16", kernels=kernels)
-        cache = Cache(llm.spec, 1, 40, torch.bfloat16)
+def test_bfloat16_token_by_token(rounded: Rounded) -> None:
+    """The first row again through the cache: the path of decoding, with its own matrix-vector product."""
+    tokens, routes = rounded.tokens[:1], rounded.routes.token_by_token(row=0, rows=len(rounded.tokens))
+    for llm in rounded.ours:
+        cache = Cache(llm.spec, 1, tokens.shape[1], torch.bfloat16)
+        cache.prompt_length = tokens.shape[1]
         with played(llm.model, routes):
-            ours = torch.cat([llm.model(token, cache).float() for token in tokens], 1)
-        assert (ours - exact).square().mean().sqrt() <= BF16_RATIO * their_error
+            ours = torch.cat([llm.model(token, cache).float() for token in tokens.split(1, dim=1)], 1)
+        assert error(ours, rounded.exact[:1]) <= BF16_RATIO * error(rounded.theirs[:1], rounded.exact[:1])
 
 
 @pytest.mark.parametrize(

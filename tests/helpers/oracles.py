@@ -31,18 +31,18 @@ EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 
 def build(family: str, values: dict[str, Any]) -> Any:
-    """A fresh model of a family."""
+    """A fresh model of a family, in the plainest of transformers' implementations."""
     if family == "deepseek":
         return with_experts(transformers.LlamaConfig(**values))
     if family in oracles_plamo.BUILD:
         return oracles_plamo.BUILD[family](values)
     for others, families in ((oracles_wrapped, oracles_wrapped.WRAPPED), (oracles_renamed, oracles_renamed.CLASS)):
         if family in families:
-            return others.build(family, values)
+            return others.build(family, values, **EAGER)
     config = transformers.AutoConfig.for_model(SAME_AS.get(family, family), **values)
     if family in oracles_tail.CLASS:
-        return oracles_tail.CLASS[family]._from_config(config, attn_implementation="eager")
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        return oracles_tail.CLASS[family]._from_config(config, **EAGER)
+    model = transformers.AutoModelForCausalLM.from_config(config, **EAGER)
     return standardised(model) if family == "tanuki" else model
 
 
@@ -156,6 +156,11 @@ class Routes:
                 part.calls.append((experts.flatten(0, 1), weights.flatten(0, 1)))
         return parts
 
+    def token_by_token(self, row: int, rows: int) -> Routes:
+        """Those of one of the rows, as if each token had come alone."""
+        split = [[each.unflatten(0, (rows, -1))[row].split(1) for each in call] for call in self.calls]
+        return Routes([each for calls in zip(*(zip(*call, strict=True) for call in split), strict=True) for each in calls])
+
     def compare(self, own: Routing, experts: Tensor, weights: Tensor) -> None:
         mine, theirs = own.experts.sort(-1), experts.sort(-1)
         same = (mine.values == theirs.values).all(-1)
@@ -182,9 +187,11 @@ def recorded(theirs: Any) -> Iterator[Routes]:
 
     hooks = [module.register_forward_pre_hook(note) for module in _experts(theirs)]
     hooks += oracles_tail.record(theirs, routes.calls)
-    yield routes
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield routes
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextlib.contextmanager
@@ -205,7 +212,9 @@ def played(model: Any, routes: Routes) -> Iterator[Routes]:
     hooks = [router.register_forward_hook(ours) for router in routers]
     hooks += [module.register_forward_pre_hook(theirs) for module in _experts(model)] if not routers else []
     hooks += oracles_tail.play(model, calls)
-    yield routes
-    assert next(calls, None) is None, "more was recorded than played"
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield routes
+        assert next(calls, None) is None, "more was recorded than played"
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -44,7 +44,7 @@ def write_parallel(model: Any, folder: Path) -> None:
     for name, tensor in state.items():
         if name.endswith(("k_proj.weight", "v_proj.weight")):
             tensor = tensor[: len(tensor) // shared].clone()
-            state[name] = tensor.tile(shared, 1)
+            state[name].copy_(tensor.tile(shared, 1))  # in the model, as it is what the file means
         published[name.replace("model.layers.", "model.layers.layers.").replace("input_layernorm", "norm")] = tensor
     keys = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
     keys += "n_shared_head max_position_embeddings rms_norm_eps rope_parameters tie_word_embeddings"

@@ -55,9 +55,9 @@ NAMES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
-def build(family: str, values: dict[str, Any]) -> Any:
+def build(family: str, values: dict[str, Any], **options: Any) -> Any:
     config = transformers.AutoConfig.for_model(CLASS[family], **values)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return transformers.AutoModelForCausalLM.from_config(config, **options)
 
 
 def load(folder: Path, **options: Any) -> Any:

@@ -35,12 +35,12 @@ TEXT["exaone4_5"] = "exaone4"
 WRAPPED = {*VISION, *AUDIO}
 
 
-def build(family: str, values: dict[str, Any]) -> Any:
+def build(family: str, values: dict[str, Any], **options: Any) -> Any:
     text = {**({"model_type": TEXT[family]} if family in TEXT else {}), **values}
     tied = values.get("tie_word_embeddings", False)
     tower = {"audio_config": AUDIO[family]} if family in AUDIO else {"vision_config": VISION[family]}
     config = transformers.AutoConfig.for_model(family, text_config=text, **tower, tie_word_embeddings=tied)
-    return kind(family).from_config(config, attn_implementation="eager")
+    return kind(family).from_config(config, **options)
 
 
 def kind(family: str) -> Any:

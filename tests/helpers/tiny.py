@@ -38,11 +38,11 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 
 def save(folder: Path, family: str, overrides: dict[str, Any], seed: int = 0) -> Any:
-    """Build, randomise and save a model; returns it loaded from disk again, fp32 and eager."""
-    model = oracles.build(family, {**BASE, **overrides})
+    """Build, randomise and save a model; returns it, fp32 and eager, as `reference` reads it from the folder."""
+    model = oracles.build(family, {**BASE, **overrides}).eval()
     randomise(model, seed)
     oracles.save(model, folder, family)
-    return reference(folder)
+    return model
 
 
 def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -78,7 +78,7 @@ def scheme(options: dict) -> Int8 | Int4:
 def test_a_load_quantises_what_a_plain_load_gives(plain: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, in blocks of a few rows: a row's numbers depend on no other row. What is not held stays as it was,
     and the model computes what one computes whose matrices are the dequantised ones."""
-    monkeypatch.setattr(holding, "PIECE", 100)
+    monkeypatch.setattr(holding, "PIECE", 1000)
     dense = minillm.load(plain, "float32", kernels="reference")
     held = minillm.load(plain, "float32", kernels="reference", **SCHEMES[name])
     made, found, chosen = formats(SCHEMES[name], dense), parameters(held), parameters(dense)
