@@ -16,6 +16,8 @@ from minillm.spec import (
     MLP,
     XIELU,
     Beside,
+    CappedSwiGLU,
+    ChannelDelta,
     Chunk,
     ClampedSwiGLU,
     Decoder,
@@ -28,6 +30,7 @@ from minillm.spec import (
     Norm,
     PerLayer,
     ProportionalScaling,
+    Rope,
     Router,
     StateSpace,
     Streams,
@@ -143,10 +146,10 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     ]
 
 
-def _gate(a: GQA, hidden: int) -> str:
+def _gate(a: GQA | MLA, hidden: int) -> str:
     assert a.gate is not None
     rows, each = (a.num_heads, ", one for a head") if a.gate.width == "head" else (a.num_heads * a.v_dim, "")
-    bias = " + b" if a.qkv_bias and a.gate.with_q else ""
+    bias = " + b" if isinstance(a, GQA) and a.qkv_bias and a.gate.with_q else ""
     return f"s = {a.gate.activation}({w(rows, hidden)} u{bias}){each}"
 
 
@@ -169,6 +172,19 @@ def _delta(a: GatedDeltaNet, hidden: int) -> list[str]:
         f"b = {factor}sigmoid({heads}), g = -e^A softplus({heads} + t): one each for a head of v",
         f"S = e^g S, then S = S + k (b (v - Sᵀ k))ᵀ: a state of {a.k_dim} x {a.v_dim} for each head of v",
         f"a = {w(hidden, values)} (w Sᵀ q / sqrt(mean (Sᵀ q)² + {a.norm.eps:g}) * silu(z))",
+    ]
+
+
+def _channels(a: ChannelDelta, hidden: int) -> list[str]:
+    made = f"{w(a.inner, a.rank)} {w(a.rank, hidden)} u" if a.rank else f"{w(a.inner, hidden)} u"
+    rate = "-e^A softplus(y)" if a.bound is None else f"{a.bound:g} sigmoid(e^A y)"
+    return [
+        f"q, k, v = {w(a.inner, hidden)} u each: {a.num_heads} heads of {a.head_dim}",
+        f"q, k, v: silu of a weighted sum of the last {a.conv_kernel} positions; q = q / (|q| {a.head_dim**0.5:.4g}), "
+        "k = k / |k|",
+        f"b = sigmoid({w(a.num_heads, hidden)} u), g = {rate}, y = {made} + t: one g for each value of k",
+        f"S = diag(e^g) S, then S = S + k (b (v - Sᵀ k))ᵀ: a state of {a.head_dim} x {a.head_dim} for each head",
+        f"a = {w(hidden, a.inner)} (w Sᵀ q / sqrt(mean (Sᵀ q)² + {a.norm.eps:g}) * sigmoid({made}))",
     ]
 
 
@@ -197,10 +213,12 @@ def _mla(a: MLA, hidden: int) -> list[str]:
         f"c, r = {w(a.kv_rank + a.rope.dim, hidden)} u, c = n(c): "
         f"{a.kv_rank} + {a.rope.dim} values, all that is cached",
         f"k = [{w(a.nope_dim, a.kv_rank)} c | r], v = {w(a.v_dim, a.kv_rank)} c for each head",
-        f"the last {a.rope.dim} values of q, and r, turned by position, base {a.rope.theta:g}"
-        + _scaled(a.rope.scaling),
-        f"a_i = {w(hidden, a.num_heads * a.v_dim)} sum over j <= i of "
-        f"softmax_j({a.score_factor * width**-0.5:.4g} q_i k_j) v_j",
+        f"the last {a.rope.dim} values of q, and r, "
+        + (f"turned by position, base {a.rope.theta:g}{_scaled(a.rope.scaling)}" if isinstance(a.rope, Rope)
+           else "as they are, whatever their position"),
+        *([_gate(a, hidden)] if a.gate else []),
+        f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over j <= i of "
+        f"softmax_j({a.score_factor * width**-0.5:.4g} q_i k_j) v_j{')' if a.gate else ''}",
     ]
 
 
@@ -216,6 +234,9 @@ def _gated(f: GatedMLP | MoE, hidden: int) -> list[str]:
     inner, bias = f.intermediate_size, " + b" if f.bias else ""
     if isinstance(a := f.activation, ClampedSwiGLU):
         product = f"g sigmoid({a.alpha:g} g) * (1 + v)){bias}, g = min({w(inner, hidden)} u{bias}, {a.limit:g})"
+        return [f"f = {w(hidden, inner)} ({product}, v = {w(inner, hidden)} u{bias} clamped to ±{a.limit:g}"]
+    if isinstance(a, CappedSwiGLU):
+        product = f"min(silu({w(inner, hidden)} u{bias}), {a.limit:g}) * v){bias}"
         return [f"f = {w(hidden, inner)} ({product}, v = {w(inner, hidden)} u{bias} clamped to ±{a.limit:g}"]
     if isinstance(a, Ungated):
         return _mlp(MLP(inner, a.activation, f.bias), hidden)
@@ -285,6 +306,7 @@ PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     GQA: _gqa,
     MLA: _mla,
     GatedDeltaNet: _delta,
+    ChannelDelta: _channels,
     GatedConv: _conv,
     StateSpace: state_space,
     Beside: _beside,

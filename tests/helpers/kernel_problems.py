@@ -21,7 +21,7 @@ from tests.helpers.product_problems import fp8_linear, grouped_linear, linear
 from tests.helpers.recurrent_problems import delta_rule, delta_step, gated_rms_norm, short_conv
 from tests.helpers.state_problems import gated_conv_step, state_step
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", spec.ClampedSwiGLU(1.702, 0.7))
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", spec.ClampedSwiGLU(1.702, 0.7), spec.CappedSwiGLU(0.7))
 
 
 def normed(x: Tensor, w: Tensor, eps: float, offset: float) -> Tensor:

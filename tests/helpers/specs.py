@@ -22,6 +22,7 @@ from minillm.spec import (
     XIELU,
     Beside,
     Chunk,
+    CappedSwiGLU,
     ClampedSwiGLU,
     Embedding,
     Gate,
@@ -53,7 +54,8 @@ EXACT = 3e-5  # fp32, sums of under 100 terms of size one in another order; the 
 MARGIN = 1e-4  # of an expert chosen over one not chosen: rounding must not decide
 
 
-MLPS = (MLP(20, "gelu", bias=True), MLP(20, "relu2"), MLP(20, XIELU()))
+GATED = [GatedMLP(20, each) for each in ("silu", ClampedSwiGLU(1.5, 0.7), CappedSwiGLU(0.3))]
+MLPS = (*GATED, GatedMLP(20, sparsity=0.8), MLP(20, "gelu", bias=True), MLP(20, "relu2"), MLP(20, XIELU()))
 
 
 def key_norms(norm: Norm) -> tuple[QKNorm | None, ...]:
@@ -144,9 +146,7 @@ def scores(draw: st.DrawFn, heads: int) -> Scores:
 @st.composite
 def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
     if draw(st.booleans()):
-        return draw(
-            st.sampled_from((GatedMLP(20), GatedMLP(20, ClampedSwiGLU(1.5, 0.7)), GatedMLP(20, sparsity=0.8), *MLPS))
-        )
+        return draw(st.sampled_from(MLPS))
     experts, score = draw(st.integers(2, 6)), draw(st.sampled_from(("softmax", "softmax_chosen", "sigmoid")))
     normalize = draw(st.sampled_from((None, Norm(0.1))))
     router = Router(
