@@ -1,7 +1,7 @@
 """Stacks of matrices that a checkpoint has where a model has other rows between them.
 
-    X.gate_proj.weight [E, F, H]   and X.up_proj.weight: gate and up of all experts of a layer, each in a tensor. A model
-                                   has both of an expert side by side: one tensor for each expert, X.E.gate_proj.weight
+X.gate_proj.weight [E, F, H]   and X.up_proj.weight: gate and up of all experts of a layer, each in a tensor. A model
+                               has both of an expert side by side: one tensor for each expert, X.E.gate_proj.weight
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
-from minillm.explain.scanned import state_space, w
+from minillm.explain import scanned
+from minillm.explain.scanned import w
 from minillm.spec import (
     GQA,
     MLA,
@@ -160,42 +161,6 @@ def _turned(a: GQA) -> str:
     return f"{part}each head turned by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling)
 
 
-def _delta(a: GatedDeltaNet, hidden: int) -> list[str]:
-    keys, values, heads = a.num_k_heads * a.k_dim, a.num_v_heads * a.v_dim, f"{w(a.num_v_heads, hidden)} u"
-    shared = f", each k head for {a.num_v_heads // a.num_k_heads} of v" if a.num_k_heads != a.num_v_heads else ""
-    factor = "" if a.beta_factor == 1 else f"{a.beta_factor:g} "
-    return [
-        f"q, k = {w(keys, hidden)} u, v, z = {w(values, hidden)} u: {a.num_k_heads} heads of {a.k_dim} and "
-        f"{a.num_v_heads} of {a.v_dim}{shared}",
-        f"q, k, v: silu of a weighted sum of the last {a.conv_kernel} positions; q = q / (|q| {a.k_dim**0.5:.4g}), "
-        "k = k / |k|",
-        f"b = {factor}sigmoid({heads}), g = -e^A softplus({heads} + t): one each for a head of v",
-        f"S = e^g S, then S = S + k (b (v - Sᵀ k))ᵀ: a state of {a.k_dim} x {a.v_dim} for each head of v",
-        f"a = {w(hidden, values)} (w Sᵀ q / sqrt(mean (Sᵀ q)² + {a.norm.eps:g}) * silu(z))",
-    ]
-
-
-def _channels(a: ChannelDelta, hidden: int) -> list[str]:
-    made = f"{w(a.inner, a.rank)} {w(a.rank, hidden)} u" if a.rank else f"{w(a.inner, hidden)} u"
-    rate = "-e^A softplus(y)" if a.bound is None else f"{a.bound:g} sigmoid(e^A y)"
-    return [
-        f"q, k, v = {w(a.inner, hidden)} u each: {a.num_heads} heads of {a.head_dim}",
-        f"q, k, v: silu of a weighted sum of the last {a.conv_kernel} positions; q = q / (|q| {a.head_dim**0.5:.4g}), "
-        "k = k / |k|",
-        f"b = sigmoid({w(a.num_heads, hidden)} u), g = {rate}, y = {made} + t: one g for each value of k",
-        f"S = diag(e^g) S, then S = S + k (b (v - Sᵀ k))ᵀ: a state of {a.head_dim} x {a.head_dim} for each head",
-        f"a = {w(hidden, a.inner)} (w Sᵀ q / sqrt(mean (Sᵀ q)² + {a.norm.eps:g}) * sigmoid({made}))",
-    ]
-
-
-def _conv(a: GatedConv, hidden: int) -> list[str]:
-    return [
-        f"b, c, v = {w(a.channels, hidden)} u each, v = b * v",
-        f"v = a weighted sum of the last {a.conv_kernel} positions of v, with {a.conv_kernel} weights for each value",
-        f"a = {w(hidden, a.channels)} (c * v)",
-    ]
-
-
 def _beside(a: Beside, hidden: int) -> list[str]:
     one, two = (PARTS[type(each)](each, hidden) for each in (a.attention, a.recurrent))
     first, second = ("" if each == 1 else f"{each:.4g} " for each in a.factors)
@@ -214,8 +179,11 @@ def _mla(a: MLA, hidden: int) -> list[str]:
         f"{a.kv_rank} + {a.rope.dim} values, all that is cached",
         f"k = [{w(a.nope_dim, a.kv_rank)} c | r], v = {w(a.v_dim, a.kv_rank)} c for each head",
         f"the last {a.rope.dim} values of q, and r, "
-        + (f"turned by position, base {a.rope.theta:g}{_scaled(a.rope.scaling)}" if isinstance(a.rope, Rope)
-           else "as they are, whatever their position"),
+        + (
+            f"turned by position, base {a.rope.theta:g}{_scaled(a.rope.scaling)}"
+            if isinstance(a.rope, Rope)
+            else "as they are, whatever their position"
+        ),
         *([_gate(a, hidden)] if a.gate else []),
         f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over j <= i of "
         f"softmax_j({a.score_factor * width**-0.5:.4g} q_i k_j) v_j{')' if a.gate else ''}",
@@ -305,10 +273,10 @@ def _router(r: Router, hidden: int) -> list[str]:
 PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     GQA: _gqa,
     MLA: _mla,
-    GatedDeltaNet: _delta,
-    ChannelDelta: _channels,
-    GatedConv: _conv,
-    StateSpace: state_space,
+    GatedDeltaNet: scanned.delta,
+    ChannelDelta: scanned.channels,
+    GatedConv: scanned.conv,
+    StateSpace: scanned.state_space,
     Beside: _beside,
     GatedMLP: _gated,
     MLP: _mlp,

@@ -44,9 +44,7 @@ def spec(config: Config) -> Decoder:
     norm = LayerNorm(config.number("layer_norm_eps"), bias=False) if eps is None else Norm(eps)
     config.without_effect(["model_max_length", "layer_norm_eps"])
     made = common.decoder(config, common.in_layers(attention, windows, ropes), ffn, norm)
-    return replace(
-        common.every_layer(made, ffn_norm=None, parallel=True), logit_scale=config.number("logit_scale")
-    )
+    return replace(common.every_layer(made, ffn_norm=None, parallel=True), logit_scale=config.number("logit_scale"))
 
 
 def _ffn(config: Config, default: list[bool]) -> list[GatedMLP | MoE]:

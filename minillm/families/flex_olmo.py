@@ -1,5 +1,5 @@
-"""OLMo 2, except: a mixture of experts in place of each MLP, each of them trained on other data, weighed by a softmax
-over all.
+"""Llama, except: all that OLMo 2 changes, and a mixture of experts in place of each MLP, each of them trained on other
+data, weighed by a softmax over all.
 
 FlexOlmo-7x7B-1T (Ai2, arXiv:2507.07024).
 """

@@ -43,7 +43,9 @@ def windowed(config: Config, made: Decoder) -> Decoder:
     windows = common.typed_windows(config, common.window(config), [i % 4 != 0 for i in range(layers)])
     attention = replace(made.attentions[0], weakened="sinks")
     mixers = common.in_layers(attention, windows, _ropes(config, layers))
-    return replace(made, layers=tuple(replace(layer, attention=each) for layer, each in zip(made.layers, mixers, strict=True)))
+    return replace(
+        made, layers=tuple(replace(layer, attention=each) for layer, each in zip(made.layers, mixers, strict=True))
+    )
 
 
 def _ropes(config: Config, layers: int) -> Sequence[Rope | None]:

@@ -1,5 +1,5 @@
-"""Llama, except: three of four layers are Kimi Delta Attention, whose states forget each value of a key at a rate of its
-own; the others have DeepSeek-V2's latent attention without positions; after the first layer come DeepSeek-V3's mixtures.
+"""Llama, except: three of four layers are Kimi Delta Attention, which forgets each value of a key at its own rate;
+the others have latent attention without positions; after the first layer come DeepSeek-V3's mixtures.
 
 Kimi-Linear-48B-A3B (Moonshot AI, arXiv:2510.26692). Lists of layers in published files count from 1.
 """
@@ -63,8 +63,9 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     made |= {to: section[name] for name, to in OWN.items() if name in section}
     lists, count = [section.get(key) for key in LISTS], made.get("num_hidden_layers")
     if made.get("layer_types") is None and all(isinstance(each, list) for each in lists) and isinstance(count, int):
-        kinds = {i: kind for each, kind in zip(lists, ("full_attention", "linear_attention"), strict=True) for i in each}
-        made["layer_types"] = [kinds.get(i + 1) for i in range(min(count, common.MAX_LAYERS))]
+        named = zip(lists, ("full_attention", "linear_attention"), strict=True)
+        kinds = {str(i): kind for each, kind in named for i in each}
+        made["layer_types"] = [kinds.get(str(i + 1)) for i in range(min(count, common.MAX_LAYERS))]
     return made
 
 

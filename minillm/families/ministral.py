@@ -1,4 +1,4 @@
-"""Mistral, except: `layer_types` says which layers have the window.
+"""Llama, except: all that Mistral changes, but that `layer_types` says which layers have the window.
 
 Ministral-8B-Instruct-2410 (Mistral AI, 2024): one layer in four sees everything.
 """

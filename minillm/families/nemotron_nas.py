@@ -1,5 +1,5 @@
-"""Llama, except: layers have as many kv heads, and MLPs as wide, as a search for a smaller model has left them, and some
-have no attention, or no MLP, with its norm.
+"""Llama, except: layers have as many kv heads, and as wide an MLP, as a search for a smaller model has left them; some
+have no attention, or no MLP, nor its norm.
 
 Llama-3.3-Nemotron-Super-49B, Llama-3.1-Nemotron-Ultra-253B (NVIDIA, arXiv:2411.19146). Layers in which a linear map
 stands in place of either, as of Llama-3.1-Nemotron-51B, are refused.

@@ -1,4 +1,4 @@
-"""Phi-3, except: its names may have adapters beside them, which are for pictures and sounds alone.
+"""Llama, except: all that Phi-3 changes; matrices may have adapters beside them, for pictures and sounds alone.
 
 The text model of Phi-4-multimodal-instruct (Microsoft, arXiv:2503.01743), which is Phi-4-mini: of a text the published
 code switches both adapters (LoRA) off, and transformers has none.
@@ -11,7 +11,6 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import phi3
-from minillm.families.shared import wrapped
 from minillm.spec import Decoder
 
 DEFAULTS = {
@@ -21,13 +20,21 @@ DEFAULTS = {
     "max_position_embeddings": 131072,
 }
 # Of what sees and hears, and of its adapters.
-OUTER = ("audio_config", "vision_config", "audio_processor", "img_processor", "embd_layer", "speech_lora", "vision_lora")
+OUTER = (
+    "audio_config",
+    "vision_config",
+    "audio_processor",
+    "img_processor",
+    "embd_layer",
+    "speech_lora",
+    "vision_lora",
+)
 ADAPTED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 ADAPTER = "DROP: adapters for pictures and sounds, which a text goes without"
 LAYER = "model.layers.{i}."
 RULES = {
     **phi3.RULES,
-    "model.embed_tokens_extend.*": wrapped.IMAGES,
+    "model.embed_tokens_extend.*": "DROP: the parts that see and hear, which are not supported",
     **{f"{LAYER}{part}.base_layer.weight": phi3.RULES[f"{LAYER}{part}.weight"] for part in ADAPTED},
     **{
         f"{LAYER}{part}.lora_{side}.{kind}.weight": ADAPTER

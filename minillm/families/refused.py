@@ -12,7 +12,7 @@ _UNKNOWN = "there was nothing at hand to compare its layers with"
 
 REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "kimi_k3": "its feed-forwards have an activation of its own, and layers attend to blocks of the sums before them",
+        "kimi_k3": "it has an activation of its own, and its layers attend to blocks of the sums before them",
         "bailing_moe_v3_vl": "its part that reads pictures is not known here",
         **dict.fromkeys(("deepseek_v4", "deepseek_v41"), f"{_STREAMS}, and its attention sees blocks of keys as one"),
         **dict.fromkeys(("glm5_next", "glm5_next_text"), _STREAMS),

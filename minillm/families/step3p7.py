@@ -13,31 +13,28 @@ from typing import Any
 
 from minillm.config import Config, number
 from minillm.families import llama
-from minillm.families.shared import by_layer, common, experts, hybrid, rotary, wrapped
+from minillm.families.shared import common, experts, hybrid, rotary, wrapped
+from minillm.families.spelled import by_layer
 from minillm.guard.screen import shown
 from minillm.spec import GQA, CappedSwiGLU, Decoder, Gate, GatedMLP, Gating, MoE, QKNorm, Scores
 
-LISTS = ("layer_types", "mlp_layer_types", "swiglu_limits", "swiglu_limits_shared")
-# The words of published files for what transformers calls otherwise.
-WORDS = {"num_attention_groups": "num_key_value_heads", "moe_num_experts": "n_routed_experts",
-         "num_experts": "n_routed_experts", "num_local_experts": "n_routed_experts",
-         "moe_top_k": "num_experts_per_tok", "share_expert_dims": "share_expert_dim"}  # fmt: skip
-FIXED = {"gating": True, "scoring_func": "sigmoid", "n_shared_experts": 1, "use_moe_router_bias": True}
+FIXED = {"gating": True, "use_bidirectional_attention": False, "scoring_func": "sigmoid", "n_shared_experts": 1,
+         "use_moe_router_bias": True}  # fmt: skip
 UNUSED = ("per_layer_config", "mtp_layer_types", "mtp_mlp_layer_types", "first_k_dense_replace", "projector_bias")
 DEFAULTS = {
     **{key: value for key, value in llama.DEFAULTS.items() if key not in ("rope_theta", "rope_scaling")},
-    **FIXED, **dict.fromkeys((*LISTS, *UNUSED, "num_sliding_attention_heads", "query_pre_attn_scalar")),
+    **FIXED, **dict.fromkeys((*by_layer.LISTS, *UNUSED, "num_sliding_attention_heads")),
     "vocab_size": 128815, "hidden_size": 4096, "intermediate_size": 11264, "num_hidden_layers": 45,
     "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 128000,
     "rms_norm_eps": 1e-5, "sliding_window": None, "num_experts_per_tok": 8, "n_routed_experts": 288,
     "moe_intermediate_size": 1280, "share_expert_dim": 1280, "moe_router_scaling_factor": 1.0,
-    "use_bidirectional_attention": False, "num_nextn_predict_layers": 0, "num_mtp_layers": None,
+    "query_pre_attn_scalar": None, "num_nextn_predict_layers": 0, "num_mtp_layers": None,
 }  # fmt: skip
 LAYER, FFN = "model.layers.{i}.", "layers.{i}.ffn."
 TEXT_RULES = {
-    **common.DENSE_RULES, **common.QK_NORM_RULES, **common.MOE_RULES, **common.shared_expert(f"{LAYER}share_expert."),
-    **{f"{LAYER}share_expert.{part}_proj.bias": f"{FFN}shared.gate_up.bias[{part}]" for part in ("gate", "up")},
-    f"{LAYER}share_expert.down_proj.bias": f"{FFN}shared.down.bias",
+    **common.DENSE_RULES, **common.QK_NORM_RULES, **common.MOE_RULES,
+    **{name.replace(".mlp.", ".share_expert."): to.replace(".ffn.", ".ffn.shared.")
+       for name, to in common.DENSE_RULES.items() if ".mlp." in name},
     f"{LAYER}self_attn.g_proj.weight": "layers.{i}.attention.gate.weight",
     f"{LAYER}moe.gate.weight": f"{FFN}router.weight",
     f"{LAYER}moe.router_bias": f"{FFN}router.bias",
@@ -53,18 +50,16 @@ def rules(config: Config) -> dict[str, str]:
 
 
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
-    return by_layer.named(wrapped.inner(values), WORDS, LISTS)
+    return by_layer.named(wrapped.inner(values))
 
 
 def spec(config: Config) -> Decoder:
     common.only(config, FIXED)
-    common.causal_only(config)
     config.without_effect(UNUSED)
     layers, bias = common.num_layers(config), config.flag("attention_bias")
     windows = common.typed_windows(config, common.window(config), [False] * layers)
-    num_heads, kv_heads, head_dim = common.heads(config)
-    more = config.optional_size("num_sliding_attention_heads") or num_heads
-    if more % kv_heads:
+    (num_heads, kv_heads, head_dim), more = common.heads(config), config.optional_size("num_sliding_attention_heads")
+    if (more := more or num_heads) % kv_heads:
         raise ValueError(f"config.json: {more} heads of layers with a window are no multiple of {kv_heads} kv heads")
     norm, kinds = hybrid.norm(config), [by_layer.KINDS[each is not None] for each in windows]
     scale = (config.optional_size("query_pre_attn_scalar") or head_dim) ** -0.5
@@ -76,20 +71,18 @@ def spec(config: Config) -> Decoder:
     ]  # fmt: skip
     router = common.router(config, "n_routed_experts", score="sigmoid", renormalize=True, bias=True,
                            scale=config.number("moe_router_scaling_factor"))  # fmt: skip
-    shared, mlp_bias = config.size("share_expert_dim"), config.flag("mlp_bias")
+    shared, inner_size, mlp_bias = *map(config.size, ("share_expert_dim", "intermediate_size")), config.flag("mlp_bias")
     width, ffn, first = config.size("moe_intermediate_size"), [], [i >= 3 for i in range(layers)]
-    for i, (own, of_shared) in enumerate(zip(*(_caps(config, key) for key in LISTS[2:]), strict=True)):
-        dense = GatedMLP(config.size("intermediate_size"), of_shared, mlp_bias)
-        moe = MoE(router, width, own, GatedMLP(shared, of_shared, mlp_bias))
-        ffn.append(common.typed_layers(config, moe, dense, first)[i])
+    for i, (own, other) in enumerate(zip(*(_caps(config, key) for key in by_layer.LISTS[2:]), strict=True)):
+        moe = MoE(router, width, own, GatedMLP(shared, other, mlp_bias))
+        ffn.append(common.typed_layers(config, moe, GatedMLP(inner_size, other, mlp_bias), first)[i])
     return common.decoder(config, mixers, ffn, norm)
 
 
 def _caps(config: Config, key: str) -> list[Gating]:
     """What each layer has for act(gate) * up: SwiGLU, clamped where a limit is stated that is not 0."""
     config.choice("hidden_act", {"silu": None})
-    listed, layers = config.get(key), common.num_layers(config)
-    listed = [0] * layers if not listed else listed
-    if not isinstance(listed, list) or len(listed) != layers:
+    layers = common.num_layers(config)
+    if not isinstance(listed := config.get(key) or [0] * layers, list) or len(listed) != layers:
         raise ValueError(f"config.json: {key} is {shown(listed)}, expected a number for each layer")
     return [CappedSwiGLU(number(key, each)) if each else "silu" for each in listed]

@@ -1,4 +1,4 @@
-"""Gemma 2, except: no norms behind attention and MLP.
+"""Llama, except: all that Gemma 2 changes but the norms behind attention and MLP.
 
 VaultGemma 1B (Google, arXiv:2510.15001), trained with differential privacy.
 """

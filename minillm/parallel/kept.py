@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from minillm import spec
 from minillm.parallel.split import Span, cut, owned, whole_experts
-from minillm.spec import GQA, MLA, MLP, Beside, ChannelDelta, Decoder, GatedConv, GatedDeltaNet, GatedMLP, MoE, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    MLP,
+    Beside,
+    ChannelDelta,
+    Decoder,
+    GatedConv,
+    GatedDeltaNet,
+    GatedMLP,
+    MoE,
+    StateSpace,
+)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ COUNTS = {
     "openbmb__MiniCPM4-8B": 8_185_253_888,
     "openbmb__MiniCPM3-4B": 4_073_875_968,
     "baichuan-inc__Baichuan2-7B": 7_505_973_248,
+    "nvidia__Llama-3_3-Nemotron-Super-49B-v1": 49_867_145_216,
+    "stepfun-ai__Step-3.7-Flash": 195_844_508_736,  # of a copy that does not say how many heads windows have
     "meta-models__Muse-Glimmer-30B": 27_854_780_928,  # and without the part that reads images, as of the next one
     "meta-llama__Llama-4-Scout-17B-16E-Instruct": 107_769_861_120,
     "Qwen__Qwen3-0.6B": 596_049_920,

@@ -40,7 +40,14 @@ CHANNELS = {
     "moe_intermediate_size": 20,
 }
 KIMI = {**CHANNELS, "linear_head_dim": 12, "linear_num_heads": 4}
-LING = {**CHANNELS, **GROUPS, "num_nextn_predict_layers": 0, "head_dim": 12, "first_k_dense_replace": 1}
+LING = {
+    **CHANNELS,
+    **GROUPS,
+    "rms_norm_eps": 5e-2,
+    "num_nextn_predict_layers": 0,
+    "head_dim": 12,
+    "first_k_dense_replace": 1,
+}
 SEEN = {  # towers as small as can be, which stay unused
     "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                       "image_size": 28, "crop_size": 28},
@@ -103,7 +110,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "step3p7-plain": (
         "step3p7",
-        {**STEP, "attention_bias": True, "mlp_bias": True, "query_pre_attn_scalar": 20, "num_sliding_attention_heads": 4},
+        {**STEP, "attention_bias": True, "mlp_bias": True, "query_pre_attn_scalar": 20},
     ),
     "kimi_linear": ("kimi_linear", KIMI),
     "kimi_linear-latent": (

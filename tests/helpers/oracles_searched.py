@@ -53,5 +53,6 @@ def write(model: Any, folder: Path) -> None:
     (folder / "oracle").mkdir()
     save_file(state, folder / "oracle/state.safetensors")
     save_file(state, folder / "model.safetensors")
-    values = model.config.to_dict()
-    (folder / "config.json").write_text(json.dumps({**values, **dict.fromkeys(("head_dim", "num_key_value_heads", "intermediate_size"))}))
+    unstated = dict.fromkeys(("head_dim", "num_key_value_heads", "intermediate_size"))
+    values = {**model.config.to_dict(), **unstated}
+    (folder / "config.json").write_text(json.dumps(values))

@@ -1,7 +1,8 @@
 """Kimi Delta Attention (arXiv:2510.26692): Gated DeltaNet of which each value of a key is forgotten at its own rate.
 
     q, k, v = conv(W_qkv x);  beta = sigmoid(W_b x);  g = -exp(decay) softplus(W_f x + step), or bounded
-    S <- diag(e^g) S;  S <- S + k (beta (v - Sᵀ k))ᵀ;  o = Sᵀ q;  y = W_out [norm(o_h) sigmoid((W_z x)_h) for each head h]
+    S <- diag(e^g) S;  S <- S + k (beta (v - Sᵀ k))ᵀ;  o = Sᵀ q
+    y = W_out [norm(o_h) sigmoid((W_z x)_h) for each head h]
 
 W_f and W_z may be products of two matrices, of which the first is one product with all others that see x.
 
@@ -35,7 +36,7 @@ class ChannelDelta(Stateful):
         self.ops = ops
         self.qkvfzb = Linear(hidden_size, spec.parts, ops)
         self.f, self.z = (Linear(spec.rank, spec.inner, ops) if spec.rank else None for _ in range(2))
-        self.conv = ShortConv({part: spec.inner for part in "qkv"}, spec.conv_kernel, ops)
+        self.conv = ShortConv(dict.fromkeys("qkv", spec.inner), spec.conv_kernel, ops)
         self.decay = nn.Parameter(torch.zeros(spec.num_heads, dtype=torch.float32))
         self.step = nn.Parameter(torch.zeros(spec.inner, dtype=torch.float32))
         self.norm = nn.Parameter(torch.ones(spec.head_dim))

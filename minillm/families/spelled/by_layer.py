@@ -1,20 +1,24 @@
-"""Published files that list for each layer what transformers says once for each kind of layer. Their lists go on for the
+"""Published files that list for each layer what transformers says once for each kind of layer. Their lists go on for
 layers behind the last one, which predict further tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from minillm.families.shared import common
 
 KINDS, THETA = ("full_attention", "sliding_attention"), 10000.0
+LISTS = ("layer_types", "mlp_layer_types", "swiglu_limits", "swiglu_limits_shared")
+# The words of published files for what transformers calls otherwise.
+WORDS = {"num_attention_groups": "num_key_value_heads", "moe_top_k": "num_experts_per_tok",
+         "share_expert_dims": "share_expert_dim",
+         **dict.fromkeys(("moe_num_experts", "num_experts", "num_local_experts"), "n_routed_experts")}  # fmt: skip
 
 
-def named(values: Mapping[str, Any], words: Mapping[str, str], lists: Sequence[str]) -> dict[str, Any]:
-    """The same with the keys `words` called as transformers calls them, and `lists` without the layers behind the
-    last."""
-    made = {words.get(key, key): value for key, value in values.items()}
+def named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with keys as transformers calls them, and lists without the layers behind the last."""
+    made = {WORDS.get(key, key): value for key, value in values.items()}
     count, other = made.get("num_hidden_layers"), made.pop("attention_other_setting", None)
     if isinstance(other, dict):
         made["num_sliding_attention_heads"] = other.get("num_attention_heads")
@@ -25,7 +29,7 @@ def named(values: Mapping[str, Any], words: Mapping[str, str], lists: Sequence[s
             "sparse" if str(i) in chosen else "dense" for i in range(min(count, common.MAX_LAYERS))
         ]
     if isinstance(count, int):
-        made |= {key: made[key][:count] for key in lists if isinstance(made.get(key), list)}
+        made |= {key: made[key][:count] for key in LISTS if isinstance(made.get(key), list)}
     return made if isinstance(made.get("rope_parameters"), dict) else _with_ropes(made)
 
 
