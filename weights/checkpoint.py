@@ -35,8 +35,7 @@ from minillm.weights.gguf.tensors import InBlocks, tensors
 from minillm.weights.pytorch import torchfile
 from minillm.weights.pytorch.torchfile import InStorage
 from minillm.weights.rules import Destination, Plan, Rules, plan
-from minillm.weights.source import InFile, Source
-from minillm.weights.stacks import unstacked
+from minillm.weights.source import InFile, Source, unstacked
 
 EQUAL_VALUES = 2**20  # compared at a time
 MAX_OPEN = 64  # files: of more, each is opened when it is read, as a process may have only a few hundred
