@@ -9,6 +9,8 @@ or with the clamped SwiGLU of gpt-oss, whose other factor is not up alone,
 
     g = min(gate, limit), u = clamp(up, ±limit):  g sigmoid(alpha g) * (u + 1)
 
+or with that of Step 3.5, min(silu(gate), limit) * clamp(up, ±limit).
+
     silu(z) = z s, s = 1 / (1 + e^-z)            silu'(z) = s (1 + z (1 - s))
     gelu(z) = z Φ(z)                             gelu'(z) = Φ(z) + z φ(z)
     gelu_tanh(z) = z t, t = sigmoid(2 u(z)),     gelu_tanh'(z) = t + z t (1 - t) 2 u'(z),  u = √(2/π) (z + 0.044715 z³)
@@ -22,7 +24,7 @@ from torch import Tensor
 from minillm.kernels.launch import on_device_of
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
-CLAMPED = 3
+CLAMPED, CAPPED = 3, 4
 BLOCK = 1024
 
 
@@ -53,6 +55,12 @@ def factors(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
         value = g * s
         slope = tl.where(gate <= limit, s * (1.0 + alpha * g * (1.0 - s)), 0.0)
         other = tl.minimum(tl.maximum(up, -limit), limit) + 1.0
+        other_slope = tl.where(tl.abs(up) <= limit, 1.0, 0.0)
+    elif ACTIVATION == 4:
+        value, slope = activate(gate, 0)
+        slope = tl.where(value <= limit, slope, 0.0)
+        value = tl.minimum(value, limit)
+        other = tl.minimum(tl.maximum(up, -limit), limit)
         other_slope = tl.where(tl.abs(up) <= limit, 1.0, 0.0)
     else:
         value, slope = activate(gate, ACTIVATION)
@@ -115,8 +123,8 @@ class _GatedAct(torch.autograd.Function):
 
 
 def gated_act(gate_up: Tensor, activation="silu") -> Tensor:
-    """gate_up `[..., 2F]` float with a contiguous last dimension -> `[..., F]`. `activation` is a name, or for the
-    clamped SwiGLU what has its alpha and limit.
+    """gate_up `[..., 2F]` float with a contiguous last dimension -> `[..., F]`. `activation` is a name, or for a
+    clamped SwiGLU what has its alpha and limit, or its limit alone where the clamp stands behind the activation.
 
     Raises ValueError for an odd width, a strided last dimension or an unknown activation.
     """
@@ -132,7 +140,8 @@ def gated_act(gate_up: Tensor, activation="silu") -> Tensor:
 def constants_of(activation) -> tuple[int, float, float]:
     """What the kernels take for an activation: its number, alpha and limit. Raises ValueError for an unknown one."""
     if not isinstance(activation, str):
-        return CLAMPED, activation.alpha, activation.limit
+        behind = not hasattr(activation, "alpha")
+        return (CAPPED, 0.0, activation.limit) if behind else (CLAMPED, activation.alpha, activation.limit)
     if activation not in ACTIVATIONS:
         raise ValueError(f"gated_act: activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[activation], 0.0, 0.0

@@ -35,7 +35,7 @@ from minillm.weights.gguf.tensors import InBlocks, tensors
 from minillm.weights.pytorch import torchfile
 from minillm.weights.pytorch.torchfile import InStorage
 from minillm.weights.rules import Destination, Plan, Rules, plan
-from minillm.weights.source import InFile, Source
+from minillm.weights.source import InFile, Source, unstacked
 
 EQUAL_VALUES = 2**20  # compared at a time
 MAX_OPEN = 64  # files: of more, each is opened when it is read, as a process may have only a few hundred
@@ -184,7 +184,9 @@ class Checkpoint:
             if name in self.info or tensor in left:
                 continue
             if (made := packed.get(name)) is None or tensor not in owners:
-                self.info[tensor], self.stored[tensor] = info[tensor], stored[tensor]
+                matrices: dict[str, Any] = dict(unstacked(tensor, stored[tensor])) or {tensor: stored[tensor]}
+                self.info |= {one: replace(info[tensor], shape=each.shape) for one, each in matrices.items()}
+                self.stored |= matrices
                 continue
             parts: dict[str, Any] = {part: stored[each] for part, each in made.parts.items()}
             self.stored[name] = Made(made, parts)

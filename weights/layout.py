@@ -15,7 +15,8 @@ first part first. And
 
     4096 + (r k d) ... -> (k r d) ..., r=2 d=128
 
-says so of the rows from the 4096th on; those before are as they are.
+says so of the rows from the 4096th on; those before are as they are. What is there as "rows of length 1" is divided by
+the length of each row.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-PARTS = "parts"
+PARTS, UNIT = "parts", "rows of length 1"
+AT_ONCE = 4096  # rows
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,37 @@ class Behind:
         self.layout.copy(tensor[self.start :], rows[self.start :])
 
 
-AnyLayout = Layout | Alternating | Behind
+@dataclass(frozen=True)
+class UnitRows:
+    """Rows whose length is 1 for the model, whatever it is in the file."""
+
+    stored: ClassVar[str] = "rows of any length"
+    rows: ClassVar[str] = UNIT
+    by_rows: ClassVar[bool] = False
+    stacked: ClassVar[bool] = False
+    of_one: ClassVar[None] = None
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """A tensor that these rows can be stored as: their own."""
+        return rows
+
+    def shape(self, rows: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor that fills rows of this shape."""
+        return rows
+
+    def copy(self, tensor: Tensor, rows: Tensor) -> None:
+        """Fill rows from a tensor."""
+        for start in range(0, len(tensor), AT_ONCE):
+            rows[start : start + AT_ONCE] = F.normalize(tensor[start : start + AT_ONCE].float(), dim=-1)
+
+
+AnyLayout = Layout | Alternating | Behind | UnitRows
 
 
 def parse(text: str) -> AnyLayout:
     """A layout as it is written."""
+    if text == UNIT:
+        return UnitRows()
     start, plus, behind = text.partition(" + ")
     if plus:
         layout = parse(behind)

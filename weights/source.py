@@ -12,13 +12,14 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import stat
 import threading
 import weakref
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from minillm.guard.files import KINDS
 
 CHUNK_BYTES = 4 * 2**20  # that one thread reads at a time
 THREADS = 4
+APART, MOST_EXPERTS = re.compile(r"(.*\.)((?:gate|up)_proj\.weight)"), 65536
 SEEKING = threading.Lock()  # where a system can only read from where a descriptor stands
 
 # What safetensors calls the types.
@@ -160,6 +162,17 @@ class InFile:
         """Read into a contiguous tensor of this type on the CPU, which says how many values from `start` on."""
         assert into.dtype == self.dtype
         self.source.fill(into, self.start + start * into.element_size())
+
+
+def unstacked(name: str, stored: object) -> Iterator[tuple[str, InFile]]:
+    """Of a tensor X.gate_proj.weight or X.up_proj.weight `[E, F, H]`, which has these of all experts of a layer, each
+    expert's by name, X.E.gate_proj.weight: a model has both of an expert side by side. Nothing of any other tensor."""
+    if isinstance(stored, InFile) and len(stored.shape) == 3 and (named := APART.fullmatch(name)):
+        count, *shape = stored.shape
+        size = stored.nbytes // max(count, 1)
+        for e in range(count if count <= MOST_EXPERTS else 0):
+            one = replace(stored, shape=tuple(shape), start=stored.start + e * size, nbytes=size)
+            yield f"{named[1]}{e}.{named[2]}", one
 
 
 class Kept(abc.ABC):

@@ -32,7 +32,7 @@ from minillm.model.residual.per_layer import PerLayerEmbedding, PerLayerInput
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.visibility import Visibility
-from minillm.spec import GQA, MLA
+from minillm.spec import GQA, MLA, Rope
 
 ANEW = "both agree once the module is built anew from the same spec and weights: what ran was another one"
 PLAIN = "both agree once the module runs in plain PyTorch: one of its kernels is at fault"
@@ -201,7 +201,7 @@ def reached(step: Step, changed: Any, model: Decoder, trace: Trace) -> Step:
     count, device = trace.tokens.shape[1], trace.tokens.device
     positions = torch.arange(count, device=device)[None]
     rope = changed.rope
-    turned = {} if rope is None else {rope: Rotary(rope)(positions, (count,), model.dtype)}
+    turned = {} if not isinstance(rope, Rope) else {rope: Rotary(rope)(positions, (count,), model.dtype)}
     seen = {changed.window: Visibility(0, count, changed.window, None, device)}
     return dataclasses.replace(
         step, rotary=step.rotary | turned, visible=step.visible | seen, slots=step.slots | {changed.window: None}

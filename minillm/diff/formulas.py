@@ -19,6 +19,7 @@ from minillm.model.mla import LatentAttention
 from minillm.model.norm import LayerNorm, NoNorm, Norm
 from minillm.model.rope import Rotary
 from minillm.ops import reference
+from minillm.spec import Rope
 
 
 def product(x: Tensor, linear: Linear) -> Tensor:
@@ -43,7 +44,7 @@ def aligned(theirs: Tensor, exact: Tensor, attention: GroupedQueryAttention | La
     """The reference's values in our order: it may keep the pairs of an interleaved rotation apart, as halves."""
     if theirs.shape != exact.shape:
         return None
-    if (rope := attention.spec.rope) is None or rope.layout == "half" or theirs.shape[-1] < rope.dim:
+    if not isinstance(rope := attention.spec.rope, Rope) or rope.layout == "half" or theirs.shape[-1] < rope.dim:
         return theirs
     rotated = rope.dim
     first = theirs.shape[-1] - rotated if isinstance(attention, LatentAttention) else 0
@@ -63,7 +64,7 @@ def exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, ...]:
     """q, k and v in fp64 as they go into the scores, `[B, heads, T, D]`; q alone where the others are not its own."""
     spec, count = attention.spec, x.shape[1]
     turn = lambda each: each  # noqa: E731
-    if spec.rope is not None:
+    if isinstance(spec.rope, Rope):
         cos, sin = Rotary(spec.rope)(torch.arange(count, device=x.device)[None], (count,), torch.float64)
         turn = lambda each: reference.rope(each, cos, sin, spec.rope.layout)  # noqa: E731
     if isinstance(attention, GroupedQueryAttention):

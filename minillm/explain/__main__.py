@@ -186,6 +186,7 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
     "GatedDeltaNet": lambda a: f"{a['num_v_heads']} states of {a['k_dim']} x {a['v_dim']}",
+    "ChannelDelta": lambda a: f"{a['num_heads']} states of {a['head_dim']} x {a['head_dim']} by channel",
     "GatedConv": lambda a: f"convolution over {a['conv_kernel']}",
     "StateSpace": lambda a: f"{a['num_heads']} states of {a['state_size']} x {a['head_dim']}",
     "Beside": lambda a: " beside ".join(WORDS[a[part]["kind"]](a[part]) for part in ("attention", "recurrent")),

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
-from minillm.explain.scanned import state_space, w
+from minillm.explain import scanned
+from minillm.explain.scanned import w
 from minillm.spec import (
     GQA,
     MLA,
     MLP,
     XIELU,
     Beside,
+    CappedSwiGLU,
+    ChannelDelta,
     Chunk,
     ClampedSwiGLU,
     Decoder,
@@ -28,6 +31,7 @@ from minillm.spec import (
     Norm,
     PerLayer,
     ProportionalScaling,
+    Rope,
     Router,
     StateSpace,
     Streams,
@@ -143,10 +147,10 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     ]
 
 
-def _gate(a: GQA, hidden: int) -> str:
+def _gate(a: GQA | MLA, hidden: int) -> str:
     assert a.gate is not None
     rows, each = (a.num_heads, ", one for a head") if a.gate.width == "head" else (a.num_heads * a.v_dim, "")
-    bias = " + b" if a.qkv_bias and a.gate.with_q else ""
+    bias = " + b" if isinstance(a, GQA) and a.qkv_bias and a.gate.with_q else ""
     return f"s = {a.gate.activation}({w(rows, hidden)} u{bias}){each}"
 
 
@@ -155,29 +159,6 @@ def _turned(a: GQA) -> str:
         return "not turned" if a.scores.slopes else "as they are, whatever their position"
     part = "" if a.rope.dim == a.head_dim else f"the first {a.rope.dim} values of "
     return f"{part}each head turned by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling)
-
-
-def _delta(a: GatedDeltaNet, hidden: int) -> list[str]:
-    keys, values, heads = a.num_k_heads * a.k_dim, a.num_v_heads * a.v_dim, f"{w(a.num_v_heads, hidden)} u"
-    shared = f", each k head for {a.num_v_heads // a.num_k_heads} of v" if a.num_k_heads != a.num_v_heads else ""
-    factor = "" if a.beta_factor == 1 else f"{a.beta_factor:g} "
-    return [
-        f"q, k = {w(keys, hidden)} u, v, z = {w(values, hidden)} u: {a.num_k_heads} heads of {a.k_dim} and "
-        f"{a.num_v_heads} of {a.v_dim}{shared}",
-        f"q, k, v: silu of a weighted sum of the last {a.conv_kernel} positions; q = q / (|q| {a.k_dim**0.5:.4g}), "
-        "k = k / |k|",
-        f"b = {factor}sigmoid({heads}), g = -e^A softplus({heads} + t): one each for a head of v",
-        f"S = e^g S, then S = S + k (b (v - Sᵀ k))ᵀ: a state of {a.k_dim} x {a.v_dim} for each head of v",
-        f"a = {w(hidden, values)} (w Sᵀ q / sqrt(mean (Sᵀ q)² + {a.norm.eps:g}) * silu(z))",
-    ]
-
-
-def _conv(a: GatedConv, hidden: int) -> list[str]:
-    return [
-        f"b, c, v = {w(a.channels, hidden)} u each, v = b * v",
-        f"v = a weighted sum of the last {a.conv_kernel} positions of v, with {a.conv_kernel} weights for each value",
-        f"a = {w(hidden, a.channels)} (c * v)",
-    ]
 
 
 def _beside(a: Beside, hidden: int) -> list[str]:
@@ -197,10 +178,15 @@ def _mla(a: MLA, hidden: int) -> list[str]:
         f"c, r = {w(a.kv_rank + a.rope.dim, hidden)} u, c = n(c): "
         f"{a.kv_rank} + {a.rope.dim} values, all that is cached",
         f"k = [{w(a.nope_dim, a.kv_rank)} c | r], v = {w(a.v_dim, a.kv_rank)} c for each head",
-        f"the last {a.rope.dim} values of q, and r, turned by position, base {a.rope.theta:g}"
-        + _scaled(a.rope.scaling),
-        f"a_i = {w(hidden, a.num_heads * a.v_dim)} sum over j <= i of "
-        f"softmax_j({a.score_factor * width**-0.5:.4g} q_i k_j) v_j",
+        f"the last {a.rope.dim} values of q, and r, "
+        + (
+            f"turned by position, base {a.rope.theta:g}{_scaled(a.rope.scaling)}"
+            if isinstance(a.rope, Rope)
+            else "as they are, whatever their position"
+        ),
+        *([_gate(a, hidden)] if a.gate else []),
+        f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over j <= i of "
+        f"softmax_j({a.score_factor * width**-0.5:.4g} q_i k_j) v_j{')' if a.gate else ''}",
     ]
 
 
@@ -216,6 +202,9 @@ def _gated(f: GatedMLP | MoE, hidden: int) -> list[str]:
     inner, bias = f.intermediate_size, " + b" if f.bias else ""
     if isinstance(a := f.activation, ClampedSwiGLU):
         product = f"g sigmoid({a.alpha:g} g) * (1 + v)){bias}, g = min({w(inner, hidden)} u{bias}, {a.limit:g})"
+        return [f"f = {w(hidden, inner)} ({product}, v = {w(inner, hidden)} u{bias} clamped to ±{a.limit:g}"]
+    if isinstance(a, CappedSwiGLU):
+        product = f"min(silu({w(inner, hidden)} u{bias}), {a.limit:g}) * v){bias}"
         return [f"f = {w(hidden, inner)} ({product}, v = {w(inner, hidden)} u{bias} clamped to ±{a.limit:g}"]
     if isinstance(a, Ungated):
         return _mlp(MLP(inner, a.activation, f.bias), hidden)
@@ -284,9 +273,10 @@ def _router(r: Router, hidden: int) -> list[str]:
 PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     GQA: _gqa,
     MLA: _mla,
-    GatedDeltaNet: _delta,
-    GatedConv: _conv,
-    StateSpace: state_space,
+    GatedDeltaNet: scanned.delta,
+    ChannelDelta: scanned.channels,
+    GatedConv: scanned.conv,
+    StateSpace: scanned.state_space,
     Beside: _beside,
     GatedMLP: _gated,
     MLP: _mlp,

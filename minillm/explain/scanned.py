@@ -1,8 +1,8 @@
-"""The equations of a state space, with a model's numbers in them."""
+"""The equations of layers that keep a state, with a model's numbers in them."""
 
 from __future__ import annotations
 
-from minillm.spec import StateSpace
+from minillm.spec import ChannelDelta, GatedConv, GatedDeltaNet, StateSpace
 
 
 def w(rows: int, columns: int) -> str:
@@ -27,4 +27,40 @@ def state_space(a: StateSpace, hidden: int) -> list[str]:
         f"S = e^(-d e^A) S + d B rᵀ: a state of {a.state_size} x {a.head_dim} for each head",
         "v = (Sᵀ C + D r) * silu(z)",
         f"a = {w(hidden, a.num_heads * a.head_dim)} {read}{bias}",
+    ]
+
+
+def delta(a: GatedDeltaNet, hidden: int) -> list[str]:
+    keys, values, heads = a.num_k_heads * a.k_dim, a.num_v_heads * a.v_dim, f"{w(a.num_v_heads, hidden)} u"
+    shared = f", each k head for {a.num_v_heads // a.num_k_heads} of v" if a.num_k_heads != a.num_v_heads else ""
+    factor = "" if a.beta_factor == 1 else f"{a.beta_factor:g} "
+    return [
+        f"q, k = {w(keys, hidden)} u, v, z = {w(values, hidden)} u: {a.num_k_heads} heads of {a.k_dim} and "
+        f"{a.num_v_heads} of {a.v_dim}{shared}",
+        f"q, k, v: silu of a weighted sum of the last {a.conv_kernel} positions; q = q / (|q| {a.k_dim**0.5:.4g}), "
+        "k = k / |k|",
+        f"b = {factor}sigmoid({heads}), g = -e^A softplus({heads} + t): one each for a head of v",
+        f"S = e^g S, then S = S + k (b (v - Sᵀ k))ᵀ: a state of {a.k_dim} x {a.v_dim} for each head of v",
+        f"a = {w(hidden, values)} (w Sᵀ q / sqrt(mean (Sᵀ q)² + {a.norm.eps:g}) * silu(z))",
+    ]
+
+
+def channels(a: ChannelDelta, hidden: int) -> list[str]:
+    made = f"{w(a.inner, a.rank)} {w(a.rank, hidden)} u" if a.rank else f"{w(a.inner, hidden)} u"
+    rate = "-e^A softplus(y)" if a.bound is None else f"{a.bound:g} sigmoid(e^A y)"
+    return [
+        f"q, k, v = {w(a.inner, hidden)} u each: {a.num_heads} heads of {a.head_dim}",
+        f"q, k, v: silu of a weighted sum of the last {a.conv_kernel} positions; q = q / (|q| {a.head_dim**0.5:.4g}), "
+        "k = k / |k|",
+        f"b = sigmoid({w(a.num_heads, hidden)} u), g = {rate}, y = {made} + t: one g for each value of k",
+        f"S = diag(e^g) S, then S = S + k (b (v - Sᵀ k))ᵀ: a state of {a.head_dim} x {a.head_dim} for each head",
+        f"a = {w(hidden, a.inner)} (w Sᵀ q / sqrt(mean (Sᵀ q)² + {a.norm.eps:g}) * sigmoid({made}))",
+    ]
+
+
+def conv(a: GatedConv, hidden: int) -> list[str]:
+    return [
+        f"b, c, v = {w(a.channels, hidden)} u each, v = b * v",
+        f"v = a weighted sum of the last {a.conv_kernel} positions of v, with {a.conv_kernel} weights for each value",
+        f"a = {w(hidden, a.channels)} (c * v)",
     ]

@@ -23,7 +23,7 @@ from minillm.model.pools import KeyPool
 from minillm.model.ragged import Ragged
 from minillm.ops import Ops
 from minillm.ops.visibility import Visibility
-from minillm.spec import GQA, KV, Rope, Temperature
+from minillm.spec import GQA, KV, Attention, Rope, Temperature
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,15 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "softplus": lambda x: F.softplus(x.float()).to(x.dtype),
 }
+
+
+def opened(y: Tensor, gate: Tensor, spec: Attention) -> Tensor:
+    """y `[B, T, H D]` as far as its gates let it through."""
+    assert spec.gate is not None
+    act = GATES[spec.gate.activation](gate)
+    if spec.gate.width == "value":
+        return y * act
+    return (y.unflatten(-1, (-1, spec.v_dim)) * act.unsqueeze(-1)).flatten(-2)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -95,7 +104,7 @@ class GroupedQueryAttention(nn.Module):
         gate = gate if self.gate is None else self.gate(x)
         y = self._over(qkv, step, cache) if step.ragged is None else self._over_blocks(qkv, step, cache, step.ragged)
         y = rearrange(y, "B H T D -> B T (H D)")
-        return self.out(y if gate is None else self.opened(y, gate))
+        return self.out(y if gate is None else opened(y, gate, self.spec))
 
     def _over(self, qkv: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
         """y `[B, H, T, D]` of rows that are aligned."""
@@ -159,14 +168,6 @@ class GroupedQueryAttention(nn.Module):
         q, kv = qkv[..., : 2 * width], qkv[..., 2 * width :]
         q, gate = rearrange(q, "B T (H both D) -> both B T (H D)", both=2, D=self.spec.head_dim)
         return torch.cat((q, kv), dim=-1), gate
-
-    def opened(self, y: Tensor, gate: Tensor) -> Tensor:
-        """y `[B, T, H D]` as far as its gates let it through."""
-        assert self.spec.gate is not None
-        act = GATES[self.spec.gate.activation](gate)
-        if self.spec.gate.width == "value":
-            return y * act
-        return (y.unflatten(-1, (-1, self.spec.v_dim)) * act.unsqueeze(-1)).flatten(-2)
 
     def _query(self, q: Tensor, step: Step) -> Tensor:
         """q `[B, H, T, D]` of a layer that has nothing else."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minillm.guard import memory
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec import GQA, MLA, Attention, ChannelDelta, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
@@ -106,6 +106,7 @@ KINDS: dict[type, type[AnyCache]] = {
     GQA: LayerCache,
     MLA: LatentCache,
     GatedDeltaNet: StateCache,
+    ChannelDelta: StateCache,
     GatedConv: StateCache,
     StateSpace: StateCache,
 }

@@ -56,8 +56,7 @@ class Decoder(nn.Module):
         self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         self.head = None if decoder.tied else Linear(size, len(self.embedding.weight), ops, bias=decoder.head_bias)
-        ropes = {attention.rope for attention in decoder.attentions if attention.rope is not None}
-        self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in ropes}
+        self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in {*decoder.ropes}}
         self._windows = {attention.window for attention in decoder.attentions}
         self.recomputes = False  # whether layers keep their inputs alone for the way back, and run once more there
         for index in {each.kv.layer for each in decoder.attentions if each.kv.layer is not None}:

@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minillm.model.attention import Step, tempered
+from minillm.model.attention import Step, opened, tempered
 from minillm.model.cache import LatentCache
 from minillm.model.linear import Linear
 from minillm.model.lora.adapted import adapted
@@ -27,7 +27,7 @@ from minillm.model.pools import LatentPool
 from minillm.ops import Ops
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
-from minillm.spec import MLA
+from minillm.spec import MLA, Rope
 
 
 class LatentAttention(nn.Module):
@@ -49,11 +49,14 @@ class LatentAttention(nn.Module):
         self.kv_up = nn.Parameter(torch.empty(spec.num_heads * (spec.nope_dim + spec.v_dim), spec.kv_rank))
         if self.kv_up.device.type != "meta":
             nn.init.normal_(self.kv_up, std=0.02)
-        self.out = Linear(spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.bias)
+        self.out = Linear(values := spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.bias)
+        gates = spec.num_heads if spec.gate and spec.gate.width == "head" else values
+        self.gate = Linear(hidden_size, gates, ops) if spec.gate else None
 
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         over = self._over if step.ragged is None else self._over_blocks
-        return self.out(rearrange(over(*self.project(x, step), step, cache), "B H T V -> B T (H V)"))
+        y = rearrange(over(*self.project(x, step), step, cache), "B H T V -> B T (H V)")
+        return self.out(y if self.gate is None else opened(y, self.gate(x), self.spec))
 
     def _over(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step, cache: LatentCache | None) -> Tensor:
         """y `[B, H, T, V]` of rows that are aligned."""
@@ -81,16 +84,17 @@ class LatentAttention(nn.Module):
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q without position `[B, H, T, N]`, rotated q `[B, H, T, P]`, and what is cached: `[B, T, R + P]`."""
         spec = self.spec
-        cos, sin = step.rotary[spec.rope]
         q = self.q(x if spec.q_rank is None else self.q_norm(self.q_down(x)))
         q = rearrange(q, "B T (H D) -> B T H D", H=spec.num_heads)
         if spec.temperature is not None:  # before the rotation, which keeps lengths
             assert step.positions is not None
             q = (q * tempered(step.positions, spec.temperature)[..., None, None]).to(q.dtype)
         q_nope, q_rope = q.split((spec.nope_dim, spec.rope.dim), dim=-1)
-        q_rope = self.ops.rope(q_rope, cos, sin, spec.rope.layout)
         latent, k_rope = self.kv_down(x).split((spec.kv_rank, spec.rope.dim), dim=-1)
-        k_rope = self.ops.rope(k_rope.unsqueeze(2), cos, sin, spec.rope.layout).squeeze(2)
+        if isinstance(spec.rope, Rope):
+            cos, sin = step.rotary[spec.rope]
+            q_rope = self.ops.rope(q_rope, cos, sin, spec.rope.layout)
+            k_rope = self.ops.rope(k_rope.unsqueeze(2), cos, sin, spec.rope.layout).squeeze(2)
         kept = torch.cat((self.kv_norm(latent), k_rope), dim=-1)
         return q_nope.transpose(1, 2), q_rope.transpose(1, 2), kept
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minillm.model.recurrent.states import STATES, StateCache
-from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec import GQA, MLA, Attention, ChannelDelta, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
@@ -129,6 +129,7 @@ POOLS: dict[type, type[AnyPool]] = {
     GQA: KeyPool,
     MLA: LatentPool,
     GatedDeltaNet: StatePool,
+    ChannelDelta: StatePool,
     GatedConv: StatePool,
     StateSpace: StatePool,
 }

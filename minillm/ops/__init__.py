@@ -46,6 +46,7 @@ class Ops:
     short_conv: Callable[..., Tensor] = recurrent.short_conv
     delta_rule: Callable[..., tuple[Tensor, Tensor]] = recurrent.delta_rule
     delta_step: Callable[..., Tensor] = recurrent.delta_step
+    channel_rule: Callable[..., tuple[Tensor, Tensor]] = recurrent.channel_rule
     gated_conv_step: Callable[..., Tensor] = recurrent.gated_conv_step
     state_step: Callable[..., Tensor] = state_space.state_step
     gated_rms_norm: Callable[..., Tensor] = recurrent.gated_rms_norm

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.ops.reference import ExpertMatrices, ExpertProducts, expert_product, gated_act
-from minillm.spec import Activation, ClampedSwiGLU, Ungated
+from minillm.spec import Gating, Ungated
 
 # Products have a multiple of so many rows: oneDNN compiles a kernel for each number of rows it meets, and every prompt
 # would bring new ones.
@@ -21,7 +21,7 @@ def experts(
     weights: Tensor,
     gate_up: ExpertMatrices | ExpertProducts,
     down: ExpertMatrices | ExpertProducts,
-    activation: Activation | ClampedSwiGLU | Ungated,
+    activation: Gating | Ungated,
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 64
+FEW = 16  # positions of a chunk in which channels differ
 EPS = 1e-6  # under the root of the sum of squares that q and k are divided by
 
 
@@ -129,8 +130,11 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: 
     group = v.shape[2] // k.shape[2]
     q, k = (_unit(each).repeat_interleave(group, dim=1) for each in (q, k))
     v32, beta, g = (each.float().transpose(1, 2) for each in (v, beta, g))
-    form = _chunks if v.shape[1] > 1 else _one
-    o, state = form(q * q.shape[-1] ** -0.5, k, v32, g, beta, state)
+    q = q * q.shape[-1] ** -0.5
+    if v.shape[1] > 1:
+        o, state = _chunks(q, k, v32, g, beta, state)
+    else:
+        o, state = _once(q, k, v32, g.exp().unsqueeze(-1), beta, state)
     return o.transpose(1, 2).to(v.dtype), state
 
 
@@ -140,9 +144,10 @@ def _unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + EPS)
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One position: q and k `[B, H, 1, K]`, v `[B, H, 1, V]`, g and beta `[B, H, 1]`."""
-    state = state * g.exp().unsqueeze(-1)
+def _once(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One position: q and k `[B, H, 1, K]`, v `[B, H, 1, V]`, beta `[B, H, 1]`, `kept` of the state, `[B, H, K or 1,
+    1]`."""
+    state = state * kept
     d = (v - (state * k.transpose(-1, -2)).sum(-2, keepdim=True)) * beta.unsqueeze(-1)
     state = state + k.transpose(-1, -2) * d
     return (state * q.transpose(-1, -2)).sum(-2, keepdim=True), state
@@ -170,3 +175,55 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Ten
         parts.append(asked[:, :, n] @ state + seen[:, :, n] @ d)
         state = state * total[:, :, n] + written[:, :, n] @ d
     return torch.cat(parts, dim=2)[:, :, :count], state
+
+
+def channel_gates(f: Tensor, decay: Tensor, step: Tensor, bound: float | None) -> Tensor:
+    """g of the rule by channel, fp32 `[B, T, H, K]`, of f `[B, T, H K]`; decay fp32 `[H]`, step fp32 `[H K]`. With a
+    `bound` below 0 nothing is forgotten faster than that says."""
+    y, rate = (f.float() + step).unflatten(-1, (len(decay), -1)), decay.exp().unsqueeze(-1)
+    return -rate * F.softplus(y) if bound is None else bound * torch.sigmoid(rate * y)
+
+
+def opened_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """w * x / rms(x) * sigmoid(gate) over the last dimension, all in fp32; x and gate `[..., N]`, weight `[N]` -> x's
+    shape and dtype."""
+    x32 = x.float()
+    normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    return (weight.float() * normed * torch.sigmoid(gate.float())).to(x.dtype)
+
+
+def channel_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`delta_rule` in which each row of a state is forgotten at a rate of its own, S <- diag(e^g) S
+    (arXiv:2510.26692), with as many heads of k as of v.
+
+    q, k and g `[B, T, H, K]`, v `[B, T, H, V]`, g fp32, beta `[B, T, H]`, state fp32 `[B, H, K, V]` -> o `[B, T, H, V]`
+    in v's dtype, and the state behind the last position, a tensor of its own.
+    """
+    q, k = _unit(q) * q.shape[-1] ** -0.5, _unit(k)
+    v32, beta, g = (each.float().transpose(1, 2) for each in (v, beta, g))
+    if v.shape[1] == 1:
+        o, state = _once(q, k, v32, g.exp().transpose(-1, -2), beta, state)
+    else:
+        o, state = _channel_chunks(q, k, v32, g, beta, state)
+    return o.transpose(1, 2).to(v.dtype), state
+
+
+def _channel_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Several positions: q, k and g `[B, H, T, K]`, v `[B, H, T, V]`, beta `[B, H, T]`. What a position has kept of
+    another differs by channel: no product of matrices has it, so chunks are short and go one after the other."""
+    future = torch.ones(FEW, FEW, dtype=torch.bool, device=v.device).triu(1).unsqueeze(-1)
+    parts = []
+    for start in range(0, v.shape[2], FEW):
+        qs, ks, vs, gs, share = (each[:, :, start : start + FEW] for each in (q, k, v, g, beta.unsqueeze(-1)))
+        size = vs.shape[2]
+        so_far = gs.double().cumsum(-2)
+        apart = (so_far.unsqueeze(-2) - so_far.unsqueeze(-3)).float()
+        kept = ks.unsqueeze(-3) * apart.masked_fill(future[:size, :size], float("-inf")).exp()  # of k_j at i, [C, C, K]
+        from_start, to_end = so_far.float().exp(), (so_far[..., -1:, :] - so_far).float().exp()
+        met, seen = ((kept @ each.unsqueeze(-1)).squeeze(-1) for each in (ks, qs))
+        right = share * (vs - (ks * from_start) @ state)
+        d = torch.linalg.solve_triangular(share * met, right, upper=False, unitriangular=True)
+        parts.append((qs * from_start) @ state + seen @ d)
+        total = from_start[..., -1:, :].transpose(-1, -2)
+        state = total * state + (ks * to_end).transpose(-1, -2) @ d
+    return torch.cat(parts, dim=2), state

@@ -17,7 +17,7 @@ from torch import Tensor
 from minillm.ops.activations import activate
 from minillm.ops.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from minillm.ops.visibility import Visibility
-from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout, Ungated
+from minillm.spec import CappedSwiGLU, ClampedSwiGLU, Gating, NormCast, RopeLayout, Ungated
 from minillm.weights import fp8
 from minillm.weights.fp8 import Fp8
 from minillm.weights.grouped import Grouped
@@ -137,7 +137,7 @@ def above_quantile(x: Tensor, share: float) -> Tensor:
     return (x32 - cut).clamp(min=0).to(x.dtype)
 
 
-def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU | Ungated = "silu") -> Tensor:
+def gated_act(gate_up: Tensor, activation: Gating | Ungated = "silu") -> Tensor:
     """act(gate) * up; gate_up `[..., 2F]` holds gate in its first half and up in its second; returns `[..., F]`.
     `Ungated`: act(up) of `[..., F]`."""
     if isinstance(activation, Ungated):
@@ -146,6 +146,8 @@ def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU | Ungated 
     if isinstance(activation, ClampedSwiGLU):
         gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
         return gate * torch.sigmoid(activation.alpha * gate) * (up + 1)
+    if isinstance(activation, CappedSwiGLU):
+        return F.silu(gate).clamp(max=activation.limit) * up.clamp(-activation.limit, activation.limit)
     return activate(gate, activation) * up
 
 
@@ -235,7 +237,7 @@ def experts(
     weights: Tensor,
     gate_up: ExpertMatrices,
     down: ExpertMatrices,
-    activation: Activation | ClampedSwiGLU | Ungated,
+    activation: Gating | Ungated,
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from minillm import spec
 from minillm.parallel.split import Span, cut, owned, whole_experts
-from minillm.spec import GQA, MLA, MLP, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, MoE, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    MLP,
+    Beside,
+    ChannelDelta,
+    Decoder,
+    GatedConv,
+    GatedDeltaNet,
+    GatedMLP,
+    MoE,
+    StateSpace,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,7 @@ def _of_mla(made: MLA, ranks: int, rank: int) -> dict[str, Kept]:
         "kv_up": _under((count, own, made.nope_dim + made.v_dim)),
         "out.weight": _beside(own, made.v_dim),
         "out.bias": _once(rank),
+        "gate.weight": _under((count, own, 1 if made.gate and made.gate.width == "head" else made.v_dim)),
     }
 
 
@@ -90,6 +103,20 @@ def _of_delta(made: GatedDeltaNet, ranks: int, rank: int) -> dict[str, Kept]:
         "decay": _under(gate),
         "step": _under(gate),
         "output.weight": _beside(v, made.v_dim),
+    }
+
+
+def _of_channels(made: ChannelDelta, ranks: int, rank: int) -> dict[str, Kept]:
+    """What goes through a few values each rank has whole up to there."""
+    (own,) = owned(made, ranks, rank).values()
+    inner, number = (made.num_heads, own, made.head_dim), (made.num_heads, own, 1)
+    down = (made.rank, (0, made.rank), 1) if made.rank else inner
+    return {
+        "qkvfzb.weight": _under(inner, inner, inner, down, down, number),
+        **dict.fromkeys(("f.weight", "z.weight", "step"), _under(inner)),
+        "conv.weight": _under(inner, inner, inner),
+        "decay": _under(number),
+        "output.weight": _beside(own, made.head_dim),
     }
 
 
@@ -154,6 +181,7 @@ PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     GQA: _of_gqa,
     MLA: _of_mla,
     GatedDeltaNet: _of_delta,
+    ChannelDelta: _of_channels,
     GatedConv: _of_conv,
     StateSpace: _of_space,
     Beside: _of_beside,

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from minillm import spec
-from minillm.spec import GQA, MLA, Beside, Decoder, GatedConv, GatedDeltaNet, Layer, MoE, StateSpace
+from minillm.spec import GQA, MLA, Beside, ChannelDelta, Decoder, GatedConv, GatedDeltaNet, Layer, MoE, StateSpace
 
 Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
@@ -83,7 +83,7 @@ def owned(made: Any, ranks: int, rank: int) -> dict[str, Span]:
         fields = GROUPED[type(made)][:2]
         count, groups = (getattr(made, field) for field in fields)
         return dict(zip(fields, heads(count, groups, ranks, rank), strict=True))
-    if isinstance(made, MLA):
+    if isinstance(made, (MLA, ChannelDelta)):
         return {"num_heads": cut(made.num_heads, ranks, rank)}
     field = "channels" if isinstance(made, GatedConv) else "intermediate_size"
     return {field: grains(getattr(made, field), ranks, rank)}
@@ -147,7 +147,7 @@ def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
 
 
 def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
-    if isinstance(made, MLA) and made.num_heads < ranks:
+    if isinstance(made, (MLA, ChannelDelta)) and made.num_heads < ranks:
         yield f"{made.num_heads} heads"
     if type(made) in GROUPED:
         count, groups = (getattr(made, field) for field in GROUPED[type(made)][:2])

@@ -153,7 +153,7 @@ def stored(
     if present is not None:
         known = {key for entries in lay_out(named, sketch.model, dtype, section).values() for key in entries}
     frequencies = {name for name in given if name.endswith(FREQUENCIES)}
-    turned = next((each.rope.dim for each in spec.attentions if each.rope is not None), 0)
+    turned = next((each.dim for each in spec.ropes), 0)
     of_one = nbytes({"": ("F32", (turned // 2,))})
     size, extra = _prediction(values, decoder, known, sketch.last, dtype)
     left = {

@@ -100,7 +100,7 @@ def write_original(
 def described(model: Decoder, values: Mapping[str, Any], mixture: str, pure: bool = False) -> File:
     """The file of a plain model, as yet without words. Raises ValueError for what llama.cpp would compute otherwise."""
     spec, architecture = model.spec, gguf_described.architecture(values)
-    of_scaling = _of_scaling(next((each.rope for each in spec.attentions if each.rope is not None), None))
+    of_scaling = _of_scaling(next(iter(spec.ropes), None))
     architecture = states.architecture(architecture, spec)
     metadata = gguf_described.metadata(spec, architecture, families.resolve(values)[2].values)
     factors = {

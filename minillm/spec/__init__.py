@@ -15,8 +15,10 @@ from minillm.spec.ffn import (
     MLP,
     XIELU,
     Activation,
+    CappedSwiGLU,
     ClampedSwiGLU,
     GatedMLP,
+    Gating,
     GroupScore,
     MoE,
     PlainActivation,
@@ -26,7 +28,7 @@ from minillm.spec.ffn import (
 )
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
-from minillm.spec.recurrent import GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec.recurrent import ChannelDelta, GatedConv, GatedDeltaNet, Recurrent, StateSpace
 from minillm.spec.rope import (
     DynamicScaling,
     LinearScaling,
@@ -36,6 +38,7 @@ from minillm.spec.rope import (
     Rope,
     RopeLayout,
     RopeScaling,
+    Unturned,
     YarnScaling,
 )
 from minillm.spec.streams import LowRank, Streams
@@ -49,6 +52,8 @@ __all__ = [
     "Activation",
     "Attention",
     "Beside",
+    "CappedSwiGLU",
+    "ChannelDelta",
     "Chunk",
     "ClampedSwiGLU",
     "Decoder",
@@ -58,6 +63,7 @@ __all__ = [
     "GatedConv",
     "GatedDeltaNet",
     "GatedMLP",
+    "Gating",
     "GroupScore",
     "Layer",
     "LayerNorm",
@@ -86,6 +92,7 @@ __all__ = [
     "Streams",
     "Temperature",
     "Ungated",
+    "Unturned",
     "YarnScaling",
 ]
 
@@ -163,3 +170,8 @@ class Decoder:
     def attentions(self) -> list[Attention]:
         """Those of the layers that have one."""
         return [each for each in self.mixers if isinstance(each, Attention)]
+
+    @property
+    def ropes(self) -> list[Rope]:
+        """Of the attentions that turn what they compare."""
+        return [each.rope for each in self.attentions if isinstance(each.rope, Rope)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from minillm.spec.norm import LayerNorm, Norm
-from minillm.spec.rope import Rope
+from minillm.spec.rope import Rope, Unturned
 
 QKNormWidth = Literal["head", "heads", "all"]
 
@@ -135,7 +135,7 @@ class MLA:
     A head's q and k have nope_dim + rope.dim values, its v has v_dim. `q_rank`: q too goes through a latent; None: one
     plain projection. `latent_norm` is that of both latents. Scores are scaled by
     score_factor / sqrt(nope_dim + rope.dim). `bias` is on the projections into the latents and on the output.
-    `temperature`: queries grow with their position.
+    `temperature`: queries grow with their position. `gate`: what the heads give is multiplied by it.
     """
 
     num_heads: int
@@ -143,11 +143,12 @@ class MLA:
     kv_rank: int
     nope_dim: int
     v_dim: int
-    rope: Rope
+    rope: Rope | Unturned
     latent_norm: Norm
     score_factor: float = 1.0
     bias: bool = False
     temperature: Temperature | None = None
+    gate: Gate | None = None
 
     window: ClassVar[None] = None  # latent attention sees all of the past
     kv: ClassVar[KV] = KV()  # and has its own latents

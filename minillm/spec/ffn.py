@@ -24,6 +24,17 @@ class ClampedSwiGLU:
 
 
 @dataclass(frozen=True)
+class CappedSwiGLU:
+    """act(gate) * up is min(silu(gate), limit) * u with u = up clamped to [-limit, limit]: the clamp stands behind the
+    activation (Step 3.5, 2026)."""
+
+    limit: float
+
+
+Gating = Activation | ClampedSwiGLU | CappedSwiGLU  # what a gated feed-forward has for act(gate) * up
+
+
+@dataclass(frozen=True)
 class GatedMLP:
     """down(act(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202); SwiGLU when the activation is silu.
 
@@ -33,7 +44,7 @@ class GatedMLP:
     """
 
     intermediate_size: int
-    activation: Activation | ClampedSwiGLU = "silu"
+    activation: Gating = "silu"
     bias: bool = False
     sparsity: float = 0.0
     factors: tuple[float, float] = (1.0, 1.0)
@@ -104,7 +115,7 @@ class MoE:
 
     router: Router
     intermediate_size: int
-    activation: Activation | ClampedSwiGLU | Ungated = "silu"
+    activation: Gating | Ungated = "silu"
     shared: GatedMLP | MLP | None = None
     shared_gate: bool = False
     bias: bool = False

@@ -37,6 +37,45 @@ class GatedDeltaNet:
 
 
 @dataclass(frozen=True)
+class ChannelDelta:
+    """Kimi Delta Attention (arXiv:2510.26692): as `GatedDeltaNet`, with as many heads of k as of v, all of head_dim
+    values, but each value of a key is forgotten at a rate of its own, S <- diag(e^g) S, and each head's o goes through
+    `norm`, times sigmoid(W x), all of that in fp32.
+
+    With y = W x + t, and A of a head and t of a value both learned, g = -e^A softplus(y), or with a `bound` below 0
+    bound * sigmoid(e^A y). `rank`: each of the two W is a product of two, through so many values.
+    """
+
+    num_heads: int
+    head_dim: int
+    conv_kernel: int
+    norm: Norm
+    rank: int | None = None
+    bound: float | None = None
+
+    @property
+    def inner(self) -> int:
+        """The values of all heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The rows of the product on the way in: f is what g is made of, z the gate, b beta."""
+        made = dict.fromkeys(("f", "z"), self.rank or self.inner)
+        return {**dict.fromkeys("qkv", self.inner), **made, "b": self.num_heads}
+
+    @property
+    def channels(self) -> int:
+        """That its convolution sees."""
+        return 3 * self.inner
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """The sizes of the state behind one position, [H, K, V]."""
+        return self.num_heads, self.head_dim, self.head_dim
+
+
+@dataclass(frozen=True)
 class GatedConv:
     """A short convolution between two gates (Liquid AI, LFM2): b, c, u = W x;  y = W_out (c * conv(b * u)), where each
     of `channels` is a weighted sum over the last `conv_kernel` positions. All that it keeps are these."""
@@ -91,4 +130,4 @@ class StateSpace:
         return self.num_heads, self.state_size, self.head_dim
 
 
-Recurrent = GatedDeltaNet | GatedConv | StateSpace
+Recurrent = GatedDeltaNet | ChannelDelta | GatedConv | StateSpace

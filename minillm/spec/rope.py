@@ -80,3 +80,10 @@ class Rope:
     theta: float
     layout: RopeLayout = "half"
     scaling: RopeScaling | None = None
+
+
+@dataclass(frozen=True)
+class Unturned:
+    """`dim` values that stand where others have rotary ones, and are the same at any position."""
+
+    dim: int

@@ -25,7 +25,7 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.ops.cross_entropy import MOST_LOGITS
 from minillm.ops.state_space import CHUNK
-from minillm.spec import GQA, MLA, Attention, GatedConv, Layer, MoE, Recurrent, StateSpace
+from minillm.spec import GQA, MLA, Attention, ChannelDelta, GatedConv, Layer, MoE, Recurrent, StateSpace
 from minillm.spec import Decoder as Spec
 from minillm.tune.optimizers import Update
 from minillm.weights.ints import Integers
@@ -113,6 +113,8 @@ def _mixed(attention: Attention | Recurrent, length: int) -> int:
         scores = 2 * attention.num_heads * length if by_formula else 0
     elif isinstance(attention, MLA):
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
+    elif isinstance(attention, ChannelDelta):
+        heads = 7 * attention.inner
     elif isinstance(attention, GatedConv):
         heads = 2 * attention.channels
     elif isinstance(attention, StateSpace):

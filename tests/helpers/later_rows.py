@@ -198,4 +198,5 @@ LATER: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_key_value_heads": 3, "rope_parameters": {**ROPES["dynamic"], "rope_theta": 500.0}},
     ),
     "baichuan": ("baichuan", {"num_key_value_heads": 6, "head_dim": 8}),
+    "baichuan-13b": ("baichuan", {"num_key_value_heads": 6, "head_dim": 8, "falls": True}),
 }

@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.helpers import oracles_openelm
+from tests.helpers import oracles_openelm, oracles_searched
 
 IDS = " bos_token_id eos_token_id pad_token_id"
 STATE = "oracle/state.safetensors"
@@ -102,8 +102,10 @@ def write(folder: Path, model: Any, state: dict[str, Tensor], published: dict[st
     (folder / "config.json").write_text(json.dumps({key: config[key] for key in (keys + IDS).split()}))
 
 
-BUILD = {"plamo": parallel, "plamo3": sandwiched, "openelm": oracles_openelm.build}
-WRITE = {"plamo": write_parallel, "plamo3": write_sandwiched, "openelm": oracles_openelm.write}
+BUILD = {"plamo": parallel, "plamo3": sandwiched, "openelm": oracles_openelm.build,
+         "nemotron-nas": oracles_searched.build}  # fmt: skip
+WRITE = {"plamo": write_parallel, "plamo3": write_sandwiched, "openelm": oracles_openelm.write,
+         "nemotron-nas": oracles_searched.write}  # fmt: skip
 
 
 def load(folder: Path, family: str) -> Any:

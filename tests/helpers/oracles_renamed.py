@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 # The model_type whose class computes the same.
 CLASS = {
@@ -57,11 +58,25 @@ NAMES: dict[str, dict[str, str]] = {
 
 def build(family: str, values: dict[str, Any], **options: Any) -> Any:
     config = transformers.AutoConfig.for_model(CLASS[family], **values)
-    return transformers.AutoModelForCausalLM.from_config(config, **options)
+    return placed(transformers.AutoModelForCausalLM.from_config(config, **options))
 
 
 def load(folder: Path, **options: Any) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder / "oracle", **options).eval()
+    return placed(transformers.AutoModelForCausalLM.from_pretrained(folder / "oracle", **options).eval())
+
+
+def placed(model: Any) -> Any:
+    """A Llama whose scores fall with the distance as BLOOM's, and which turns nothing, if its config says `falls`."""
+
+    def fall(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask, (cos, sin) = named["attention_mask"], named["position_embeddings"]
+        lost = build_alibi_tensor(mask.new_ones(1, mask.shape[-1]), module.config.num_attention_heads, torch.float32)
+        turned = torch.ones_like(cos), torch.zeros_like(sin)
+        return given, {**named, "attention_mask": mask + lost.to(mask.dtype), "position_embeddings": turned}
+
+    for layer in model.model.layers if getattr(model.config, "falls", False) else ():
+        layer.self_attn.register_forward_pre_hook(fall, with_kwargs=True)
+    return model
 
 
 def save(model: Any, folder: Path, family: str) -> None:
@@ -125,5 +140,8 @@ def keys(config: Any, family: str) -> dict[str, Any]:
         depth, base = config.residual_multiplier * config.num_hidden_layers**0.5, hidden / config.logits_scaling
         return {**made, "scale_depth": depth, "dim_model_base": base, "scale_emb": config.embedding_multiplier}
     if family == "baichuan":
-        return {**values, "model_max_length": positions}
+        known = {key: value for key, value in values.items() if key != "falls"}
+        if values.get("falls"):
+            del known["max_position_embeddings"]
+        return {**known, "model_max_length": positions}
     return {**values, "head_dim": head_dim, "attention_bias": True}

@@ -9,18 +9,22 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.models.cohere2_moe.modeling_cohere2_moe import Cohere2MoeSparseMoeBlock
 from transformers.models.laguna.modeling_laguna import LagunaSparseMoeBlock
 from transformers.models.llama4.modeling_llama4 import Llama4Router
 from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import MiniMaxM3VLSparseMoeBlock
+from transformers.models.step3p7.modeling_step3p7 import Step3p7SparseMoeBlock
 
-BEHIND = (LagunaSparseMoeBlock, MiniMaxM3VLSparseMoeBlock)
+BEHIND = (LagunaSparseMoeBlock, MiniMaxM3VLSparseMoeBlock, Step3p7SparseMoeBlock)
 CLASS = {"mistral4": transformers.Mistral4ForCausalLM}
 
 
 def scales(theirs: Any) -> dict[nn.Module, float]:
     """By what the sum of these experts is multiplied."""
     blocks = [module for module in theirs.modules() if isinstance(module, BEHIND)]
-    return {block.experts: block.routed_scaling_factor for block in blocks}
+    halved = [module for module in theirs.modules() if isinstance(module, Cohere2MoeSparseMoeBlock)]
+    halved = [each for each in halved if each.num_shared_experts and "av" in each.shared_expert_combination_strategy]
+    return {**{block.experts: block.routed_scaling_factor for block in blocks}, **{b.experts: 0.5 for b in halved}}
 
 
 def record(theirs: Any, calls: list[tuple[Tensor, Tensor]]) -> list[Any]:

@@ -26,6 +26,7 @@ VISION: dict[str, dict[str, Any]] = {
     "exaone4_5": {**MERGED, "num_key_value_heads": 1},
     "minimax_m3_vl": {**LAYERS, "num_attention_heads": 1, "image_size": 16, "projection_dim": 16},
     "muse_glimmer": {**LAYERS, "pos_emb_height": 4, "pos_emb_width": 4},
+    "step3p7": {**LAYERS, "image_size": 16},
     "llava": {**LAYERS, "model_type": "pixtral", "head_dim": 8, "image_size": 16},
 }
 HEARING = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}

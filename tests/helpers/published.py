@@ -40,6 +40,8 @@ OPENELM = {
     "ffn_multipliers": [0.5, 0.73, 0.97, 1.2, 1.43, 1.67, 1.9, 2.13, 2.37, 2.6, 2.83, 3.07, 3.3, 3.53, 3.77, 4.0],
 }  # fmt: skip
 
+KIMI = {"full_attn_layers": [4, 8, 12, 16, 20, 24, 27], "kda_layers": [i for i in range(1, 27) if i % 4]}
+
 SIZES: dict[str, Size] = {
     "OpenELM-270M": ("openelm", OPENELM, 271_527_168),
     "phi-2": ("phi", sizes(51200, 2560, 10240, 32, 32), 2_779_683_840),
@@ -155,5 +157,16 @@ SIZES: dict[str, Size] = {
     "stablelm-2-12b": (
         "stablelm", sizes(100352, 5120, 13824, 40, 32, 8, qk_layernorm=True, use_parallel_residual=True), "12.1"
     ),
+    "gpt-neox-japanese-2.7b": ("gpt_neox_japanese", OWN, "2.7"),
+    "Jais-2-8B": ("jais2", {}, "8"),
+    "FlexOlmo-7x7B-1T": ("flex_olmo", {}, "33"),
+    "Ministral-8B-2410": ("ministral", sizes(131072, 4096, 12288, 36, 32, 8, **WIDE), 8_019_808_256),
+    "vaultgemma-1b": ("vaultgemma", sizes(256000, 1152, 6912, 26, 4, 1, head_dim=256), "1"),
+    "granite-swash-2b": ("granite_swa", {}, "2"),
+    "Kimi-Linear-48B-A3B": ("kimi_linear", {"linear_attn_config": KIMI}, "49"),
+    "Phi-4-multimodal, the text model": (
+        "phi4mm", sizes(200064, 3072, 8192, 32, 24, 8, **TIED), 3_836_021_760
+    ),
+    "Baichuan-13B": ("baichuan", sizes(64000, 5120, 13696, 40, 40), "13.3"),
     "Baichuan-7B": ("baichuan", sizes(64000, 4096, 11008, 32, 32), 7_000_559_616),
 }  # fmt: skip

@@ -45,6 +45,19 @@ def delta_rule(case: Case, ops: Ops) -> Errors:
 
 
 @torch.no_grad()
+def channel_rule(case: Case, ops: Ops) -> Errors:
+    batch, steps, heads = case.size(2), case.of((1, 2, 17, 70)), case.size(4)
+    keys, values = case.size(64, 8), case.size(64)
+    q, k = (case.values(batch, steps, heads, keys) for _ in range(2))
+    v, beta = case.values(batch, steps, heads, values), case.values(batch, steps, heads).sigmoid()
+    g = -case.values(batch, steps, heads, keys, dtype=torch.float32).abs()
+    state = case.values(batch, heads, keys, values, dtype=torch.float32)
+    o, last = ops.channel_rule(q, k, v, g, beta, state)
+    expected, expected_last = in_order(*exact(q, k, v, g, beta, state))
+    return {"result": ulps(o, expected), "result of the state": ulps(last, expected_last, dtype=torch.float32)}
+
+
+@torch.no_grad()
 def delta_step(case: Case, ops: Ops) -> Errors:
     """Of a layer whose norm does not multiply rounding: an output of nearly nothing would be brought to size 1."""
     batch, keys, values, taps = case.size(2), case.size(64, 8), case.size(64), case.size(4)
@@ -97,12 +110,12 @@ def layer(
 
 
 def in_order(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The rule, position by position."""
+    """The rule, position by position; g of a head, or of each value of k."""
     source = [h // (v.shape[2] // k.shape[2]) for h in range(v.shape[2])]
     q, k = ((each / (each.square().sum(-1, keepdim=True) + recurrent.EPS).sqrt())[:, :, source] for each in (q, k))
     parts = []
     for t in range(v.shape[1]):
-        state = torch.einsum("bh,bhkv->bhkv", g[:, t].exp(), state)
+        state = (g[:, t].exp()[..., None] if g.dim() == 4 else g[:, t].exp()[..., None, None]) * state
         error = v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])
         state = state + torch.einsum("bh,bhk,bhv->bhkv", beta[:, t], k[:, t], error)
         parts.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]) / q.shape[-1] ** 0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.helpers import gemma_rows
+from tests.helpers.further_rows import FURTHER
 from tests.helpers.hybrid_rows import HYBRID
 from tests.helpers.later_rows import LATER
 from tests.helpers.placed_rows import PLACED
@@ -227,4 +228,5 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **gemma_rows.ROWS,
     **PLACED,
     **TAIL,
+    **FURTHER,
 }

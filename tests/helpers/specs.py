@@ -21,6 +21,8 @@ from minillm.spec import (
     MLP,
     XIELU,
     Beside,
+    CappedSwiGLU,
+    ChannelDelta,
     Chunk,
     ClampedSwiGLU,
     Embedding,
@@ -46,6 +48,7 @@ from minillm.spec import (
     StateSpace,
     Streams,
     Temperature,
+    Unturned,
 )
 from minillm.spec import Decoder as Spec
 
@@ -53,7 +56,8 @@ EXACT = 3e-5  # fp32, sums of under 100 terms of size one in another order; the 
 MARGIN = 1e-4  # of an expert chosen over one not chosen: rounding must not decide
 
 
-MLPS = (MLP(20, "gelu", bias=True), MLP(20, "relu2"), MLP(20, XIELU()))
+GATED = [GatedMLP(20, each) for each in ("silu", ClampedSwiGLU(1.5, 0.7), CappedSwiGLU(0.3))]
+MLPS = (*GATED, GatedMLP(20, sparsity=0.8), MLP(20, "gelu", bias=True), MLP(20, "relu2"), MLP(20, XIELU()))
 
 
 def key_norms(norm: Norm) -> tuple[QKNorm | None, ...]:
@@ -83,6 +87,9 @@ def mixers(draw: st.DrawFn, rope: Rope, norm: Norm) -> Mixer:
         return draw(state_spaces(norm))
     if draw(st.booleans()):
         return GatedConv(draw(st.integers(4, 20)), draw(st.integers(1, 4)))
+    if draw(st.booleans()):
+        sizes = draw(st.integers(1, 4)), draw(st.integers(4, 8)), draw(st.integers(1, 4))
+        return ChannelDelta(*sizes, Norm(0.1), draw(st.none() | st.integers(4, 8)), draw(st.sampled_from((None, -4.0))))
     k_heads = draw(st.integers(1, 2))
     sizes = k_heads * draw(st.integers(1, 3)), draw(st.integers(4, 8)), draw(st.integers(4, 8))
     return GatedDeltaNet(k_heads, *sizes, draw(st.integers(1, 4)), Norm(0.1), draw(st.sampled_from((1.0, 2.0))))
@@ -110,7 +117,9 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         ranks = draw(st.none() | st.integers(4, 12)), draw(st.integers(4, 12))  # the norm of one value is its sign
         sizes = draw(st.integers(1, 12)), draw(st.integers(1, 12))
         factor, warm = draw(st.floats(0.5, 2.0)), draw(st.sampled_from((None, Temperature(0.3, 5))))
-        return MLA(heads, *ranks, *sizes, rope, norm, factor, temperature=warm)
+        gate = draw(st.sampled_from((None, Gate(width="head"), Gate())))
+        place = draw(st.sampled_from((rope, Unturned(rope.dim))))
+        return MLA(heads, *ranks, *sizes, place, norm, factor, temperature=warm, gate=gate)
     value_norm, plain = draw(st.sampled_from((None, Norm(0.1, affine=False)))), KV(v_is_k=True)
     apart = KV(value_norm, v_dim=6, v_scale=0.6)
     kv = draw(st.sampled_from((KV(value_norm), replace(plain, v_norm=value_norm), apart)))
@@ -144,9 +153,7 @@ def scores(draw: st.DrawFn, heads: int) -> Scores:
 @st.composite
 def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
     if draw(st.booleans()):
-        return draw(
-            st.sampled_from((GatedMLP(20), GatedMLP(20, ClampedSwiGLU(1.5, 0.7)), GatedMLP(20, sparsity=0.8), *MLPS))
-        )
+        return draw(st.sampled_from(MLPS))
     experts, score = draw(st.integers(2, 6)), draw(st.sampled_from(("softmax", "softmax_chosen", "sigmoid")))
     normalize = draw(st.sampled_from((None, Norm(0.1))))
     router = Router(

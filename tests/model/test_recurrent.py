@@ -20,9 +20,11 @@ from minillm.model.costs import state_bytes
 from minillm.model.pools import Group, Pools
 from minillm.model.recurrent.states import StateCache
 from minillm.ops import recurrent
+from minillm.ops.cpu import recurrent as loops
 from minillm.spec import (
     GQA,
     Beside,
+    ChannelDelta,
     Decoder,
     Gate,
     GatedConv,
@@ -52,10 +54,13 @@ def model_of(*mixers: Mixer) -> Decoder:
     return Decoder(31, 16, layers, NORM, tied=False, context=4096)
 
 
+BY_CHANNEL, BOUNDED = ChannelDelta(3, 5, 4, Norm(0.1), rank=6), ChannelDelta(2, 4, 3, Norm(0.1), bound=-4.0)
 SIGNED = dataclasses.replace(DELTA, beta_factor=2.0)
 FULL = GQA(2, 1, 8, Rope(8, 100.0), weakened=Gate(with_q=True))
 MAMBA = StateSpace(4, 3, 2, 5, 4, Norm(0.1), bias=True)
-HYBRID = model_of(DELTA, FULL, SIGNED, MAMBA, Beside(FULL, dataclasses.replace(MAMBA, norm=None)), CONV)
+HYBRID = model_of(
+    DELTA, FULL, SIGNED, MAMBA, Beside(FULL, dataclasses.replace(MAMBA, norm=None)), CONV, BY_CHANNEL, BOUNDED
+)
 
 
 def problem(batch: int, count: int, group: int, keys: int, values: int, decay: float) -> tuple[Tensor, ...]:
@@ -85,6 +90,40 @@ def test_chunks_and_steps_are_the_recurrence(
     found, state = recurrent.delta_rule(*given)
     assert (found - expected).abs().max() <= RULE * max(1, float(expected.abs().max()))
     assert (state - last).abs().max() <= RULE * max(1, float(last.abs().max()))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 2),
+    st.sampled_from((1, 2, 5, 15, 16, 17, 50)),
+    st.integers(2, 9),
+    st.integers(1, 7),
+    st.sampled_from((0.0, 0.1, 3.0, 90.0)),
+)
+def test_chunks_and_steps_are_the_recurrence_by_channel(
+    batch: int, count: int, keys: int, values: int, decay: float
+) -> None:
+    """Where all is forgotten at once too: no power of e is too large."""
+    q, k, v, _, beta, state = problem(batch, count, 1, keys, values, 0.0)
+    made = torch.Generator().manual_seed(count)
+    g = -decay * torch.rand(k.shape, generator=made)
+    expected, last = in_order(*(each.double() for each in (q, k, v, g, beta, state)))
+    for form in (recurrent.channel_rule, loops.channel_rule):
+        found, left = form(q, k, v, g, beta, state)
+        assert (found - expected).abs().max() <= RULE * max(1, float(expected.abs().max()))
+        assert (left - last).abs().max() <= RULE * max(1, float(last.abs().max()))
+
+
+def test_rates_by_channel_are_their_formulas() -> None:
+    made = torch.Generator().manual_seed(0)
+    f, step = torch.randn(2, 3, 8, generator=made), torch.randn(8, generator=made)
+    decay = torch.randn(2, generator=made)
+    rate, y = decay.exp().view(2, 1), (f + step).view(2, 3, 2, 4)
+    assert torch.allclose(recurrent.channel_gates(f, decay, step, None), -rate * (1 + y.exp()).log(), atol=1e-5)
+    assert torch.allclose(recurrent.channel_gates(f, decay, step, -4.0), -4 / (1 + (-rate * y).exp()), atol=1e-5)
+    x, gate, weight = (torch.randn(3, 5, generator=made) for _ in range(3))
+    expected = weight[0] * x / (x.square().mean(-1, True) + 0.1).sqrt() / (1 + (-gate).exp())
+    assert torch.allclose(recurrent.opened_rms_norm(x, gate, weight[0], 0.1), expected, atol=1e-6)
 
 
 def test_the_convolution_and_the_gated_norm_are_their_formulas() -> None:

@@ -23,7 +23,7 @@ from minillm.ops.cpu import matrices
 from minillm.ops.cpu import ops as cpu_ops
 from minillm.ops.cpu.loops.dots import NATIVE_BF16
 from minillm.ops.visibility import Visibility
-from minillm.spec import ClampedSwiGLU
+from minillm.spec import CappedSwiGLU, ClampedSwiGLU
 from minillm.weights.ints import Int4, Int8
 from tests.helpers.attention_problems import attended, visible_keys, window_of
 from tests.helpers.kernel_cases import Aligned, Awkward, Case, Pick, exact, ulps
@@ -34,7 +34,7 @@ from tests.helpers.specs import Drawn
 LOOPS = Ops(**cpu_ops.OPS, tile=cpu_ops.TILE)
 CPU_DEVICE = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ACTIVATIONS = ("silu", "gelu_tanh", ClampedSwiGLU(1.702, 0.7))
+ACTIVATIONS = ("silu", "gelu_tanh", ClampedSwiGLU(1.702, 0.7), CappedSwiGLU(0.7))
 WITH_GRADIENTS = ("rms_norm", "gated_act")  # their problems ask for gradients, which loops leave to PyTorch
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from minillm.ops import reference
 from minillm.ops.cpu import tiles
 from minillm.ops.stacked import GroupedMatrices
-from minillm.spec import ClampedSwiGLU
+from minillm.spec import CappedSwiGLU, ClampedSwiGLU
 from minillm.weights.grouped import Grouped
 from tests.helpers.tiled import DTYPES, FORMS, matrix
 
 EXPERTS, PICKS = 4, 2
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", ClampedSwiGLU(1.702, 0.7))
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", ClampedSwiGLU(1.702, 0.7), CappedSwiGLU(0.7))
 
 
 def stacked(form: Grouped, outputs: int, inputs: int, seed: int, dtype: torch.dtype) -> tuple[GroupedMatrices, Tensor]:

@@ -39,7 +39,7 @@ class Store:
         self.groups: dict[Group, Blocks] = {group: Blocks(count) for group, count in memory.blocks.items()}
         self.windows = {group: group for group in memory.blocks if isinstance(group, int)}
         self.choice = model.choice
-        scalings = [each.rope.scaling for each in model.spec.attentions if each.rope is not None]
+        scalings = [each.scaling for each in model.spec.ropes]
         self.dynamic = {each.original_positions for each in scalings if isinstance(each, DynamicScaling)}
         self.long = {each.original_positions for each in scalings if isinstance(each, LongRopeScaling)}
 

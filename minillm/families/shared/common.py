@@ -131,7 +131,7 @@ def decoder(
 def _rope(mixers: Sequence[Mixer]) -> Rope | None:
     """That of the first attention that has one."""
     found = (each.attention if isinstance(each, Beside) else each for each in mixers)
-    return next((each.rope for each in found if isinstance(each, Attention) and each.rope), None)
+    return next((each.rope for each in found if isinstance(each, Attention) and isinstance(each.rope, Rope)), None)
 
 
 def every_layer(decoder: Decoder, **changes: Any) -> Decoder:

@@ -19,6 +19,7 @@ from minillm.model.mla import LatentAttention
 from minillm.model.moe import MoE
 from minillm.model.norm import norm
 from minillm.model.recurrent.beside import Beside
+from minillm.model.recurrent.channels import ChannelDelta
 from minillm.model.recurrent.conv import GatedConv
 from minillm.model.recurrent.delta import GatedDeltaNet
 from minillm.model.recurrent.state_space import StateSpace
@@ -32,6 +33,7 @@ BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
     spec.GQA: GroupedQueryAttention,
     spec.MLA: LatentAttention,
     spec.GatedDeltaNet: GatedDeltaNet,
+    spec.ChannelDelta: ChannelDelta,
     spec.GatedConv: GatedConv,
     spec.StateSpace: StateSpace,
     spec.Beside: Beside,

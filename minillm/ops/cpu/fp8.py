@@ -15,7 +15,7 @@ from minillm.ops.cpu import loops
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import few, here, in_pieces, plain
 from minillm.ops.stacked import HeldMatrices
-from minillm.spec import Activation, ClampedSwiGLU, Ungated
+from minillm.spec import Gating, Ungated
 from minillm.weights import fp8
 
 VECTOR = 16  # columns: groups of which end where one does
@@ -66,7 +66,7 @@ def experts(
     weights: Tensor,
     gate_up: HeldMatrices,
     down: HeldMatrices,
-    activation: Activation | ClampedSwiGLU | Ungated,
+    activation: Gating | Ungated,
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from minillm.ops import grouped
 from minillm.ops.cpu import loops
 from minillm.ops.cpu.arrays import LIKE, address
-from minillm.spec import Activation, ClampedSwiGLU, Ungated
+from minillm.spec import CappedSwiGLU, ClampedSwiGLU, Gating, Ungated
 
 FEW_ROWS = 32  # more are oneDNN's
 WIDENED = 2**23  # values of a matrix that are fp32 at a time
@@ -87,10 +87,12 @@ def in_pieces(
     return y
 
 
-def activation_number(activation: Activation | ClampedSwiGLU | Ungated) -> tuple[int, Any, Any] | None:
+def activation_number(activation: Gating | Ungated) -> tuple[int, Any, Any] | None:
     """What the loops call an activation; None for one that they do not have."""
     if isinstance(activation, ClampedSwiGLU):
         return loops.pointwise.CLAMPED, np.float32(activation.limit), np.float32(activation.alpha)
+    if isinstance(activation, CappedSwiGLU):
+        return loops.pointwise.CAPPED, np.float32(activation.limit), np.float32(0)
     kinds = {"silu": loops.pointwise.SILU, "gelu_tanh": loops.pointwise.GELU_TANH}
     return (kinds[activation], np.float32(0), np.float32(0)) if activation in kinds else None
 
@@ -101,7 +103,7 @@ def experts(
     weights: Tensor,
     gate_up: Any,
     down: Any,
-    activation: Activation | ClampedSwiGLU | Ungated,
+    activation: Gating | Ungated,
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:

@@ -23,7 +23,7 @@ from minillm.ops.cpu.matrices import activation_number, here, plain
 from minillm.ops.ones import ones
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
-from minillm.spec import Activation, ClampedSwiGLU, NormCast, RopeLayout, Ungated
+from minillm.spec import Gating, NormCast, RopeLayout, Ungated
 
 TILE = tiles.TILE
 
@@ -97,7 +97,7 @@ def _race(chances_V: Tensor, seed: int, position: int, likeliest: Tensor) -> Ten
     return found
 
 
-def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU | Ungated = "silu") -> Tensor:
+def gated_act(gate_up: Tensor, activation: Gating | Ungated = "silu") -> Tensor:
     """`reference.gated_act`."""
     numbers = activation_number(activation)
     if not (numbers and gate_up.numel() and plain(gate_up)):
@@ -284,6 +284,7 @@ OPS: dict[str, Any] = {
     "short_conv": Choice(recurrent.short_conv, plain_recurrent.short_conv),
     "delta_rule": Choice(recurrent.delta_rule, plain_recurrent.delta_rule),
     "delta_step": Choice(recurrent.delta_step, plain_recurrent.delta_step),
+    "channel_rule": Choice(recurrent.channel_rule, plain_recurrent.channel_rule),
     "gated_conv_step": Choice(recurrent.gated_conv_step, plain_recurrent.gated_conv_step),
     "state_step": Choice(recurrent.state_step, state_space.state_step),
     "gated_rms_norm": Choice(recurrent.gated_rms_norm, plain_recurrent.gated_rms_norm),

@@ -54,6 +54,20 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: 
     return o, last
 
 
+def channel_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`recurrent.channel_rule`."""
+    strides = [_positions_apart(each) for each in (q, k, v)]
+    given, fp32 = [each.contiguous() for each in (beta, state, g)], g.dtype == state.dtype == torch.float32
+    alike = all(_alike(each, beta) for each in (q, k, v))
+    if not (all(strides) and v.numel() and alike and fp32 and plain(given[0]) and plain(*given[1:])):
+        return recurrent.channel_rule(q, k, v, g, beta, state)
+    beta, state, g = given
+    o, last = v.new_empty(v.shape), torch.empty_like(state)
+    at = tuple(map(address, (q, k, v, g, beta, state, o, last)))
+    loops.channels.channel_rule(at, (*v.shape[:3], k.shape[3], v.shape[3], *strides), LIKE[v.dtype])
+    return o, last
+
+
 def delta_step(
     qkvz: Tensor, ba: Tensor, conv: Tensor, decay: Tensor, step: Tensor, norm: Tensor, inputs: Tensor, state: Tensor,
     position: Tensor, eps: float, factor: float = 1.0, rows: Tensor | None = None,

@@ -18,7 +18,7 @@ from minillm.ops.cpu import fp8, loops, matrices
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import FEW_ROWS, few, here, plain
 from minillm.ops.stacked import GroupedMatrices
-from minillm.spec import Activation, ClampedSwiGLU, Ungated
+from minillm.spec import Gating, Ungated
 from minillm.weights.grouped import Grouped
 
 TILE = 16  # rows, which are the places of a vector
@@ -54,7 +54,7 @@ def experts(
     weights: Tensor,
     gate_up: Any,
     down: Any,
-    activation: Activation | ClampedSwiGLU | Ungated,
+    activation: Gating | Ungated,
     biases: tuple[Tensor, Tensor] | None = None,
     places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:

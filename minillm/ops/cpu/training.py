@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.ops import dense, reference
-from minillm.spec import Activation, ClampedSwiGLU, Ungated
+from minillm.spec import Gating, Ungated
 
 
-def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU | Ungated = "silu") -> Tensor:
+def gated_act(gate_up: Tensor, activation: Gating | Ungated = "silu") -> Tensor:
     """`reference.gated_act`."""
     if activation != "silu" or not (gate_up.requires_grad and torch.is_grad_enabled()):
         return reference.gated_act(gate_up, activation)

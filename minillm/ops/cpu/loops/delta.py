@@ -55,7 +55,7 @@ def copied(x: Any, at: int, count: int, y: Any, to: int) -> None:
 
 
 @inline
-def _back(x: Any, at: int, count: int, y: Any, to: int) -> None:
+def back(x: Any, at: int, count: int, y: Any, to: int) -> None:
     """The first `count` of 32 numbers."""
     if count == COLUMNS:
         store(y, to, load(x, at))
@@ -66,7 +66,7 @@ def _back(x: Any, at: int, count: int, y: Any, to: int) -> None:
 
 
 @inline
-def _answered(s: Any, k: Any, at: int, rows: int) -> Any:
+def answered(s: Any, k: Any, at: int, rows: int) -> Any:
     """Sᵀ k of 32 columns."""
     a, b, c, d, e, f, g, h = (zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros())
     for i in range(0, rows, UNROLLED):
@@ -80,7 +80,7 @@ def _answered(s: Any, k: Any, at: int, rows: int) -> Any:
 
 
 @inline
-def _written(s: Any, row: int, decay: Any, k: Any, q: Any, d0: Any, d1: Any, o0: Any, o1: Any) -> Any:
+def written(s: Any, row: int, decay: Any, k: Any, q: Any, d0: Any, d1: Any, o0: Any, o1: Any) -> Any:
     """One row of the state forgets and takes up, and is added to what q asks for."""
     one = madd(d0, splat(k), load(s, row) * decay)
     two = madd(d1, splat(k), load(s, row + LANES) * decay)
@@ -92,15 +92,15 @@ def _written(s: Any, row: int, decay: Any, k: Any, q: Any, d0: Any, d1: Any, o0:
 @function
 def advance(s: Any, k: Any, q: Any, at: int, rows: int, v: Any, place: int, decay: Any, beta: Any) -> None:
     """One position for 32 columns of a state `[K, 32]`: o takes the place of v."""
-    x, y = _answered(s, k, at, rows)
+    x, y = answered(s, k, at, rows)
     d0, d1 = (load(v, place) - x * decay) * beta, (load(v, place + LANES) - y * decay) * beta
     a, b, c, d, e, f, g, h = (zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros())
     for i in range(0, rows, UNROLLED):
         row, j = i * COLUMNS, at + i
-        a, b = _written(s, row, decay, k[j], q[j], d0, d1, a, b)
-        c, d = _written(s, row + COLUMNS, decay, k[j + 1], q[j + 1], d0, d1, c, d)
-        e, f = _written(s, row + 2 * COLUMNS, decay, k[j + 2], q[j + 2], d0, d1, e, f)
-        g, h = _written(s, row + 3 * COLUMNS, decay, k[j + 3], q[j + 3], d0, d1, g, h)
+        a, b = written(s, row, decay, k[j], q[j], d0, d1, a, b)
+        c, d = written(s, row + COLUMNS, decay, k[j + 1], q[j + 1], d0, d1, c, d)
+        e, f = written(s, row + 2 * COLUMNS, decay, k[j + 2], q[j + 2], d0, d1, e, f)
+        g, h = written(s, row + 3 * COLUMNS, decay, k[j + 3], q[j + 3], d0, d1, g, h)
     store(v, place, (a + c) + (e + g))
     store(v, place + LANES, (b + d) + (f + h))
 
@@ -117,7 +117,7 @@ def taken(state: Any, at: int, k_size: int, v_size: int, count: int, s: Any) -> 
 @inline
 def put(s: Any, k_size: int, v_size: int, count: int, state: Any, at: int) -> None:
     for i in range(k_size):
-        _back(s, i * COLUMNS, count, state, at + i * v_size)
+        back(s, i * COLUMNS, count, state, at + i * v_size)
 
 
 @parallel
@@ -144,7 +144,7 @@ def _rule(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any, sizes: Any, o: 
                     copied(v, t * v_stride + h * v_size + column, width, moving, i * COLUMNS)
                     decay, share = exp(g[t * heads + h]), number(beta[t * heads + h])
                     advance(s, k_unit, q_unit, i * rows, rows, moving, i * COLUMNS, decay, share)
-                    _back(moving, i * COLUMNS, width, o, (t * heads + h) * v_size + column)
+                    back(moving, i * COLUMNS, width, o, (t * heads + h) * v_size + column)
                 put(s, k_size, v_size, width, last, place)
 
 

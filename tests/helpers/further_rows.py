@@ -1,0 +1,139 @@
+"""More rows of `rows.py`: families made of parts that others have, states by channel, and layers that lack a part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.helpers.sizes import GROUPS, LONGROPE, YARN
+
+ABSENT = {"intermediate_size": None, "num_key_value_heads": None}
+KINDS = ["full_attention", *["sliding_attention"] * 3, "full_attention"]
+MIXTURE = {"num_local_experts": 6, "num_experts_per_tok": 3}
+FACTORS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 1.7}
+NORTH = {"head_dim": 12, "num_experts": 6, "num_experts_per_tok": 3, "sliding_window": 5, "num_hidden_layers": 5}
+STEP = {
+    "head_dim": 12,
+    "num_hidden_layers": 5,
+    "num_sliding_attention_heads": 8,
+    "sliding_window": 5,
+    "layer_types": KINDS,
+    "mlp_layer_types": ["dense", "sparse", "dense", "sparse", "sparse"],
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "share_expert_dim": 28,
+    "pad_token_id": 1,
+}
+# As in `hybrid_rows.py`: a norm on what a head reads from its state would multiply rounding with a smaller number.
+CHANNELS = {
+    "rms_norm_eps": 1e-2,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
+    "num_experts": 8,
+    "num_experts_per_token": 3,
+    "num_shared_experts": 2,
+    "moe_intermediate_size": 20,
+}
+KIMI = {**CHANNELS, "linear_head_dim": 12, "linear_num_heads": 4}
+LING = {
+    **CHANNELS,
+    **GROUPS,
+    "rms_norm_eps": 5e-2,
+    "num_nextn_predict_layers": 0,
+    "head_dim": 12,
+    "first_k_dense_replace": 1,
+}
+SEEN = {  # towers as small as can be, which stay unused
+    "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+                      "image_size": 28, "crop_size": 28},
+    "audio_config": {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 2, "num_attention_heads": 2,
+                     "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16, "nemo_conv_channels": 16},
+}  # fmt: skip
+WHOLE = {"n_heads_in_group": 3, "no_op": False}
+NOTHING = {"no_op": True}
+BLOCKS = [
+    {"attention": WHOLE, "ffn": {"ffn_mult": 9.0, "no_op": False}},
+    {"attention": NOTHING, "ffn": {"ffn_mult": 2.5, "no_op": False}},
+    {"attention": {**WHOLE, "n_heads_in_group": 2}, "ffn": NOTHING},
+]
+
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_neox_japanese": ("gpt_neox_japanese", {**ABSENT, "intermediate_multiple_size": 2}),
+    "gpt_neox_japanese-part": (
+        "gpt_neox_japanese",
+        {**ABSENT, "hidden_act": "relu", "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+    ),
+    "jais2": ("jais2", {"head_dim": 12}),
+    "flex_olmo": ("flex_olmo", {"num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True}),
+    "ministral": ("ministral", {"head_dim": 12, "sliding_window": 5, "layer_types": KINDS[:3]}),
+    "vaultgemma": ("vaultgemma", {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 5}),
+    "granitemoeshared": ("granitemoeshared", {**MIXTURE, **FACTORS, "shared_intermediate_size": 28}),
+    "granite_swa": (
+        "granite_swa",
+        {**FACTORS, "num_hidden_layers": 5, "sliding_window": 5, "layer_rope_theta": [0, 500.0, 500.0, 90.0, 500.0]},
+    ),
+    "granitemoe_swa": ("granitemoe_swa", {**MIXTURE, **FACTORS, "sliding_window": 5, "shared_intermediate_size": 28}),
+    "cohere2_moe": (
+        "cohere2_moe",
+        {**NORTH, "num_shared_experts": 2, "first_k_dense_replace": 1, "prefix_dense_intermediate_size": 52},
+    ),
+    "cohere2_moe-sum": (
+        "cohere2_moe",
+        {
+            **NORTH,
+            "num_shared_experts": 1,
+            "shared_expert_combination_strategy": "sum",
+            "expert_selection_fn": "sigmoid",
+            "rms_norm_eps": 1e-5,
+            "first_k_dense_replace": 2,
+            "prefix_dense_sliding_window_pattern": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "step3p7": (
+        "step3p7",
+        {
+            **STEP,
+            "moe_router_scaling_factor": 2.5,
+            "swiglu_limits": [0.0, 0.3, 0.0, 0.0, 0.5],
+            "swiglu_limits_shared": [0.2, 0.0, 0.0, 0.4, 0.3],
+            "rope_parameters": {
+                "full_attention": {**YARN, "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 90.0},
+            },
+        },
+    ),
+    "step3p7-plain": (
+        "step3p7",
+        {**STEP, "attention_bias": True, "mlp_bias": True, "query_pre_attn_scalar": 20},
+    ),
+    "kimi_linear": ("kimi_linear", KIMI),
+    "kimi_linear-latent": (
+        "kimi_linear",
+        {
+            **KIMI,
+            **GROUPS,
+            "q_lora_rank": 28,
+            "linear_conv_kernel_dim": 3,
+            "mlp_layer_types": ["sparse", "dense", "sparse", "dense"],
+            "routed_scaling_factor": 1.3,
+            "moe_renormalize": False,
+        },
+    ),
+    "bailing_hybrid": ("bailing_hybrid", LING),
+    "bailing_hybrid-unbounded": (
+        "bailing_hybrid",
+        {**LING, "kda_safe_gate": False, "short_conv_kernel_size": 2, "rope_parameters": {**YARN, "rope_theta": 500.0}},
+    ),
+    "phi4_multimodal": (
+        "phi4_multimodal",
+        {**SEEN, "rope_parameters": {**{key: value for key, value in LONGROPE.items() if "mscale" not in key},
+                                     "factor": 4.0, "original_max_position_embeddings": 32}},
+    ),
+    "nemotron-nas": ("nemotron-nas", {**ABSENT, "block_configs": BLOCKS}),
+}  # fmt: skip

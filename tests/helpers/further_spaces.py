@@ -1,0 +1,139 @@
+"""More spaces of `spaces.py`, for the families of `further_rows.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tests.helpers.further_rows import SEEN
+from tests.helpers.later_spaces import mixed
+from tests.helpers.placed_spaces import ACTIVATIONS, EPS, factors
+from tests.helpers.space_parts import (
+    FLAG,
+    GEMMA_ACTIVATIONS,
+    HEAD_DIM,
+    PLAIN_ROPES,
+    WINDOW,
+    capped,
+    experts,
+    latent,
+    layer_types,
+    mappings,
+    partial_ropes,
+)
+
+Draws = st.SearchStrategy[dict[str, Any]]
+SCALE, WIDTH = st.floats(0.5, 4.0), st.integers(1, 40)
+
+
+def each(config: dict[str, Any], strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
+    """One for each layer."""
+    layers = config["num_hidden_layers"]
+    return st.lists(strategy, min_size=layers, max_size=layers)
+
+
+def swept(config: dict[str, Any], **more: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
+    """Granite's factors, and windows of layers that turn at speeds of their own."""
+    speeds = st.sampled_from((0, 500.0, 90.0))
+    rope = PLAIN_ROPES.map(lambda drawn: {**drawn, "rope_theta": 500.0})
+    windows = {"sliding_window": WINDOW, "layer_types": layer_types(config), "rope_parameters": rope}
+    return factors(**windows, layer_rope_theta=st.none() | each(config, speeds), **more)
+
+
+@st.composite
+def channels(draw: st.DrawFn, config: dict[str, Any], **more: st.SearchStrategy[Any]) -> dict[str, Any]:
+    """Layers of both kinds in any order; a mixture in some."""
+    kinds = draw(st.permutations(["linear_attention", "full_attention"] * 2))[: draw(st.integers(3, 4))]
+    drawn = draw(latent(len(kinds), config["num_attention_heads"], norm_topk_prob=FLAG, **more))
+    renamed = {"num_experts": drawn.pop("n_routed_experts"), "num_shared_experts": drawn.pop("n_shared_experts"),
+               "num_expert_group": drawn.pop("n_group"), "moe_renormalize": drawn.pop("norm_topk_prob"),
+               "num_experts_per_token": drawn.pop("num_experts_per_tok")}  # fmt: skip
+    drawn["rope_parameters"] = draw(PLAIN_ROPES)
+    return {**drawn, **renamed, "num_hidden_layers": len(kinds), "layer_types": kinds,
+            "v_head_dim": drawn["v_head_dim"] or 8, "rms_norm_eps": draw(st.sampled_from((1e-3, 1e-2)))}  # fmt: skip
+
+
+def without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda drawn: {key: value for key, value in drawn.items() if key not in names}
+
+
+@st.composite
+def searched(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    heads, blocks = config["num_attention_heads"], []
+    groups = st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0])
+    for i in range(config["num_hidden_layers"]):
+        attention = {"n_heads_in_group": draw(groups), "no_op": bool(i) and draw(FLAG)}  # the first counts positions
+        blocks.append({"attention": attention, "ffn": {"ffn_mult": draw(SCALE), "no_op": draw(FLAG)}})
+        blocks[-1]["ffn"]["no_op"] &= not attention["no_op"]
+    return {"num_key_value_heads": None, "intermediate_size": None, "block_configs": blocks}
+
+
+FURTHER: dict[str, Callable[[dict[str, Any]], Draws]] = {
+    "gpt_neox_japanese": lambda c: mappings(
+        num_key_value_heads=st.none(),
+        intermediate_size=st.none(),
+        rms_norm_eps=st.none(),
+        layer_norm_eps=EPS,
+        hidden_act=ACTIVATIONS,
+        intermediate_multiple_size=st.integers(1, 3),
+        rope_parameters=partial_ropes(c),
+    ),
+    "jais2": lambda c: mappings(layer_norm_eps=EPS, head_dim=HEAD_DIM, attention_bias=FLAG, mlp_bias=FLAG),
+    "flex_olmo": lambda c: experts(attention_bias=FLAG, norm_topk_prob=FLAG),
+    "ministral": lambda c: mappings(head_dim=HEAD_DIM, sliding_window=WINDOW, layer_types=layer_types(c)),
+    "vaultgemma": lambda c: capped(c, hidden_activation=st.sampled_from(GEMMA_ACTIVATIONS)),
+    "granitemoeshared": lambda c: experts("num_local_experts", **factors(shared_intermediate_size=st.integers(0, 40))),
+    "granite_swa": lambda c: mappings(**swept(c, mlp_bias=FLAG)),
+    "granitemoe_swa": lambda c: experts("num_local_experts", **swept(c, shared_intermediate_size=st.integers(0, 40))),
+    "cohere2_moe": lambda c: experts(
+        rms_norm_eps=st.none() | EPS,
+        head_dim=HEAD_DIM,
+        num_shared_experts=st.integers(0, 2),
+        shared_expert_combination_strategy=st.sampled_from(("average", "sum")),
+        expert_selection_fn=st.sampled_from(("softmax", "sigmoid")),
+        norm_topk_prob=FLAG,
+        prefix_dense_sliding_window_pattern=st.integers(1, 2),
+        prefix_dense_intermediate_size=WIDTH,
+        sliding_window=WINDOW,
+        layer_types=layer_types(c),
+        mlp_layer_types=mixed(c),
+        logit_scale=st.floats(0.05, 2.0),
+    ),
+    "step3p7": lambda c: experts(
+        "n_routed_experts",
+        moe_intermediate_size=WIDTH,
+        share_expert_dim=WIDTH,
+        moe_router_scaling_factor=SCALE,
+        head_dim=HEAD_DIM,
+        attention_bias=FLAG,
+        mlp_bias=FLAG,
+        num_sliding_attention_heads=st.integers(1, 3).map(lambda n: n * c["num_key_value_heads"]),
+        sliding_window=WINDOW,
+        layer_types=layer_types(c),
+        mlp_layer_types=mixed(c),
+        swiglu_limits=each(c, st.sampled_from((0.0, 0.3, 2.0))),
+        swiglu_limits_shared=each(c, st.sampled_from((0.0, 0.3, 2.0))),
+        rope_parameters=mappings(full_attention=PLAIN_ROPES, sliding_attention=PLAIN_ROPES),
+        pad_token_id=st.just(1),
+    ),
+    "kimi_linear": lambda c: channels(
+        c,
+        linear_head_dim=st.integers(4, 12),
+        linear_num_heads=st.integers(1, 4),
+        linear_conv_kernel_dim=st.integers(2, 5),
+    ).map(without("rope_parameters")),
+    "bailing_hybrid": lambda c: channels(
+        c,
+        head_dim=st.integers(4, 12),
+        short_conv_kernel_size=st.integers(2, 5),
+        kda_safe_gate=FLAG,
+        kda_lower_bound=st.floats(-6.0, -0.5),
+        num_nextn_predict_layers=st.just(0),
+    ).map(without("q_lora_rank")),
+    "phi4_multimodal": lambda c: mappings(
+        rope_parameters=partial_ropes(c), sliding_window=st.none() | WINDOW, **{k: st.just(v) for k, v in SEEN.items()}
+    ),
+    "nemotron-nas": searched,
+}
