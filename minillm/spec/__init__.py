@@ -24,6 +24,7 @@ from minillm.spec.ffn import (
     RouterScore,
     Ungated,
 )
+from minillm.spec.indexer import BlockIndexer, Indexer
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
 from minillm.spec.recurrent import GatedConv, GatedDeltaNet, Recurrent, StateSpace
@@ -49,6 +50,7 @@ __all__ = [
     "Activation",
     "Attention",
     "Beside",
+    "BlockIndexer",
     "Chunk",
     "ClampedSwiGLU",
     "Decoder",
@@ -59,6 +61,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedMLP",
     "GroupScore",
+    "Indexer",
     "Layer",
     "LayerNorm",
     "Learned",
