@@ -153,9 +153,7 @@ class GroupedQueryAttention(nn.Module):
             parts.append(self.ops.attention(q[:, :, piece.tokens], k, v, visible, *how))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
-    def _over_chosen(
-        self, q: Tensor, pool: KeyPool, paged: Paged, places: Places, how: tuple[Any, ...]
-    ) -> Tensor:
+    def _over_chosen(self, q: Tensor, pool: KeyPool, paged: Paged, places: Places, how: tuple[Any, ...]) -> Tensor:
         """y `[1, H, N, D]` of a token of each of N sequences, over the keys and values at these places alone."""
         slots = paged.slots(places.position.flatten(1)).view_as(places.position)  # [N, K, P]
         heads = torch.arange(slots.shape[1], device=slots.device)[:, None]

@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from minillm import spec
 from minillm.model.cache import Rows
 from minillm.model.linear import Linear
 from minillm.model.norm import norm
@@ -25,7 +26,6 @@ from minillm.ops import Ops, sparse
 from minillm.ops.paged import Paged
 from minillm.ops.sparse import Places
 from minillm.ops.visibility import Visibility
-from minillm import spec
 
 Turn = Callable[..., Tensor]  # heads `[B, T, heads, D]` and a layout -> the same, rotated by their positions
 
@@ -67,7 +67,9 @@ class Choosing(nn.Module):
         batch, count, heads = queries[0].shape[:3]
         size = max(sparse.AT_ONCE // (batch * heads * keys.shape[1]), 1)
         found = [
-            self.best(tuple(each[:, at : at + size] for each in queries), keys, *(e[:, at : at + size] for e in (first, last)))
+            self.best(
+                tuple(each[:, at : at + size] for each in queries), keys, *(e[:, at : at + size] for e in (first, last))
+            )
             for at in range(0, count, size)
         ]
         return found[0] if len(found) == 1 else torch.cat(found, dim=2)

@@ -94,9 +94,7 @@ class LatentAttention(nn.Module):
             parts.append(self.expanded(*q, pool.read(piece.keys[None]), visible))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
-    def _over_chosen(
-        self, q_nope: Tensor, q_rope: Tensor, pool: LatentPool, paged: Paged, places: Places
-    ) -> Tensor:
+    def _over_chosen(self, q_nope: Tensor, q_rope: Tensor, pool: LatentPool, paged: Paged, places: Places) -> Tensor:
         """y `[1, H, N, V]` of a token of each of N sequences, over the latents at these places alone."""
         latent = pool.rows[0][paged.slots(places.position[:, 0])]  # [N, P, R + P]
         q = (each.transpose(0, 2) for each in (q_nope, q_rope))  # [N, H, 1, ...]

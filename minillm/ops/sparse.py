@@ -42,9 +42,7 @@ def best_keys(q: Tensor, weights: Tensor, k: Tensor, first: Tensor, last: Tensor
     return best(key_scores(q, weights, k).masked_fill(~seen, float("-inf")), count).unsqueeze(1)
 
 
-def best_blocks(
-    q: Tensor, k: Tensor, first: Tensor, last: Tensor, size: int, count: int, local: int
-) -> Tensor:
+def best_blocks(q: Tensor, k: Tensor, first: Tensor, last: Tensor, size: int, count: int, local: int) -> Tensor:
     """Of the blocks of `size` keys from position `first` on, up to position `last`, int64 `[B or 1, T]`, the `local`
     last ones and those of the highest q k of any key, `count` in all: q `[B, T, K, D]`, k `[B, S, D]` -> bool
     `[B, K, T, S]`, true of the keys in them that the query may see."""

@@ -150,8 +150,8 @@ class MLA:
     A head's q and k have nope_dim + rope.dim values, its v has v_dim. `q_rank`: q too goes through a latent; None: one
     plain projection. `latent_norm` is that of both latents. Scores are scaled by
     score_factor / sqrt(nope_dim + rope.dim). `bias` is on the projections into the latents and on the output.
-    `temperature`: queries grow with their position. `indexer`: what chooses the keys that a query sees, of the q latent;
-    or the number of an earlier layer, whose choice counts here too.
+    `temperature`: queries grow with their position. `indexer`: what chooses the keys that a query sees, by the latent
+    of q; or the number of an earlier layer, whose choice counts here too.
     """
 
     num_heads: int

@@ -35,15 +35,19 @@ def spelled(section: Any) -> dict[str, Any]:
     made = {ours: section[key] for key, ours in PUBLISHED.items() if key in section}
     indexed, valueless = (section.get(f"sparse_{key}") for key in ("attention_freq", "disable_index_value"))
     if valueless is not None and valueless != indexed:
-        raise ValueError("config.json: sparse_disable_index_value differs from sparse_attention_freq: indexers with values")
+        raise ValueError(
+            "config.json: sparse_disable_index_value differs from sparse_attention_freq: indexers with values"
+        )
     return made if indexed is None else made | {"layer_types": common.words("sparse_attention_freq", indexed, KINDS)}
 
 
 def stated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the published section spelled so; what it says itself counts."""
+    """A config with the published section spelled so, which counts, but for layers that are listed already."""
     given = dict(values)
     section = given.pop("sparse_attention_config", None)
-    return given if section is None else {**spelled(section), **{k: v for k, v in given.items() if v is not None}}
+    made = {} if section is None else spelled(section)
+    kinds = given.get("layer_types") or made.get("layer_types")
+    return {**given, **made, **({} if kinds is None else {"layer_types": kinds})}
 
 
 def indexers(config: Config, turned: int, num_kv_heads: int, norm: Norm) -> list[BlockIndexer | None]:
