@@ -22,7 +22,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
 from minillm.model.moe import Router
 from minillm.ops.routing import Routing
-from tests.helpers import oracles_hybrid, oracles_plamo, oracles_renamed, oracles_tail, oracles_wrapped
+from tests.helpers import oracles_hybrid, oracles_indexed, oracles_plamo, oracles_renamed, oracles_tail, oracles_wrapped
 
 # A model_type that transformers has under another name.
 SAME_AS = {"kimi_k2": "deepseek_v3", "tanuki": "mixtral"}
@@ -143,6 +143,7 @@ class Routes:
     """(experts, weights) of every call of every router in order, and how the one who follows would have chosen."""
 
     calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    choices: list[Tensor] = field(default_factory=list)  # of every call of every indexer
     tokens: int = 0
     other_choices: int = 0
     weight_error: float = 0.0  # over tokens of the same choice
@@ -181,7 +182,7 @@ def recorded(theirs: Any) -> Iterator[Routes]:
         routes.calls.append((given[1], given[2] * scales.get(module, 1)))
 
     hooks = [module.register_forward_pre_hook(note) for module in _experts(theirs)]
-    hooks += oracles_tail.record(theirs, routes.calls)
+    hooks += oracles_tail.record(theirs, routes.calls) + oracles_indexed.record(theirs, routes.choices)
     yield routes
     for hook in hooks:
         hook.remove()
@@ -205,7 +206,8 @@ def played(model: Any, routes: Routes) -> Iterator[Routes]:
     hooks = [router.register_forward_hook(ours) for router in routers]
     hooks += [module.register_forward_pre_hook(theirs) for module in _experts(model)] if not routers else []
     hooks += oracles_tail.play(model, calls)
-    yield routes
+    with oracles_indexed.played(model, routes.choices):
+        yield routes
     assert next(calls, None) is None, "more was recorded than played"
     for hook in hooks:
         hook.remove()

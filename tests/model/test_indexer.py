@@ -109,7 +109,7 @@ def test_blocks_are_chosen_as_loops_choose_them(size: int, count: int, local: in
         assert found[b, h, t].nonzero().flatten().tolist() == sorted(s for each in kept[:count] for s in each)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(specs(), st.lists(st.integers(1, 9), min_size=1, max_size=5))
 @torch.no_grad()
 def test_in_any_pieces(spec: Spec, chunks: list[int]) -> None:
@@ -127,7 +127,7 @@ def test_in_any_pieces(spec: Spec, chunks: list[int]) -> None:
         assert (logits - whole[:, at]).abs().max() <= EXACT
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(specs(), st.lists(st.integers(1, 14), min_size=2, max_size=3), st.integers(1, 6))
 @torch.no_grad()
 def test_neighbours_in_a_batch_change_nothing(spec: Spec, lengths: list[int], steps: int) -> None:
