@@ -31,7 +31,6 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "zamba2": "its layers share attention blocks, each with a low-rank change of its own (LoRA)",
         "nemotron-nas": "some of its layers have a linear map in place of attention or MLP, or nothing",
         "mistral_large4_text": "its layers share keys, which an indexer picks",
-        "lfm3": "its convolutions work on keys and values too",
         "bitnet": "its weights have three values, packed, and its activations eight bits",
         "recurrent_gemma": "its layers are linear recurrences with a gate (RG-LRU)",
         "rwkv7": "its layers are a recurrence of its own, and so is its tokenizer",

@@ -120,7 +120,7 @@ CALLS = {
 UNREAD = {"glm4", "chatglm", "hy_v3", "minimax_m2", "internlm2", "cohere", "cohere2", "apertus", "hunyuan_v1_dense"}
 UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe", "nemotron_h", "falcon_h1"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
-UNREAD |= {"exaone4_5", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
+UNREAD |= {"exaone4_5", "lfm3", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -162,7 +162,7 @@ LICENCES: dict[str, Any] = {
 # Whose cards name a licence that is not among those of `shared/licences.py`: `plan` says that it is to be read.
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
-UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3"}
+UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3", "lfm3"}
 UNKNOWN |= {"nemotron_h", "falcon_h1", "mamba2", "openelm"}
 
 
