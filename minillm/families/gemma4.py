@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from minillm.config import Config
 from minillm.families import gemma2
-from minillm.families.shared import beside, common, on_device, pooled_tower, rotary, wrapped
+from minillm.families.shared import beside, common, on_device, rotary, wrapped
+from minillm.families.towers import pooled_tower
 from minillm.spec import GQA, KV, Decoder, Embedding, GatedMLP, Norm, QKNorm, Scores
 
 DEFAULTS = {

@@ -23,7 +23,6 @@ REASONS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys("k2_horizon nanbeige apertus1p5 bailing_moe mimo_v2 nemotron_h_puzzle".split(), _UNKNOWN),
         "zamba2": "its layers share attention blocks, each with a low-rank change of its own (LoRA)",
         "mistral_large4_text": "its layers share keys, which an indexer picks",
-        "lfm3": "its convolutions work on keys and values too",
         "bitnet": "its weights have three values, packed, and its activations eight bits",
         "recurrent_gemma": "its layers are linear recurrences with a gate (RG-LRU)",
         "rwkv7": "its layers are a recurrence of its own, and so is its tokenizer",

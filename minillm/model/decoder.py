@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in {*decoder.ropes}}
         self._windows = {attention.window for attention in decoder.attentions}
         self.recomputes = False  # whether layers keep their inputs alone for the way back, and run once more there
-        for index in {each.kv.layer for each in decoder.attentions if each.kv.layer is not None}:
+        for index in {each.lender for each in decoder.attentions if each.lender is not None}:
             lender: Any = self.layers[index]
             lender.attention.lent_as = index
 

@@ -67,12 +67,11 @@ def outline(decoder: spec.Decoder, dtype: torch.dtype, whole: bool = False) -> O
 
 
 def _renumbered(decoder: spec.Decoder, once: list[spec.Layer]) -> tuple[spec.Layer, ...]:
-    """The layers, those that read another's keys and values naming it by its place among them."""
+    """The layers, those that take something of another one naming it by its place among them."""
     found = []
     for layer in once:
         made = layer.attention
-        if isinstance(made, spec.GQA) and made.kv.layer is not None:
-            kv = replace(made.kv, layer=once.index(decoder.layers[made.kv.layer]))
-            layer = replace(layer, attention=replace(made, kv=kv))
+        if isinstance(made, spec.Attention) and made.lender is not None:
+            layer = replace(layer, attention=made.borrowing(once.index(decoder.layers[made.lender])))
         found.append(layer)
     return tuple(found)

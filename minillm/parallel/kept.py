@@ -78,6 +78,8 @@ def _of_gqa(made: GQA, ranks: int, rank: int) -> dict[str, Kept]:
     if made.qk_norm and made.qk_norm.width == "heads":
         of_q, of_k = _under((count, q, 1)), _under((groups, kv, 1))
         found |= {"q_norm.weight": of_q, "q_norm.bias": of_q, "k_norm.weight": of_k, "k_norm.bias": of_k}
+    if made.indexer is not None:  # a head for each kv head
+        found["indexer.q.weight"] = _under((groups, kv, made.indexer.head_dim))
     gate = _under((count, q, 1 if made.gate and made.gate.width == "head" else made.v_dim))
     return found | {"sinks": _under((count, q, 1)), "gate.weight": gate}
 

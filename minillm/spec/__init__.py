@@ -26,6 +26,7 @@ from minillm.spec.ffn import (
     RouterScore,
     Ungated,
 )
+from minillm.spec.indexer import BlockIndexer, Indexer
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
 from minillm.spec.recurrent import ChannelDelta, GatedConv, GatedDeltaNet, Recurrent, StateSpace
@@ -52,6 +53,7 @@ __all__ = [
     "Activation",
     "Attention",
     "Beside",
+    "BlockIndexer",
     "CappedSwiGLU",
     "ChannelDelta",
     "Chunk",
@@ -65,6 +67,7 @@ __all__ = [
     "GatedMLP",
     "Gating",
     "GroupScore",
+    "Indexer",
     "Layer",
     "LayerNorm",
     "Learned",

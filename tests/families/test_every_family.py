@@ -124,7 +124,7 @@ UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe", "nemotron_h", "fa
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
 UNREAD |= {"jais2", "flex_olmo", "vaultgemma", "granitemoeshared", "granite_swa", "granitemoe_swa", "step3p7"}
 UNREAD |= {"cohere2_moe", "kimi_linear", "bailing_hybrid", "nemotron_nas", "phi4mm"}
-UNREAD |= {"exaone4_5", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
+UNREAD |= {"exaone4_5", "lfm3", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -169,7 +169,7 @@ LICENCES: dict[str, Any] = {
 # Whose cards name a licence that is not among those of `shared/licences.py`: `plan` says that it is to be read.
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
-UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3"}
+UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3", "lfm3"}
 UNKNOWN |= {"nemotron_h", "nemotron_nas", "falcon_h1", "mamba2", "openelm", "jais2", "cohere2_moe"}
 
 

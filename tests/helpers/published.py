@@ -102,6 +102,7 @@ SIZES: dict[str, Size] = {
     "LFM2-8B-A1B": (
         "lfm2_moe", sizes(65536, 2048, 7168, 24, 32, 8, layer_types=LFM2_MOE), "8.3"
     ),
+    "LFM3-1.7B": ("lfm3", {}, "1.7"),
     "cwm": ("cwm", {}, "32"),
     "helium-1-preview-2b": ("helium", {}, "2"),
     "Youtu-LLM-2B": ("youtu", {}, "1.96"),

@@ -80,6 +80,11 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "kv heads on two ranks each": ("llama", {}),
     "all in one norm over heads; post-norms alone": ("olmo2", {}),
     "latents": ("deepseek_v3", {}),
+    "an indexer, and layers that follow it": ("glm_moe_dsa", {"index_topk": 3, "num_attention_heads": 6}),
+    "blocks of each kv head": (
+        "minimax_m3_vl",
+        {"layer_types": ["minimax_m3_sparse"] * 4, "index_block_size": 2, "index_topk_blocks": 2},
+    ),
     "experts and what all share": ("qwen2_moe", {}),
     "sinks and windows": ("gpt_oss", {"num_hidden_layers": 4, "layer_types": [WINDOW, ATTENDS] * 2}),
     "states, and gates beside queries": ("qwen3_next", {"num_hidden_layers": 4, "layer_types": [STATE, ATTENDS] * 2}),

@@ -170,8 +170,8 @@ def test_every_family(row: str, tmp_path: Path) -> None:
     report = budget(folder, Question())
     made = report["checkpoint"]
     assert (made["difference_bytes"], made["absent_tensors"]) == (0, 0)
-    # Towers that are not read, what predicts further tokens, constants of an activation, and indexers.
-    beside = {*oracles_wrapped.WRAPPED, "mimo", "apertus", "deepseek_v32", "glm_moe_dsa"}
+    # Towers that are not read, what predicts further tokens, and constants of an activation.
+    beside = {*oracles_wrapped.WRAPPED, "mimo", "apertus"}
     seen = tower.supported(read(folder)) is not None
     assert bool(made["outside"]) == (tiny.ROWS[row][0] in beside and not seen)
     assert (SEES in made["left_out"]) == seen

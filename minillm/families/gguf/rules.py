@@ -10,7 +10,7 @@ from minillm.families.gguf import states
 from minillm.families.gguf.architectures import ARCHITECTURES, HYBRID, ON_DEVICE
 from minillm.families.gguf.config import NAMES
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
-from minillm.families.shared import hybrid
+from minillm.families.recurrent import hybrid
 from minillm.families.shared.on_device import shared
 from minillm.weights.rules import DROP, Rules
 

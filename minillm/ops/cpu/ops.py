@@ -148,8 +148,8 @@ def attention(
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention`; with slopes that itself."""
-    if slopes is not None:
+    """`reference.attention`; with slopes, and over chosen keys, that itself."""
+    if slopes is not None or visible.chosen is not None:
         return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes)
     rows = q.transpose(1, 2)
     rows = rows if rows.is_contiguous() else rows.contiguous()
