@@ -28,10 +28,8 @@ FAST = {"phases": [hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if (
-        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):  # as shells start what runs in the background: so would be all
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that tests start and interrupt
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background, and it would
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # start programs so that tests interrupt
     if os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)  # as many workers as cores: each takes one
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so does each process that it starts
