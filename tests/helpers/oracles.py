@@ -156,10 +156,10 @@ class Routes:
                 part.calls.append((experts.flatten(0, 1), weights.flatten(0, 1)))
         return parts
 
-    def token_by_token(self, row: int, rows: int) -> Routes:
-        """Those of one of the rows, as if each token had come alone."""
-        split = [[each.unflatten(0, (rows, -1))[row].split(1) for each in call] for call in self.calls]
-        return Routes([each for calls in zip(*(zip(*call, strict=True) for call in split), strict=True) for each in calls])
+    def of_row(self, row: int, rows: int, pieces: list[int]) -> Routes:
+        """Those of one of the rows, as if it had come alone and in pieces of so many tokens."""
+        split = [[each.unflatten(0, (rows, -1))[row].split(pieces) for each in call] for call in self.calls]
+        return Routes([(experts[i], weights[i]) for i in range(len(pieces)) for experts, weights in split])
 
     def compare(self, own: Routing, experts: Tensor, weights: Tensor) -> None:
         mine, theirs = own.experts.sort(-1), experts.sort(-1)
