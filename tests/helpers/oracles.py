@@ -157,11 +157,14 @@ class Routes:
                 part.calls.append((experts.flatten(0, 1), weights.flatten(0, 1)))
         return parts
 
-    def token_by_token(self, row: int, rows: int) -> Routes:
-        """Those of one of the rows, as if each token had come alone."""
-        split = [[each.unflatten(0, (rows, -1))[row].split(1) for each in call] for call in self.calls]
+    def of_row(self, row: int, rows: int, pieces: list[int]) -> Routes:
+        """Those of one of the rows, as if it had come alone and in pieces of so many tokens."""
+        split = [[each.unflatten(0, (rows, -1))[row].split(pieces) for each in call] for call in self.calls]
+        choices = [call[row : row + 1].split(pieces, dim=-2) for call in self.choices]
+        numbers = range(len(pieces))
         return Routes(
-            [each for calls in zip(*(zip(*call, strict=True) for call in split), strict=True) for each in calls]
+            [(experts[i], weights[i]) for i in numbers for experts, weights in split],
+            [each[i] for i in numbers for each in choices],
         )
 
     def compare(self, own: Routing, experts: Tensor, weights: Tensor) -> None:

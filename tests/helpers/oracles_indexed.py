@@ -59,5 +59,5 @@ def mask(indexer: Choosing, chosen: Tensor, visible: Visibility, keys: int) -> T
     size = indexer.spec.size if isinstance(indexer, BlockIndexer) else 1
     blocks = -(-keys // size)
     made = torch.zeros(*chosen.shape[:-1], blocks + 1, dtype=torch.bool)
-    made.scatter_(-1, chosen.masked_fill(chosen < 0, blocks), True)
+    made.scatter_(-1, chosen.masked_fill((chosen < 0) | (chosen > blocks), blocks), True)
     return made[..., :blocks].repeat_interleave(size, dim=-1)[..., :keys] & seen
