@@ -159,7 +159,9 @@ class Routes:
     def token_by_token(self, row: int, rows: int) -> Routes:
         """Those of one of the rows, as if each token had come alone."""
         split = [[each.unflatten(0, (rows, -1))[row].split(1) for each in call] for call in self.calls]
-        return Routes([each for calls in zip(*(zip(*call, strict=True) for call in split), strict=True) for each in calls])
+        return Routes(
+            [each for calls in zip(*(zip(*call, strict=True) for call in split), strict=True) for each in calls]
+        )
 
     def compare(self, own: Routing, experts: Tensor, weights: Tensor) -> None:
         mine, theirs = own.experts.sort(-1), experts.sort(-1)

@@ -171,7 +171,7 @@ def test_every_family(row: str, tmp_path: Path) -> None:
     made = report["checkpoint"]
     assert (made["difference_bytes"], made["absent_tensors"]) == (0, 0)
     # Towers that are not read, what predicts further tokens, constants of an activation, and indexers.
-    beside = {*oracles_wrapped.WRAPPED, "mimo", "apertus", "deepseek_v32", "glm_moe_dsa"}
+    beside = {*oracles_wrapped.WRAPPED, "mimo", "apertus", "deepseek_v32", "glm_moe_dsa", "phi4_multimodal"}
     seen = tower.supported(read(folder)) is not None
     assert bool(made["outside"]) == (tiny.ROWS[row][0] in beside and not seen)
     assert (SEES in made["left_out"]) == seen
