@@ -151,6 +151,7 @@ class Checkpoint:
         absent = [name for name, file in (located or {}).items() if self.info.get(name, _NOWHERE).file != file]
         if absent:
             raise ValueError(f"{folder}: the index promises tensors that their files lack: {brief(absent)}")
+        self._unstack()
         self.files_hold = self.info  # before matrices are gathered
         return self._gather({**section, METADATA: metadata})
 
@@ -170,6 +171,15 @@ class Checkpoint:
         self.files_hold = self.info
         return []
 
+    def _unstack(self) -> None:
+        """Have what lies in stacks matrix by matrix."""
+        info, stored = self.info, self.stored
+        self.info, self.stored = {}, {}
+        for name, whole in stored.items():
+            matrices: dict[str, Any] = dict(unstacked(name, whole)) or {name: whole}
+            self.info |= {one: replace(info[name], shape=each.shape) for one, each in matrices.items()}
+            self.stored |= matrices
+
     def _gather(self, section: Section) -> list[str]:
         """Put matrices where the first of their parts stands; returns the names of those that are of no use."""
         seen = {name: Seen(each.shape, each.dtype, self.stored[name]) for name, each in self.info.items()}
@@ -184,9 +194,7 @@ class Checkpoint:
             if name in self.info or tensor in left:
                 continue
             if (made := packed.get(name)) is None or tensor not in owners:
-                matrices: dict[str, Any] = dict(unstacked(tensor, stored[tensor])) or {tensor: stored[tensor]}
-                self.info |= {one: replace(info[tensor], shape=each.shape) for one, each in matrices.items()}
-                self.stored |= matrices
+                self.info[tensor], self.stored[tensor] = info[tensor], stored[tensor]
                 continue
             parts: dict[str, Any] = {part: stored[each] for part, each in made.parts.items()}
             self.stored[name] = Made(made, parts)

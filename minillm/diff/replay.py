@@ -216,7 +216,7 @@ def _attention(made: Replay, attention: GroupedQueryAttention | LatentAttention)
     own_sums = _merged(attention.ops.attention(*given, *rest, **call.options))
     each = [(own_sums, weights), (theirs.sums, before)]  # each side's sum with its own weights: a score is no sum
     made.found.append(Op("weighted sum of values", *(error(y, _merged(w @ values), made.eps) for y, w in each)))
-    if isinstance(attention, GroupedQueryAttention) and attention.spec.gate:
+    if attention.spec.gate:
         return  # the product is with what the gate leaves, which nobody has seen
     out = attention.out(theirs.sums.to(made.model.dtype))
     made.op("product out", product(theirs.sums, attention.out), out, trace.gave[name])

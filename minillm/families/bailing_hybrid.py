@@ -30,6 +30,9 @@ DEFAULTS = {
     "num_nextn_predict_layers": None, "num_mtp_layers": 1, "mtp_loss_scaling_factor": None,
 }  # fmt: skip
 ATTENTION, MIXER, FFN = "model.layers.{i}.attention.", channels.MIXER, "layers.{i}.ffn."
+# What transformers calls a module in place of the checkpoint.
+TRANSFORMERS = {"model.word_embeddings": "model.embed_tokens", ".attention.": ".self_attn.",
+                "self_attn.dense": "self_attn.o_proj", "self_attn.f_": "self_attn.forget_gate.f_"}  # fmt: skip
 prediction_layers = experts.prediction_layers
 
 
@@ -57,7 +60,7 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spec(config: Config) -> Decoder:
-    config.without_effect(["mtp_loss_scaling_factor"])
+    config.without_effect((*channels.WORDS, "mtp_loss_scaling_factor"))
     attention = replace(latent.attention(config, "interleaved"), gate=Gate(width="head"))
     heads = config.optional_size("linear_num_heads") or config.size("num_attention_heads")
     size = config.size("linear_head_dim")

@@ -28,8 +28,11 @@ DEFAULTS = {
     "linear_head_dim": 128, "linear_num_heads": 32, "linear_conv_kernel_dim": 4,
     "num_nextn_predict_layers": 0, "num_mtp_layers": None,
 }  # fmt: skip
+UNUSED = ("use_grouped_topk", "rope_theta", "rope_scaling", "rope_parameters", "linear_attn_config")
 SIZES = ("linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim")
 LAYER, ATTENTION = "model.layers.{i}.", "model.layers.{i}.self_attn."
+# What transformers calls a module in place of the checkpoint.
+TRANSFORMERS = {"block_sparse_moe.": "mlp.", "self_attn.f_": "self_attn.forget_gate.f_"}
 OWN = {"num_heads": SIZES[0], "head_dim": SIZES[1], "short_conv_kernel_size": SIZES[2]}
 LISTS = ("full_attn_layers", "kda_layers")
 MIXER, FFN = channels.MIXER, "layers.{i}.ffn."
@@ -72,7 +75,7 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def spec(config: Config) -> Decoder:
     common.only(config, FIXED)
-    config.without_effect(("use_grouped_topk", "rope_theta", "rope_scaling", "rope_parameters"))
+    config.without_effect((*channels.WORDS, *UNUSED))
     dim = config.size("qk_rope_head_dim")
     attention = replace(latent.attention(config, "half", Rope(dim, 1e4)), rope=Unturned(dim))
     heads, size, kernel = (config.size(key) for key in SIZES)

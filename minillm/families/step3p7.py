@@ -55,7 +55,7 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def spec(config: Config) -> Decoder:
     common.only(config, FIXED)
-    config.without_effect(UNUSED)
+    config.without_effect((*UNUSED, *by_layer.READ))
     layers, bias = common.num_layers(config), config.flag("attention_bias")
     windows = common.typed_windows(config, common.window(config), [False] * layers)
     (num_heads, kv_heads, head_dim), more = common.heads(config), config.optional_size("num_sliding_attention_heads")

@@ -44,6 +44,7 @@ LING = {
     **CHANNELS,
     **GROUPS,
     "rms_norm_eps": 5e-2,
+    "kda_lower_bound": -1.5,
     "num_nextn_predict_layers": 0,
     "head_dim": 12,
     "first_k_dense_replace": 1,

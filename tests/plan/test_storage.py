@@ -177,7 +177,7 @@ def test_every_family(row: str, tmp_path: Path) -> None:
     made = report["checkpoint"]
     assert (made["difference_bytes"], made["absent_tensors"]) == (0, 0)
     # Towers that are not read, what predicts further tokens, and constants of an activation.
-    beside = {*oracles_wrapped.WRAPPED, "mimo", "apertus"}
+    beside = {*oracles_wrapped.WRAPPED, "mimo", "apertus", "phi4_multimodal"}
     seen = tower.supported(read(folder)) is not None
     assert bool(made["outside"]) == (tiny.ROWS[row][0] in beside and not seen)
     assert (SEES in made["left_out"]) == seen

@@ -14,6 +14,8 @@ LISTS = ("layer_types", "mlp_layer_types", "swiglu_limits", "swiglu_limits_share
 WORDS = {"num_attention_groups": "num_key_value_heads", "moe_top_k": "num_experts_per_tok",
          "share_expert_dims": "share_expert_dim",
          **dict.fromkeys(("moe_num_experts", "num_experts", "num_local_experts"), "n_routed_experts")}  # fmt: skip
+# What is read of them before a family reads.
+READ = (*WORDS, "attention_other_setting", "moe_layers_enum", "rope_theta", "partial_rotary_factors", "rope_scaling")
 
 
 def named(values: Mapping[str, Any]) -> dict[str, Any]:
