@@ -18,7 +18,9 @@ from minillm.families import resolve
 from minillm.llm import LLM
 from minillm.model import indexer
 from minillm.ops import sparse
+from minillm.report.examine import explain
 from minillm.spec import KV, MLA, Decoder
+from tests.conftest import shared
 from tests.helpers import tiny
 
 ROWS = {"deepseek_v32": 6, "glm_moe_dsa": 6, "minimax_m3-indexed": 9}  # how many keys each leaves
@@ -153,6 +155,16 @@ def test_of_equal_scores_the_first_counts(tmp_path: Path) -> None:
         zeros = (row == 0).nonzero().flatten()
         assert own[row[own] == 0].tolist() == zeros[: int((row[own] == 0).sum())].tolist()
     assert tied > 0
+
+
+def test_active_parameters() -> None:
+    """The published figure is DeepSeek-V3's: that of the model without its indexers, which it names."""
+    found, plain = (
+        explain(shared(f"real-configs/{name}"))["active_parameter_count"]
+        for name in ("nvidia__DeepSeek-V3.2-NVFP4", "deepseek-ai__DeepSeek-V3")
+    )
+    each = 64 * 128 * 1536 + 128 * 7168 + 2 * 128 + 64 * 7168  # q, k, its norm, weights
+    assert found == plain + 61 * each
 
 
 def lenders(**values: Any) -> list[int | None]:
