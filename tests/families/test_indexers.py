@@ -187,6 +187,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("glm_moe_dsa", {"indexer_types": ["shared"] * 8}, "has shared first"),
     ("glm_moe_dsa", {"index_topk_pattern": "FFXX"}, "full or shared"),
     ("glm_moe_dsa", {"index_topk_pattern": 7}, "full or shared"),
+    ("glm_moe_dsa", {"index_topk_pattern": [["full"]] * 8}, "full or shared"),
     ("glm_moe_dsa", {"index_skip_topk_offset": "3"}, "a whole number"),
     ("glm_moe_dsa", {"index_topk": 0}, "index_topk is 0"),
     ("deepseek_v32", {"index_head_dim": 32}, "less than the 64 values that turn"),
