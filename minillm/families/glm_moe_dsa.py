@@ -51,7 +51,7 @@ def lenders(config: Config) -> list[int | None]:
         raise ValueError(f"config.json: index_skip_topk_offset is {shown(offset)}, expected a whole number")
     kinds = config.get("indexer_types")
     if kinds is None and pattern is not None:
-        kinds = [LETTERS.get(each, each) for each in pattern] if isinstance(pattern, (str, list)) else pattern
+        kinds = [LETTERS.get(letter) for letter in pattern] if isinstance(pattern, str) else pattern
     if kinds is None:
         kinds = ["shared" if max(i - offset + 1, 0) % step else "full" for i in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in ("full", "shared") for kind in kinds):

@@ -136,8 +136,8 @@ class BlockIndexer(Choosing):
         return Asked((turn(self.q_norm(q)),), turn(k).squeeze(2))
 
     def best(self, queries: tuple[Tensor, ...], keys: Tensor, first: Tensor, last: Tensor) -> Tensor:
-        made = self.spec
-        return sparse.best_blocks(*queries, keys, first, last, made.size, made.top_k, made.local)
+        made, (q,) = self.spec, queries
+        return sparse.best_blocks(q, keys, first, last, made.size, made.top_k, made.local)
 
 
 def of_rows(attention: Any, asked: Asked | None, step: Any, cache: Any) -> Visibility:

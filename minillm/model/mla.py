@@ -100,8 +100,8 @@ class LatentAttention(nn.Module):
     def _over_chosen(self, q_nope: Tensor, q_rope: Tensor, pool: LatentPool, paged: Paged, places: Places) -> Tensor:
         """y `[1, H, N, V]` of a token of each of N sequences, over the latents at these places alone."""
         latent = pool.rows[0][paged.slots(places.position[:, 0])]  # [N, P, R + P]
-        q = (each.transpose(0, 2) for each in (q_nope, q_rope))  # [N, H, 1, ...]
-        return self.absorbed(*q, latent, places.visible()).transpose(0, 2)
+        nope, turned = q_nope.transpose(0, 2), q_rope.transpose(0, 2)  # [N, H, 1, ...]
+        return self.absorbed(nope, turned, latent, places.visible()).transpose(0, 2)
 
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor, Asked | None]:
         """q without position `[B, H, T, N]`, rotated q `[B, H, T, P]`, what is cached, `[B, T, R + P]`, and what keys

@@ -18,7 +18,9 @@ from minillm.families import resolve
 from minillm.llm import LLM
 from minillm.model import indexer
 from minillm.ops import sparse
+from minillm.report.examine import explain
 from minillm.spec import KV, MLA, Decoder
+from tests.conftest import shared
 from tests.helpers import tiny
 
 ROWS = {"deepseek_v32": 6, "glm_moe_dsa": 6, "minimax_m3-indexed": 9}  # how many keys each leaves
@@ -155,6 +157,16 @@ def test_of_equal_scores_the_first_counts(tmp_path: Path) -> None:
     assert tied > 0
 
 
+def test_active_parameters() -> None:
+    """The published figure is DeepSeek-V3's: that of the model without its indexers, which it names."""
+    found, plain = (
+        explain(shared(f"real-configs/{name}"))["active_parameter_count"]
+        for name in ("nvidia__DeepSeek-V3.2-NVFP4", "deepseek-ai__DeepSeek-V3")
+    )
+    each = 64 * 128 * 1536 + 128 * 7168 + 2 * 128 + 64 * 7168  # q, k, its norm, weights
+    assert found == plain + 61 * each
+
+
 def lenders(**values: Any) -> list[int | None]:
     decoder = resolve({"model_type": "glm_moe_dsa", "num_hidden_layers": 8, **values})[0]
     return [each.indexer if isinstance(each.indexer, int) else None for each in decoder.attentions]
@@ -175,6 +187,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("glm_moe_dsa", {"indexer_types": ["shared"] * 8}, "has shared first"),
     ("glm_moe_dsa", {"index_topk_pattern": "FFXX"}, "full or shared"),
     ("glm_moe_dsa", {"index_topk_pattern": 7}, "full or shared"),
+    ("glm_moe_dsa", {"index_topk_pattern": [["full"]] * 8}, "full or shared"),
     ("glm_moe_dsa", {"index_skip_topk_offset": "3"}, "a whole number"),
     ("glm_moe_dsa", {"index_topk": 0}, "index_topk is 0"),
     ("deepseek_v32", {"index_head_dim": 32}, "less than the 64 values that turn"),

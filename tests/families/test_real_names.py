@@ -147,7 +147,6 @@ ACTIVE = {
     "deepseek-ai__DeepSeek-V2": "21",
     "deepseek-ai__DeepSeek-V3": "37",
     "moonshotai__Kimi-K2-Thinking": "32",
-    "nvidia__DeepSeek-V3.2-NVFP4": "37",
     "Qwen__Qwen3-VL-235B-A22B-Instruct": "22",
     "Qwen__Qwen3-VL-30B-A3B-Instruct": "3.3",
     "Qwen__Qwen3-Next-80B-A3B-Thinking": "3",

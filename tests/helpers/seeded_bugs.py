@@ -18,7 +18,6 @@ from minillm.model.norm import LayerNorm
 from minillm.spec import (
     GQA,
     MLA,
-    BlockIndexer,
     ClampedSwiGLU,
     Embedding,
     GatedMLP,
@@ -207,9 +206,6 @@ BUGS: dict[str, Bug] = {
     "one key fewer chosen": Bug("deepseek_v32", field(Indexer, "top_k", 5), ATTENTION, "top_k is 6"),
     "an indexer turned in pairs": Bug(
         "deepseek_v32", field(Indexer, "layout", "interleaved"), ATTENTION, "layout is half"
-    ),
-    "blocks of other sizes": Bug(
-        "minimax_m3-indexed", field(BlockIndexer, "size", 6), "layers.1.attention", "size is 3"
     ),
     "sinks left out": Bug("gpt_oss", field(GQA, "weakened", None), ATTENTION),
     "q, k, v not clamped": Bug("olmoe-clip", field(GQA, "clip", None), ATTENTION),
