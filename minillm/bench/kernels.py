@@ -50,7 +50,13 @@ FILES = {
 WITHOUT = (
     *("linear", "add", "cos_sin", "short_conv"),  # PyTorch's own are as good
     "gated_rms_norm",  # of prompts alone, where it is little beside the products; a step has it in its own kernel
-    *("gated_conv_step", "state_step"),  # written for CPUs so far
+    *(
+        "gated_conv_step",
+        "state_step",
+        "short_conv_step",
+        "selective_step",
+        "selective_scan",
+    ),  # written for CPUs so far
 )
 BESIDE = {"ragged_attention": "attention"}
 

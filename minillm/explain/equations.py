@@ -9,7 +9,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
-from minillm.explain.scanned import state_space, w
+from minillm.explain.scanned import fronted, gated, selective, state_space, w
 from minillm.spec import (
     GQA,
     MLA,
@@ -19,9 +19,11 @@ from minillm.spec import (
     Chunk,
     ClampedSwiGLU,
     Decoder,
+    Fronted,
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
+    GatedRecurrence,
     Layer,
     LayerNorm,
     MoE,
@@ -29,6 +31,7 @@ from minillm.spec import (
     PerLayer,
     ProportionalScaling,
     Router,
+    SelectiveScan,
     StateSpace,
     Streams,
     Ungated,
@@ -287,7 +290,10 @@ PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     GatedDeltaNet: _delta,
     GatedConv: _conv,
     StateSpace: state_space,
+    SelectiveScan: selective,
+    GatedRecurrence: gated,
     Beside: _beside,
+    Fronted: fronted,
     GatedMLP: _gated,
     MLP: _mlp,
     MoE: _moe,

@@ -15,7 +15,18 @@ from torch import Tensor
 
 from minillm.guard import memory
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Attention,
+    Decoder,
+    GatedConv,
+    GatedDeltaNet,
+    GatedRecurrence,
+    Recurrent,
+    SelectiveScan,
+    StateSpace,
+)
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
@@ -108,6 +119,8 @@ KINDS: dict[type, type[AnyCache]] = {
     GatedDeltaNet: StateCache,
     GatedConv: StateCache,
     StateSpace: StateCache,
+    SelectiveScan: StateCache,
+    GatedRecurrence: StateCache,
 }
 
 

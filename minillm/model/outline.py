@@ -71,6 +71,9 @@ def _renumbered(decoder: spec.Decoder, once: list[spec.Layer]) -> tuple[spec.Lay
     found = []
     for layer in once:
         made = layer.attention
+        if isinstance(made, spec.Fronted) and made.block.of is not None:
+            block = replace(made.block, of=once.index(decoder.layers[made.block.of]))
+            layer = replace(layer, attention=replace(made, block=block))
         if isinstance(made, spec.GQA) and made.kv.layer is not None:
             kv = replace(made.kv, layer=once.index(decoder.layers[made.kv.layer]))
             layer = replace(layer, attention=replace(made, kv=kv))

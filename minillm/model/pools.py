@@ -21,7 +21,18 @@ import torch
 from torch import Tensor
 
 from minillm.model.recurrent.states import STATES, StateCache
-from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Attention,
+    Decoder,
+    GatedConv,
+    GatedDeltaNet,
+    GatedRecurrence,
+    Recurrent,
+    SelectiveScan,
+    StateSpace,
+)
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
@@ -131,6 +142,8 @@ POOLS: dict[type, type[AnyPool]] = {
     GatedDeltaNet: StatePool,
     GatedConv: StatePool,
     StateSpace: StatePool,
+    SelectiveScan: StatePool,
+    GatedRecurrence: StatePool,
 }
 
 

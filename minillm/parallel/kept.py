@@ -7,7 +7,20 @@ from dataclasses import dataclass
 
 from minillm import spec
 from minillm.parallel.split import Span, cut, owned, whole_experts
-from minillm.spec import GQA, MLA, MLP, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, MoE, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    MLP,
+    Beside,
+    Decoder,
+    GatedConv,
+    GatedDeltaNet,
+    GatedMLP,
+    GatedRecurrence,
+    MoE,
+    SelectiveScan,
+    StateSpace,
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,27 @@ def _of_space(made: StateSpace, ranks: int, rank: int) -> dict[str, Kept]:
     }  # fmt: skip
 
 
+def _of_selective(made: SelectiveScan, ranks: int, rank: int) -> dict[str, Kept]:
+    """The second product goes over all channels, and so do the norms of what it makes: their ranks' parts are added."""
+    (own,), size = owned(made, ranks, rank).values(), made.channels
+    rows = (size, own, 1)
+    return {
+        **dict.fromkeys(("xz.weight", "xz.bias"), _under(rows, rows)),
+        **dict.fromkeys(("conv.weight", "conv.bias", "step.weight", "step.bias", "skip"), _under(rows)),
+        **dict.fromkeys(("dbc.weight", "decay", "output.weight"), _beside(own)), "output.bias": _once(rank),
+    }  # fmt: skip
+
+
+def _of_recurrence(made: GatedRecurrence, ranks: int, rank: int) -> dict[str, Kept]:
+    (own,) = owned(made, ranks, rank).values()
+    rows = (made.num_blocks, own, made.block_size)
+    named = ("conv", "conv_bias", "opens", "opens_bias", "keeps", "keeps_bias", "decay")
+    return {
+        **dict.fromkeys(("yx.weight", "yx.bias"), _under(rows, rows)), **dict.fromkeys(named, _under(rows)),
+        "output.weight": _beside(own, made.block_size), "output.bias": _once(rank),
+    }  # fmt: skip
+
+
 def _of_beside(made: Beside, ranks: int, rank: int) -> dict[str, Kept]:
     parts = {"attention": _of_gqa(made.attention, ranks, rank), "recurrent": _of_space(made.recurrent, ranks, rank)}
     return {f"{part}.{leaf}": each for part, found in parts.items() for leaf, each in found.items()}
@@ -156,6 +190,8 @@ PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     GatedDeltaNet: _of_delta,
     GatedConv: _of_conv,
     StateSpace: _of_space,
+    SelectiveScan: _of_selective,
+    GatedRecurrence: _of_recurrence,
     Beside: _of_beside,
     GatedMLP: _of_mlp,
     MLP: _of_mlp,

@@ -21,7 +21,20 @@ from dataclasses import replace
 from typing import Any
 
 from minillm import spec
-from minillm.spec import GQA, MLA, Beside, Decoder, GatedConv, GatedDeltaNet, Layer, MoE, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Beside,
+    Decoder,
+    Fronted,
+    GatedConv,
+    GatedDeltaNet,
+    GatedRecurrence,
+    Layer,
+    MoE,
+    SelectiveScan,
+    StateSpace,
+)
 
 Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
@@ -83,9 +96,11 @@ def owned(made: Any, ranks: int, rank: int) -> dict[str, Span]:
         fields = GROUPED[type(made)][:2]
         count, groups = (getattr(made, field) for field in fields)
         return dict(zip(fields, heads(count, groups, ranks, rank), strict=True))
+    if isinstance(made, GatedRecurrence):
+        return {"num_blocks": cut(made.num_blocks, ranks, rank)}
     if isinstance(made, MLA):
         return {"num_heads": cut(made.num_heads, ranks, rank)}
-    field = "channels" if isinstance(made, GatedConv) else "intermediate_size"
+    field = "channels" if isinstance(made, GatedConv | SelectiveScan) else "intermediate_size"
     return {field: grains(getattr(made, field), ranks, rank)}
 
 
@@ -135,6 +150,8 @@ def _reasons(decoder: Decoder, ranks: int) -> Iterator[str]:
 
 
 def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
+    if isinstance(layer.attention, Fronted):
+        yield "a block that other layers share"
     for mixer in layer.mixers:
         yield from _of_mixer(mixer, decoder, ranks)
     if layer.ffn is None:
@@ -159,7 +176,9 @@ def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
             yield "another number of kv heads than the layer that it takes keys from"
         if made.qk_norm and made.qk_norm.width == "all" and isinstance(made.qk_norm.norm, spec.LayerNorm):
             yield "a LayerNorm over all of its heads"
-    if isinstance(made, GatedConv) and made.channels < ranks:
+    if isinstance(made, GatedRecurrence) and made.num_blocks < ranks:
+        yield f"{made.num_blocks} blocks of recurrences"
+    if isinstance(made, GatedConv | SelectiveScan) and made.channels < ranks:
         yield f"a convolution of {made.channels} channels"
     if isinstance(made, StateSpace) and made.norm and made.num_groups < ranks:
         yield f"a norm over each of {made.num_groups} groups of heads"

@@ -26,7 +26,7 @@ from minillm.spec.ffn import (
 )
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
-from minillm.spec.recurrent import GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec.recurrent import GatedConv, GatedDeltaNet, GatedRecurrence, Recurrent, SelectiveScan, StateSpace
 from minillm.spec.rope import (
     DynamicScaling,
     LinearScaling,
@@ -38,6 +38,7 @@ from minillm.spec.rope import (
     RopeScaling,
     YarnScaling,
 )
+from minillm.spec.shared import Fronted, SharedBlock
 from minillm.spec.streams import LowRank, Streams
 
 __all__ = [
@@ -54,10 +55,12 @@ __all__ = [
     "Decoder",
     "DynamicScaling",
     "Embedding",
+    "Fronted",
     "Gate",
     "GatedConv",
     "GatedDeltaNet",
     "GatedMLP",
+    "GatedRecurrence",
     "GroupScore",
     "Layer",
     "LayerNorm",
@@ -82,6 +85,8 @@ __all__ = [
     "Router",
     "RouterScore",
     "Scores",
+    "SelectiveScan",
+    "SharedBlock",
     "StateSpace",
     "Streams",
     "Temperature",
@@ -99,7 +104,7 @@ class Beside:
     factors: tuple[float, float] = (1.0, 1.0)
 
 
-Mixer = Attention | Recurrent | Beside  # what lets positions of a sequence see each other
+Mixer = Attention | Recurrent | Beside | Fronted  # what lets positions of a sequence see each other
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,8 @@ class Layer:
         """What looks at other positions, each with a cache of its own."""
         if isinstance(self.attention, Beside):
             return self.attention.attention, self.attention.recurrent
+        if isinstance(self.attention, Fronted):
+            return self.attention.block.attention, self.attention.recurrent
         return () if self.attention is None else (self.attention,)
 
 

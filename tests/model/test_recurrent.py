@@ -28,10 +28,12 @@ from minillm.spec import (
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
+    GatedRecurrence,
     Layer,
     Mixer,
     Norm,
     Rope,
+    SelectiveScan,
     StateSpace,
 )
 from tests.helpers.hybrid_rows import HYBRID as HYBRID_ROWS
@@ -55,7 +57,10 @@ def model_of(*mixers: Mixer) -> Decoder:
 SIGNED = dataclasses.replace(DELTA, beta_factor=2.0)
 FULL = GQA(2, 1, 8, Rope(8, 100.0), weakened=Gate(with_q=True))
 MAMBA = StateSpace(4, 3, 2, 5, 4, Norm(0.1), bias=True)
-HYBRID = model_of(DELTA, FULL, SIGNED, MAMBA, Beside(FULL, dataclasses.replace(MAMBA, norm=None)), CONV)
+SELECTIVE = SelectiveScan(10, 5, 3, 4, Norm(0.1), bias=True)
+GATED = GatedRecurrence(2, 3, 4, "gelu_tanh")
+BESIDE = Beside(FULL, dataclasses.replace(MAMBA, norm=None))
+HYBRID = model_of(DELTA, FULL, SIGNED, MAMBA, BESIDE, CONV, SELECTIVE, GATED)
 
 
 def problem(batch: int, count: int, group: int, keys: int, values: int, decay: float) -> tuple[Tensor, ...]:
@@ -138,9 +143,8 @@ class Counted:
         pass
 
 
-ROWS = {
-    row: each for row, each in {**HYBRID_ROWS, **STATE_ROWS}.items() if row != "mamba2"
-}  # which has no other layers
+ALONE = ("mamba2", "mamba", "falcon_mamba")  # which have no other layers
+ROWS = {row: each for row, each in {**HYBRID_ROWS, **STATE_ROWS}.items() if row not in ALONE}
 
 
 @pytest.mark.parametrize("row", ROWS)
