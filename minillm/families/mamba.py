@@ -16,6 +16,7 @@ KEYS = selective.Keys("expand", "state_size", "conv_kernel", "time_step_rank", "
 DEFAULTS: dict[str, Any] = {
     **dict(zip(KEYS, selective.DEFAULTS.values(), strict=True)),
     "vocab_size": 50280,
+    "intermediate_size": None,
     "hidden_size": 768,
     "num_hidden_layers": 32,
     "hidden_act": "silu",
@@ -23,8 +24,8 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 2**20,  # nothing ends anywhere
 }
-# What follows from other keys, and the names that these had before transformers, which reads none of them.
-EARLIER = ("intermediate_size", "d_inner", "d_model", "n_layer", "ssm_cfg", "rms_norm", "norm_epsilon")
+# What other keys were called before transformers, which does not read these.
+EARLIER = ("d_inner", "d_model", "n_layer", "ssm_cfg", "rms_norm", "norm_epsilon")
 RULES = {
     **dict.fromkeys(("backbone.embeddings.weight", "backbone.embedding.weight"), "embedding.weight"),
     "backbone.norm_f.weight": "norm.weight",
@@ -42,7 +43,7 @@ def alone(config: Config, inside: Norm | None) -> Decoder:
     """Layers of nothing but a state space, with this norm inside."""
     norm = Norm(config.number("layer_norm_epsilon"))
     config.without_effect(EARLIER)
-    mixer = selective.mamba(config, inside, KEYS)
+    mixer = selective.mamba(config, inside, KEYS, config.optional_size("intermediate_size"))
     return Decoder(
         config.size("vocab_size"),
         config.size("hidden_size"),

@@ -1,12 +1,12 @@
 """Gemma, except: two of three layers are gated linear recurrences (RG-LRU) in place of attention; the third sees a
-window, and half of its heads turns; the MLP is half as wide as its config says, all products but q, k and v have biases,
-and logits are capped.
+window and turns half of each head; the MLP is half as wide as its config says; biases; capped logits.
 
 RecurrentGemma 2B, 9B (Google DeepMind, 2024; Botev et al., arXiv:2404.07839).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -64,10 +64,11 @@ def rules(config: Config) -> dict[str, str]:
 
 def spec(config: Config) -> Decoder:
     heads, kv_heads, head_dim = common.heads(config)
+    config.without_effect(("w_init_variance_scale", "final_w_init_variance_scale"))  # how training begins
     bias, window = config.flag("attention_bias"), config.size("attention_window_size")
     rope = rotary.rope(config, head_dim, partial=config.get("partial_rotary_factor"))
     attention = GQA(heads, kv_heads, head_dim, rope, window, qkv_bias=bias, out_bias=True)
-    width, act = config.optional_size("lru_width") or config.size("hidden_size")
+    width = config.optional_size("lru_width") or config.size("hidden_size")
     act = config.choice("hidden_activation", common.ACTIVATIONS)
     if width % heads:
         raise ValueError(f"config.json: lru_width {width} is no multiple of {heads} heads")
@@ -80,4 +81,10 @@ def spec(config: Config) -> Decoder:
     mlp = GatedMLP(config.size("intermediate_size") // 2, act, bias=True)
     made = common.decoder(config, mixers, [mlp] * layers, gemma.norm(config))
     cap = config.optional_number("logits_soft_cap")
-    return replace(made, embedding=Embedding(made.hidden_size**0.5), logit_softcap=cap)
+    return replace(made, embedding=Embedding(_in_bf16(made.hidden_size**0.5)), logit_softcap=cap)
+
+
+def _in_bf16(value: float) -> float:
+    """Rounded to eight digits, as the factor is whatever the model's type."""
+    digits, exponent = math.frexp(value)
+    return math.ldexp(round(digits * 256), exponent - 8)

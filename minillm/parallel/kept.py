@@ -13,6 +13,7 @@ from minillm.spec import (
     MLP,
     Beside,
     Decoder,
+    Fronted,
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
@@ -151,6 +152,21 @@ def _of_beside(made: Beside, ranks: int, rank: int) -> dict[str, Kept]:
     return {f"{part}.{leaf}": each for part, found in parts.items() for leaf, each in found.items()}
 
 
+def _of_fronted(made: Fronted, ranks: int, rank: int) -> dict[str, Kept]:
+    """A change has its first product whole, and of the second what its rank has of the product that is changed."""
+    block, size = made.block, made.block.attention.head_dim
+    q, kv = owned(block.attention, ranks, rank).values()
+    keys = _under((block.attention.num_kv_heads, kv, size))
+    parts = {
+        "block.attention": _of_gqa(block.attention, ranks, rank), "block.ffn": _of_mlp(block.ffn, ranks, rank),
+        "block.qkv_change": {"q.up.weight": _under((block.attention.num_heads, q, size)),
+                             **dict.fromkeys(("k.up.weight", "v.up.weight"), keys)},
+        "block.gate_up_change": {"up.weight": _of_mlp(block.ffn, ranks, rank)["gate_up.weight"]},
+        "recurrent": _of_space(made.recurrent, ranks, rank),
+    }  # fmt: skip
+    return {f"{part}.{leaf}": each for part, found in parts.items() for leaf, each in found.items()}
+
+
 def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
     (own,), size = owned(made, ranks, rank).values(), made.intermediate_size
     first = "gate_up" if isinstance(made, GatedMLP) else "up"
@@ -193,6 +209,7 @@ PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     SelectiveScan: _of_selective,
     GatedRecurrence: _of_recurrence,
     Beside: _of_beside,
+    Fronted: _of_fronted,
     GatedMLP: _of_mlp,
     MLP: _of_mlp,
     MoE: _of_moe,

@@ -110,6 +110,11 @@ def _part(made: Any, ranks: int, rank: int) -> Any:
         return None
     if isinstance(made, Beside):
         return replace(made, **{each: _part(getattr(made, each), ranks, rank) for each in ("attention", "recurrent")})
+    if isinstance(made, Fronted):
+        block = replace(
+            made.block, **{each: _part(getattr(made.block, each), ranks, rank) for each in ("attention", "ffn")}
+        )
+        return replace(made, block=block, recurrent=_part(made.recurrent, ranks, rank))
     own = owned(made, ranks, rank)
     changed: dict[str, Any] = {field: end - first for field, (first, end) in own.items()}
     if isinstance(made, GQA) and made.scores.slopes:
@@ -150,8 +155,8 @@ def _reasons(decoder: Decoder, ranks: int) -> Iterator[str]:
 
 
 def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
-    if isinstance(layer.attention, Fronted):
-        yield "a block that other layers share"
+    if isinstance(layer.attention, Fronted) and layer.attention.block.ffn.intermediate_size < ranks:
+        yield f"a feed-forward of {layer.attention.block.ffn.intermediate_size} values"
     for mixer in layer.mixers:
         yield from _of_mixer(mixer, decoder, ranks)
     if layer.ffn is None:

@@ -56,15 +56,15 @@ FALCON = {
 
 JAMBA = {"mamba_d_state": 7, "mamba_d_conv": 3, "rms_norm_eps": 1e-3}
 ZAMBA = {
-    "layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention"],
-    "num_hidden_layers": 4,
+    "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
     "num_key_value_heads": 6,
     "n_mamba_heads": 8,
     "mamba_ngroups": 2,
-    "mamba_d_state": 10,
+    "mamba_d_state": 4,
     "adapter_rank": 5,
     "time_step_min": 1e-9,
-    "rms_norm_eps": 1e-3,
+    "rms_norm_eps": 1e-1,
+    "tie_word_embeddings": True,
 }
 
 STATE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -128,7 +128,7 @@ STATE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mamba": (
         "mamba",
-        {"state_size": 7, "time_step_rank": 5, "conv_kernel": 3, "use_bias": True, "layer_norm_epsilon": 1e-3},
+        {"state_size": 7, "time_step_rank": 5, "conv_kernel": 3, "use_bias": True, "layer_norm_epsilon": 1e-3, "intermediate_size": 96},
     ),
     "falcon_mamba": (
         "falcon_mamba",
@@ -164,10 +164,10 @@ STATE: dict[str, tuple[str, dict[str, Any]]] = {
         "zamba2",
         {
             **ZAMBA,
-            "layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid"],
+            "layers_block_type": ["hybrid", "hybrid", "linear_attention", "hybrid"],
+            "num_hidden_layers": 4,
             "num_mem_blocks": 2,
             "mamba_ngroups": 1,
-            "tie_word_embeddings": False,
         },
     ),
     "recurrent_gemma": (

@@ -131,7 +131,7 @@ def mamba2(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
 @st.composite
 def mamba(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     return {
-        "expand": draw(st.integers(1, 3)),
+        "intermediate_size": draw(st.integers(1, 80)),
         "state_size": draw(st.integers(1, 12)),
         "time_step_rank": draw(st.just("auto") | st.integers(1, 12)),
         "conv_kernel": draw(st.integers(2, 5)),
@@ -189,6 +189,7 @@ def zamba2(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
         "use_mem_rope": draw(FLAG) if inner // heads % 2 == 0 else False,
         "time_step_min": 1e-9,
         "rms_norm_eps": draw(EPS),
+        "tie_word_embeddings": True,
     }
 
 

@@ -157,7 +157,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (SelectiveScan, "bias"): ("mamba", False),
     (Fronted, "block"): ("zamba2", SharedBlock(NORM, GQA(6, 6, 16, None), NORM, GatedMLP(80, "gelu"), 5)),
     (Fronted, "norm"): ("zamba2", OTHER_NORM),
-    (Fronted, "recurrent"): ("zamba2", StateSpace(8, 12, 2, 10, 3, Norm(1e-5))),
+    (Fronted, "recurrent"): ("zamba2", StateSpace(8, 12, 2, 4, 3, Norm(1e-5))),
     (SharedBlock, "norm"): ("zamba2", OTHER_NORM),
     (SharedBlock, "attention"): ("zamba2", GQA(6, 6, 16, None)),
     (SharedBlock, "ffn_norm"): ("zamba2", OTHER_NORM),

@@ -46,14 +46,15 @@ def rules(layer: str, mixer: str = "layers.{i}.attention.") -> dict[str, str]:
     }  # fmt: skip
 
 
-def mamba(config: Config, norm: Norm | None = None, keys: Keys = KEYS) -> SelectiveScan:
-    """The layer that a config describes, with this norm of what its second product makes."""
-    config.without_effect(LEFT_OVER)
+def mamba(config: Config, norm: Norm | None = None, keys: Keys = KEYS, inner: int | None = None) -> SelectiveScan:
+    """The layer that a config describes, with this norm of what its second product makes, and as many channels as it
+    says, or `inner`."""
+    config.without_effect((*LEFT_OVER, keys.expand))  # which counts where no `inner` is stated
     config.choice("hidden_act", {"silu": None, "swish": None})  # which the convolution is followed by
     hidden = config.size("hidden_size")
     automatic = config.get(keys.rank) == "auto"
     return SelectiveScan(
-        int(config.number(keys.expand) * hidden),
+        inner or int(config.number(keys.expand) * hidden),
         config.size(keys.state),
         math.ceil(hidden / 16) if automatic else config.size(keys.rank),
         config.size(keys.kernel, MAX_KERNEL),

@@ -38,6 +38,7 @@ class SharedBlock(nn.Module):
     def __init__(self, spec: BlockSpec, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = spec
+        self.total = ops.ranks.total
         self.lender: tuple[SharedBlock, ...] = ()  # whose parts are not this one's
         if spec.of is None:
             self.norm = norm(spec.norm, 2 * hidden_size, ops)
@@ -59,8 +60,8 @@ class SharedBlock(nn.Module):
         both = held.norm(torch.cat((x, step.embedded), dim=-1))
         changes = self.qkv_change
         change = None if changes is None else torch.cat([changes[part](both) for part in "qkv"], dim=-1)
-        x = held.ffn_norm(held.attention(both, step, cache, change))
-        return self.output(held.ffn(x, self.gate_up_change(x)))
+        x = held.ffn_norm(self.total(held.attention(both, step, cache, change)))
+        return self.output(self.total(held.ffn(x, self.gate_up_change(x))))
 
 
 class Fronted(nn.Module):
