@@ -149,6 +149,7 @@ SIZES: dict[str, Size] = {
                          "tie_word_embeddings": False}, 7_272_665_088
     ),
     "Jamba-v0.1": ("jamba", {}, "52"),
+    "recurrentgemma-2b": ("recurrent_gemma", {"num_key_value_heads": 1, "intermediate_size": 15360}, "2.7"),
     "Zamba2-2.7B": ("zamba2", {"layers_block_type": ZAMBA2, "mamba_headdim": 64, "n_mamba_heads": 80,
                                "num_mem_blocks": 2, "adapter_rank": 128}, "2.7"),
     "mpt-7b": ("mpt", sizes(50432, 4096, None, 32, 32), 6_649_286_656),

@@ -128,7 +128,14 @@ STATE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mamba": (
         "mamba",
-        {"state_size": 7, "time_step_rank": 5, "conv_kernel": 3, "use_bias": True, "layer_norm_epsilon": 1e-3, "intermediate_size": 96},
+        {
+            "state_size": 7,
+            "time_step_rank": 5,
+            "conv_kernel": 3,
+            "use_bias": True,
+            "layer_norm_epsilon": 1e-3,
+            "intermediate_size": 96,
+        },
     ),
     "falcon_mamba": (
         "falcon_mamba",

@@ -165,7 +165,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (SharedBlock, "rank"): ("zamba2", 4),
     (SharedBlock, "changes_attention"): ("zamba2", False),
     (SharedBlock, "of"): ("zamba2", None),
-    (GatedRecurrence, "num_blocks"): ("recurrent_gemma", 4),
+    (GatedRecurrence, "num_blocks"): ("recurrent_gemma", 3),
     (GatedRecurrence, "block_size"): ("recurrent_gemma", 4),
     (GatedRecurrence, "conv_kernel"): ("recurrent_gemma", 3),
     (GatedRecurrence, "activation"): ("recurrent_gemma", "silu"),

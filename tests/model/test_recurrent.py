@@ -143,7 +143,7 @@ class Counted:
         pass
 
 
-ALONE = ("mamba2", "mamba", "falcon_mamba")  # which have no other layers
+ALONE = ("mamba2", "mamba", "falcon_mamba", "recurrent_gemma")  # no other layers, or with a window alone
 ROWS = {row: each for row, each in {**HYBRID_ROWS, **STATE_ROWS}.items() if row not in ALONE}
 
 
