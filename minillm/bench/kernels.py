@@ -53,6 +53,7 @@ WITHOUT = (
     *(
         "gated_conv_step",
         "state_step",
+        "state_scan",
         "short_conv_step",
         "selective_step",
         "selective_scan",

@@ -48,6 +48,7 @@ class Ops:
     delta_rule: Callable[..., tuple[Tensor, Tensor]] = recurrent.delta_rule
     delta_step: Callable[..., Tensor] = recurrent.delta_step
     gated_conv_step: Callable[..., Tensor] = recurrent.gated_conv_step
+    state_scan: Callable[..., tuple[Tensor, Tensor]] = state_space.scan
     state_step: Callable[..., Tensor] = state_space.state_step
     selective_scan: Callable[..., tuple[Tensor, Tensor]] = selective.selective_scan
     selective_step: Callable[..., Tensor] = selective.selective_step

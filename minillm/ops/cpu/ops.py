@@ -286,6 +286,7 @@ OPS: dict[str, Any] = {
     "delta_rule": Choice(recurrent.delta_rule, plain_recurrent.delta_rule),
     "delta_step": Choice(recurrent.delta_step, plain_recurrent.delta_step),
     "gated_conv_step": Choice(recurrent.gated_conv_step, plain_recurrent.gated_conv_step),
+    "state_scan": Choice(recurrent.state_scan, state_space.scan),
     "state_step": Choice(recurrent.state_step, state_space.state_step),
     "short_conv_step": Choice(selective.short_conv_step, plain_recurrent.short_conv_step),
     "selective_scan": Choice(selective.selective_scan, plain_selective.selective_scan),
