@@ -58,7 +58,9 @@ class Outline(NamedTuple):
 
 
 def outline(decoder: spec.Decoder, dtype: torch.dtype, whole: bool = False) -> Outline:
-    """Of a model, or all of it, where each of its tensors is looked at."""
+    """Of a model, or all of it, where each of its tensors is looked at, or where what layers share has names by the
+    layer that holds it."""
+    whole = whole or any(isinstance(layer.attention, spec.Fronted) for layer in decoder.layers)
     places: dict[tuple[spec.Layer, int], list[int]] = {}
     for index, layer in enumerate(decoder.layers):
         places.setdefault((layer, index if whole else 0), []).append(index)
