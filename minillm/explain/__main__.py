@@ -199,7 +199,12 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ChannelDelta": lambda a: f"{a['num_heads']} states of {a['head_dim']} x {a['head_dim']} by channel",
     "GatedConv": lambda a: f"convolution over {a['conv_kernel']}",
     "StateSpace": lambda a: f"{a['num_heads']} states of {a['state_size']} x {a['head_dim']}",
+    "SelectiveScan": lambda a: f"{a['channels']} channels of {a['state_size']} states",
+    "GatedRecurrence": lambda a: f"{a['num_blocks']} recurrences of {a['block_size']}",
     "Beside": lambda a: " beside ".join(WORDS[a[part]["kind"]](a[part]) for part in ("attention", "recurrent")),
+    "Fronted": lambda a: (
+        f"{WORDS['GQA'](a['block']['attention'])} in a shared block, then {WORDS['StateSpace'](a['recurrent'])}"
+    ),
     "GatedMLP": lambda f: f"gated {f['activation']} {f['intermediate_size']}",
     "MLP": lambda f: f"{f['activation']} {f['intermediate_size']}",
     "MoE": lambda f: f"{f['router']['top_k']} of {f['router']['num_experts']} experts of {f['intermediate_size']}",

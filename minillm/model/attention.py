@@ -40,6 +40,7 @@ class Step:
     positions: Tensor | None = None  # int64 `[B or 1, T]`: those of the tokens
     first: int | Tensor = 0  # the position of the first token, int64 `[B]` where only the device knows it
     real: Tensor | None = None  # bool `[B, T, 1]`, false where a row is padded; None where none is
+    embedded: Tensor | None = None  # `[B, T, E]`: what the first layer is given, where others look at it too
     per_layer: Tensor | None = None  # `[B, T, layers, P]`: what each layer is told of a token
     kv: dict[int, Any] = field(default_factory=dict)  # keys and values, or the pool of them, that other layers read too
     chosen: dict[int, Any] = field(default_factory=dict)  # what queries see, by layers whose choice counts in others
@@ -68,9 +69,9 @@ def opened(y: Tensor, gate: Tensor, spec: Attention) -> Tensor:
 
 
 class GroupedQueryAttention(nn.Module):
-    """x `[B, T, E]` -> `[B, T, E]`."""
+    """x `[B, T, E]`, or as many values as it is `given` -> `[B, T, E]`."""
 
-    def __init__(self, spec: GQA, hidden_size: int, ops: Ops):
+    def __init__(self, spec: GQA, hidden_size: int, ops: Ops, given: int | None = None):
         super().__init__()
         self.spec = spec
         self.ops = ops
@@ -80,7 +81,7 @@ class GroupedQueryAttention(nn.Module):
         parts |= {"k": k, "v": spec.num_kv_heads * spec.v_dim} if spec.kv.layer is None else {}
         if spec.kv.v_is_k:
             parts.pop("v", None)
-        self.qkv = Linear(hidden_size, parts, ops, bias=spec.qkv_bias)
+        self.qkv = Linear(given or hidden_size, parts, ops, bias=spec.qkv_bias)
         self.out = Linear(values := spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.out_bias)
         gates = spec.num_heads if spec.gate and spec.gate.width == "head" else values
         self.gate = Linear(hidden_size, gates, ops) if spec.gate and not with_q else None
@@ -108,8 +109,9 @@ class GroupedQueryAttention(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
         self._slopes: Tensor | None = None  # on the device, once they were asked for
 
-    def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
-        qkv, gate = self.gated(self.qkv(x))
+    def forward(self, x: Tensor, step: Step, cache: Any, change: Tensor | None = None) -> Tensor:
+        """With a `change` of q, k and v side by side."""
+        qkv, gate = self.gated(self.qkv(x) if change is None else self.qkv(x) + change)
         gate = gate if self.gate is None else self.gate(x)
         asked = None if self.indexer is None else self.indexer.asked(x, lambda heads: self._turned(heads, step))
         if step.ragged is None:

@@ -15,7 +15,19 @@ from torch import Tensor
 
 from minillm.guard import memory
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import GQA, MLA, Attention, ChannelDelta, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Attention,
+    ChannelDelta,
+    Decoder,
+    GatedConv,
+    GatedDeltaNet,
+    GatedRecurrence,
+    Recurrent,
+    SelectiveScan,
+    StateSpace,
+)
 from minillm.spec.attention import index_dim
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
@@ -122,6 +134,8 @@ KINDS: dict[type, type[AnyCache]] = {
     ChannelDelta: StateCache,
     GatedConv: StateCache,
     StateSpace: StateCache,
+    SelectiveScan: StateCache,
+    GatedRecurrence: StateCache,
 }
 
 

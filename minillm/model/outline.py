@@ -58,7 +58,9 @@ class Outline(NamedTuple):
 
 
 def outline(decoder: spec.Decoder, dtype: torch.dtype, whole: bool = False) -> Outline:
-    """Of a model, or all of it, where each of its tensors is looked at."""
+    """Of a model, or all of it, where each of its tensors is looked at, or where what layers share has names by the
+    layer that holds it."""
+    whole = whole or any(isinstance(layer.attention, spec.Fronted) for layer in decoder.layers)
     places: dict[tuple[spec.Layer, int], list[int]] = {}
     for index, layer in enumerate(decoder.layers):
         places.setdefault((layer, index if whole else 0), []).append(index)
@@ -71,6 +73,9 @@ def _renumbered(decoder: spec.Decoder, once: list[spec.Layer]) -> tuple[spec.Lay
     found = []
     for layer in once:
         made = layer.attention
+        if isinstance(made, spec.Fronted) and made.block.of is not None:
+            block = replace(made.block, of=once.index(decoder.layers[made.block.of]))
+            layer = replace(layer, attention=replace(made, block=block))
         if isinstance(made, spec.Attention) and made.lender is not None:
             layer = replace(layer, attention=made.borrowing(once.index(decoder.layers[made.lender])))
         found.append(layer)

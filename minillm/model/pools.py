@@ -21,7 +21,19 @@ import torch
 from torch import Tensor
 
 from minillm.model.recurrent.states import STATES, StateCache
-from minillm.spec import GQA, MLA, Attention, ChannelDelta, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Attention,
+    ChannelDelta,
+    Decoder,
+    GatedConv,
+    GatedDeltaNet,
+    GatedRecurrence,
+    Recurrent,
+    SelectiveScan,
+    StateSpace,
+)
 from minillm.spec.attention import index_dim
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
@@ -148,6 +160,8 @@ POOLS: dict[type, type[AnyPool]] = {
     ChannelDelta: StatePool,
     GatedConv: StatePool,
     StateSpace: StatePool,
+    SelectiveScan: StatePool,
+    GatedRecurrence: StatePool,
 }
 
 

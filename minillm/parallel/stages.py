@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from minillm.model.pools import group_of
 from minillm.parallel.split import Span
-from minillm.spec import GQA, Attention, Decoder
+from minillm.spec import GQA, Attention, Decoder, Fronted
 
 
 def shares(
@@ -72,7 +72,8 @@ def local(decoder: Decoder, spans: Sequence[Span], stage: int) -> Decoder:
 
 def check(decoder: Decoder, spans: Sequence[Span]) -> None:
     """Raise ValueError, with the reason, where a model cannot be cut between these layers."""
-    if decoder.per_layer is not None or decoder.streams is not None:
+    looks_back = any(isinstance(layer.attention, Fronted) for layer in decoder.layers)
+    if decoder.per_layer is not None or decoder.streams is not None or looks_back:
         raise ValueError("--stages: each layer of this model is given more than hidden states; split it by --ranks")
     for span in spans:
         if reason := lacks(decoder, span):

@@ -35,6 +35,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "glm4_moe": {"head_dim": 128},
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6},
     "mistral3": {"tie_word_embeddings": False},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 27},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
 }
 

@@ -90,6 +90,8 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "states, and gates beside queries": ("qwen3_next", {"num_hidden_layers": 4, "layer_types": [STATE, ATTENDS] * 2}),
     "convolutions": ("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", ATTENDS] * 2}),
     "a state space": ("mamba2", {}),
+    "recurrences": ("recurrent_gemma", {"num_hidden_layers": 4}),
+    "a state space for each channel": ("falcon_mamba", {}),
     "a state space beside attention": ("falcon_h1", {}),
     "layers side by side, biases": ("phi", {}),
     "positions, a plain feed-forward": ("gpt2", {}),
