@@ -31,6 +31,7 @@ NAMES = (
     "swiglu",
     "moe",
     "mla",
+    "sparse-attention",
     "linear_attention",
     "state-spaces",
     "per_layer_embeddings",

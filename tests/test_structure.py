@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from minillm import cli, spec
 from minillm.families import FAMILIES
 from minillm.hub import DEMO

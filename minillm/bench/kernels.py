@@ -50,7 +50,10 @@ FILES = {
 WITHOUT = (
     *("linear", "add", "cos_sin", "short_conv"),  # PyTorch's own are as good
     "gated_rms_norm",  # of prompts alone, where it is little beside the products; a step has it in its own kernel
-    *("channel_rule", "gated_conv_step", "state_step"),  # written for CPUs so far
+    # Written for CPUs so far.
+    *("channel_rule", "gated_conv_step", "short_conv_step", "state_scan", "state_step"),
+    *("selective_scan", "selective_step"),
+    "channel_rule",
 )
 BESIDE = {"ragged_attention": "attention"}
 

@@ -51,7 +51,9 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
         attention = _parent(holders.get(f"{own}.attention.out") or holders.get(f"{own}.attention.output"))
         if layer.attention is not None:
             pairs[f"{own}.attention", ""] = Site(f"{own}.attention", attention)
-        pairs[own, ""] = Site(own, around([name for inner, name in holders.items() if inner.startswith(f"{own}.")]))
+        # changes of what layers share are with the layer that holds it
+        names = [name for inner, name in holders.items() if inner.startswith(f"{own}.") and "_change." not in inner]
+        pairs[own, ""] = Site(own, around(names))
         if layer.ffn is None:
             continue
         if isinstance(layer.ffn, MoE):

@@ -29,6 +29,7 @@ from minillm.model.linear import Linear
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import Experts, MoE, Router
 from minillm.model.norm import LayerNorm, Norm
+from minillm.model.recurrent.fronted import Fronted
 from minillm.model.residual.block import Block
 from minillm.ops import reference, routing
 from minillm.ops.routing import Routing
@@ -176,8 +177,8 @@ def _moe(made: Replay, moe: MoE) -> None:
 
 
 def _block(made: Replay, block: Block) -> None:
-    if block.low_rank is not None or block.streams is not None:
-        return  # no plain sum
+    if block.low_rank is not None or block.streams is not None or isinstance(block.attention, Fronted):
+        return  # no plain sum, or no module of attention's alone
     trace, name = made.trace, made.site.ours
     x, parts = trace.given[name].double(), []
     for part in ("attention", "ffn", "per_layer"):

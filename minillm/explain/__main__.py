@@ -178,18 +178,33 @@ def _kinds(parts: Iterable[dict[str, Any]]) -> str:
     return words.most_common(1)[0][0] if len(words) == 1 else ", ".join(f"{n} x {word}" for word, n in words.items())
 
 
+def _chosen(indexer: Any) -> str:
+    """What is left of the keys, of which an indexer, or that of another layer, chooses some."""
+    if indexer is None or isinstance(indexer, int):
+        return "" if indexer is None else ", keys that another layer chose"
+    return f", {indexer['top_k']} " + (f"blocks of {indexer['size']} keys" if "size" in indexer else "keys") + " chosen"
+
+
 WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "GQA": lambda a: (
         f"{a['num_heads']} heads of {a['head_dim']} over {a['num_kv_heads']}"
         + (f", window {a['window']}" if a["window"] else "")
         + (", keys of others" if a["kv"]["layer"] is not None else "")
+        + _chosen(a["kv"]["indexer"])
     ),
-    "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
+    "MLA": lambda a: (
+        f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}" + _chosen(a["indexer"])
+    ),
     "GatedDeltaNet": lambda a: f"{a['num_v_heads']} states of {a['k_dim']} x {a['v_dim']}",
     "ChannelDelta": lambda a: f"{a['num_heads']} states of {a['head_dim']} x {a['head_dim']} by channel",
     "GatedConv": lambda a: f"convolution over {a['conv_kernel']}",
     "StateSpace": lambda a: f"{a['num_heads']} states of {a['state_size']} x {a['head_dim']}",
+    "SelectiveScan": lambda a: f"{a['channels']} channels of {a['state_size']} states",
+    "GatedRecurrence": lambda a: f"{a['num_blocks']} recurrences of {a['block_size']}",
     "Beside": lambda a: " beside ".join(WORDS[a[part]["kind"]](a[part]) for part in ("attention", "recurrent")),
+    "Fronted": lambda a: (
+        f"{WORDS['GQA'](a['block']['attention'])} in a shared block, then {WORDS['StateSpace'](a['recurrent'])}"
+    ),
     "GatedMLP": lambda f: f"gated {f['activation']} {f['intermediate_size']}",
     "MLP": lambda f: f"{f['activation']} {f['intermediate_size']}",
     "MoE": lambda f: f"{f['router']['top_k']} of {f['router']['num_experts']} experts of {f['intermediate_size']}",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
-from minillm.explain import scanned
+from minillm.explain import indexed, scanned
 from minillm.explain.scanned import w
 from minillm.spec import (
     GQA,
@@ -22,9 +22,11 @@ from minillm.spec import (
     Chunk,
     ClampedSwiGLU,
     Decoder,
+    Fronted,
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
+    GatedRecurrence,
     Layer,
     LayerNorm,
     MoE,
@@ -33,6 +35,7 @@ from minillm.spec import (
     ProportionalScaling,
     Rope,
     Router,
+    SelectiveScan,
     StateSpace,
     Streams,
     Ungated,
@@ -128,7 +131,7 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     scores = "q_i k_j" if scale == 1 else f"{scale:.4g} q_i k_j"
     scores = scores if cap is None else f"{cap:g} tanh({scores} / {cap:g})"
     scores += f" - m (i - j), m from {max(slopes):.4g} to {min(slopes):.4g} by head" if slopes else ""
-    seen = "j <= i" if a.window is None else f"i - {a.window} < j <= i"
+    seen = indexed.seen(a) if a.window is None else f"i - {a.window} < j <= i"
     seen = f"floor(i / {a.window}) {a.window} <= j <= i" if isinstance(a.window, Chunk) else seen
     sink = ", and a learned score that is only summed over" if a.sinks else ""
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
@@ -142,6 +145,7 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
         f"{'q, k' if a.kv.layer is None else 'q'}: {', '.join(filter(None, steps))}",
         *([f"q_i = (1 + {warm.rate:g} ln(1 + floor((i + {warm.shift}) / {warm.span}))) q_i"] if warm else []),
         *([_gate(a, hidden)] if a.gate else []),
+        *indexed.choice(a, hidden),
         f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over {seen} of "
         f"softmax_j({scores}) v_j{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
     ]
@@ -176,7 +180,7 @@ def _mla(a: MLA, hidden: int) -> list[str]:
     return [
         f"q = {down}: {a.num_heads} heads of {a.nope_dim} + {a.rope.dim}",
         f"c, r = {w(a.kv_rank + a.rope.dim, hidden)} u, c = n(c): "
-        f"{a.kv_rank} + {a.rope.dim} values, all that is cached",
+        f"{a.kv_rank} + {a.rope.dim} values{', all that is cached' if a.indexer is None else ', cached'}",
         f"k = [{w(a.nope_dim, a.kv_rank)} c | r], v = {w(a.v_dim, a.kv_rank)} c for each head",
         f"the last {a.rope.dim} values of q, and r, "
         + (
@@ -185,7 +189,8 @@ def _mla(a: MLA, hidden: int) -> list[str]:
             else "as they are, whatever their position"
         ),
         *([_gate(a, hidden)] if a.gate else []),
-        f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over j <= i of "
+        *indexed.choice(a, hidden),
+        f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over {indexed.seen(a)} of "
         f"softmax_j({a.score_factor * width**-0.5:.4g} q_i k_j) v_j{')' if a.gate else ''}",
     ]
 
@@ -277,7 +282,10 @@ PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     ChannelDelta: scanned.channels,
     GatedConv: scanned.conv,
     StateSpace: scanned.state_space,
+    SelectiveScan: scanned.selective,
+    GatedRecurrence: scanned.gated,
     Beside: _beside,
+    Fronted: scanned.fronted,
     GatedMLP: _gated,
     MLP: _mlp,
     MoE: _moe,

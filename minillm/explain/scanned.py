@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minillm.spec import ChannelDelta, GatedConv, GatedDeltaNet, StateSpace
+from minillm.spec import ChannelDelta, Fronted, GatedConv, GatedDeltaNet, GatedRecurrence, SelectiveScan, StateSpace
 
 
 def w(rows: int, columns: int) -> str:
@@ -63,4 +63,49 @@ def conv(a: GatedConv, hidden: int) -> list[str]:
         f"b, c, v = {w(a.channels, hidden)} u each, v = b * v",
         f"v = a weighted sum of the last {a.conv_kernel} positions of v, with {a.conv_kernel} weights for each value",
         f"a = {w(hidden, a.channels)} (c * v)",
+    ]
+
+
+def selective(a: SelectiveScan, hidden: int) -> list[str]:
+    inner, group, bias = w(a.channels, hidden), w(a.state_size, a.channels), " + b" if a.bias else ""
+    normed = ""
+    if a.norm:
+        normed = f"; each then {'w ' if a.norm.affine else ''}v / sqrt(mean v² + {a.norm.eps:g})"
+    return [
+        f"z = {inner} u{bias}, x = {inner} u{bias}: {a.channels} channels",
+        f"x: silu of a weighted sum of the last {a.conv_kernel} positions{' + b' if a.conv_bias else ''}",
+        f"r = {w(a.step_rank, a.channels)} x, B = {group} x, C = {group} x{normed}",
+        f"d = softplus({w(a.channels, a.step_rank)} r + t), with numbers t and D for each channel, A for each of S",
+        f"S = e^(-d e^A) S + d x Bᵀ: a state of {a.state_size} for each channel",
+        f"a = {w(hidden, a.channels)} ((S C + D x) * silu(z)){bias}",
+    ]
+
+
+def fronted(a: Fronted, hidden: int) -> list[str]:
+    b = a.block
+    q, kv, inner = b.attention.num_heads * b.attention.head_dim, b.attention.num_kv_heads * b.attention.head_dim, b.ffn
+    turned = "" if b.attention.rope is None else f", q and k turned by position, base {b.attention.rope.theta:g}"
+    changed = f" + {w(q, b.rank)} {w(b.rank, 2 * hidden)} p for this layer" if b.changes_attention else ""
+    whose = "its weights are this layer's" if b.of is None else f"with the weights of layer {b.of}"
+    width = inner.intermediate_size
+    return [
+        f"p = n([u | e]), e the first layer's x: a block that layers share, {whose}",
+        f"q = {w(q, 2 * hidden)} p{changed}, k, v = {w(kv, 2 * hidden)} p: {b.attention.num_heads} heads of "
+        f"{b.attention.head_dim}{turned}",
+        f"m_i = n({w(hidden, q)} sum over j <= i of softmax_j({b.attention.scores.scale or 1:.4g} q_i k_j) v_j)",
+        f"g, r = {w(width, hidden)} m each + {w(2 * width, b.rank)} {w(b.rank, hidden)} m for this layer",
+        f"u = n(u + {w(hidden, hidden)} {w(hidden, width)} ({inner.activation}(g) * r))",
+        *state_space(a.recurrent, hidden),
+    ]
+
+
+def gated(a: GatedRecurrence, hidden: int) -> list[str]:
+    inner, block = w(a.channels, hidden), f"{w(a.block_size, a.block_size)} x + b"
+    return [
+        f"v = {inner} u + b, x = {inner} u + b: {a.channels} channels",
+        f"x: a weighted sum of the last {a.conv_kernel} positions + b",
+        f"r = sigmoid({block}), i = sigmoid({block}) for each of {a.num_blocks} blocks of channels",
+        "k = e^(-8 softplus(L) r), with a number L for each channel",
+        "S = k S + sqrt(1 - k²) i x: a number for each channel; at the first position S = i x",
+        f"a = {w(hidden, a.channels)} (S * {a.activation}(v)) + b",
     ]

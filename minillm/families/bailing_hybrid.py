@@ -13,7 +13,8 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import llama
-from minillm.families.shared import channels, common, experts, latent
+from minillm.families.recurrent import channels
+from minillm.families.shared import common, experts, latent
 from minillm.spec import Decoder, Gate
 
 DEFAULTS = {

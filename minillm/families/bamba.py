@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from minillm.config import Config
 from minillm.families import llama
-from minillm.families.shared import common, rotary, state_space
+from minillm.families.recurrent import state_space
+from minillm.families.shared import common, rotary
 from minillm.guard.screen import shown
 from minillm.spec import GQA, Decoder, Mixer, Norm
 

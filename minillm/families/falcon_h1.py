@@ -12,7 +12,8 @@ from typing import Any
 
 from minillm.config import Config, number
 from minillm.families import bamba, llama
-from minillm.families.shared import common, rotary, state_space
+from minillm.families.recurrent import state_space
+from minillm.families.shared import common, rotary
 from minillm.guard.screen import shown
 from minillm.spec import GQA, Beside, Decoder, Embedding, Norm, Scores
 

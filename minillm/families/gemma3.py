@@ -12,7 +12,8 @@ from typing import Any
 
 from minillm.config import Config, positive_integer
 from minillm.families import gemma, gemma2
-from minillm.families.shared import common, picture_towers, rotary, towers, wrapped
+from minillm.families.shared import common, rotary, wrapped
+from minillm.families.towers import picture_towers, towers
 from minillm.spec import Decoder, QKNorm
 from minillm.spec.media import Media, Patches, Placeholder
 

@@ -1,8 +1,7 @@
 """Llama, except: embedding, activation, norms behind attention and MLP, windows and two rotary embeddings as in
 Gemma 3, but norms have plain weights; layers without a window have heads of another width, of which a part turns;
 scores are not scaled; v is normalised, and may be k; the last layers may read the keys and values of others, with a
-wider MLP; layers have embeddings of their own, or a mixture of experts beside the MLP; and a learned number on all that
-they return.
+wider MLP; layers have embeddings of their own, or experts beside the MLP; and a learned number on what they return.
 
 Gemma 4 E2B, E4B, 26B-A4B, 31B (2026). Their tower has layers of the decoder's kind; pictures keep their proportions,
 three by three of their patches become one token, and a model may let its tokens see each other both ways in layers with
@@ -15,7 +14,8 @@ from dataclasses import replace
 
 from minillm.config import Config
 from minillm.families import gemma2
-from minillm.families.shared import beside, common, on_device, pooled_tower, rotary, wrapped
+from minillm.families.shared import beside, common, on_device, rotary, wrapped
+from minillm.families.towers import pooled_tower
 from minillm.spec import GQA, KV, Decoder, Embedding, GatedMLP, Norm, QKNorm, Scores
 
 DEFAULTS = {

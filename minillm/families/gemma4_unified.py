@@ -12,7 +12,7 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import gemma4
-from minillm.families.shared import pooled_tower, towers
+from minillm.families.towers import pooled_tower, towers
 from minillm.spec import Decoder, LayerNorm, Norm
 from minillm.spec.media import Encoder, Media, Patches, Projector, Table
 

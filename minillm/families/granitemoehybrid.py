@@ -11,7 +11,8 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import granite, granitemoe
-from minillm.families.shared import common, state_space
+from minillm.families.recurrent import state_space
+from minillm.families.shared import common
 from minillm.guard.screen import shown
 from minillm.spec import Decoder, GatedMLP, Mixer, MoE, Norm
 

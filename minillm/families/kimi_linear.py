@@ -12,7 +12,8 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import llama, mixtral
-from minillm.families.shared import channels, common, experts, latent
+from minillm.families.recurrent import channels
+from minillm.families.shared import common, experts, latent
 from minillm.spec import Decoder, Rope, Unturned
 
 FIXED = {"moe_layer_freq": 1, "mla_use_nope": True, "moe_router_activation_func": "sigmoid"}

@@ -8,7 +8,8 @@ times a factor, rounded up.
 from __future__ import annotations
 
 from minillm.config import MAX_SIZE, Config, positive_integer
-from minillm.families.shared import common, convolved
+from minillm.families.recurrent import convolved
+from minillm.families.shared import common
 from minillm.guard.screen import shown
 from minillm.spec import Decoder, GatedMLP
 

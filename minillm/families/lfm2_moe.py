@@ -9,7 +9,8 @@ before it divides by that: weights are smaller by a millionth there where that s
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families.shared import common, convolved
+from minillm.families.recurrent import convolved
+from minillm.families.shared import common
 from minillm.spec import Decoder, GatedMLP, MoE
 
 DEFAULTS = {

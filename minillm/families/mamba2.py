@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from minillm.config import Config
-from minillm.families.shared import common, state_space
+from minillm.families.recurrent import state_space
+from minillm.families.shared import common
 from minillm.spec import Decoder, Layer, Norm
 
 KEYS = state_space.Keys("num_heads", "head_dim", "n_groups", "state_size", "conv_kernel", "use_conv_bias", "use_bias")

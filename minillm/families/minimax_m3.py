@@ -1,8 +1,8 @@
 """Llama, except: norms with weights around zero, of each head of q and k too; half of each head turns; feed-forwards
 have gpt-oss's clamped SwiGLU; after the first layers come DeepSeek-V3's mixtures without groups.
 
-MiniMax-M3 (MiniMax, 2026), without the part that reads images. In most layers an indexer picks 16 blocks of 128 keys
-for a query, which is all of them up to 2048 positions: that is the context here, and indexers are left out.
+MiniMax-M3 (MiniMax, 2026), without the part that reads images. From the fourth layer on an indexer chooses 16 blocks of
+128 keys for the query heads of each kv head (docs/sparse-attention.md).
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Any
 
 from minillm.config import Config, same
 from minillm.families import mixtral
-from minillm.families.shared import common, hybrid, rotary, wrapped
-from minillm.guard.screen import shown
-from minillm.spec import GQA, ClampedSwiGLU, Decoder, GatedMLP, MoE, QKNorm
+from minillm.families.recurrent import hybrid
+from minillm.families.shared import blocks, common, rotary, wrapped
+from minillm.spec import GQA, KV, ClampedSwiGLU, Decoder, GatedMLP, MoE, QKNorm
 
 FIXED = {"attention_output_gate": False, "use_gemma_norm": True, "use_qk_norm": True, "use_routing_bias": True,
          "qk_norm_type": "per_head", "scoring_func": "sigmoid", "n_shared_experts": 1}  # fmt: skip
-# Of layers left out, of what chooses blocks of keys, and stated once more.
-UNUSED = ("layer_types", "num_mtp_modules", "num_nextn_predict_layers", "index_n_heads", "index_head_dim",
-          "index_local_blocks", "router_jitter_noise", "num_reward_heads", "process_image_mode",
-          "first_k_dense_replace", "moe_intermediate_size", "img_token_compression_config",
+# Of layers left out, and stated once more.
+UNUSED = ("num_mtp_modules", "num_nextn_predict_layers", "router_jitter_noise", "num_reward_heads",
+          "process_image_mode", "first_k_dense_replace", "moe_intermediate_size", "img_token_compression_config",
           "image_grid_pinpoints")  # fmt: skip
 DEFAULTS = {
     **{key: value for key, value in mixtral.DEFAULTS.items() if key != "sliding_window"},
@@ -33,7 +32,7 @@ DEFAULTS = {
     "head_dim": 128, "max_position_embeddings": 524288, "rms_norm_eps": 1e-6, "rope_theta": 5000000.0,
     "rotary_dim": 64, "partial_rotary_factor": None, "num_local_experts": 128, "num_experts_per_tok": 4,
     "routed_scaling_factor": 2.0, "swiglu_alpha": 1.702, "swiglu_limit": 7.0, "mlp_layer_types": None,
-    "index_block_size": 128, "index_topk_blocks": 16,
+    **blocks.DEFAULTS,
 }  # fmt: skip
 LAYER, MIXTURE = "model.layers.{i}.", "model.layers.{i}.block_sparse_moe."
 RULES = wrapped.rules(
@@ -43,8 +42,7 @@ RULES = wrapped.rules(
         **common.QK_NORM_RULES,
         **common.shared_expert(f"{MIXTURE}shared_experts."),
         f"{MIXTURE}e_score_correction_bias": "layers.{i}.ffn.router.bias",
-        **{f"{LAYER}self_attn.{part}.weight": common.CHOICE
-           for part in ("index_q_proj", "index_k_proj", "index_q_norm", "index_k_norm")},
+        **blocks.RULES,
     },
     (*wrapped.TOWERS, "patch_merge_mlp"),
 )  # fmt: skip
@@ -52,13 +50,7 @@ RULES = wrapped.rules(
 
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     """Published keys in transformers' words."""
-    made = wrapped.inner(values)
-    sparse = made.pop("sparse_attention_config", None) or {}
-    if not isinstance(sparse, dict):
-        raise ValueError(f"config.json: sparse_attention_config is {shown(sparse)}, expected an object")
-    made |= {
-        f"index_{key}": sparse[f"sparse_{key}"] for key in ("block_size", "topk_blocks") if f"sparse_{key}" in sparse
-    }
+    made = blocks.stated(wrapped.inner(values))
     if (listed := made.pop("moe_layer_freq", None)) is not None:
         made["mlp_layer_types"] = common.words("moe_layer_freq", listed, ("dense", "sparse"))
     return made
@@ -81,5 +73,5 @@ def spec(config: Config) -> Decoder:
         config, MoE(router, config.size("intermediate_size"), act, shared), dense, [True] * layers
     )
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, qk_norm=QKNorm(norm))
-    made = common.decoder(config, [attention] * layers, ffn, norm)
-    return replace(made, context=min(made.context, config.size("index_block_size") * config.size("index_topk_blocks")))
+    indexers = blocks.indexers(config, turned, num_kv_heads, norm)
+    return common.decoder(config, [replace(attention, kv=KV(indexer=each)) for each in indexers], ffn, norm)

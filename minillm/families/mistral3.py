@@ -11,7 +11,8 @@ from typing import Any
 
 from minillm.config import Config, positive_integer
 from minillm.families import ministral3, mistral, mistral4
-from minillm.families.shared import picture_towers, towers, wrapped
+from minillm.families.shared import wrapped
+from minillm.families.towers import picture_towers, towers
 from minillm.guard.screen import shown
 from minillm.spec import Decoder, Norm
 from minillm.spec.media import Media, Patches, Placeholder, Projector

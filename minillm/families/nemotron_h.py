@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from minillm.config import Config
-from minillm.families.shared import common, experts, single, state_space
+from minillm.families.recurrent import state_space
+from minillm.families.shared import common, experts, single
 from minillm.spec import GQA, MLP, Decoder, Layer, MoE, Norm, Ungated
 
 KEYS = state_space.Keys("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel",

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from minillm.config import Config
 from minillm.families import llama
-from minillm.families.shared import common, hybrid, rotary
+from minillm.families.recurrent import hybrid
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, GatedDeltaNet, Layer, Norm, QKNorm
 
 DEFAULTS = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import qwen2_vl
-from minillm.families.shared import towers
+from minillm.families.towers import towers
 from minillm.spec import Decoder, GatedMLP, Norm
 from minillm.spec.media import Media, Video
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import qwen2
-from minillm.families.shared import common, picture_towers, towers, wrapped
+from minillm.families.shared import common, wrapped
+from minillm.families.towers import picture_towers, towers
 from minillm.spec import GQA, MLP, Decoder, Layer, LayerNorm
 from minillm.spec.media import Encoder, Media, Placeholder, Projector, Spectrum
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import qwen2
-from minillm.families.shared import towers, wrapped
+from minillm.families.shared import wrapped
+from minillm.families.towers import towers
 from minillm.spec import MLP, Decoder, LayerNorm
 from minillm.spec.media import Media, Video
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import llama, qwen3_vl
-from minillm.families.shared import common, hybrid, wrapped
+from minillm.families.recurrent import hybrid
+from minillm.families.shared import common, wrapped
 from minillm.spec import Decoder, Mixer
 from minillm.spec.media import Media
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from minillm.config import Config
 from minillm.families import qwen2_moe, qwen3_5
-from minillm.families.shared import common, hybrid, wrapped
+from minillm.families.recurrent import hybrid
+from minillm.families.shared import common, wrapped
 from minillm.spec import Decoder, MoE
 
 DEFAULTS = {

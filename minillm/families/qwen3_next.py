@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from minillm.config import Config
 from minillm.families import llama, qwen2_moe
-from minillm.families.shared import common, hybrid
+from minillm.families.recurrent import hybrid
+from minillm.families.shared import common
 from minillm.spec import Decoder, MoE
 
 DEFAULTS = {

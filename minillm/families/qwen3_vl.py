@@ -11,7 +11,8 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families import qwen2_vl, qwen3
-from minillm.families.shared import common, towers, wrapped
+from minillm.families.shared import common, wrapped
+from minillm.families.towers import towers
 from minillm.spec import MLP, Decoder, LayerNorm
 from minillm.spec.media import Media, Placeholder, Projector, Video
 

@@ -7,7 +7,6 @@ from types import MappingProxyType
 
 _STREAMS = "its layers read and write several streams (hyper-connections)"
 _DISTANCE = "its scores get a learned number for each distance, and its layers convolve what they add"
-_MAMBA_1 = "its state spaces are those of Mamba 1, with a rate for each channel and state"
 _UNKNOWN = "there was nothing at hand to compare its layers with"
 
 REASONS: Mapping[str, str] = MappingProxyType(
@@ -19,13 +18,10 @@ REASONS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), f"{_STREAMS}, and it looks up runs of tokens"),
         "hy_v4": f"{_STREAMS}, and its latent attention has sinks and a gate",
         **dict.fromkeys(("inkling_mm_model", "inkling_text"), _DISTANCE),
-        **dict.fromkeys(("mamba", "falcon_mamba", "jamba", "plamo2"), _MAMBA_1),
+        "plamo2": "there was nothing at hand to compare its state spaces with, which are neither Mamba's nor Mamba 2's",
         **dict.fromkeys("k2_horizon nanbeige apertus1p5 bailing_moe mimo_v2 nemotron_h_puzzle".split(), _UNKNOWN),
-        "zamba2": "its layers share attention blocks, each with a low-rank change of its own (LoRA)",
         "mistral_large4_text": "its layers share keys, which an indexer picks",
-        "lfm3": "its convolutions work on keys and values too",
         "bitnet": "its weights have three values, packed, and its activations eight bits",
-        "recurrent_gemma": "its layers are linear recurrences with a gate (RG-LRU)",
         "rwkv7": "its layers are a recurrence of its own, and so is its tokenizer",
         "longcat_flash": "its layers have two attentions and two MLPs, and some of its experts do nothing",
         "dbrx": "its experts lie side by side in one tensor, in a layout of its own",

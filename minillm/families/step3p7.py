@@ -13,8 +13,8 @@ from typing import Any
 
 from minillm.config import Config, number
 from minillm.families import llama
-from minillm.families.shared import common, experts, hybrid, rotary, wrapped
-from minillm.families.spelled import by_layer
+from minillm.families.recurrent import hybrid
+from minillm.families.shared import by_layer, common, experts, rotary, wrapped
 from minillm.guard.screen import shown
 from minillm.spec import GQA, CappedSwiGLU, Decoder, Gate, GatedMLP, Gating, MoE, QKNorm, Scores
 

@@ -17,11 +17,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minillm.model.cache import LayerCache
+from minillm.model.indexer import Asked, BlockIndexer, of_blocks, of_rows
 from minillm.model.linear import Linear
 from minillm.model.norm import Norm, norm
 from minillm.model.pools import KeyPool
 from minillm.model.ragged import Ragged
 from minillm.ops import Ops
+from minillm.ops.paged import Paged
+from minillm.ops.sparse import Places
 from minillm.ops.visibility import Visibility
 from minillm.spec import GQA, KV, Attention, Rope, Temperature
 
@@ -37,8 +40,10 @@ class Step:
     positions: Tensor | None = None  # int64 `[B or 1, T]`: those of the tokens
     first: int | Tensor = 0  # the position of the first token, int64 `[B]` where only the device knows it
     real: Tensor | None = None  # bool `[B, T, 1]`, false where a row is padded; None where none is
+    embedded: Tensor | None = None  # `[B, T, E]`: what the first layer is given, where others look at it too
     per_layer: Tensor | None = None  # `[B, T, layers, P]`: what each layer is told of a token
     kv: dict[int, Any] = field(default_factory=dict)  # keys and values, or the pool of them, that other layers read too
+    chosen: dict[int, Any] = field(default_factory=dict)  # what queries see, by layers whose choice counts in others
     ragged: Ragged | None = None  # where the tokens are of many sequences
 
 
@@ -64,9 +69,9 @@ def opened(y: Tensor, gate: Tensor, spec: Attention) -> Tensor:
 
 
 class GroupedQueryAttention(nn.Module):
-    """x `[B, T, E]` -> `[B, T, E]`."""
+    """x `[B, T, E]`, or as many values as it is `given` -> `[B, T, E]`."""
 
-    def __init__(self, spec: GQA, hidden_size: int, ops: Ops):
+    def __init__(self, spec: GQA, hidden_size: int, ops: Ops, given: int | None = None):
         super().__init__()
         self.spec = spec
         self.ops = ops
@@ -76,7 +81,7 @@ class GroupedQueryAttention(nn.Module):
         parts |= {"k": k, "v": spec.num_kv_heads * spec.v_dim} if spec.kv.layer is None else {}
         if spec.kv.v_is_k:
             parts.pop("v", None)
-        self.qkv = Linear(hidden_size, parts, ops, bias=spec.qkv_bias)
+        self.qkv = Linear(given or hidden_size, parts, ops, bias=spec.qkv_bias)
         self.out = Linear(values := spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.out_bias)
         gates = spec.num_heads if spec.gate and spec.gate.width == "head" else values
         self.gate = Linear(hidden_size, gates, ops) if spec.gate and not with_q else None
@@ -94,19 +99,29 @@ class GroupedQueryAttention(nn.Module):
         alike = not self.turned_first and (spec.qk_norm is None or spec.qk_norm.width == "head")
         each_head = made is None or (isinstance(self.q_norm, Norm) and made.affine and alike)
         # norm, rotation and cache can be one op
-        self.fusible = each_head and spec.clip is None and spec.rope is not None and spec.kv == KV()
+        plain = spec.kv == KV(indexer=spec.indexer)
+        self.fusible = each_head and spec.clip is None and spec.rope is not None and plain
+        self.indexer = None
+        if spec.indexer is not None:
+            assert spec.window is None, "an indexer chooses from all of the past"
+            self.indexer = BlockIndexer(spec.indexer, hidden_size, spec.num_kv_heads, ops)
         self.lent_as: int | None = None  # this layer's number, where others read its keys and values
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
         self._slopes: Tensor | None = None  # on the device, once they were asked for
 
-    def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
-        qkv, gate = self.gated(self.qkv(x))
+    def forward(self, x: Tensor, step: Step, cache: Any, change: Tensor | None = None) -> Tensor:
+        """With a `change` of q, k and v side by side."""
+        qkv, gate = self.gated(self.qkv(x) if change is None else self.qkv(x) + change)
         gate = gate if self.gate is None else self.gate(x)
-        y = self._over(qkv, step, cache) if step.ragged is None else self._over_blocks(qkv, step, cache, step.ragged)
+        asked = None if self.indexer is None else self.indexer.asked(x, lambda heads: self._turned(heads, step))
+        if step.ragged is None:
+            y = self._over(qkv, asked, step, cache)
+        else:
+            y = self._over_blocks(qkv, asked, step, cache, step.ragged)
         y = rearrange(y, "B H T D -> B T (H D)")
         return self.out(y if gate is None else opened(y, gate, self.spec))
 
-    def _over(self, qkv: Tensor, step: Step, cache: LayerCache | None) -> Tensor:
+    def _over(self, qkv: Tensor, asked: Asked | None, step: Step, cache: LayerCache | None) -> Tensor:
         """y `[B, H, T, D]` of rows that are aligned."""
         spec, visible, slots = self.spec, step.visible[self.spec.window], step.slots[self.spec.window]
         if spec.kv.layer is not None:
@@ -122,9 +137,10 @@ class GroupedQueryAttention(nn.Module):
                 k, v = cache.update(k, v, step.start)
         if self.lent_as is not None:
             step.kv[self.lent_as] = k, v
+        visible = visible if asked is None else of_rows(self, asked, step, cache)
         return self.ops.attention(self._tempered(q, step), k, v, visible, *self._how(q))
 
-    def _over_blocks(self, qkv: Tensor, step: Step, pool: KeyPool, ragged: Ragged) -> Tensor:
+    def _over_blocks(self, qkv: Tensor, asked: Asked | None, step: Step, pool: KeyPool, ragged: Ragged) -> Tensor:
         """y `[1, H, N, D]` of tokens of many sequences."""
         group = self.spec.window
         if self.spec.kv.layer is not None:
@@ -137,12 +153,28 @@ class GroupedQueryAttention(nn.Module):
         if self.lent_as is not None:
             step.kv[self.lent_as] = pool
         q, how, parts = self._tempered(q, step), self._how(q), []
-        if ragged.singles:
+        chosen = None if asked is None else of_blocks(self, asked, step, pool)
+        if ragged.singles and chosen is not None and chosen.singles is not None:
+            parts.append(self._over_chosen(q[:, :, : ragged.singles], pool, ragged.paged[group], chosen.singles, how))
+        elif ragged.singles:
             parts.append(self.ops.paged_attention(q[:, :, : ragged.singles], pool.k, pool.v, ragged.paged[group], *how))
-        for piece in ragged.pieces:
+        for i, piece in enumerate(ragged.pieces):
             k, v = pool.read(piece.keys[group])
-            parts.append(self.ops.attention(q[:, :, piece.tokens], k, v, piece.visible[group], *how))
+            visible = piece.visible[group] if chosen is None else chosen.pieces[i]
+            parts.append(self.ops.attention(q[:, :, piece.tokens], k, v, visible, *how))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def _over_chosen(self, q: Tensor, pool: KeyPool, paged: Paged, places: Places, how: tuple[Any, ...]) -> Tensor:
+        """y `[1, H, N, D]` of a token of each of N sequences, over the keys and values at these places alone."""
+        slots = paged.slots(places.position.flatten(1)).view_as(places.position)  # [N, K, P]
+        heads = torch.arange(slots.shape[1], device=slots.device)[:, None]
+        k, v = (each[0][heads, slots] for each in (pool.k, pool.v))  # [N, K, P, D]
+        return self.ops.attention(q.transpose(0, 2), k, v, places.visible(), *how).transpose(0, 2)
+
+    def _turned(self, heads: Tensor, step: Step) -> Tensor:
+        """Heads `[B, T, their number, D]` of an indexer, rotated as q and k are."""
+        rope = self.spec.rope
+        return heads if rope is None else self.ops.rope(heads, *step.rotary[rope], rope.layout)
 
     def _how(self, q: Tensor) -> tuple[Any, ...]:
         """What turns products of q and k into scores."""

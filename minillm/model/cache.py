@@ -15,24 +15,40 @@ from torch import Tensor
 
 from minillm.guard import memory
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import GQA, MLA, Attention, ChannelDelta, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Attention,
+    ChannelDelta,
+    Decoder,
+    GatedConv,
+    GatedDeltaNet,
+    GatedRecurrence,
+    Recurrent,
+    SelectiveScan,
+    StateSpace,
+)
+from minillm.spec.attention import index_dim
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
 
 class LayerCache:
-    """k `[B, K, slots, D]` and v `[B, K, slots, V]` of one layer; slots = min(capacity, window)."""
+    """k `[B, K, slots, D]` and v `[B, K, slots, V]` of one layer, and what it chooses keys by; slots = min(capacity,
+    window)."""
 
     def __init__(self, spec: GQA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
         self.ring = spec.window if spec.window and spec.window < capacity else None
         shape = (batch, spec.num_kv_heads, self.ring or capacity)
         self.k = torch.zeros((*shape, spec.head_dim), dtype=dtype, device=device)
         self.v = torch.zeros((*shape, spec.v_dim), dtype=dtype, device=device)
+        self.index = Rows(index_dim(spec), batch, self.ring or capacity, dtype, device)
 
     @staticmethod
     def nbytes(spec: GQA, capacity: int, width: int) -> int:
         """Of one row, with values of `width` bytes."""
-        return width * spec.num_kv_heads * min(spec.window or capacity, capacity) * (spec.head_dim + spec.v_dim)
+        values = spec.num_kv_heads * (spec.head_dim + spec.v_dim) + index_dim(spec)
+        return width * min(spec.window or capacity, capacity) * values
 
     def filled(self, end: int) -> tuple[Tensor, Tensor]:
         """The keys and values of the positions before `end`, as far as they are kept: views `[B, K, S, D]`."""
@@ -64,28 +80,37 @@ class LayerCache:
         return k, v
 
 
-class LatentCache:
-    """What latent attention keeps of each position: its latent and its rotary key, `[B, capacity, R + P]`."""
+class Rows:
+    """A vector of `size` values of each position, `[B, capacity, size]`."""
+
+    def __init__(self, size: int, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        self.rows = torch.zeros((batch, capacity, size), dtype=dtype, device=device)
+
+    def put(self, new: Tensor, slots: Tensor) -> Tensor:
+        """Store `[B, 1, size]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, capacity, size]`."""
+        return self.rows.scatter_(1, slots[:, :, None].expand_as(new), new)
+
+    def update(self, new: Tensor, start: int) -> Tensor:
+        """Store `[B, T, size]` of positions start .. start + T - 1; returns all so far, `[B, S, size]`."""
+        end = start + new.shape[1]
+        self.rows[:, start:end] = new
+        return self.rows[:, :end]
+
+
+class LatentCache(Rows):
+    """What latent attention keeps of each position: its latent and its rotary key, `[B, capacity, R + P]`; and what it
+    chooses keys by."""
 
     ring = None
 
     def __init__(self, spec: MLA, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
-        self.latent = torch.zeros((batch, capacity, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
+        super().__init__(spec.kv_rank + spec.rope.dim, batch, capacity, dtype, device)
+        self.index = Rows(index_dim(spec), batch, capacity, dtype, device)
 
     @staticmethod
     def nbytes(spec: MLA, capacity: int, width: int) -> int:
         """Of one row, with values of `width` bytes."""
-        return width * capacity * (spec.kv_rank + spec.rope.dim)
-
-    def put(self, latent: Tensor, slots: Tensor) -> Tensor:
-        """Store `[B, 1, R + P]` in each row's slot, int64 `[B, 1]`; returns all slots, `[B, capacity, R + P]`."""
-        return self.latent.scatter_(1, slots[:, :, None].expand_as(latent), latent)
-
-    def update(self, latent: Tensor, start: int) -> Tensor:
-        """Store `[B, T, R + P]` of positions start .. start + T - 1; returns all so far, `[B, S, R + P]`."""
-        end = start + latent.shape[1]
-        self.latent[:, start:end] = latent
-        return self.latent[:, :end]
+        return width * capacity * (spec.kv_rank + spec.rope.dim + index_dim(spec))
 
 
 class NoCache:
@@ -109,6 +134,8 @@ KINDS: dict[type, type[AnyCache]] = {
     ChannelDelta: StateCache,
     GatedConv: StateCache,
     StateSpace: StateCache,
+    SelectiveScan: StateCache,
+    GatedRecurrence: StateCache,
 }
 
 

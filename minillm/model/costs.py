@@ -4,13 +4,15 @@ What a machine really does is measured by `report/measure.py`."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import GQA, MLA, Attention, Recurrent
+from minillm.spec import GQA, MLA, Attention, BlockIndexer, Indexer, Recurrent
 from minillm.spec import Decoder as DecoderSpec
+from minillm.spec.attention import index_dim
 
 
 def active_values(model: Decoder, tokens: int = 1) -> dict[str, int]:
@@ -44,9 +46,12 @@ def bytes_per_step(model: Decoder, rows: int = 1) -> int:
 
 def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
     """Values of one row's cache that a decode step reads behind so many positions; what several layers read counts for
-    each."""
-    read = [_read(spec, each) for each in spec.attentions]
-    return sum(_per_token(each) * min(positions, each.window or positions) for each in read)
+    each. Of chosen keys those alone, but all that they are chosen by."""
+    total = 0
+    for each in spec.attentions:
+        read, most = _read(spec, each), each.window or _chosen(spec, each) or positions
+        total += (_per_token(read) - index_dim(read)) * min(positions, most) + index_dim(each) * positions
+    return total
 
 
 def state_bytes(spec: DecoderSpec, width: int) -> int:
@@ -82,11 +87,28 @@ def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
     states: each position reads its own twice and writes it once."""
     total = sum(6 * math.prod(each.state) * tokens for each in _recurrent(spec))
     for attention in spec.attentions:
-        window = attention.window or past + tokens
-        inner = min(max(window - past, 0), tokens)  # how many queries the window does not cut yet
-        pairs = inner * past + inner * (inner + 1) // 2 + (tokens - inner) * window
+        pairs = _pairs(tokens, past, attention.window or _chosen(spec, attention))
         total += 2 * attention.num_heads * pairs * _key_and_value(attention)
+        made = attention.indexer
+        if isinstance(made, (Indexer, BlockIndexer)):  # which looks at all of them
+            heads = made.num_heads if isinstance(made, Indexer) else attention.num_kv_heads  # type: ignore[union-attr]
+            total += 2 * heads * made.head_dim * _pairs(tokens, past, None)
     return total
+
+
+def _pairs(tokens: int, past: int, window: int | None) -> int:
+    """Of a query and a key that it sees, for queries behind `past` positions."""
+    window = window or past + tokens
+    inner = min(max(window - past, 0), tokens)  # how many queries the window does not cut yet
+    return inner * past + inner * (inner + 1) // 2 + (tokens - inner) * window
+
+
+def _chosen(spec: DecoderSpec, attention: Attention) -> int | None:
+    """How many keys an indexer leaves to a query, the attention's own or that of the layer it follows."""
+    made: Any = attention.indexer
+    if isinstance(made, int):
+        made = spec.layers[made].attention.indexer  # type: ignore[union-attr]
+    return None if made is None else made.most
 
 
 def _recurrent(spec: DecoderSpec) -> list[Recurrent]:
@@ -103,8 +125,10 @@ def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
 
 def _per_token(attention: GQA | MLA) -> int:
     if isinstance(attention, MLA):
-        return attention.kv_rank + attention.rope.dim
-    return attention.num_kv_heads * _key_and_value(attention) if attention.kv.layer is None else 0
+        return attention.kv_rank + attention.rope.dim + index_dim(attention)
+    if attention.kv.layer is not None:
+        return 0
+    return attention.num_kv_heads * _key_and_value(attention) + index_dim(attention)
 
 
 def _key_and_value(attention: GQA | MLA) -> int:

@@ -26,6 +26,7 @@ from minillm.model.lora.adapted import Choice, adapted
 from minillm.model.moe import MoE
 from minillm.model.norm import norm
 from minillm.model.ragged import Ragged
+from minillm.model.recurrent.fronted import Fronted
 from minillm.model.residual.block import Block
 from minillm.model.residual.per_layer import PerLayerEmbedding
 from minillm.model.residual.streams import Streams
@@ -59,9 +60,14 @@ class Decoder(nn.Module):
         self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in {*decoder.ropes}}
         self._windows = {attention.window for attention in decoder.attentions}
         self.recomputes = False  # whether layers keep their inputs alone for the way back, and run once more there
-        for index in {each.kv.layer for each in decoder.attentions if each.kv.layer is not None}:
+        for index in {each.lender for each in decoder.attentions if each.lender is not None}:
             lender: Any = self.layers[index]
             lender.attention.lent_as = index
+        fronted: list[Any] = [layer.attention for layer in self.layers if isinstance(layer.attention, Fronted)]
+        self._looks_back = bool(fronted)  # whether layers look at the embedding
+        for each in fronted:
+            if each.spec.block.of is not None:
+                each.block.lender = (self.layers[each.spec.block.of].attention.block,)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,7 +123,8 @@ class Decoder(nn.Module):
         tables = {rope: table(turning[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
         rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}
         told = None if self.per_layer is None else self.per_layer(tokens_1N, x_1NE)
-        step = Step(0, rotary, {}, {}, position_N[None], per_layer=told, ragged=ragged)
+        embedded = x_1NE if self._looks_back else None
+        step = Step(0, rotary, {}, {}, position_N[None], embedded=embedded, per_layer=told, ragged=ragged)
         return self._through(x_1NE, step, pools)
 
     def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
@@ -235,10 +242,11 @@ class Decoder(nn.Module):
             for window in self._windows
         }
         slots = {window: each.slots() for window, each in visible.items()}
-        told = None
-        if self.per_layer is not None:
-            told = self.per_layer(tokens_BT, self.embed(tokens_BT) if x_BTE is None else x_BTE)
-        return Step(start, rotary, visible, slots, positions_BT, first, real, told)
+        told = embedded = None
+        if self.per_layer is not None or self._looks_back:
+            embedded = self.embed(tokens_BT) if x_BTE is None else x_BTE
+            told = self.per_layer(tokens_BT, embedded) if self.per_layer is not None else None
+        return Step(start, rotary, visible, slots, positions_BT, first, real, embedded, told)
 
     def _positions(
         self, tokens_BT: Tensor, cache: Cache | None, position_B: Tensor | None, starts_BT: Tensor | None

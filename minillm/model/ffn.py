@@ -24,8 +24,10 @@ class GatedMLP(nn.Module):
         self.gate_up = Linear(hidden_size, parts, ops, bias=mlp.bias)
         self.down = Linear(mlp.intermediate_size, hidden_size, ops, bias=mlp.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.down(self.ops.gated_act(self.thinned(self.gate_up(x)), self.spec.activation))
+    def forward(self, x: Tensor, change: Tensor | None = None) -> Tensor:
+        """With a `change` of gate and up side by side."""
+        gate_up = self.gate_up(x) if change is None else self.gate_up(x) + change
+        y = self.down(self.ops.gated_act(self.thinned(gate_up), self.spec.activation))
         return y if (factor := self.spec.factors[1]) == 1 else y * factor
 
     def thinned(self, gate_up: Tensor) -> Tensor:

@@ -20,14 +20,17 @@ from torch import Tensor, nn
 
 from minillm.model.attention import Step, opened, tempered
 from minillm.model.cache import LatentCache
+from minillm.model.indexer import Asked, Indexer, of_blocks, of_rows
 from minillm.model.linear import Linear
 from minillm.model.lora.adapted import adapted
 from minillm.model.norm import Norm
 from minillm.model.pools import LatentPool
 from minillm.ops import Ops
 from minillm.ops.paged import Paged
+from minillm.ops.sparse import Places
 from minillm.ops.visibility import Visibility
 from minillm.spec import MLA, Rope
+from minillm.spec import Indexer as IndexerSpec
 
 
 class LatentAttention(nn.Module):
@@ -52,15 +55,22 @@ class LatentAttention(nn.Module):
         self.out = Linear(values := spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.bias)
         gates = spec.num_heads if spec.gate and spec.gate.width == "head" else values
         self.gate = Linear(hidden_size, gates, ops) if spec.gate else None
+        self.indexer = None
+        if isinstance(spec.indexer, IndexerSpec):
+            assert spec.q_rank is not None, "an indexer asks by the latent of the queries"
+            self.indexer = Indexer(spec.indexer, hidden_size, spec.q_rank, ops)
+        self.lent_as: int | None = None  # this layer's number, where its choice of keys counts in others
 
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         over = self._over if step.ragged is None else self._over_blocks
         y = rearrange(over(*self.project(x, step), step, cache), "B H T V -> B T (H V)")
         return self.out(y if self.gate is None else opened(y, self.gate(x), self.spec))
 
-    def _over(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step, cache: LatentCache | None) -> Tensor:
+    def _over(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, asked: Asked | None, step: Step, cache: LatentCache | None
+    ) -> Tensor:
         """y `[B, H, T, V]` of rows that are aligned."""
-        visible, slots = step.visible[None], step.slots[None]
+        visible, slots = of_rows(self, asked, step, cache), step.slots[None]
         if cache is not None and slots is not None and visible.position_B is not None:
             latent = cache.put(latent, slots)
         elif cache is not None:
@@ -68,24 +78,42 @@ class LatentAttention(nn.Module):
         attend = self.absorbed if cache is not None and q_nope.shape[2] == 1 else self.expanded
         return attend(q_nope, q_rope, latent, visible)
 
-    def _over_blocks(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step, pool: LatentPool) -> Tensor:
+    def _over_blocks(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, asked: Asked | None, step: Step, pool: LatentPool
+    ) -> Tensor:
         """y `[1, H, N, V]` of tokens of many sequences."""
         ragged, parts = step.ragged, []
         assert ragged is not None
         pool.put(latent, ragged.slots[None])
+        chosen = of_blocks(self, asked, step, pool)
         if ragged.singles:
-            alone = slice(ragged.singles)
-            parts.append(self.absorbed(q_nope[:, :, alone], q_rope[:, :, alone], pool.latent, ragged.paged[None]))
-        for piece in ragged.pieces:
+            q = q_nope[:, :, : ragged.singles], q_rope[:, :, : ragged.singles]
+            if chosen.singles is None:
+                parts.append(self.absorbed(*q, pool.rows, ragged.paged[None]))
+            else:
+                parts.append(self._over_chosen(*q, pool, ragged.paged[None], chosen.singles))
+        for piece, visible in zip(ragged.pieces, chosen.pieces, strict=True):
             q = q_nope[:, :, piece.tokens], q_rope[:, :, piece.tokens]
-            parts.append(self.expanded(*q, pool.read(piece.keys[None]), piece.visible[None]))
+            parts.append(self.expanded(*q, pool.read(piece.keys[None]), visible))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
-    def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """q without position `[B, H, T, N]`, rotated q `[B, H, T, P]`, and what is cached: `[B, T, R + P]`."""
+    def _over_chosen(self, q_nope: Tensor, q_rope: Tensor, pool: LatentPool, paged: Paged, places: Places) -> Tensor:
+        """y `[1, H, N, V]` of a token of each of N sequences, over the latents at these places alone."""
+        latent = pool.rows[0][paged.slots(places.position[:, 0])]  # [N, P, R + P]
+        nope, turned = q_nope.transpose(0, 2), q_rope.transpose(0, 2)  # [N, H, 1, ...]
+        return self.absorbed(nope, turned, latent, places.visible()).transpose(0, 2)
+
+    def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor, Asked | None]:
+        """q without position `[B, H, T, N]`, rotated q `[B, H, T, P]`, what is cached, `[B, T, R + P]`, and what keys
+        are chosen by."""
         spec = self.spec
-        q = self.q(x if spec.q_rank is None else self.q_norm(self.q_down(x)))
-        q = rearrange(q, "B T (H D) -> B T H D", H=spec.num_heads)
+        q_latent = x if spec.q_rank is None else self.q_norm(self.q_down(x))
+        asked = None
+        if self.indexer is not None:
+            assert isinstance(spec.rope, Rope), "an indexer turns its keys as the layer does"
+            cos, sin = step.rotary[spec.rope]
+            asked = self.indexer.asked(x, q_latent, lambda heads, layout: self.ops.rope(heads, cos, sin, layout))
+        q = rearrange(self.q(q_latent), "B T (H D) -> B T H D", H=spec.num_heads)
         if spec.temperature is not None:  # before the rotation, which keeps lengths
             assert step.positions is not None
             q = (q * tempered(step.positions, spec.temperature)[..., None, None]).to(q.dtype)
@@ -96,7 +124,7 @@ class LatentAttention(nn.Module):
             q_rope = self.ops.rope(q_rope, cos, sin, spec.rope.layout)
             k_rope = self.ops.rope(k_rope.unsqueeze(2), cos, sin, spec.rope.layout).squeeze(2)
         kept = torch.cat((self.kv_norm(latent), k_rope), dim=-1)
-        return q_nope.transpose(1, 2), q_rope.transpose(1, 2), kept
+        return q_nope.transpose(1, 2), q_rope.transpose(1, 2), kept, asked
 
     def expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility) -> Tensor:
         """Attention over the keys and values of each head, made from the cached `[B, S, R + P]`; `[B, H, T, V]`."""

@@ -58,7 +58,9 @@ class Outline(NamedTuple):
 
 
 def outline(decoder: spec.Decoder, dtype: torch.dtype, whole: bool = False) -> Outline:
-    """Of a model, or all of it, where each of its tensors is looked at."""
+    """Of a model, or all of it, where each of its tensors is looked at, or where what layers share has names by the
+    layer that holds it."""
+    whole = whole or any(isinstance(layer.attention, spec.Fronted) for layer in decoder.layers)
     places: dict[tuple[spec.Layer, int], list[int]] = {}
     for index, layer in enumerate(decoder.layers):
         places.setdefault((layer, index if whole else 0), []).append(index)
@@ -67,12 +69,14 @@ def outline(decoder: spec.Decoder, dtype: torch.dtype, whole: bool = False) -> O
 
 
 def _renumbered(decoder: spec.Decoder, once: list[spec.Layer]) -> tuple[spec.Layer, ...]:
-    """The layers, those that read another's keys and values naming it by its place among them."""
+    """The layers, those that take something of another one naming it by its place among them."""
     found = []
     for layer in once:
         made = layer.attention
-        if isinstance(made, spec.GQA) and made.kv.layer is not None:
-            kv = replace(made.kv, layer=once.index(decoder.layers[made.kv.layer]))
-            layer = replace(layer, attention=replace(made, kv=kv))
+        if isinstance(made, spec.Fronted) and made.block.of is not None:
+            block = replace(made.block, of=once.index(decoder.layers[made.block.of]))
+            layer = replace(layer, attention=replace(made, block=block))
+        if isinstance(made, spec.Attention) and made.lender is not None:
+            layer = replace(layer, attention=made.borrowing(once.index(decoder.layers[made.lender])))
         found.append(layer)
     return tuple(found)

@@ -21,23 +21,37 @@ import torch
 from torch import Tensor
 
 from minillm.model.recurrent.states import STATES, StateCache
-from minillm.spec import GQA, MLA, Attention, ChannelDelta, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Attention,
+    ChannelDelta,
+    Decoder,
+    GatedConv,
+    GatedDeltaNet,
+    GatedRecurrence,
+    Recurrent,
+    SelectiveScan,
+    StateSpace,
+)
+from minillm.spec.attention import index_dim
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
 
 class KeyPool:
-    """k `[1, K, slots, D]` and v `[1, K, slots, V]` of one layer."""
+    """k `[1, K, slots, D]` and v `[1, K, slots, V]` of one layer, and what it chooses keys by."""
 
     def __init__(self, spec: GQA, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
         self.size, shape = size, (1, spec.num_kv_heads, blocks * size)
         self.k = torch.empty((*shape, spec.head_dim), dtype=dtype, device=device)
         self.v = torch.empty((*shape, spec.v_dim), dtype=dtype, device=device)
+        self.index = RowPool(index_dim(spec), blocks, size, dtype, device)
 
     @staticmethod
     def nbytes(spec: GQA, size: int, width: int) -> int:
         """Of one block, with values of `width` bytes."""
-        return width * spec.num_kv_heads * size * (spec.head_dim + spec.v_dim)
+        return width * size * (spec.num_kv_heads * (spec.head_dim + spec.v_dim) + index_dim(spec))
 
     def put(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Store k and v `[1, K, N, D]` in slots, int64 `[1, N]`."""
@@ -53,32 +67,46 @@ class KeyPool:
         for each in (self.k, self.v):
             of, to = (each[:, :, block * self.size : (block + 1) * self.size] for block in (source, target))
             to.copy_(of)
+        self.index.copy(source, target)
 
 
-class LatentPool:
-    """What latent attention keeps of each position, `[1, slots, R + P]`."""
+class RowPool:
+    """A vector of `values` values of each position, `[1, slots, values]`."""
+
+    def __init__(self, values: int, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
+        self.size = size
+        self.rows = torch.empty((1, blocks * size, values), dtype=dtype, device=device)
+
+    def put(self, new: Tensor, slots: Tensor) -> None:
+        """Store `[1, N, values]` in slots, int64 `[1, N]`."""
+        self.rows.index_copy_(1, slots[0], new)
+
+    def read(self, slots: Tensor) -> Tensor:
+        """`[1, S, values]` of slots, int64 `[S]`."""
+        return self.rows.index_select(1, slots)
+
+    def copy(self, source: int, target: int) -> None:
+        """One block into another."""
+        of, to = (self.rows[:, block * self.size : (block + 1) * self.size] for block in (source, target))
+        to.copy_(of)
+
+
+class LatentPool(RowPool):
+    """What latent attention keeps of each position, `[1, slots, R + P]`, and what it chooses keys by."""
 
     def __init__(self, spec: MLA, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
-        self.size = size
-        self.latent = torch.empty((1, blocks * size, spec.kv_rank + spec.rope.dim), dtype=dtype, device=device)
+        super().__init__(spec.kv_rank + spec.rope.dim, blocks, size, dtype, device)
+        self.index = RowPool(index_dim(spec), blocks, size, dtype, device)
 
     @staticmethod
     def nbytes(spec: MLA, size: int, width: int) -> int:
         """Of one block, with values of `width` bytes."""
-        return width * size * (spec.kv_rank + spec.rope.dim)
-
-    def put(self, latent: Tensor, slots: Tensor) -> None:
-        """Store `[1, N, R + P]` in slots, int64 `[1, N]`."""
-        self.latent.index_copy_(1, slots[0], latent)
-
-    def read(self, slots: Tensor) -> Tensor:
-        """`[1, S, R + P]` of slots, int64 `[S]`."""
-        return self.latent.index_select(1, slots)
+        return width * size * (spec.kv_rank + spec.rope.dim + index_dim(spec))
 
     def copy(self, source: int, target: int) -> None:
         """One block into another."""
-        of, to = (self.latent[:, block * self.size : (block + 1) * self.size] for block in (source, target))
-        to.copy_(of)
+        super().copy(source, target)
+        self.index.copy(source, target)
 
 
 class StatePool(StateCache):
@@ -132,6 +160,8 @@ POOLS: dict[type, type[AnyPool]] = {
     ChannelDelta: StatePool,
     GatedConv: StatePool,
     StateSpace: StatePool,
+    SelectiveScan: StatePool,
+    GatedRecurrence: StatePool,
 }
 
 

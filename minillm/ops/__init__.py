@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from minillm.ops import draw, grouped, paged, recurrent, reference, routing, state_space
+from minillm.ops import draw, grouped, paged, recurrent, reference, routing, selective, state_space
 from minillm.ops.ranks import ALONE, Alone
 from minillm.ops.routing import Routing
 
@@ -44,11 +44,15 @@ class Ops:
     paged_attention: Callable[..., Tensor] = paged.paged_attention
     paged_latent_attention: Callable[..., Tensor] = paged.paged_latent_attention
     short_conv: Callable[..., Tensor] = recurrent.short_conv
+    short_conv_step: Callable[..., Tensor] = recurrent.short_conv_step
     delta_rule: Callable[..., tuple[Tensor, Tensor]] = recurrent.delta_rule
     delta_step: Callable[..., Tensor] = recurrent.delta_step
     channel_rule: Callable[..., tuple[Tensor, Tensor]] = recurrent.channel_rule
     gated_conv_step: Callable[..., Tensor] = recurrent.gated_conv_step
+    state_scan: Callable[..., tuple[Tensor, Tensor]] = state_space.scan
     state_step: Callable[..., Tensor] = state_space.state_step
+    selective_scan: Callable[..., tuple[Tensor, Tensor]] = selective.selective_scan
+    selective_step: Callable[..., Tensor] = selective.selective_step
     gated_rms_norm: Callable[..., Tensor] = recurrent.gated_rms_norm
     route: Callable[..., Routing] = routing.route
     experts: Callable[..., Tensor] = reference.experts

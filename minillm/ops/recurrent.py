@@ -65,9 +65,23 @@ def gated_conv_step(
     return c * conv_step(b * u, weight, inputs, position, rows)
 
 
-def short_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """silu(y), y_t = sum over j of w_j x_(t + j) for each channel: x `[B, J - 1 + T, C]` begins with the J - 1
-    positions before the first, weight `[C, J]` -> `[B, T, C]` of x's dtype."""
+def short_conv_step(
+    new: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    inputs: Tensor,
+    position: Tensor,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """silu(`conv_step`)."""
+    return F.silu(conv_step(new, weight, inputs, position, rows, bias))
+
+
+def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """silu(y), y_t = sum over j of w_j x_(t + j) for each channel, plus bias: x `[B, J - 1 + T, C]` begins with the
+    J - 1 positions before the first, weight `[C, J]`, bias `[C]` -> `[B, T, C]` of x's dtype."""
+    if bias is not None:
+        return F.silu(causal_conv(x, weight, bias))
     return F.silu(F.conv1d(x.transpose(1, 2), weight.unsqueeze(1), groups=len(weight))).transpose(1, 2)
 
 

@@ -175,6 +175,8 @@ def attention(
         grouped = rearrange(q, "B (K G) 1 D -> B K G D", K=k.shape[1])
         y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
         return rearrange(y, "B K G V -> B (K G) 1 V")
+    if mask is not None and mask.dim() == 4 and mask.shape[1] not in (1, q.shape[1]):
+        mask = mask.repeat_interleave(q.shape[1] // mask.shape[1], dim=1)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
     )
@@ -224,7 +226,7 @@ def softmax_of_scores(
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~(mask if mask.dim() == 2 else mask.unsqueeze(1)), float("-inf"))
+        scores = scores.masked_fill(~(mask if mask.dim() == 2 else mask.unsqueeze(2)), float("-inf"))
     if sinks is None:
         return scores.softmax(-1)
     extra = sinks.to(scores.dtype).view(scores.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)

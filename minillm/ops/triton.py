@@ -77,8 +77,8 @@ def attention(
     slopes: Tensor | None = None,
 ) -> Tensor:
     """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks. With slopes,
-    for several documents in a row and where queries look ahead, that itself."""
-    if visible.starts_BT is not None or visible.last_T is not None or slopes is not None:
+    for several documents in a row, over chosen keys and where queries look ahead, that itself."""
+    if any(each is not None for each in (visible.starts_BT, visible.last_T, visible.chosen, slopes)):
         return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes)
     first, past = visible.padding_B, visible.start - visible.first_key
     where = (past, visible.window, first, visible.first_key)
@@ -96,7 +96,7 @@ def latent_attention(
     q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None
 ) -> Tensor:
     """`reference.latent_attention`, of which decoding one query per sequence is the form that the model uses."""
-    if visible.count > 1 or differentiable(q, latent):
+    if visible.count > 1 or visible.chosen is not None or differentiable(q, latent):
         return reference.latent_attention(q, latent, value_dim, visible, scale)
     y = mla_decode.mla_decode(q.squeeze(2), latent, value_dim, visible.lengths_B, visible.padding_B, None, scale)
     return y.unsqueeze(2)

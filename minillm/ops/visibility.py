@@ -32,6 +32,9 @@ class Visibility:
     With a `Chunk` for a window `starts_BT` is where the chunk of each query begins, as its row or document counts.
 
     With `last_T`, int64 `[T]`, a query sees the positions behind it too, up to this one, which is among the queries'.
+
+    With `chosen`, bool `[B or 1, 1 or K, T, S]`, a query sees those keys alone, of what it may see: by an indexer, for
+    the query heads of each kv head if there are K. Nothing else here knows of it but `mask`.
     """
 
     start: int
@@ -42,6 +45,7 @@ class Visibility:
     position_B: Tensor | None = None
     starts_BT: Tensor | None = None
     last_T: Tensor | None = None
+    chosen: Tensor | None = None
     lengths_B: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,11 +133,13 @@ class Visibility:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """True where a query sees a key, bool `[T, S]`, with padding, `position_B` or `starts_BT` `[B, 1, T, S]`; None
-        where nothing but the future is hidden from all queries, or from the only one nothing.
+        """True where a query sees a key, bool `[T, S]`, with padding, `position_B` or `starts_BT` `[B, 1, T, S]`, or
+        `chosen`; None where nothing but the future is hidden from all queries, or from the only one nothing.
 
         A padded position sees itself: its output is never used, but a row with nothing to see would be NaN and spread.
         """
+        if self.chosen is not None:
+            return self.chosen
         end = self.start + self.count
         fresh = self.start == 0 and (self.window is None or end <= self.window) and self.last_T is None
         static = self.position_B is not None

@@ -14,10 +14,13 @@ from minillm.spec import (
     Beside,
     ChannelDelta,
     Decoder,
+    Fronted,
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
+    GatedRecurrence,
     MoE,
+    SelectiveScan,
     StateSpace,
 )
 
@@ -78,6 +81,8 @@ def _of_gqa(made: GQA, ranks: int, rank: int) -> dict[str, Kept]:
     if made.qk_norm and made.qk_norm.width == "heads":
         of_q, of_k = _under((count, q, 1)), _under((groups, kv, 1))
         found |= {"q_norm.weight": of_q, "q_norm.bias": of_q, "k_norm.weight": of_k, "k_norm.bias": of_k}
+    if made.indexer is not None:  # a head for each kv head
+        found["indexer.q.weight"] = _under((groups, kv, made.indexer.head_dim))
     gate = _under((count, q, 1 if made.gate and made.gate.width == "head" else made.v_dim))
     return found | {"sinks": _under((count, q, 1)), "gate.weight": gate}
 
@@ -139,8 +144,44 @@ def _of_space(made: StateSpace, ranks: int, rank: int) -> dict[str, Kept]:
     }  # fmt: skip
 
 
+def _of_selective(made: SelectiveScan, ranks: int, rank: int) -> dict[str, Kept]:
+    """The second product goes over all channels, and so do the norms of what it makes: their ranks' parts are added."""
+    (own,), size = owned(made, ranks, rank).values(), made.channels
+    rows = (size, own, 1)
+    return {
+        **dict.fromkeys(("xz.weight", "xz.bias"), _under(rows, rows)),
+        **dict.fromkeys(("conv.weight", "conv.bias", "step.weight", "step.bias", "skip"), _under(rows)),
+        **dict.fromkeys(("dbc.weight", "decay", "output.weight"), _beside(own)), "output.bias": _once(rank),
+    }  # fmt: skip
+
+
+def _of_recurrence(made: GatedRecurrence, ranks: int, rank: int) -> dict[str, Kept]:
+    (own,) = owned(made, ranks, rank).values()
+    rows = (made.num_blocks, own, made.block_size)
+    named = ("conv", "conv_bias", "opens", "opens_bias", "keeps", "keeps_bias", "decay")
+    return {
+        **dict.fromkeys(("yx.weight", "yx.bias"), _under(rows, rows)), **dict.fromkeys(named, _under(rows)),
+        "output.weight": _beside(own, made.block_size), "output.bias": _once(rank),
+    }  # fmt: skip
+
+
 def _of_beside(made: Beside, ranks: int, rank: int) -> dict[str, Kept]:
     parts = {"attention": _of_gqa(made.attention, ranks, rank), "recurrent": _of_space(made.recurrent, ranks, rank)}
+    return {f"{part}.{leaf}": each for part, found in parts.items() for leaf, each in found.items()}
+
+
+def _of_fronted(made: Fronted, ranks: int, rank: int) -> dict[str, Kept]:
+    """A change has its first product whole, and of the second what its rank has of the product that is changed."""
+    block, size = made.block, made.block.attention.head_dim
+    q, kv = owned(block.attention, ranks, rank).values()
+    keys = _under((block.attention.num_kv_heads, kv, size))
+    parts = {
+        "block.attention": _of_gqa(block.attention, ranks, rank), "block.ffn": _of_mlp(block.ffn, ranks, rank),
+        "block.qkv_change": {"q.up.weight": _under((block.attention.num_heads, q, size)),
+                             **dict.fromkeys(("k.up.weight", "v.up.weight"), keys)},
+        "block.gate_up_change": {"up.weight": _of_mlp(block.ffn, ranks, rank)["gate_up.weight"]},
+        "recurrent": _of_space(made.recurrent, ranks, rank),
+    }  # fmt: skip
     return {f"{part}.{leaf}": each for part, found in parts.items() for leaf, each in found.items()}
 
 
@@ -184,7 +225,10 @@ PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     ChannelDelta: _of_channels,
     GatedConv: _of_conv,
     StateSpace: _of_space,
+    SelectiveScan: _of_selective,
+    GatedRecurrence: _of_recurrence,
     Beside: _of_beside,
+    Fronted: _of_fronted,
     GatedMLP: _of_mlp,
     MLP: _of_mlp,
     MoE: _of_moe,

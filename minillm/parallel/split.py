@@ -21,7 +21,21 @@ from dataclasses import replace
 from typing import Any
 
 from minillm import spec
-from minillm.spec import GQA, MLA, Beside, ChannelDelta, Decoder, GatedConv, GatedDeltaNet, Layer, MoE, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Beside,
+    ChannelDelta,
+    Decoder,
+    Fronted,
+    GatedConv,
+    GatedDeltaNet,
+    GatedRecurrence,
+    Layer,
+    MoE,
+    SelectiveScan,
+    StateSpace,
+)
 
 Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
@@ -83,9 +97,11 @@ def owned(made: Any, ranks: int, rank: int) -> dict[str, Span]:
         fields = GROUPED[type(made)][:2]
         count, groups = (getattr(made, field) for field in fields)
         return dict(zip(fields, heads(count, groups, ranks, rank), strict=True))
+    if isinstance(made, GatedRecurrence):
+        return {"num_blocks": cut(made.num_blocks, ranks, rank)}
     if isinstance(made, (MLA, ChannelDelta)):
         return {"num_heads": cut(made.num_heads, ranks, rank)}
-    field = "channels" if isinstance(made, GatedConv) else "intermediate_size"
+    field = "channels" if isinstance(made, GatedConv | SelectiveScan) else "intermediate_size"
     return {field: grains(getattr(made, field), ranks, rank)}
 
 
@@ -95,6 +111,11 @@ def _part(made: Any, ranks: int, rank: int) -> Any:
         return None
     if isinstance(made, Beside):
         return replace(made, **{each: _part(getattr(made, each), ranks, rank) for each in ("attention", "recurrent")})
+    if isinstance(made, Fronted):
+        block = replace(
+            made.block, **{each: _part(getattr(made.block, each), ranks, rank) for each in ("attention", "ffn")}
+        )
+        return replace(made, block=block, recurrent=_part(made.recurrent, ranks, rank))
     own = owned(made, ranks, rank)
     changed: dict[str, Any] = {field: end - first for field, (first, end) in own.items()}
     if isinstance(made, GQA) and made.scores.slopes:
@@ -135,6 +156,8 @@ def _reasons(decoder: Decoder, ranks: int) -> Iterator[str]:
 
 
 def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
+    if isinstance(layer.attention, Fronted) and layer.attention.block.ffn.intermediate_size < ranks:
+        yield f"a feed-forward of {layer.attention.block.ffn.intermediate_size} values"
     for mixer in layer.mixers:
         yield from _of_mixer(mixer, decoder, ranks)
     if layer.ffn is None:
@@ -159,7 +182,9 @@ def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
             yield "another number of kv heads than the layer that it takes keys from"
         if made.qk_norm and made.qk_norm.width == "all" and isinstance(made.qk_norm.norm, spec.LayerNorm):
             yield "a LayerNorm over all of its heads"
-    if isinstance(made, GatedConv) and made.channels < ranks:
+    if isinstance(made, GatedRecurrence) and made.num_blocks < ranks:
+        yield f"{made.num_blocks} blocks of recurrences"
+    if isinstance(made, GatedConv | SelectiveScan) and made.channels < ranks:
         yield f"a convolution of {made.channels} channels"
     if isinstance(made, StateSpace) and made.norm and made.num_groups < ranks:
         yield f"a norm over each of {made.num_groups} groups of heads"

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from minillm.model.pools import group_of
 from minillm.parallel.split import Span
-from minillm.spec import GQA, Decoder
+from minillm.spec import GQA, Attention, Decoder, Fronted
 
 
 def shares(
@@ -61,9 +61,8 @@ def local(decoder: Decoder, spans: Sequence[Span], stage: int) -> Decoder:
     layers = []
     for layer in decoder.layers[slice(*spans[stage])]:
         made = layer.attention
-        if isinstance(made, GQA) and made.kv.layer is not None:
-            kv = replace(made.kv, layer=made.kv.layer - spans[stage][0])
-            layer = replace(layer, attention=replace(made, kv=kv))
+        if isinstance(made, Attention) and made.lender is not None:
+            layer = replace(layer, attention=made.borrowing(made.lender - spans[stage][0]))
         layers.append(layer)
     if stage == 0:
         return replace(decoder, layers=tuple(layers))
@@ -73,7 +72,8 @@ def local(decoder: Decoder, spans: Sequence[Span], stage: int) -> Decoder:
 
 def check(decoder: Decoder, spans: Sequence[Span]) -> None:
     """Raise ValueError, with the reason, where a model cannot be cut between these layers."""
-    if decoder.per_layer is not None or decoder.streams is not None:
+    looks_back = any(isinstance(layer.attention, Fronted) for layer in decoder.layers)
+    if decoder.per_layer is not None or decoder.streams is not None or looks_back:
         raise ValueError("--stages: each layer of this model is given more than hidden states; split it by --ranks")
     for span in spans:
         if reason := lacks(decoder, span):
@@ -91,8 +91,9 @@ def lacks(decoder: Decoder, span: Span) -> str | None:
         )
     for index in range(first, end):
         made = decoder.layers[index].attention
-        if isinstance(made, GQA) and made.kv.layer is not None and not first <= made.kv.layer < end:
-            return f"layer {index} reads the keys of layer {made.kv.layer}, of another stage"
+        if isinstance(made, Attention) and made.lender is not None and not first <= made.lender < end:
+            taken = "reads the keys" if isinstance(made, GQA) else "takes the choice of keys"
+            return f"layer {index} {taken} of layer {made.lender}, of another stage"
     return None
 
 

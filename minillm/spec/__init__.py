@@ -26,9 +26,18 @@ from minillm.spec.ffn import (
     RouterScore,
     Ungated,
 )
+from minillm.spec.indexer import BlockIndexer, Indexer
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
-from minillm.spec.recurrent import ChannelDelta, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec.recurrent import (
+    ChannelDelta,
+    GatedConv,
+    GatedDeltaNet,
+    GatedRecurrence,
+    Recurrent,
+    SelectiveScan,
+    StateSpace,
+)
 from minillm.spec.rope import (
     DynamicScaling,
     LinearScaling,
@@ -41,6 +50,7 @@ from minillm.spec.rope import (
     Unturned,
     YarnScaling,
 )
+from minillm.spec.shared import Fronted, SharedBlock
 from minillm.spec.streams import LowRank, Streams
 
 __all__ = [
@@ -52,6 +62,7 @@ __all__ = [
     "Activation",
     "Attention",
     "Beside",
+    "BlockIndexer",
     "CappedSwiGLU",
     "ChannelDelta",
     "Chunk",
@@ -59,12 +70,15 @@ __all__ = [
     "Decoder",
     "DynamicScaling",
     "Embedding",
+    "Fronted",
     "Gate",
     "GatedConv",
     "GatedDeltaNet",
     "GatedMLP",
+    "GatedRecurrence",
     "Gating",
     "GroupScore",
+    "Indexer",
     "Layer",
     "LayerNorm",
     "Learned",
@@ -88,6 +102,8 @@ __all__ = [
     "Router",
     "RouterScore",
     "Scores",
+    "SelectiveScan",
+    "SharedBlock",
     "StateSpace",
     "Streams",
     "Temperature",
@@ -106,7 +122,7 @@ class Beside:
     factors: tuple[float, float] = (1.0, 1.0)
 
 
-Mixer = Attention | Recurrent | Beside  # what lets positions of a sequence see each other
+Mixer = Attention | Recurrent | Beside | Fronted  # what lets positions of a sequence see each other
 
 
 @dataclass(frozen=True)
@@ -136,6 +152,8 @@ class Layer:
         """What looks at other positions, each with a cache of its own."""
         if isinstance(self.attention, Beside):
             return self.attention.attention, self.attention.recurrent
+        if isinstance(self.attention, Fronted):
+            return self.attention.block.attention, self.attention.recurrent
         return () if self.attention is None else (self.attention,)
 
 

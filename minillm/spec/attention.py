@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from minillm.spec.indexer import BlockIndexer, Indexer
 from minillm.spec.norm import LayerNorm, Norm
 from minillm.spec.rope import Rope, Unturned
 
@@ -70,7 +71,7 @@ class KV:
     `v_norm`: each head of v is normalised too. `v_is_k`: v is k as it is before its norm and its rotation. `layer`:
     both are those of an earlier layer, as it caches them; this one has queries alone and no cache (Brandon et al.,
     arXiv:2405.12981). `v_dim`: a head's v has so many values where it has not as many as k. `v_scale`: v is multiplied
-    by it.
+    by it. `indexer`: what chooses those that a query sees; there is no window then.
     """
 
     v_norm: Norm | None = None
@@ -78,6 +79,7 @@ class KV:
     layer: int | None = None
     v_dim: int | None = None
     v_scale: float = 1.0
+    indexer: BlockIndexer | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,19 @@ class GQA:
         return self.kv.v_dim or self.head_dim
 
     @property
+    def indexer(self) -> BlockIndexer | None:
+        return self.kv.indexer
+
+    @property
+    def lender(self) -> int | None:
+        """The layer whose keys and values this one reads."""
+        return self.kv.layer
+
+    def borrowing(self, layer: int) -> GQA:
+        """The same from the layer of another number."""
+        return replace(self, kv=replace(self.kv, layer=layer))
+
+    @property
     def sinks(self) -> bool:
         return self.weakened == "sinks"
 
@@ -136,6 +151,8 @@ class MLA:
     plain projection. `latent_norm` is that of both latents. Scores are scaled by
     score_factor / sqrt(nope_dim + rope.dim). `bias` is on the projections into the latents and on the output.
     `temperature`: queries grow with their position. `gate`: what the heads give is multiplied by it.
+    `indexer`: what chooses the keys that a query sees, by the latent of q; or the number of an earlier layer, whose
+    choice counts here too.
     """
 
     num_heads: int
@@ -149,9 +166,25 @@ class MLA:
     bias: bool = False
     temperature: Temperature | None = None
     gate: Gate | None = None
+    indexer: Indexer | int | None = None
 
     window: ClassVar[None] = None  # latent attention sees all of the past
     kv: ClassVar[KV] = KV()  # and has its own latents
 
+    @property
+    def lender(self) -> int | None:
+        """The layer whose choice of keys counts here too."""
+        return self.indexer if isinstance(self.indexer, int) else None
+
+    def borrowing(self, layer: int) -> MLA:
+        """The same with the layer of another number."""
+        return replace(self, indexer=layer)
+
 
 Attention = GQA | MLA
+
+
+def index_dim(attention: Attention) -> int:
+    """How many values of each position an attention keeps to choose by."""
+    made = attention.indexer
+    return 0 if made is None or isinstance(made, int) else made.head_dim

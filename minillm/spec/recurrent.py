@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minillm.spec.ffn import Activation
 from minillm.spec.norm import Norm
 
 
@@ -130,4 +131,63 @@ class StateSpace:
         return self.num_heads, self.state_size, self.head_dim
 
 
-Recurrent = GatedDeltaNet | ChannelDelta | GatedConv | StateSpace
+@dataclass(frozen=True)
+class SelectiveScan:
+    """A state space for each of `channels`, of `state_size` numbers that are forgotten at rates of their own (Gu and
+    Dao, Mamba, arXiv:2312.00752):
+
+        S_n <- e^(-d e^A_n) S_n + d x B_n;  y = Σ_n S_n C_n + D x
+
+    x and z are halves of one product, and x comes through a causal convolution over `conv_kernel` positions and SiLU. A
+    second product makes of x the vectors B and C, for all channels alike, and one of `step_rank`, of which a third
+    makes d = softplus(W r + t) for each channel. `norm` is on all three, with weights of their own if it has some. y is
+    multiplied by silu(z). `bias`: the first product and the one on the way out have one.
+    """
+
+    channels: int
+    state_size: int
+    step_rank: int
+    conv_kernel: int
+    norm: Norm | None = None
+    conv_bias: bool = True
+    bias: bool = False
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The rows of the second product."""
+        return {"d": self.step_rank, "b": self.state_size, "c": self.state_size}
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """The sizes of the state behind one position, [1, N, I]."""
+        return 1, self.state_size, self.channels
+
+
+@dataclass(frozen=True)
+class GatedRecurrence:
+    """A number for each channel that decays as far as a gate lets it (RG-LRU, De et al., arXiv:2402.19427):
+
+        a = e^(-8 softplus(L) sigmoid(r));  h <- a h + sqrt(1 - a²) sigmoid(i) x
+
+    with a learned L for each channel. x and y come of one product, x through a causal convolution over `conv_kernel`
+    positions; r and i are products of each of `num_blocks` blocks of `block_size` channels of x with a matrix of its
+    own. h is multiplied by `activation`(y). All products have a bias, and so has the convolution.
+    """
+
+    num_blocks: int
+    block_size: int
+    conv_kernel: int
+    activation: Activation
+
+    @property
+    def channels(self) -> int:
+        """That its convolution sees."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """The sizes of the state behind one position, [1, 1, C]."""
+        return 1, 1, self.channels
+
+
+Recurrent = GatedDeltaNet | ChannelDelta | GatedConv | StateSpace | SelectiveScan | GatedRecurrence

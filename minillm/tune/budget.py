@@ -25,7 +25,19 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.ops.cross_entropy import MOST_LOGITS
 from minillm.ops.state_space import CHUNK
-from minillm.spec import GQA, MLA, Attention, ChannelDelta, GatedConv, Layer, MoE, Recurrent, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Attention,
+    ChannelDelta,
+    GatedConv,
+    GatedRecurrence,
+    Layer,
+    MoE,
+    Recurrent,
+    SelectiveScan,
+    StateSpace,
+)
 from minillm.spec import Decoder as Spec
 from minillm.tune.optimizers import Update
 from minillm.weights.ints import Integers
@@ -121,6 +133,11 @@ def _mixed(attention: Attention | Recurrent, length: int) -> int:
         # chunks have scores of each head over 64 positions three times, and B and C once for each head
         inner = attention.num_heads * attention.head_dim
         heads = 4 * inner + 2 * attention.num_heads * (attention.state_size + CHUNK)
+    elif isinstance(attention, GatedRecurrence):
+        heads = 4 * attention.channels
+    elif isinstance(attention, SelectiveScan):
+        # a state behind each position, what it kept and was given, and both products of these
+        heads, scores = 3 * attention.channels, 5 * attention.state_size * attention.channels
     else:
         heads = 2 * attention.num_k_heads * attention.k_dim + 3 * attention.num_v_heads * attention.v_dim
     return 4 * heads + scores

@@ -80,6 +80,8 @@ KINDS = [
     "olmo_hybrid",
     "lfm2",
     "granitemoehybrid",
+    "glm_moe_dsa",
+    "minimax_m3-indexed",
 ]
 
 

@@ -45,7 +45,7 @@ def moved(theirs: Any, tokens: Tensor, routes: Routes) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 @torch.no_grad()
 def test_drawn_configuration(family: str, data: st.DataObject) -> None:

@@ -105,7 +105,7 @@ def test_architectures_of_llama_cpp() -> None:
 CALLS = {
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n phi phimoe olmo olmo2 olmoe gpt_neox plamo tanuki".split(), ""),
     **dict.fromkeys("deepseek deepseek_v2 glm dots1 starcoder2 stablelm gptj falcon helium exaone qwen".split(), ""),
-    **dict.fromkeys("bamba mamba2 openelm".split(), ""),
+    **dict.fromkeys("bamba mamba2 openelm mamba falcon_mamba zamba2 recurrent_gemma".split(), ""),
     **dict.fromkeys("baichuan internlm3 mellum cwm arcee gpt2 gpt_bigcode gpt_neo opt bloom mpt".split(), ""),
     "qwen2_audio": "", "gpt_neox_japanese": "",
     **dict.fromkeys("qwen2 qwen3 qwen3_moe qwen2_moe qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe".split(), "tagged"),
@@ -121,10 +121,11 @@ CALLS = {
 # Their cards speak of calls, and no template or description of the format was at hand: calls come as text.
 UNREAD = {"glm4", "chatglm", "hy_v3", "minimax_m2", "internlm2", "cohere", "cohere2", "apertus", "hunyuan_v1_dense"}
 UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe", "nemotron_h", "falcon_h1"}
+UNREAD |= {"jamba"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
 UNREAD |= {"jais2", "flex_olmo", "vaultgemma", "granitemoeshared", "granite_swa", "granitemoe_swa", "step3p7"}
 UNREAD |= {"cohere2_moe", "kimi_linear", "bailing_hybrid", "nemotron_nas", "phi4mm"}
-UNREAD |= {"exaone4_5", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
+UNREAD |= {"exaone4_5", "lfm3", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -141,14 +142,14 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("seed_oss mellum internlm3 smollm3 granite granitemoe ministral3".split(), "apache-2.0"),
     **dict.fromkeys("apertus arcee llava qwen2_audio mpt mistral4 afmoe minicpm minicpm3".split(), "apache-2.0"),
     **dict.fromkeys("granitemoehybrid bamba granitemoeshared granite_swa granitemoe_swa".split(), "apache-2.0"),
-    **dict.fromkeys("flex_olmo step3p7".split(), "apache-2.0"),
+    **dict.fromkeys("flex_olmo step3p7 mamba jamba zamba2".split(), "apache-2.0"),
     **dict.fromkeys("gpt_neox_japanese kimi_linear bailing_hybrid phi4mm".split(), "mit"),
     "ministral": "mrl",
     **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo mimo_v2_flash dots1 gpt2 gpt_neo".split(), "mit"),
     **dict.fromkeys("deepseek_v32 glm_moe_dsa".split(), "mit"),
     **dict.fromkeys("cohere cohere2".split(), "cc-by-nc-4.0"),
     **dict.fromkeys("starcoder2 gpt_bigcode".split(), "bigcode-openrail-m"),
-    **dict.fromkeys("gemma gemma2 gemma3 gemma3n vaultgemma".split(), "gemma"),
+    **dict.fromkeys("gemma gemma2 gemma3 gemma3n vaultgemma recurrent_gemma".split(), "gemma"),
     **dict.fromkeys("kimi_k25 minimax_m2".split(), "modified-mit"),
     **dict.fromkeys("exaone exaone4 exaone4_5".split(), "exaone"),
     **dict.fromkeys("glm chatglm".split(), "glm-4"),
@@ -169,8 +170,9 @@ LICENCES: dict[str, Any] = {
 # Whose cards name a licence that is not among those of `shared/licences.py`: `plan` says that it is to be read.
 UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichuan"}
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
-UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3"}
+UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3", "lfm3"}
 UNKNOWN |= {"nemotron_h", "nemotron_nas", "falcon_h1", "mamba2", "openelm", "jais2", "cohere2_moe"}
+UNKNOWN |= {"falcon_mamba"}
 
 
 def test_every_other_family_is_refused_with_a_reason() -> None:

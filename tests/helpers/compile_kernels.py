@@ -219,8 +219,8 @@ class Launch(NamedTuple):
     on: tuple[str, ...]
 
     def shows(self, name: str) -> set[tuple[str, str]]:
-        """What a choice has once: each type; of each compiler's first GPU, and on sm_90 registers are counted, each value
-        of a constant that is no size, and each configuration too that no GPU before is for."""
+        """What a choice has once: each type; for the first GPU of each maker each value of a constant that is no size;
+        and on sm_90, where registers are counted, and where it is not for that, each configuration."""
         shown = {("type", self.dtype)}
         rest = {n: str(value) for n, value in self.constants.items() if n not in SIZES and not n.startswith("BLOCK")}
         if name in ("sm_90", "gfx942"):

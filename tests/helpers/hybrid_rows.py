@@ -63,6 +63,28 @@ HYBRID: dict[str, tuple[str, dict[str, Any]]] = {
         "lfm2_moe",
         {**MIXED, "layer_types": ["conv", "full_attention", "conv", "conv"], "num_dense_layers": 1},
     ),
+    "lfm3": (
+        "lfm3",
+        {
+            "head_dim": 12,
+            "num_hidden_layers": 5,
+            "sliding_window": 5,
+            "layer_types": ["conv", "full_attention", "sliding_attention", "conv", "full_attention"],
+        },
+    ),
+    "lfm3-odd": (
+        "lfm3",
+        {
+            "head_dim": 8,
+            "conv_L_cache": 3,
+            "layer_types": ["sliding_attention", "conv", "full_attention"],
+            "sliding_window": 9,
+            "use_sandwich_norm": False,
+            "use_attention_gate": False,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
     "lfm2_moe-odd": (
         "lfm2_moe",
         {

@@ -19,7 +19,8 @@ from tests.helpers.kernel_cases import Case, Errors, exact, ulps, with_gradients
 from tests.helpers.paged_problems import paged_attention, paged_latent_attention
 from tests.helpers.product_problems import fp8_linear, grouped_linear, linear
 from tests.helpers.recurrent_problems import channel_rule, delta_rule, delta_step, gated_rms_norm, short_conv
-from tests.helpers.state_problems import gated_conv_step, state_step
+from tests.helpers.selective_problems import selective_scan, selective_step, short_conv_step
+from tests.helpers.state_problems import gated_conv_step, state_scan, state_step
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", spec.ClampedSwiGLU(1.702, 0.7), spec.CappedSwiGLU(0.7))
 
@@ -217,7 +218,8 @@ PROBLEMS: dict[str, Callable[[Case, Ops], Errors]] = {
     for each in (linear, rms_norm, add_rms_norm, add, cos_sin, rope, qk_norm_rope_cache, gated_act, attention,
                  latent_attention, paged_attention, paged_latent_attention, route, experts,
                  grouped_linear, fp8_linear, linear_cross_entropy, sample, short_conv, delta_rule, delta_step,
-                 channel_rule, gated_conv_step, state_step, gated_rms_norm)
+                 channel_rule, gated_conv_step, state_scan, state_step, gated_rms_norm, short_conv_step, selective_scan,
+                 selective_step)
 }  # fmt: skip
 
 
@@ -250,7 +252,11 @@ BUDGETS: dict[str, dict[str, tuple[float, float]]] = {
     "delta_step": {"result": (6, 3)},
     "channel_rule": {"result": (6, 3)},  # 1.93, 0.27; 2.17 of the state, which is always fp32
     "gated_conv_step": {"result": (3, 1.5)},  # 0.81, 0.60
+    "state_scan": {"result": (6, 3)},  # y and the state are always fp32
     "state_step": {"result": (6, 3)},  # 2.28, 1.28; the state is always fp32
+    "short_conv_step": {"result": (3, 1.5)},
+    "selective_scan": {"result": (6, 3)},  # the state is always fp32
+    "selective_step": {"result": (6, 3)},
     "gated_rms_norm": {"result": (3, 1.5)},  # 1.56, 0.97
 }
 

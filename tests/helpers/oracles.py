@@ -22,7 +22,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
 from minillm.model.moe import Router
 from minillm.ops.routing import Routing
-from tests.helpers import oracles_hybrid, oracles_plamo, oracles_renamed, oracles_tail, oracles_wrapped
+from tests.helpers import oracles_hybrid, oracles_indexed, oracles_plamo, oracles_renamed, oracles_tail, oracles_wrapped
 
 # A model_type that transformers has under another name.
 SAME_AS = {"kimi_k2": "deepseek_v3", "tanuki": "mixtral"}
@@ -143,6 +143,7 @@ class Routes:
     """(experts, weights) of every call of every router in order, and how the one who follows would have chosen."""
 
     calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    choices: list[Tensor] = field(default_factory=list)  # of every call of every indexer
     tokens: int = 0
     other_choices: int = 0
     weight_error: float = 0.0  # over tokens of the same choice
@@ -156,11 +157,14 @@ class Routes:
                 part.calls.append((experts.flatten(0, 1), weights.flatten(0, 1)))
         return parts
 
-    def token_by_token(self, row: int, rows: int) -> Routes:
-        """Those of one of the rows, as if each token had come alone."""
-        split = [[each.unflatten(0, (rows, -1))[row].split(1) for each in call] for call in self.calls]
+    def of_row(self, row: int, rows: int, pieces: list[int]) -> Routes:
+        """Those of one of the rows, as if it had come alone and in pieces of so many tokens."""
+        split = [[each.unflatten(0, (rows, -1))[row].split(pieces) for each in call] for call in self.calls]
+        choices = [call[row : row + 1].split(pieces, dim=-2) for call in self.choices]
+        numbers = range(len(pieces))
         return Routes(
-            [each for calls in zip(*(zip(*call, strict=True) for call in split), strict=True) for each in calls]
+            [(experts[i], weights[i]) for i in numbers for experts, weights in split],
+            [each[i] for i in numbers for each in choices],
         )
 
     def compare(self, own: Routing, experts: Tensor, weights: Tensor) -> None:
@@ -188,7 +192,7 @@ def recorded(theirs: Any) -> Iterator[Routes]:
         routes.calls.append((given[1], given[2] * scales.get(module, 1)))
 
     hooks = [module.register_forward_pre_hook(note) for module in _experts(theirs)]
-    hooks += oracles_tail.record(theirs, routes.calls)
+    hooks += oracles_tail.record(theirs, routes.calls) + oracles_indexed.record(theirs, routes.choices)
     try:
         yield routes
     finally:
@@ -215,7 +219,8 @@ def played(model: Any, routes: Routes) -> Iterator[Routes]:
     hooks += [module.register_forward_pre_hook(theirs) for module in _experts(model)] if not routers else []
     hooks += oracles_tail.play(model, calls)
     try:
-        yield routes
+        with oracles_indexed.played(model, routes.choices):
+            yield routes
         assert next(calls, None) is None, "more was recorded than played"
     finally:
         for hook in hooks:

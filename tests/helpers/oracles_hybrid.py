@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,10 +33,13 @@ def publish_olmo_hybrid(model: Any, folder: Path) -> None:
 
 
 def after(model: Any, tokens: Tensor, past: Any, length: int) -> tuple[Any, Any]:
-    """What a model makes of tokens behind `length` others, and what it keeps. Mamba 2 calls that otherwise; Bamba of
+    """What a model makes of tokens behind `length` others, and what it keeps. Mamba calls that otherwise; Bamba of
     transformers 5.23 counts positions from 0 in each call, unless it is told them, as its `generate` does."""
-    kept = "cache_params" if model.config.model_type == "mamba2" else "past_key_values"
+    kept = "cache_params" if model.config.model_type in ("mamba", "falcon_mamba", "mamba2") else "past_key_values"
     given = {"position_ids": torch.arange(length, length + tokens.shape[1])[None]}
+    if model.config.model_type == "recurrent_gemma":  # gives nothing back: states are its modules', keys its caller's
+        past = transformers.DynamicCache(config=model.config) if past is None else past
+        return model(tokens, use_cache=True, past_key_values=past, **given), past
     reply = model(tokens, use_cache=True, **{kept: past}, **(given if model.config.model_type == "bamba" else {}))
     return reply, getattr(reply, kept)
 

@@ -25,6 +25,7 @@ ERNIE = {"moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_
 ALL_TURN = {"sliding_window": None, "layer_types": None}
 LFM2_MOE = ["full_attention" if i in (2, 6, 10, 14, 18, 21) else "conv" for i in range(24)]
 
+ZAMBA2 = ["hybrid" if i in (6, 12, 18, 24, 30, 36, 42, 47, 51) else "mamba" for i in range(54)]
 NEMOTRON = {**SHAPES["nemotron-h-4b"]}
 
 
@@ -102,6 +103,7 @@ SIZES: dict[str, Size] = {
     "LFM2-8B-A1B": (
         "lfm2_moe", sizes(65536, 2048, 7168, 24, 32, 8, layer_types=LFM2_MOE), "8.3"
     ),
+    "LFM3-1.7B": ("lfm3", {}, "1.7"),
     "cwm": ("cwm", {}, "32"),
     "helium-1-preview-2b": ("helium", {}, "2"),
     "Youtu-LLM-2B": ("youtu", {}, "1.96"),
@@ -143,6 +145,16 @@ SIZES: dict[str, Size] = {
                            mamba_d_head=64, mamba_d_state=128), 521_411_104
     ),
     "Mamba-Codestral-7B-v0.1": ("mamba2", {}, 7_285_403_648),
+    "mamba-130m": ("mamba", {"num_hidden_layers": 24}, 129_135_360),
+    "mamba-2.8b": ("mamba", {"hidden_size": 2560, "num_hidden_layers": 64}, 2_768_345_600),
+    "falcon-mamba-7b": (
+        "falcon_mamba", {"vocab_size": 65024, "hidden_size": 4096, "num_hidden_layers": 64,
+                         "tie_word_embeddings": False}, 7_272_665_088
+    ),
+    "Jamba-v0.1": ("jamba", {}, "52"),
+    "recurrentgemma-2b": ("recurrent_gemma", {"num_key_value_heads": 1, "intermediate_size": 15360}, "2.7"),
+    "Zamba2-2.7B": ("zamba2", {"layers_block_type": ZAMBA2, "mamba_headdim": 64, "n_mamba_heads": 80,
+                               "num_mem_blocks": 2, "adapter_rank": 128}, "2.7"),
     "mpt-7b": ("mpt", sizes(50432, 4096, None, 32, 32), 6_649_286_656),
     "falcon-40b": (
         "falcon", sizes(65024, 8192, None, 60, 128, new_decoder_architecture=True, num_kv_heads=8), 41_303_293_952

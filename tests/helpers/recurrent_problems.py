@@ -17,9 +17,10 @@ def silu(x: Tensor) -> Tensor:
 def short_conv(case: Case, ops: Ops) -> Errors:
     channels, steps, width = case.size(200), case.size(20), case.size(4)
     x, weight = case.part(2, width - 1 + steps, channels), case.values(channels, width)
-    x64, weight64 = exact(x, weight)
+    bias = case.values(channels) if case.maybe() else None
+    x64, weight64, bias64 = exact(x, weight, bias)
     y = sum(weight64[:, j] * x64[:, j : j + steps] for j in range(width))
-    return {"result": ulps(ops.short_conv(x, weight), silu(y))}
+    return {"result": ulps(ops.short_conv(x, weight, bias), silu(y if bias64 is None else y + bias64))}
 
 
 @torch.no_grad()

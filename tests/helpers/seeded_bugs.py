@@ -21,6 +21,7 @@ from minillm.spec import (
     ClampedSwiGLU,
     Embedding,
     GatedMLP,
+    Indexer,
     Layer,
     LongRopeScaling,
     MoE,
@@ -202,6 +203,10 @@ BUGS: dict[str, Bug] = {
     "the next token seen": Bug("llama", op(attention=seen(1)), ATTENTION, "plain PyTorch"),
     "kv heads tiled": Bug("llama", op(attention=tiled), ATTENTION, "plain PyTorch"),
     "softmax in bf16": Bug("llama", op(attention=coarse), ATTENTION, "plain PyTorch"),
+    "one key fewer chosen": Bug("deepseek_v32", field(Indexer, "top_k", 5), ATTENTION, "top_k is 6"),
+    "an indexer turned in pairs": Bug(
+        "deepseek_v32", field(Indexer, "layout", "interleaved"), ATTENTION, "layout is half"
+    ),
     "sinks left out": Bug("gpt_oss", field(GQA, "weakened", None), ATTENTION),
     "q, k, v not clamped": Bug("olmoe-clip", field(GQA, "clip", None), ATTENTION),
     "bias of q, k, v left out": Bug("qwen2", field(GQA, "qkv_bias", False), f"{ATTENTION}.qkv"),

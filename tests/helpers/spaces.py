@@ -58,6 +58,8 @@ def configurations(draw: st.DrawFn, family: str) -> dict[str, Any]:
 
 
 # From what is drawn for every family to what a family has besides.
+PARTLY = PLAIN_ROPES | st.just({"rope_type": "proportional", "rope_theta": 90.0, "partial_rotary_factor": 0.5})
+
 FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]] = {
     "llama": lambda c: mappings(head_dim=HEAD_DIM, mlp_bias=FLAG, attention_bias=FLAG),
     "mistral": lambda c: mappings(head_dim=HEAD_DIM, sliding_window=st.none() | WINDOW),
@@ -155,6 +157,20 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
         lambda a, b: {**a, **b},
         convolved(c, num_dense_layers=st.integers(0, 2), use_expert_bias=FLAG, routed_scaling_factor=st.floats(0.5, 3)),
         experts(moe_intermediate_size=st.integers(1, 40), norm_topk_prob=FLAG),
+    ),
+    "lfm3": lambda c: mappings(
+        head_dim=HEAD_DIM,
+        attention_bias=FLAG,
+        conv_L_cache=st.integers(2, 8),
+        sliding_window=WINDOW,
+        use_sandwich_norm=FLAG,
+        use_attention_gate=FLAG,
+        rope_parameters=mappings(full_attention=PARTLY, sliding_attention=PLAIN_ROPES),
+        layer_types=st.lists(
+            st.sampled_from(("conv", "full_attention", "sliding_attention")),
+            min_size=c["num_hidden_layers"],
+            max_size=c["num_hidden_layers"],
+        ).filter(lambda kinds: set(kinds) != {"conv"}),
     ),
     "kimi_k2": lambda c: latent(c["num_hidden_layers"], c["num_attention_heads"]),
     **LATER,

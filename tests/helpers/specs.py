@@ -30,6 +30,7 @@ from minillm.spec import (
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
+    GatedRecurrence,
     Layer,
     LayerNorm,
     Learned,
@@ -45,6 +46,7 @@ from minillm.spec import (
     Rope,
     Router,
     Scores,
+    SelectiveScan,
     StateSpace,
     Streams,
     Temperature,
@@ -96,7 +98,13 @@ def mixers(draw: st.DrawFn, rope: Rope, norm: Norm) -> Mixer:
 
 
 @st.composite
-def state_spaces(draw: st.DrawFn, norm: Norm) -> StateSpace | Beside:
+def state_spaces(draw: st.DrawFn, norm: Norm) -> StateSpace | SelectiveScan | GatedRecurrence | Beside:
+    if draw(st.integers(0, 2)) == 0:
+        return GatedRecurrence(draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 4)), "gelu")
+    if draw(st.booleans()):
+        inside = draw(st.sampled_from((None, norm, Norm(0.1, affine=False))))
+        sizes = [draw(st.integers(4, 20)), draw(st.integers(2, 8)), draw(st.integers(2, 8)), draw(st.integers(1, 4))]
+        return SelectiveScan(*sizes, inside, draw(st.booleans()), draw(st.booleans()))
     groups = draw(st.integers(1, 2))
     sizes = groups * draw(st.integers(1, 3)), draw(st.integers(2, 8)), groups, draw(st.integers(2, 8))
     inside, limits = draw(st.sampled_from((None, Norm(0.1)))), draw(st.sampled_from(((0.0, None), (0.2, 1.0))))

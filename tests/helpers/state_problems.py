@@ -33,6 +33,39 @@ def gated_conv_step(case: Case, ops: Ops) -> Errors:
 
 
 @torch.no_grad()
+def state_scan(case: Case, ops: Ops) -> Errors:
+    """Behind a state, of x, B and C that lie side by side."""
+    batch, count, values, size = case.size(2), case.size(70), case.size(80), case.size(17)
+    groups, share = case.size(2), case.size(2)
+    heads, inner, part = groups * share, groups * share * values, groups * size
+    x, b, c = case.values(batch, count, inner + 2 * part).split((inner, part, part), dim=-1)
+    x, b, c = x.unflatten(-1, (heads, -1)), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
+    d = case.values(batch, count, heads, dtype=torch.float32).abs()
+    (decay, skip), state = (
+        case.values(2, heads, dtype=torch.float32),
+        case.values(batch, heads, size, values, dtype=torch.float32),
+    )
+    wide = [one.detach() for one in exact(x, d, decay, b, c, skip, state)]
+    y, made = ops.state_scan(x, d, decay, b, c, skip, state)
+    expected, last, terms = in_order(*wide)
+    return {"result": ulps(y, expected, terms, case.dtype), "result of the state": ulps(made, last, dtype=case.dtype)}
+
+
+def in_order(
+    x: Tensor, d: Tensor, decay: Tensor, b: Tensor, c: Tensor, skip: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The recurrence, position by position: y, the last state, and how large the terms are that y sums."""
+    share, y, terms, state = x.shape[2] // b.shape[2], torch.zeros_like(x), torch.zeros_like(x), state.clone()
+    for t in range(x.shape[1]):
+        for h in range(x.shape[2]):
+            kept = torch.exp(-d[:, t, h] * torch.exp(decay[h]))[:, None, None] * state[:, h]
+            state[:, h] = kept + d[:, t, h, None, None] * b[:, t, h // share, :, None] * x[:, t, h, None, :]
+            read, given = state[:, h] * c[:, t, h // share, :, None], skip[h] * x[:, t, h]
+            y[:, t, h], terms[:, t, h] = read.sum(1) + given, read.abs().sum(1) + given.abs()
+    return y, state, terms
+
+
+@torch.no_grad()
 def state_step(case: Case, ops: Ops) -> Errors:
     """With a norm that does not multiply rounding, and every other time without one, and without a bias."""
     batch, values, size, taps = case.size(2), case.size(80), case.size(40), case.size(4)

@@ -54,6 +54,19 @@ FALCON = {
     "projectors_bias": False,
 }
 
+JAMBA = {"mamba_d_state": 7, "mamba_d_conv": 3, "rms_norm_eps": 1e-3}
+ZAMBA = {
+    "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+    "num_key_value_heads": 6,
+    "n_mamba_heads": 8,
+    "mamba_ngroups": 2,
+    "mamba_d_state": 4,
+    "adapter_rank": 5,
+    "time_step_min": 1e-9,
+    "rms_norm_eps": 1e-1,
+    "tie_word_embeddings": True,
+}
+
 STATE: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron_h": (
         "nemotron_h",
@@ -111,6 +124,68 @@ STATE: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_norm_before_gate": False,
             "mamba_conv_bias": False,
             "tie_word_embeddings": True,
+        },
+    ),
+    "mamba": (
+        "mamba",
+        {
+            "state_size": 7,
+            "time_step_rank": 5,
+            "conv_kernel": 3,
+            "use_bias": True,
+            "layer_norm_epsilon": 1e-3,
+            "intermediate_size": 96,
+        },
+    ),
+    "falcon_mamba": (
+        "falcon_mamba",
+        {"state_size": 10, "mixer_rms_eps": 1e-2, "use_conv_bias": False, "tie_word_embeddings": False},
+    ),
+    "jamba": (
+        "jamba",
+        {
+            **JAMBA,
+            "num_hidden_layers": 4,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+        },
+    ),
+    "jamba-dense": (
+        "jamba",
+        {
+            **JAMBA,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 0,
+            "num_experts": 1,
+            "mamba_expand": 3,
+            "mamba_dt_rank": 5,
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "zamba2": ("zamba2", {**ZAMBA, "use_shared_attention_adapter": True, "use_mem_rope": True}),
+    "zamba2-two blocks": (
+        "zamba2",
+        {
+            **ZAMBA,
+            "layers_block_type": ["hybrid", "hybrid", "linear_attention", "hybrid"],
+            "num_hidden_layers": 4,
+            "num_mem_blocks": 2,
+            "mamba_ngroups": 1,
+        },
+    ),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        {
+            "num_hidden_layers": 4,
+            "block_types": ["recurrent", "attention"],
+            "attention_window_size": 9,
+            "logits_soft_cap": 3.0,
+            "tie_word_embeddings": True,
+            "rms_norm_eps": 1e-3,
         },
     ),
     "mamba2": (

@@ -128,4 +128,95 @@ def mamba2(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-STATE = {"nemotron_h": nemotron, "granitemoehybrid": granite, "bamba": bamba, "falcon_h1": falcon, "mamba2": mamba2}
+@st.composite
+def mamba(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "intermediate_size": draw(st.integers(1, 80)),
+        "state_size": draw(st.integers(1, 12)),
+        "time_step_rank": draw(st.just("auto") | st.integers(1, 12)),
+        "conv_kernel": draw(st.integers(2, 5)),
+        "use_bias": draw(FLAG),
+        "use_conv_bias": draw(FLAG),
+        "layer_norm_epsilon": draw(EPS),
+    }
+
+
+@st.composite
+def falcon_mamba(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    return {**draw(mamba(config)), "mixer_rms_eps": draw(EPS)}
+
+
+@st.composite
+def jamba(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    """With a layer of each kind at least, without which transformers does not know how long a sequence is."""
+    layers = draw(st.integers(2, 4))
+    attends, mixes = draw(st.integers(2, layers)), draw(st.integers(1, 3))
+    experts = draw(st.sampled_from((1, 3, 5)))
+    return {
+        "num_hidden_layers": layers,
+        "attn_layer_period": attends,
+        "attn_layer_offset": draw(st.integers(0, attends - 1)),
+        "expert_layer_period": mixes,
+        "expert_layer_offset": draw(st.integers(0, mixes - 1)),
+        "num_experts": experts,
+        "num_experts_per_tok": draw(st.integers(1, min(3, experts))),
+        "mamba_expand": draw(st.integers(1, 3)),
+        "mamba_d_state": draw(st.integers(2, 12)),
+        "mamba_dt_rank": draw(st.just("auto") | st.integers(2, 12)),
+        "mamba_d_conv": draw(st.integers(2, 5)),
+        "mamba_conv_bias": draw(FLAG),
+        "mamba_proj_bias": draw(FLAG),
+        "rms_norm_eps": draw(EPS),
+    }
+
+
+@st.composite
+def zamba2(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    inner, heads = 2 * config["hidden_size"], config["num_attention_heads"]
+    mambas = draw(st.sampled_from([each for each in range(1, 7) if inner % each == 0]))
+    kinds = draw(st.permutations([RECURRENT, "hybrid", *["hybrid"] * draw(st.integers(0, 2))]))
+    return {
+        "layers_block_type": kinds,
+        "num_hidden_layers": len(kinds),
+        "num_mem_blocks": draw(st.integers(1, 2)),
+        "num_key_value_heads": heads,
+        "n_mamba_heads": mambas,
+        "mamba_ngroups": draw(st.sampled_from([each for each in range(1, mambas + 1) if mambas % each == 0])),
+        "mamba_d_state": draw(st.integers(2, 12)),
+        "mamba_d_conv": draw(st.integers(2, 5)),
+        "use_shared_attention_adapter": draw(FLAG),
+        "adapter_rank": draw(st.integers(1, 8)),
+        "use_mem_rope": draw(FLAG) if inner // heads % 2 == 0 else False,
+        "time_step_min": 1e-9,
+        "rms_norm_eps": draw(EPS),
+        "tie_word_embeddings": True,
+    }
+
+
+@st.composite
+def recurrent_gemma(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    layers = draw(st.integers(2, 3))
+    return {
+        "num_hidden_layers": layers,
+        "block_types": draw(st.permutations(["recurrent", "attention"])),
+        "attention_window_size": draw(st.integers(1, 12)),
+        "conv1d_width": draw(st.integers(2, 5)),
+        "logits_soft_cap": draw(st.floats(1.0, 30.0)),
+        "attention_bias": draw(FLAG),
+        "tie_word_embeddings": True,
+        "rms_norm_eps": draw(EPS),
+    }
+
+
+STATE = {
+    "nemotron_h": nemotron,
+    "granitemoehybrid": granite,
+    "bamba": bamba,
+    "falcon_h1": falcon,
+    "mamba2": mamba2,
+    "mamba": mamba,
+    "falcon_mamba": falcon_mamba,
+    "jamba": jamba,
+    "zamba2": zamba2,
+    "recurrent_gemma": recurrent_gemma,
+}

@@ -48,7 +48,8 @@ MINIMAX = {
     "index_n_heads": 2,
     "index_head_dim": 12,
 }
-INDEXED = {"index_n_heads": 2, "index_head_dim": 12, "index_topk": 96}
+# Far fewer keys than positions, and so many heads that a key to which none says anything, a tie at 0, is not met.
+INDEXED = {"index_n_heads": 16, "index_head_dim": 12, "index_topk": 6}
 GROWING = {
     "head_dim": 12,
     "num_query_heads": [2, 6, 4],
@@ -129,7 +130,13 @@ TAIL: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax_m3": ("minimax_m3_vl", {**MINIMAX, "num_hidden_layers": 4, "mlp_layer_types": ["dense", *["sparse"] * 3]}),
     "minimax_m3-indexed": (
         "minimax_m3_vl",
-        {**MINIMAX, "layer_types": ["full_attention", *["minimax_m3_sparse"] * 2], "swiglu_limit": 0.6},
+        {
+            **MINIMAX,
+            "layer_types": ["full_attention", *["minimax_m3_sparse"] * 2],
+            "index_block_size": 3,
+            "index_topk_blocks": 3,
+            "swiglu_limit": 0.6,
+        },
     ),
     "deepseek_v32": ("deepseek_v32", {**LATENT, **GROUPS, **INDEXED, "rope_parameters": LATENT_YARN}),
     "deepseek_v32-mixed": (

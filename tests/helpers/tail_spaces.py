@@ -37,6 +37,12 @@ def by_layer(config: dict[str, Any]) -> st.SearchStrategy[list[int]]:
     return st.lists(each, min_size=config["num_hidden_layers"], max_size=config["num_hidden_layers"])
 
 
+def each_of(config: dict[str, Any], kinds: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
+    """One for each layer."""
+    layers = config["num_hidden_layers"]
+    return st.lists(st.sampled_from(kinds), min_size=layers, max_size=layers)
+
+
 def without_shared(drawn: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in drawn.items() if key not in ("n_shared_experts", "first_k_dense_replace")}
 
@@ -46,8 +52,10 @@ def indexed(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     """Latent attention that always has a latent of queries, which an indexer reads too."""
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     drawn = draw(latent(layers, heads, norm_topk_prob=FLAG, mlp_layer_types=mixed(config)))
-    sizes = {"index_n_heads": 2, "index_head_dim": drawn["qk_rope_head_dim"] + draw(HEAD_DIM)}
-    return {**drawn, **sizes, "q_lora_rank": drawn["q_lora_rank"] or draw(WIDTH)}
+    sizes = {"index_n_heads": 16, "index_head_dim": drawn["qk_rope_head_dim"] + draw(HEAD_DIM)}
+    kinds = ["full", *(draw(st.sampled_from(("full", "shared"))) for _ in range(layers - 1))]
+    chosen = {"index_topk": draw(st.integers(1, 30)), "indexer_types": kinds}
+    return {**drawn, **sizes, **chosen, "q_lora_rank": drawn["q_lora_rank"] or draw(WIDTH)}
 
 
 @st.composite
@@ -147,9 +155,16 @@ TAIL: dict[str, Callable[[dict[str, Any]], Draws]] = {
             rope_parameters=PLAIN_ROPES.map(lambda rope: {**rope, "partial_rotary_factor": turned / 12}),
             swiglu_limit=st.floats(0.3, 9.0),
             mlp_layer_types=mixed(c),
+            index_n_heads=st.just(c["num_key_value_heads"]),
+            index_head_dim=st.integers(12, 16),
+            index_block_size=st.integers(1, 9),
+            index_topk_blocks=st.integers(2, 5),
+            index_local_blocks=st.integers(0, 2),
+            layer_types=each_of(c, ("full_attention", "minimax_m3_sparse")),
         )
     ),
-    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), indexed),
+    "deepseek_v32": lambda c: indexed(c).map(lambda drawn: {k: v for k, v in drawn.items() if k != "indexer_types"}),
+    "glm_moe_dsa": indexed,
     "exaone4_5": PLACED["exaone4"],
     "openelm": growing,
     "minicpm": lambda c: mappings(

@@ -104,7 +104,7 @@ def test_absorbed_is_expanded(spec: MLA, batch: int, count: int, past: int) -> N
     cache = LatentCache(spec, batch, total, torch.float32, torch.device("cpu"))
     x = inputs(batch, total)
     cache.update(module.project(x[:, :past], step(spec, 0, past))[2], 0)
-    q_nope, q_rope, new = module.project(x[:, past:], step(spec, past, count))
+    q_nope, q_rope, new, _ = module.project(x[:, past:], step(spec, past, count))
     latent = cache.update(new, past)
     seen = Visibility(past, count, None, None, x.device)
     expanded, absorbed = (form(q_nope, q_rope, latent, seen) for form in (module.expanded, module.absorbed))

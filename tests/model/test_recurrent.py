@@ -30,10 +30,12 @@ from minillm.spec import (
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
+    GatedRecurrence,
     Layer,
     Mixer,
     Norm,
     Rope,
+    SelectiveScan,
     StateSpace,
 )
 from tests.helpers.hybrid_rows import HYBRID as HYBRID_ROWS
@@ -58,9 +60,10 @@ BY_CHANNEL, BOUNDED = ChannelDelta(3, 5, 4, Norm(0.1), rank=6), ChannelDelta(2, 
 SIGNED = dataclasses.replace(DELTA, beta_factor=2.0)
 FULL = GQA(2, 1, 8, Rope(8, 100.0), weakened=Gate(with_q=True))
 MAMBA = StateSpace(4, 3, 2, 5, 4, Norm(0.1), bias=True)
-HYBRID = model_of(
-    DELTA, FULL, SIGNED, MAMBA, Beside(FULL, dataclasses.replace(MAMBA, norm=None)), CONV, BY_CHANNEL, BOUNDED
-)
+SELECTIVE = SelectiveScan(10, 5, 3, 4, Norm(0.1), bias=True)
+GATED = GatedRecurrence(2, 3, 4, "gelu_tanh")
+BESIDE = Beside(FULL, dataclasses.replace(MAMBA, norm=None))
+HYBRID = model_of(DELTA, FULL, SIGNED, MAMBA, BESIDE, CONV, SELECTIVE, GATED, BY_CHANNEL, BOUNDED)
 
 
 def problem(batch: int, count: int, group: int, keys: int, values: int, decay: float) -> tuple[Tensor, ...]:
@@ -177,9 +180,8 @@ class Counted:
         pass
 
 
-ROWS = {
-    row: each for row, each in {**HYBRID_ROWS, **STATE_ROWS}.items() if row != "mamba2"
-}  # which has no other layers
+ALONE = ("mamba2", "mamba", "falcon_mamba", "recurrent_gemma")  # no other layers, or with a window alone
+ROWS = {row: each for row, each in {**HYBRID_ROWS, **STATE_ROWS}.items() if row not in ALONE}
 
 
 @pytest.mark.parametrize("row", ROWS)

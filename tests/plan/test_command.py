@@ -126,7 +126,7 @@ def test_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object"),
         ("{}", "model_type None is not supported"),
-        ('{"model_type": "mamba"}', "model_type 'mamba' is not supported"),
+        ('{"model_type": "rwkv7"}', "model_type 'rwkv7' is not supported"),
         ('{"model_type": "\\u001b[31mred"}', "is not supported"),
     ],
     ids=str,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minillm.families.gguf import dense, on_device, placed, sparse, states
+from minillm.families.gguf import dense, on_device, placed, selective, sparse, states
 from minillm.families.gguf.metadata import LONG, SHORT, File, factors, scaling
 from minillm.families.gguf.sparse import by_sigmoid
 from minillm.families.gguf.sparse import experts as _experts
@@ -274,6 +274,7 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     **sparse.ARCHITECTURES,
     **placed.ARCHITECTURES,
     **states.ARCHITECTURES,
+    **selective.ARCHITECTURES,
 }
 ON_DEVICE = ("gemma3n", "gemma4")
 HYBRID = ("qwen3next", "qwen35", "qwen35moe")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm.families.gguf import on_device, states
+from minillm.families.gguf import on_device, selective, states
 from minillm.families.gguf.architectures import ON_DEVICE
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
 from minillm.families.gguf.placed import SCALED
@@ -91,6 +91,8 @@ ARCHITECTURES = {  # by the model_types whose decoders are written as files of i
     "nemotron_h": "nemotron_h",
     "granitehybrid": "granitemoehybrid",
     "mamba2": "mamba2",
+    "mamba": "mamba falcon_mamba",
+    "jamba": "jamba",
     "nemotron": "nemotron",
     "mpt": "mpt",
     "minicpm": "minicpm",
@@ -134,6 +136,7 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         **(_factors(decoder) if name in SCALED else {}),
         **({"logit_scale": decoder.logit_scale} if name in LOGITS_SCALED else {}),
         **(states.metadata(decoder, name) if name in (*states.CONVOLVED, *states.SCANNED) else {}),
+        **(selective.metadata(decoder, name) if name in selective.NAMES else {}),
         **({"attention.max_alibi_bias": 8.0} if name == "mpt" else {}),
     }
     described = {f"{name}.{key}": value for key, value in said.items() if value is not None}
@@ -270,9 +273,8 @@ def _positions(decoder: Decoder, name: str) -> dict[str, Any]:
             "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
         }
         if isinstance(attention, MLA) and scaling.factor > 1:  # 0.1 times mscale_all_dim
-            said["rope.scaling.yarn_log_multiplier"] = (math.sqrt(attention.score_factor) - 1) / math.log(
-                scaling.factor
-            )
+            multiplier = (math.sqrt(attention.score_factor) - 1) / math.log(scaling.factor)
+            said["rope.scaling.yarn_log_multiplier"] = multiplier
         if name == "mistral3" and scaling.attention_factor == 1:
             said["rope.scaling.yarn_log_multiplier"] = 1.0
     if isinstance(scaling, LongRopeScaling) and scaling != _constant(scaling.short_factors, decoder.context):

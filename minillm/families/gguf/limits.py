@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minillm.families.gguf import states
+from minillm.families.gguf import selective, states
 from minillm.families.gguf.architectures import HYBRID, ON_DEVICE
 from minillm.spec import GQA, MLP, Decoder, GatedDeltaNet, GatedMLP, LongRopeScaling, MoE, Router
 
@@ -131,6 +131,8 @@ LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (("starcoder",), lambda decoder: not _shared_keys(decoder), "all heads share one key and value"),
     (("nemotron_h_moe",), states.mixed, "its feed-forwards are all mixtures, or none"),
     (states.SCANNED, states.unbiased, "its state spaces have biases of their convolutions, and no others"),
+    (selective.NAMES, selective.other_biases, "its state spaces have biases of convolutions and steps, and no others"),
+    (selective.NAMES, selective.other_width, "its state spaces have twice as many channels as the embedding"),
     (("lfm2", "lfm2moe"), lambda decoder: not decoder.tied, "its head is the embedding"),
     (("deepseek",), _renormalised, "it does not divide the weights of chosen experts by their sum"),
     (("deepseek2",), _groups_by_one, "it takes groups of experts by the best two of each, not by the best one"),

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minillm.config import Config
-from minillm.families.gguf import states
+from minillm.families.gguf import selective, states
 from minillm.families.gguf.architectures import ARCHITECTURES, HYBRID, ON_DEVICE
 from minillm.families.gguf.config import NAMES
 from minillm.families.gguf.metadata import FACTORS, LONG, SHORT
-from minillm.families.shared import hybrid
+from minillm.families.recurrent import hybrid
 from minillm.families.shared.on_device import shared
 from minillm.weights.rules import DROP, Rules
 
@@ -160,6 +160,7 @@ OWN = {  # before or in place of the names that most have
     **{key: {**FUSED_QKV, **PLAIN, "position_embd.weight": "positions.weight"} for key in ("gpt2", "starcoder")},
     "bloom": {**FUSED_QKV, **PLAIN, **EMBEDDING_NORM},
     **states.OWN,
+    **dict.fromkeys(selective.NAMES, selective.RULES),
     "mpt": {**FUSED_QKV, **PLAIN},
     "nemotron": PLAIN,
 }

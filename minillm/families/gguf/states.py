@@ -124,7 +124,7 @@ def architecture(name: str, decoder: Decoder) -> str:
 
 
 def lfm2(file: File) -> Values:
-    keys = _each(file, "attention.head_count_kv")
+    keys = each_layer(file, "attention.head_count_kv")
     return {
         "model_type": "lfm2",
         "layer_types": ["full_attention" if each else "conv" for each in keys],
@@ -144,7 +144,7 @@ def lfm2_moe(file: File) -> Values:
 
 
 def nemotron_h(file: File) -> Values:
-    keys, widths = _each(file, "attention.head_count_kv"), _each(file, "feed_forward_length")
+    keys, widths = each_layer(file, "attention.head_count_kv"), each_layer(file, "feed_forward_length")
     mixture = bool(file.get("expert_count", 0))
     fed = "moe" if mixture else "mlp"
     kinds = [fed if width else "attention" if key else "mamba" for key, width in zip(keys, widths, strict=True)]
@@ -154,7 +154,7 @@ def nemotron_h(file: File) -> Values:
         "num_key_value_heads": max(keys) or 1,
         "intermediate_size": max(widths) or 1,
         **_scan(file, "mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel"),
-        **_epsilon(file),
+        **epsilon(file),
     }
     if not mixture:
         return values
@@ -180,12 +180,12 @@ def mamba2(file: File) -> Values:
         **nothing,
         **_scan(file, "num_heads", "head_dim", "n_groups", "state_size", "conv_kernel"),
         "expand": inner / (hidden or 1),
-        **_epsilon(file),
+        **epsilon(file),
     }
 
 
 def granite_hybrid(file: File) -> Values:
-    keys = _each(file, "attention.head_count_kv")
+    keys = each_layer(file, "attention.head_count_kv")
     head, inner, hidden = file.get("attention.key_length"), file.size("ssm.inner_size"), file.size("embedding_length")
     values = {
         "model_type": "granitemoehybrid",
@@ -209,7 +209,7 @@ def granite_hybrid(file: File) -> Values:
     }
 
 
-def _epsilon(file: File) -> Values:
+def epsilon(file: File) -> Values:
     found = file.get("attention.layer_norm_epsilon", file.get("attention.layer_norm_rms_epsilon"))
     return {"layer_norm_epsilon": file.need("attention.layer_norm_rms_epsilon") if found is None else found,
             "rms_norm_eps": None}  # fmt: skip
@@ -229,7 +229,7 @@ def _scan(file: File, heads: str, size: str, groups: str, state: str, kernel: st
     }
 
 
-def _each(file: File, key: str) -> list[int]:
+def each_layer(file: File, key: str) -> list[int]:
     """A number for each layer."""
     found, layers = file.each(key), file.size("block_count")
     if found is None or not all(type(each) is int for each in found):

@@ -67,7 +67,6 @@ DENSE_RULES = {
 
 # What predicts more than the next token, beside the decoder or behind it.
 AHEAD = "DROP: layers of multi-token prediction, which generation does without"
-CHOICE = "DROP: what chooses keys in long texts, which are not read"
 
 # All experts of a layer in one tensor, as transformers 5 has them in memory and can write them.
 STACKED_EXPERTS = {

@@ -3,9 +3,11 @@ config says."""
 
 from __future__ import annotations
 
-from minillm.config import Config
+from dataclasses import replace
+
+from minillm.config import MAX_POSITIONS, Config
 from minillm.families.shared import common, rotary
-from minillm.spec import MLA, Norm, Rope, YarnScaling
+from minillm.spec import MLA, Decoder, Indexer, LayerNorm, Norm, Rope, YarnScaling
 
 EPS = 1e-6
 ATTENTION = "model.layers.{i}.self_attn."
@@ -21,6 +23,13 @@ RULES = {
     ATTENTION + "o_proj.weight": "layers.{i}.attention.out.weight",
     ATTENTION + "o_proj.bias": "layers.{i}.attention.out.bias",
     ATTENTION + "rotary_emb.inv_freq": "DROP",
+}
+OWN, INDEXER = f"{ATTENTION}indexer.", "layers.{i}.attention.indexer."
+INDEXER_RULES = {
+    f"{OWN}wq_b.weight": f"{INDEXER}q.weight",
+    f"{OWN}wk.weight": f"{INDEXER}k.weight",
+    f"{OWN}weights_proj.weight": f"{INDEXER}weights.weight",
+    **common.weights_and_biases({f"{OWN}k_norm": f"{INDEXER}k_norm"}),
 }
 
 
@@ -54,6 +63,23 @@ def attention(config: Config, layout: str, turned: Rope | None = None) -> MLA:
         score_factor=_score_factor(config, scaling) if isinstance(scaling, YarnScaling) else 1.0,
         bias=config.flag("attention_bias"),
     )
+
+
+def indexed(config: Config, made: Decoder, layout: str, lenders: list[int | None]) -> Decoder:
+    """The decoder with the indexer that the config describes in each layer, or the choice of the layer that it is lent
+    by."""
+    turned, head_dim = config.size("qk_rope_head_dim"), config.size("index_head_dim")
+    if head_dim < turned:
+        raise ValueError(f"config.json: index_head_dim {head_dim} is less than the {turned} values that turn")
+    if config.optional_size("q_lora_rank") is None:
+        raise ValueError("config.json: q_lora_rank is null, and an indexer asks by the latent of the queries")
+    sizes = config.size("index_n_heads"), head_dim, config.size("index_topk", MAX_POSITIONS)
+    indexer = Indexer(*sizes, LayerNorm(EPS), "interleaved" if layout == "interleaved" else "half")
+    layers = []
+    for layer, lender in zip(made.layers, lenders, strict=True):
+        assert isinstance(layer.attention, MLA)
+        layers.append(replace(layer, attention=replace(layer.attention, indexer=indexer if lender is None else lender)))
+    return replace(made, layers=tuple(layers))
 
 
 def _score_factor(config: Config, scaling: YarnScaling) -> float:

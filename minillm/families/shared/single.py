@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config
-from minillm.families.shared import common, state_space
+from minillm.families.recurrent import state_space
+from minillm.families.shared import common
 from minillm.guard.screen import shown
 
 LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}

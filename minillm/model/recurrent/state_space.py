@@ -64,7 +64,8 @@ class StateSpace(Stateful):
             mixed = mixed * real
         x, b, c = mixed.split([parts[part] for part in "xbc"], dim=-1)
         x, b, c = x.unflatten(-1, (spec.num_heads, -1)), *(each.unflatten(-1, (spec.num_groups, -1)) for each in (b, c))
-        y, state = state_space.scan(x, state_space.steps(d, self.step, spec.limits), self.decay, b, c, self.skip, state)
+        late = state_space.steps(d, self.step, spec.limits)
+        y, state = self.ops.state_scan(x, late, self.decay, b, c, self.skip, state)
         if cache is not None:
             cache.put_state(state, first + x.shape[1] - 1)
         return state_space.gated_group_norm(y.flatten(2), z, self.norm, spec.num_groups, self.eps)

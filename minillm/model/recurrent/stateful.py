@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.model.attention import Step
 from minillm.model.pools import StatePool
 from minillm.model.ragged import Ragged
 from minillm.model.recurrent.states import StateCache
-from minillm.ops import Ops, recurrent
+from minillm.ops import Ops
 
 Given = tuple[Tensor, ...]
 
@@ -35,9 +34,7 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, J - 1 + T, C]`, the first J - 1 positions being those before -> `[B, T, C]`."""
-        if self.bias is not None:
-            return F.silu(recurrent.causal_conv(x, self.weight, self.bias))
-        return self.ops.short_conv(x, self.weight)
+        return self.ops.short_conv(x, self.weight, self.bias)
 
     def blocks(self, name: str) -> dict[str, int]:
         """The named row blocks of the weight, in order."""

@@ -22,6 +22,9 @@ from minillm.model.recurrent.beside import Beside
 from minillm.model.recurrent.channels import ChannelDelta
 from minillm.model.recurrent.conv import GatedConv
 from minillm.model.recurrent.delta import GatedDeltaNet
+from minillm.model.recurrent.fronted import Fronted
+from minillm.model.recurrent.gated import GatedRecurrence
+from minillm.model.recurrent.selective import SelectiveScan
 from minillm.model.recurrent.state_space import StateSpace
 from minillm.model.residual.per_layer import PerLayerInput
 from minillm.model.residual.streams import LayerStreams, LowRank
@@ -36,7 +39,10 @@ BUILD: dict[type, Callable[[Any, int, Ops], nn.Module]] = {
     spec.ChannelDelta: ChannelDelta,
     spec.GatedConv: GatedConv,
     spec.StateSpace: StateSpace,
+    spec.SelectiveScan: SelectiveScan,
+    spec.GatedRecurrence: GatedRecurrence,
     spec.Beside: Beside,
+    spec.Fronted: Fronted,
     spec.GatedMLP: GatedMLP,
     spec.MLP: MLP,
     spec.MoE: MoE,

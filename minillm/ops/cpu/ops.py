@@ -16,7 +16,8 @@ from torch import Tensor
 
 from minillm.ops import draw, grouped, paged, reference, state_space
 from minillm.ops import recurrent as plain_recurrent
-from minillm.ops.cpu import fp8, loops, recurrent, tiles, usable
+from minillm.ops import selective as plain_selective
+from minillm.ops.cpu import fp8, loops, recurrent, selective, tiles, usable
 from minillm.ops.cpu import matrices as products
 from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import activation_number, here, plain
@@ -148,8 +149,8 @@ def attention(
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention`; with slopes that itself."""
-    if slopes is not None:
+    """`reference.attention`; with slopes, and over chosen keys, that itself."""
+    if slopes is not None or visible.chosen is not None:
         return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes)
     rows = q.transpose(1, 2)
     rows = rows if rows.is_contiguous() else rows.contiguous()
@@ -286,7 +287,11 @@ OPS: dict[str, Any] = {
     "delta_step": Choice(recurrent.delta_step, plain_recurrent.delta_step),
     "channel_rule": Choice(recurrent.channel_rule, plain_recurrent.channel_rule),
     "gated_conv_step": Choice(recurrent.gated_conv_step, plain_recurrent.gated_conv_step),
+    "state_scan": Choice(recurrent.state_scan, state_space.scan),
     "state_step": Choice(recurrent.state_step, state_space.state_step),
+    "short_conv_step": Choice(selective.short_conv_step, plain_recurrent.short_conv_step),
+    "selective_scan": Choice(selective.selective_scan, plain_selective.selective_scan),
+    "selective_step": Choice(selective.selective_step, plain_selective.selective_step),
     "gated_rms_norm": Choice(recurrent.gated_rms_norm, plain_recurrent.gated_rms_norm),
     "experts": Choice(tiles.experts, grouped.experts),
     "fp8_linear": Choice(fp8.fp8_linear, reference.fp8_linear),

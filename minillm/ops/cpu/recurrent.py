@@ -12,16 +12,17 @@ from minillm.ops.cpu.arrays import LIKE, address
 from minillm.ops.cpu.matrices import here, plain
 
 
-def short_conv(x: Tensor, weight: Tensor) -> Tensor:
+def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`recurrent.short_conv`."""
     x = x.contiguous()
-    if not plain(x, weight):
-        return recurrent.short_conv(x, weight)
+    if not plain(x, weight, bias):
+        return recurrent.short_conv(x, weight, bias)
     batch, (channels, taps) = len(x), weight.shape
     steps = x.shape[1] - taps + 1
     y = x.new_empty(batch, steps, channels)
     if y.numel():
-        loops.recurrent.short_conv(*map(address, (x, weight, y)), batch, steps, channels, taps, LIKE[x.dtype])
+        at = tuple(map(address, (x, weight, bias, y)))
+        loops.recurrent.short_conv(at, batch, steps, channels, taps, LIKE[x.dtype])
     return y
 
 
@@ -86,6 +87,23 @@ def delta_step(
     sizes = (k_heads, heads, k_size, v_size, taps, inputs.shape[1], states)
     loops.recurrent.delta_step(at, batch, held, sizes, np.float32(eps), np.float32(factor), LIKE[qkvz.dtype])
     return y
+
+
+def state_scan(
+    x: Tensor, d: Tensor, decay: Tensor, b: Tensor, c: Tensor, skip: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`state_space.scan`."""
+    apart, numbers = _positions_apart(x), (d, decay, skip, state)
+    fp32 = all(each.dtype == torch.float32 for each in numbers)
+    alike = all(_alike(each, x) for each in (x, b, c)) and x.dtype in LIKE
+    if not (apart and x.numel() and alike and fp32 and plain(*numbers)):
+        return state_space.scan(x, d, decay, b, c, skip, state)
+    (batch, steps, heads, p_size), (groups, n_size) = x.shape, b.shape[2:]
+    wide = [each.float().contiguous() for each in (b, c)]  # each is read by many heads
+    y, last = state.new_empty(x.shape), torch.empty_like(state)
+    at = tuple(map(address, (x, d, decay, *wide, skip, state, last, y)))
+    loops.state_space.scan(at, (batch, steps, groups, heads, n_size, p_size, apart), LIKE[x.dtype])
+    return y, last
 
 
 def state_step(

@@ -14,7 +14,7 @@ from torch import Tensor
 from minillm.families.gguf.architectures import HYBRID
 from minillm.loading import load
 from minillm.model.decoder import Decoder
-from minillm.spec import GatedConv, GatedDeltaNet, StateSpace
+from minillm.spec import GatedConv, GatedDeltaNet, SelectiveScan, StateSpace
 from minillm.weights.rules import rows
 from tests.families.gguf import state_converter
 from tests.families.gguf.stated import metadata
@@ -149,7 +149,7 @@ def joined(model: Decoder, architecture: str) -> dict[str, Tensor]:
     stacks: dict[str, list[Tensor]] = {}
     for name, values in tensors(model, architecture):
         stack, slash, _ = name.partition("/")
-        one = not slash or name.endswith(("/qkv", "/conv", "/in", "/bias"))
+        one = not slash or name.endswith(("/qkv", "/conv", "/in", "/bias", "/made"))
         (found.update({name: values}) if one else stacks.setdefault(stack, []).append(values))
     found |= {name: torch.stack(each) for name, each in stacks.items()}
     for i, layer in enumerate(model.spec.layers):
@@ -158,6 +158,8 @@ def joined(model: Decoder, architecture: str) -> dict[str, Tensor]:
             state_converter.convolved(found, stem)
         if isinstance(layer.attention, StateSpace):
             state_converter.scanned(found, stem, layer.attention)
+        if isinstance(layer.attention, SelectiveScan):
+            state_converter.by_channel(found, stem)
         if isinstance(layer.attention, GatedDeltaNet):
             recurrent(found, stem, layer.attention, architecture == "qwen3next")
         if architecture in FUSED_QKV:

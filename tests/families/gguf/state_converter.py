@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minillm.spec import StateSpace
 
-ARCHITECTURES = ("lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba2")
+ARCHITECTURES = ("lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba2", "mamba", "jamba")
 LAYER = {
     **{f"attention.bcu.weight[{part}]": f"{part}/in" for part in "bcu"}, "attention.conv": "shortconv.conv.weight",
     "attention.output.": "shortconv.out_proj.",
@@ -23,11 +23,21 @@ SCAN = {
     "ffn.into.": "ffn_latent_down.", "ffn.out_of.": "ffn_latent_up.",
 }  # fmt: skip
 
+SELECTIVE = {
+    **{f"attention.xz.{kind}[{part}]": f"{part}/in" for part in "xz" for kind in ("weight",)},
+    "attention.conv.weight[x]": "ssm_conv1d.weight", "attention.conv.bias[x]": "ssm_conv1d.bias",
+    **{f"attention.dbc.weight[{part}]": f"{part}/made" for part in "dbc"}, "attention.step.": "ssm_dt.",
+    "attention.d_norm.": "ssm_dt_norm.", "attention.b_norm.": "ssm_b_norm.", "attention.c_norm.": "ssm_c_norm.",
+    "attention.decay": "ssm_a", "attention.skip": "ssm_d", "attention.output.": "ssm_out.",
+}  # fmt: skip
+
 
 def names(architecture: str) -> dict[str, str]:
     """Of a layer's rows."""
     if architecture in ("lfm2", "lfm2moe"):
         return LAYER
+    if architecture in ("mamba", "jamba"):
+        return SELECTIVE
     return {**SCAN, "ffn_norm.": "attn_norm."} if architecture.startswith("nemotron_h") else SCAN
 
 
@@ -46,6 +56,13 @@ def scanned(found: dict[str, Tensor], stem: str, mamba: StateSpace) -> None:
     found[f"{stem}ssm_norm.weight"] = found[f"{stem}ssm_norm.weight"].view(mamba.num_groups, -1)
 
 
+def by_channel(found: dict[str, Tensor], stem: str) -> None:
+    """A layer whose channels have states of their own."""
+    for kind, name, parts in (("in", "ssm_in.weight", "xz"), ("made", "ssm_x.weight", "dbc")):
+        found[stem + name] = torch.cat([found.pop(f"{stem}{part}/{kind}") for part in parts])
+    found[f"{stem}ssm_a"] = -found[f"{stem}ssm_a"].exp().T
+
+
 def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
     """What it says of such layers."""
     kinds = values.get("layers_block_type") or values.get("layer_types") or []
@@ -56,6 +73,8 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
                  "attention.layer_norm_rms_epsilon": values["norm_eps"]}  # fmt: skip
         experts = {"expert_gating_func": 2, "leading_dense_block_count": values.get("num_dense_layers")}
         return {**said, "feed_forward_length": 80, **(experts if architecture == "lfm2moe" else {})}
+    if architecture in ("mamba", "jamba"):
+        return {**said, **selective(architecture, values)}
     table = {
         "nemotron_h": ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel"),
         "granitehybrid": ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"),
@@ -92,3 +111,25 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
                "expert_group_count", "expert_group_used_count", "leading_dense_block_count",
                "expert_weights_norm")  # fmt: skip
     return {**said, **dict.fromkeys(nothing), "block_count": len(kinds)}
+
+
+def selective(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What it says of layers whose channels have states of their own."""
+    hidden, rank = values["hidden_size"], values.get("time_step_rank", values.get("mamba_dt_rank"))
+    said = {"ssm.inner_size": 2 * hidden, "ssm.time_step_rank": rank, "rope.freq_base": None,
+            "rope.dimension_count": None}  # fmt: skip
+    if architecture == "jamba":
+        period, offset = values["attn_layer_period"], values["attn_layer_offset"]
+        keys = [
+            values["num_key_value_heads"] if i % period == offset else 0 for i in range(values["num_hidden_layers"])
+        ]
+        mixture = {} if values["num_experts"] > 1 else {"expert_used_count": None, "expert_count": None}
+        return {**said, **mixture, "ssm.state_size": values["mamba_d_state"], "ssm.conv_kernel": values["mamba_d_conv"],
+                "attention.head_count_kv": keys}  # fmt: skip
+    return {
+        **said, "ssm.state_size": values["state_size"], "ssm.conv_kernel": values["conv_kernel"],
+        "ssm.dt_b_c_rms": values["model_type"] == "falcon_mamba", "context_length": 128,
+        **dict.fromkeys(("attention.head_count", "attention.head_count_kv", "feed_forward_length"), 0),
+        **dict.fromkeys(("attention.key_length", "attention.value_length", "attention.layer_norm_epsilon")),
+        "attention.layer_norm_rms_epsilon": values["layer_norm_epsilon"],
+    }  # fmt: skip

@@ -177,8 +177,8 @@ def test_what_is_refused_or_told(saved: Path, tmp_path: Path, capsys: pytest.Cap
     refused("block_count is a list", block_count=["a", "b"])
     refused("'xpos'", **{"rope.scaling.type": "xpos"})
     refused("tensors of another shape", feed_forward_length=88)
-    pairs["general.architecture"] = "mamba"
-    refused("'mamba'", "qwen3moe")
+    pairs["general.architecture"] = "rwkv7"
+    refused("'rwkv7'", "qwen3moe")
     pairs["general.architecture"] = "llama"
     written(path, {**pairs, "llama.residual_scale": 0.5}, named)
     capsys.readouterr()

@@ -133,5 +133,11 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "granitehybrid": ("granitehybrid", "granitemoehybrid", tiny.ROWS["granitemoehybrid"][1]),
     "granitehybrid (dense)": ("granitehybrid", "granitemoehybrid", GRANITE_DENSE),
     "mamba2": ("mamba2", "mamba2", tiny.ROWS["mamba2"][1]),
+    "mamba": ("mamba", "mamba", {**tiny.ROWS["mamba"][1], "use_bias": False}),
+    "mamba (falcon)": ("mamba", "falcon_mamba", {**tiny.ROWS["falcon_mamba"][1], "use_conv_bias": True,
+                                                 "layer_norm_epsilon": 1e-2, "intermediate_size": 96}),
+    "jamba": ("jamba", "jamba", tiny.ROWS["jamba"][1]),
+    "jamba (dense)": ("jamba", "jamba", {**tiny.ROWS["jamba-dense"][1], "mamba_expand": 2, "mamba_proj_bias": False,
+                                         "mamba_conv_bias": True}),
     "deepseek2 (lite)": ("deepseek2", "deepseek_v2", {**LATENT, "q_lora_rank": None, "norm_topk_prob": False}),
 }  # fmt: skip

@@ -32,37 +32,39 @@ def softplus(x: Any) -> Any:
 
 
 @parallel
-def _convolved(x: Any, w: Any, batch: int, steps: int, channels: int, taps: int, y: Any) -> None:
+def _convolved(x: Any, w: Any, bias: Any, batch: int, steps: int, channels: int, taps: int, y: Any) -> None:
     blocks = -(-channels // AT_ONCE)
     for each in prange(batch * blocks):
         task = np.int64(each)
         b, first = task // blocks, task % blocks * AT_ONCE
-        filters = aligned(taps * AT_ONCE, np.float32)
+        filters, shift = aligned(taps * AT_ONCE, np.float32), aligned(AT_ONCE, np.float32)
         end = min(first + AT_ONCE, channels)
         for c in range(first, end):
+            shift[c - first] = number(bias[c]) if len(bias) else np.float32(0)
             for j in range(taps):
                 filters[j * AT_ONCE + c - first] = number(w[c * taps + j])
         whole = first + (end - first) // LANES * LANES
         for t in range(steps):
             at, to = (b * (steps + taps - 1) + t) * channels, (b * steps + t) * channels
             for c in range(first, whole, LANES):
-                value = zeros()
+                value = load(shift, c - first)
                 for j in range(taps):
                     value = madd(load(x, at + j * channels + c), load(filters, j * AT_ONCE + c - first), value)
                 store(y, to + c, silu(value))
             for c in range(whole, end):
-                one = np.float32(0)
+                one = shift[c - first]
                 for j in range(taps):
                     one += number(x[at + j * channels + c]) * filters[j * AT_ONCE + c - first]
                 y[to + c] = rounded(silu(one), y)
 
 
 @kernel
-def short_conv(x_at: int, w_at: int, y_at: int, batch: int, steps: int, channels: int, taps: int, like: Any) -> None:
-    """y `[B, T, C]` of x `[B, J - 1 + T, C]` and filters `[C, J]`."""
-    x = array(x_at, batch * (steps + taps - 1) * channels, like)
-    y = array(y_at, batch * steps * channels, like)
-    _convolved(x, array(w_at, channels * taps, like), batch, steps, channels, taps, y)
+def short_conv(at: Any, batch: int, steps: int, channels: int, taps: int, like: Any) -> None:
+    """y `[B, T, C]` of x `[B, J - 1 + T, C]`; `at` are the addresses of x, filters `[C, J]`, their bias `[C]`, 0 for
+    none, and y."""
+    x, w = array(at[0], batch * (steps + taps - 1) * channels, like), array(at[1], channels * taps, like)
+    bias, y = array(at[2], channels if at[2] else 0, like), array(at[3], batch * steps * channels, like)
+    _convolved(x, w, bias, batch, steps, channels, taps, y)
 
 
 @function

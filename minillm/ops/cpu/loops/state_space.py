@@ -1,5 +1,5 @@
 """A state space (`ops/state_space.py`) at one position of each row, all between its products, without rounding between
-them; and a convolution between two gates.
+them, and its state over any number of positions; and a convolution between two gates.
 
 A state `[N, P]` is read and written once, a row after the other: 64 of its columns are in registers, with what they
 are read for. Each head makes B and C of its group again, which is little beside its state.
@@ -21,6 +21,7 @@ from minillm.ops.cpu.loops.recurrent import mixed_in, silu, softplus
 from minillm.ops.cpu.loops.vector import LANES, load, madd, number, rounded, splat, store, zeros
 
 COLUMNS = 4 * LANES  # of a state at a time
+SLICE = 2 * LANES  # over many positions: so many rows of 128 values are half of the nearest cache
 
 
 @function
@@ -94,6 +95,76 @@ def _heads(
         to = i * inner + h * p_size
         for p in range(p_size):
             v[to + p] = (y[p] + skip[h] * x[p]) * silu(number(zxbcd[i * width + h * p_size + p]))
+
+
+@function
+def _stepped(s: Any, kept: Any, b: Any, c: Any, of: int, w: Any, n_size: int, y: Any) -> None:
+    """S <- kept S + B wᵀ, y = Sᵀ C of as many columns as `SLICE`, two rows of the state at a time."""
+    w0, w1, even = load(w, 0), load(w, LANES), n_size // 2 * 2
+    y0, y1, y2, y3 = zeros(), zeros(), zeros(), zeros()
+    for n in range(0, even, 2):
+        at, first, second = n * SLICE, splat(b[of + n]), splat(b[of + n + 1])
+        s0, s1 = madd(first, w0, load(s, at) * kept), madd(first, w1, load(s, at + LANES) * kept)
+        s2 = madd(second, w0, load(s, at + SLICE) * kept)
+        s3 = madd(second, w1, load(s, at + SLICE + LANES) * kept)
+        store(s, at, s0)
+        store(s, at + LANES, s1)
+        store(s, at + SLICE, s2)
+        store(s, at + SLICE + LANES, s3)
+        first, second = splat(c[of + n]), splat(c[of + n + 1])
+        y0, y1, y2, y3 = madd(s0, first, y0), madd(s1, first, y1), madd(s2, second, y2), madd(s3, second, y3)
+    if even < n_size:
+        at, first, second = even * SLICE, splat(b[of + even]), splat(c[of + even])
+        s0, s1 = madd(first, w0, load(s, at) * kept), madd(first, w1, load(s, at + LANES) * kept)
+        store(s, at, s0)
+        store(s, at + LANES, s1)
+        y0, y1 = madd(s0, second, y0), madd(s1, second, y1)
+    store(y, 0, y0 + y2)
+    store(y, LANES, y1 + y3)
+
+
+@parallel
+def _scanned(x: Any, d: Any, decay: Any, b: Any, c: Any, skip: Any, state: Any, made: Any, sizes: Any, y: Any) -> None:
+    """Some columns of a head are one task: their state stays in the cache nearest to the processor."""
+    batch, steps, groups, heads, n_size, p_size, apart = sizes
+    slices = -(-p_size // SLICE)
+    for each in prange(batch * heads * slices):
+        task = np.int64(each)
+        whose, first = task // slices, task % slices * SLICE
+        i, h, count = whose // heads, whose % heads, min(SLICE, p_size - first)
+        group, rate, place = h // (heads // groups), -exp(decay[h]), whose * n_size * p_size + first
+        s, given, found = aligned(n_size * SLICE, np.float32), aligned(SLICE, np.float32), aligned(SLICE, np.float32)
+        for k in range(SLICE):
+            given[k] = np.float32(0)
+        for n in range(n_size):
+            for k in range(SLICE):
+                s[n * SLICE + k] = state[place + n * p_size + k] if k < count else np.float32(0)
+        for t in range(steps):
+            at = i * steps + t
+            late, from_x, to = d[at * heads + h], at * apart + h * p_size + first, (at * heads + h) * p_size + first
+            for k in range(count):
+                given[k] = late * number(x[from_x + k])
+            _stepped(s, exp(rate * late), b, c, (at * groups + group) * n_size, given, n_size, found)
+            for k in range(count):
+                y[to + k] = found[k] + skip[h] * number(x[from_x + k])
+        for n in range(n_size):
+            for k in range(count):
+                made[place + n * p_size + k] = s[n * SLICE + k]
+
+
+@kernel
+def scan(at: Any, sizes: Any, like: Any) -> None:
+    """y fp32 `[B, T, H, P]`, and the states behind the last position. `at` are the addresses of x, d, A, B, C, D, the
+    states `[B, H, N, P]` before and behind, and y, all but x fp32; sizes B, T, G, H, N, P, and how far two positions of
+    x lie from each other."""
+    batch, steps, groups, heads, n_size, p_size, apart = sizes
+    floats, count, few = np.empty(0, np.float32), batch * steps * heads, batch * steps * groups * n_size
+    x, d = array(at[0], (batch * steps - 1) * apart + heads * p_size, like), array(at[1], count, floats)
+    b, c, decay, skip = (array(at[3], few, floats), array(at[4], few, floats), array(at[2], heads, floats),
+                         array(at[5], heads, floats))  # fmt: skip
+    whole = batch * heads * n_size * p_size
+    state, made = array(at[6], whole, floats), array(at[7], whole, floats)
+    _scanned(x, d, decay, b, c, skip, state, made, sizes, array(at[8], count * p_size, floats))
 
 
 @parallel

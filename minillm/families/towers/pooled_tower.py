@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config, number
-from minillm.families.shared import common, towers, wrapped
+from minillm.families.shared import common, wrapped
+from minillm.families.towers import towers
 from minillm.guard.screen import shown
 from minillm.spec import GQA, KV, Decoder, GatedMLP, Layer, Norm, QKNorm, Rope, Scores
 from minillm.spec.media import BOUNDS, Encoder, Media, Patches, Placeholder, Projector, Table, Video

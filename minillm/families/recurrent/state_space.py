@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from minillm.config import Config, number
-from minillm.families.shared.hybrid import MAX_KERNEL
+from minillm.families.recurrent.hybrid import MAX_KERNEL
 from minillm.guard.screen import shown
 from minillm.spec import Norm, StateSpace
 

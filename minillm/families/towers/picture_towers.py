@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config, number
-from minillm.families.shared import common, towers
+from minillm.families.shared import common
+from minillm.families.towers import towers
 from minillm.guard.screen import shown
 from minillm.spec import GQA, MLP, Activation, Decoder, GatedMLP, Layer, LayerNorm, Norm, Rope
 from minillm.spec.media import Encoder, Patches, Projector, Table

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from minillm.config import Config
+from minillm.families.recurrent.hybrid import MAX_KERNEL
 from minillm.families.shared import common, rotary
-from minillm.families.shared.hybrid import MAX_KERNEL
 from minillm.spec import GQA, Decoder, GatedConv, GatedMLP, Mixer, MoE, Norm, QKNorm
 
 FIXED = {"conv_bias": False}  # as in all published models

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minillm.config import Config, same
-from minillm.families.shared import common, experts, hybrid
+from minillm.families.recurrent import hybrid
+from minillm.families.shared import common, experts
 from minillm.guard.screen import shown
 from minillm.spec import MLA, ChannelDelta, Decoder, MoE, Norm
 

@@ -1,0 +1,1 @@
+"""What families with recurrent layers read in the same way."""

@@ -1,0 +1,1 @@
+"""What families with pictures and sounds read in the same way."""

@@ -1,0 +1,50 @@
+"""Indexers: small heads of their own that choose which keys attention looks at (DeepSeek-V3.2, arXiv:2512.02556)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minillm.spec.norm import LayerNorm, Norm
+from minillm.spec.rope import RopeLayout
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """Of the keys that a query may see it sees the `top_k` with the highest sum over h of w_h relu(q_h k).
+
+    k is one vector of head_dim values per position, W x with `norm`; q has num_heads heads, made of the latent that the
+    attention's queries are made of; w = W x. The first values of q and k turn as far as those of the attention do, in
+    pairs of `layout`. Scores are divided by sqrt(head_dim num_heads).
+    """
+
+    num_heads: int
+    head_dim: int
+    top_k: int
+    norm: LayerNorm
+    layout: RopeLayout = "half"
+
+    @property
+    def most(self) -> int:
+        """How many keys a query sees."""
+        return self.top_k
+
+
+@dataclass(frozen=True)
+class BlockIndexer:
+    """All query heads of a kv head see the `top_k` blocks of `size` positions with the highest q k of any of their keys
+    (MiniMax-M3, 2026), among which are always the `local` last ones, up to the query's own.
+
+    k is one vector of head_dim values per position, q one for each kv head, both with `norm` and turned as those of
+    the attention.
+    """
+
+    head_dim: int
+    size: int
+    top_k: int
+    norm: Norm
+    local: int = 1
+
+    @property
+    def most(self) -> int:
+        """How many keys a query sees."""
+        return self.top_k * self.size
