@@ -32,6 +32,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "lfm3": "its convolutions work on keys and values too",
         "bitnet": "its weights have three values, packed, and its activations eight bits",
         "rwkv7": "its layers are a recurrence of its own, and so is its tokenizer",
+        "minimax": "its linear attention fades at fixed rates, and its layers add to what their norms give",
         "longcat_flash": "its layers have two attentions and two MLPs, and some of its experts do nothing",
         "cohere2_moe": "its experts may be averaged with shared ones, and its first layers have own windows",
         "dbrx": "its experts lie side by side in one tensor, in a layout of its own",
