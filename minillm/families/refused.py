@@ -23,6 +23,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "mistral_large4_text": "its layers share keys, which an indexer picks",
         "bitnet": "its weights have three values, packed, and its activations eight bits",
         "rwkv7": "its layers are a recurrence of its own, and so is its tokenizer",
+        "minimax": "its linear attention fades at fixed rates, and its layers add to what their norms give",
         "longcat_flash": "its layers have two attentions and two MLPs, and some of its experts do nothing",
         "dbrx": "its experts lie side by side in one tensor, in a layout of its own",
         "mllama": "some of its layers attend to a picture, or do nothing without one",

@@ -4,13 +4,14 @@ What a machine really does is measured by `report/measure.py`."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import GQA, MLA, Attention, BlockIndexer, Indexer, Recurrent
+from minillm.spec import GQA, MLA, Attention, BlockIndexer, Fronted, Indexer, Recurrent
 from minillm.spec import Decoder as DecoderSpec
 from minillm.spec.attention import index_dim
 
@@ -72,14 +73,26 @@ def flops(spec: DecoderSpec, values: int, tokens: int) -> int:
 
 
 def multiplied(model: Decoder) -> dict[str, int]:
-    """How many values of each matrix a token goes through: but of the head, which the last token has, and of the
-    embedding, which is one only as the head."""
-    parameters, active = dict(model.named_parameters()), active_values(model)
+    """How many values of each matrix a token goes through, those of a block that layers share once for each: but of the
+    head, which the last token has, and of the embedding, which is one only as the head."""
+    parameters, active, uses = dict(model.named_parameters()), active_values(model), _uses(model.spec)
     return {
-        name: active[name] * math.prod(shape) // parameters[name].numel()
+        name: next((count for block, count in uses.items() if name.startswith(block)), 1)
+        * active[name]
+        * math.prod(shape)
+        // parameters[name].numel()
         for name, shape in held.plain_shapes(model).items()
         if len(shape) > 1 and not name.startswith(("embedding.", "head.", "positions.", "per_layer.embedding."))
     }
+
+
+def _uses(spec: DecoderSpec) -> Counter[str]:
+    """How many layers go through a block, by how the names of its products begin."""
+    mixers = [
+        (i, layer.attention.block.of) for i, layer in enumerate(spec.layers) if isinstance(layer.attention, Fronted)
+    ]
+    owners = [i if of is None else of for i, of in mixers]
+    return Counter(f"layers.{i}.attention.block.{part}." for i in owners for part in ("attention", "ffn"))
 
 
 def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
