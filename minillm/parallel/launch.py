@@ -27,6 +27,7 @@ import torch
 
 from minillm.guard import screen
 from minillm.ops.ranks import ALONE, Alone
+from minillm.parallel import part
 from minillm.parallel.ranks import FAILED, LOST, TIMEOUT, Ranks
 from minillm.parallel.split import MOST
 
@@ -76,9 +77,7 @@ def counted(ranks: int | None, stages: int | None, layers: str | None) -> int | 
     if (ranks, stages, layers) == (None, None, None):
         return None
     if (made := (ranks or 1) * (parts or stages or 1)) > MOST:
-        raise ValueError(
-            f"{ranks} ranks in each of {parts or stages} stages are {made} processes, at most {MOST} can be"
-        )
+        raise ValueError(f"{ranks} ranks in each of {parts or stages} stages are {made} processes, at most {MOST}")
     return made
 
 
@@ -212,13 +211,22 @@ def join(count: int, device: torch.device, timeout: float = TIMEOUT, stages: int
     return Ranks(found.rank, count, device, found.store, timeout, stages), device
 
 
-def elsewhere(count: int | None, command: str, argv: Sequence[str] | None, load: Callable[[], Any]) -> int | None:
+def elsewhere(
+    arguments: argparse.Namespace,
+    command: str,
+    argv: Sequence[str] | None,
+    load: Callable[[], Any],
+    splits: bool = True,
+) -> int | None:
     """The exit code of a command that is not for this process: whose ranks are still to be started, or one behind the
-    first, which does nothing but `load` its share and follow; None where it goes on here."""
-    if (count := counted(count, None, None)) in (None, 1):
+    first, which does nothing but `load` its share and follow; None where it goes on here. Raises ValueError, before any
+    is started, for a model that cannot be split so, where the command `splits` it."""
+    if (count := processes(arguments)) in (None, 1):
         return None
     assert count is not None
     if (found := place(count)) is None:
+        if splits:
+            part.check(arguments)
         return start(count, command, sys.argv[1:] if argv is None else argv)
     if found.rank:
         load()

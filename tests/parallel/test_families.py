@@ -14,7 +14,8 @@ import minillm
 from minillm.llm import LLM
 from minillm.parallel import split, stages
 from minillm.spec import Decoder as Spec
-from tests.helpers import oracles, tiny
+from tests.helpers import tiny
+from tests.parallel.drawn import saved
 from tests.parallel.threads import Mesh, Stage, Thread, in_threads, leads, led, share
 
 AGREES = 2e-5
@@ -25,13 +26,9 @@ HOW = {"prompt_ids": [3, 17, 5, 60], "max_new_tokens": 8, "temperature": 0, "ign
 FAMILIES = {family: row for row, (family, _) in reversed(tiny.ROWS.items())}
 
 
-def saved(folder: Path, family: str, **changes: Any) -> LLM:
+def loaded(folder: Path, family: str, **changes: Any) -> LLM:
     """The model of one process, whose files are in the folder."""
-    family, changed = tiny.ROWS[FAMILIES[family]]
-    model = oracles.build(family, {**tiny.BASE, **changed, **changes})
-    tiny.randomise(model)
-    oracles.save(model, folder, family)
-    return minillm.load(folder, dtype="float32", device="cpu", kernels="reference")
+    return minillm.load(saved(folder, FAMILIES[family], **changes), dtype="float32", device="cpu", kernels="reference")
 
 
 def text(llm: LLM) -> Any:
@@ -57,7 +54,7 @@ def line(spec: Spec) -> str | None:
 @torch.no_grad()
 def test_a_family_over_ranks(family: str, tmp_path: Path) -> None:
     """And over stages, which give the same bits."""
-    one = saved(tmp_path, family)
+    one = loaded(tmp_path, family)
     expected = one.model(TOKENS)
 
     def computed(rank: Thread) -> tuple[torch.Tensor, Any]:
@@ -96,7 +93,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_over_many_ranks_and_stages_of_ranks(rule: str, tmp_path: Path) -> None:
     family, changes = RULES[rule]
-    one = saved(tmp_path, family, **changes)
+    one = loaded(tmp_path, family, **changes)
     expected, ranks = text(one), split.able(one.spec, 4)[-1]
     assert ranks > 2
     assert led(tmp_path, ranks, text) == expected
@@ -108,6 +105,6 @@ def test_a_rule_over_many_ranks_and_stages_of_ranks(rule: str, tmp_path: Path) -
 @pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
 def test_layers_that_are_given_more_over_many_ranks(family: str, tmp_path: Path) -> None:
     """Embeddings of layers, streams, keys of another layer: over 4 ranks, and no stages."""
-    one = saved(tmp_path, family)
+    one = loaded(tmp_path, family)
     assert line(one.spec) is None
     assert led(tmp_path, split.able(one.spec, 4)[-1], text) == text(one)

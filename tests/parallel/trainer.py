@@ -16,17 +16,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minillm.adapters.attach import attach
+from minillm.adapters.adapter import Adapter
 from minillm.adapters.config import ALL, AdapterConfig
 from minillm.hub import DEMO
-from minillm.loading import load
 from minillm.model.decoder import Decoder
-from minillm.parallel.sharded import Team, join
 from minillm.tune import learner, state
+from minillm.tune.job import join
 from minillm.tune.masking import Example
 from minillm.tune.objectives import NextToken
 from minillm.tune.optimizers import Optimizer, Update, rate_of
 from minillm.tune.packing import Batch
+from minillm.tune.split import Split
+from minillm.tune.team import Ranked, Team
 from minillm.tune.training import Plan, Run, Sequences, train
 from tests.conftest import ROOT
 
@@ -55,6 +56,9 @@ CASES = {
 GOES_ON = {"full": Case(full=True, steps=4, kind="adamw8bit"), "adapter": Case(dropout=0.2, steps=4)}
 
 
+SPLIT = " over layers"  # of a case whose processes share every layer
+
+
 def examples(count: int, seed: int = 0) -> Sequences:
     """Drawn ids, of which the last are learnt: from each row another number."""
     draw, made = random.Random(seed), []
@@ -70,12 +74,13 @@ class Broken(NextToken):
 
 
 def begun(case: Case, team: Team) -> Run:
-    llm = load(case.folder, "float32", CPU, "training", quantize=case.quantize, team=team)
+    how = {"dtype": "float32", "device": CPU, "kernels": "training", "quantize": case.quantize}
+    llm = team.load(path=case.folder, **how)
     llm.model.recomputes = case.recompute
     if case.full:
         learning = learner.whole(llm)
     else:
-        adapter = attach(llm, AdapterConfig(4, 8, ALL, lora_dropout=case.dropout), 1)
+        adapter = team.attach(llm, AdapterConfig(4, 8, ALL, lora_dropout=case.dropout), 1)
         learning = learner.Learner(llm, adapter.named(), {}, adapter)
     named = team.share(llm.model, learning.named)
     plan, rate = Plan(case.steps, 4, 1, seed=3, every=2), rate_of("cosine", 1e-3, case.steps, 1, 0.1)
@@ -90,7 +95,9 @@ def trained(case: Case, team: Team, folder: Path | None = None) -> tuple[list[li
     if folder is not None:
         folder.mkdir(exist_ok=True)
         state.save(folder, run.named, run.optimizer, run.progress, {}, team)
-    values = dict(team.whole(run.model).named_parameters()) if case.full else run.named
+    whole = team.whole(run.model)
+    values = dict(whole.named_parameters()) if case.full else getattr(team, "adapter", None) or run.named
+    values = values.named() if isinstance(values, Adapter) else values
     return said, {name: each.detach() for name, each in values.items() if not each.is_meta}
 
 
@@ -134,15 +141,19 @@ def not_finite(team: Team) -> str:
 def main() -> None:
     folder = Path(sys.argv[2])
     team, _ = join(int(sys.argv[1]), CPU, 60.0)
+    assert isinstance(team, Ranked)
     found: dict[str, Any] = {}
     with team.running():
         team.agreed("cases")  # as a command does: from here on the first lets the others go
         for name in sys.argv[3:]:
-            found[name], values = trained(CASES[name], team, folder / f"{name} kept")
-            if team.leads:
-                save_file({key: each.contiguous() for key, each in values.items()}, folder / f"{name}.safetensors")
+            for way, what in ((team, name), (Split(team.ranks), name + SPLIT)):
+                found[what], values = trained(CASES[name], way, folder / f"{what} kept")
+                if team.leads:
+                    save_file({key: each.contiguous() for key, each in values.items()}, folder / f"{what}.safetensors")
         for name, case in GOES_ON.items() if team.count == 2 else ():
             found[f"{name} goes on"] = goes_on(case, team, folder / name)
+        if team.count == 2:
+            found[f"adapter{SPLIT} goes on"] = goes_on(GOES_ON["adapter"], Split(team.ranks), folder / SPLIT)
         if said := not_finite(team):
             (folder / "said.txt").write_text(said)
         if team.leads:
