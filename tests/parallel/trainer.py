@@ -54,8 +54,8 @@ CASES = {
     "adapter": Case(),
     "int4": Case(quantize="int4", recompute=True),
 }
-# Of processes that share every layer. Sums are in another order then, and AdamW takes what rounding leaves of a gradient
-# of zero for one: with `full` gradients below `eps` count as little as they are.
+# Of processes that share every layer. Sums are in another order, and AdamW takes what rounding leaves of a gradient of
+# zero for one: with `full`, gradients below `eps` count as little as they are.
 SPLIT = {
     "full over layers": Case(full=True, eps=1e-6),
     "mixture over layers": Case(ROOT / "examples/demo_moe", full=True, recompute=True, eps=1e-6),
