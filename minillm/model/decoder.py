@@ -214,7 +214,7 @@ class Decoder(nn.Module):
     def _part(self, x_BTE: Tensor) -> Tensor:
         """Of what the head gives the values that are here."""
         head: Any = self.head or functools.partial(product, self.embedding, "weight", self.ops)
-        return head(self.ops.ranks.entered(x_BTE))  # type: ignore[no-any-return]
+        return head(self.ops.ranks.entered(x_BTE))
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.spec.logit_softcap

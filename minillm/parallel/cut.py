@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,18 +31,26 @@ BY_GROUP = ("scale", "zero", "least")
 
 def taken(checkpoint: Checkpoint, planned: Plan, wanted: Mapping[str, Kept]) -> tuple[Checkpoint, Plan]:
     """A checkpoint of which only the wanted rows and columns are there, and where these go."""
+    found, zeros = dict[str, tuple[Any, Destination]](), []
+    for tensor, to in planned.assignments.items():
+        stored, part = checkpoint.stored[tensor], wanted.get(to.parameter)
+        if part is None:
+            found[tensor] = stored, to
+        elif part.absent:
+            zeros.append(to)
+        elif (share := _share(stored, to, part)) is not None:
+            found[tensor] = share
+    return _only(checkpoint, planned, found, zeros)
+
+
+def _only(
+    checkpoint: Checkpoint, planned: Plan, found: Mapping[str, tuple[Any, Destination]], zeros: list[Destination]
+) -> tuple[Checkpoint, Plan]:
+    """The two with these tensors alone, and where they go; the rest that is wanted is zero."""
     made, plan = copy.copy(checkpoint), copy.copy(planned)
-    made.stored, plan.assignments = {}, {}
-    for tensor, stored in checkpoint.stored.items():
-        if (to := planned.assignments.get(tensor)) is None:
-            continue
-        if (part := wanted.get(to.parameter)) is None:
-            found: tuple[Any, Destination] | None = (stored, to)
-        else:
-            found = _share(stored, to, part)
-        if found is not None:
-            made.stored[tensor], plan.assignments[tensor] = found
+    made.stored = {tensor: stored for tensor, (stored, _) in found.items()}
     made.nbytes = sum(each.nbytes for each in made.stored.values())
+    plan.assignments, plan.zeros = {tensor: to for tensor, (_, to) in found.items()}, [*planned.zeros, *zeros]
     return made, plan
 
 
@@ -51,24 +59,18 @@ def staged(
 ) -> tuple[Checkpoint, Plan]:
     """A checkpoint of which only what a stage has is there, by its own names (`stages.name`). A stage that has no
     embedding is given one without rows, of so many values each, which says of what type the model is."""
-    made, plan = copy.copy(checkpoint), copy.copy(planned)
     pairs = {tensor: (to, called(to.parameter)) for tensor, to in planned.assignments.items()}
-    plan.assignments = {tensor: replace(to, parameter=own) for tensor, (to, own) in pairs.items() if own is not None}
-    stored: dict[str, Any] = {tensor: checkpoint.stored[tensor] for tensor in plan.assignments}
-    made.nbytes = sum(each.nbytes for each in stored.values())
-    if hidden_size is not None:
-        tensor = next(tensor for tensor, (to, _) in pairs.items() if to.parameter == "embedding.weight")
-        shape = (0, hidden_size)
-        stored[tensor] = Absent(shape, checkpoint.stored[tensor].dtype)
-        plan.assignments[tensor] = replace(pairs[tensor][0], start=0, shape=shape, layout=None, whole=None)
-    made.stored = stored
-    return made, plan
+    found = {
+        tensor: (checkpoint.stored[tensor], replace(to, parameter=own))
+        for tensor, (to, own) in pairs.items()
+        if own is not None
+    }
+    nothing = [] if hidden_size is None else [Destination("embedding.weight", 0, (0, hidden_size))]
+    return _only(checkpoint, planned, found, nothing)
 
 
 def _share(stored: Stored, to: Destination, part: Kept) -> tuple[Any, Destination] | None:
     """What is read of a tensor, and the rows of a rank's parameter that it fills; None where that is nothing."""
-    if part.absent:
-        return Absent(to.shape, stored.dtype), replace(to, layout=None, whole=None)
     end = to.start + to.shape[0]
     rows = [(0, end)] if part.rows is None else part.rows
     spans = [(max(first, to.start) - to.start, min(last, end) - to.start) for first, last in rows]
@@ -80,25 +82,6 @@ def _share(stored: Stored, to: Destination, part: Kept) -> tuple[Any, Destinatio
     shape = (sum(last - first for first, last in spans), *width)
     made = Share(Laid(stored, to) if to.layout is not None else stored, spans, part.columns, shape, to.shape)
     return made, replace(to, start=start, shape=shape, layout=None, whole=None)
-
-
-@dataclass(frozen=True)
-class Absent:
-    """Zeros with the methods of `source.InFile`."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    nbytes: int = 0
-
-    def fresh(self) -> Absent:
-        return self
-
-    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Values start … stop - 1."""
-        return torch.zeros((math.prod(self.shape) if stop is None else stop) - start, dtype=self.dtype)
-
-    def fill(self, into: Tensor, start: int = 0) -> None:
-        into.zero_()
 
 
 class Laid(Made):

@@ -33,18 +33,18 @@ class Several(Alone):
     def total(self, y: Tensor) -> Tensor:
         if self.wide == 1:
             return y
-        return _Total.apply(y, self) if torch.is_grad_enabled() else self.summed(y)  # type: ignore[no-any-return]
+        return _Total.apply(y, self) if torch.is_grad_enabled() else self.summed(y)
 
     def entered(self, x: Tensor) -> Tensor:
-        return _Entered.apply(x, self) if self.wide > 1 and torch.is_grad_enabled() else x  # type: ignore[no-any-return]
+        return _Entered.apply(x, self) if self.wide > 1 and torch.is_grad_enabled() else x
 
     def alike(self, y: Tensor) -> Tensor:
-        return _Alike.apply(y, self.wide) if self.wide > 1 and torch.is_grad_enabled() else y  # type: ignore[no-any-return]
+        return _Alike.apply(y, self.wide) if self.wide > 1 and torch.is_grad_enabled() else y
 
     def joined(self, part: Tensor, size: int) -> Tensor:
         if self.wide == 1:
             return part
-        return _Joined.apply(part, size, self) if torch.is_grad_enabled() else self.beside(part, size)  # type: ignore[no-any-return]
+        return _Joined.apply(part, size, self) if torch.is_grad_enabled() else self.beside(part, size)
 
 
 class _Total(torch.autograd.Function):

@@ -84,7 +84,7 @@ class Share:
         rows = torch.isin(torch.arange(part.start, part.rows.stop), inner)
         experts = held[:, 0] // outputs if held.dim() > 1 else ...
         columns = slice(*kept.columns) if kept.columns else slice(None)
-        some: Cut = lambda values: values[rows]  # noqa: E731
+        some = _some(rows)
         return replace(
             part,
             start=int((inner < part.start).sum()),
@@ -97,7 +97,7 @@ class Share:
     def _biases(self, delta: Deltas, held: Tensor) -> Iterator[tuple[int, Tensor]]:
         for start, values in delta.biases:
             rows = torch.isin(torch.arange(start, start + len(values)), held)
-            yield int((held < start).sum()), self._cut(values, lambda values, rows=rows: values[rows])
+            yield int((held < start).sum()), self._cut(values, _some(rows))
 
     def _cut(self, whole: Any, cut: Cut) -> nn.Parameter:
         made = nn.Parameter(cut(whole.detach()).contiguous(), requires_grad=whole.requires_grad)
@@ -107,3 +107,7 @@ class Share:
 
 def _all(whole: Tensor) -> Tensor:
     return whole
+
+
+def _some(rows: Tensor) -> Cut:
+    return lambda values: values[rows]

@@ -74,13 +74,13 @@ def apart(team: OfThreads, found: tuple[Grads, float], expected: tuple[Grads, fl
     return most, abs(found[1] / expected[1] - 1)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.filter_too_much])
 @given(splits())
 def test_gradients_are_those_of_one_process(drawn: tuple[Spec, int, int]) -> None:
     spec, ranks, thin = drawn
     model, tokens = build(spec), random_tokens(2, 9)
     with torch.no_grad():
-        uncut(model, tokens)
+        uncut(model, tokens)  # no choice of an expert is as good as a tie
     named = learns(model)
     expected = back(model.loss(tokens), ALONE, named)
 

@@ -34,7 +34,7 @@ def plain(heads: int = 8, groups: int = 2, inner: int = 24, **changes: object) -
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.filter_too_much])
 @given(splits(), st.integers(1, 9), st.sampled_from((0, 9, moe.RECORDED)))
 @torch.no_grad()
 def test_the_ranks_are_one_model(drawn: tuple[Spec, int, int], count: int, recorded: int) -> None:
@@ -55,7 +55,7 @@ def test_the_ranks_are_one_model(drawn: tuple[Spec, int, int], count: int, recor
         assert (found - expected).abs().max() <= EXACT
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.filter_too_much])
 @given(splits())
 def test_each_value_is_held_once_or_by_all_that_share_it(drawn: tuple[Spec, int, int]) -> None:
     """And each rank's parameters have the shapes that its spec gives them."""

@@ -112,17 +112,16 @@ def share(folder: Path, rank: Thread, adapter: Any = None, merged: bool | None =
 def led(folder: Path, count: int, work: Callable[[LLM], Any], kind: type[Thread] = Thread, **options: Any) -> Any:
     """What `work` gives with the first rank, which the others follow."""
 
-    return in_threads(count, lambda rank: leads(share(folder, rank, **options), rank, work), kind)[0]
+    def leads(rank: Thread) -> Any:
+        llm = share(folder, rank, **options)
+        if rank.rank:
+            return follow(llm.model, rank)
+        try:
+            return work(llm)
+        finally:
+            rank.tell("end")
 
-
-def leads(llm: LLM, rank: Thread, work: Callable[[LLM], Any]) -> Any:
-    """What `work` gives in the first rank, which the others follow."""
-    if rank.rank:
-        return follow(llm.model, rank)
-    try:
-        return work(llm)
-    finally:
-        rank.tell("end")
+    return in_threads(count, leads, kind)[0]
 
 
 def in_threads(count: int, work: Callable[[Thread], Any], kind: type[Thread] = Thread) -> list[Any]:

@@ -30,6 +30,7 @@ from minillm.tune.split import Split
 from minillm.tune.team import Ranked, Team
 from minillm.tune.training import Plan, Run, Sequences, train
 from tests.conftest import ROOT
+from tests.parallel.forks import WAITS
 
 CPU, BAD = torch.device("cpu"), 2  # the line whose loss is no number, in the last case
 
@@ -145,7 +146,7 @@ def not_finite(team: Team) -> str:
 
 def main() -> None:
     folder = Path(sys.argv[2])
-    team, _ = join(int(sys.argv[1]), CPU, 60.0)
+    team, _ = join(int(sys.argv[1]), CPU, WAITS)
     assert isinstance(team, Ranked)
     found: dict[str, Any] = {}
     with team.running():
