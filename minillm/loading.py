@@ -70,7 +70,7 @@ def load(
     have memory for or as `layers` "20,12" says. Raises ValueError for all faults.
     """
     how = (dtype, kernels, keep_quantized, quantize, group_size, symmetric)
-    count = counted(ranks, stages, layers) or 1
+    count = counted(ranks, stages, layers)
     of_stages = count // ranks
     group, place = (ALONE, device) if count == 1 else join(count, resolve_device(device), rank_timeout, of_stages)
     laid = lay_out(path, dtype, place, *how[1:], revision, group, layers)

@@ -7,7 +7,6 @@ their parameter, and those whose values have to be made (`source.Kept`), are rea
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +24,6 @@ from minillm.weights.grouped import Fields, Grouped
 from minillm.weights.rules import Destination, Plan
 from minillm.weights.source import InFile
 from minillm.weights.source import Kept as Made
-
-BY_GROUP = ("scale", "zero", "least")
 
 
 def taken(checkpoint: Checkpoint, planned: Plan, wanted: Mapping[str, Kept]) -> tuple[Checkpoint, Plan]:
@@ -58,13 +55,11 @@ def staged(
     checkpoint: Checkpoint, planned: Plan, called: Callable[[str], str | None], hidden_size: int | None
 ) -> tuple[Checkpoint, Plan]:
     """A checkpoint of which only what a stage has is there, by its own names (`stages.name`). A stage that has no
-    embedding is given one without rows, of so many values each, which says of what type the model is."""
-    pairs = {tensor: (to, called(to.parameter)) for tensor, to in planned.assignments.items()}
-    found = {
-        tensor: (checkpoint.stored[tensor], replace(to, parameter=own))
-        for tensor, (to, own) in pairs.items()
-        if own is not None
-    }
+    embedding is given one without rows, of so many values each."""
+    found = dict[str, tuple[Any, Destination]]()
+    for tensor, to in planned.assignments.items():
+        if (own := called(to.parameter)) is not None:
+            found[tensor] = checkpoint.stored[tensor], replace(to, parameter=own)
     nothing = [] if hidden_size is None else [Destination("embedding.weight", 0, (0, hidden_size))]
     return _only(checkpoint, planned, found, nothing)
 
@@ -80,7 +75,7 @@ def _share(stored: Stored, to: Destination, part: Kept) -> tuple[Any, Destinatio
     start = sum(min(last, to.start) - first for first, last in rows if first < to.start)
     width = to.shape[1:] if part.columns is None else (part.columns[1] - part.columns[0],)
     shape = (sum(last - first for first, last in spans), *width)
-    made = Share(Laid(stored, to) if to.layout is not None else stored, spans, part.columns, shape, to.shape)
+    made = Piece(Laid(stored, to) if to.layout is not None else stored, spans, part.columns, shape, to.shape)
     return made, replace(to, start=start, shape=shape, layout=None, whole=None)
 
 
@@ -102,7 +97,7 @@ class Laid(Made):
         return made.flatten()
 
 
-class Share:
+class Piece:
     """Rows of a tensor, or columns of all rows, with the methods of `source.InFile`."""
 
     def __init__(
@@ -114,9 +109,9 @@ class Share:
         exact = isinstance(stored, InFile)
         self.nbytes: int = math.prod(shape) * stored.dtype.itemsize if exact else stored.nbytes
 
-    def fresh(self) -> Share:
+    def fresh(self) -> Piece:
         """The same, nothing of which has been read."""
-        return Share(self.stored.fresh(), self.spans, self.columns, self.shape, self.whole)
+        return Piece(self.stored.fresh(), self.spans, self.columns, self.shape, self.whole)
 
     def values(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Values start … stop - 1."""
@@ -177,34 +172,10 @@ class Share:
         width = math.prod(self.shape[1:])
         if (form := self.form) is None:
             return Fields(self.values(start * width, stop * width).view(-1, width))
-        made = _stacked([self.stored.fields(*span) for span in self._within(start, stop)])
-        return made if self.columns is None else _columns(made.apart(), self.columns, form)
+        made = Fields.stacked([self.stored.fields(*span) for span in self._within(start, stop)])
+        return made if self.columns is None else made.apart().columns(*self.columns, *(_units(form) * 2)[:2])
 
 
 def _units(form: Any) -> tuple[int, ...]:
     """How many inputs share a factor, of each kind; 0 is all."""
     return (form.width,) if isinstance(form, Fp8) else (form.group, form.span)
-
-
-def _stacked(parts: list[Fields]) -> Fields:
-    """Rows one under the other."""
-    if len(parts) == 1:
-        return parts[0]
-    found = {field.name: getattr(parts[0], field.name) for field in dataclasses.fields(parts[0])}
-    for name, value in found.items():
-        if isinstance(value, Tensor):
-            found[name] = torch.cat([getattr(each, name) for each in parts])
-    return type(parts[0])(**found)
-
-
-def _columns(fields: Fields, columns: Span, form: Any) -> Fields:
-    """Some of the columns, with the factors that they have."""
-    first, last = columns
-
-    def cut(values: Tensor | None, unit: int) -> Tensor | None:
-        return values if values is None or not unit else values[:, first // unit : -(-last // unit)]
-
-    group, span = (_units(form) * 2)[:2]
-    grouped: dict[str, Any] = {name: cut(getattr(fields, name), group) for name in BY_GROUP}
-    spanned: dict[str, Any] = {name: cut(getattr(fields, name), span) for name in ("factor", "floor")}
-    return Fields(fields.q[:, first:last], **grouped, **spanned)

@@ -10,6 +10,7 @@ theirs, and one before or behind them that of any.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from minillm.ops.ranks import Alone
 from minillm.parallel.split import cut
+
+Way = Callable[[Tensor], Tensor]
 
 
 class Several(Alone):
@@ -31,60 +34,37 @@ class Several(Alone):
         raise NotImplementedError
 
     def total(self, y: Tensor) -> Tensor:
-        if self.wide == 1:
-            return y
-        return _Total.apply(y, self) if torch.is_grad_enabled() else self.summed(y)
+        return self._crosses(y, self.summed, _as_it_is)
 
     def entered(self, x: Tensor) -> Tensor:
-        return _Entered.apply(x, self) if self.wide > 1 and torch.is_grad_enabled() else x
+        return self._crosses(x, _as_it_is, self.summed)
 
     def alike(self, y: Tensor) -> Tensor:
-        return _Alike.apply(y, self.wide) if self.wide > 1 and torch.is_grad_enabled() else y
+        return self._crosses(y, _as_it_is, lambda dy: dy / self.wide)
 
     def joined(self, part: Tensor, size: int) -> Tensor:
+        own = slice(*cut(size, self.wide, self.rank % self.wide))
+        return self._crosses(part, lambda part: self.beside(part, size), lambda dy: dy[..., own])
+
+    def _crosses(self, x: Tensor, forth: Way, back: Way) -> Tensor:
         if self.wide == 1:
-            return part
-        return _Joined.apply(part, size, self) if torch.is_grad_enabled() else self.beside(part, size)
+            return x
+        made: Tensor = _Crossed.apply(x, forth, back) if torch.is_grad_enabled() else forth(x)
+        return made
 
 
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, ranks: Several) -> Tensor:
-        return ranks.summed(y.clone())
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        return dy, None
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
-class _Entered(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Several) -> Tensor:
-        ctx.ranks = ranks
-        return x.view_as(x)
+class _Crossed(torch.autograd.Function):
+    """Each way is given values of its own."""
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks.summed(dx.clone()), None
-
-
-class _Alike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, wide: int) -> Tensor:
-        ctx.wide = wide
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        return dy / ctx.wide, None
-
-
-class _Joined(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, size: int, ranks: Several) -> Tensor:
-        ctx.own = slice(*cut(size, ranks.wide, ranks.rank % ranks.wide))
-        return ranks.beside(part, size)
+    def forward(ctx: Any, x: Tensor, forth: Way, back: Way) -> Tensor:
+        ctx.back = back
+        return forth(x.clone())
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return dy[..., ctx.own], None, None
+        return ctx.back(dy.clone()), None, None

@@ -68,10 +68,8 @@ class Ranks(Several):
             self.words = dist.new_group(timeout=timedelta(seconds=IDLE if rank else timeout))
         except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(
-                f"rank {rank} of {count} found no way to the others ({reason}); MASTER_ADDR and MASTER_PORT must be a "
-                "free port of the first rank's machine"
-            ) from None
+            free = "MASTER_ADDR and MASTER_PORT must be a free port of the first rank's machine"
+            raise ValueError(f"rank {rank} of {count} found no way to the others ({reason}); {free}") from None
         atexit.register(self.close)
 
     def _beside(self, timeout: timedelta) -> dist.ProcessGroup:
@@ -83,23 +81,21 @@ class Ranks(Several):
 
     def all_of(self, number: int) -> list[int]:
         """The number that each rank gives."""
-        found = [torch.empty(1, dtype=torch.int64) for _ in range(self.count)]
+        return [int(each) for each in self._of_each(torch.tensor([number]))]
+
+    def _of_each(self, own: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(own) for _ in range(self.count)]
         with self._or_end():
-            dist.all_gather(found, torch.tensor([number]))
-        return [int(each) for each in found]
+            dist.all_gather(found, own)
+        return found
 
     def agreed(self, mark: str) -> None:
         """Raise ValueError where ranks do not have the same to begin with, of which `mark` is a digest."""
-        found: Any = [torch.empty(64, dtype=torch.uint8) for _ in range(self.count)]
-        own = torch.tensor(list(mark.encode()[:64].ljust(64)), dtype=torch.uint8)
-        with self._or_end():
-            dist.all_gather(found, own)
+        found = self._of_each(torch.tensor(list(mark.encode()[:64].ljust(64)), dtype=torch.uint8))
         odd = [str(rank) for rank, each in enumerate(found) if not torch.equal(each, found[0])]
         if odd:
-            raise ValueError(
-                f"rank {', '.join(odd)} has another checkpoint, data, options or version of minillm than rank 0; "
-                "give all the same files"
-            )
+            what = "another checkpoint, data, options or version of minillm than rank 0"
+            raise ValueError(f"rank {', '.join(odd)} has {what}; give all the same files")
         self._alike = True
 
     def summed(self, y: Tensor) -> Tensor:
@@ -130,12 +126,12 @@ class Ranks(Several):
         if behind:
             self._done(dist.recv, x, source, group=self.ring)
         y = layers(x).contiguous()
-        self._crosses(dist.send, dist.isend, y, target)
+        self._passes(dist.send, dist.isend, y, target)
         if not behind:
-            self._crosses(dist.recv, dist.irecv, y := torch.empty_like(y), source)
+            self._passes(dist.recv, dist.irecv, y := torch.empty_like(y), source)
         return y
 
-    def _crosses(self, now: Callable[..., Any], later: Callable[..., Any], y: Tensor, other: int) -> None:
+    def _passes(self, now: Callable[..., Any], later: Callable[..., Any], y: Tensor, other: int) -> None:
         if self._flying is None:
             return self._done(now, y, other, group=self.ring)
         with self._or_end():
@@ -191,14 +187,14 @@ class Ranks(Several):
 
     def told(self) -> tuple[str, list[Tensor], dict[str, Any]]:
         """What the first rank says next: a word, tensors, and what else goes with it."""
-        message = self._received(torch.empty(HEAD, dtype=torch.uint8)).numpy().tobytes()
+        message = self._broadcast(torch.empty(HEAD, dtype=torch.uint8)).numpy().tobytes()
         length = int.from_bytes(message[:8], "little")
         if (rest := length + 8 - HEAD) > 0:
-            message += self._received(torch.empty(rest, dtype=torch.uint8)).numpy().tobytes()
+            message += self._broadcast(torch.empty(rest, dtype=torch.uint8)).numpy().tobytes()
         given = dict(parsed(message[8 : 8 + length].decode(), "a message"))
         kinds = [(getattr(torch, dtype), shape) for dtype, *shape in given.pop("shapes")]
         count = sum(torch.Size(shape).numel() for dtype, shape in kinds if dtype in INTEGERS)
-        whole = self._received(torch.empty(count, dtype=torch.int64, device=self.device)) if count else torch.empty(0)
+        whole = self._broadcast(torch.empty(count, dtype=torch.int64, device=self.device)) if count else torch.empty(0)
         tensors, at = [], 0
         for dtype, shape in kinds:
             size = torch.Size(shape).numel()
@@ -206,16 +202,13 @@ class Ranks(Several):
                 tensors.append(whole[at : at + size].to(dtype).view(shape))
                 at += size
             else:
-                tensors.append(self._received(torch.empty(shape, dtype=dtype, device=self.device)))
+                tensors.append(self._broadcast(torch.empty(shape, dtype=dtype, device=self.device)))
         return given.pop("what"), tensors, given
 
-    def _broadcast(self, values: Tensor) -> None:
+    def _broadcast(self, values: Tensor) -> Tensor:
         with self._or_end():
             dist.broadcast(values, 0, group=self.words)
-
-    def _received(self, into: Tensor) -> Tensor:
-        self._broadcast(into)
-        return into
+        return values
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -248,9 +241,8 @@ class Ranks(Several):
             self.leave(LOST)
         time.sleep(0 if self._launched else GRACE * (1 + 2 * (self.rank > 0)))
         what = f"has not answered for {self.timeout:g} s" if silent else "has ended"
-        screen.error(
-            f"rank {self.rank} of {self.count}: another rank {what}, so this one ends; start all of them again"
-        )
+        said = f"rank {self.rank} of {self.count}: another rank {what}"
+        screen.error(f"{said}, so this one ends; start all of them again")
         self.leave(FAILED)
 
     def leave(self, code: int = 0) -> NoReturn:

@@ -67,7 +67,9 @@ class Share:
             return None
         kept = self.of(name) or Kept()
         if isinstance(delta, EmbeddingDelta):
-            return name, replace(delta, a=self._cut(delta.a, lambda a: own(a.T, kept).T), b=self._cut(delta.b, _all))
+            return name, replace(
+                delta, a=self._cut(delta.a, lambda a: own(a.T, kept).T), b=self._cut(delta.b, Tensor.clone)
+            )
         whole = torch.arange(torch.Size(shape[:-1]).numel()).view(*shape[:-1], 1)
         held = own(whole, replace(kept, columns=None))[..., 0]
         added = (bias := self.of(f"{name.rpartition('.')[0]}.bias")) is None or not bias.absent
@@ -103,10 +105,6 @@ class Share:
         made = nn.Parameter(cut(whole.detach()).contiguous(), requires_grad=whole.requires_grad)
         self.cuts[id(whole)] = made, cut
         return made
-
-
-def _all(whole: Tensor) -> Tensor:
-    return whole
 
 
 def _some(rows: Tensor) -> Cut:

@@ -164,8 +164,8 @@ def mean(x32: Tensor, ranks: Any) -> Tensor:
     return sums[..., :1] / sums[..., 1:]
 
 
-def twice(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return 2 * dy, None
+def twice(self: gradients.Several, y: Tensor) -> Tensor:
+    return self._crosses(y, self.summed, lambda dy: 2 * dy)
 
 
 def own_alone(part: Tensor, targets: Tensor, first: int, ranks: Any) -> Tensor:
@@ -179,7 +179,7 @@ def own_alone(part: Tensor, targets: Tensor, first: int, ranks: Any) -> Tensor:
     ("rule", "adapter", "owner", "name", "other"),
     [
         ("norms of q and k", False, gradients.Several, "entered", nothing_back),
-        ("norms of q and k", False, gradients._Total, "backward", staticmethod(twice)),
+        ("norms of q and k", False, gradients.Several, "total", twice),
         ("norms of q and k", False, split, "PARTED", re.compile("never")),
         ("norms of q and k", False, split.Split, "_alike", lambda self, name: 1),
         ("norms of q and k", False, split.Split, "norm", lambda self, named: 1.0),
