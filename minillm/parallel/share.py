@@ -67,9 +67,8 @@ class Share:
             return None
         kept = self.of(name) or Kept()
         if isinstance(delta, EmbeddingDelta):
-            return name, replace(
-                delta, a=self._cut(delta.a, lambda a: own(a.T, kept).T), b=self._cut(delta.b, Tensor.clone)
-            )
+            a, b = self._cut(delta.a, lambda a: own(a.T, kept).T), self._cut(delta.b, Tensor.clone)
+            return name, replace(delta, a=a, b=b)
         whole = torch.arange(torch.Size(shape[:-1]).numel()).view(*shape[:-1], 1)
         held = own(whole, replace(kept, columns=None))[..., 0]
         added = (bias := self.of(f"{name.rpartition('.')[0]}.bias")) is None or not bias.absent
