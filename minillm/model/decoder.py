@@ -33,6 +33,7 @@ from minillm.model.residual.streams import Streams
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.cross_entropy import MOST_LOGITS
+from minillm.ops.ranks import cross_entropy
 from minillm.ops.routing import Routing
 from minillm.ops.visibility import Visibility
 from minillm.weights.rules import Destination
@@ -177,12 +178,14 @@ class Decoder(nn.Module):
         head = self.embedding if self.head is None else self.head
         x_NE, scale = self.norm(x_NE), self.spec.logit_scale
         x_NE = x_NE if scale == 1 else x_NE * scale  # no head with a factor has a bias
-        if not held_in(head) and adapted(head) is None:
+        if not held_in(head) and adapted(head) is None and self.ops.ranks.wide == 1:
             cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
             return self.ops.linear_cross_entropy(x_NE, head.weight, targets_N, cap, bias=bias)
 
+        first = (self.spec.embedding.rows or (0,))[0]
+
         def summed(x: Tensor, targets: Tensor) -> Tensor:
-            return F.cross_entropy(self._capped(self._product(x)).float(), targets, reduction="sum")
+            return cross_entropy(self._capped(self._part(x)), targets, first, self.ops.ranks)
 
         parts = (each.split(max(MOST_LOGITS // self.spec.vocab_size, 1)) for each in (x_NE, targets_N))
         made = [checkpoint(summed, *part, use_reentrant=False) for part in zip(*parts, strict=True)]
@@ -212,8 +215,12 @@ class Decoder(nn.Module):
         return self._capped(logits if scale == 1 else logits * scale)
 
     def _product(self, x_BTE: Tensor) -> Tensor:
-        part = (self.head or functools.partial(product, self.embedding, "weight", self.ops))(x_BTE)
-        return self.ops.ranks.joined(part, self.spec.vocab_size)
+        return self.ops.ranks.joined(self._part(x_BTE), self.spec.vocab_size)
+
+    def _part(self, x_BTE: Tensor) -> Tensor:
+        """Of what the head gives the values that are here."""
+        head: Any = self.head or functools.partial(product, self.embedding, "weight", self.ops)
+        return head(self.ops.ranks.entered(x_BTE))
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.spec.logit_softcap

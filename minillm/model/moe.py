@@ -125,6 +125,8 @@ class Experts(nn.Module):
         made = x.new_zeros(*picks.shape, x.shape[-1])  # [N, k, H]
         if len(tokens := here.nonzero()[:, 0]):  # [P]
             made[here] = self.ops.experts(x[tokens], picks[here][:, None], routing.weights[here][:, None], *matrices)
+        elif x.requires_grad:  # all ranks wait for each other on the way back
+            return x * 0 + routing.weights.sum() * 0
         return made.sum(1, dtype=torch.float32).to(x.dtype)
 
     def blocks(self, name: str) -> dict[str, int]:
@@ -162,7 +164,10 @@ class MoE(nn.Module):
         if self.shared is None:
             return y
         shared = self.shared_post_norm(total(self.shared(self.shared_norm(x))))
-        return y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
+        if self.shared_gate is None:
+            return y + shared
+        gate = self.shared_gate(x).sigmoid()
+        return y + (self.ops.ranks.alike(gate) if self.summed else gate) * shared
 
     def summed_up(self, x: Tensor, found: Routing) -> Tensor:
         """What a token's experts give together; x `[N, H]` -> `[N, H]`."""

@@ -62,7 +62,7 @@ class Block(nn.Module):
         super().__init__()
         self.index = index
         hidden_size, per_layer, streams = whole.hidden_size, whole.per_layer, whole.streams
-        self.add, self.total = ops.add, ops.ranks.total
+        self.add, self.entered, self.total = ops.add, ops.ranks.entered, ops.ranks.total
         self.parallel, self.shares_norm = layer.parallel, layer.parallel and layer.ffn_norm is None
         self.attention_norm = norm(layer.attention_norm, hidden_size, ops)
         self.attention = build(layer.attention, hidden_size, ops) if layer.attention else None
@@ -94,7 +94,7 @@ class Block(nn.Module):
         if self.attention is None:
             return self._fed(x, self.ffn_norm(x))
         normed = self.attention_norm(x)
-        attended = self._scaled(self.post_attention_norm(self.total(self.attention(normed, step, cache))))
+        attended = self._scaled(self.post_attention_norm(self.total(self.attention(self.entered(normed), step, cache))))
         if self.ffn is None:
             return self.add(x, attended)
         if self.low_rank is not None:
@@ -110,7 +110,7 @@ class Block(nn.Module):
     def _fed(self, h: Tensor, normed: Tensor) -> Tensor:
         """h and what the feed-forward makes of its normed input."""
         assert self.ffn is not None
-        made = self.ffn(normed)
+        made = self.ffn(self.entered(normed))
         made = made if self.summed else self.total(made)
         return self.add(h, self._scaled(self.post_ffn_norm(made)))
 
