@@ -185,6 +185,10 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
         + (", keys of others" if a["kv"]["layer"] is not None else "")
     ),
     "MLA": lambda a: f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}",
+    "Compressed": lambda a: (
+        f"{a['num_heads']} heads over one of {a['head_dim']}, window {a['window']}"
+        + (f" and entries of {a['entries']['span']}" if a["entries"] else "")
+    ),
     "GatedDeltaNet": lambda a: f"{a['num_v_heads']} states of {a['k_dim']} x {a['v_dim']}",
     "GatedConv": lambda a: f"convolution over {a['conv_kernel']}",
     "StateSpace": lambda a: f"{a['num_heads']} states of {a['state_size']} x {a['head_dim']}",

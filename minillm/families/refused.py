@@ -17,7 +17,7 @@ _UNWRITTEN = "it consists of known parts, and nobody has put them together here"
 REASONS: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(("kimi_linear", "kimi_k3", "bailing_hybrid", "bailing_moe_v3_vl"), _KDA),
-        **dict.fromkeys(("deepseek_v4", "deepseek_v41"), f"{_STREAMS}, and its attention sees blocks of keys as one"),
+        "deepseek_v41": _UNKNOWN,
         **dict.fromkeys(("glm5_next", "glm5_next_text"), f"{_STREAMS}, and {_KDA}"),
         **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), f"{_STREAMS}, and it looks up runs of tokens"),
         "hy_v4": f"{_STREAMS}, and its latent attention has sinks and a gate",

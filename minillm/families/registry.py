@@ -16,6 +16,7 @@ from minillm.families import (
     deepseek,
     deepseek_v2,
     deepseek_v3,
+    deepseek_v4,
     deepseek_v32,
     dots1,
     ernie4_5,
@@ -229,6 +230,7 @@ FAMILIES = {  # by the config's model_type
     "nemotron": nemotron,
     "deepseek_v32": deepseek_v32,
     "glm_moe_dsa": glm_moe_dsa,
+    "deepseek_v4": deepseek_v4,
     "exaone4_5": exaone4_5,
     "openelm": openelm,
 }

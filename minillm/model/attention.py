@@ -40,6 +40,7 @@ class Step:
     per_layer: Tensor | None = None  # `[B, T, layers, P]`: what each layer is told of a token
     kv: dict[int, Any] = field(default_factory=dict)  # keys and values, or the pool of them, that other layers read too
     ragged: Ragged | None = None  # where the tokens are of many sequences
+    tokens: Tensor | None = None  # int64 `[B, T]`
 
 
 def tempered(positions: Tensor, made: Temperature) -> Tensor:

@@ -9,7 +9,7 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import GQA, MLA, Attention, Recurrent
+from minillm.spec import MLA, Attention, Compressed, Recurrent
 from minillm.spec import Decoder as DecoderSpec
 
 
@@ -30,8 +30,9 @@ def active_values(model: Decoder, tokens: int = 1) -> dict[str, int]:
 
 
 def cached_values(spec: DecoderSpec) -> int:
-    """Values that one token takes in the caches of all layers, as long as their windows see it."""
-    return sum(map(_per_token, spec.attentions))
+    """Values that one token takes in the caches of all layers, as long as their windows see it, its share of entries
+    included."""
+    return sum(_per_token(each) + _of_entry(each) for each in spec.attentions)
 
 
 def bytes_per_step(model: Decoder, rows: int = 1) -> int:
@@ -46,7 +47,8 @@ def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
     """Values of one row's cache that a decode step reads behind so many positions; what several layers read counts for
     each."""
     read = [_read(spec, each) for each in spec.attentions]
-    return sum(_per_token(each) * min(positions, each.window or positions) for each in read)
+    of_entries = sum(_of_entry(each) * positions for each in read)
+    return of_entries + sum(_per_token(each) * min(positions, each.window or positions) for each in read)
 
 
 def state_bytes(spec: DecoderSpec, width: int) -> int:
@@ -82,18 +84,37 @@ def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
     states: each position reads its own twice and writes it once."""
     total = sum(6 * math.prod(each.state) * tokens for each in _recurrent(spec))
     for attention in spec.attentions:
-        window = attention.window or past + tokens
-        inner = min(max(window - past, 0), tokens)  # how many queries the window does not cut yet
-        pairs = inner * past + inner * (inner + 1) // 2 + (tokens - inner) * window
+        pairs = _pairs(tokens, past, attention.window)
         total += 2 * attention.num_heads * pairs * _key_and_value(attention)
+        if isinstance(attention, Compressed) and attention.entries is not None:
+            total += _of_entries(attention, tokens, past)
     return total
+
+
+def _pairs(tokens: int, past: int, window: int | None) -> int:
+    """Of queries behind `past` positions and keys that they see."""
+    window = window or past + tokens
+    inner = min(max(window - past, 0), tokens)  # how many queries the window does not cut yet
+    return inner * past + inner * (inner + 1) // 2 + (tokens - inner) * window
+
+
+def _of_entries(attention: Compressed, tokens: int, past: int) -> int:
+    """Operations of scores and sums over entries, and of an indexer's scores of all of them."""
+    made = attention.entries
+    assert made is not None
+    every = _pairs(tokens, past, None) // made.span
+    if made.indexer is None:
+        return 2 * attention.num_heads * every * _key_and_value(attention)
+    seen = min(every, tokens * made.indexer.top_k)
+    scored = 2 * made.indexer.num_heads * every * made.indexer.head_dim
+    return scored + 2 * attention.num_heads * seen * _key_and_value(attention)
 
 
 def _recurrent(spec: DecoderSpec) -> list[Recurrent]:
     return [each for each in spec.mixers if isinstance(each, Recurrent)]
 
 
-def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
+def _read(spec: DecoderSpec, attention: Attention) -> Attention:
     """The attention whose keys and values this one reads."""
     layer = attention.kv.layer
     found = attention if layer is None else spec.layers[layer].attention
@@ -101,13 +122,23 @@ def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
     return found
 
 
-def _per_token(attention: GQA | MLA) -> int:
+def _of_entry(attention: Attention) -> int:
+    """Values that a position has of an entry, rounded up."""
+    made = attention.entries if isinstance(attention, Compressed) else None
+    return 0 if made is None else -(-made.kept // made.span)
+
+
+def _per_token(attention: Attention) -> int:
+    if isinstance(attention, Compressed):
+        return attention.kept
     if isinstance(attention, MLA):
         return attention.kv_rank + attention.rope.dim
     return attention.num_kv_heads * _key_and_value(attention) if attention.kv.layer is None else 0
 
 
-def _key_and_value(attention: GQA | MLA) -> int:
+def _key_and_value(attention: Attention) -> int:
+    if isinstance(attention, Compressed):
+        return 2 * attention.head_dim
     if isinstance(attention, MLA):
         return attention.nope_dim + attention.rope.dim + attention.v_dim
     return attention.head_dim + attention.v_dim

@@ -28,7 +28,7 @@ from minillm.model.norm import norm
 from minillm.model.ragged import Ragged
 from minillm.model.residual.block import Block
 from minillm.model.residual.per_layer import PerLayerEmbedding
-from minillm.model.residual.streams import Streams
+from minillm.model.residual.streams import streams
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.cross_entropy import MOST_LOGITS
@@ -53,7 +53,7 @@ class Decoder(nn.Module):
         self.embedding_norm = norm(decoder.embedding.norm, size, ops)
         self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
         self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
-        self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
+        self.streams = streams(decoder.streams, size, ops)
         self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
         self.head = None if decoder.tied else Linear(size, len(self.embedding.weight), ops, bias=decoder.head_bias)
         ropes = {attention.rope for attention in decoder.attentions if attention.rope is not None}
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         tables = {rope: table(turning[:, None], lengths, self.dtype) for rope, table in self._rotary.items()}
         rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}
         told = None if self.per_layer is None else self.per_layer(tokens_1N, x_1NE)
-        step = Step(0, rotary, {}, {}, position_N[None], per_layer=told, ragged=ragged)
+        step = Step(0, rotary, {}, {}, position_N[None], per_layer=told, ragged=ragged, tokens=tokens_1N)
         return self._through(x_1NE, step, pools)
 
     def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
@@ -239,7 +239,7 @@ class Decoder(nn.Module):
         told = None
         if self.per_layer is not None:
             told = self.per_layer(tokens_BT, self.embed(tokens_BT) if x_BTE is None else x_BTE)
-        return Step(start, rotary, visible, slots, positions_BT, first, real, told)
+        return Step(start, rotary, visible, slots, positions_BT, first, real, told, tokens=tokens_BT)
 
     def _positions(
         self, tokens_BT: Tensor, cache: Cache | None, position_B: Tensor | None, starts_BT: Tensor | None

@@ -20,8 +20,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from minillm.model.compressed.rows import EntryPool, WindowPool
 from minillm.model.recurrent.states import STATES, StateCache
-from minillm.spec import GQA, MLA, Attention, Decoder, GatedConv, GatedDeltaNet, Recurrent, StateSpace
+from minillm.spec import (
+    GQA,
+    MLA,
+    Attention,
+    Compressed,
+    Decoder,
+    Entries,
+    GatedConv,
+    GatedDeltaNet,
+    Recurrent,
+    StateSpace,
+)
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
@@ -124,22 +136,24 @@ class NoPool:
         """Nothing: what there is, the other layer copies."""
 
 
-AnyPool = NoPool | KeyPool | LatentPool | StatePool
+AnyPool = NoPool | KeyPool | LatentPool | WindowPool | EntryPool | StatePool
 POOLS: dict[type, type[AnyPool]] = {
     GQA: KeyPool,
     MLA: LatentPool,
+    Compressed: WindowPool,
+    Entries: EntryPool,
     GatedDeltaNet: StatePool,
     GatedConv: StatePool,
     StateSpace: StatePool,
 }
 
 
-def kind(mixer: Attention | Recurrent) -> Any:
+def kind(mixer: Attention | Entries | Recurrent) -> Any:
     """What a mixer keeps."""
     return NoPool if isinstance(mixer, GQA) and mixer.kv.layer is not None else POOLS[type(mixer)]
 
 
-def group_of(mixer: Attention | Recurrent) -> Group:
+def group_of(mixer: Attention | Entries | Recurrent) -> Group:
     """The group that a mixer belongs to."""
     return "state" if isinstance(mixer, Recurrent) else mixer.window
 

@@ -145,7 +145,7 @@ def gated_act(gate_up: Tensor, activation: Activation | ClampedSwiGLU | Ungated 
     gate, up = gate_up.chunk(2, dim=-1)
     if isinstance(activation, ClampedSwiGLU):
         gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
-        return gate * torch.sigmoid(activation.alpha * gate) * (up + 1)
+        return gate * torch.sigmoid(activation.alpha * gate) * (up + activation.shift)
     return activate(gate, activation) * up
 
 

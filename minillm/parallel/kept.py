@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minillm import spec
 from minillm.parallel.split import Span, cut, owned, whole_experts
-from minillm.spec import GQA, MLA, MLP, Beside, Decoder, GatedConv, GatedDeltaNet, GatedMLP, MoE, StateSpace
+from minillm.spec import GQA, MLA, MLP, Beside, Compressed, Decoder, GatedConv, GatedDeltaNet, GatedMLP, MoE, StateSpace
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ def _of_moe(made: MoE, ranks: int, rank: int, width: int) -> dict[str, Kept]:
 PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     GQA: _of_gqa,
     MLA: _of_mla,
+    Compressed: lambda *_: {},  # which is not split
     GatedDeltaNet: _of_delta,
     GatedConv: _of_conv,
     StateSpace: _of_space,

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from minillm import spec
-from minillm.spec import GQA, MLA, Beside, Decoder, GatedConv, GatedDeltaNet, Layer, MoE, StateSpace
+from minillm.spec import GQA, MLA, Beside, Compressed, Decoder, GatedConv, GatedDeltaNet, Layer, MoE, StateSpace
 
 Span = tuple[int, int]  # the first and the one behind the last
 MOST = 1024  # ranks
@@ -147,6 +147,8 @@ def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
 
 
 def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
+    if isinstance(made, Compressed):
+        yield "one key for all heads, and entries made of it"
     if isinstance(made, MLA) and made.num_heads < ranks:
         yield f"{made.num_heads} heads"
     if type(made) in GROUPED:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.spec.attention import GQA, KV, MLA, Attention, Chunk, Gate, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.attention import GQA, KV, MLA, Chunk, Gate, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.compressed import Compressed, Entries, EntryIndexer
 from minillm.spec.embedding import TOKENS, Embedding, Learned
 from minillm.spec.ffn import (
     MLP,
@@ -38,7 +39,7 @@ from minillm.spec.rope import (
     RopeScaling,
     YarnScaling,
 )
-from minillm.spec.streams import LowRank, Streams
+from minillm.spec.streams import HyperConnections, LowRank, Streams
 
 __all__ = [
     "GQA",
@@ -51,14 +52,18 @@ __all__ = [
     "Beside",
     "Chunk",
     "ClampedSwiGLU",
+    "Compressed",
     "Decoder",
     "DynamicScaling",
     "Embedding",
+    "Entries",
+    "EntryIndexer",
     "Gate",
     "GatedConv",
     "GatedDeltaNet",
     "GatedMLP",
     "GroupScore",
+    "HyperConnections",
     "Layer",
     "LayerNorm",
     "Learned",
@@ -88,6 +93,9 @@ __all__ = [
     "Ungated",
     "YarnScaling",
 ]
+
+
+Attention = GQA | MLA | Compressed
 
 
 @dataclass(frozen=True)
@@ -125,8 +133,10 @@ class Layer:
     branch_scale: float = 1.0
 
     @property
-    def mixers(self) -> tuple[Attention | Recurrent, ...]:
+    def mixers(self) -> tuple[Attention | Entries | Recurrent, ...]:
         """What looks at other positions, each with a cache of its own."""
+        if isinstance(self.attention, Compressed) and self.attention.entries is not None:
+            return self.attention, self.attention.entries
         if isinstance(self.attention, Beside):
             return self.attention.attention, self.attention.recurrent
         return () if self.attention is None else (self.attention,)
@@ -152,10 +162,10 @@ class Decoder:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     per_layer: PerLayer | None = None
-    streams: Streams | None = None
+    streams: Streams | HyperConnections | None = None
 
     @property
-    def mixers(self) -> list[Attention | Recurrent]:
+    def mixers(self) -> list[Attention | Entries | Recurrent]:
         """Those of all layers."""
         return [each for layer in self.layers for each in layer.mixers]
 

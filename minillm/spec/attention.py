@@ -151,6 +151,3 @@ class MLA:
 
     window: ClassVar[None] = None  # latent attention sees all of the past
     kv: ClassVar[KV] = KV()  # and has its own latents
-
-
-Attention = GQA | MLA

@@ -25,7 +25,7 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.ops.cross_entropy import MOST_LOGITS
 from minillm.ops.state_space import CHUNK
-from minillm.spec import GQA, MLA, Attention, GatedConv, Layer, MoE, Recurrent, StateSpace
+from minillm.spec import GQA, MLA, Attention, Compressed, Entries, GatedConv, Layer, MoE, Recurrent, StateSpace
 from minillm.spec import Decoder as Spec
 from minillm.tune.optimizers import Update
 from minillm.weights.ints import Integers
@@ -104,7 +104,7 @@ def _kept(spec: Spec, layer: Layer, length: int) -> int:
     return 6 * spec.hidden_size + mixed + 4 * inner
 
 
-def _mixed(attention: Attention | Recurrent, length: int) -> int:
+def _mixed(attention: Attention | Entries | Recurrent, length: int) -> int:
     """Values of a token in what looks at others."""
     scores = 0
     if isinstance(attention, GQA):
@@ -113,6 +113,12 @@ def _mixed(attention: Attention | Recurrent, length: int) -> int:
         scores = 2 * attention.num_heads * length if by_formula else 0
     elif isinstance(attention, MLA):
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
+    elif isinstance(attention, Compressed):
+        heads = attention.num_heads * attention.head_dim + attention.q_rank + attention.groups * attention.group_rank
+        scores = 2 * attention.num_heads * length
+    elif isinstance(attention, Entries):
+        heads = attention.inputs
+        scores = 2 * attention.indexer.num_heads * length // attention.span if attention.indexer else 0
     elif isinstance(attention, GatedConv):
         heads = 2 * attention.channels
     elif isinstance(attention, StateSpace):

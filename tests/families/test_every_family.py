@@ -120,7 +120,7 @@ CALLS = {
 UNREAD = {"glm4", "chatglm", "hy_v3", "minimax_m2", "internlm2", "cohere", "cohere2", "apertus", "hunyuan_v1_dense"}
 UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe", "nemotron_h", "falcon_h1"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
-UNREAD |= {"exaone4_5", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
+UNREAD |= {"exaone4_5", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa", "deepseek_v4"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -138,7 +138,7 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("apertus arcee llava qwen2_audio mpt mistral4 afmoe minicpm minicpm3".split(), "apache-2.0"),
     **dict.fromkeys("granitemoehybrid bamba".split(), "apache-2.0"),
     **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo mimo_v2_flash dots1 gpt2 gpt_neo".split(), "mit"),
-    **dict.fromkeys("deepseek_v32 glm_moe_dsa".split(), "mit"),
+    **dict.fromkeys("deepseek_v32 glm_moe_dsa deepseek_v4".split(), "mit"),
     **dict.fromkeys("cohere cohere2".split(), "cc-by-nc-4.0"),
     **dict.fromkeys("starcoder2 gpt_bigcode".split(), "bigcode-openrail-m"),
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n".split(), "gemma"),

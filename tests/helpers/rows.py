@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.helpers import gemma_rows
+from tests.helpers import compressed_cases, gemma_rows
 from tests.helpers.hybrid_rows import HYBRID
 from tests.helpers.later_rows import LATER
 from tests.helpers.placed_rows import PLACED
@@ -227,4 +227,5 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **gemma_rows.ROWS,
     **PLACED,
     **TAIL,
+    **compressed_cases.ROWS,
 }

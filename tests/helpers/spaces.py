@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.helpers import gemma_spaces
+from tests.helpers import compressed_cases, gemma_spaces
 from tests.helpers.hybrid_spaces import convolved, gated, hybrid
 from tests.helpers.later_spaces import LATER
 from tests.helpers.placed_spaces import PLACED
@@ -161,4 +161,5 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     **PLACED,
     **STATE,
     **TAIL,
+    **compressed_cases.SPACES,
 }
