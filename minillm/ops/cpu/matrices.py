@@ -90,9 +90,8 @@ def in_pieces(
 def activation_number(activation: Activation | ClampedSwiGLU | Ungated) -> tuple[int, Any, Any] | None:
     """What the loops call an activation; None for one that they do not have."""
     if isinstance(activation, ClampedSwiGLU):
-        if activation.shift != 1:
-            return None
-        return loops.pointwise.CLAMPED, np.float32(activation.limit), np.float32(activation.alpha)
+        kind = {0.0: loops.pointwise.UNSHIFTED, 1.0: loops.pointwise.CLAMPED}.get(activation.shift)
+        return None if kind is None else (kind, np.float32(activation.limit), np.float32(activation.alpha))
     kinds = {"silu": loops.pointwise.SILU, "gelu_tanh": loops.pointwise.GELU_TANH}
     return (kinds[activation], np.float32(0), np.float32(0)) if activation in kinds else None
 

@@ -25,7 +25,7 @@ from minillm.ops.cpu.loops.vector import (
     zeros,
 )
 
-SILU, GELU_TANH, CLAMPED = range(3)  # activations by number; kernels get (number, limit, alpha)
+SILU, GELU_TANH, CLAMPED, UNSHIFTED = range(4)  # activations by number; kernels get (number, limit, alpha)
 ALONE = 16  # rows that one thread has
 ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
@@ -70,7 +70,8 @@ def activated(gate: Any, up: Any, activation: Any) -> Any:
         inside = np.float32(0.7978845608028654) * (gate + np.float32(0.044715) * gate * gate * gate)
         return gate / (ONE + exp(inside * -TWO)) * up  # (1 + tanh(z)) / 2 is the sigmoid of 2z
     gate, up = smaller(limit, gate), larger(-limit, smaller(limit, up))
-    return gate / (ONE + exp(gate * -alpha)) * (up + ONE)
+    up = up if kind == UNSHIFTED else up + ONE
+    return gate / (ONE + exp(gate * -alpha)) * up
 
 
 @parallel
