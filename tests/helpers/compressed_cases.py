@@ -68,7 +68,9 @@ def compressed(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     turned, count = 2 * draw(st.integers(1, 4)), draw(st.integers(2, 8))
     rates = {SPARSE: draw(st.integers(1, 4)), HEAVY: draw(st.integers(1, 9))}
     head_dim = turned + draw(st.integers(0, 10))
-    kinds = [st.lists(st.sampled_from(each), min_size=layers, max_size=layers) for each in (rates | {SLIDING: 0}, MLPS)]
+    kinds, mlps = (
+        st.lists(st.sampled_from(each), min_size=layers, max_size=layers) for each in ((*rates, SLIDING), MLPS)
+    )
     size = st.integers(1, 20)
     return {
         "num_key_value_heads": 1,
@@ -79,11 +81,11 @@ def compressed(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
         "o_lora_rank": draw(size),
         "n_routed_experts": count,
         "num_experts_per_tok": draw(st.integers(1, count)),
-        "layer_types": draw(kinds[0].map(list)),
-        "mlp_layer_types": draw(kinds[1]),
+        "layer_types": draw(kinds),
+        "mlp_layer_types": draw(mlps),
         "compress_rates": rates,
         "sliding_window": max(2 * rates[SPARSE], rates[HEAVY]) + draw(st.integers(0, 6)),
-        "index_n_heads": draw(st.integers(1, 3)),
+        "index_n_heads": draw(st.integers(8, 10)),  # of few heads none may be above 0, and entries tie
         "index_head_dim": turned + draw(st.integers(0, 8)),
         "index_topk": draw(st.integers(1, 8)),
         "hc_mult": draw(st.integers(1, 4)),
