@@ -34,6 +34,7 @@ NAMES = (
     "linear_attention",
     "state-spaces",
     "per_layer_embeddings",
+    "hyper-connections",
     "kv-cache",
     "quantisation",
     "sampling",

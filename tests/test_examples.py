@@ -41,6 +41,7 @@ EXAMPLES = {
     "per_layer_embeddings.py": (["8,960", "wrote"], ["--plot", "{tmp}/per-layer.png"]),
     "delta_rule.py": (["states of 18 layers: 38.6 MB at any length"], ["--plot", "{tmp}/linear.png"]),
     "state_spaces.py": (["differ by less than 1e-5", "177.9 MB at any length"], ["--plot", "{tmp}/states.png"]),
+    "hyper_connections.py": (["20 rounds: rows sum to 1", "wrote"], ["--plot", "{tmp}/streams.png"]),
     "absorb_mla.py": (["576 as latents, 71 times less"], []),
     "balance_experts.py": (["bias: loss", "wrote"], ["--steps", "2", "--out", "{tmp}/balance.png"]),
     "build_from_spec.py": (["parameters", "The quick brown fox jumps over the lazy dog"], []),

@@ -79,6 +79,8 @@ RULES = {
 }
 # What transformers calls the modules of these names, one after the other.
 TRANSFORMERS = {
+    "model.layers.": "layers.",
+    "model.embed_tokens": "embed",
     "layers.": "model.layers.",
     "embed": "model.embed_tokens",
     "head": "lm_head",
@@ -89,7 +91,7 @@ TRANSFORMERS = {
     ".indexer.compressor": ".compressor.indexer",
     ".self_attn.indexer.weights_proj": ".self_attn.compressor.indexer.scorer.weights_proj",
     ".self_attn.indexer.wq_b": ".self_attn.compressor.indexer.q_b_proj",
-    ".norm": ".kv_norm",
+    **{f".{holder}.norm": f".{holder}.kv_norm" for holder in ("self_attn", "compressor", "indexer")},
     "q_norm": "q_a_norm",
     "wq_a": "q_a_proj",
     "wq_b": "q_b_proj",
