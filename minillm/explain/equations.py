@@ -81,9 +81,8 @@ def _connected(layer: Layer, s: HyperConnections, hidden: int, attended: str, fe
     )
     for part, norm, made in parts:
         if part is not None:
-            given = f"u = {'n(z)' if norm else 'z'}, z = sum_i a_i x_i"
-            lines += [given, *PARTS[type(part)](part, hidden), taken_in(made)]
-    return [*lines, "y_j = x_j"]
+            lines += [f"u = {'n(x)' if norm else 'x'}", *PARTS[type(part)](part, hidden), taken_in(made)]
+    return [*lines, "y = all x_j"]
 
 
 def _norms(own: dict[str, Norm | LayerNorm | None]) -> list[str]:

@@ -36,7 +36,7 @@ def around(s: HyperConnections, hidden: int) -> list[str]:
         f"before each part: t = {w(s.values, n * hidden)} r, r = x / sqrt(mean x² + {s.norm.eps:g}) of all streams",
         f"a, b, C = s t + c, {n}, {n}, {n} x {n} of them: a = sigmoid(a) + {s.eps:g}, b = 2 sigmoid(b), C = "
         f"softmax(C) by rows + {s.eps:g}, then {s.rounds} times columns, {s.rounds - 1} times rows, in turn, divided "
-        "by their sums",
+        "by their sums; then x = sum_i a_i x_i",
     ]
 
 
