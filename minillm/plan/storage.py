@@ -192,7 +192,10 @@ def _prediction(
 def section_of(values: Mapping[str, Any]) -> Section | None:
     """What a config says of its quantisation; None if it is not quantised."""
     section = values.get("quantization_config") or None
-    return section if section is None or isinstance(section, dict) else {"quant_method": str(section)}
+    if section is None or not isinstance(section, dict):
+        return section if section is None else {"quant_method": str(section)}
+    own = values.get("expert_dtype")  # which may stand beside it
+    return section if own is None else {"expert_dtype": own, **section}
 
 
 def _method(section: Section | None) -> str:
