@@ -33,7 +33,15 @@ from minillm.weights.rules import Plan
 # and activations are never quantised.
 PLAIN_MODULES = {"modules_to_not_convert", "ignored_layers", "ignore"}
 QUANTISED = {
-    "fp8": {"quant_method", "fmt", "weight_block_size", "activation_scheme", "scale_fmt", *PLAIN_MODULES},
+    "fp8": {
+        "quant_method",
+        "fmt",
+        "weight_block_size",
+        "activation_scheme",
+        "scale_fmt",
+        "expert_dtype",
+        *PLAIN_MODULES,
+    },
     "mxfp4": {"quant_method", *PLAIN_MODULES},
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -199,10 +207,12 @@ def _quantised_as_said(values: dict[str, Any], checkpoint: Checkpoint) -> list[s
     Raises ValueError where the two contradict each other."""
     section, method = values.get("quantization_config") or {}, config.quantization(values)
     found = {each.format for each in checkpoint.info.values() if each.format}
-    said = {"fp8": "FP8", "mxfp4": "MXFP4"}.get(str(method))
-    if said and found - {said}:
+    said = {"fp8": {"FP8"}, "mxfp4": {"MXFP4"}}.get(str(method))
+    if said and "fp4" in (values.get("expert_dtype"), section.get("expert_dtype")):  # of experts alone
+        said |= {"MXFP4", "NVFP4"}
+    if said and found - said:
         raise ValueError(
-            f"config.json: quantization_config says {method}, but there are {' and '.join(sorted(found - {said}))} "
+            f"config.json: quantization_config says {method}, but there are {' and '.join(sorted(found - said))} "
             "tensors; download both again from one place"
         )
     notes = []

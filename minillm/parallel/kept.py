@@ -13,6 +13,7 @@ from minillm.spec import (
     MLP,
     Beside,
     ChannelDelta,
+    Compressed,
     Decoder,
     Fronted,
     GatedConv,
@@ -212,6 +213,7 @@ def _of_moe(made: MoE, ranks: int, rank: int, width: int) -> dict[str, Kept]:
 PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     GQA: _of_gqa,
     MLA: _of_mla,
+    Compressed: lambda *_: {},  # which is not split
     GatedDeltaNet: _of_delta,
     ChannelDelta: _of_channels,
     GatedConv: _of_conv,

@@ -50,7 +50,18 @@ def line(spec: Spec) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+UNSPLIT = {"deepseek_v4"}  # one key for all heads
+
+
+def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
+    for family in UNSPLIT:
+        spec = saved(tmp_path, family).spec
+        assert line(spec) is None
+        with pytest.raises(ValueError, match="cannot share this model: layer 0 has one key for all heads"):
+            split.check(spec, 2)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - UNSPLIT))
 @torch.no_grad()
 def test_a_family_over_ranks(family: str, tmp_path: Path) -> None:
     """And over stages, which give the same bits."""
