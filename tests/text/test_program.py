@@ -18,6 +18,12 @@ from tests.helpers.programs import LETTERS, SLOW, added, around, backend, replac
 REAL = sorted(path.parent for path in SHARED.glob("*/*/tokenizer.json") if "TinyLlama" not in str(path))
 
 
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What grows without an end soon comes to it; `guard/test_child.py` has the limit itself."""
+    monkeypatch.setattr(jsonbackend, "MEMORY", 50_000_000)
+
+
 @pytest.mark.parametrize("folder", [DEMO, *REAL], ids=lambda folder: folder.name)
 def test_published_tokenizers_run_here(folder: Path) -> None:
     """With the tokens that the files beside them add."""
@@ -124,6 +130,7 @@ def test_maps_of_characters(charsmap: str | None, tmp_path: Path) -> None:
 DOUBLING = {"type": "Sequence", "normalizers": [replace("a", "aa")] * 32}
 
 
+@pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("place", ["tokenizer.json", "beside it", "behind the model", "twice", "spelled otherwise"])
 def test_nothing_is_built_here_before_all_is_known(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Building normalizes the added tokens already."""
@@ -185,6 +192,7 @@ def test_a_text_that_makes_a_pattern_slow_is_an_error(tmp_path: Path, capfd: pyt
     assert capfd.readouterr().err == ""  # where the library's panics go
 
 
+@pytest.mark.usefixtures("little_memory")
 def test_doubling_is_an_error_and_the_next_text_is_encoded(tmp_path: Path) -> None:
     made = backend(tmp_path, normalizer={"type": "Sequence", "normalizers": [replace("a", "aa")] * 40})
     with pytest.raises(ValueError, match=r"MB of memory.*times as long"):
