@@ -17,7 +17,7 @@ from minillm.lens import __main__ as lens
 from minillm.lens import forward, sampling
 from minillm.lens.forward import Pass
 from minillm.model.decoder import Decoder
-from minillm.spec import Attention
+from minillm.spec import Attention, Chunk
 from minillm.text import pieces
 from minillm.text.tokenizer import Tokenizer
 from tests.conftest import shared
@@ -65,6 +65,9 @@ def test_every_family(row: str, tmp_path: Path) -> None:
         assert weights.shape == (attention.num_heads, LENGTH, LENGTH)
         back = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
         visible = (back >= 0) & (back < (attention.window or LENGTH))
+        if isinstance(attention.window, Chunk):
+            chunk = torch.arange(LENGTH) // int(attention.window)
+            visible = (back >= 0) & (chunk[:, None] == chunk)
         assert (weights[:, ~visible] == 0).all()
         if attention.indexer is None:
             assert (weights[:, visible] > 0).all()
