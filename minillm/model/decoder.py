@@ -26,7 +26,7 @@ from minillm.model.lora.adapted import Choice, adapted
 from minillm.model.moe import MoE
 from minillm.model.norm import norm
 from minillm.model.ragged import Ragged
-from minillm.model.recurrent.fronted import Fronted
+from minillm.model.recurrent.fronted import lent
 from minillm.model.residual.block import Block
 from minillm.model.residual.per_layer import PerLayerEmbedding
 from minillm.model.residual.streams import Streams
@@ -64,12 +64,7 @@ class Decoder(nn.Module):
         for index in {each.kv.layer for each in decoder.attentions if each.kv.layer is not None}:
             lender: Any = self.layers[index]
             lender.attention.lent_as = index
-        fronted: list[Any] = [layer.attention for layer in self.layers if isinstance(layer.attention, Fronted)]
-        self._looks_back = bool(fronted)  # whether layers look at the embedding
-        for each in fronted:
-            if (of := each.spec.block.of) is not None:
-                lender = self.layers[of]
-                each.block.lender = (lender.attention.block,)
+        self._looks_back = lent(self.layers)  # whether layers look at the embedding
 
     @property
     def dtype(self) -> torch.dtype:

@@ -77,3 +77,13 @@ class Fronted(nn.Module):
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         of_keys, of_states = (None, None) if cache is None else cache
         return self.recurrent(self.norm(x + self.block(x, step, of_keys)), step, of_states)
+
+
+def lent(layers: nn.ModuleList) -> bool:
+    """Give layers without a block of their own that of the layer that holds it; whether any layer has one."""
+    found: list[Any] = [layer.attention for layer in layers if isinstance(layer.attention, Fronted)]
+    for each in found:
+        if (of := each.spec.block.of) is not None:
+            lender: Any = layers[of]
+            each.block.lender = (lender.attention.block,)
+    return bool(found)
