@@ -12,7 +12,7 @@ from typing import Any
 
 from minillm.config import Config
 from minillm.families.recurrent import state_space
-from minillm.families.shared import common, rotary, sharing
+from minillm.families.shared import common, rotary
 from minillm.spec import GQA, Decoder, Layer, Norm, Scores, SharedBlock
 
 KEYS = state_space.Keys("n_mamba_heads", "mamba_headdim", "mamba_ngroups", "mamba_d_state", "mamba_d_conv",
@@ -50,8 +50,8 @@ def rules(config: Config) -> dict[str, str]:
         "lm_head.weight": "head.weight",
         f"{LAYER}input_layernorm.weight": "layers.{i}.attention_norm.weight",
         **state_space.rules(f"{LAYER}mamba."),
-        **sharing.rules(f"{LAYER}mamba_decoder."),
-        **sharing.changes(sharing.owners(config)),
+        **state_space.rules_behind(f"{LAYER}mamba_decoder."),
+        **state_space.changes(state_space.owners(config)),
     }
 
 
@@ -68,9 +68,9 @@ def spec(config: Config) -> Decoder:
     mamba = state_space.mamba(config, Norm(1e-5), KEYS, int(config.number("mamba_expand") * hidden))
     mlp = common.gated_mlp(config, "intermediate_size") if config.get("intermediate_size") else None
     adapted = config.flag("use_shared_attention_adapter")
-    block = SharedBlock(norm, attention, norm, mlp or sharing.wide(config), config.size("adapter_rank"), adapted)
-    owners = sharing.owners(config)
-    fronted = {i: sharing.fronted(block, i, of, norm, mamba) for i, of in owners.items()}
+    block = SharedBlock(norm, attention, norm, mlp or state_space.wide(config), config.size("adapter_rank"), adapted)
+    owners = state_space.owners(config)
+    fronted = {i: state_space.fronted(block, i, of, norm, mamba) for i, of in owners.items()}
     layers = range(common.num_layers(config))
     return Decoder(
         config.size("vocab_size"),

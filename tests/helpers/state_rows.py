@@ -175,6 +175,7 @@ STATE: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 4,
             "num_mem_blocks": 2,
             "mamba_ngroups": 1,
+            "rms_norm_eps": 0.5,
         },
     ),
     "recurrent_gemma": (

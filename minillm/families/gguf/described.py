@@ -259,7 +259,6 @@ def _windows(decoder: Decoder, name: str) -> dict[str, Any]:
 def _positions(decoder: Decoder, name: str) -> dict[str, Any]:
     if (rope := _everywhere(decoder)) is None:
         return {}
-    attention = decoder.attentions[0]
     said: dict[str, Any] = {"rope.freq_base": float(rope.theta)}
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):
@@ -272,9 +271,8 @@ def _positions(decoder: Decoder, name: str) -> dict[str, Any]:
             "rope.scaling.yarn_beta_fast": float(scaling.beta_fast),
             "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
         }
-        if isinstance(attention, MLA) and scaling.factor > 1:  # 0.1 times mscale_all_dim
-            multiplier = (math.sqrt(attention.score_factor) - 1) / math.log(scaling.factor)
-            said["rope.scaling.yarn_log_multiplier"] = multiplier
+        if isinstance(first := decoder.attentions[0], MLA) and scaling.factor > 1:  # 0.1 times mscale_all_dim
+            said["rope.scaling.yarn_log_multiplier"] = (math.sqrt(first.score_factor) - 1) / math.log(scaling.factor)
         if name == "mistral3" and scaling.attention_factor == 1:
             said["rope.scaling.yarn_log_multiplier"] = 1.0
     if isinstance(scaling, LongRopeScaling) and scaling != _constant(scaling.short_factors, decoder.context):
