@@ -33,9 +33,7 @@ def expected() -> Expected:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize(
-    ("count", "cases"), [(2, [*CASES, *SPLIT]), (4, ["full", "adapter", "full over layers", "adapter over layers"])]
-)
+@pytest.mark.parametrize(("count", "cases"), [(2, [*CASES, *SPLIT]), (4, ["full", "adapter", "full over layers"])])
 def test_steps_are_those_of_one_process(
     count: int, cases: list[str], tmp_path: Path, expected: Expected, forks: Forks
 ) -> None:
