@@ -36,16 +36,15 @@ def matrices(infos: Infos, section: Section) -> dict[str, Packed]:
             continue
         title = fp8_blocks.TITLE if weight.dtype == E4M3 else mx.FP4
         rows, columns = matrix(names["weight"], weight, title)
-        make, read, by_rows = _fp8, _fp8_fields, False
-        wanted, form = fp8_blocks.factors((rows, columns)), Fp8(BLOCK)
+        wanted, named = fp8_blocks.factors((rows, columns)), names["scale"]
+        make, stays = partial(_fp8, name=named), Stays(Fp8(BLOCK), partial(_fp8_fields, name=named))
         if weight.dtype != E4M3:
-            columns, make, read, by_rows = 2 * columns, _fp4, _fp4_fields, True
+            columns = 2 * columns
             if columns % mx.BLOCK:
                 raise ValueError(f"{names['weight']} has rows of {columns} values: no whole blocks of {mx.BLOCK}")
-            wanted, form = (rows, columns // mx.BLOCK), mx.FORMS[mx.FP4]
-        expect(names["scale"], scale, wanted, mx.SCALES, f"{title} of {[rows, columns]}")
-        make, read = (partial(each, name=names["scale"]) for each in (make, read))
-        stays = Stays(form, read, by_rows=by_rows)
+            wanted, make = (rows, columns // mx.BLOCK), partial(_fp4, name=named)
+            stays = Stays(mx.FORMS[mx.FP4], partial(_fp4_fields, name=named), by_rows=True)
+        expect(named, scale, wanted, mx.SCALES, f"{title} of {[rows, columns]}")
         found[matrix_name(module, NEEDED)] = Packed(title, (rows, columns), names, make, stays=stays)
     return found
 

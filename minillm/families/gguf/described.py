@@ -21,7 +21,6 @@ from minillm.families.gguf.widths import widths
 from minillm.spec import (
     GQA,
     MLA,
-    Attention,
     Decoder,
     LayerNorm,
     LinearScaling,
@@ -125,7 +124,13 @@ def metadata(decoder: Decoder, name: str, values: Mapping[str, Any]) -> dict[str
         "block_count": len(decoder.layers),
         epsilon: float(norm.eps),
         **widths(decoder, name, values),
-        **(_latent(attention) if isinstance(attention, MLA) else _grouped(attention) if attention else {}),
+        **(
+            _latent(attention)
+            if isinstance(attention, MLA)
+            else _grouped(attention)
+            if isinstance(attention, GQA)
+            else {}
+        ),
         **_windows(decoder, name),
         **states.corrected(decoder),
         "rope.dimension_sections": _sections(decoder) if name in IMAGES else None,
@@ -168,7 +173,7 @@ def difference(decoder: Decoder, read: Decoder, of_scaling: Sequence[float] | No
         same = _constant(tuple(of_scaling), decoder.context)
         layers = tuple(
             dataclasses.replace(layer, attention=_scaled(layer.attention, same))
-            if isinstance(layer.attention, Attention)
+            if isinstance(layer.attention, (GQA, MLA))
             else layer
             for layer in decoder.layers
         )

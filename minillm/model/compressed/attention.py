@@ -98,23 +98,23 @@ class CompressedAttention(nn.Module):
 
     def _over_blocks(self, asked: Asked, pools: Any, ragged: Ragged) -> Tensor:
         """y `[1, N, H, D]` of tokens of many sequences."""
-        pools = pools if isinstance(pools, tuple) else (pools, None)
+        held, made = pools if isinstance(pools, tuple) else (pools, None)
         window, parts, n = self.spec.window, [], ragged.singles
         if n:
             of_window, whole = ragged.paged[window], ragged.paged.get(None, ragged.paged[window])
-            rows = PooledRows(*pools, of_window.slots, lambda at: whole.slots(at.expand(n, -1)), whole.most)
+            rows = PooledRows(held, made, of_window.slots, lambda at: whole.slots(at.expand(n, -1)), whole.most)
             alone = tuple(each[0, :n, None] for each in asked)
             parts.append(self.attended(alone, ragged.position_N[:, None], rows).transpose(0, 1))
         for piece in ragged.pieces:
             own = tuple(each[:, piece.tokens] for each in asked)
             position = torch.arange(piece.start, piece.start + own[0].shape[1], device=own[0].device)[None]
-            parts.append(self.attended(own, position, self._of_piece(piece, pools)))
+            parts.append(self.attended(own, position, self._of_piece(piece, held, made)))
         return torch.cat(parts, dim=1)
 
-    def _of_piece(self, piece: Piece, pools: Any) -> PooledRows:
+    def _of_piece(self, piece: Piece, held: Any, made: Any) -> PooledRows:
         window, keys = piece.visible[self.spec.window].first_key, piece.keys[self.spec.window]
         every = piece.keys.get(None, keys)
-        return PooledRows(*pools, lambda at: keys[(at - window).clamp(min=0)], lambda at: every[at], len(every))
+        return PooledRows(held, made, lambda at: keys[(at - window).clamp(min=0)], lambda at: every[at], len(every))
 
     def attended(self, asked: Asked, position: Tensor, rows: Rows | None) -> Tensor:
         """y `[B, T, H, D]` of tokens at positions int64 `[B, T]`, neighbours in each row, counted from its first token

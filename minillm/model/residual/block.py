@@ -100,6 +100,7 @@ class Block(nn.Module):
     def _connected(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
         """Attention and feed-forward, each on a mix of several streams, `[B, T, S, E]`."""
         if self.attention_mix is not None:
+            assert self.attention is not None
             given, mixed = self.attention_mix(x)
             made = self.total(self.attention(self.attention_norm(given), step, cache))
             x = mixed(self._scaled(self.post_attention_norm(made)))

@@ -185,4 +185,6 @@ def streams(spec: StreamsSpec | HyperConnections | None, hidden_size: int, ops: 
     """What goes into the streams of a model and out of them; None where there is one."""
     if spec is None:
         return None
-    return (HyperStreams if isinstance(spec, HyperConnections) else Streams)(spec, hidden_size, ops)
+    if isinstance(spec, HyperConnections):
+        return HyperStreams(spec, hidden_size, ops)
+    return Streams(spec, hidden_size, ops)
