@@ -19,18 +19,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from minillm import families
-from minillm.adapters.attach import attach
 from minillm.adapters.config import ALL, AdapterConfig
-from minillm.loading import load
 from minillm.model.decoder import Decoder, skeleton
-from minillm.parallel.sharded import ALONE, Team, join
 from minillm.tune import budget
 from minillm.tune.budget import Budget
+from minillm.tune.job import join
 from minillm.tune.learner import Learner, whole
 from minillm.tune.masking import Example
 from minillm.tune.objectives import NextToken
 from minillm.tune.optimizers import Optimizer, Update, clipped
 from minillm.tune.packing import collated
+from minillm.tune.team import ALONE, Team
 from minillm.weights.save import save
 
 SHAPE = {
@@ -79,12 +78,12 @@ def counted(
 ) -> tuple[int, int, Budget]:
     """Bytes: of the weights, at the peak of a step, and what the command would say."""
     scheme, recomputes = WAYS[way]
-    llm = load(weights, dtype="float32", device="cpu", kernels="reference", quantize=scheme, team=team)
+    llm = team.load(path=weights, dtype="float32", device="cpu", kernels="reference", quantize=scheme)
     llm.model.recomputes = recomputes
     if way.startswith("--full"):
         learner = whole(llm)
     else:
-        adapter = attach(llm, AdapterConfig(rank, 2 * rank, ALL))
+        adapter = team.attach(llm, AdapterConfig(rank, 2 * rank, ALL), 0)
         learner = Learner(llm, adapter.named(), {}, adapter)
     optimizer = Optimizer(team.share(llm.model, learner.named), Update())
     shares = [getattr(each, "to_local", lambda each=each: each)() for each in llm.model.parameters()]

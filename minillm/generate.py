@@ -34,7 +34,7 @@ ENDS = ("max_new_tokens", "ignore_eos", "stop", "stop_token_ids")  # what of `LL
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    if (code := launch.elsewhere(launch.processes(arguments), "generate", argv, lambda: _model(arguments))) is not None:
+    if (code := launch.elsewhere(arguments, "generate", argv, lambda: _model(arguments))) is not None:
         return code
     if argv is None or sys.argv[1:2] == ["generate"]:  # the process is for this text
         beside.start()

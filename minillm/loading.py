@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minillm import config, families, hub, ops
-from minillm.adapters.use import use
+from minillm.adapters.use import identity, use
 from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.model import held
@@ -19,8 +19,7 @@ from minillm.parallel.follow import begin
 from minillm.parallel.launch import counted, join
 from minillm.parallel.part import part
 from minillm.parallel.ranks import TIMEOUT
-from minillm.parallel.sharded import ALONE as TOGETHER
-from minillm.parallel.sharded import Team
+from minillm.parallel.share import Share
 from minillm.weights import foreign, holding, ints
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
@@ -34,7 +33,15 @@ from minillm.weights.rules import Plan
 # and activations are never quantised.
 PLAIN_MODULES = {"modules_to_not_convert", "ignored_layers", "ignore"}
 QUANTISED = {
-    "fp8": {"quant_method", "fmt", "weight_block_size", "activation_scheme", "scale_fmt", *PLAIN_MODULES},
+    "fp8": {
+        "quant_method",
+        "fmt",
+        "weight_block_size",
+        "activation_scheme",
+        "scale_fmt",
+        "expert_dtype",
+        *PLAIN_MODULES,
+    },
     "mxfp4": {"quant_method", *PLAIN_MODULES},
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,7 +63,6 @@ def load(
     rank_timeout: float = TIMEOUT,
     stages: int = 1,
     layers: str | None = None,
-    team: Team = TOGETHER,
 ) -> LLM:
     """Load a checkpoint folder or a Hugging Face id; without one, the demonstration checkpoint of the package.
 
@@ -69,27 +75,34 @@ def load(
     adapter, or names and folders of several, of which each request chooses (`adapters/use.py`). Of a model over several
     `ranks` this process loads its share, and only the first of them returns from here (`parallel/`); each waits for
     another `rank_timeout` seconds at most. So it is with `stages`, which have some of the layers each, as many as they
-    have memory for or as `layers` "20,12" says. Of a `team` each reads what it keeps. Raises ValueError for all faults.
+    have memory for or as `layers` "20,12" says. Raises ValueError for all faults.
     """
     how = (dtype, kernels, keep_quantized, quantize, group_size, symmetric)
-    count = counted(ranks, stages, layers) or 1
-    if count != 1 and adapter is not None:
-        raise ValueError("--ranks (ranks) does not split an adapter; leave one of them out, or merge the adapter first")
+    count = counted(ranks, stages, layers)
     of_stages = count // ranks
     group, place = (ALONE, device) if count == 1 else join(count, resolve_device(device), rank_timeout, of_stages)
     laid = lay_out(path, dtype, place, *how[1:], revision, group, layers)
-    read = team.taken(laid.model, laid.checkpoint, laid.planned)
+    llm = filled(laid, progress)
+    if adapter is not None:
+        use(llm, adapter, share=laid.share)
+    if count > 1:
+        folders = adapter.values() if isinstance(adapter, Mapping) else [] if adapter is None else [adapter]
+        begin(laid.model, group, f"{how} {laid.values} {laid.checkpoint.info} {[*map(identity, folders)]}")
+    say(laid)  # now: a load that fails says one thing only
+    return llm
+
+
+Taken = Callable[[Decoder, Checkpoint, Plan], tuple[Checkpoint, Plan]]
+
+
+def filled(laid: Laid, progress: Callable[[int, int], None], taken: Taken | None = None) -> LLM:
+    """The model with its weights, or with those that are `taken` of the checkpoint."""
+    read = (laid.checkpoint, laid.planned) if taken is None else taken(laid.model, laid.checkpoint, laid.planned)
     named = dict(laid.model.named_parameters())
     parameters = load_weights(*read, named, laid.device, progress, laid.formats, laid.stay)
     laid.model.load_state_dict(parameters, assign=True)
     laid.model.requires_grad_(False).eval()
-    del parameters
-    begin(laid.model, group, f"{how} {laid.values} {laid.checkpoint.info}")
-    llm = LLM(laid.folder, laid.values, laid.model, laid.device)
-    _say(laid)  # now: a load that fails says one thing only
-    if adapter is not None:
-        use(llm, adapter)
-    return llm
+    return LLM(laid.folder, laid.values, laid.model, laid.device)
 
 
 class Laid(NamedTuple):
@@ -107,6 +120,7 @@ class Laid(NamedTuple):
     unread: Sequence[str]
     said: Sequence[str]
     slow: torch.dtype | None  # what it is stored in, where this CPU has no fast arithmetic for it
+    share: Share | None = None  # of what all ranks have together
 
     @property
     def nbytes(self) -> int:
@@ -143,12 +157,13 @@ def lay_out(
     model = skeleton(spec, chosen, ops.select(kernels, target, chosen))
     planned = checkpoint.plan(rules, model.destinations())
     said = fits(planned, checkpoint, values)
+    share = None
     if ranks.count > 1:
-        model, checkpoint, planned = part(model, checkpoint, planned, ranks, target, layers)
+        model, checkpoint, planned, share = part(model, checkpoint, planned, ranks, target, layers)
     formats = held.integers(model, scheme) if scheme else {}
     stay = _hold(model, checkpoint, planned, formats, said) if keep_quantized or scheme else {}
     stored = wanted if slow else None
-    return Laid(folder, values, model, target, checkpoint, planned, formats, stay, read.unread, said, stored)
+    return Laid(folder, values, model, target, checkpoint, planned, formats, stay, read.unread, said, stored, share)
 
 
 def _hold(
@@ -192,10 +207,12 @@ def _quantised_as_said(values: dict[str, Any], checkpoint: Checkpoint) -> list[s
     Raises ValueError where the two contradict each other."""
     section, method = values.get("quantization_config") or {}, config.quantization(values)
     found = {each.format for each in checkpoint.info.values() if each.format}
-    said = {"fp8": "FP8", "mxfp4": "MXFP4"}.get(str(method))
-    if said and found - {said}:
+    said = {"fp8": {"FP8"}, "mxfp4": {"MXFP4"}}.get(str(method))
+    if said and "fp4" in (values.get("expert_dtype"), section.get("expert_dtype")):  # of experts alone
+        said |= {"MXFP4", "NVFP4"}
+    if said and found - said:
         raise ValueError(
-            f"config.json: quantization_config says {method}, but there are {' and '.join(sorted(found - {said}))} "
+            f"config.json: quantization_config says {method}, but there are {' and '.join(sorted(found - said))} "
             "tensors; download both again from one place"
         )
     notes = []
@@ -213,7 +230,8 @@ def _quantised_as_said(values: dict[str, Any], checkpoint: Checkpoint) -> list[s
     return notes
 
 
-def _say(laid: Laid) -> None:
+def say(laid: Laid) -> None:
+    """What there is to note of a checkpoint."""
     if other := foreign.instead_of_tokenizer(laid.folder):
         note(f"no tokenizer.json: {other}")
     if laid.unread:

@@ -35,6 +35,7 @@ NAMES = (
     "linear_attention",
     "state-spaces",
     "per_layer_embeddings",
+    "hyper-connections",
     "kv-cache",
     "quantisation",
     "sampling",

@@ -20,7 +20,7 @@ lie side by side. With `C` columns and `T` tiles of `t` rows:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,26 @@ class Fields:
     def rows(self, chosen: slice) -> Fields:
         """Some of the rows."""
         return self.map(lambda values: values[chosen])
+
+    def columns(self, first: int, last: int, group: int, span: int) -> Fields:
+        """Numbers first … last - 1 of each row, with the factors that they have: each of so many has one, 0 being all
+        of a row. The first is the first of its group."""
+
+        def some(values: Tensor | None, unit: int) -> Tensor | None:
+            return values if values is None or not unit else values[:, first // unit : -(-last // unit)]
+
+        of_groups = {name: some(getattr(self, name), group) for name in ("scale", "zero", "least")}
+        of_spans = {name: some(getattr(self, name), span) for name in ("factor", "floor")}
+        return Fields(self.q[:, first:last], **of_groups, **of_spans)
+
+    @staticmethod
+    def stacked(parts: Sequence[Fields]) -> Fields:
+        """Rows one under the other, of the same kind."""
+        if len(parts) == 1:
+            return parts[0]
+        found = {field.name: [getattr(each, field.name) for each in parts] for field in dataclasses.fields(parts[0])}
+        joined = {n: torch.cat(each) if isinstance(each[0], Tensor) else each[0] for n, each in found.items()}
+        return type(parts[0])(**joined)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Fields:
         """The same with each tensor changed."""

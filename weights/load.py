@@ -25,6 +25,7 @@ from minillm.weights.tensorfile import blocks
 MISSHAPEN = "tensors of another shape"
 # Parameters of no more values than SMALL are looked at whole, of others LOOKED_AT in each STRETCH: few enough that one
 # thread sums them, as waiting for others would take longer.
+WHOLE, INTEGERS = ".table", ("I64", "I32", "I16", "U8")  # what a parameter of whole numbers is called, and stored in
 SMALL, STRETCH, LOOKED_AT = 2**16, 2**20, 2**13
 BLOCK_VALUES = 2**17  # converted or quantised at a time: larger ones are faster and leave more memory unused
 
@@ -70,7 +71,9 @@ def faults(planned: Plan, info: Mapping[str, TensorInfo]) -> dict[str, list[str]
             for tensor in misshapen(planned, info)
         ],
         "tensors of a type that no plain checkpoint has (is it quantised?)": [
-            f"{tensor} is {info[tensor].dtype}" for tensor in wanted if info[tensor].dtype not in DTYPES
+            f"{tensor} is {info[tensor].dtype}"
+            for tensor, to in wanted.items()
+            if info[tensor].dtype not in (*DTYPES, *(INTEGERS if to.parameter.endswith(WHOLE) else ()))
         ],
     }
 

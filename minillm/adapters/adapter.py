@@ -60,6 +60,25 @@ class Adapter:
         """What is added, by the module and its parameter."""
         return dict(adapted.taken(self.model, self.name))
 
+    def onto(self, model: Decoder, share: Any) -> Adapter:
+        """The same on a model that holds a share of this one's, as `parallel.share.Share` has it."""
+        made = Adapter(model, self.name, self.config)
+        made.filed, made.modules, made.targeted = self.filed, self.modules, self.targeted
+        for (owner, leaf), delta in self.deltas.items():
+            shape = tuple(getattr(self.model.get_submodule(owner), leaf).shape)
+            if (found := share.added(f"{owner}.{leaf}", delta, shape)) is not None:
+                owner, _, leaf = found[0].rpartition(".")
+                module = own_head(model) if owner == "head" else model.get_submodule(owner)
+                adapted.put(module, leaf, made.name, made.choice, found[1])
+        for path, values in self.whole.items():
+            if (name := share.name(path)) is not None:
+                made.whole[name] = share.value(name, values)
+                if path in ("embedding.weight", "head.weight"):
+                    own_head(model)
+        made.trained = {name: share.parameter(each) for name, each in self.trained.items()}
+        made.on()
+        return made
+
     def freeze(self) -> None:
         """No more training: what is the same for every step is then made once."""
         for each in self.parameters():

@@ -19,9 +19,10 @@ from torch import Tensor
 from minillm.diff.names import Site
 from minillm.diff.trace import Trace, of_minillm, played
 from minillm.model.attention import GroupedQueryAttention, Step
+from minillm.model.compressed.attention import CompressedAttention
 from minillm.model.decoder import Decoder
 from minillm.model.mla import LatentAttention
-from minillm.model.moe import Experts, Router
+from minillm.model.moe import Experts, MoE, Router
 from minillm.model.recurrent.beside import Beside
 from minillm.model.recurrent.stateful import Stateful
 from minillm.model.residual.block import Block
@@ -127,13 +128,13 @@ def run(model: Decoder, site: Site, trace: Trace, step: Step, module: torch.nn.M
         routes = trace.routes[f"{site.ours.removesuffix('experts')}router"]
         return module(x.flatten(0, -2), routes).view_as(x)
     with played(module, within):
-        if isinstance(module, (Block, GroupedQueryAttention, LatentAttention, Stateful, Beside)):
+        if isinstance(module, (Block, GroupedQueryAttention, LatentAttention, CompressedAttention, Stateful, Beside)):
             return module(x, step, None)
         if isinstance(module, PerLayerInput):
             return module(x, step)
         if isinstance(module, PerLayerEmbedding):
             return module(x, trace.gave["embedding"].to(model.dtype))
-        return _rows(module(x), site)
+        return _rows(module(x, trace.tokens) if isinstance(module, MoE) else module(x), site)
 
 
 def _rows(y: Tensor, site: Site) -> Tensor:
@@ -142,7 +143,7 @@ def _rows(y: Tensor, site: Site) -> Tensor:
 
 def _router(router: Router, site: Site, trace: Trace, free: Trace, eps: float, tolerance: float) -> Row:
     theirs, x = trace.routes[site.ours], trace.given[site.ours]
-    ours = router(x.flatten(0, -2))
+    ours = router(x.flatten(0, -2), trace.tokens.flatten())
     same, error_of_weights = agreement(ours, theirs, eps)
     missed = int((~same & ~_explained(router, ours, theirs, tolerance)).sum())
     kept, free_error = agreement(free.routes[site.ours], theirs, eps)

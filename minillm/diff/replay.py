@@ -128,8 +128,11 @@ def _router(made: Replay, router: Router) -> None:
     theirs, x = made.trace.routes[made.site.ours], made.trace.given[made.site.ours].flatten(0, -2)
     bias = None if router.logit_bias is None else router.logit_bias.double()
     logits = F.linear(router.given(x).double(), router.weight.double(), bias)
+    tokens = made.trace.tokens.flatten()
     exact = routing.route(logits, None if router.bias is None else router.bias.double(), router.spec)
-    ours = router(x)
+    if router.table is not None:
+        exact = exact._replace(experts=router.table[tokens].long())
+    ours = router(x, tokens)
     scores = routing.score(logits, router.spec)
     weighed, mine = (
         router.scaled(Routing(each.experts, routing.weigh(scores, each.experts, router.spec), logits))
@@ -177,8 +180,10 @@ def _moe(made: Replay, moe: MoE) -> None:
 
 
 def _block(made: Replay, block: Block) -> None:
-    if block.low_rank is not None or block.streams is not None or isinstance(block.attention, Fronted):
-        return  # no plain sum, or no module of attention's alone
+    if block.low_rank is not None or block.streams is not None or block.attention_mix or block.ffn_mix:
+        return  # no plain sum
+    if isinstance(block.attention, Fronted):
+        return  # no module of attention's alone
     trace, name = made.trace, made.site.ours
     x, parts = trace.given[name].double(), []
     for part in ("attention", "ffn", "per_layer"):

@@ -59,8 +59,9 @@ def of_transformers(model: Any, tokens: Tensor, sites: Sequence[Site]) -> Trace:
     with run, _hooked(model, named, trace), _eager(model, named, trace.attended):
         logits = model(tokens, use_cache=False).logits
     trace.gave["head"] = logits  # a cap on them is no module of its own
-    for values in (trace.given, trace.gave):  # several streams lie before the rows there
-        streams = {name: each for name, each in values.items() if each.dim() == 4 and ".attention." not in name}
+    for values in (trace.given, trace.gave):  # several streams may lie before the rows there
+        several = {name: each for name, each in values.items() if each.dim() == 4 and ".attention." not in name}
+        streams = {name: each for name, each in several.items() if each.shape[:2] != tokens.shape}
         values.update({name: each.movedim(0, -2) for name, each in streams.items()})
     _around(trace)
     return trace

@@ -195,6 +195,10 @@ WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "MLA": lambda a: (
         f"{a['num_heads']} heads over a latent of {a['kv_rank']} + {a['rope']['dim']}" + _chosen(a["indexer"])
     ),
+    "Compressed": lambda a: (
+        f"{a['num_heads']} heads over one of {a['head_dim']}, window {a['window']}"
+        + (f" and entries of {a['entries']['span']}" if a["entries"] else "")
+    ),
     "GatedDeltaNet": lambda a: f"{a['num_v_heads']} states of {a['k_dim']} x {a['v_dim']}",
     "ChannelDelta": lambda a: f"{a['num_heads']} states of {a['head_dim']} x {a['head_dim']} by channel",
     "GatedConv": lambda a: f"convolution over {a['conv_kernel']}",

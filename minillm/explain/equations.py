@@ -10,7 +10,9 @@ from statistics import NormalDist
 from typing import Any
 
 from minillm.explain import indexed, scanned
+from minillm.explain.compressed import compressed
 from minillm.explain.scanned import w
+from minillm.explain.streams import around, corrected, foreseen, taken_in, told
 from minillm.spec import (
     GQA,
     MLA,
@@ -21,23 +23,23 @@ from minillm.spec import (
     ChannelDelta,
     Chunk,
     ClampedSwiGLU,
+    Compressed,
     Decoder,
     Fronted,
     GatedConv,
     GatedDeltaNet,
     GatedMLP,
     GatedRecurrence,
+    HyperConnections,
     Layer,
     LayerNorm,
     MoE,
     Norm,
-    PerLayer,
     ProportionalScaling,
     Rope,
     Router,
     SelectiveScan,
     StateSpace,
-    Streams,
     Ungated,
 )
 
@@ -59,7 +61,9 @@ def equations(layer: Layer, decoder: Decoder) -> list[str]:
         inner = f"n({inner})"
     elif layer.parallel:
         inner = before
-    lines = _foreseen(decoder.streams, hidden_size) if decoder.streams else []
+    if isinstance(decoder.streams, HyperConnections):
+        return [*_connected(layer, decoder.streams, hidden_size, attended, fed), *_norms(own)]
+    lines = foreseen(decoder.streams, hidden_size) if decoder.streams else []
     if layer.attention is None or layer.ffn is None:
         return [*_only(layer, before, attended, fed, hidden_size), *_norms(own)]
     lines += [f"u = {before}", *PARTS[type(layer.attention)](layer.attention, hidden_size)]
@@ -70,10 +74,22 @@ def equations(layer: Layer, decoder: Decoder) -> list[str]:
         lines += [] if layer.parallel else [f"h = x + {attended}"]
     lines += [f"u = {inner}", *PARTS[type(layer.ffn)](layer.ffn, hidden_size)]
     lines.append(f"y = x + {attended} + {fed}" if layer.parallel else f"y = h + {fed}")
-    lines += _corrected(decoder.streams) if decoder.streams else []
-    lines += _told(decoder.per_layer, hidden_size, bool(decoder.streams)) if decoder.per_layer else []
+    lines += corrected(decoder.streams) if decoder.streams else []
+    lines += told(decoder.per_layer, hidden_size, bool(decoder.streams)) if decoder.per_layer else []
     lines += ["y = s y, one learned number s"] if layer.scaled else []
     return [*lines, *_norms(own)]
+
+
+def _connected(layer: Layer, s: HyperConnections, hidden: int, attended: str, fed: str) -> list[str]:
+    """Of a layer whose parts each see a mix of several streams x_0, x_1, ..."""
+    lines, parts = (
+        around(s, hidden),
+        ((layer.attention, layer.attention_norm, attended), (layer.ffn, layer.ffn_norm, fed)),
+    )
+    for part, norm, made in parts:
+        if part is not None:
+            lines += [f"u = {'n(x)' if norm else 'x'}", *PARTS[type(part)](part, hidden), taken_in(made)]
+    return [*lines, "y = all x_j"]
 
 
 def _norms(own: dict[str, Norm | LayerNorm | None]) -> list[str]:
@@ -86,29 +102,6 @@ def _only(layer: Layer, before: str, attended: str, fed: str, hidden: int) -> li
         return [f"u = {before}", *PARTS[type(layer.attention)](layer.attention, hidden), f"y = x + {attended}"]
     assert layer.ffn is not None
     return [f"u = {'n(x)' if layer.ffn_norm else 'x'}", *PARTS[type(layer.ffn)](layer.ffn, hidden), f"y = x + {fed}"]
-
-
-def _foreseen(s: Streams, hidden: int) -> list[str]:
-    """What a layer starts from where there are several streams x_0, x_1, ..., of which it works on the first."""
-    return [
-        f"r(t) = tanh({w(s.count, hidden)} n(t) / {hidden})",
-        f"z_j = x_j + sum_i C_ji x_i, C = {w(s.count**2, s.count)} r(x_0), for streams 0 to {s.count - 1}; x = z_0",
-    ]
-
-
-def _corrected(s: Streams) -> list[str]:
-    return [f"y_j = z_j + (1 + c_j) (y - z_0), c = {w(s.count, s.count)} r(y)"]
-
-
-def _told(p: PerLayer, hidden: int, streams: bool) -> list[str]:
-    """What is added where layers have embeddings of their own; e is the first layer's x."""
-    y, into = ("(w y_0)", "y_j = y_j") if streams else ("y", "y = y")
-    return [
-        f"p = (n({w(p.size, hidden)} e / {hidden**0.5:.4g}) + {p.size**0.5:.4g} row of the token in a table of "
-        f"{p.vocab_size} x {p.layers} x {p.size}) / sqrt(2), e the first layer's x",
-        f"{into} + n({w(hidden, p.size)} ({p.activation}({w(p.size, hidden)} {y}) * p))"
-        + (", j > 0" if streams else ""),
-    ]
 
 
 def _norm(norm: Norm | LayerNorm) -> str:
@@ -206,7 +199,8 @@ def _scaled(scaling: Any) -> str:
 def _gated(f: GatedMLP | MoE, hidden: int) -> list[str]:
     inner, bias = f.intermediate_size, " + b" if f.bias else ""
     if isinstance(a := f.activation, ClampedSwiGLU):
-        product = f"g sigmoid({a.alpha:g} g) * (1 + v)){bias}, g = min({w(inner, hidden)} u{bias}, {a.limit:g})"
+        shifted = f"({a.shift:g} + v)" if a.shift else "v"
+        product = f"g sigmoid({a.alpha:g} g) * {shifted}){bias}, g = min({w(inner, hidden)} u{bias}, {a.limit:g})"
         return [f"f = {w(hidden, inner)} ({product}, v = {w(inner, hidden)} u{bias} clamped to ±{a.limit:g}"]
     if isinstance(a, CappedSwiGLU):
         product = f"min(silu({w(inner, hidden)} u{bias}), {a.limit:g}) * v){bias}"
@@ -248,36 +242,36 @@ def _moe(f: MoE, hidden: int) -> list[str]:
     if f.latent:
         each, total = each.replace(" u", " v"), f"{w(hidden, f.latent)} sum over {chosen} of p_e E_e(v)"
         return [
-            *_router(f.router, hidden),
+            *_router(f.router, hidden, f.hashed),
             *shared,
             f"f = {total}{f' + {s}' if shared else ''},  v = {w(f.latent, hidden)} u,  E_e(v) = {each}",
         ]
     return [
-        *_router(f.router, hidden),
+        *_router(f.router, hidden, f.hashed),
         *shared,
         f"f = {total}{f' + {s}' if shared else ''},  E_e(u) = {each}",
     ]
 
 
-def _router(r: Router, hidden: int) -> list[str]:
+def _router(r: Router, hidden: int, hashed: int | None) -> list[str]:
     given = f"({_norm(r.normalize).replace('x', 'u')} / {hidden**0.5:.4g})" if isinstance(r.normalize, Norm) else "u"
     logits = f"{w(r.num_experts, hidden)} {given}{' + b' if r.logit_bias else ''}"
     logits = f"standardised({logits})" if r.normalize == "logits" else logits
-    score = {"softmax": "softmax", "sigmoid": "sigmoid", "softmax_chosen": "", "sparsemixer": ""}[r.score]
+    score = {"softmax_chosen": "", "sparsemixer": "", "sqrt_softplus": "sqrt softplus"}.get(r.score, r.score)
     groups = f" in the {r.top_groups} best of {r.num_groups} groups" if r.num_groups > 1 else ""
     weights = {"softmax_chosen": "softmax over them", "sparsemixer": "SparseMixer's"}.get(r.score, "p")
     weights += " / their sum" if r.renormalize else ""
     weights += f" * {r.scale:g}" if r.scale != 1 else ""
     weights += " * a learned factor of e" if isinstance(r.normalize, Norm) else ""
-    return [
-        f"p = {score}({logits}) in fp32; "
-        f"e: the {r.top_k} best{groups}{' by p + b' if r.bias else ''}; weights {weights}"
-    ]
+    chosen = f"the {r.top_k} best{groups}{' by p + b' if r.bias else ''}"
+    chosen = f"the {r.top_k} of the token, in a table of {hashed}" if hashed else chosen
+    return [f"p = {score}({logits}) in fp32; e: {chosen}; weights {weights}"]
 
 
 PARTS: dict[type, Callable[[Any, int], list[str]]] = {
     GQA: _gqa,
     MLA: _mla,
+    Compressed: compressed,
     GatedDeltaNet: scanned.delta,
     ChannelDelta: scanned.channels,
     GatedConv: scanned.conv,

@@ -1,4 +1,4 @@
-"""Mamba, except: the steps' vector, B and C are normalised, without weights.
+"""Llama, except: the layers of Mamba, whose vector of steps, B and C are normalised, without weights.
 
 Falcon-Mamba-7B (TII, 2024; Zuo et al., arXiv:2410.05355).
 """

@@ -13,8 +13,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
     {
         "kimi_k3": "it has an activation of its own, and its layers attend to blocks of the sums before them",
         "bailing_moe_v3_vl": "its part that reads pictures is not known here",
-        **dict.fromkeys(("deepseek_v4", "deepseek_v41"), f"{_STREAMS}, and its attention sees blocks of keys as one"),
         **dict.fromkeys(("glm5_next", "glm5_next_text"), _STREAMS),
+        "deepseek_v41": _UNKNOWN,
         **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), f"{_STREAMS}, and it looks up runs of tokens"),
         "hy_v4": f"{_STREAMS}, and its latent attention has sinks and a gate",
         **dict.fromkeys(("inkling_mm_model", "inkling_text"), _DISTANCE),
@@ -23,6 +23,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "mistral_large4_text": "its layers share keys, which an indexer picks",
         "bitnet": "its weights have three values, packed, and its activations eight bits",
         "rwkv7": "its layers are a recurrence of its own, and so is its tokenizer",
+        "minimax": "its linear attention fades at fixed rates, and its layers add to what their norms give",
         "longcat_flash": "its layers have two attentions and two MLPs, and some of its experts do nothing",
         "dbrx": "its experts lie side by side in one tensor, in a layout of its own",
         "mllama": "some of its layers attend to a picture, or do nothing without one",

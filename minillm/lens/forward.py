@@ -45,6 +45,8 @@ def check(decoder: spec.Decoder, ids: Sequence[int]) -> None:
     if not 0 <= min(ids) <= max(ids) < decoder.vocab_size:
         worst = min(ids) if min(ids) < 0 else max(ids)
         raise ValueError(f"token id {worst} is outside the vocabulary of {decoder.vocab_size}")
+    if any(isinstance(each, spec.Compressed) for each in decoder.attentions):
+        raise ValueError("this model's heads look at blocks of positions as one, and there is no map of that")
     heads = sum(each.num_heads for each in decoder.attentions)
     most = min(decoder.context, int((MAX_ATTENTION / max(heads, 1)) ** 0.5))
     if len(ids) > most:

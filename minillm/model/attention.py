@@ -45,6 +45,7 @@ class Step:
     kv: dict[int, Any] = field(default_factory=dict)  # keys and values, or the pool of them, that other layers read too
     chosen: dict[int, Any] = field(default_factory=dict)  # what queries see, by layers whose choice counts in others
     ragged: Ragged | None = None  # where the tokens are of many sequences
+    tokens: Tensor | None = None  # int64 `[B, T]`
 
 
 def tempered(positions: Tensor, made: Temperature) -> Tensor:

@@ -14,21 +14,24 @@ import torch
 from torch import Tensor
 
 from minillm.guard import memory
+from minillm.model.compressed.rows import EntryCache, WindowCache
 from minillm.model.recurrent.states import StateCache
 from minillm.spec import (
     GQA,
     MLA,
     Attention,
     ChannelDelta,
+    Compressed,
     Decoder,
+    Entries,
     GatedConv,
     GatedDeltaNet,
     GatedRecurrence,
     Recurrent,
     SelectiveScan,
     StateSpace,
+    index_dim,
 )
-from minillm.spec.attention import index_dim
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
@@ -126,10 +129,12 @@ class NoCache:
         return 0
 
 
-AnyCache = LayerCache | LatentCache | StateCache | NoCache
+AnyCache = LayerCache | LatentCache | WindowCache | EntryCache | StateCache | NoCache
 KINDS: dict[type, type[AnyCache]] = {
     GQA: LayerCache,
     MLA: LatentCache,
+    Compressed: WindowCache,
+    Entries: EntryCache,
     GatedDeltaNet: StateCache,
     ChannelDelta: StateCache,
     GatedConv: StateCache,
@@ -139,7 +144,7 @@ KINDS: dict[type, type[AnyCache]] = {
 }
 
 
-def kind(mixer: Attention | Recurrent) -> type[AnyCache]:
+def kind(mixer: Attention | Entries | Recurrent) -> type[AnyCache]:
     """What a mixer keeps of the past."""
     borrows = isinstance(mixer, GQA) and mixer.kv.layer is not None
     return NoCache if borrows else KINDS[type(mixer)]

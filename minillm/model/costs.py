@@ -4,15 +4,15 @@ What a machine really does is measured by `report/measure.py`."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import GQA, MLA, Attention, BlockIndexer, Indexer, Recurrent
+from minillm.spec import MLA, Attention, BlockIndexer, Compressed, Fronted, Indexer, Recurrent, index_dim
 from minillm.spec import Decoder as DecoderSpec
-from minillm.spec.attention import index_dim
 
 
 def active_values(model: Decoder, tokens: int = 1) -> dict[str, int]:
@@ -32,8 +32,9 @@ def active_values(model: Decoder, tokens: int = 1) -> dict[str, int]:
 
 
 def cached_values(spec: DecoderSpec) -> int:
-    """Values that one token takes in the caches of all layers, as long as their windows see it."""
-    return sum(map(_per_token, spec.attentions))
+    """Values that one token takes in the caches of all layers, as long as their windows see it, its share of entries
+    included."""
+    return sum(_per_token(each) + _of_entry(each) for each in spec.attentions)
 
 
 def bytes_per_step(model: Decoder, rows: int = 1) -> int:
@@ -50,7 +51,8 @@ def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
     total = 0
     for each in spec.attentions:
         read, most = _read(spec, each), each.window or _chosen(spec, each) or positions
-        total += (_per_token(read) - index_dim(read)) * min(positions, most) + index_dim(each) * positions
+        total += (_per_token(read) - index_dim(read)) * min(positions, most)
+        total += (index_dim(each) + _of_entry(read)) * positions
     return total
 
 
@@ -72,14 +74,26 @@ def flops(spec: DecoderSpec, values: int, tokens: int) -> int:
 
 
 def multiplied(model: Decoder) -> dict[str, int]:
-    """How many values of each matrix a token goes through: but of the head, which the last token has, and of the
-    embedding, which is one only as the head."""
-    parameters, active = dict(model.named_parameters()), active_values(model)
+    """How many values of each matrix a token goes through, those of a block that layers share once for each: but of the
+    head, which the last token has, and of the embedding, which is one only as the head."""
+    parameters, active, uses = dict(model.named_parameters()), active_values(model), _uses(model.spec)
     return {
-        name: active[name] * math.prod(shape) // parameters[name].numel()
+        name: next((count for block, count in uses.items() if name.startswith(block)), 1)
+        * active[name]
+        * math.prod(shape)
+        // parameters[name].numel()
         for name, shape in held.plain_shapes(model).items()
         if len(shape) > 1 and not name.startswith(("embedding.", "head.", "positions.", "per_layer.embedding."))
     }
+
+
+def _uses(spec: DecoderSpec) -> Counter[str]:
+    """How many layers go through a block, by how the names of its products begin."""
+    mixers = [
+        (i, layer.attention.block.of) for i, layer in enumerate(spec.layers) if isinstance(layer.attention, Fronted)
+    ]
+    owners = [i if of is None else of for i, of in mixers]
+    return Counter(f"layers.{i}.attention.block.{part}." for i in owners for part in ("attention", "ffn"))
 
 
 def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
@@ -93,11 +107,13 @@ def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
         if isinstance(made, (Indexer, BlockIndexer)):  # which looks at all of them
             heads = made.num_heads if isinstance(made, Indexer) else attention.num_kv_heads  # type: ignore[union-attr]
             total += 2 * heads * made.head_dim * _pairs(tokens, past, None)
+        if isinstance(attention, Compressed) and attention.entries is not None:
+            total += _of_entries(attention, tokens, past)
     return total
 
 
 def _pairs(tokens: int, past: int, window: int | None) -> int:
-    """Of a query and a key that it sees, for queries behind `past` positions."""
+    """Of queries behind `past` positions and keys that they see."""
     window = window or past + tokens
     inner = min(max(window - past, 0), tokens)  # how many queries the window does not cut yet
     return inner * past + inner * (inner + 1) // 2 + (tokens - inner) * window
@@ -111,11 +127,23 @@ def _chosen(spec: DecoderSpec, attention: Attention) -> int | None:
     return None if made is None else made.most
 
 
+def _of_entries(attention: Compressed, tokens: int, past: int) -> int:
+    """Operations of scores and sums over entries, and of an indexer's scores of all of them."""
+    made = attention.entries
+    assert made is not None
+    every = _pairs(tokens, past, None) // made.span
+    if made.indexer is None:
+        return 2 * attention.num_heads * every * _key_and_value(attention)
+    seen = min(every, tokens * made.indexer.top_k)
+    scored = 2 * made.indexer.num_heads * every * made.indexer.head_dim
+    return scored + 2 * attention.num_heads * seen * _key_and_value(attention)
+
+
 def _recurrent(spec: DecoderSpec) -> list[Recurrent]:
     return [each for each in spec.mixers if isinstance(each, Recurrent)]
 
 
-def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
+def _read(spec: DecoderSpec, attention: Attention) -> Attention:
     """The attention whose keys and values this one reads."""
     layer = attention.kv.layer
     found = attention if layer is None else spec.layers[layer].attention
@@ -123,7 +151,15 @@ def _read(spec: DecoderSpec, attention: GQA | MLA) -> GQA | MLA:
     return found
 
 
-def _per_token(attention: GQA | MLA) -> int:
+def _of_entry(attention: Attention) -> int:
+    """Values that a position has of an entry, rounded up."""
+    made = attention.entries if isinstance(attention, Compressed) else None
+    return 0 if made is None else -(-made.kept // made.span)
+
+
+def _per_token(attention: Attention) -> int:
+    if isinstance(attention, Compressed):
+        return attention.kept
     if isinstance(attention, MLA):
         return attention.kv_rank + attention.rope.dim + index_dim(attention)
     if attention.kv.layer is not None:
@@ -131,7 +167,9 @@ def _per_token(attention: GQA | MLA) -> int:
     return attention.num_kv_heads * _key_and_value(attention) + index_dim(attention)
 
 
-def _key_and_value(attention: GQA | MLA) -> int:
+def _key_and_value(attention: Attention) -> int:
+    if isinstance(attention, Compressed):
+        return 2 * attention.head_dim
     if isinstance(attention, MLA):
         return attention.nope_dim + attention.rope.dim + attention.v_dim
     return attention.head_dim + attention.v_dim

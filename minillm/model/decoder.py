@@ -21,18 +21,19 @@ from minillm.model.cache import Cache
 from minillm.model.embedding import Embedding
 from minillm.model.filling import destinations, on_meta
 from minillm.model.held import held_in, product
+from minillm.model.lending import lend
 from minillm.model.linear import Linear
 from minillm.model.lora.adapted import Choice, adapted
 from minillm.model.moe import MoE
 from minillm.model.norm import norm
 from minillm.model.ragged import Ragged
-from minillm.model.recurrent.fronted import Fronted
 from minillm.model.residual.block import Block
 from minillm.model.residual.per_layer import PerLayerEmbedding
-from minillm.model.residual.streams import Streams
+from minillm.model.residual.streams import streams
 from minillm.model.rope import Rotary
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.cross_entropy import MOST_LOGITS
+from minillm.ops.ranks import cross_entropy
 from minillm.ops.routing import Routing
 from minillm.ops.visibility import Visibility
 from minillm.weights.rules import Destination
@@ -54,20 +55,14 @@ class Decoder(nn.Module):
         self.embedding_norm = norm(decoder.embedding.norm, size, ops)
         self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
         self.layers = nn.ModuleList(Block(each, decoder, ops, index) for index, each in enumerate(decoder.layers))
-        self.streams = Streams(decoder.streams, size, ops) if decoder.streams else None
-        self.norm = norm(decoder.final_norm, decoder.hidden_size, ops)
+        self.streams = streams(decoder.streams, size, ops)
+        self.norm = norm(decoder.final_norm, size, ops)
         self.head = None if decoder.tied else Linear(size, len(self.embedding.weight), ops, bias=decoder.head_bias)
         self._rotary = {rope: Rotary(rope, ops.cos_sin) for rope in {*decoder.ropes}}
         self._windows = {attention.window for attention in decoder.attentions}
         self.recomputes = False  # whether layers keep their inputs alone for the way back, and run once more there
-        for index in {each.lender for each in decoder.attentions if each.lender is not None}:
-            lender: Any = self.layers[index]
-            lender.attention.lent_as = index
-        fronted: list[Any] = [layer.attention for layer in self.layers if isinstance(layer.attention, Fronted)]
-        self._looks_back = bool(fronted)  # whether layers look at the embedding
-        for each in fronted:
-            if each.spec.block.of is not None:
-                each.block.lender = (self.layers[each.spec.block.of].attention.block,)
+        self._looks_back = any(isinstance(each.attention, spec.Fronted) for each in decoder.layers)  # at the embedding
+        lend(self.layers, decoder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,11 +70,7 @@ class Decoder(nn.Module):
         return self.embedding.dtype
 
     def forward(
-        self,
-        tokens_BT: Tensor,
-        cache: Cache | None = None,
-        last_only: bool = False,
-        collect_routing: bool = False,
+        self, tokens_BT: Tensor, cache: Cache | None = None, last_only: bool = False, collect_routing: bool = False
     ) -> Any:
         """Logits `[B, T, V]`, or `[B, 1, V]` of the last position with `last_only`.
 
@@ -124,7 +115,7 @@ class Decoder(nn.Module):
         rotary = {rope: (cos.transpose(0, 1), sin.transpose(0, 1)) for rope, (cos, sin) in tables.items()}
         told = None if self.per_layer is None else self.per_layer(tokens_1N, x_1NE)
         embedded = x_1NE if self._looks_back else None
-        step = Step(0, rotary, {}, {}, position_N[None], embedded=embedded, per_layer=told, ragged=ragged)
+        step = Step(0, rotary, {}, {}, position_N[None], 0, None, embedded, told, ragged=ragged, tokens=tokens_1N)
         return self._through(x_1NE, step, pools)
 
     def _through(self, x_BTE: Tensor, step: Step, caches: Sequence[Any] | None) -> Tensor:
@@ -177,12 +168,14 @@ class Decoder(nn.Module):
         head = self.embedding if self.head is None else self.head
         x_NE, scale = self.norm(x_NE), self.spec.logit_scale
         x_NE = x_NE if scale == 1 else x_NE * scale  # no head with a factor has a bias
-        if not held_in(head) and adapted(head) is None:
+        if not held_in(head) and adapted(head) is None and self.ops.ranks.wide == 1:
             cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
             return self.ops.linear_cross_entropy(x_NE, head.weight, targets_N, cap, bias=bias)
 
+        first = (self.spec.embedding.rows or (0,))[0]
+
         def summed(x: Tensor, targets: Tensor) -> Tensor:
-            return F.cross_entropy(self._capped(self._product(x)).float(), targets, reduction="sum")
+            return cross_entropy(self._capped(self._part(x)), targets, first, self.ops.ranks)
 
         parts = (each.split(max(MOST_LOGITS // self.spec.vocab_size, 1)) for each in (x_NE, targets_N))
         made = [checkpoint(summed, *part, use_reentrant=False) for part in zip(*parts, strict=True)]
@@ -212,8 +205,12 @@ class Decoder(nn.Module):
         return self._capped(logits if scale == 1 else logits * scale)
 
     def _product(self, x_BTE: Tensor) -> Tensor:
-        part = (self.head or functools.partial(product, self.embedding, "weight", self.ops))(x_BTE)
-        return self.ops.ranks.joined(part, self.spec.vocab_size)
+        return self.ops.ranks.joined(self._part(x_BTE), self.spec.vocab_size)
+
+    def _part(self, x_BTE: Tensor) -> Tensor:
+        """Of what the head gives the values that are here."""
+        head: Any = self.head or functools.partial(product, self.embedding, "weight", self.ops)
+        return head(self.ops.ranks.entered(x_BTE))
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.spec.logit_softcap
@@ -246,7 +243,7 @@ class Decoder(nn.Module):
         if self.per_layer is not None or self._looks_back:
             embedded = self.embed(tokens_BT) if x_BTE is None else x_BTE
             told = self.per_layer(tokens_BT, embedded) if self.per_layer is not None else None
-        return Step(start, rotary, visible, slots, positions_BT, first, real, embedded, told)
+        return Step(start, rotary, visible, slots, positions_BT, first, real, embedded, told, tokens=tokens_BT)
 
     def _positions(
         self, tokens_BT: Tensor, cache: Cache | None, position_B: Tensor | None, starts_BT: Tensor | None

@@ -24,17 +24,18 @@ from minillm.model.lora.adapted import adapted
 from minillm.model.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.ranks import ALONE
-from minillm.ops.routing import Routing
+from minillm.ops.routing import Routing, score, weigh
 
 RECORDED = 256  # tokens of a pass at most whose shapes must not depend on where they go, so that it can be recorded
 
 
 class Router(nn.Module):
-    """x `[N, H]` -> `Routing`. Weights, correction and arithmetic are fp32 whatever the model's dtype."""
+    """x `[N, H]` -> `Routing`. Weights, correction and arithmetic are fp32 whatever the model's dtype. With a table of
+    `hashed` tokens the experts of each are those that it has."""
 
-    FP32 = ("weight", "bias", "logit_bias", "input_scale", "expert_scale")
+    FP32 = ("weight", "bias", "logit_bias", "input_scale", "expert_scale", "table")
 
-    def __init__(self, router: spec.Router, hidden_size: int, ops: Ops = REFERENCE):
+    def __init__(self, router: spec.Router, hidden_size: int, ops: Ops = REFERENCE, hashed: int | None = None):
         super().__init__()
         self.spec = router
         self.ops = ops
@@ -46,14 +47,20 @@ class Router(nn.Module):
         if isinstance(router.normalize, spec.Norm):
             self.input_scale = nn.Parameter(torch.ones(hidden_size, dtype=torch.float32))
             self.expert_scale = nn.Parameter(torch.ones(router.num_experts, dtype=torch.float32))
+        # Numbers of experts, in fp32 as all that a model holds is of floating point.
+        self.table = nn.Parameter(torch.zeros(hashed, router.top_k, dtype=torch.float32)) if hashed else None
         if self.weight.device.type != "meta":
             nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, x: Tensor) -> Routing:
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Routing:
         given, changed = self.given(x.float()), adapted(self)
         logits = F.linear(given, self.weight, self.logit_bias)
         if changed is not None:
             logits = changed.added(self, "weight", given, logits)
+        if self.table is not None:
+            assert tokens is not None
+            chosen = self.table[tokens].long()
+            return self.scaled(Routing(chosen, weigh(score(logits, self.spec), chosen, self.spec), logits))
         return self.scaled(self.ops.route(logits, self.bias, self.spec))
 
     def scaled(self, found: Routing) -> Routing:
@@ -125,6 +132,8 @@ class Experts(nn.Module):
         made = x.new_zeros(*picks.shape, x.shape[-1])  # [N, k, H]
         if len(tokens := here.nonzero()[:, 0]):  # [P]
             made[here] = self.ops.experts(x[tokens], picks[here][:, None], routing.weights[here][:, None], *matrices)
+        elif x.requires_grad:  # all ranks wait for each other on the way back
+            return x * 0 + routing.weights.sum() * 0
         return made.sum(1, dtype=torch.float32).to(x.dtype)
 
     def blocks(self, name: str) -> dict[str, int]:
@@ -136,13 +145,13 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """x `[B, T, H]` -> `[B, T, H]`."""
+    """x `[B, T, H]`, and where experts are `hashed` the tokens, int64 `[B, T]` -> `[B, T, H]`."""
 
     def __init__(self, moe: spec.MoE, hidden_size: int, ops: Ops):
         super().__init__()
         self.ops, self.weighs_input = ops, moe.weighs_input
         self.summed = moe.norm is not None  # what it gives is the sum over all ranks: its norms need that
-        self.router = Router(moe.router, hidden_size, ops)
+        self.router, self.hashed = Router(moe.router, hidden_size, ops, moe.hashed), moe.hashed is not None
         self.experts = Experts(moe, moe.latent or hidden_size, ops)
         self.into = Linear(hidden_size, moe.latent, ops) if moe.latent else None
         self.out_of = Linear(moe.latent, hidden_size, ops) if moe.latent else None
@@ -153,16 +162,20 @@ class MoE(nn.Module):
             norm(moe.norm, hidden_size, ops) for _ in range(4)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens_BT: Tensor | None = None) -> Tensor:
         tokens = x.flatten(0, -2)
+        ids = None if tokens_BT is None else tokens_BT.flatten()
         total = self.ops.ranks.total if self.summed else ALONE.total
         given = self.norm(tokens)
-        y = self.summed_up(given if self.into is None else self.into(given), self.router(tokens))
+        y = self.summed_up(given if self.into is None else self.into(given), self.router(tokens, ids))
         y = self.post_norm(total(y if self.out_of is None else self.out_of(y))).view_as(x)
         if self.shared is None:
             return y
         shared = self.shared_post_norm(total(self.shared(self.shared_norm(x))))
-        return y + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
+        if self.shared_gate is None:
+            return y + shared
+        gate = self.shared_gate(x).sigmoid()
+        return y + (self.ops.ranks.alike(gate) if self.summed else gate) * shared
 
     def summed_up(self, x: Tensor, found: Routing) -> Tensor:
         """What a token's experts give together; x `[N, H]` -> `[N, H]`."""

@@ -20,21 +20,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from minillm.model.compressed.rows import EntryPool, WindowPool
 from minillm.model.recurrent.states import STATES, StateCache
 from minillm.spec import (
     GQA,
     MLA,
     Attention,
     ChannelDelta,
+    Compressed,
     Decoder,
+    Entries,
     GatedConv,
     GatedDeltaNet,
     GatedRecurrence,
     Recurrent,
     SelectiveScan,
     StateSpace,
+    index_dim,
 )
-from minillm.spec.attention import index_dim
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
@@ -152,10 +155,12 @@ class NoPool:
         """Nothing: what there is, the other layer copies."""
 
 
-AnyPool = NoPool | KeyPool | LatentPool | StatePool
+AnyPool = NoPool | KeyPool | LatentPool | WindowPool | EntryPool | StatePool
 POOLS: dict[type, type[AnyPool]] = {
     GQA: KeyPool,
     MLA: LatentPool,
+    Compressed: WindowPool,
+    Entries: EntryPool,
     GatedDeltaNet: StatePool,
     ChannelDelta: StatePool,
     GatedConv: StatePool,
@@ -165,12 +170,12 @@ POOLS: dict[type, type[AnyPool]] = {
 }
 
 
-def kind(mixer: Attention | Recurrent) -> Any:
+def kind(mixer: Attention | Entries | Recurrent) -> Any:
     """What a mixer keeps."""
     return NoPool if isinstance(mixer, GQA) and mixer.kv.layer is not None else POOLS[type(mixer)]
 
 
-def group_of(mixer: Attention | Recurrent) -> Group:
+def group_of(mixer: Attention | Entries | Recurrent) -> Group:
     """The group that a mixer belongs to."""
     return "state" if isinstance(mixer, Recurrent) else mixer.window
 

@@ -13,6 +13,7 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.spec import NormCast
@@ -29,6 +30,14 @@ class Alone:
         """The sum over the ranks of what each has computed of the same tensor."""
         return y
 
+    def entered(self, x: Tensor) -> Tensor:
+        """x, which all have, where each goes on with a part of its own: what goes back is the sum of theirs."""
+        return x
+
+    def alike(self, y: Tensor) -> Tensor:
+        """y, which all have made of what they `entered`, before it meets a sum: what goes back of it counts once."""
+        return y
+
     def joined(self, part: Tensor, size: int) -> Tensor:
         """`[..., size]` of each rank's share of the last dimension, side by side."""
         return part
@@ -36,6 +45,10 @@ class Alone:
     def through(self, x: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
         """What all layers make of hidden states, of which these are the ones here."""
         return layers(x)
+
+    def flowing(self) -> AbstractContextManager[None]:
+        """Passes one behind the other; what `through` gives of each is there when all have begun."""
+        return contextlib.nullcontext()
 
     def tell(self, what: str, tensors: Sequence[Tensor] = (), **given: Any) -> None:
         """Have the other ranks do what this one does next; `given` is what JSON has."""
@@ -55,7 +68,7 @@ def mean(x32: Tensor, ranks: Alone) -> Tensor:
     """fp32 `[..., N]` -> `[..., 1]` over the values of all ranks. Those that several hold count as often in the sum as
     in their number."""
     counted = torch.stack((x32.sum(-1), x32.new_full(x32.shape[:-1], x32.shape[-1])), dim=-1)
-    sums = ranks.total(counted)
+    sums = ranks.entered(ranks.total(counted))
     return sums[..., :1] / sums[..., 1:]
 
 
@@ -75,3 +88,15 @@ def above_quantile(x: Tensor, share: float, ranks: Alone) -> Tensor:
     middle = mean(x32, ranks)
     deviation = mean((x32 - middle).square(), ranks).sqrt()
     return (x32 - middle - NormalDist().inv_cdf(share) * deviation).clamp(min=0).to(x.dtype)
+
+
+def cross_entropy(part: Tensor, targets: Tensor, first: int, ranks: Alone) -> Tensor:
+    """The sum of -log softmax(z)[target], fp32 `[]`, of logits z of which each rank has a part `[T, N]`, the one here
+    from `first` on; targets int64 `[T]`. Two numbers of each row cross."""
+    if ranks.wide == 1:
+        return F.cross_entropy(part.float(), targets, reduction="sum")
+    part, place = part.float(), targets - first
+    here = (place >= 0) & (place < part.shape[-1])
+    own = part.gather(-1, place.where(here, 0)[:, None])[:, 0] * here
+    each = ranks.joined(part.logsumexp(-1, keepdim=True), ranks.wide)
+    return (each.logsumexp(-1) - ranks.total(own)).sum()

@@ -145,7 +145,7 @@ def gated_act(gate_up: Tensor, activation: Gating | Ungated = "silu") -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     if isinstance(activation, ClampedSwiGLU):
         gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
-        return gate * torch.sigmoid(activation.alpha * gate) * (up + 1)
+        return gate * torch.sigmoid(activation.alpha * gate) * (up + activation.shift)
     if isinstance(activation, CappedSwiGLU):
         return F.silu(gate).clamp(max=activation.limit) * up.clamp(-activation.limit, activation.limit)
     return activate(gate, activation) * up

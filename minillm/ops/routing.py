@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minillm import spec
@@ -42,6 +43,8 @@ def score(logits: Tensor, router: spec.Router) -> Tensor:
         logits = standardised(logits)
     if router.score == "softmax":
         return logits.softmax(-1)
+    if router.score == "sqrt_softplus":
+        return F.softplus(logits).sqrt()
     return logits.sigmoid() if router.score == "sigmoid" else logits
 
 

@@ -130,7 +130,7 @@ def paged_latent_attention(
 
 def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> plain_routing.Routing:
     """`routing.route`; SparseMixer, whose picks depend on each other, and what needs gradients go through that."""
-    if router.score == "sparsemixer" or differentiable(logits):
+    if router.score in ("sparsemixer", "sqrt_softplus") or differentiable(logits):
         return plain_routing.route(logits, correction, router)
     scored = plain_routing.standardised(logits) if router.normalize == "logits" else logits
     groups = (router.num_groups, router.top_groups, router.group_score)
@@ -142,10 +142,20 @@ def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> pla
 _experts = for_inference(moe.experts, reference.experts)
 
 
+def takes_activation(activation: Any) -> bool:
+    """Whether the kernels have it: not without a gate, nor clamped with another shift than 1."""
+    return not isinstance(activation, Ungated) and getattr(activation, "shift", 1) == 1
+
+
+def gate(gate_up: Tensor, activation: Any = "silu") -> Tensor:
+    """`reference.gated_act`, and that itself for what the kernel has not."""
+    return (gated_act.gated_act if takes_activation(activation) else reference.gated_act)(gate_up, activation)
+
+
 def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Any, down: Any, *rest: Any) -> Tensor:
-    """`reference.experts`, and that itself for experts without a gate and matrices that are dequantised as they are
-    asked for."""
-    takes = isinstance(gate_up, Tensor) and isinstance(down, Tensor) and not isinstance(rest[0], Ungated)
+    """`reference.experts`, and that itself for activations that the kernels have not, and matrices that are dequantised
+    as they are asked for."""
+    takes = isinstance(gate_up, Tensor) and isinstance(down, Tensor) and takes_activation(rest[0])
     return (_experts if takes else reference.experts)(x, chosen, weights, gate_up, down, *rest)
 
 
@@ -182,7 +192,7 @@ OPS: dict[str, Any] = {
     "add_rms_norm": add_rms_norm,
     "rope": rope.rope,
     "qk_norm_rope_cache": for_inference(fused_norm.qk_norm_rope_cache, reference.qk_norm_rope_cache),
-    "gated_act": gated_act.gated_act,
+    "gated_act": gate,
     "attention": attention,
     "latent_attention": latent_attention,
     "paged_attention": paged_attention,

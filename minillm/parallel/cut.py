@@ -7,10 +7,9 @@ their parameter, and those whose values have to be made (`source.Kept`), are rea
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,23 +25,29 @@ from minillm.weights.rules import Destination, Plan
 from minillm.weights.source import InFile
 from minillm.weights.source import Kept as Made
 
-BY_GROUP = ("scale", "zero", "least")
-
 
 def taken(checkpoint: Checkpoint, planned: Plan, wanted: Mapping[str, Kept]) -> tuple[Checkpoint, Plan]:
     """A checkpoint of which only the wanted rows and columns are there, and where these go."""
+    found, zeros = dict[str, tuple[Any, Destination]](), []
+    for tensor, to in planned.assignments.items():
+        stored, part = checkpoint.stored[tensor], wanted.get(to.parameter)
+        if part is None:
+            found[tensor] = stored, to
+        elif part.absent:
+            zeros.append(to)
+        elif (share := _share(stored, to, part)) is not None:
+            found[tensor] = share
+    return _only(checkpoint, planned, found, zeros)
+
+
+def _only(
+    checkpoint: Checkpoint, planned: Plan, found: Mapping[str, tuple[Any, Destination]], zeros: list[Destination]
+) -> tuple[Checkpoint, Plan]:
+    """The two with these tensors alone, and where they go; the rest that is wanted is zero."""
     made, plan = copy.copy(checkpoint), copy.copy(planned)
-    made.stored, plan.assignments = {}, {}
-    for tensor, stored in checkpoint.stored.items():
-        if (to := planned.assignments.get(tensor)) is None:
-            continue
-        if (part := wanted.get(to.parameter)) is None:
-            found: tuple[Any, Destination] | None = (stored, to)
-        else:
-            found = _share(stored, to, part)
-        if found is not None:
-            made.stored[tensor], plan.assignments[tensor] = found
+    made.stored = {tensor: stored for tensor, (stored, _) in found.items()}
     made.nbytes = sum(each.nbytes for each in made.stored.values())
+    plan.assignments, plan.zeros = {tensor: to for tensor, (_, to) in found.items()}, [*planned.zeros, *zeros]
     return made, plan
 
 
@@ -50,25 +55,17 @@ def staged(
     checkpoint: Checkpoint, planned: Plan, called: Callable[[str], str | None], hidden_size: int | None
 ) -> tuple[Checkpoint, Plan]:
     """A checkpoint of which only what a stage has is there, by its own names (`stages.name`). A stage that has no
-    embedding is given one without rows, of so many values each, which says of what type the model is."""
-    made, plan = copy.copy(checkpoint), copy.copy(planned)
-    pairs = {tensor: (to, called(to.parameter)) for tensor, to in planned.assignments.items()}
-    plan.assignments = {tensor: replace(to, parameter=own) for tensor, (to, own) in pairs.items() if own is not None}
-    stored: dict[str, Any] = {tensor: checkpoint.stored[tensor] for tensor in plan.assignments}
-    made.nbytes = sum(each.nbytes for each in stored.values())
-    if hidden_size is not None:
-        tensor = next(tensor for tensor, (to, _) in pairs.items() if to.parameter == "embedding.weight")
-        shape = (0, hidden_size)
-        stored[tensor] = Absent(shape, checkpoint.stored[tensor].dtype)
-        plan.assignments[tensor] = replace(pairs[tensor][0], start=0, shape=shape, layout=None, whole=None)
-    made.stored = stored
-    return made, plan
+    embedding is given one without rows, of so many values each."""
+    found = dict[str, tuple[Any, Destination]]()
+    for tensor, to in planned.assignments.items():
+        if (own := called(to.parameter)) is not None:
+            found[tensor] = checkpoint.stored[tensor], replace(to, parameter=own)
+    nothing = [] if hidden_size is None else [Destination("embedding.weight", 0, (0, hidden_size))]
+    return _only(checkpoint, planned, found, nothing)
 
 
 def _share(stored: Stored, to: Destination, part: Kept) -> tuple[Any, Destination] | None:
     """What is read of a tensor, and the rows of a rank's parameter that it fills; None where that is nothing."""
-    if part.absent:
-        return Absent(to.shape, stored.dtype), replace(to, layout=None, whole=None)
     end = to.start + to.shape[0]
     rows = [(0, end)] if part.rows is None else part.rows
     spans = [(max(first, to.start) - to.start, min(last, end) - to.start) for first, last in rows]
@@ -78,27 +75,8 @@ def _share(stored: Stored, to: Destination, part: Kept) -> tuple[Any, Destinatio
     start = sum(min(last, to.start) - first for first, last in rows if first < to.start)
     width = to.shape[1:] if part.columns is None else (part.columns[1] - part.columns[0],)
     shape = (sum(last - first for first, last in spans), *width)
-    made = Share(Laid(stored, to) if to.layout is not None else stored, spans, part.columns, shape, to.shape)
+    made = Piece(Laid(stored, to) if to.layout is not None else stored, spans, part.columns, shape, to.shape)
     return made, replace(to, start=start, shape=shape, layout=None, whole=None)
-
-
-@dataclass(frozen=True)
-class Absent:
-    """Zeros with the methods of `source.InFile`."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    nbytes: int = 0
-
-    def fresh(self) -> Absent:
-        return self
-
-    def values(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Values start … stop - 1."""
-        return torch.zeros((math.prod(self.shape) if stop is None else stop) - start, dtype=self.dtype)
-
-    def fill(self, into: Tensor, start: int = 0) -> None:
-        into.zero_()
 
 
 class Laid(Made):
@@ -119,7 +97,7 @@ class Laid(Made):
         return made.flatten()
 
 
-class Share:
+class Piece:
     """Rows of a tensor, or columns of all rows, with the methods of `source.InFile`."""
 
     def __init__(
@@ -131,9 +109,9 @@ class Share:
         exact = isinstance(stored, InFile)
         self.nbytes: int = math.prod(shape) * stored.dtype.itemsize if exact else stored.nbytes
 
-    def fresh(self) -> Share:
+    def fresh(self) -> Piece:
         """The same, nothing of which has been read."""
-        return Share(self.stored.fresh(), self.spans, self.columns, self.shape, self.whole)
+        return Piece(self.stored.fresh(), self.spans, self.columns, self.shape, self.whole)
 
     def values(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Values start … stop - 1."""
@@ -194,34 +172,10 @@ class Share:
         width = math.prod(self.shape[1:])
         if (form := self.form) is None:
             return Fields(self.values(start * width, stop * width).view(-1, width))
-        made = _stacked([self.stored.fields(*span) for span in self._within(start, stop)])
-        return made if self.columns is None else _columns(made.apart(), self.columns, form)
+        made = Fields.stacked([self.stored.fields(*span) for span in self._within(start, stop)])
+        return made if self.columns is None else made.apart().columns(*self.columns, *(_units(form) * 2)[:2])
 
 
 def _units(form: Any) -> tuple[int, ...]:
     """How many inputs share a factor, of each kind; 0 is all."""
     return (form.width,) if isinstance(form, Fp8) else (form.group, form.span)
-
-
-def _stacked(parts: list[Fields]) -> Fields:
-    """Rows one under the other."""
-    if len(parts) == 1:
-        return parts[0]
-    found = {field.name: getattr(parts[0], field.name) for field in dataclasses.fields(parts[0])}
-    for name, value in found.items():
-        if isinstance(value, Tensor):
-            found[name] = torch.cat([getattr(each, name) for each in parts])
-    return type(parts[0])(**found)
-
-
-def _columns(fields: Fields, columns: Span, form: Any) -> Fields:
-    """Some of the columns, with the factors that they have."""
-    first, last = columns
-
-    def cut(values: Tensor | None, unit: int) -> Tensor | None:
-        return values if values is None or not unit else values[:, first // unit : -(-last // unit)]
-
-    group, span = (_units(form) * 2)[:2]
-    grouped: dict[str, Any] = {name: cut(getattr(fields, name), group) for name in BY_GROUP}
-    spanned: dict[str, Any] = {name: cut(getattr(fields, name), span) for name in ("factor", "floor")}
-    return Fields(fields.q[:, first:last], **grouped, **spanned)

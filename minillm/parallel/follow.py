@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
+from typing import Any
 
 import torch
 
@@ -12,15 +13,12 @@ from minillm import __version__
 from minillm.engine.batching.runner import Runner
 from minillm.model.decoder import Decoder
 from minillm.model.pools import group_of
-from minillm.ops.ranks import Alone
 from minillm.parallel.ranks import Ranks
 
 
-def begin(model: Decoder, ranks: Alone, what: str) -> None:
-    """Find that all ranks have the same model, of which `what` says where it is from; ranks behind the first follow it
-    then, and end with it. Raises ValueError where they have not."""
-    if not isinstance(ranks, Ranks):
-        return
+def begin(model: Decoder, ranks: Any, what: str) -> None:
+    """Find that all `Ranks` have the same model, of which `what` says where it is from; those behind the first follow
+    it then, and end with it. Raises ValueError where they have not."""
     ranks.agreed(begun(model, what, ranks.staged))
     if ranks.rank:
         follow(model, ranks)

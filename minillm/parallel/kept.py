@@ -13,6 +13,7 @@ from minillm.spec import (
     MLP,
     Beside,
     ChannelDelta,
+    Compressed,
     Decoder,
     Fronted,
     GatedConv,
@@ -189,12 +190,7 @@ def _of_mlp(made: GatedMLP | MLP, ranks: int, rank: int) -> dict[str, Kept]:
     (own,), size = owned(made, ranks, rank).values(), made.intermediate_size
     first = "gate_up" if isinstance(made, GatedMLP) else "up"
     rows = _under(*[(size, own, 1)] * (2 if isinstance(made, GatedMLP) else 1))
-    return {
-        f"{first}.weight": rows,
-        f"{first}.bias": rows,
-        "down.weight": _beside(own),
-        "down.bias": _once(rank),
-    }
+    return {f"{first}.weight": rows, f"{first}.bias": rows, "down.weight": _beside(own), "down.bias": _once(rank)}
 
 
 def _of_moe(made: MoE, ranks: int, rank: int, width: int) -> dict[str, Kept]:
@@ -207,12 +203,8 @@ def _of_moe(made: MoE, ranks: int, rank: int, width: int) -> dict[str, Kept]:
         down_bias = columns
     else:
         rows, columns, down_bias = _under(*[(size, own, 1)] * (products * count)), _beside(own), _once(rank)
-    found = {
-        "experts.gate_up": rows,
-        "experts.gate_up_bias": rows,
-        "experts.down": columns,
-        "experts.down_bias": down_bias,
-    }
+    found = {"experts.gate_up": rows, "experts.gate_up_bias": rows}
+    found |= {"experts.down": columns, "experts.down_bias": down_bias}
     shared = _of_mlp(made.shared, ranks, rank) if made.shared else {}
     return found | {f"shared.{leaf}": each for leaf, each in shared.items()}
 
@@ -221,6 +213,7 @@ def _of_moe(made: MoE, ranks: int, rank: int, width: int) -> dict[str, Kept]:
 PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     GQA: _of_gqa,
     MLA: _of_mla,
+    Compressed: lambda *_: {},  # which is not split
     GatedDeltaNet: _of_delta,
     ChannelDelta: _of_channels,
     GatedConv: _of_conv,

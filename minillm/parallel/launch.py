@@ -21,12 +21,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from minillm.guard import screen
 from minillm.ops.ranks import ALONE, Alone
+from minillm.parallel import part
 from minillm.parallel.ranks import FAILED, LOST, TIMEOUT, Ranks
 from minillm.parallel.split import MOST
 
@@ -51,20 +52,20 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `loading.load` takes of these. Raises ValueError for one without effect."""
-    if arguments.rank_timeout is not None and processes(arguments) is None:
+    if arguments.rank_timeout is not None and processes(arguments) == 1:
         raise ValueError("--rank-timeout is of several processes; give --ranks or --stages too")
     given = {name: getattr(arguments, name) for name in ("ranks", "stages", "layers", "rank_timeout")}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def processes(arguments: argparse.Namespace) -> int | None:
-    """How many a command asks for; None where it does not say. Raises ValueError for numbers that cannot be."""
+def processes(arguments: argparse.Namespace) -> int:
+    """How many a command asks for. Raises ValueError for numbers that cannot be."""
     return counted(arguments.ranks, arguments.stages, arguments.layers)
 
 
-def counted(ranks: int | None, stages: int | None, layers: str | None) -> int | None:
-    """How many processes these ask for; None for none of them. Raises ValueError for numbers that cannot be, and for
-    what does not go together."""
+def counted(ranks: int | None, stages: int | None, layers: str | None) -> int:
+    """How many processes these ask for. Raises ValueError for numbers that cannot be, and for what does not go
+    together."""
     for name, value in (("ranks", ranks), ("stages", stages)):
         if value is not None and not 1 <= value <= MOST:
             raise ValueError(f"--{name} is {value}, it must be from 1 to {MOST}")
@@ -73,26 +74,14 @@ def counted(ranks: int | None, stages: int | None, layers: str | None) -> int | 
         raise ValueError(f"--layers is {layers[:40]!r}, expected numbers of layers of several stages, such as 20,12")
     if stages not in (None, 1) and parts not in (None, stages):
         raise ValueError(f"--stages is {stages} and --layers has {parts} numbers; leave --stages out")
-    if (ranks, stages, layers) == (None, None, None):
-        return None
     if (made := (ranks or 1) * (parts or stages or 1)) > MOST:
-        raise ValueError(
-            f"{ranks} ranks in each of {parts or stages} stages are {made} processes, at most {MOST} can be"
-        )
+        raise ValueError(f"{ranks} ranks in each of {parts or stages} stages are {made} processes, at most {MOST}")
     return made
 
 
-class Place(NamedTuple):
-    """Which rank this process is; `local` is its number on its machine, `store` a file that all of them see."""
-
-    rank: int
-    local: int
-    store: str | None
-
-
-def place(count: int) -> Place | None:
-    """This process among the `count` that a launcher has started; None where there is none. Raises ValueError for other
-    numbers than the launcher's."""
+def place(count: int) -> tuple[int, int, str | None] | None:
+    """Which rank this process is of the `count` that a launcher has started, its number on its machine, and a file that
+    all of them see; None where there is no launcher. Raises ValueError for other numbers than the launcher's."""
     for names in NAMES:
         rank, size, local = (os.environ.get(name) for name in names)
         if rank is None or size is None:
@@ -107,7 +96,7 @@ def place(count: int) -> Place | None:
         if store is None and (lacks := [each for each in ("MASTER_ADDR", "MASTER_PORT") if each not in os.environ]):
             raise ValueError(f"{' and '.join(lacks)} must be set: the address of the first rank, and a free port there")
         os.environ.update({"RANK": rank, "WORLD_SIZE": size})
-        return Place(int(rank), int(local or 0), store)
+        return int(rank), int(local or 0), store
     return None
 
 
@@ -203,23 +192,31 @@ def join(count: int, device: torch.device, timeout: float = TIMEOUT, stages: int
     if (found := place(count)) is None:
         remedy = "start it by torchrun, or a command with --ranks"
         raise ValueError(f"ranks is {count}, and this process is none of several; {remedy}")
+    rank, local, store = found
     if device.type == "cuda" and device.index is None:
-        if found.local >= torch.cuda.device_count():
-            there = f"a machine with {torch.cuda.device_count()} GPUs"
-            raise ValueError(f"rank {found.rank} is number {found.local} on {there}; start fewer")
-        device = torch.device("cuda", found.local)
+        if local >= (there := torch.cuda.device_count()):
+            raise ValueError(f"rank {rank} is number {local} on a machine with {there} GPUs; start fewer")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    return Ranks(found.rank, count, device, found.store, timeout, stages), device
+    return Ranks(rank, count, device, store, timeout, stages), device
 
 
-def elsewhere(count: int | None, command: str, argv: Sequence[str] | None, load: Callable[[], Any]) -> int | None:
+def elsewhere(
+    arguments: argparse.Namespace,
+    command: str,
+    argv: Sequence[str] | None,
+    load: Callable[[], Any],
+    splits: bool = True,
+) -> int | None:
     """The exit code of a command that is not for this process: whose ranks are still to be started, or one behind the
-    first, which does nothing but `load` its share and follow; None where it goes on here."""
-    if (count := counted(count, None, None)) in (None, 1):
+    first, which does nothing but `load` its share and follow; None where it goes on here. Raises ValueError, before any
+    is started, for a model that cannot be split so, where the command `splits` it."""
+    if (count := processes(arguments)) == 1:
         return None
-    assert count is not None
     if (found := place(count)) is None:
+        if splits:
+            part.check(arguments)
         return start(count, command, sys.argv[1:] if argv is None else argv)
-    if found.rank:
+    if found[0]:
         load()
     return None

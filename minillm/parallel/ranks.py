@@ -2,6 +2,7 @@
 
     total     the sum of what each rank has computed of a tensor, in fp32 whatever its type
     joined    each rank's share of the logits, side by side
+    entered   nothing, but on the way back of what is learnt (`gradients.py`)
     through   hidden states around the ring of stages (`stages.py`), each of which may lie in several ranks:
               rank r has share r % wide of stage r // wide
     tell      what the first rank does next, as JSON and tensors: the others do the same (`follow.py`)
@@ -25,7 +26,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dis
 
 from minillm.guard import screen
 from minillm.guard.jsonfile import parsed
-from minillm.ops.ranks import Alone
+from minillm.parallel.gradients import Several
 from minillm.parallel.split import cut
 
 TIMEOUT = 120.0  # seconds that a rank waits for another in the middle of a pass
@@ -48,21 +48,16 @@ INTEGERS = (torch.int64, torch.int32)
 _gathered = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-class Ranks(Alone):
+class Ranks(Several):
     """The process group, as rank `rank` of `count`. The first of them is asked for text, the others follow."""
 
     def __init__(
-        self,
-        rank: int,
-        count: int,
-        device: torch.device,
-        store: str | None,
-        timeout: float = TIMEOUT,
-        stages: int = 1,
+        self, rank: int, count: int, device: torch.device, store: str | None, timeout: float = TIMEOUT, stages: int = 1
     ):
         self.rank, self.count, self.timeout, self.device = rank, count, timeout, device
         self.wide, self.staged = count // stages, stages > 1
         self._gone: list[int] = []
+        self._flying: list[tuple[Any, Tensor]] | None = None  # what is on its way while passes flow
         self._alike, self._leaving, self._launched = False, False, store is not None
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
@@ -73,10 +68,8 @@ class Ranks(Alone):
             self.words = dist.new_group(timeout=timedelta(seconds=IDLE if rank else timeout))
         except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(
-                f"rank {rank} of {count} found no way to the others ({reason}); MASTER_ADDR and MASTER_PORT must be a "
-                "free port of the first rank's machine"
-            ) from None
+            free = "MASTER_ADDR and MASTER_PORT must be a free port of the first rank's machine"
+            raise ValueError(f"rank {rank} of {count} found no way to the others ({reason}); {free}") from None
         atexit.register(self.close)
 
     def _beside(self, timeout: timedelta) -> dist.ProcessGroup:
@@ -88,35 +81,35 @@ class Ranks(Alone):
 
     def all_of(self, number: int) -> list[int]:
         """The number that each rank gives."""
-        found = [torch.empty(1, dtype=torch.int64) for _ in range(self.count)]
+        return [int(each) for each in self._of_each(torch.tensor([number]))]
+
+    def _of_each(self, own: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(own) for _ in range(self.count)]
         with self._or_end():
-            dist.all_gather(found, torch.tensor([number]))
-        return [int(each) for each in found]
+            dist.all_gather(found, own)
+        return found
 
     def agreed(self, mark: str) -> None:
         """Raise ValueError where ranks do not have the same to begin with, of which `mark` is a digest."""
-        found: Any = [torch.empty(64, dtype=torch.uint8) for _ in range(self.count)]
-        own = torch.tensor(list(mark.encode()[:64].ljust(64)), dtype=torch.uint8)
-        with self._or_end():
-            dist.all_gather(found, own)
+        found = self._of_each(torch.tensor(list(mark.encode()[:64].ljust(64)), dtype=torch.uint8))
         odd = [str(rank) for rank, each in enumerate(found) if not torch.equal(each, found[0])]
         if odd:
-            raise ValueError(
-                f"rank {', '.join(odd)} has another checkpoint, data, options or version of minillm than rank 0; "
-                "give all the same files"
-            )
+            what = "another checkpoint, data, options or version of minillm than rank 0"
+            raise ValueError(f"rank {', '.join(odd)} has {what}; give all the same files")
         self._alike = True
 
-    def total(self, y: Tensor) -> Tensor:
-        if self.wide == 1:
-            return y
+    def summed(self, y: Tensor) -> Tensor:
         summed = y.float().contiguous()
         self._done(dist.all_reduce, summed, group=self.data)
         return summed.to(y.dtype)
 
-    def joined(self, part: Tensor, size: int) -> Tensor:
-        if self.wide == 1:
-            return part
+    def most(self, y: Tensor) -> Tensor:
+        """The largest of what each rank has."""
+        with self._or_end():
+            dist.all_reduce(y, dist.ReduceOp.MAX, group=self.data)
+        return y
+
+    def beside(self, part: Tensor, size: int) -> Tensor:
         sizes = [end - first for first, end in (cut(size, self.wide, rank) for rank in range(self.wide))]
         padded = part.new_zeros(*part.shape[:-1], max(sizes))
         padded[..., : part.shape[-1]] = part
@@ -129,16 +122,34 @@ class Ranks(Alone):
         if not self.staged:
             return layers(x)
         behind = self.rank >= self.wide
-        receive = partial(self._done, dist.recv, src=(self.rank - self.wide) % self.count, group=self.ring)
+        source, target = ((self.rank + step) % self.count for step in (-self.wide, self.wide))
         if behind:
-            receive(x)
+            self._done(dist.recv, x, source, group=self.ring)
         y = layers(x).contiguous()
-        self._done(dist.send, y, dst=(self.rank + self.wide) % self.count, group=self.ring)
+        self._passes(dist.send, dist.isend, y, target)
         if not behind:
-            receive(y := torch.empty_like(y))
+            self._passes(dist.recv, dist.irecv, y := torch.empty_like(y), source)
         return y
 
-    def _done(self, call: Callable[..., Any], *given: Tensor, **how: Any) -> None:
+    def _passes(self, now: Callable[..., Any], later: Callable[..., Any], y: Tensor, other: int) -> None:
+        if self._flying is None:
+            return self._done(now, y, other, group=self.ring)
+        with self._or_end():
+            self._flying.append((later(y, other, self.ring), y))
+
+    @contextlib.contextmanager
+    def flowing(self) -> Iterator[None]:
+        flying: list[tuple[Any, Tensor]] = []
+        self._flying = flying
+        try:
+            yield
+        finally:
+            self._flying = None
+        for work, _ in flying:
+            with self._or_end():
+                work.wait()
+
+    def _done(self, call: Callable[..., Any], *given: Any, **how: Any) -> None:
         """A call that a recording has to repeat, which would not see it by itself."""
         if not is_in_torch_dispatch_mode():
             return self._called(call, how, *given)
@@ -148,7 +159,7 @@ class Ranks(Alone):
         with _disable_current_modes():
             self._called(call, how, *given)
 
-    def _called(self, call: Callable[..., Any], how: Mapping[str, Any], *given: Tensor) -> None:
+    def _called(self, call: Callable[..., Any], how: Mapping[str, Any], *given: Any) -> None:
         with self._or_end():
             call(*given, **how)
 
@@ -176,14 +187,14 @@ class Ranks(Alone):
 
     def told(self) -> tuple[str, list[Tensor], dict[str, Any]]:
         """What the first rank says next: a word, tensors, and what else goes with it."""
-        message = self._received(torch.empty(HEAD, dtype=torch.uint8)).numpy().tobytes()
+        message = self._broadcast(torch.empty(HEAD, dtype=torch.uint8)).numpy().tobytes()
         length = int.from_bytes(message[:8], "little")
         if (rest := length + 8 - HEAD) > 0:
-            message += self._received(torch.empty(rest, dtype=torch.uint8)).numpy().tobytes()
+            message += self._broadcast(torch.empty(rest, dtype=torch.uint8)).numpy().tobytes()
         given = dict(parsed(message[8 : 8 + length].decode(), "a message"))
         kinds = [(getattr(torch, dtype), shape) for dtype, *shape in given.pop("shapes")]
         count = sum(torch.Size(shape).numel() for dtype, shape in kinds if dtype in INTEGERS)
-        whole = self._received(torch.empty(count, dtype=torch.int64, device=self.device)) if count else torch.empty(0)
+        whole = self._broadcast(torch.empty(count, dtype=torch.int64, device=self.device)) if count else torch.empty(0)
         tensors, at = [], 0
         for dtype, shape in kinds:
             size = torch.Size(shape).numel()
@@ -191,16 +202,13 @@ class Ranks(Alone):
                 tensors.append(whole[at : at + size].to(dtype).view(shape))
                 at += size
             else:
-                tensors.append(self._received(torch.empty(shape, dtype=dtype, device=self.device)))
+                tensors.append(self._broadcast(torch.empty(shape, dtype=dtype, device=self.device)))
         return given.pop("what"), tensors, given
 
-    def _broadcast(self, values: Tensor) -> None:
+    def _broadcast(self, values: Tensor) -> Tensor:
         with self._or_end():
             dist.broadcast(values, 0, group=self.words)
-
-    def _received(self, into: Tensor) -> Tensor:
-        self._broadcast(into)
-        return into
+        return values
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -233,9 +241,8 @@ class Ranks(Alone):
             self.leave(LOST)
         time.sleep(0 if self._launched else GRACE * (1 + 2 * (self.rank > 0)))
         what = f"has not answered for {self.timeout:g} s" if silent else "has ended"
-        screen.error(
-            f"rank {self.rank} of {self.count}: another rank {what}, so this one ends; start all of them again"
-        )
+        said = f"rank {self.rank} of {self.count}: another rank {what}"
+        screen.error(f"{said}, so this one ends; start all of them again")
         self.leave(FAILED)
 
     def leave(self, code: int = 0) -> NoReturn:

@@ -26,6 +26,7 @@ from minillm.spec import (
     MLA,
     Beside,
     ChannelDelta,
+    Compressed,
     Decoder,
     Fronted,
     GatedConv,
@@ -170,6 +171,8 @@ def _of_layer(layer: Layer, decoder: Decoder, ranks: int) -> Iterator[str]:
 
 
 def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
+    if isinstance(made, Compressed):
+        yield "one key for all heads, and entries made of it"
     if isinstance(made, (MLA, ChannelDelta)) and made.num_heads < ranks:
         yield f"{made.num_heads} heads"
     if type(made) in GROUPED:

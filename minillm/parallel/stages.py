@@ -85,10 +85,8 @@ def lacks(decoder: Decoder, span: Span) -> str | None:
     first, end = span
     groups = [{group_of(mixer) for mixer in layer.mixers} for layer in decoder.layers]
     if set().union(*groups[first:end]) != set().union(*groups):
-        return (
-            f"layers {first} to {end - 1} are not of all kinds that the model has, which keep different caches; give "
-            "each stage some of each by --layers, or fewer stages"
-        )
+        some = f"layers {first} to {end - 1} are not of all kinds that the model has, which keep different caches"
+        return f"{some}; give each stage some of each by --layers, or fewer stages"
     for index in range(first, end):
         made = decoder.layers[index].attention
         if isinstance(made, Attention) and made.lender is not None and not first <= made.lender < end:

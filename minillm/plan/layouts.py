@@ -19,7 +19,10 @@ GROUP = ("weights", "input_activations")  # what compressed-tensors says of a gr
 
 
 def _fp8(name: str, shape: Shape, section: Section) -> Entries:
-    """Factors of blocks, or one of the tensor, and with static activations one of its input."""
+    """Factors of blocks, or one of the tensor, and with static activations one of its input; where experts have a type
+    of their own all factors are powers of two, and those of experts may be of 32 values of FP4."""
+    if section.get("expert_dtype") is not None:
+        return _powers(name, shape, section)
     block = section.get("weight_block_size")
     if block is not None:
         if block != [fp8.BLOCK, fp8.BLOCK]:
@@ -29,6 +32,17 @@ def _fp8(name: str, shape: Shape, section: Section) -> Entries:
     if section.get("activation_scheme") == "static":
         found[f"{name.removesuffix('weight')}input_scale"] = ("F32", (1,))
     return found
+
+
+def _powers(name: str, shape: Shape, section: Section) -> Entries:
+    (rows, columns), scale = _matrix(name, shape), f"{name.removesuffix('weight')}scale"
+    if section.get("quantized_layers"):
+        raise ValueError("how its quantized_layers lie beside the others is not known")
+    if section["expert_dtype"] != "fp4" or ".experts." not in name:
+        return {name: (fp8.NAME, shape), scale: ("F8_E8M0", fp8_blocks.factors(shape))}
+    if columns % mx.BLOCK:
+        raise ValueError(f"how fp4 lays {name} out is not known: rows of {columns} values are no whole blocks")
+    return {name: ("I8", (rows, columns // 2)), scale: ("F8_E8M0", (rows, columns // mx.BLOCK))}
 
 
 def _mxfp4(name: str, shape: Shape, section: Section) -> Entries:

@@ -110,8 +110,9 @@ def lay_out(
         elif section and to.parameter in chosen and not spared(name):
             found[name] = METHODS[method](name, to.stored_shape, {**section, "dtype": dtype})
         else:
-            # The correction of a router's scores is published in fp32 whatever the rest is in.
-            found[name] = {name: ("F32" if to.parameter.endswith("router.bias") else dtype, to.stored_shape)}
+            # The correction of a router's scores is published in fp32 whatever the rest is in, its table in integers.
+            own = {"bias": "F32", "table": "I64"} if ".router." in to.parameter else {}
+            found[name] = {name: (own.get(to.parameter.rpartition(".")[2], dtype), to.stored_shape)}
     return found
 
 
@@ -191,7 +192,10 @@ def _prediction(
 def section_of(values: Mapping[str, Any]) -> Section | None:
     """What a config says of its quantisation; None if it is not quantised."""
     section = values.get("quantization_config") or None
-    return section if section is None or isinstance(section, dict) else {"quant_method": str(section)}
+    if section is None or not isinstance(section, dict):
+        return section if section is None else {"quant_method": str(section)}
+    own = values.get("expert_dtype")  # which may stand beside it
+    return section if own is None else {"expert_dtype": own, **section}
 
 
 def _method(section: Section | None) -> str:

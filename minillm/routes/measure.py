@@ -64,7 +64,7 @@ def margins(routed: Routing, correction: Tensor | None, router: spec.Router) -> 
 
 def entropy(logits: Tensor, router: spec.Router) -> Tensor:
     """Of each token's softmax over all experts, or of its sigmoids divided by their sum; nats, `[N, E]` -> `[N]`."""
-    if router.score == "sigmoid":
+    if router.score in ("sigmoid", "sqrt_softplus"):
         scores = routing.score(logits, router)
         shares = scores / scores.sum(-1, keepdim=True)
     else:

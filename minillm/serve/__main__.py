@@ -29,14 +29,8 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 @cli.command_line
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    if (
-        code := launch.elsewhere(
-            launch.processes(arguments),
-            "serve",
-            argv,
-            lambda: load(**cli.model_options(arguments), **launch.options(arguments)),
-        )
-    ) is not None:
+    options = {**cli.model_options(arguments), **launch.options(arguments)}
+    if (code := launch.elsewhere(arguments, "serve", argv, lambda: load(**options))) is not None:
         return code
     try:
         from minillm.serve import app, connection, keys

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.spec.attention import GQA, KV, MLA, Attention, Chunk, Gate, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.attention import GQA, KV, MLA, Chunk, Gate, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.compressed import Compressed, Entries, EntryIndexer
 from minillm.spec.embedding import TOKENS, Embedding, Learned
 from minillm.spec.ffn import (
     MLP,
@@ -51,7 +52,7 @@ from minillm.spec.rope import (
     YarnScaling,
 )
 from minillm.spec.shared import Fronted, SharedBlock
-from minillm.spec.streams import LowRank, Streams
+from minillm.spec.streams import HyperConnections, LowRank, Streams
 
 __all__ = [
     "GQA",
@@ -67,9 +68,12 @@ __all__ = [
     "ChannelDelta",
     "Chunk",
     "ClampedSwiGLU",
+    "Compressed",
     "Decoder",
     "DynamicScaling",
     "Embedding",
+    "Entries",
+    "EntryIndexer",
     "Fronted",
     "Gate",
     "GatedConv",
@@ -78,6 +82,7 @@ __all__ = [
     "GatedRecurrence",
     "Gating",
     "GroupScore",
+    "HyperConnections",
     "Indexer",
     "Layer",
     "LayerNorm",
@@ -110,7 +115,17 @@ __all__ = [
     "Ungated",
     "Unturned",
     "YarnScaling",
+    "index_dim",
 ]
+
+
+Attention = GQA | MLA | Compressed
+
+
+def index_dim(attention: Attention) -> int:
+    """How many values of each position an attention keeps to choose by."""
+    made = attention.indexer
+    return 0 if made is None or isinstance(made, int) else made.head_dim
 
 
 @dataclass(frozen=True)
@@ -148,8 +163,10 @@ class Layer:
     branch_scale: float = 1.0
 
     @property
-    def mixers(self) -> tuple[Attention | Recurrent, ...]:
+    def mixers(self) -> tuple[Attention | Entries | Recurrent, ...]:
         """What looks at other positions, each with a cache of its own."""
+        if isinstance(self.attention, Compressed) and self.attention.entries is not None:
+            return self.attention, self.attention.entries
         if isinstance(self.attention, Beside):
             return self.attention.attention, self.attention.recurrent
         if isinstance(self.attention, Fronted):
@@ -177,10 +194,10 @@ class Decoder:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     per_layer: PerLayer | None = None
-    streams: Streams | None = None
+    streams: Streams | HyperConnections | None = None
 
     @property
-    def mixers(self) -> list[Attention | Recurrent]:
+    def mixers(self) -> list[Attention | Entries | Recurrent]:
         """Those of all layers."""
         return [each for layer in self.layers for each in layer.mixers]
 

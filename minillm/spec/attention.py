@@ -179,12 +179,3 @@ class MLA:
     def borrowing(self, layer: int) -> MLA:
         """The same with the layer of another number."""
         return replace(self, indexer=layer)
-
-
-Attention = GQA | MLA
-
-
-def index_dim(attention: Attention) -> int:
-    """How many values of each position an attention keeps to choose by."""
-    made = attention.indexer
-    return 0 if made is None or isinstance(made, int) else made.head_dim

@@ -10,17 +10,18 @@ from minillm.spec.norm import Norm
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 # relu2: max(x, 0)² (So et al., arXiv:2109.08668); quick_gelu: x sigmoid(1.702 x) (arXiv:1606.08415)
 PlainActivation = Literal[Activation, "relu", "relu2", "quick_gelu"]
-RouterScore = Literal["softmax", "softmax_chosen", "sigmoid", "sparsemixer"]
+RouterScore = Literal["softmax", "softmax_chosen", "sigmoid", "sqrt_softplus", "sparsemixer"]
 GroupScore = Literal["max", "top2_sum"]
 
 
 @dataclass(frozen=True)
 class ClampedSwiGLU:
-    """What gpt-oss has for act(gate) * up: g sigmoid(alpha g) * (u + 1) with g = min(gate, limit) and u = up clamped to
-    [-limit, limit] (gpt-oss model card, arXiv:2508.10925)."""
+    """What stands for act(gate) * up: g sigmoid(alpha g) * (u + shift) with g = min(gate, limit) and u = up clamped to
+    [-limit, limit] (gpt-oss model card, arXiv:2508.10925, with a shift of 1)."""
 
     alpha: float
     limit: float
+    shift: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ class MLP:
 class Router:
     """Which `top_k` of `num_experts` a token goes to and with what weights; everything in fp32.
 
-    `score`: "softmax" over all experts, "softmax_chosen" over the chosen ones, "sigmoid" of each, or "sparsemixer"
-    (Phi-3.5-MoE, arXiv:2409.12136: each pick has a softmax of its own over the experts within `jitter` of the best).
+    `score`: "softmax" over all experts, "softmax_chosen" over the chosen ones, "sigmoid" or the root of softplus
+    of each, or "sparsemixer" (Phi-3.5-MoE, arXiv:2409.12136: each pick has a softmax of its own over the experts within
+    `jitter` of the best).
     `renormalize`: the chosen weights are divided by their sum; then all are multiplied by `scale`.
     `bias`: a correction is added to the scores for the choice, never to the weights (arXiv:2408.15664).
     Of `num_groups` equal groups only the `top_groups` with the best `group_score` may be chosen from.
@@ -111,7 +113,8 @@ class MoE:
     own, norm(shared(norm(x))) + norm(sum of experts(norm(x))), and the router reads x itself. `latent`: what the
     experts are given, and give, is a product of so many values; the router and the shared one see all of x. `own`: the
     first of the experts that are here and the one behind the last; other ranks have the others. `weighs_input`: an
-    expert is given x times its weight, and what it makes of that has none (Llama 4, 2025)."""
+    expert is given x times its weight, and what it makes of that has none (Llama 4, 2025). `hashed`: of so many tokens
+    a table says which experts each goes to (Roller et al., arXiv:2106.04426); the router only weighs them."""
 
     router: Router
     intermediate_size: int
@@ -123,3 +126,4 @@ class MoE:
     weighs_input: bool = False
     latent: int | None = None
     own: tuple[int, int] | None = None
+    hashed: int | None = None

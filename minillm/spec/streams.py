@@ -21,6 +21,28 @@ class Streams:
 
 
 @dataclass(frozen=True)
+class HyperConnections:
+    """`count` residual streams (Zhu et al., arXiv:2409.19606), of which a learned mix is what each part of a layer is
+    given; what it makes goes to all of them, which are mixed so that nothing grows (Xie et al., arXiv:2512.24880).
+
+    With f = W norm(x), x all streams one behind the other, a part is given sum_i a_i x_i and what it makes, y, is taken
+    in as x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = 2 sigmoid(s f + t), and C a softmax over each
+    row, plus eps, whose columns, and then rows and columns in turn, are divided by their sums plus eps: `rounds` times
+    the columns (Sinkhorn and Knopp). All streams start as the embedding, and end as one more sum with shares a.
+    """
+
+    count: int
+    norm: Norm
+    rounds: int = 20
+    eps: float = 1e-6
+
+    @property
+    def values(self) -> int:
+        """Of a, b and C together."""
+        return (2 + self.count) * self.count
+
+
+@dataclass(frozen=True)
 class LowRank:
     """LAuReL (Menghani et al., arXiv:2411.07501): beside attention, what it is given goes through a product of `rank`
     values, u + norm(A B u)."""

@@ -6,6 +6,7 @@
     python -m minillm.tune … --preference dpo       of pairs of answers, one chosen and one rejected
     python -m minillm.tune … --teacher PATH         what a larger model says, of the same vocabulary
     python -m minillm.tune … --ranks 2              in two processes, which share rows and the model's weights
+    python -m minillm.tune … --ranks 2 --split      which share every layer instead, for layers that one cannot hold
     python -m minillm.tune … --show 3               only print examples, with what is learnt of them in green
 
 What it takes is printed before anything is loaded, and refused where it does not fit. The output is an adapter that
@@ -44,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--preference", choices=("dpo", "ipo"), help="learn which of two answers was chosen")
     what.add_argument("--beta", metavar="B", type=float, default=0.1, help="how near --preference stays (0.1)")
     what.add_argument("--teacher", metavar="PATH", help="learn the distributions of this checkpoint")
+    of_layers = "--ranks share every layer, as to generate, and all go through all rows"
+    what.add_argument("--split", action="store_true", help=of_layers)
     steps = made.add_argument_group("steps")
     steps.add_argument("--epochs", metavar="N", type=float, default=3.0, help="times through the data (3)")
     steps.add_argument("--steps", metavar="N", type=int, help="steps instead of --epochs")
@@ -77,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     check(arguments)
-    if (code := launch.elsewhere(arguments.ranks, "tune", argv, lambda: None)) is not None:
+    if (code := launch.elsewhere(arguments, "tune", argv, lambda: None, arguments.split)) is not None:
         return code
     prepared = prepare(arguments)
     if arguments.show is not None:

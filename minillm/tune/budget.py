@@ -30,6 +30,8 @@ from minillm.spec import (
     MLA,
     Attention,
     ChannelDelta,
+    Compressed,
+    Entries,
     GatedConv,
     GatedRecurrence,
     Layer,
@@ -116,7 +118,7 @@ def _kept(spec: Spec, layer: Layer, length: int) -> int:
     return 6 * spec.hidden_size + mixed + 4 * inner
 
 
-def _mixed(attention: Attention | Recurrent, length: int) -> int:
+def _mixed(attention: Attention | Entries | Recurrent, length: int) -> int:
     """Values of a token in what looks at others."""
     scores = 0
     if isinstance(attention, GQA):
@@ -127,6 +129,12 @@ def _mixed(attention: Attention | Recurrent, length: int) -> int:
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
     elif isinstance(attention, ChannelDelta):
         heads = 7 * attention.inner
+    elif isinstance(attention, Compressed):
+        heads = attention.num_heads * attention.head_dim + attention.q_rank + attention.groups * attention.group_rank
+        scores = 2 * attention.num_heads * length
+    elif isinstance(attention, Entries):
+        heads = attention.inputs
+        scores = 2 * attention.indexer.num_heads * length // attention.span if attention.indexer else 0
     elif isinstance(attention, GatedConv):
         heads = 2 * attention.channels
     elif isinstance(attention, StateSpace):

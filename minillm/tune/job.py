@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from minillm import cli, config, families
-from minillm.adapters.attach import attach
 from minillm.adapters.config import ALL, AdapterConfig
 from minillm.guard.files import is_there
 from minillm.guard.screen import note, printable, release
@@ -20,8 +19,9 @@ from minillm.guard.writing import asked_to_stop
 from minillm.llm import LLM
 from minillm.loading import load
 from minillm.ops import Kernels
+from minillm.parallel import launch
 from minillm.parallel.follow import begun
-from minillm.parallel.sharded import Team, join
+from minillm.parallel.ranks import TIMEOUT, Ranks
 from minillm.report.measure import peak_memory
 from minillm.tune import budget, learner, report, state
 from minillm.tune.budget import size
@@ -30,6 +30,9 @@ from minillm.tune.objectives import Distillation, NextToken, Objective
 from minillm.tune.optimizers import Optimizer, rate_of
 from minillm.tune.preference import LN2, ROUNDING, Preference, first_words
 from minillm.tune.prepare import Prepared
+from minillm.tune.sharded import Sharded
+from minillm.tune.split import Split
+from minillm.tune.team import ALONE, Team
 from minillm.tune.training import Pairs, Plan, Run, Sequences, Taken, train
 
 LINES = 20  # about steps, where no terminal shows each
@@ -40,20 +43,31 @@ def run(prepared: Prepared) -> int:
     """Load, train and write; returns an exit code. Raises ValueError for what cannot be."""
     a, output = prepared.arguments, Path(prepared.arguments.output)
     _refuse_other(output)
-    team, device = join(a.ranks, prepared.device, a.rank_timeout)
+    team, device = join(a.ranks, prepared.device, a.rank_timeout, a.split)
     for line in prepared.told() if team.leads else ():
         print(printable(line), file=sys.stderr)
     with team.running():
         budget.refuse(prepared.needed, device, team.here)
         asked = {**cli.model_options(a), "device": device, "kernels": _kernels(a)}
-        llm = load(**asked, team=team, progress=cli.progress_bar("loading") if team.leads else lambda done, total: None)
+        del asked["adapter"]  # which `check` has refused
+        llm = team.load(cli.progress_bar("loading") if team.leads else lambda done, total: None, **asked)
         team.agreed(f"{prepared.asked()} {prepared.held_out_sha256()} {begun(llm.model, str(llm.values))}")
         return _trained(prepared, llm, team)
 
 
+def join(
+    count: int | None, device: torch.device, timeout: float | None, split: bool = False
+) -> tuple[Team, torch.device]:
+    """The processes that this one trains with, and its device. Raises ValueError where nothing has started so many."""
+    ranks, device = launch.join(count or 1, device, TIMEOUT if timeout is None else timeout)
+    if not isinstance(ranks, Ranks):
+        return ALONE, device
+    return Split(ranks) if split else Sharded(ranks), device
+
+
 def _trained(prepared: Prepared, llm: LLM, team: Team) -> int:
     a, output = prepared.arguments, Path(prepared.arguments.output)
-    learning = _learner(llm, a)
+    learning = _learner(llm, a, team)
     described = learning.described()
     made = _run(prepared, llm, learning, team)
     output.mkdir(parents=True, exist_ok=True)
@@ -102,12 +116,12 @@ def _refuse_other(output: Path) -> None:
         raise ValueError(f"--output {output}: is there and holds something else; remove it or choose another")
 
 
-def _learner(llm: LLM, a: argparse.Namespace) -> Learner:
+def _learner(llm: LLM, a: argparse.Namespace, team: Team) -> Learner:
     if a.full:
         return learner.whole(llm)
     targets = ALL if a.targets is None else a.targets.split(",")
     alpha = 2 * a.rank if a.alpha is None else a.alpha
-    adapter = attach(llm, AdapterConfig(a.rank, alpha, targets, lora_dropout=a.dropout), a.seed)
+    adapter = team.attach(llm, AdapterConfig(a.rank, alpha, targets, lora_dropout=a.dropout), a.seed)
     return Learner(llm, adapter.named(), {name: [each.shape[0]] for name, each in adapter.named().items()}, adapter)
 
 

@@ -35,11 +35,14 @@ class Learner:
 
     @property
     def values(self) -> int:
-        sizes = self._sizes() if self.adapter is None else {}  # of which only a share may be here
-        return sum(sizes.get(name, each.numel()) for name, each in self.named.items())
+        if self.adapter is not None:  # of either only a share may be here
+            filed = {id(each): each.numel() for made in self.adapter.filed.values() for each in made.parameters}
+            return sum(filed.values())
+        sizes = self._sizes()
+        return sum(sizes[name] for name in self.named)
 
     def _sizes(self) -> dict[str, int]:
-        whole = skeleton(self.llm.spec, torch.float32)
+        whole = skeleton(families.resolve(self.llm.values)[0], torch.float32)
         return {name: each.numel() for name, each in whole.named_parameters()}
 
     @property

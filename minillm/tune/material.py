@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from minillm.llm import LLM
-from minillm.spec import Recurrent
+from minillm.spec import Entries, Recurrent
 from minillm.tune import data
 from minillm.tune.data import Record
 from minillm.tune.masking import Example, Masking, Pair
@@ -69,9 +69,9 @@ def gather(llm: LLM, asked: Asked, show: int = 0, colours: bool = False) -> Mate
         return _of_pairs(format, pairs[0], pairs[1], masking, show, colours)
     made = [[each for some in _made(masking.examples, *group) for each in some] for group in groups]
     _refuse_nothing(made, bool(groups[1][1]), masking)
-    if asked.pack and any(isinstance(mixer, Recurrent) for mixer in llm.spec.mixers):
-        raise ValueError("--pack: this model has recurrent layers, whose state would go from one example of a row to "
-                         "the next; leave --pack out")  # fmt: skip
+    if asked.pack and any(isinstance(mixer, (Recurrent, Entries)) for mixer in llm.spec.mixers):
+        raise ValueError("--pack: this model has recurrent layers, or keys that stand for blocks of positions, which "
+                         "would go from one example of a row to the next; leave --pack out")  # fmt: skip
     rows = [[[some[n] for n in row] for row in rows_of(some, asked.most if asked.pack else None)] for some in made]
     shown = [masking.shown(each, colours) for each in made[0][:show]]
     held_out = Sequences(rows[1]) if rows[1] else None

@@ -53,7 +53,8 @@ class NextToken:
         real = batch.real_BT.flatten()
         routed = [each for each in routing if each is not None]
         logits, chosen = (torch.cat([getattr(each, name)[real] for each in routed]) for name in ("logits", "experts"))
-        return (loss + self.balance * load_balancing_loss(logits, chosen)) * self.count(batch)
+        balance = model.ops.ranks.alike(load_balancing_loss(logits, chosen))
+        return (loss + self.balance * balance) * self.count(batch)
 
 
 class Distillation:

@@ -164,14 +164,22 @@ def rate_of(schedule: Schedule, peak: float, steps: int, warmup: int, floor: flo
     return rate
 
 
-def clipped(
-    named: Mapping[str, nn.Parameter], most: float | None, of_all: Callable[[float], float] = lambda own: own
-) -> float:
-    """The norm of all gradients together; where it is more than `most` they are made as much smaller. `of_all` makes it
-    of the norm of those here, where others have more."""
+def norm_of(named: Mapping[str, nn.Parameter]) -> float:
+    """That of all gradients together."""
     grads = [each.grad for each in named.values() if each.grad is not None]
-    norm = of_all(float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))))
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads])))
+
+
+def clipped(
+    named: Mapping[str, nn.Parameter],
+    most: float | None,
+    of_all: Callable[[Mapping[str, nn.Parameter]], float] = norm_of,
+) -> float:
+    """The norm of all gradients together, as `of_all` has it where others have more; where it is more than `most` they
+    are made as much smaller."""
+    norm = of_all(named)
     if most is not None and norm > most:
-        for each in grads:
-            each.mul_(most / (norm + 1e-6))
+        for each in named.values():
+            if each.grad is not None:
+                each.grad.mul_(most / (norm + 1e-6))
     return norm

@@ -16,7 +16,7 @@ from minillm.llm import LLM
 from minillm.loading import asked_scheme, integers, is_fast, opened, resolve_device, stored_dtype
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
-from minillm.parallel import launch
+from minillm.parallel import launch, split
 from minillm.tune import budget, learner, material, report
 from minillm.tune.budget import Budget
 from minillm.tune.material import Asked, Material
@@ -83,7 +83,7 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     device = resolve_device(a.device)
     stored = stored_dtype(a.dtype, read.dtype, checkpoint.dtype)
     dtype = torch.float32 if a.dtype == "auto" and not is_fast(stored, device) else stored
-    sketch = skeleton(spec, dtype)
+    sketch = skeleton(split.local(spec, a.ranks, 0) if a.split else spec, dtype)
     most = min(material.MAX_LENGTH, spec.context) if a.max_length is None else a.max_length
     if not 2 <= most <= spec.context:
         raise ValueError(f"--max-length is {most}, this model takes from 2 to {spec.context}")
@@ -96,7 +96,8 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     plan = Plan(steps, a.batch, a.micro_batch, a.seed, a.clip or None, every, a.patience)
     update = Update(a.optimizer, decay=a.decay, stochastic=a.bf16_weights)
     kind = "preference" if a.preference else "full" if a.full else "adapter"
-    needed = _needed(a, sketch, found, plan, update, checkpoint.nbytes if integers(folder, values) else None)
+    held_whole = checkpoint.nbytes // (a.ranks if a.split else 1) if integers(folder, values) else None
+    needed = _needed(a, sketch, found, plan, update, held_whole)
     return Prepared(a, folder, found, plan, update, a.rate or RATES[kind], device, dtype, needed)
 
 
@@ -137,6 +138,8 @@ def check(a: argparse.Namespace) -> None:
         raise ValueError("--stages and --layers split a model that generates; training is over --ranks")
     if a.ranks not in (None, 1):
         _check_ranks(a)
+    elif a.split:
+        raise ValueError("--split is of several processes; give --ranks too")
     if a.tensorboard:
         report.check_board()
     if a.output is None and a.show is None:
@@ -149,6 +152,11 @@ def _check_ranks(a: argparse.Namespace) -> None:
         raise ValueError(f"{odd} is of one process; leave --ranks out")
     if a.full and a.optimizer == "muon":
         raise ValueError("--optimizer muon with --full needs whole matrices, of which a rank has some rows; take adamw")
+    if a.split and a.optimizer == "muon":
+        raise ValueError("--optimizer muon with --split needs whole matrices, of which a rank has a part; take adamw")
+    if not a.split and a.ranks > a.batch:
+        raise ValueError(f"--ranks is {a.ranks}, and a step has {a.batch} rows, so some would have nothing to do; give "
+                         "at most as many, a larger --batch, or --split")  # fmt: skip
 
 
 def _needed(
@@ -167,6 +175,6 @@ def _needed(
         learning = 4 * values + budget.learning(values, torch.float32, update)
     kept = budget.activations(spec, rows, found.longest, sketch.dtype.itemsize, a.recompute)
     needed = Budget(weights, learning, kept, budget.logits(spec, rows * found.longest))
-    if a.ranks in (None, 1):
+    if a.ranks in (None, 1) or a.split:
         return needed
     return budget.over(a.ranks, sketch, needed, values if a.full else 0, bool(quantised or scheme))

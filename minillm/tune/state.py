@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from minillm.guard.screen import shown
-from minillm.parallel.sharded import ALONE, Team
 from minillm.tune.optimizers import Optimizer
+from minillm.tune.team import ALONE, Team
 from minillm.weights.source import NAMES, Source
 from minillm.weights.tensorfile import Writer, read_header
 
@@ -72,7 +72,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], 
     firsts = {name: [team.first(name.partition("#")[0]), *[0] * (each.dim() - 1)] for name, each in tensors.items()}
     placed = {SHARES: json.dumps({name: {"saved_offsets": first} for name, first in firsts.items()})}
     entries = {name: (NAMES[each.dtype], tuple(each.shape)) for name, each in tensors.items()}
-    with Writer(path, entries, placed if team.count > 1 else {}) as writer:
+    with Writer(path, entries, placed if team.dealt else {}) as writer:
         for name, each in tensors.items():
             writer.write(name, each.detach())
 

@@ -6,7 +6,7 @@ not matter how the rows are parted.
 
 A step's rows, its rate and its random numbers are functions of the seed and its number. So a run that was cut off and
 goes on from a saved state computes, bit for bit, what it would have. Of several processes each takes a share of the
-rows (`parallel/sharded.py`).
+rows (`sharded.py`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from minillm.model.decoder import Decoder
-from minillm.parallel.sharded import ALONE, Team
 from minillm.tune.masking import Example, Pair
 from minillm.tune.objectives import Objective
 from minillm.tune.optimizers import Optimizer, clipped
 from minillm.tune.packing import Batch, collated, collated_pairs, groups, steps_of
 from minillm.tune.state import Progress
+from minillm.tune.team import ALONE, Team
 
 MOST_SEED = 2**31
 

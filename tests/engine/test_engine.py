@@ -61,7 +61,9 @@ def test_a_deterministic_batch_is_its_prompts_alone(
         assert torch.equal(together.logits[key], logits_V), key
 
 
-@pytest.mark.parametrize("row", ["llama", "mistral-window", "deepseek_v3", "gemma2", "phi3-long", "gemma3n"])
+@pytest.mark.parametrize(
+    "row", ["llama", "mistral-window", "deepseek_v3", "gemma2", "phi3-long", "gemma3n", "deepseek_v4-all"]
+)
 @pytest.mark.parametrize("max_rows", [1, 3, 8])
 def test_prompts_wait_for_a_place(row: str, max_rows: int, tmp_path: Path) -> None:
     """Nine prompts of mixed lengths, of which some end early, through a batch of any size."""
@@ -81,7 +83,8 @@ def test_prompts_wait_for_a_place(row: str, max_rows: int, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "row", ["llama-dynamic-beyond", "phi3-long", "qwen3_next", "gemma4-apart", "gemma3n", "deepseek_v3"]
+    "row",
+    ["llama-dynamic-beyond", "phi3-long", "qwen3_next", "gemma4-apart", "gemma3n", "deepseek_v3", "deepseek_v4-all"],
 )
 def test_blocks_hold_what_a_contiguous_cache_holds(row: str, tmp_path: Path) -> None:
     """The same text as from a loop of its own over a cache of its own: lengths at which rotations change, prompts of a

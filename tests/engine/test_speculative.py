@@ -75,6 +75,7 @@ KINDS = [
     "phi3-long",
     "qwen3_moe",
     "gpt_oss",
+    "deepseek_v4-all",
     "gemma4",
     "qwen3_next",
     "olmo_hybrid",

@@ -125,7 +125,7 @@ UNREAD |= {"jamba"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
 UNREAD |= {"jais2", "flex_olmo", "vaultgemma", "granitemoeshared", "granite_swa", "granitemoe_swa", "step3p7"}
 UNREAD |= {"cohere2_moe", "kimi_linear", "bailing_hybrid", "nemotron_nas", "phi4mm"}
-UNREAD |= {"exaone4_5", "lfm3", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa"}
+UNREAD |= {"exaone4_5", "lfm3", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa", "deepseek_v4"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -146,7 +146,7 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("gpt_neox_japanese kimi_linear bailing_hybrid phi4mm".split(), "mit"),
     "ministral": "mrl",
     **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo mimo_v2_flash dots1 gpt2 gpt_neo".split(), "mit"),
-    **dict.fromkeys("deepseek_v32 glm_moe_dsa".split(), "mit"),
+    **dict.fromkeys("deepseek_v32 glm_moe_dsa deepseek_v4".split(), "mit"),
     **dict.fromkeys("cohere cohere2".split(), "cc-by-nc-4.0"),
     **dict.fromkeys("starcoder2 gpt_bigcode".split(), "bigcode-openrail-m"),
     **dict.fromkeys("gemma gemma2 gemma3 gemma3n vaultgemma recurrent_gemma".split(), "gemma"),

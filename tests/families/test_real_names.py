@@ -55,6 +55,9 @@ COUNTS = {
     "nvidia__NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4": 120_668_707_840,
     "nvidia__NVIDIA-Nemotron-3-Ultra-550B-A55B-FP8": 549_308_993_536,
     "nvidia__NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4": 549_308_993_536,
+    "deepseek-ai__DeepSeek-V4-Flash": 284_334_567_511,  # 284 G and, below, 1.6 T; the tables of tokens included
+    "nvidia__DeepSeek-V4-Flash-NVFP4": 284_334_567_511,
+    "nvidia__DeepSeek-V4-Pro-NVFP4": 1_572_999_528_803,
     "XiaomiMiMo__MiMo-V2-Flash": 308_778_780_864,  # here and below without what predicts several tokens
     "poolside__Laguna-XS.2-FP8": 33_442_617_088,
     "MiniMaxAI__MiniMax-M3": 426_174_572_928,

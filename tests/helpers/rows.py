@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.helpers import gemma_rows
+from tests.helpers import compressed_cases, gemma_rows
 from tests.helpers.further_rows import FURTHER
 from tests.helpers.hybrid_rows import HYBRID
 from tests.helpers.later_rows import LATER
@@ -229,4 +229,5 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **PLACED,
     **TAIL,
     **FURTHER,
+    **compressed_cases.ROWS,
 }

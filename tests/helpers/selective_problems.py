@@ -74,15 +74,12 @@ def problem(case: Case, batch: int, count: int) -> list[Tensor]:
 def in_order(
     x: Tensor, z: Tensor, d: Tensor, b: Tensor, c: Tensor, decay: Tensor, skip: Tensor, state: Tensor
 ) -> tuple[Any, Any, Any]:
-    """y, the state behind the last position, and how large the terms are that y sums; channel by channel."""
-    y, terms, last = torch.zeros_like(x), torch.zeros_like(x), state.clone()
-    for i in range(x.shape[-1]):
-        s = state[:, 0, :, i]
-        for t in range(x.shape[1]):
-            now = d[:, t, i, None]
-            s = torch.exp(-now * torch.exp(decay[:, i])) * s + now * x[:, t, i, None] * b[:, t]
-            gate = silu(z[:, t, i])
-            y[:, t, i] = ((s * c[:, t]).sum(-1) + skip[i] * x[:, t, i]) * gate
-            terms[:, t, i] = ((s * c[:, t]).abs().sum(-1) + (skip[i] * x[:, t, i]).abs()) * gate.abs()
-        last[:, 0, :, i] = s
-    return y, last, terms
+    """y, the state behind the last position, and how large the terms are that y sums."""
+    s, parts, sizes = state[:, 0], [], []
+    for t in range(x.shape[1]):
+        given = torch.einsum("bi,bi,bn->bni", d[:, t], x[:, t], b[:, t])
+        s = torch.exp(-torch.einsum("bi,ni->bni", d[:, t], decay.exp())) * s + given
+        gate, own = silu(z[:, t]), skip * x[:, t]
+        parts.append((torch.einsum("bni,bn->bi", s, c[:, t]) + own) * gate)
+        sizes.append((torch.einsum("bni,bn->bi", s.abs(), c[:, t].abs()) + own.abs()) * gate.abs())
+    return torch.stack(parts, dim=1), s.unsqueeze(1), torch.stack(sizes, dim=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.helpers import gemma_spaces
+from tests.helpers import compressed_cases, gemma_spaces
 from tests.helpers.further_spaces import FURTHER
 from tests.helpers.hybrid_spaces import convolved, gated, hybrid
 from tests.helpers.later_spaces import LATER
@@ -179,4 +179,5 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     **STATE,
     **TAIL,
     **FURTHER,
+    **compressed_cases.SPACES,
 }

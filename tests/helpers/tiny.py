@@ -12,7 +12,7 @@ from torch import Tensor
 
 import minillm
 from minillm import generate
-from tests.helpers import oracles
+from tests.helpers import compressed_cases, oracles
 from tests.helpers.rows import BASE as BASE
 from tests.helpers.rows import ROWS as ROWS
 
@@ -28,6 +28,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3
         is_norm = parameter.dim() == 1 and bool((parameter == 1).all())
         parameter.data.copy_(noise * scale + (1.0 if is_norm else 0.0))
+    compressed_cases.random_tables(model, generator)
     for name, parameter in model.named_parameters():
         if name.endswith("A_log"):  # a state that lasts: transformers sums the decays of 64 positions in fp32
             parameter.data.sub_(2.0)

@@ -45,7 +45,7 @@ CASES: dict[str, tuple[int, int, int, int, int, int, int | None, float | None, b
     "behind a past": (3, 1, 20, 13, 24, 12, None, None, False),
     "window": (2, 2, 50, 0, 16, 16, 5, None, False),
     "window of one": (2, 1, 33, 4, 16, 16, 1, None, False),
-    "window behind a past": (2, 2, 18, 40, 20, 20, 17, None, False),
+    "window behind a past": (2, 2, 18, 40, 20, 20, 30, None, False),
     "cap": (2, 1, 19, 3, 64, 64, None, 1.5, False),
     "sinks": (4, 2, 17, 0, 16, 16, None, None, True),
     "all": (4, 2, 35, 9, 12, 20, 7, 2.0, True),

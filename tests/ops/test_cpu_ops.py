@@ -34,7 +34,7 @@ from tests.helpers.specs import Drawn
 LOOPS = Ops(**cpu_ops.OPS, tile=cpu_ops.TILE)
 CPU_DEVICE = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ACTIVATIONS = ("silu", "gelu_tanh", ClampedSwiGLU(1.702, 0.7), CappedSwiGLU(0.7))
+ACTIVATIONS = ("silu", "gelu_tanh", ClampedSwiGLU(1.702, 0.7), ClampedSwiGLU(1.0, 0.7, 0.0), CappedSwiGLU(0.7))
 WITH_GRADIENTS = ("rms_norm", "gated_act")  # their problems ask for gradients, which loops leave to PyTorch
 
 

@@ -19,7 +19,7 @@ from minillm.weights.grouped import Grouped
 from tests.helpers.tiled import DTYPES, FORMS, matrix
 
 EXPERTS, PICKS = 4, 2
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", ClampedSwiGLU(1.702, 0.7), CappedSwiGLU(0.7))
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", ClampedSwiGLU(1.702, 0.7), ClampedSwiGLU(1.0, 0.7, 0.0), CappedSwiGLU(0.7))
 
 
 def stacked(form: Grouped, outputs: int, inputs: int, seed: int, dtype: torch.dtype) -> tuple[GroupedMatrices, Tensor]:

@@ -29,7 +29,8 @@ from tests.conftest import ROOT
 
 IMPORTED = ("minillm.generate", "minillm.serve.app", "minillm.engine.batching.engine", "minillm.tune.job", "numba")
 IMPORTED += ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint")
-ENDS = 300.0  # seconds that a process may take
+ENDS = 300.0  # seconds that a process may take, and is killed then
+WAITS = 200.0  # seconds that a rank waits for another
 RANK, FAULT = "RANK", "TEST_FAULT"  # what is in the environment: a rank, and what goes wrong with one of them
 
 
@@ -73,7 +74,9 @@ class Forks:
         return json.loads(self.process.stdout.readline())
 
     def close(self) -> None:
-        self.process.communicate(timeout=60)
+        """All that were started have ended."""
+        self.process.kill()
+        self.process.communicate()
 
 
 class Forked:

@@ -129,8 +129,3 @@ def test_tensors_that_lie_otherwise(row: str, thin: int, tmp_path: Path, monkeyp
     expected = minillm.load(tmp_path, dtype="float32", device="cpu", kernels="reference").model(TOKENS)
     for found in logits(tmp_path, 2):
         assert (found - expected).abs().max() <= AGREES
-
-
-def test_an_adapter_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not split an adapter"):
-        minillm.load(DEMO, ranks=2, adapter="anything")

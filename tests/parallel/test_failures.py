@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from minillm import generate
 from minillm.hub import DEMO
+from minillm.parallel import launch
+from minillm.serve import __main__ as serve
+from minillm.tune import __main__ as tune
+from tests.conftest import exit_code
 from tests.parallel.forks import FAULT, Forks
 
 SAYS = ["--prompt", "Once upon a time", "--max-new-tokens", "4", "--ignore-eos", "--kernels", "reference"]
@@ -50,7 +56,8 @@ def failed(forks: Forks, *argv: str, fault: dict[str, object] | None = None, **e
     [("raise", 1, RAISED), ("SIGKILL", 1, GONE), ("SIGSTOP", 0, SILENT)],
 )
 def test_a_rank_that_fails_in_a_pass(split: str, how: str, rank: int, words: str, forks: Forks) -> None:
-    said = failed(forks, split, "2", "--rank-timeout", "3", fault={"rank": 1, "obeys": how})
+    waits = ["--rank-timeout", "3"] if how == "SIGSTOP" else []  # which ends nothing else, however slow this machine is
+    said = failed(forks, split, "2", *waits, fault={"rank": 1, "obeys": how})
     assert said.startswith(f"rank {rank} of 2: {words}")
 
 
@@ -88,4 +95,41 @@ def test_a_port_in_use(split: str, forks: Forks) -> None:
 
 def test_what_all_ranks_refuse(forks: Forks) -> None:
     """The first says it, and then has nobody left to let go."""
-    assert "3 ranks cannot share this model" in failed(forks, "--ranks", "3")
+    assert "go with --quantize int4" in failed(forks, "--ranks", "2", "--group-size", "32")
+
+
+TUNE = ["--data", __file__, "--output", "out", "--split"]
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [(generate.main, ["--prompt", "x"]), (generate.main, ["--chat"]), (serve.main, []), (tune.main, TUNE)],
+)
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--ranks", "99"],
+            "99 ranks cannot share this model: layer 0 has 4 heads over 2 kv heads; it can lie in 1",
+        ),
+        (["--stages", "99"], "--stages is 99, and the model has 4 layers: give at most as many"),
+        (["--layers", "20,12"], "--layers is '20,12', expected numbers of layers of each stage, 4 in all"),
+        (["--layers", "2,2", "--ranks", "3"], "3 ranks cannot share this model"),
+    ],
+)
+def test_what_cannot_be_split_starts_nothing(
+    command: Callable[[list[str]], int],
+    given: list[str],
+    flags: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its config alone says so."""
+    if command is tune.main and flags[0] != "--ranks":
+        words = "--stages and --layers split a model that generates; training is over --ranks"
+    monkeypatch.setattr(launch, "start", lambda *given: pytest.fail("started"))
+    assert exit_code(command, [*given, *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"minillm: error: {words}")
+    assert said.count("\n") == 1

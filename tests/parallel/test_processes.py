@@ -58,9 +58,10 @@ def test_the_command_writes_what_one_process_writes(forks: Forks) -> None:
 
 
 def test_stages_find_each_other(forks: Forks) -> None:
-    """They take layers by their memory, each in two ranks too, and end together."""
-    flags = ([], ["--stages", "2"], ["--stages", "2", "--ranks", "2"], ["--layers", "3,1", "--ranks", "2"])
-    alone, *splits = (forks.start("minillm.generate", *LONG, *more) for more in flags)
+    """They take layers by their memory, each in two ranks too, and end together; the prompt is in two pieces."""
+    flags = ([], ["--stages", "2"], ["--layers", "1,2,1"], ["--stages", "2", "--ranks", "2"])
+    line = [*LONG, "--prompt", "Once upon a time, there was a dog. " * 30]
+    alone, *splits = (forks.start("minillm.generate", *line, *more) for more in flags)
     expected = alone.ended()[1]
     for split in splits:
         code, text, said = split.ended()

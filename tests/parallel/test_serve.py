@@ -16,7 +16,7 @@ import pytest
 
 from minillm.hub import DEMO
 from minillm.loading import load
-from tests.parallel.forks import Forks
+from tests.parallel.forks import ENDS, Forks
 
 PROMPTS = ["Once upon a time", "There was a dog who", "Lily"]
 HOW: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
@@ -33,8 +33,10 @@ def test_two_ranks_serve(which: int | None, number: signal.Signals, code: int, f
     """Chats, streams and requests at once are what one process writes; SIGTERM ends all, and so does a rank that is
     gone while nothing is asked."""
     run = forks.start("minillm.serve", *LINE)
+    end = time.monotonic() + ENDS
     while (found := re.search(r"at (http://\S+);", run.read("err"))) is None:
         assert not ended(run.pid), run.read("err")
+        assert time.monotonic() < end, f"nothing is served after {ENDS} s: {run.read('err')}"
         time.sleep(0.02)
     ranks = [int(each) for each in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
     assert len(ranks) == 2
@@ -52,7 +54,7 @@ def _asks(url: str) -> None:
     how = {"max_new_tokens": HOW["max_tokens"], "temperature": 0}
 
     def completed(prompt: str) -> str:
-        answer = httpx.post(f"{url}/v1/completions", json={"prompt": prompt, **HOW}, timeout=60)
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": prompt, **HOW}, timeout=ENDS)
         return str(answer.json()["choices"][0]["text"])
 
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
@@ -60,9 +62,9 @@ def _asks(url: str) -> None:
     messages = [{"role": "user", "content": "Tell me a story."}]
     chat = llm.generate(messages=messages, **how).text
     body = {"messages": messages, **HOW}
-    whole = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+    whole = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=ENDS).json()
     assert whole["choices"][0]["message"]["content"] == chat
-    streamed = httpx.post(f"{url}/v1/chat/completions", json={**body, "stream": True}, timeout=60).text
+    streamed = httpx.post(f"{url}/v1/chat/completions", json={**body, "stream": True}, timeout=ENDS).text
     pieces = re.findall(r'"content":("(?:[^"\\]|\\.)*")', streamed)
     assert "".join(map(str, map(json.loads, pieces))) == chat
     assert len(pieces) > 4

@@ -9,21 +9,20 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from minillm import spec as vocabulary
 from minillm.model import moe
 from minillm.model.cache import Cache
-from minillm.model.decoder import Decoder, skeleton
-from minillm.ops import CPU
+from minillm.model.decoder import skeleton
 from minillm.parallel import kept as keeping
 from minillm.parallel import split
-from minillm.parallel.kept import Kept
 from minillm.spec import GQA, GatedMLP, Layer, LayerNorm, MoE, Norm, QKNorm, Rope, Router
 from minillm.spec import Decoder as Spec
-from tests.helpers.specs import EXACT, build, random_tokens, specs, uncut
+from tests.helpers.specs import EXACT, build, random_tokens, uncut
+from tests.parallel.drawn import part, share, splits
 from tests.parallel.threads import Thread, in_threads
 
 ROPE = Rope(8, 100.0)
@@ -35,50 +34,7 @@ def plain(heads: int = 8, groups: int = 2, inner: int = 24, **changes: object) -
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
-def part(whole: Tensor, kept: Kept | None, matrices: int = -1) -> Tensor:
-    """What a rank has of a parameter, by what `kept` says alone; of experts so many matrices."""
-    if kept is None:
-        return whole
-    if kept.absent:
-        return torch.zeros_like(whole)
-    rows = whole.reshape(-1, *whole.shape[-1:]) if whole.dim() > 1 else whole
-    if kept.rows is not None:
-        rows = torch.cat([rows[first:end] for first, end in kept.rows])
-    if kept.columns is not None:
-        rows = rows[:, slice(*kept.columns)]
-    return rows.reshape(matrices, -1, *rows.shape[-1:]) if whole.dim() > 2 else rows
-
-
-def share(model: Decoder, rank: Thread) -> Decoder:
-    """A rank's model, with what it holds of the whole."""
-    which = model.spec, rank.count, rank.rank
-    mine = skeleton(split.local(*which), torch.float32, dataclasses.replace(CPU, ranks=rank))
-    kept = keeping.kept(*which)
-    own, whole = mine.state_dict(), model.state_dict()
-    mine.load_state_dict({name: part(whole[name], kept.get(name), len(own[name])) for name in whole}, assign=True)
-    return mine
-
-
-def able(spec: Spec, ranks: int) -> bool:
-    try:
-        split.check(spec, ranks)
-    except ValueError:
-        return False
-    return True
-
-
-@st.composite
-def splits(draw: st.DrawFn) -> tuple[Spec, int, int]:
-    """A model, how many ranks it can lie in, and below how many values experts stay whole: these small ones always, or
-    never."""
-    spec, thin = draw(specs()), draw(st.sampled_from((0, split.THIN)))
-    with patch.object(split, "THIN", thin):
-        found = [ranks for ranks in range(2, 8) if able(spec, ranks)]
-    assume(found)
-    return spec, draw(st.sampled_from(found)), thin
-
-
-@settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.filter_too_much])
 @given(splits(), st.integers(1, 9), st.sampled_from((0, 9, moe.RECORDED)))
 @torch.no_grad()
 def test_the_ranks_are_one_model(drawn: tuple[Spec, int, int], count: int, recorded: int) -> None:
@@ -99,7 +55,7 @@ def test_the_ranks_are_one_model(drawn: tuple[Spec, int, int], count: int, recor
         assert (found - expected).abs().max() <= EXACT
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.filter_too_much])
 @given(splits())
 def test_each_value_is_held_once_or_by_all_that_share_it(drawn: tuple[Spec, int, int]) -> None:
     """And each rank's parameters have the shapes that its spec gives them."""

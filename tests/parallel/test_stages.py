@@ -6,11 +6,14 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import minillm
 from minillm import generate as command
+from minillm.engine.batching import passes
+from minillm.engine.batching.passes import Mixed, Part, Single
 from minillm.hub import DEMO
 from minillm.parallel.stages import check, lacks, local, shares, stated
 from minillm.report.examine import examine
@@ -57,6 +60,31 @@ def test_any_cut_is_one(layers: str) -> None:
     own = sum(each.numel() for each in one.model.norm.parameters())
     whole = sum(each.numel() for each in one.model.parameters())
     assert sum(each.numel() for model in sizes for each in model.parameters()) == whole + (count - 1) * own
+
+
+def test_pieces_of_a_prompt_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes through the stages by itself, behind what is decoded meanwhile."""
+    prompts = ["Once upon a time, there was a dog who", "Lily", "There was"]
+    how = {"max_new_tokens": 6, "ignore_eos": True, "temperature": 0}
+
+    def texts(llm: minillm.LLM) -> list[list[int]]:
+        return [each.token_ids for each in llm.generate(prompts, **how)]
+
+    expected = texts(minillm.load(DEMO, dtype="float32", device="cpu", kernels="reference"))
+    monkeypatch.setattr(passes, "PIECE", 3)
+    assert led(DEMO, 3, texts, Stage, layers="1,2,1") == expected
+
+
+def test_pieces_are_all_of_a_pass() -> None:
+    single = Single(torch.tensor([5, 6]), torch.tensor([8, 3]), {None: torch.zeros(2, 1)}, (9, 4))
+    parts = Part([1, 2, 3, 4, 5], 7, {}), Part([9], 0, {})
+    found = Mixed(single, parts, (9, 4, 8, 9, 10, 11, 12, 1)).pieces(2)
+    told = [[(part.ids, part.first) for part in each.parts] for each in found]
+    assert told == [[], [([1, 2], 7)], [([3, 4], 9)], [([5], 11)], [([9], 0)]]
+    assert [each.single.tokens.tolist() for each in found] == [[5, 6], [], [], [], []]
+    assert [each.lengths for each in found] == [(9, 4), (8, 9), (10, 11), (12,), (1,)]
+    assert found[1].single.tables[None].shape == (0, 1)
+    assert Mixed(single, parts, ()).pieces(5)[0].parts == parts
 
 
 @pytest.mark.parametrize("row", ["llama", "deepseek_v3", "gpt_oss", "qwen3_next"])

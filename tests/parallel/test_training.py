@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from minillm.parallel import launch
-from minillm.parallel.sharded import ALONE, Sharded
 from minillm.tune.__main__ import main
+from minillm.tune.sharded import Sharded
+from minillm.tune.team import ALONE
 from tests.parallel.forks import FAULT, Forks
-from tests.parallel.trainer import BAD, CASES, trained
+from tests.parallel.trainer import BAD, CASES, GOES_ON, SPLIT, trained
 from tests.tune.conftest import ADAPTER, losses, talk, written
 
 Expected = dict[str, tuple[list[list[Any]], dict[str, Tensor]]]
@@ -27,17 +28,20 @@ LOSS, NORM, WEIGHTS = {"abs": 2e-6, "rel": 1e-6}, {"rel": 1e-5}, 1e-5
 
 @pytest.fixture(scope="module")
 def expected() -> Expected:
-    return {name: trained(case, ALONE) for name, case in CASES.items()}
+    found = {case: trained(case, ALONE) for case in {*CASES.values(), *SPLIT.values()}}
+    return {name: found[case] for name, case in {**CASES, **SPLIT}.items()}
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize(("count", "cases"), [(2, list(CASES)), (4, ["full", "adapter"])])
+@pytest.mark.parametrize(
+    ("count", "cases"), [(2, [*CASES, *SPLIT]), (4, ["full", "adapter", "full over layers", "adapter over layers"])]
+)
 def test_steps_are_those_of_one_process(
     count: int, cases: list[str], tmp_path: Path, expected: Expected, forks: Forks
 ) -> None:
-    """Of the rows of a step one rank may have none. A run that was cut off between the saves of two ranks goes on from
-    the step that both have, bit for bit; what each has kept, torch puts together; and who has a line whose loss is no
-    number says so."""
+    """They share rows and weights, or every layer. Of the rows of a step one rank may have none. A run that was cut off
+    between the saves of two ranks goes on from the step that both have, bit for bit; what each has kept, torch puts
+    together; and who has a line whose loss is no number says so."""
     store = {"WORLD_SIZE": str(count), launch.STORE: str(tmp_path / "store"), "GLOO_SOCKET_IFNAME": "lo"}
     worker = ["tests.parallel.trainer", str(count), str(tmp_path), *cases]
     made = [forks.start(*worker, RANK=str(rank), **store) for rank in range(count)]
@@ -46,18 +50,22 @@ def test_steps_are_those_of_one_process(
     found = json.loads((tmp_path / "found.json").read_text())
     assert f"step 1: the loss is nan on lines {BAD}, first in the loss" in (tmp_path / "said.txt").read_text()
     for name in cases:
-        for said, wanted in zip(found.pop(name), expected[name][0], strict=True):
-            assert said[0] == pytest.approx(wanted[0], **LOSS), name
-            assert said[1] == pytest.approx(wanted[1], **NORM), name
-            assert said[2] == (wanted[2] and pytest.approx(wanted[2], **LOSS)), name
+        wanted = expected[name]
+        for said, one in zip(found.pop(name), wanted[0], strict=True):
+            assert said[0] == pytest.approx(one[0], **LOSS), name
+            assert said[1] == pytest.approx(one[1], **NORM), name
+            assert said[2] == (one[2] and pytest.approx(one[2], **LOSS)), name
         values = load_file(tmp_path / f"{name}.safetensors")
-        assert values.keys() == expected[name][1].keys()
-        far = {key: float((each - expected[name][1][key]).abs().max()) for key, each in values.items()}
+        assert values.keys() == wanted[1].keys()
+        far = {key: float((each - wanted[1][key]).abs().max()) for key, each in values.items()}
         assert max(far.values()) < WEIGHTS, name
+        if name in SPLIT:
+            continue
         read = {key: torch.empty_like(each) for key, each in values.items()}
         load(read, storage_reader=HuggingFaceStorageReader(str(tmp_path / f"{name} kept")), no_dist=True)
         assert all(torch.equal(each, values[key]) for key, each in read.items()), name
-    assert found == ({"full goes on": [2, 0, 0], "adapter goes on": [2, 0, 0]} if count == 2 else {})
+    goes_on = [f"{name} goes on" for name in (*GOES_ON, "split")] if count == 2 else []
+    assert found == {name: [2, 0, 0] for name in goes_on}
 
 
 class Fake(Sharded):
@@ -138,6 +146,9 @@ def test_a_rank_with_other_data_is_named(data: str, tmp_path: Path, forks: Forks
         (["--stages", "2"], "--stages and --layers split a model that generates; training is over --ranks"),
         (["--rank-timeout", "5"], "--rank-timeout is of several processes; give --ranks"),
         (["--ranks", "0"], "--ranks is 0, it must be from 1 to 1024"),
+        (["--ranks", "99"], "--ranks is 99, and a step has 16 rows, so some would have nothing to do; give at most"),
+        (["--split"], "--split is of several processes; give --ranks too"),
+        (["--ranks", "2", "--split", "--optimizer", "muon"], "--optimizer muon with --split needs whole matrices"),
     ],
 )
 def test_what_several_ranks_cannot_do_is_one_line(

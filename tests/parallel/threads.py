@@ -13,24 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.adapters.use import use
 from minillm.llm import LLM
-from minillm.loading import lay_out
-from minillm.ops.ranks import Alone
+from minillm.loading import filled, lay_out
 from minillm.parallel.follow import follow
-from minillm.weights.load import load
+from minillm.parallel.gradients import Several
+
+LONG = 300.0  # seconds that a thread waits for another, which has then failed
 
 
 class Meeting:
     """Where the threads of a model bring what they have."""
 
     def __init__(self, count: int, wide: int):
-        self.barriers = [threading.Barrier(wide, timeout=60) for _ in range(count // wide)]
+        self.barriers = [threading.Barrier(wide, timeout=LONG) for _ in range(count // wide)]
         self.brought: list[Any] = [None] * count
         self.hidden: list[queue.SimpleQueue[Tensor]] = [queue.SimpleQueue() for _ in range(count)]
         self.words: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(count)]
 
 
-class Thread(Alone):
+class Thread(Several):
     """One of them; so many share each layer, where that is not all."""
 
     WIDE: int | None = None
@@ -48,8 +50,11 @@ class Thread(Alone):
         self.meeting.barriers[stage].wait()
         return found
 
-    def total(self, y: Tensor) -> Tensor:
+    def summed(self, y: Tensor) -> Tensor:
         return torch.stack([each.float() for each in self._all(y)]).sum(0).to(y.dtype)
+
+    def most(self, y: Tensor) -> Tensor:
+        return torch.stack(self._all(y)).amax(0)
 
     def tell(self, what: str, tensors: Sequence[Tensor] = (), **given: Any) -> None:
         if self.rank == 0:
@@ -59,13 +64,13 @@ class Thread(Alone):
                 each.put((what, [tensor.clone() for tensor in tensors], text))
 
     def told(self) -> tuple[str, list[Tensor], dict[str, Any]]:
-        what, tensors, text = self.meeting.words[self.rank].get(timeout=60)
+        what, tensors, text = self.meeting.words[self.rank].get(timeout=LONG)
         return what, tensors, json.loads(text)
 
     def forget(self, number: int) -> None:
         self.gone.append(number)
 
-    def joined(self, part: Tensor, size: int) -> Tensor:
+    def beside(self, part: Tensor, size: int) -> Tensor:
         made = torch.cat(self._all(part), dim=-1)
         assert made.shape[-1] == size
         return made
@@ -78,7 +83,7 @@ class Stage(Thread):
 
     def through(self, x: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
         def passed() -> Tensor:
-            return self.meeting.hidden[self.rank].get(timeout=60)
+            return self.meeting.hidden[self.rank].get(timeout=LONG)
 
         behind = self.rank >= self.wide
         y = layers(passed() if behind else x)
@@ -95,31 +100,28 @@ class Mesh(Stage):
     WIDE = 2
 
 
-def share(folder: Path, rank: Thread, **options: Any) -> LLM:
-    """What a rank loads of a checkpoint."""
+def share(folder: Path, rank: Thread, adapter: Any = None, merged: bool | None = None, **options: Any) -> LLM:
+    """What a rank loads of a checkpoint, and of adapters."""
     laid = lay_out(folder, **{"dtype": "float32", "device": "cpu", "kernels": "reference", **options}, ranks=rank)
-    named = dict(laid.model.named_parameters())
-    parameters = load(laid.checkpoint, laid.planned, named, laid.device, formats=laid.formats, held=laid.stay)
-    assert parameters.keys() == named.keys()  # each is filled, and `load` fills none twice
-    laid.model.load_state_dict(parameters, assign=True)
-    laid.model.requires_grad_(False).eval()
-    return LLM(laid.folder, laid.values, laid.model, laid.device)
+    llm = filled(laid, lambda done, total: None)
+    if adapter is not None:
+        use(llm, adapter, merged, laid.share)
+    return llm
 
 
 def led(folder: Path, count: int, work: Callable[[LLM], Any], kind: type[Thread] = Thread, **options: Any) -> Any:
     """What `work` gives with the first rank, which the others follow."""
 
-    return in_threads(count, lambda rank: leads(share(folder, rank, **options), rank, work), kind)[0]
+    def leads(rank: Thread) -> Any:
+        llm = share(folder, rank, **options)
+        if rank.rank:
+            return follow(llm.model, rank)
+        try:
+            return work(llm)
+        finally:
+            rank.tell("end")
 
-
-def leads(llm: LLM, rank: Thread, work: Callable[[LLM], Any]) -> Any:
-    """What `work` gives in the first rank, which the others follow."""
-    if rank.rank:
-        return follow(llm.model, rank)
-    try:
-        return work(llm)
-    finally:
-        rank.tell("end")
+    return in_threads(count, leads, kind)[0]
 
 
 def in_threads(count: int, work: Callable[[Thread], Any], kind: type[Thread] = Thread) -> list[Any]:

@@ -16,19 +16,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minillm.adapters.attach import attach
+from minillm.adapters.adapter import Adapter
 from minillm.adapters.config import ALL, AdapterConfig
 from minillm.hub import DEMO
-from minillm.loading import load
 from minillm.model.decoder import Decoder
-from minillm.parallel.sharded import Team, join
 from minillm.tune import learner, state
+from minillm.tune.job import join
 from minillm.tune.masking import Example
 from minillm.tune.objectives import NextToken
 from minillm.tune.optimizers import Optimizer, Update, rate_of
 from minillm.tune.packing import Batch
+from minillm.tune.split import Split
+from minillm.tune.team import Ranked, Team
 from minillm.tune.training import Plan, Run, Sequences, train
 from tests.conftest import ROOT
+from tests.parallel.forks import WAITS
 
 CPU, BAD = torch.device("cpu"), 2  # the line whose loss is no number, in the last case
 
@@ -44,6 +46,7 @@ class Case:
     dropout: float = 0.0
     steps: int = 3
     kind: Any = "adamw"
+    eps: float = 1e-8
 
 
 CASES = {
@@ -51,6 +54,13 @@ CASES = {
     "mixture": Case(ROOT / "examples/demo_moe", full=True, recompute=True),
     "adapter": Case(),
     "int4": Case(quantize="int4", recompute=True),
+}
+# Of processes that share every layer. Sums are in another order, and AdamW takes what rounding leaves of a gradient of
+# zero for one: with `full`, gradients below `eps` count as little as they are.
+SPLIT = {
+    "full over layers": Case(full=True, eps=1e-6),
+    "mixture over layers": Case(ROOT / "examples/demo_moe", full=True, recompute=True, eps=1e-6),
+    "adapter over layers": CASES["adapter"],
 }
 GOES_ON = {"full": Case(full=True, steps=4, kind="adamw8bit"), "adapter": Case(dropout=0.2, steps=4)}
 
@@ -70,16 +80,17 @@ class Broken(NextToken):
 
 
 def begun(case: Case, team: Team) -> Run:
-    llm = load(case.folder, "float32", CPU, "training", quantize=case.quantize, team=team)
+    how = {"dtype": "float32", "device": CPU, "kernels": "training", "quantize": case.quantize}
+    llm = team.load(path=case.folder, **how)
     llm.model.recomputes = case.recompute
     if case.full:
         learning = learner.whole(llm)
     else:
-        adapter = attach(llm, AdapterConfig(4, 8, ALL, lora_dropout=case.dropout), 1)
+        adapter = team.attach(llm, AdapterConfig(4, 8, ALL, lora_dropout=case.dropout), 1)
         learning = learner.Learner(llm, adapter.named(), {}, adapter)
     named = team.share(llm.model, learning.named)
     plan, rate = Plan(case.steps, 4, 1, seed=3, every=2), rate_of("cosine", 1e-3, case.steps, 1, 0.1)
-    optimizer = Optimizer(named, Update(case.kind, decay=0.01))
+    optimizer = Optimizer(named, Update(case.kind, decay=0.01, eps=case.eps))
     return Run(llm.model, named, NextToken(), examples(5), plan, optimizer, rate, CPU, examples(3, 9), team=team)
 
 
@@ -90,7 +101,9 @@ def trained(case: Case, team: Team, folder: Path | None = None) -> tuple[list[li
     if folder is not None:
         folder.mkdir(exist_ok=True)
         state.save(folder, run.named, run.optimizer, run.progress, {}, team)
-    values = dict(team.whole(run.model).named_parameters()) if case.full else run.named
+    whole = team.whole(run.model)
+    values = dict(whole.named_parameters()) if case.full else getattr(team, "adapter", None) or run.named
+    values = values.named() if isinstance(values, Adapter) else values
     return said, {name: each.detach() for name, each in values.items() if not each.is_meta}
 
 
@@ -133,16 +146,20 @@ def not_finite(team: Team) -> str:
 
 def main() -> None:
     folder = Path(sys.argv[2])
-    team, _ = join(int(sys.argv[1]), CPU, 60.0)
+    team, _ = join(int(sys.argv[1]), CPU, WAITS)
+    assert isinstance(team, Ranked)
     found: dict[str, Any] = {}
     with team.running():
         team.agreed("cases")  # as a command does: from here on the first lets the others go
         for name in sys.argv[3:]:
-            found[name], values = trained(CASES[name], team, folder / f"{name} kept")
+            way = Split(team.ranks) if name in SPLIT else team
+            found[name], values = trained({**CASES, **SPLIT}[name], way, folder / f"{name} kept")
             if team.leads:
                 save_file({key: each.contiguous() for key, each in values.items()}, folder / f"{name}.safetensors")
         for name, case in GOES_ON.items() if team.count == 2 else ():
             found[f"{name} goes on"] = goes_on(case, team, folder / name)
+        if team.count == 2:
+            found["split goes on"] = goes_on(GOES_ON["adapter"], Split(team.ranks), folder / "split")
         if said := not_finite(team):
             (folder / "said.txt").write_text(said)
         if team.leads:

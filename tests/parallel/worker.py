@@ -15,6 +15,7 @@ from minillm.llm import LLM
 from minillm.loading import load
 from minillm.parallel.follow import follow
 from minillm.parallel.launch import join
+from tests.parallel.forks import WAITS
 from tests.parallel.threads import share
 
 PROMPTS = ["Once upon a time", "There was a dog who", "Lily"]
@@ -41,7 +42,7 @@ def threads() -> list[str]:
 
 def main() -> None:
     count, folder = int(sys.argv[1]), Path(sys.argv[2])
-    ranks, _ = join(count, torch.device("cpu"), 60.0)
+    ranks, _ = join(count, torch.device("cpu"), WAITS)
     found: dict[str, Any] = {"working": any("gloo" in each for each in threads())}
     for kernels in ("auto", "reference"):
         llm = share(DEMO, ranks, kernels=kernels)  # type: ignore[arg-type]

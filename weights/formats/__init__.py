@@ -26,6 +26,7 @@ from minillm.weights.formats import (
     mlx,
     mx,
     nvfp4,
+    powers,
     refused,
     torchao,
 )
@@ -34,7 +35,7 @@ from minillm.weights.formats.stated import refuse
 
 FORMATS: tuple[Format, ...] = (
     refused, integers, gptq, awq, bitsandbytes, mlx, torchao, int_packed, int8_scaled, fp8_blocks, fp8_scaled, nvfp4,
-    mx, awq_bytes,
+    mx, powers, awq_bytes,
 )  # fmt: skip
 # Factors and zeros of activations, which are not quantised here: of a module's input, and of what a cache holds.
 INPUTS = ("input_scale", "input_zero_point", "input_global_scale", "input_scale_ub")

@@ -6,7 +6,7 @@ Shapes: N tokens, n of them single, M blocks of a sequence, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from minillm.model.ragged import Inserted as Inserting
 from minillm.model.ragged import Piece, Ragged
 from minillm.ops.paged import Paged
 from minillm.ops.visibility import Visibility
+
+PIECE = 256  # tokens that a stage works on while others work on those before and behind them
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,22 @@ class Mixed:
             lengths += turned_as(request, store, first, last)
         return cls(single, tuple(parts), tuple(lengths))
 
+    def pieces(self, size: int) -> list[Mixed]:
+        """The same, so many tokens of a text at a time, one behind the other; what is no text stays as it is."""
+        if all(len(part.ids) <= size for part in self.parts) or any(part.inserted for part in self.parts):
+            return [self]
+        alone, at = self.single, len(self.single.tokens)
+        none = replace(alone, tokens=alone.tokens[:0], positions=alone.positions[:0], lengths=(), turning=None)
+        none = replace(none, tables={group: table[:0] for group, table in alone.tables.items()})
+        found = [Mixed(alone, (), self.lengths[:at])] if at else []
+        for part in self.parts:
+            for first in range(0, len(part.ids), size):
+                ids = part.ids[first : first + size]
+                piece = replace(part, ids=ids, first=part.first + first)
+                found.append(Mixed(none, (piece,), self.lengths[at : at + len(ids)]))
+                at += len(ids)
+        return found
+
 
 def hidden(model: Decoder, single: Single, pools: Pools) -> Tensor:
     """`[1, n, E]` behind the last layer."""
@@ -102,7 +120,17 @@ def hidden(model: Decoder, single: Single, pools: Pools) -> Tensor:
 
 
 def hidden_of(model: Decoder, mixed: Mixed, pools: Pools) -> Tensor:
-    """`[1, N, E]` behind the last layer."""
+    """`[1, N, E]` behind the last layer. Stages work on several pieces of it at once."""
+    ranks = model.ops.ranks
+    if not ranks.staged:
+        return hidden_at_once(model, mixed, pools)
+    with ranks.flowing():
+        made = [hidden_at_once(model, each, pools) for each in mixed.pieces(PIECE)]
+    return torch.cat(made, dim=1)
+
+
+def hidden_at_once(model: Decoder, mixed: Mixed, pools: Pools) -> Tensor:
+    """`[1, N, E]`, in one pass through all layers that are here."""
     single, device = mixed.single, model.embedding.weight.device
     base = single.ragged(pools.size)
     tokens, positions = [single.tokens], [single.positions]

@@ -67,10 +67,11 @@ class Runner:
 
     def _tell(self, what: str, tensors: Sequence[Tensor] = (), **given: Any) -> None:
         if self.ranks.count > 1:
-            self.ranks.tell(what, tensors, number=self.number, **given)
+            self.ranks.tell(what, tensors, number=self.number, adapters=self.model.choice.names, **given)
 
     def obey(self, what: str, tensors: Sequence[Tensor], given: dict[str, Any]) -> None:
         """Do what another rank's runner does."""
+        self.model.choice.each(given.pop("adapters"), self.model.embedding.weight.device)
         if what in ("single", "mixed"):
             tokens, positions, *tables = tensors
             by_group = self._by_group(zip(given["groups"], tables, strict=True))

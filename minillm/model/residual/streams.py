@@ -1,5 +1,6 @@
-"""Several residual streams (AltUp, Baykal et al., arXiv:2301.13310), and a product of low rank beside attention
-(LAuReL, Menghani et al., arXiv:2411.07501).
+"""Several residual streams (AltUp, Baykal et al., arXiv:2301.13310; hyper-connections, Zhu et al., arXiv:2409.19606,
+and Xie et al., arXiv:2512.24880), and a product of low rank beside attention (LAuReL, Menghani et al.,
+arXiv:2411.07501).
 
     x_i = W_i x |x| / |W_i x|                          before the first layer; x_0 = x, |.| the root mean square
     z_j = x_j + sum_i C(r(x_0))_ji x_i                 foreseen: what a layer starts from
@@ -8,10 +9,18 @@
 
     r(u) = tanh(W norm(u) / E)
 
+Hyper-connections, where a, b and C are made of all streams (`spec.HyperConnections`):
+
+    x_i = x                                            before the first layer
+    x_j = b_j f(sum_i a_i x_i) + sum_i C_ij x_i        around attention, and around the feed-forward
+    x   = sum_i a_i x_i                                behind the last layer, with an a of its own
+
 Shapes: B batch, T tokens, S streams, E hidden size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +28,8 @@ from torch import Tensor, nn
 from minillm.model.linear import Linear
 from minillm.model.norm import Norm
 from minillm.ops import Ops
+from minillm.ops.reference import rms_norm
+from minillm.spec import HyperConnections
 from minillm.spec import LowRank as LowRankSpec
 from minillm.spec import Streams as StreamsSpec
 
@@ -95,3 +106,83 @@ class LowRank(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         return u + self.norm(self.up(self.down(u)))
+
+
+class HyperStreams(nn.Module):
+    """Into several streams and out of them: x `[B, T, E]` -> `[B, T, S, E]`, and back."""
+
+    FP32 = ("mix", "shift", "scale")
+
+    def __init__(self, spec: HyperConnections, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = spec
+        self.mix = nn.Parameter(torch.zeros(spec.count, spec.count * hidden_size, dtype=torch.float32))
+        self.shift = nn.Parameter(torch.zeros(spec.count, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.ones(1, dtype=torch.float32))
+
+    def parted(self, x_BTE: Tensor) -> Tensor:
+        """`[B, T, S, E]`, all of them x."""
+        return x_BTE.unsqueeze(-2).repeat(1, 1, self.spec.count, 1)
+
+    def merged(self, x_BTSE: Tensor) -> Tensor:
+        """The weighted sum `[B, T, E]` of what the streams end as."""
+        made = _of_all(x_BTSE, self.mix, self.spec)
+        return summed(x_BTSE, torch.sigmoid(made * self.scale + self.shift) + self.spec.eps)
+
+
+class HyperConnection(nn.Module):
+    """What one part of a layer does to the streams around its own work."""
+
+    FP32 = ("mix", "shift", "scale")
+
+    def __init__(self, spec: HyperConnections, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.spec = spec
+        self.mix = nn.Parameter(torch.zeros(spec.values, spec.count * hidden_size, dtype=torch.float32))
+        self.shift = nn.Parameter(torch.zeros(spec.values, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.ones(3, dtype=torch.float32))
+
+    def forward(self, x_BTSE: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """What the part is given, `[B, T, E]`, and what makes streams of what it gives."""
+        a, b, c = self.shares(x_BTSE)
+
+        def mixed(y_BTE: Tensor) -> Tensor:
+            b_, c_ = b.to(x_BTSE.dtype).unsqueeze(-1), c.to(x_BTSE.dtype).transpose(-1, -2)
+            return b_ * y_BTE.unsqueeze(-2) + c_ @ x_BTSE
+
+        return summed(x_BTSE, a), mixed
+
+    def shares(self, x_BTSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """a and b `[B, T, S]` and C `[B, T, S, S]`, fp32."""
+        spec, n = self.spec, self.spec.count
+        parts = [each.split((n, n, n * n), -1) for each in (_of_all(x_BTSE, self.mix, spec), self.shift)]
+        a, b, c = (made * scale + shift for made, shift, scale in zip(*parts, self.scale, strict=True))
+        c = c.unflatten(-1, (n, n)).softmax(-1) + spec.eps
+        return torch.sigmoid(a) + spec.eps, 2 * torch.sigmoid(b), balanced(c, spec.rounds, spec.eps)
+
+
+def balanced(c: Tensor, rounds: int, eps: float) -> Tensor:
+    """Positive matrices `[..., S, S]` whose rows and columns come to sum to about 1 (Sinkhorn and Knopp, 1967): columns
+    are divided by their sums, then rows and columns in turn."""
+    c = c / (c.sum(-2, keepdim=True) + eps)
+    for _ in range(rounds - 1):
+        c = c / (c.sum(-1, keepdim=True) + eps)
+        c = c / (c.sum(-2, keepdim=True) + eps)
+    return c
+
+
+def summed(x_BTSE: Tensor, share_BTS: Tensor) -> Tensor:
+    """sum_i share_i x_i, in fp32 -> `[B, T, E]` in x's dtype."""
+    return (share_BTS.unsqueeze(-1) * x_BTSE).sum(-2).to(x_BTSE.dtype)
+
+
+def _of_all(x_BTSE: Tensor, mix: Tensor, spec: HyperConnections) -> Tensor:
+    """W norm(x), x all streams one behind the other, in fp32."""
+    return nn.functional.linear(rms_norm(x_BTSE.flatten(-2).float(), None, spec.norm.eps), mix.float())
+
+
+def streams(spec: StreamsSpec | HyperConnections | None, hidden_size: int, ops: Ops) -> Streams | HyperStreams | None:
+    """What goes into the streams of a model and out of them; None where there is one."""
+    if spec is None:
+        return None
+    return (HyperStreams if isinstance(spec, HyperConnections) else Streams)(spec, hidden_size, ops)

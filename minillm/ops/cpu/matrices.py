@@ -90,7 +90,8 @@ def in_pieces(
 def activation_number(activation: Gating | Ungated) -> tuple[int, Any, Any] | None:
     """What the loops call an activation; None for one that they do not have."""
     if isinstance(activation, ClampedSwiGLU):
-        return loops.pointwise.CLAMPED, np.float32(activation.limit), np.float32(activation.alpha)
+        kind = {0.0: loops.pointwise.UNSHIFTED, 1.0: loops.pointwise.CLAMPED}.get(activation.shift)
+        return None if kind is None else (kind, np.float32(activation.limit), np.float32(activation.alpha))
     if isinstance(activation, CappedSwiGLU):
         return loops.pointwise.CAPPED, np.float32(activation.limit), np.float32(0)
     kinds = {"silu": loops.pointwise.SILU, "gelu_tanh": loops.pointwise.GELU_TANH}

@@ -111,6 +111,21 @@ def test_mx(seed: int, four: bool, as_bytes: bool) -> None:
     assert torch.equal(in_memory({**parts, "weight_scale": scale}, {}), made)
 
 
+@given(SEEDS, st.booleans(), st.booleans())
+def test_factors_that_are_called_scale(seed: int, four: bool, as_bytes: bool) -> None:
+    """DeepSeek-V4 has FP8 in blocks and FP4 beside each other; pairs of FP4 may count as signed."""
+    stored, columns = random_bytes(seed, 130, 80), 160 if four else 80
+    exponents = random_bytes(seed + 1, *((130, 5) if four else (2, 1))) % 200 + 20
+    scale = exponents if as_bytes else exponents.view(torch.float8_e8m0fnu)
+    values = torch.tensor(four_bits(stored)) if four else finite(stored).float()
+    weight = stored.view(torch.int8) if four and not as_bytes else stored if four else finite(stored)
+    made = dequantised({"weight": weight, "scale": scale}, {})
+    for o, i in ((0, 0), (3, columns - 1), (127, 40), (128, 33), (129, 31), (129, columns - 1)):
+        factor = int(exponents[o, i // 32] if four else exponents[o // 128, i // 128])
+        assert made[o, i] == float(values[o, i]) * 2.0 ** (factor - 127)
+    assert torch.equal(in_memory({"weight": weight, "scale": scale}, {}), made)
+
+
 def test_the_largest_mx_factor() -> None:
     """6 times 2^125 is a number of fp32, 6 times 2^126 is none."""
     parts = {"weight_packed": torch.full((1, 16), 0x77, dtype=torch.uint8)}
@@ -153,6 +168,8 @@ ONE, TWO, ROWS = torch.ones(()), torch.ones(8, 2), torch.ones(4, 1)
         ({"weight": INTS, "weight_scale": ROWS, "weight_zero_point": INTS[:, :2]}, {}, "m.weight_zero_point is"),
         ({"weight": INTS, "weight_scale": ROWS}, group(num_bits=8, symmetric=False), "m.weight_zero_point is missing"),
         ({"weight": BYTES, "weight_scale": ONES[:, :1], "weight_scale_2": ONE}, {}, r"4, 1\], NVFP4 makes it \[4, 2\]"),
+        ({"weight": BYTES, "scale": BYTES[:, :2]}, {}, r"m.scale is \[4, 2\], MXFP4 of \[4, 32\] makes it \[4, 1\]"),
+        ({"weight": BYTES[:, :8], "scale": BYTES[:, :1]}, {}, "rows of 16 values: no whole blocks of 32"),
         ({"weight": BYTES, "weight_scale": ONES, "weight_scale_2": torch.ones(3)}, {}, r"m.weight_scale_2 is \[3\]"),
         ({"weight": BYTES, "weight_scale": ONES, "weight_scale_2": 0 * ONE}, {}, "_2 is 0.0, which is no factor"),
         ({"weight_packed": BYTES, "weight_scale": BYTES[:, :3]}, {}, r"\[4, 3\], MXFP4 makes it \[4, 1\]"),

@@ -25,7 +25,7 @@ from minillm.ops.cpu.loops.vector import (
     zeros,
 )
 
-SILU, GELU_TANH, CLAMPED, CAPPED = range(4)  # activations by number; kernels get (number, limit, alpha)
+SILU, GELU_TANH, CLAMPED, UNSHIFTED, CAPPED = range(5)  # activations by number; kernels get (number, limit, alpha)
 ALONE = 16  # rows that one thread has
 ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
@@ -72,7 +72,8 @@ def activated(gate: Any, up: Any, activation: Any) -> Any:
     if kind == CAPPED:
         return smaller(limit, gate / (ONE + exp(gate * -ONE))) * larger(-limit, smaller(limit, up))
     gate, up = smaller(limit, gate), larger(-limit, smaller(limit, up))
-    return gate / (ONE + exp(gate * -alpha)) * (up + ONE)
+    up = up if kind == UNSHIFTED else up + ONE
+    return gate / (ONE + exp(gate * -alpha)) * up
 
 
 @parallel

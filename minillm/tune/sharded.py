@@ -7,20 +7,12 @@ rows of each parameter. A layer is put together when it is computed, and apart a
 
 What is lowered is a sum over all rows divided by what all of them count, so gradients are added and not averaged. An
 adapter each rank has whole, with its optimiser, as it is small: of the model beside it each has a share.
-
-`Team` is what training asks, and what one process answers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
-import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,102 +22,28 @@ from torch import Tensor, nn
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
 from minillm.ops.cpu.memory import return_memory
-from minillm.parallel import launch
 from minillm.parallel.cut import taken
 from minillm.parallel.kept import Kept
-from minillm.parallel.ranks import TIMEOUT, Ranks
+from minillm.parallel.ranks import Ranks
 from minillm.parallel.split import Span, cut
+from minillm.tune.optimizers import norm_of
+from minillm.tune.team import Ranked
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import Plan
 
-MANY = "{}-*-of-*.{}"  # files of several processes
 APART = 2**31  # seeds of two ranks lie so far from each other
 
 
-class Team:
-    """The processes that train a model together: here one alone."""
+class Sharded(Ranked):
+    """Those of them."""
 
-    count = 1
-    leads = True  # whether it says and writes what all have come to
-
-    def agreed(self, mark: str) -> None:
-        """Raise ValueError where another process begins with something else; `mark` says what this one has."""
-
-    def taken(self, model: Decoder, checkpoint: Checkpoint, planned: Plan) -> tuple[Checkpoint, Plan]:
-        """What is read of a checkpoint here; the parameters of `model`, which has no memory yet, become those."""
-        return checkpoint, planned
-
-    def share(self, model: Decoder, named: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Parameter]:
-        """Keep this process's share of a model; returns what it has of the parameters that learn."""
-        return named
-
-    def rows(self, numbers: Sequence[int], most: int) -> list[tuple[Sequence[int], int]]:
-        """Which of these rows go through here, `most` at a time, and how often they count: once."""
-        return [(numbers[start : start + most], 1) for start in range(0, len(numbers), most)]
-
-    def seed(self, seed: int) -> int:
-        """What this process draws with, which no two do with the same."""
-        return seed
-
-    def computed(self, objective: Any, model: Decoder, batch: Any) -> Tensor:
-        """`objective(model, batch)`."""
-        return objective(model, batch)
-
-    def total(self, *values: float) -> list[float]:
-        """Of each of these numbers the sum over the processes."""
-        return list(values)
-
-    def gathered(self, named: Mapping[str, nn.Parameter]) -> None:
-        """Let parameters have the gradients of all rows, not only of those that went through here."""
-
-    def norm(self, own: float) -> float:
-        """The norm of all gradients, of which those here have the norm `own`."""
-        return own
-
-    def named(self, file: str, mark: object) -> str:
-        """What a file is called in which this process keeps its share of something."""
-        return file
-
-    def first(self, name: str) -> int:
-        """Of a parameter that learns the first of the rows that are here."""
-        return 0
-
-    def kept(self, folder: Path, file: str) -> Path | None:
-        """The file with this process's share of what all have kept last. Raises ValueError where other processes than
-        these have kept something."""
-        if other := next((each for each in folder.glob(MANY.format(*file.split("."))) if each.is_file()), None):
-            raise ValueError(f"{folder}: the run that is there is of several processes ({other.name}); give --ranks "
-                             "as it had, or take another --output")  # fmt: skip
-        return folder / file if (folder / file).is_file() else None
-
-    def whole(self, model: Decoder) -> Decoder:
-        """The model with all of its parameters; of several processes in the one that leads, on the CPU."""
-        return model
-
-    @property
-    def here(self) -> int:
-        """How many of them are known to be on this machine."""
-        return 1
-
-    def running(self) -> AbstractContextManager[None]:
-        """From before the model is loaded until all is written: where another process is gone, this one ends."""
-        return contextlib.nullcontext()
-
-
-ALONE = Team()
-
-
-class Sharded(Team):
-    """Several of them. Every one does the same in the same order: what they exchange meets in that."""
+    dealt = True
 
     def __init__(self, ranks: Ranks):
-        self.ranks, self.count, self.leads = ranks, ranks.count, ranks.rank == 0
+        super().__init__(ranks)
         self.root: nn.Module | None = None
         self.own: dict[str, Any] = {}  # the parameters that learn and are shared out
         self.shapes: dict[str, torch.Size] = {}  # of those whose share alone was read
-
-    def agreed(self, mark: str) -> None:
-        self.ranks.agreed(hashlib.sha256(mark.encode()).hexdigest())
 
     def _span(self, rows: int) -> Span:
         """The rows of a parameter that are here."""
@@ -200,11 +118,6 @@ class Sharded(Team):
             self.root.reshard()  # type: ignore[operator]
         return made
 
-    def total(self, *values: float) -> list[float]:
-        summed = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(summed, group=self.ranks.data)
-        return summed.tolist()
-
     def gathered(self, named: Mapping[str, nn.Parameter]) -> None:
         for name, each in self.own.items():  # whose gradients are summed already
             named[name].grad = None if each.grad is None else each.grad.to_local()
@@ -217,27 +130,12 @@ class Sharded(Team):
         for each, part in zip(grads, flat.split([each.numel() for each in grads]), strict=True):
             each.copy_(part.view_as(each))
 
-    def norm(self, own: float) -> float:
+    def norm(self, named: Mapping[str, nn.Parameter]) -> float:
+        own = norm_of(named)
         return math.sqrt(self.total(own**2)[0]) if self.own else own
-
-    def named(self, file: str, mark: object) -> str:
-        stem, ending = file.split(".")
-        return f"{stem}-{mark}-{self.ranks.rank}-of-{self.count}.{ending}"
 
     def first(self, name: str) -> int:
         return self._span(len(self.own[name]))[0] if name in self.own else 0
-
-    def kept(self, folder: Path, file: str) -> Path | None:
-        """A step is kept when all have written it, and the one before is removed behind that: so of the last that each
-        has, the first is one that all have."""
-        stem, ending = file.split(".")
-        found = [each.name for each in (*folder.glob(file), *folder.glob(MANY.format(stem, ending)))]
-        if odd := next((each for each in found if not each.endswith(f"-of-{self.count}.{ending}")), None):
-            raise ValueError(f"{folder}: the run that is there is of other processes than these {self.count} ({odd}); "
-                             "give --ranks as it had, or take another --output")  # fmt: skip
-        own = {int(each.name.split("-")[1]): each for each in folder.glob(self.named(file, "*"))}
-        step = min(self.ranks.all_of(max(own, default=0)))
-        return own.get(step)
 
     def whole(self, model: Decoder) -> Decoder:
         if not self.own:
@@ -252,23 +150,6 @@ class Sharded(Team):
             made.load_state_dict(found, assign=True)
         return made
 
-    @property
-    def here(self) -> int:
-        return self.count if launch.STORE in os.environ else 1
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-                raise
-            self.ranks._lost(error)
-        if not self.leads:  # wait for what the first does alone, and leave as `follow.begin` does
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self.ranks.told()
-            self.ranks.leave()
-
 
 class _Root(nn.Module):
     """A model, and how it is called: what is not in a layer is put together while this is."""
@@ -280,9 +161,3 @@ class _Root(nn.Module):
     def forward(self, objective: Any, batch: Any) -> Tensor:
         made: Tensor = objective(self.model, batch)
         return made
-
-
-def join(count: int | None, device: torch.device, timeout: float | None) -> tuple[Team, torch.device]:
-    """The processes that this one trains with, and its device. Raises ValueError where nothing has started so many."""
-    ranks, device = launch.join(count or 1, device, TIMEOUT if timeout is None else timeout)
-    return (Sharded(ranks), device) if isinstance(ranks, Ranks) else (ALONE, device)

@@ -1,0 +1,158 @@
+"""What compressed attention keeps of the past. Everything lies by its position, so nothing needs to be undone when a
+sequence goes back: what a position has written is written anew.
+
+Of the positions that the window sees there are keys, and what entries will be made of, side by side. An entry lies with
+the last of its positions, as it depends on all tokens up to that one and on none behind it: whoever shares the block of
+this position shares the entry.
+
+Shapes: B rows, S positions, M entries, C values of a position (`spec.Compressed.kept`), W of an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minillm.spec import Compressed, Entries
+
+Locate = Callable[[Tensor], Tensor]  # positions, int64 [B, S] -> their slots; anything for those below 0
+
+
+class Rows(Protocol):
+    """What a pass does with the past of its rows."""
+
+    def past(self, position: Tensor) -> Tensor:
+        """What is kept of positions `[B, S]`, `[B, S, C]`; anything of those that were never put."""
+
+    def put(self, values: Tensor, position: Tensor) -> None:
+        """Keep `[B, T, C]` of neighbouring positions `[B, T]`."""
+
+    def entries(self) -> Tensor:
+        """All entries in order, `[B, M, W]`; anything for those that are not made yet."""
+
+    def add(self, made: Tensor, last: Tensor, whole: Tensor) -> None:
+        """Keep `[B, M, W]` of those entries that are `whole`, bool `[B, M]`, by the `last` position of each."""
+
+
+class WindowCache:
+    """`[B, slots, C]`; position p of a row lies in slot p mod slots, counted from its own first token."""
+
+    ring = None
+
+    def __init__(self, spec: Compressed, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        self.values = torch.zeros((batch, min(spec.window, capacity), spec.kept), dtype=dtype, device=device)
+
+    @staticmethod
+    def nbytes(spec: Compressed, capacity: int, width: int) -> int:
+        """Of one row, with values of `width` bytes."""
+        return width * min(spec.window, capacity) * spec.kept
+
+
+class EntryCache:
+    """`[B, M + 1, W]`; the last is for what is no entry."""
+
+    ring = None
+
+    def __init__(self, spec: Entries, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        self.span = spec.span
+        self.values = torch.zeros((batch, capacity // spec.span + 1, spec.kept), dtype=dtype, device=device)
+
+    @staticmethod
+    def nbytes(spec: Entries, capacity: int, width: int) -> int:
+        """Of one row, with values of `width` bytes."""
+        return width * (capacity // spec.span + 1) * spec.kept
+
+
+class CachedRows:
+    """`Rows` of a cache."""
+
+    def __init__(self, window: WindowCache, entries: EntryCache | None):
+        self.window, self.made = window, entries
+
+    def past(self, position: Tensor) -> Tensor:
+        values = self.window.values
+        at = position % values.shape[1]
+        return values.gather(1, at.unsqueeze(-1).expand(-1, -1, values.shape[2]))
+
+    def put(self, values: Tensor, position: Tensor) -> None:
+        into = self.window.values
+        values, position = values[:, -into.shape[1] :], position[:, -into.shape[1] :]
+        into.scatter_(1, (position % into.shape[1]).unsqueeze(-1).expand_as(values), values)
+
+    def entries(self) -> Tensor:
+        assert self.made is not None
+        return self.made.values[:, :-1]
+
+    def add(self, made: Tensor, last: Tensor, whole: Tensor) -> None:
+        assert self.made is not None
+        into = self.made.values
+        at = torch.where(whole, last // self.made.span, into.shape[1] - 1)
+        into.scatter_(1, at.unsqueeze(-1).expand_as(made), made)
+
+
+class WindowPool:
+    """`[slots, C]` of many sequences."""
+
+    def __init__(self, spec: Compressed, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
+        self.size = size
+        self.values = torch.empty((blocks * size, spec.kept), dtype=dtype, device=device)
+
+    @staticmethod
+    def nbytes(spec: Compressed, size: int, width: int) -> int:
+        """Of one block, with values of `width` bytes."""
+        return width * size * spec.kept
+
+    def copy(self, source: int, target: int) -> None:
+        """One block into another."""
+        of, to = (self.values[block * self.size : (block + 1) * self.size] for block in (source, target))
+        to.copy_(of)
+
+
+class EntryPool:
+    """`[blocks * each + 1, W]`, as many of a block as may end in it; the last is for what is no entry."""
+
+    def __init__(self, spec: Entries, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
+        self.size, self.span, self.each = size, spec.span, -(-size // spec.span)
+        self.values = torch.empty((blocks * self.each + 1, spec.kept), dtype=dtype, device=device)
+
+    @staticmethod
+    def nbytes(spec: Entries, size: int, width: int) -> int:
+        """Of one block, with values of `width` bytes."""
+        return width * -(-size // spec.span) * spec.kept
+
+    def slot(self, slot: Tensor) -> Tensor:
+        """Where an entry lies whose last position has this slot."""
+        return slot // self.size * self.each + slot % self.size // self.span
+
+    def copy(self, source: int, target: int) -> None:
+        """One block into another."""
+        of, to = (self.values[block * self.each : (block + 1) * self.each] for block in (source, target))
+        to.copy_(of)
+
+
+class PooledRows:
+    """`Rows` of sequences whose positions `window` and `whole` locate, the latter up to position `most`."""
+
+    def __init__(self, pool: WindowPool, entries: EntryPool | None, window: Locate, whole: Locate, most: int):
+        self.pool, self.made, self.window, self.whole, self.most = pool, entries, window, whole, most
+
+    def past(self, position: Tensor) -> Tensor:
+        return self.pool.values[self.window(position.clamp(min=0))]
+
+    def put(self, values: Tensor, position: Tensor) -> None:
+        self.pool.values.index_copy_(0, self.window(position).flatten(), values.flatten(0, 1))
+
+    def entries(self) -> Tensor:
+        assert self.made is not None
+        span = self.made.span
+        last = torch.arange(self.most // span, device=self.made.values.device) * span + span - 1
+        return self.made.values[self.made.slot(self.whole(last[None]))]
+
+    def add(self, made: Tensor, last: Tensor, whole: Tensor) -> None:
+        assert self.made is not None
+        slots = self.made.slot(self.whole(last.clamp(0, self.most - 1)))
+        slots = torch.where(whole, slots, len(self.made.values) - 1)
+        self.made.values.index_copy_(0, slots.flatten(), made.flatten(0, 1))
