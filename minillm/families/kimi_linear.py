@@ -34,13 +34,17 @@ LAYER, ATTENTION = "model.layers.{i}.", "model.layers.{i}.self_attn."
 # What transformers calls a module in place of the checkpoint.
 TRANSFORMERS = {"block_sparse_moe.": "mlp.", "self_attn.f_": "self_attn.forget_gate.f_"}
 OWN = {"num_heads": SIZES[0], "head_dim": SIZES[1], "short_conv_kernel_size": SIZES[2]}
+GATES = {
+    **{f"{ATTENTION}{name}_a_proj.weight": f"{channels.MIXER}qkvfzb.weight[{part}]" for part, name in ("ff", "zg")},
+    **{f"{ATTENTION}{name}_b_proj.weight": f"{channels.MIXER}{part}.weight" for part, name in ("ff", "zg")},
+}
 LISTS = ("full_attn_layers", "kda_layers")
 MIXER, FFN = channels.MIXER, "layers.{i}.ffn."
 
 
 def rules(config: Config) -> dict[str, str]:
     plain = {name: to for name, to in common.DENSE_RULES.items() if not name.startswith(ATTENTION)}
-    found = {
+    return {
         **plain,
         **mixtral.RULES,
         # transformers 5.23 writes the dense layer's so too
@@ -48,12 +52,9 @@ def rules(config: Config) -> dict[str, str]:
         **common.shared_expert(f"{LAYER}block_sparse_moe.shared_experts."),
         f"{LAYER}block_sparse_moe.gate.e_score_correction_bias": f"{FFN}router.bias",
         **channels.rules(ATTENTION, _full(config)),
+        **GATES,
         f"{ATTENTION}A_log": f"{MIXER}decay: 1 1 h 1 -> h",
     }
-    for part, name in (("f", "f"), ("z", "g")):
-        found[f"{ATTENTION}{name}_a_proj.weight"] = f"{MIXER}qkvfzb.weight[{part}]"
-        found[f"{ATTENTION}{name}_b_proj.weight"] = f"{MIXER}{part}.weight"
-    return found
 
 
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
