@@ -30,11 +30,12 @@ from minillm.adapters.merging import Moved, changes
 from minillm.adapters.read import read
 from minillm.guard import memory
 from minillm.guard.screen import note, printable
-from minillm.loading import DTYPES, asked_scheme, lay_out, load
+from minillm.loading import asked_scheme, lay_out, load
 from minillm.model import held
 from minillm.model.decoder import skeleton
 from minillm.report import writing
 from minillm.report.original import TABLE, Original, original, untied
+from minillm.target import DTYPES
 from minillm.weights.altered import Altered, altered
 from minillm.weights.gguf.mixtures import MIXTURES
 from minillm.weights.ints import Int4, Int8

@@ -40,11 +40,11 @@ from minillm.bench.engines import PEERS, Worker, check
 from minillm.bench.report import Limits, Point, ratios, speeds, table
 from minillm.bench.weights import checkpoint, gguf_bytes_per_step, scratch_folder, stored_bytes_per_step, write_gguf
 from minillm.families.shared.shapes import SHAPES
-from minillm.loading import DTYPES, resolve_device
 from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import Decoder, skeleton
 from minillm.report import picture
 from minillm.report.measure import copy_bandwidth, matrix_peak
+from minillm.target import DTYPES, resolve_device
 from minillm.weights.gguf import reader as gguf
 
 QUANTIZATIONS = ("none", "int8", "int4")

@@ -28,10 +28,11 @@ from minillm import cli
 from minillm.bench import worker
 from minillm.engine import inference
 from minillm.guard.parsing import reading
-from minillm.loading import DTYPES, load, resolve_device
+from minillm.loading import load
 from minillm.model.cache import Cache
 from minillm.report import reference
 from minillm.report.measure import forget_peak_rss, peak_rss, synchronize
+from minillm.target import DTYPES, resolve_device
 from minillm.weights.gguf import reader as gguf
 
 PEERS = ("transformers", "llama.cpp")

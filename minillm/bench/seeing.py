@@ -23,12 +23,12 @@ from tqdm import tqdm
 from minillm import cli, hub, ops
 from minillm.config import read
 from minillm.families.media import media
-from minillm.loading import DTYPES, resolve_device
 from minillm.media import pictures, settings
 from minillm.model.tower.tower import Tower
 from minillm.report import reference, seeing
 from minillm.report.measure import synchronize
 from minillm.spec.media import Media, Patches
+from minillm.target import DTYPES, resolve_device
 from minillm.weights.rules import Rules, plan, rows
 
 NEAR = 1e-3  # of the largest value: what they may differ by in fp32, else something else is measured

@@ -34,10 +34,11 @@ from minillm.diff.report import Finding
 from minillm.diff.signs import signs
 from minillm.diff.trace import Trace
 from minillm.llm import LLM
-from minillm.loading import DTYPES, integers, load
+from minillm.loading import integers, load
 from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.report import picture, reference
+from minillm.target import DTYPES
 from minillm.weights.checkpoint import Checkpoint
 
 PROMPT = "Once upon a time there was a little house at the edge of the wood, and in it lived an old man and his cat."

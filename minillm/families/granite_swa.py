@@ -13,7 +13,7 @@ from minillm.config import Config, number
 from minillm.families import granite
 from minillm.families.shared import common, rotary
 from minillm.guard.screen import shown
-from minillm.spec import Decoder, Rope
+from minillm.spec import GQA, Decoder, Rope
 
 WINDOWS = {"sliding_window": 128, "layer_types": None, "layer_rope_theta": None}
 DEFAULTS = {
@@ -41,8 +41,9 @@ def windowed(config: Config, made: Decoder) -> Decoder:
     """The decoder with windows, sinks and a speed of rotation for each layer."""
     layers = len(made.layers)
     windows = common.typed_windows(config, common.window(config), [i % 4 != 0 for i in range(layers)])
-    attention = replace(made.attentions[0], weakened="sinks")
-    mixers = common.in_layers(attention, windows, _ropes(config, layers))
+    attention = made.attentions[0]
+    assert isinstance(attention, GQA)
+    mixers = common.in_layers(replace(attention, weakened="sinks"), windows, _ropes(config, layers))
     return replace(
         made, layers=tuple(replace(layer, attention=each) for layer, each in zip(made.layers, mixers, strict=True))
     )

@@ -69,7 +69,7 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     lists, count = [section.get(key) for key in LISTS], made.get("num_hidden_layers")
     if made.get("layer_types") is None and all(isinstance(each, list) for each in lists) and isinstance(count, int):
         named = zip(lists, ("full_attention", "linear_attention"), strict=True)
-        kinds = {str(i): kind for each, kind in named for i in each}
+        kinds = {str(i): kind for each, kind in named for i in each or ()}
         made["layer_types"] = [kinds.get(str(i + 1)) for i in range(min(count, common.MAX_LAYERS))]
     return made
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from minillm.config import Config
 from minillm.families import mistral
 from minillm.families.shared import common
-from minillm.spec import Decoder
+from minillm.spec import GQA, Decoder
 
 DEFAULTS = {**mistral.DEFAULTS, "layer_types": None}
 RULES = mistral.RULES
@@ -18,4 +18,5 @@ def spec(config: Config) -> Decoder:
     made, window = mistral.spec(config), common.window(config)
     windows = common.typed_windows(config, window, [True] * len(made.layers))
     attention = made.attentions[0]
+    assert isinstance(attention, GQA)
     return common.dense(config, common.in_layers(attention, windows, [attention.rope] * len(windows)))

@@ -26,7 +26,7 @@ from minillm.ops import Ops
 from minillm.ops.paged import Paged
 from minillm.ops.sparse import Places
 from minillm.ops.visibility import Visibility
-from minillm.spec import GQA, KV, Attention, Rope, Temperature
+from minillm.spec import GQA, KV, MLA, Rope, Temperature
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def opened(y: Tensor, gate: Tensor, spec: Attention) -> Tensor:
+def opened(y: Tensor, gate: Tensor, spec: GQA | MLA) -> Tensor:
     """y `[B, T, H D]` as far as its gates let it through."""
     assert spec.gate is not None
     act = GATES[spec.gate.activation](gate)

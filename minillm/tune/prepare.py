@@ -13,10 +13,11 @@ import torch
 from minillm import cli, config, families, hub
 from minillm.guard import files
 from minillm.llm import LLM
-from minillm.loading import asked_scheme, integers, is_fast, opened, resolve_device, stored_dtype
+from minillm.loading import asked_scheme, integers, opened
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
 from minillm.parallel import launch, split
+from minillm.target import is_fast, resolve_device, stored_dtype
 from minillm.tune import budget, learner, material, report
 from minillm.tune.budget import Budget
 from minillm.tune.material import Asked, Material

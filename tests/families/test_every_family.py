@@ -10,7 +10,7 @@ import pytest
 
 from minillm.config import read
 from minillm.families import FAMILIES, resolve
-from minillm.families.gguf import architectures, described, states
+from minillm.families.gguf import architectures, states, written
 from minillm.families.refused import REASONS
 from minillm.families.shared.licences import terms
 from minillm.serve.answers import styles
@@ -95,10 +95,10 @@ def test_architectures_of_llama_cpp() -> None:
     """docs/gguf.md lists what each is written as, and why others are not."""
     page = (ROOT / "docs/gguf.md").read_text()
     listed = dict(re.findall(r"\*\*([\w-]+)\*\* ([\w, ]+)[;.]", " ".join(page.split())))
-    assert listed == {name: ", ".join(kinds.split()) for name, kinds in described.ARCHITECTURES.items()}
+    assert listed == {name: ", ".join(kinds.split()) for name, kinds in written.ARCHITECTURES.items()}
     assert {*listed, *states.APART.values()} == set(architectures.ARCHITECTURES)  # which are read
     reasons = dict(re.findall(r"^- ([\w-]+): (.+)$", page, re.M))
-    assert set(reasons) == set(FAMILIES) - set(described.FAMILIES)
+    assert set(reasons) == set(FAMILIES) - set(written.FAMILIES)
 
 
 # The format of calls and reasoning in a family's published chat templates, newest first; "" where they have none.

@@ -26,10 +26,11 @@ from minillm.engine.batching.room import BUDGET, SIZE, counts, positions_in
 from minillm.guard import files, memory
 from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note
-from minillm.loading import Laid, lay_out, load, resolve_device
+from minillm.loading import Laid, lay_out, load
 from minillm.media import tower
 from minillm.serve.models import Served, card
 from minillm.serve.models.catalog import Model
+from minillm.target import resolve_device
 from minillm.text import chat
 
 WARM = 20  # tokens of a first prompt
