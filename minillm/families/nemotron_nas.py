@@ -45,7 +45,7 @@ def spec(config: Config) -> Decoder:
             ffn = GatedMLP(-(-width // GRAIN) * GRAIN, activation, mlp_bias)
         if attention is None and ffn is None:
             raise ValueError(f"config.json: layer {i} has neither attention nor an MLP, which no published model has")
-        made.append(Layer(attention and norm, attention, ffn and norm, ffn))
+        made.append(Layer(norm if attention else None, attention, norm if ffn else None, ffn))
     return Decoder(
         config.size("vocab_size"),
         config.size("hidden_size"),

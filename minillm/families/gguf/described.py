@@ -178,9 +178,12 @@ def difference(decoder: Decoder, read: Decoder, of_scaling: Sequence[float] | No
 
 def _scaled(attention: GQA | MLA, scaling: LongRopeScaling) -> GQA | MLA:
     """The attention, turned so where it turns."""
-    if attention.rope is None:
+    if not isinstance(attention.rope, Rope):
         return attention
-    return dataclasses.replace(attention, rope=dataclasses.replace(attention.rope, scaling=scaling))
+    turned = dataclasses.replace(attention.rope, scaling=scaling)
+    if isinstance(attention, GQA):
+        return dataclasses.replace(attention, rope=turned)
+    return dataclasses.replace(attention, rope=turned)
 
 
 def _factors(decoder: Decoder) -> dict[str, Any]:
@@ -199,8 +202,8 @@ def _constant(of_all: tuple[float, ...], context: int) -> LongRopeScaling:
 
 def _everywhere(decoder: Decoder) -> Rope | None:
     """How layers that see everything turn, or those with a window where they alone do; None where nothing turns."""
-    layers = [each for each in decoder.attentions if each.rope is not None]
-    return next((each for each in layers if each.window is None), layers[0]).rope if layers else None
+    layers = [(each.window, each.rope) for each in decoder.attentions if isinstance(each.rope, Rope)]
+    return next((rope for window, rope in layers if window is None), layers[0][1]) if layers else None
 
 
 def _grouped(attention: GQA) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from minillm.families.gguf import selective, states
 from minillm.families.gguf.architectures import HYBRID, ON_DEVICE
-from minillm.spec import GQA, MLP, Decoder, GatedDeltaNet, GatedMLP, LongRopeScaling, MoE, Router
+from minillm.spec import GQA, MLP, Decoder, GatedDeltaNet, GatedMLP, LongRopeScaling, MoE, Rope, Router
 
 
 def refusal(decoder: Decoder, architecture: str) -> str | None:
@@ -23,7 +23,7 @@ def remarks(decoder: Decoder, architecture: str) -> list[str]:
         return told
     if architecture in ("phi3", "starcoder2") and attention.window is not None and attention.window < decoder.context:
         told.append(f"llama.cpp leaves out the window of {attention.window} positions: longer texts go on otherwise")
-    scaling = attention.rope.scaling if attention.rope else None
+    scaling = attention.rope.scaling if isinstance(attention.rope, Rope) else None
     if isinstance(scaling, LongRopeScaling) and scaling.short_factors != scaling.long_factors:
         told.append(f"llama.cpp takes the factors of long texts wherever its context is over "
                     f"{scaling.original_positions} positions, however short the text is")  # fmt: skip
