@@ -13,7 +13,6 @@ REASONS: Mapping[str, str] = MappingProxyType(
     {
         "kimi_k3": "it has an activation of its own, and its layers attend to blocks of the sums before them",
         "bailing_moe_v3_vl": "its part that reads pictures is not known here",
-        **dict.fromkeys(("glm5_next", "glm5_next_text"), _STREAMS),
         "deepseek_v41": _UNKNOWN,
         **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), f"{_STREAMS}, and it looks up runs of tokens"),
         "hy_v4": f"{_STREAMS}, and its latent attention has sinks and a gate",

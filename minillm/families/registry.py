@@ -41,6 +41,7 @@ from minillm.families import (
     glm4,
     glm4_moe,
     glm4_moe_lite,
+    glm5_next,
     glm_moe_dsa,
     gpt2,
     gpt_bigcode,
@@ -275,4 +276,6 @@ FAMILIES = {  # by the config's model_type
     "nemotron-nas": nemotron_nas,
     "step3p5": step3p7,
     "phi4_multimodal": phi4mm,
+    "glm5_next": glm5_next,
+    "glm5_next_text": glm5_next,
 }

@@ -28,13 +28,15 @@ class HyperConnections:
     With f = W norm(x), x all streams one behind the other, a part is given sum_i a_i x_i and what it makes, y, is taken
     in as x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = 2 sigmoid(s f + t), and C a softmax over each
     row, plus eps, whose columns, and then rows and columns in turn, are divided by their sums plus eps: `rounds` times
-    the columns (Sinkhorn and Knopp). All streams start as the embedding, and end as one more sum with shares a.
+    the columns (Sinkhorn and Knopp). All streams start as the embedding, and end as one more sum with shares a, or as
+    their `mean`.
     """
 
     count: int
     norm: Norm
     rounds: int = 20
     eps: float = 1e-6
+    mean: bool = False
 
     @property
     def values(self) -> int:

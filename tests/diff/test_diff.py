@@ -25,7 +25,7 @@ LARGEST = 32.0
 # the checkpoint's tensors, which is what pairs are made by. Then those whose class has a factor in another module than
 # the decoder here, and one that transformers does not run while its modules are watched.
 NAMED_OTHERWISE = {"qwen2_vl", "qwen2_5_vl", "exaone", "qwen", "chatglm", "internlm2", "minimax_m3_vl", "openelm"}
-NAMED_OTHERWISE |= {"step3p7", "gpt_neox_japanese"}
+NAMED_OTHERWISE |= {"glm5_next", "step3p7", "gpt_neox_japanese"}
 FACTORED_OTHERWISE, NOT_WATCHED = {"laguna", "minicpm3", "muse_glimmer"}, {"llama4_text"}
 FACTORED_OTHERWISE |= {"cohere2_moe", "granite_swa", "granitemoe_swa"}
 APART = NAMED_OTHERWISE | FACTORED_OTHERWISE | NOT_WATCHED

@@ -81,7 +81,7 @@ def test_the_counts_of_the_readme() -> None:
 
 # Families of which no published size can be checked: neither a file nor its figures are at hand.
 UNCOUNTED = {"exaone4_5", "gemma4_unified", "plamo", "plamo3"}
-UNCOUNTED |= {"bailing_hybrid", "cohere2_moe", "granitemoe_swa", "granitemoeshared"}
+UNCOUNTED |= {"bailing_hybrid", "glm5_next", "cohere2_moe", "granitemoe_swa", "granitemoeshared"}
 COUNTED_APART = {"gemma3n"}  # in test_published_sizes.py
 
 
@@ -124,7 +124,7 @@ UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe", "nemotron_h", "fa
 UNREAD |= {"jamba"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
 UNREAD |= {"jais2", "flex_olmo", "vaultgemma", "granitemoeshared", "granite_swa", "granitemoe_swa", "step3p7"}
-UNREAD |= {"cohere2_moe", "kimi_linear", "bailing_hybrid", "nemotron_nas", "phi4mm"}
+UNREAD |= {"cohere2_moe", "glm5_next", "kimi_linear", "bailing_hybrid", "nemotron_nas", "phi4mm"}
 UNREAD |= {"exaone4_5", "lfm3", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa", "deepseek_v4"}
 
 
@@ -143,7 +143,7 @@ LICENCES: dict[str, Any] = {
     **dict.fromkeys("apertus arcee llava qwen2_audio mpt mistral4 afmoe minicpm minicpm3".split(), "apache-2.0"),
     **dict.fromkeys("granitemoehybrid bamba granitemoeshared granite_swa granitemoe_swa".split(), "apache-2.0"),
     **dict.fromkeys("flex_olmo step3p7 mamba jamba zamba2".split(), "apache-2.0"),
-    **dict.fromkeys("gpt_neox_japanese kimi_linear bailing_hybrid phi4mm".split(), "mit"),
+    **dict.fromkeys("glm5_next gpt_neox_japanese kimi_linear bailing_hybrid phi4mm".split(), "mit"),
     "ministral": "mrl",
     **dict.fromkeys("phi phi3 phimoe glm4 glm4_moe glm4_moe_lite mimo mimo_v2_flash dots1 gpt2 gpt_neo".split(), "mit"),
     **dict.fromkeys("deepseek_v32 glm_moe_dsa deepseek_v4".split(), "mit"),

@@ -59,6 +59,19 @@ def without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda drawn: {key: value for key, value in drawn.items() if key not in names}
 
 
+def flash(config: dict[str, Any], drawn: dict[str, Any]) -> dict[str, Any]:
+    """The same in other words, and with an indexer that leaves all keys."""
+    words = {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts", "num_expert_group": "n_group",
+             "moe_renormalize": "norm_topk_prob", "num_experts_per_token": "num_experts_per_tok"}  # fmt: skip
+    made = {words.get(key, key): value for key, value in drawn.items() if key != "rope_parameters"}
+    kinds = ["indexed_attention" if each == "full_attention" else each for each in made["layer_types"]]
+    dense = made.pop("first_k_dense_replace")
+    feeds = ["dense" if i < dense else "sparse" for i in range(len(kinds))]
+    return {**made, "layer_types": kinds, "mlp_layer_types": feeds,
+            "q_lora_rank": made["q_lora_rank"] or 8, "qk_rope_head_dim": 0, "index_n_heads": 2, "index_head_dim": 8,
+            "index_topk": 96, "indexer_types": ["full"] * len(kinds)}  # fmt: skip
+
+
 @st.composite
 def searched(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     heads, blocks = config["num_attention_heads"], []
@@ -132,6 +145,16 @@ FURTHER: dict[str, Callable[[dict[str, Any]], Draws]] = {
         kda_lower_bound=st.floats(-6.0, -0.5),
         num_nextn_predict_layers=st.just(0),
     ).map(without("q_lora_rank")),
+    "glm5_next": lambda c: channels(
+        c,
+        linear_head_dim=st.integers(4, 12),
+        linear_num_heads=st.integers(1, 4),
+        linear_conv_kernel_dim=st.integers(2, 5),
+        linear_lower_bound=st.none() | st.floats(-6.0, -0.5),
+        swiglu_limit=st.floats(0.3, 9.0),
+        hc_mult=st.integers(2, 4),
+        hc_sinkhorn_iters=st.integers(1, 6),
+    ).map(lambda drawn: flash(c, drawn)),
     "phi4_multimodal": lambda c: mappings(
         rope_parameters=partial_ropes(c), sliding_window=st.none() | WINDOW, **{k: st.just(v) for k, v in SEEN.items()}
     ),

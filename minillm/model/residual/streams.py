@@ -116,16 +116,19 @@ class HyperStreams(nn.Module):
     def __init__(self, spec: HyperConnections, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = spec
-        self.mix = nn.Parameter(torch.zeros(spec.count, spec.count * hidden_size, dtype=torch.float32))
-        self.shift = nn.Parameter(torch.zeros(spec.count, dtype=torch.float32))
-        self.scale = nn.Parameter(torch.ones(1, dtype=torch.float32))
+        if not spec.mean:
+            self.mix = nn.Parameter(torch.zeros(spec.count, spec.count * hidden_size, dtype=torch.float32))
+            self.shift = nn.Parameter(torch.zeros(spec.count, dtype=torch.float32))
+            self.scale = nn.Parameter(torch.ones(1, dtype=torch.float32))
 
     def parted(self, x_BTE: Tensor) -> Tensor:
         """`[B, T, S, E]`, all of them x."""
         return x_BTE.unsqueeze(-2).repeat(1, 1, self.spec.count, 1)
 
     def merged(self, x_BTSE: Tensor) -> Tensor:
-        """The weighted sum `[B, T, E]` of what the streams end as."""
+        """The mean, or weighted sum `[B, T, E]`, of what the streams end as."""
+        if self.spec.mean:
+            return x_BTSE.mean(-2)
         made = _of_all(x_BTSE, self.mix, self.spec)
         return summed(x_BTSE, torch.sigmoid(made * self.scale + self.shift) + self.spec.eps)
 
