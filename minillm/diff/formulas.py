@@ -71,6 +71,12 @@ def exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, ...]:
         qkv = attention.gated(product(x, attention.qkv))[0]
         if spec.kv.layer is not None:
             qkv = F.pad(qkv, (0, 2 * spec.num_kv_heads * spec.head_dim))  # of another layer
+        if attention.conv is not None:
+            alone, kv = qkv.split((spec.num_heads * spec.head_dim, attention.conv.spec.channels), dim=-1)
+            weight = attention.conv.weight.double()
+            before = F.pad(kv.transpose(1, 2), (weight.shape[1] - 1, 0))
+            kv = kv + F.conv1d(before, weight[:, None], groups=len(weight)).transpose(1, 2)
+            qkv = torch.cat((alone, kv), dim=-1)
         q, k, v = attention.heads(qkv)
         v = normed(v, attention.v_norm) * spec.kv.v_scale
         for_norm = (lambda each: each.flatten(2)) if attention.normed_together else (lambda each: each)

@@ -63,7 +63,7 @@ def sites(model: Decoder, planned: Plan, renamed: Mapping[str, str], theirs: Col
                 pairs[f"{own}.ffn.router", ""] = Site(f"{own}.ffn.router", ffn)
                 ffn, experts = "", _parent(ffn)
             pairs[f"{own}.ffn.experts", ""] = Site(f"{own}.ffn.experts", f"{experts}.experts")
-            shared = _parent(holders.get(f"{own}.ffn.shared.down"))
+            shared = "" if layer.ffn.router.weighed else _parent(holders.get(f"{own}.ffn.shared.down"))
             pairs[f"{own}.ffn.shared", ""] = Site(f"{own}.ffn.shared", shared)
             if ffn and shared and not shared.startswith(f"{ffn}."):  # it stands beside what is added to it
                 ffn = ""

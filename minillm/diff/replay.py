@@ -129,15 +129,13 @@ def _router(made: Replay, router: Router) -> None:
     bias = None if router.logit_bias is None else router.logit_bias.double()
     logits = F.linear(router.given(x).double(), router.weight.double(), bias)
     tokens = made.trace.tokens.flatten()
-    exact = routing.route(logits, None if router.bias is None else router.bias.double(), router.spec)
+    how = routing.route_weighed if router.weighed else routing.route
+    exact = how(logits, None if router.bias is None else router.bias.double(), router.spec)
     if router.table is not None:
         exact = exact._replace(experts=router.table[tokens].long())
     ours = router(x, tokens)
     scores = routing.score(logits, router.spec)
-    weighed, mine = (
-        router.scaled(Routing(each.experts, routing.weigh(scores, each.experts, router.spec), logits))
-        for each in (theirs, ours)
-    )
+    weighed, mine = (router.scaled(routing.weighed_as(scores, each.experts, router.spec)) for each in (theirs, ours))
     made.found += [
         Op("choice", *(_share(each, exact) for each in (ours, theirs))),
         Op("weights of the chosen", agreement(ours, mine, made.eps)[1], agreement(theirs, weighed, made.eps)[1]),
@@ -182,6 +180,8 @@ def _moe(made: Replay, moe: MoE) -> None:
 def _block(made: Replay, block: Block) -> None:
     if block.low_rank is not None or block.streams is not None or block.attention_mix or block.ffn_mix:
         return  # no plain sum
+    if block.attention_conv is not None:
+        return  # whose sum has what no module of the reference gives
     if isinstance(block.attention, Fronted):
         return  # no module of attention's alone
     trace, name = made.trace, made.site.ours

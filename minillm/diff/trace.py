@@ -154,7 +154,8 @@ def _around(trace: Trace, factors: Sequence[float] = ()) -> None:
     first, index = given["layers.0"], 0
     gave["embedding"] = first if first.dim() == 3 else first[..., 0, :]
     while (name := f"layers.{index}") in given:
-        attended = gave.get(f"{name}.post_attention_norm", gave.get(f"{name}.attention"))
+        ends = ("post_attention_norm", "attention_conv", "attention")
+        attended = next((gave[f"{name}.{end}"] for end in ends if f"{name}.{end}" in gave), None)
         given.setdefault(f"{name}.attention_norm", given[name])
         if f"{name}.attention" in given:
             gave.setdefault(f"{name}.attention_norm", given[f"{name}.attention"])
@@ -173,9 +174,14 @@ def _around(trace: Trace, factors: Sequence[float] = ()) -> None:
 
 @contextlib.contextmanager
 def played(model: nn.Module, routes: dict[str, Routing]) -> Iterator[None]:
-    """Each router sends tokens where the reference's did: a choice is a step, and two correct models may differ."""
+    """Each router sends tokens where the reference's did: a choice is a step, and two correct models may differ. What
+    all tokens go to it weighs itself."""
+
+    def sent(own: Routing, name: str) -> Routing | None:
+        return routes[name]._replace(shared=own.shared) if name in routes else None
+
     hooks = [
-        module.register_forward_hook(lambda *call, name=name: routes.get(name))
+        module.register_forward_hook(lambda *call, name=name: sent(call[-1], name))
         for name, module in model.named_modules()
         if isinstance(module, Router)
     ]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
-from minillm.explain import indexed, scanned
+from minillm.explain import indexed, scanned, scores
 from minillm.explain.compressed import compressed
 from minillm.explain.scanned import w
 from minillm.explain.streams import around, corrected, foreseen, taken_in, told
@@ -66,17 +66,23 @@ def equations(layer: Layer, decoder: Decoder) -> list[str]:
     lines = foreseen(decoder.streams, hidden_size) if decoder.streams else []
     if layer.attention is None or layer.ffn is None:
         return [*_only(layer, before, attended, fed, hidden_size), *_norms(own)]
-    lines += [f"u = {before}", *PARTS[type(layer.attention)](layer.attention, hidden_size)]
+    lines += [
+        f"u = {before}",
+        *PARTS[type(layer.attention)](layer.attention, hidden_size),
+        *scores.convolved("a", layer.conv),
+    ]
     if layer.low_rank:
         r = layer.low_rank.rank
         lines.append(f"h = (x + {attended} + u + n({w(hidden_size, r)} {w(r, hidden_size)} u)) / sqrt(2)")
     else:
         lines += [] if layer.parallel else [f"h = x + {attended}"]
     lines += [f"u = {inner}", *PARTS[type(layer.ffn)](layer.ffn, hidden_size)]
+    lines += ["f = s f, one learned number s"] if layer.scaled == "ffn" else []
+    lines += scores.convolved("f", layer.conv)
     lines.append(f"y = x + {attended} + {fed}" if layer.parallel else f"y = h + {fed}")
     lines += corrected(decoder.streams) if decoder.streams else []
     lines += told(decoder.per_layer, hidden_size, bool(decoder.streams)) if decoder.per_layer else []
-    lines += ["y = s y, one learned number s"] if layer.scaled else []
+    lines += ["y = s y, one learned number s"] if layer.scaled is True else []
     return [*lines, *_norms(own)]
 
 
@@ -119,11 +125,6 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
             "all": "norm over all heads"}[a.qk_norm.width] if a.qk_norm else ""  # fmt: skip
     clip = f"clamped to ±{a.clip:g} (v too)" if a.clip is not None else ""
     steps = [_turned(a), norm, clip] if a.qk_norm and a.qk_norm.turned else [norm, clip, _turned(a)]
-    slopes, warm = a.scores.slopes, a.scores.temperature
-    scale, cap = a.scores.scale or a.head_dim**-0.5, a.scores.softcap
-    scores = "q_i k_j" if scale == 1 else f"{scale:.4g} q_i k_j"
-    scores = scores if cap is None else f"{cap:g} tanh({scores} / {cap:g})"
-    scores += f" - m (i - j), m from {max(slopes):.4g} to {min(slopes):.4g} by head" if slopes else ""
     seen = indexed.seen(a) if a.window is None else f"i - {a.window} < j <= i"
     seen = f"floor(i / {a.window}) {a.window} <= j <= i" if isinstance(a.window, Chunk) else seen
     sink = ", and a learned score that is only summed over" if a.sinks else ""
@@ -135,12 +136,14 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     return [
         f"q = {w(q, hidden)} u{bias}, {made}: {a.num_heads} and {a.num_kv_heads} heads of {a.head_dim}{shared}",
         *([f"v: each head {_norm(a.kv.v_norm).replace('x', 'v')}"] if a.kv.v_norm else []),
+        *scores.convolved("k, v", a.conv),
         f"{'q, k' if a.kv.layer is None else 'q'}: {', '.join(filter(None, steps))}",
-        *([f"q_i = (1 + {warm.rate:g} ln(1 + floor((i + {warm.shift}) / {warm.span}))) q_i"] if warm else []),
+        *scores.relative(a, hidden),
+        *scores.tempered(a),
         *([_gate(a, hidden)] if a.gate else []),
         *indexed.choice(a, hidden),
         f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over {seen} of "
-        f"softmax_j({scores}) v_j{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
+        f"softmax_j({scores.formula(a)}) v_j{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
     ]
 
 
@@ -153,7 +156,7 @@ def _gate(a: GQA | MLA, hidden: int) -> str:
 
 def _turned(a: GQA) -> str:
     if a.rope is None:
-        return "not turned" if a.scores.slopes else "as they are, whatever their position"
+        return "not turned" if a.scores.slopes or a.scores.relative else "as they are, whatever their position"
     part = "" if a.rope.dim == a.head_dim else f"the first {a.rope.dim} values of "
     return f"{part}each head turned by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling)
 
@@ -232,9 +235,10 @@ def _mlp(f: MLP, hidden: int) -> list[str]:
 
 def _moe(f: MoE, hidden: int) -> list[str]:
     each = _gated(f, f.latent or hidden)[0].removeprefix("f = ")
+    weighed = f": {f.weighed} of one width side by side, each times its p" if f.weighed else ""
     gate = "sigmoid(w u) " if f.shared_gate else ""
     made = PARTS[type(f.shared)](f.shared, hidden)[0].removeprefix("f = ") if f.shared else ""
-    shared = [f"s = {gate}{made}"] if f.shared else []
+    shared = [f"s = {gate}{made}{weighed}"] if f.shared else []
     chosen = "the chosen e" if f.own is None else f"those chosen e that are {f.own[0]} to {f.own[1] - 1}"
     total, s = f"sum over {chosen} of p_e E_e(u)", "n(s)" if f.norm else "s"
     if f.norm:  # two of its own for each of the two parts
@@ -242,25 +246,25 @@ def _moe(f: MoE, hidden: int) -> list[str]:
     if f.latent:
         each, total = each.replace(" u", " v"), f"{w(hidden, f.latent)} sum over {chosen} of p_e E_e(v)"
         return [
-            *_router(f.router, hidden, f.hashed),
+            *_router(f.router, hidden, f.hashed, f.weighed),
             *shared,
             f"f = {total}{f' + {s}' if shared else ''},  v = {w(f.latent, hidden)} u,  E_e(v) = {each}",
         ]
     return [
-        *_router(f.router, hidden, f.hashed),
+        *_router(f.router, hidden, f.hashed, f.weighed),
         *shared,
         f"f = {total}{f' + {s}' if shared else ''},  E_e(u) = {each}",
     ]
 
 
-def _router(r: Router, hidden: int, hashed: int | None) -> list[str]:
+def _router(r: Router, hidden: int, hashed: int | None, weighed: int) -> list[str]:
     given = f"({_norm(r.normalize).replace('x', 'u')} / {hidden**0.5:.4g})" if isinstance(r.normalize, Norm) else "u"
-    logits = f"{w(r.num_experts, hidden)} {given}{' + b' if r.logit_bias else ''}"
+    logits = f"{w(r.num_experts + weighed, hidden)} {given}{' + b' if r.logit_bias else ''}"
     logits = f"standardised({logits})" if r.normalize == "logits" else logits
     score = {"softmax_chosen": "", "sparsemixer": "", "sqrt_softplus": "sqrt softplus"}.get(r.score, r.score)
     groups = f" in the {r.top_groups} best of {r.num_groups} groups" if r.num_groups > 1 else ""
     weights = {"softmax_chosen": "softmax over them", "sparsemixer": "SparseMixer's"}.get(r.score, "p")
-    weights += " / their sum" if r.renormalize else ""
+    weights += f" / their sum{f', that of the last {weighed} included' if weighed else ''}" if r.renormalize else ""
     weights += f" * {r.scale:g}" if r.scale != 1 else ""
     weights += " * a learned factor of e" if isinstance(r.normalize, Norm) else ""
     chosen = f"the {r.top_k} best{groups}{' by p + b' if r.bias else ''}"

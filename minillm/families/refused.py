@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 _STREAMS = "its layers read and write several streams (hyper-connections)"
-_DISTANCE = "its scores get a learned number for each distance, and its layers convolve what they add"
 _UNKNOWN = "there was nothing at hand to compare its layers with"
 
 REASONS: Mapping[str, str] = MappingProxyType(
@@ -16,7 +15,6 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "deepseek_v41": _UNKNOWN,
         **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), f"{_STREAMS}, and it looks up runs of tokens"),
         "hy_v4": f"{_STREAMS}, and its latent attention has sinks and a gate",
-        **dict.fromkeys(("inkling_mm_model", "inkling_text"), _DISTANCE),
         "plamo2": "there was nothing at hand to compare its state spaces with, which are neither Mamba's nor Mamba 2's",
         **dict.fromkeys("k2_horizon nanbeige apertus1p5 bailing_moe mimo_v2 nemotron_h_puzzle".split(), _UNKNOWN),
         "mistral_large4_text": "its layers share keys, which an indexer picks",

@@ -60,6 +60,7 @@ from minillm.families import (
     hunyuan_v1_dense,
     hunyuan_v1_moe,
     hy_v3,
+    inkling,
     internlm2,
     internlm3,
     jais2,
@@ -278,4 +279,6 @@ FAMILIES = {  # by the config's model_type
     "phi4_multimodal": phi4mm,
     "glm5_next": glm5_next,
     "glm5_next_text": glm5_next,
+    "inkling_mm_model": inkling,
+    "inkling_text": inkling,
 }

@@ -8,7 +8,6 @@ Shapes: B batch, T new tokens, S keys, E hidden size, H query heads, K kv heads,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,34 +21,18 @@ from minillm.model.linear import Linear
 from minillm.model.norm import Norm, norm
 from minillm.model.pools import KeyPool
 from minillm.model.ragged import Ragged
+from minillm.model.recurrent.added import AddedConv
+from minillm.model.step import Step as Step
 from minillm.ops import Ops
 from minillm.ops.paged import Paged
 from minillm.ops.sparse import Places
-from minillm.ops.visibility import Visibility
-from minillm.spec import GQA, KV, MLA, Rope, Temperature
-
-
-@dataclass(frozen=True)
-class Step:
-    """What all layers of one forward pass share: the tokens from position `start` on, computed once by the model."""
-
-    start: int
-    rotary: dict[Rope, tuple[Tensor, Tensor]]  # cos and sin `[B or 1, T, dim/2]`
-    visible: dict[int | None, Visibility]  # by window
-    slots: dict[int | None, Tensor | None]  # by window, as `Visibility.slots` gives them
-    positions: Tensor | None = None  # int64 `[B or 1, T]`: those of the tokens
-    first: int | Tensor = 0  # the position of the first token, int64 `[B]` where only the device knows it
-    real: Tensor | None = None  # bool `[B, T, 1]`, false where a row is padded; None where none is
-    embedded: Tensor | None = None  # `[B, T, E]`: what the first layer is given, where others look at it too
-    per_layer: Tensor | None = None  # `[B, T, layers, P]`: what each layer is told of a token
-    kv: dict[int, Any] = field(default_factory=dict)  # keys and values, or the pool of them, that other layers read too
-    chosen: dict[int, Any] = field(default_factory=dict)  # what queries see, by layers whose choice counts in others
-    ragged: Ragged | None = None  # where the tokens are of many sequences
-    tokens: Tensor | None = None  # int64 `[B, T]`
+from minillm.spec import GQA, KV, MLA, Relative, Temperature
 
 
 def tempered(positions: Tensor, made: Temperature) -> Tensor:
     """The factor of a query at each position, fp32 of their shape."""
+    if not made.stepped:
+        return 1 + made.rate * ((positions + made.shift).float() / made.span).clamp(min=1).log()
     spans = ((positions + made.shift) // made.span).float()
     return 1 + made.rate * torch.log1p(spans)
 
@@ -67,6 +50,22 @@ def opened(y: Tensor, gate: Tensor, spec: GQA | MLA) -> Tensor:
     if spec.gate.width == "value":
         return y * act
     return (y.unflatten(-1, (-1, spec.v_dim)) * act.unsqueeze(-1)).flatten(-2)
+
+
+class Distances(nn.Module):
+    """What queries add to their scores by distance: x `[B, T, E]` -> `[B, H, T, X]`, for keys 0 to X - 1 positions
+    before each."""
+
+    def __init__(self, spec: Relative, heads: int, hidden_size: int, ops: Ops):
+        super().__init__()
+        self.dim = spec.dim
+        self.r = Linear(hidden_size, heads * spec.dim, ops)
+        self.by_distance = nn.Parameter(torch.empty(spec.dim, spec.extent))
+        if self.by_distance.device.type != "meta":
+            nn.init.normal_(self.by_distance, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.r(x).unflatten(-1, (-1, self.dim)) @ self.by_distance).transpose(1, 2)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -106,6 +105,9 @@ class GroupedQueryAttention(nn.Module):
         if spec.indexer is not None:
             assert spec.window is None, "an indexer chooses from all of the past"
             self.indexer = BlockIndexer(spec.indexer, hidden_size, spec.num_kv_heads, ops)
+        self.conv = AddedConv(spec.conv, {each: parts[each] for each in "kv"}) if spec.conv else None
+        made = spec.scores.relative
+        self.distances = Distances(made, spec.num_heads, hidden_size, ops) if made else None
         self.lent_as: int | None = None  # this layer's number, where others read its keys and values
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
         self._slopes: Tensor | None = None  # on the device, once they were asked for
@@ -114,15 +116,22 @@ class GroupedQueryAttention(nn.Module):
         """With a `change` of q, k and v side by side."""
         qkv, gate = self.gated(self.qkv(x) if change is None else self.qkv(x) + change)
         gate = gate if self.gate is None else self.gate(x)
+        if self.conv is not None:
+            cache, of_inputs = (None, None) if cache is None else cache
+            q, kv = qkv.split((self.spec.num_heads * self.spec.head_dim, self.conv.spec.channels), dim=-1)
+            qkv = torch.cat((q, self.conv(kv, step, of_inputs)), dim=-1)
+        added = None if self.distances is None else self._tempered(self.distances(x), step)
         asked = None if self.indexer is None else self.indexer.asked(x, lambda heads: self._turned(heads, step))
         if step.ragged is None:
-            y = self._over(qkv, asked, step, cache)
+            y = self._over(qkv, asked, added, step, cache)
         else:
-            y = self._over_blocks(qkv, asked, step, cache, step.ragged)
+            y = self._over_blocks(qkv, asked, added, step, cache, step.ragged)
         y = rearrange(y, "B H T D -> B T (H D)")
         return self.out(y if gate is None else opened(y, gate, self.spec))
 
-    def _over(self, qkv: Tensor, asked: Asked | None, step: Step, cache: LayerCache | None) -> Tensor:
+    def _over(
+        self, qkv: Tensor, asked: Asked | None, added: Tensor | None, step: Step, cache: LayerCache | None
+    ) -> Tensor:
         """y `[B, H, T, D]` of rows that are aligned."""
         spec, visible, slots = self.spec, step.visible[self.spec.window], step.slots[self.spec.window]
         if spec.kv.layer is not None:
@@ -139,9 +148,11 @@ class GroupedQueryAttention(nn.Module):
         if self.lent_as is not None:
             step.kv[self.lent_as] = k, v
         visible = visible if asked is None else of_rows(self, asked, step, cache)
-        return self.ops.attention(self._tempered(q, step), k, v, visible, *self._how(q))
+        return self.ops.attention(self._tempered(q, step), k, v, visible, *self._how(q, added))
 
-    def _over_blocks(self, qkv: Tensor, asked: Asked | None, step: Step, pool: KeyPool, ragged: Ragged) -> Tensor:
+    def _over_blocks(
+        self, qkv: Tensor, asked: Asked | None, added: Tensor | None, step: Step, pool: KeyPool, ragged: Ragged
+    ) -> Tensor:
         """y `[1, H, N, D]` of tokens of many sequences."""
         group = self.spec.window
         if self.spec.kv.layer is not None:
@@ -153,13 +164,15 @@ class GroupedQueryAttention(nn.Module):
             pool.put(k, v, ragged.slots[group])
         if self.lent_as is not None:
             step.kv[self.lent_as] = pool
-        q, how, parts = self._tempered(q, step), self._how(q), []
+        q, single, parts = self._tempered(q, step), slice(0, ragged.singles), []
+        how = self._how(q, added, single)
         chosen = None if asked is None else of_blocks(self, asked, step, pool)
         if ragged.singles and chosen is not None and chosen.singles is not None:
-            parts.append(self._over_chosen(q[:, :, : ragged.singles], pool, ragged.paged[group], chosen.singles, how))
+            parts.append(self._over_chosen(q[:, :, single], pool, ragged.paged[group], chosen.singles, how))
         elif ragged.singles:
-            parts.append(self.ops.paged_attention(q[:, :, : ragged.singles], pool.k, pool.v, ragged.paged[group], *how))
+            parts.append(self.ops.paged_attention(q[:, :, single], pool.k, pool.v, ragged.paged[group], *how))
         for i, piece in enumerate(ragged.pieces):
+            how = self._how(q, added, piece.tokens)
             k, v = pool.read(piece.keys[group])
             visible = piece.visible[group] if chosen is None else chosen.pieces[i]
             parts.append(self.ops.attention(q[:, :, piece.tokens], k, v, visible, *how))
@@ -177,14 +190,15 @@ class GroupedQueryAttention(nn.Module):
         rope = self.spec.rope
         return heads if rope is None else self.ops.rope(heads, *step.rotary[rope], rope.layout)
 
-    def _how(self, q: Tensor) -> tuple[Any, ...]:
-        """What turns products of q and k into scores."""
+    def _how(self, q: Tensor, added: Tensor | None = None, tokens: slice = slice(None)) -> tuple[Any, ...]:
+        """What turns products of q and k of these tokens into scores."""
         scores = self.spec.scores
-        if scores.slopes is None:
-            return scores.scale, scores.softcap, self.sinks
-        if self._slopes is None or self._slopes.device != q.device:
+        how = scores.scale, scores.softcap, self.sinks
+        if scores.slopes is not None and (self._slopes is None or self._slopes.device != q.device):
             self._slopes = torch.tensor(scores.slopes, dtype=torch.float32, device=q.device)
-        return scores.scale, scores.softcap, self.sinks, self._slopes
+        if added is not None:
+            return *how, self._slopes, added[:, :, tokens]
+        return how if self._slopes is None else (*how, self._slopes)
 
     def _tempered(self, q: Tensor, step: Step) -> Tensor:
         """q `[B, H, T, D]`, multiplied as its position wants it."""

@@ -19,6 +19,7 @@ from minillm.model.recurrent.states import StateCache
 from minillm.spec import (
     GQA,
     MLA,
+    AddedConv,
     Attention,
     ChannelDelta,
     Compressed,
@@ -138,6 +139,7 @@ KINDS: dict[type, type[AnyCache]] = {
     GatedDeltaNet: StateCache,
     ChannelDelta: StateCache,
     GatedConv: StateCache,
+    AddedConv: StateCache,
     StateSpace: StateCache,
     SelectiveScan: StateCache,
     GatedRecurrence: StateCache,

@@ -11,7 +11,7 @@ from minillm.model import held
 from minillm.model.decoder import Decoder
 from minillm.model.moe import Experts
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import MLA, Attention, BlockIndexer, Compressed, Fronted, Indexer, Recurrent, index_dim
+from minillm.spec import GQA, MLA, Attention, BlockIndexer, Compressed, Fronted, Indexer, Recurrent, index_dim
 from minillm.spec import Decoder as DecoderSpec
 
 
@@ -103,6 +103,8 @@ def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
     for attention in spec.attentions:
         pairs = _pairs(tokens, past, attention.window or _chosen(spec, attention))
         total += 2 * attention.num_heads * pairs * _key_and_value(attention)
+        added = attention.scores.relative if isinstance(attention, GQA) else None
+        total += 2 * attention.num_heads * tokens * added.dim * added.extent if added else 0
         made = attention.indexer
         if isinstance(made, (Indexer, BlockIndexer)):  # which looks at all of them
             heads = made.num_heads if isinstance(made, Indexer) else attention.num_kv_heads  # type: ignore[union-attr]

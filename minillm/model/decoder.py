@@ -49,8 +49,8 @@ class Decoder(nn.Module):
         self.spec = decoder
         self.ops = ops
         self.choice = Choice()  # of adapters
-        self.embedding = Embedding(decoder.vocab_size, decoder.hidden_size, ops, decoder.embedding.rows)
         size, told, placed = decoder.hidden_size, decoder.per_layer, decoder.embedding.positions
+        self.embedding = Embedding(decoder.vocab_size + decoder.embedding.unused, size, ops, decoder.embedding.rows)
         self.positions = Embedding(placed.count + placed.skipped, size) if placed else None
         self.embedding_norm = norm(decoder.embedding.norm, size, ops)
         self.per_layer = PerLayerEmbedding(told, decoder.vocab_size, size, ops) if told else None
@@ -170,7 +170,8 @@ class Decoder(nn.Module):
         x_NE = x_NE if scale == 1 else x_NE * scale  # no head with a factor has a bias
         if not held_in(head) and adapted(head) is None and self.ops.ranks.wide == 1:
             cap, bias = self.spec.logit_softcap, getattr(head, "bias", None)
-            return self.ops.linear_cross_entropy(x_NE, head.weight, targets_N, cap, bias=bias)
+            weight = head.weight[: self.spec.vocab_size] if self.spec.embedding.unused else head.weight
+            return self.ops.linear_cross_entropy(x_NE, weight, targets_N, cap, bias=bias)
 
         first = (self.spec.embedding.rows or (0,))[0]
 
@@ -210,7 +211,8 @@ class Decoder(nn.Module):
     def _part(self, x_BTE: Tensor) -> Tensor:
         """Of what the head gives the values that are here."""
         head: Any = self.head or functools.partial(product, self.embedding, "weight", self.ops)
-        return head(self.ops.ranks.entered(x_BTE))
+        made = head(self.ops.ranks.entered(x_BTE))
+        return made[..., : self.spec.vocab_size].contiguous() if self.spec.embedding.unused else made
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.spec.logit_softcap

@@ -24,10 +24,14 @@ class GatedMLP(nn.Module):
         self.gate_up = Linear(hidden_size, parts, ops, bias=mlp.bias)
         self.down = Linear(mlp.intermediate_size, hidden_size, ops, bias=mlp.bias)
 
-    def forward(self, x: Tensor, change: Tensor | None = None) -> Tensor:
-        """With a `change` of gate and up side by side."""
+    def forward(self, x: Tensor, change: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """With a `change` of gate and up side by side, and `weights` `[B, T, n]` of n equal parts of the rest."""
         gate_up = self.gate_up(x) if change is None else self.gate_up(x) + change
-        y = self.down(self.ops.gated_act(self.thinned(gate_up), self.spec.activation))
+        inner = self.ops.gated_act(self.thinned(gate_up), self.spec.activation)
+        if weights is not None:
+            parts = inner.unflatten(-1, (weights.shape[-1], -1))
+            inner = (parts * weights.to(inner.dtype).unsqueeze(-1)).flatten(-2)
+        y = self.down(inner)
         return y if (factor := self.spec.factors[1]) == 1 else y * factor
 
     def thinned(self, gate_up: Tensor) -> Tensor:

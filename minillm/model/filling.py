@@ -11,6 +11,7 @@ from torch import nn
 from minillm.model.linear import Linear
 from minillm.model.moe import Experts
 from minillm.model.norm import LayerNorm
+from minillm.model.recurrent.added import AddedConv
 from minillm.model.recurrent.stateful import ShortConv
 from minillm.weights.rules import Destination
 
@@ -37,7 +38,7 @@ def destinations(model: nn.Module) -> dict[str, Destination]:
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         module, width, start = model.get_submodule(owner), parameter.shape[1:][-1:], 0
-        parts = module.blocks(leaf) if isinstance(module, (Linear, Experts, ShortConv, LayerNorm)) else None
+        parts = module.blocks(leaf) if isinstance(module, (Linear, Experts, ShortConv, AddedConv, LayerNorm)) else None
         for part, rows in (parts or {"": parameter.shape[0]}).items():
             key = f"{name}[{part}]" if part else name
             found[key] = Destination(name, start, (rows, *width), None, tuple(parameter.shape))

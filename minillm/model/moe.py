@@ -24,22 +24,29 @@ from minillm.model.lora.adapted import adapted
 from minillm.model.norm import norm
 from minillm.ops import REFERENCE, Ops
 from minillm.ops.ranks import ALONE
-from minillm.ops.routing import Routing, score, weigh
+from minillm.ops.routing import Routing, route_weighed, score, weigh
 
 RECORDED = 256  # tokens of a pass at most whose shapes must not depend on where they go, so that it can be recorded
 
 
 class Router(nn.Module):
     """x `[N, H]` -> `Routing`. Weights, correction and arithmetic are fp32 whatever the model's dtype. With a table of
-    `hashed` tokens the experts of each are those that it has."""
+    `hashed` tokens the experts of each are those that it has. So many that all tokens go to are `weighed` besides."""
 
     FP32 = ("weight", "bias", "logit_bias", "input_scale", "expert_scale", "table")
 
-    def __init__(self, router: spec.Router, hidden_size: int, ops: Ops = REFERENCE, hashed: int | None = None):
+    def __init__(
+        self,
+        router: spec.Router,
+        hidden_size: int,
+        ops: Ops = REFERENCE,
+        hashed: int | None = None,
+        weighed: int = 0,
+    ):
         super().__init__()
-        self.spec = router
+        self.spec, self.weighed = router, weighed
         self.ops = ops
-        self.weight = nn.Parameter(torch.empty(router.num_experts, hidden_size, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.empty(router.num_experts + weighed, hidden_size, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if router.bias else None
         has = router.logit_bias
         self.logit_bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if has else None
@@ -61,6 +68,8 @@ class Router(nn.Module):
             assert tokens is not None
             chosen = self.table[tokens].long()
             return self.scaled(Routing(chosen, weigh(score(logits, self.spec), chosen, self.spec), logits))
+        if self.weighed:
+            return route_weighed(logits, self.bias, self.spec)
         return self.scaled(self.ops.route(logits, self.bias, self.spec))
 
     def scaled(self, found: Routing) -> Routing:
@@ -151,7 +160,8 @@ class MoE(nn.Module):
         super().__init__()
         self.ops, self.weighs_input = ops, moe.weighs_input
         self.summed = moe.norm is not None  # what it gives is the sum over all ranks: its norms need that
-        self.router, self.hashed = Router(moe.router, hidden_size, ops, moe.hashed), moe.hashed is not None
+        self.router = Router(moe.router, hidden_size, ops, moe.hashed, moe.weighed)
+        self.hashed = moe.hashed is not None
         self.experts = Experts(moe, moe.latent or hidden_size, ops)
         self.into = Linear(hidden_size, moe.latent, ops) if moe.latent else None
         self.out_of = Linear(moe.latent, hidden_size, ops) if moe.latent else None
@@ -167,11 +177,13 @@ class MoE(nn.Module):
         ids = None if tokens_BT is None else tokens_BT.flatten()
         total = self.ops.ranks.total if self.summed else ALONE.total
         given = self.norm(tokens)
-        y = self.summed_up(given if self.into is None else self.into(given), self.router(tokens, ids))
+        found = self.router(tokens, ids)
+        y = self.summed_up(given if self.into is None else self.into(given), found)
         y = self.post_norm(total(y if self.out_of is None else self.out_of(y))).view_as(x)
         if self.shared is None:
             return y
-        shared = self.shared_post_norm(total(self.shared(self.shared_norm(x))))
+        of_shared = {} if found.shared is None else {"weights": found.shared.view(*x.shape[:-1], -1)}
+        shared = self.shared_post_norm(total(self.shared(self.shared_norm(x), **of_shared)))
         if self.shared_gate is None:
             return y + shared
         gate = self.shared_gate(x).sigmoid()

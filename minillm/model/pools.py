@@ -25,6 +25,7 @@ from minillm.model.recurrent.states import STATES, StateCache
 from minillm.spec import (
     GQA,
     MLA,
+    AddedConv,
     Attention,
     ChannelDelta,
     Compressed,
@@ -164,6 +165,7 @@ POOLS: dict[type, type[AnyPool]] = {
     GatedDeltaNet: StatePool,
     ChannelDelta: StatePool,
     GatedConv: StatePool,
+    AddedConv: StatePool,
     StateSpace: StatePool,
     SelectiveScan: StatePool,
     GatedRecurrence: StatePool,

@@ -53,9 +53,10 @@ def paged_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q kᵀ) v over the keys that each query sees; otherwise as `reference.attention`. q `[1, H, N, D]`,
-    all sequences' keys k `[1, K, slots, D]` and values v `[1, K, slots, V]` -> `[1, H, N, V]`."""
+    all sequences' keys k `[1, K, slots, D]` and values v `[1, K, slots, V]`, added `[1, H, N, X]` -> `[1, H, N, V]`."""
     position = torch.arange(paged.most, device=q.device).expand(len(paged.last), -1)
     seen = (position >= paged.first[:, None]) & (position <= paged.last[:, None])  # [N, S]
     slots = paged.slots(position).masked_fill(~seen, 0)
@@ -67,6 +68,11 @@ def paged_attention(
     if slopes is not None:
         distances = (position - paged.last[:, None])[None, :, None].float()  # [1, N, 1, S]
         scores = scores + rearrange(slopes, "(K G) -> K 1 G 1", K=k.shape[1]) * distances
+    if added is not None:
+        back = paged.last[:, None] - position
+        inside = (back >= 0) & (back < added.shape[-1])
+        found = added[0].gather(-1, back.where(inside, 0).expand(len(added[0]), -1, -1)).masked_fill(~inside, 0)
+        scores = scores + rearrange(found.float(), "(K G) N S -> K N G S", K=k.shape[1])
     scores = scores.masked_fill(~seen[None, :, None], float("-inf"))
     if sinks is not None:
         extra = rearrange(sinks.float(), "(K G) -> K 1 G 1", K=k.shape[1]).expand(*scores.shape[:3], 1)

@@ -49,12 +49,24 @@ def conv_step(
 ) -> Tensor:
     """`causal_conv` at one position of each row: new `[B, 1, C]` -> `[B, 1, C]`; inputs, position and rows as in
     `delta_step`."""
-    taps = weight.shape[1]
+    return causal_conv(preceded(new, inputs, position, rows, weight.shape[1]), weight, bias)
+
+
+def preceded(new: Tensor, inputs: Tensor, position: Tensor, rows: Tensor | None, taps: int) -> Tensor:
+    """What a convolution of so many taps sees at one position of each row, `[B, taps, C]`: new `[B, 1, C]` behind what
+    the ring `inputs` has of it, which is given the new; inputs, position and rows as in `delta_step`."""
     rows = torch.arange(len(new), device=new.device) if rows is None else rows
     back = torch.arange(1 - taps, 0, device=new.device)
     past = inputs[rows[:, None], (position[:, None] + back) % inputs.shape[1]]
     inputs[rows, position % inputs.shape[1]] = new[:, 0]
-    return causal_conv(torch.cat((past, new), dim=1), weight, bias)
+    return torch.cat((past, new), dim=1)
+
+
+def added_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """x_t + sum over j of w_j x_(t - J + 1 + j), in fp32: x `[B, J - 1 + T, C]` begins with the J - 1 positions before
+    the first, weight `[C, J]` -> `[B, T, C]` of x's dtype."""
+    x32 = x.float()
+    return (x32[:, weight.shape[1] - 1 :] + causal_conv(x32, weight)).to(x.dtype)
 
 
 def gated_conv_step(
@@ -124,11 +136,9 @@ def delta_step(
     (_, states, heads, k_size, v_size), (channels, taps) = state.shape, conv.shape
     rows = torch.arange(len(qkvz), device=qkvz.device) if rows is None else rows
     new, z = qkvz.split((channels, heads * v_size), dim=-1)
-    back = torch.arange(1 - taps, 0, device=qkvz.device)
-    past = inputs[rows[:, None], (position[:, None] + back) % inputs.shape[1]]
-    inputs[rows, position % inputs.shape[1]] = new[:, 0]
+    seen = preceded(new, inputs, position, rows, taps)
     keys = (channels - heads * v_size) // 2
-    q, k, v = short_conv(torch.cat((past, new), dim=1), conv).split((keys, keys, heads * v_size), dim=-1)
+    q, k, v = short_conv(seen, conv).split((keys, keys, heads * v_size), dim=-1)
     q, k, v = (x.unflatten(-1, (-1, size)) for x, size in ((q, k_size), (k, k_size), (v, v_size)))
     o, made = delta_rule(q, k, v, *gates(ba, decay, step, factor), state[rows, (position - 1) % states])
     state[rows, position % states] = made

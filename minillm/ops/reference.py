@@ -160,14 +160,19 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q kᵀ) v over the visible keys, query head h reading kv head h // G; scale is 1 / sqrt(D) where
     None. q `[B, H, T, D]`, k `[B, K, S, D]`, v `[B, K, S, V]`; returns `[B, H, T, V]`. `softcap` and `sinks` `[H]` as
-    in `spec.GQA`, `slopes` fp32 `[H]` as in `spec.Scores`.
+    in `spec.GQA`, `slopes` fp32 `[H]` as in `spec.Scores`. `added` `[B, H, T, X]`: to the scores of the keys 0 to X - 1
+    positions before each query.
     """
     mask, causal = visible.mask, visible.causal
-    if softcap is not None or sinks is not None or slopes is not None:
+    if any(each is not None for each in (softcap, sinks, slopes, added)):
         bias = None if slopes is None else slopes.view(k.shape[1], -1, 1, 1) * visible.distances
+        if added is not None:
+            own = by_distance(added, visible.distances, k.shape[1])
+            bias = own if bias is None else bias + own
         return _attention_by_formula(q, k, v, mask, causal, scale or q.shape[-1] ** -0.5, softcap, sinks, bias)
     if q.shape[2] == 1:
         # One query: all G heads of a group see the same keys, so they can stand in the place of G queries
@@ -180,6 +185,16 @@ def attention(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1])
     )
+
+
+def by_distance(added: Tensor, distances: Tensor, groups: int) -> Tensor:
+    """What `attention` is to add to scores, `[B, K, G, T, S]`, of `added` `[B, H, T, X]` and `Visibility.distances`; 0
+    from a distance of X on."""
+    back = (-distances).long()
+    back = back if back.dim() == 2 else back.squeeze(1)  # [T, S], or [B, 1, 1, S]
+    inside = (back >= 0) & (back < added.shape[-1])
+    index = back.where(inside, 0).expand(*added.shape[:-1], -1)
+    return added.gather(-1, index).masked_fill(~inside, 0).unflatten(1, (groups, -1))
 
 
 def latent_attention(

@@ -24,6 +24,7 @@ class Routing(NamedTuple):
     weights: Tensor  # fp32 [N, k]
     logits: Tensor  # fp32 [N, E], before any score
     places: tuple[Tensor, Tensor] | None = None
+    shared: Tensor | None = None  # fp32 [N, n]: weights of n experts that all tokens go to
 
     def of(self, rows: Tensor) -> Routing:
         """That of some of the tokens, int64 `[n]`."""
@@ -35,6 +36,21 @@ def route(logits: Tensor, correction: Tensor | None, router: spec.Router) -> Rou
     scores = score(logits, router)
     chosen = choose(scores, correction, router)
     return Routing(chosen, weigh(scores, chosen, router), logits)
+
+
+def route_weighed(logits: Tensor, correction: Tensor | None, router: spec.Router) -> Routing:
+    """As `route`, of logits `[N, E + n]` of which the last n are those of experts that every token goes to: they are
+    weighed with the chosen ones."""
+    scores, own = score(logits, router), router.num_experts
+    return weighed_as(scores, choose(scores[:, :own], correction, router), router)._replace(logits=logits[:, :own])
+
+
+def weighed_as(scores: Tensor, chosen: Tensor, router: spec.Router) -> Routing:
+    """What `route_weighed` gives of scores `[N, E + n]` and the chosen experts `[N, k]`; of n = 0 as `route`."""
+    every = torch.arange(router.num_experts, scores.shape[-1], device=scores.device).expand(len(scores), -1)
+    weights = weigh(scores, torch.cat((chosen, every), dim=-1), router)
+    found, shared = (each.contiguous() for each in weights.split((chosen.shape[-1], every.shape[-1]), dim=-1))
+    return Routing(chosen, found, scores, shared=shared)
 
 
 def score(logits: Tensor, router: spec.Router) -> Tensor:

@@ -75,11 +75,12 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks. With slopes,
-    for several documents in a row, over chosen keys and where queries look ahead, that itself."""
-    if any(each is not None for each in (visible.starts_BT, visible.last_T, visible.chosen, slopes)):
-        return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes)
+    """`reference.attention`: one query per sequence goes over the cache in parts, several in blocks. With slopes, what
+    is added by distance, several documents in a row, chosen keys and where queries look ahead, that itself."""
+    if any(each is not None for each in (visible.starts_BT, visible.last_T, visible.chosen, slopes, added)):
+        return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes, added)
     first, past = visible.padding_B, visible.start - visible.first_key
     where = (past, visible.window, first, visible.first_key)
     if differentiable(q, k, v, sinks):
@@ -104,11 +105,11 @@ def latent_attention(
 
 def paged_attention(
     q: Tensor, k: Tensor, v: Tensor, pages: Paged, scale: float | None = None, softcap: float | None = None,
-    sinks: Tensor | None = None, slopes: Tensor | None = None,
+    sinks: Tensor | None = None, slopes: Tensor | None = None, added: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`paged.paged_attention`; with slopes that itself."""
-    if slopes is not None:
-        return paged.paged_attention(q, k, v, pages, scale, softcap, sinks, slopes)
+    """`paged.paged_attention`; with slopes, or what is added by distance, that itself."""
+    if slopes is not None or added is not None:
+        return paged.paged_attention(q, k, v, pages, scale, softcap, sinks, slopes, added)
     keys, values = (
         each[0].unflatten(1, (-1, pages.size)).permute(1, 2, 0, 3) for each in (k, v)
     )  # [blocks, size, K, D]

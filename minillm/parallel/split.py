@@ -183,6 +183,8 @@ def _of_mixer(made: Any, decoder: Decoder, ranks: int) -> Iterator[str]:
         lender = None if made.kv.layer is None else decoder.layers[made.kv.layer].attention
         if isinstance(lender, GQA) and lender.num_kv_heads != made.num_kv_heads:
             yield "another number of kv heads than the layer that it takes keys from"
+        if made.scores.relative or made.conv:
+            yield "scores by learned distances, and keys that are convolved"
         if made.qk_norm and made.qk_norm.width == "all" and isinstance(made.qk_norm.norm, spec.LayerNorm):
             yield "a LayerNorm over all of its heads"
     if isinstance(made, GatedRecurrence) and made.num_blocks < ranks:

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minillm.ops.reference import softmax_of_scores
+from minillm.ops.reference import by_distance, softmax_of_scores
 from minillm.ops.visibility import Visibility
 
 
@@ -78,6 +78,7 @@ def attention_weights(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     """What the op `attention` weighs its values with, from what it is given: fp32 (fp64 for fp64 inputs)
     `[B, H, T, S]`, 0 where a query does not see. Rows sum to 1, with sinks to less."""
@@ -85,5 +86,8 @@ def attention_weights(
     groups = rearrange(q, "B (K G) T D -> B K G T D", K=k.shape[1]).to(exact)
     scores = groups @ k.unsqueeze(2).transpose(-1, -2).to(exact) * (q.shape[-1] ** -0.5 if scale is None else scale)
     bias = None if slopes is None else slopes.to(exact).view(k.shape[1], -1, 1, 1) * visible.distances
+    if added is not None:
+        own = by_distance(added.to(exact), visible.distances, k.shape[1])
+        bias = own if bias is None else bias + own
     weights = softmax_of_scores(scores, visible.mask, visible.causal, softcap, sinks, bias)
     return rearrange(weights, "B K G T S -> B (K G) T S")

@@ -8,8 +8,9 @@ is a list comprehension in its family file and never a condition in the model. A
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from minillm.spec.attention import GQA, KV, MLA, Chunk, Gate, QKNorm, QKNormWidth, Scores, Temperature
+from minillm.spec.attention import GQA, KV, MLA, Chunk, Gate, QKNorm, QKNormWidth, Relative, Scores, Temperature
 from minillm.spec.compressed import Compressed, Entries, EntryIndexer
 from minillm.spec.embedding import TOKENS, Embedding, Learned
 from minillm.spec.ffn import (
@@ -31,6 +32,7 @@ from minillm.spec.indexer import BlockIndexer, Indexer
 from minillm.spec.norm import LayerNorm, Norm, NormCast
 from minillm.spec.per_layer import PerLayer
 from minillm.spec.recurrent import (
+    AddedConv,
     ChannelDelta,
     GatedConv,
     GatedDeltaNet,
@@ -61,6 +63,7 @@ __all__ = [
     "MLP",
     "XIELU",
     "Activation",
+    "AddedConv",
     "Attention",
     "Beside",
     "BlockIndexer",
@@ -101,6 +104,7 @@ __all__ = [
     "QKNorm",
     "QKNormWidth",
     "Recurrent",
+    "Relative",
     "Rope",
     "RopeLayout",
     "RopeScaling",
@@ -146,9 +150,9 @@ class Layer:
 
     A norm that is None is left out, and so is attention, or ffn, with its norms. `parallel`: both see the same x,
     x + attention(attention_norm(x)) + ffn(ffn_norm(x)), and with ffn_norm None they share attention_norm. `scaled`: all
-    that a layer returns is multiplied by one learned number. `low_rank` (and not parallel): what it makes of
-    attention_norm(x) is added to h, which is divided by sqrt(2). What attention and ffn give is multiplied by
-    `branch_scale` before it is added.
+    that a layer returns is multiplied by one learned number, or what "ffn" gives is. `low_rank` (and not parallel):
+    what it makes of attention_norm(x) is added to h, which is divided by sqrt(2). What attention and ffn give is
+    multiplied by `branch_scale` before it is added. `conv`: each goes through one of its own, before its norm.
     """
 
     attention_norm: Norm | LayerNorm | None
@@ -158,13 +162,20 @@ class Layer:
     post_attention_norm: Norm | LayerNorm | None = None
     post_ffn_norm: Norm | LayerNorm | None = None
     parallel: bool = False
-    scaled: bool = False
+    scaled: bool | Literal["ffn"] = False
     low_rank: LowRank | None = None
     branch_scale: float = 1.0
+    conv: AddedConv | None = None
 
     @property
     def mixers(self) -> tuple[Attention | Entries | Recurrent, ...]:
         """What looks at other positions, each with a cache of its own."""
+        return self._mixers + ((self.conv,) * 2 if self.conv is not None else ())
+
+    @property
+    def _mixers(self) -> tuple[Attention | Entries | Recurrent, ...]:
+        if isinstance(self.attention, GQA) and self.attention.conv is not None:
+            return self.attention, self.attention.conv
         if isinstance(self.attention, Compressed) and self.attention.entries is not None:
             return self.attention, self.attention.entries
         if isinstance(self.attention, Beside):

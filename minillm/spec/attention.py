@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from minillm.spec.indexer import BlockIndexer, Indexer
 from minillm.spec.norm import LayerNorm, Norm
+from minillm.spec.recurrent import AddedConv
 from minillm.spec.rope import Rope, Unturned
 
 QKNormWidth = Literal["head", "heads", "all"]
@@ -26,11 +27,22 @@ class QKNorm:
 @dataclass(frozen=True)
 class Temperature:
     """The query at position t is multiplied by 1 + `rate` ln(1 + floor((t + `shift`) / `span`)), so that softmax stays
-    as sharp over longer texts (Nakanishi, arXiv:2501.19399)."""
+    as sharp over longer texts (Nakanishi, arXiv:2501.19399). Not `stepped`: by 1 + rate ln(max(1, (t + shift) / span)).
+    """
 
     rate: float
     span: int
     shift: int = 0
+    stepped: bool = True
+
+
+@dataclass(frozen=True)
+class Relative:
+    """r · P[i - j] is added to the score of query i and key j, r being `dim` values that each head makes of x, and P a
+    learned vector for each distance below `extent`; beyond it nothing is (Inkling, 2026)."""
+
+    dim: int
+    extent: int
 
 
 @dataclass(frozen=True)
@@ -38,13 +50,15 @@ class Scores:
     """q kᵀ * `scale`, 1 / sqrt(head_dim) where None; with a `softcap` c they become c tanh(scores / c).
 
     `slopes`: head h then loses slopes[h] for each position between query and key (ALiBi, Press et al.,
-    arXiv:2108.12409). `temperature`: queries grow with their position.
+    arXiv:2108.12409). `relative`: a learned number for each distance, by what a query is, is added. `temperature`:
+    queries, and what they add, grow with their position.
     """
 
     scale: float | None = None
     softcap: float | None = None
     slopes: tuple[float, ...] | None = None
     temperature: Temperature | None = None
+    relative: Relative | None = None
 
 
 class Chunk(int):
@@ -71,7 +85,8 @@ class KV:
     `v_norm`: each head of v is normalised too. `v_is_k`: v is k as it is before its norm and its rotation. `layer`:
     both are those of an earlier layer, as it caches them; this one has queries alone and no cache (Brandon et al.,
     arXiv:2405.12981). `v_dim`: a head's v has so many values where it has not as many as k. `v_scale`: v is multiplied
-    by it. `indexer`: what chooses those that a query sees; there is no window then.
+    by it. `indexer`: what chooses those that a query sees; there is no window then. `conv_kernel`: both, as they come
+    out of their products, go through an `AddedConv` over so many positions.
     """
 
     v_norm: Norm | None = None
@@ -80,6 +95,7 @@ class KV:
     v_dim: int | None = None
     v_scale: float = 1.0
     indexer: BlockIndexer | None = None
+    conv_kernel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,12 @@ class GQA:
     @property
     def indexer(self) -> BlockIndexer | None:
         return self.kv.indexer
+
+    @property
+    def conv(self) -> AddedConv | None:
+        """What keys and values side by side go through."""
+        channels = self.num_kv_heads * (self.head_dim + self.v_dim)
+        return AddedConv(channels, self.kv.conv_kernel) if self.kv.conv_kernel else None
 
     @property
     def lender(self) -> int | None:

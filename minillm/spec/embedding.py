@@ -20,12 +20,14 @@ class Learned:
 class Embedding:
     """norm(scale * E[token] + P[position]), the product rounded to the table's dtype. `positions` None: nothing is
     added. `norm` None: there is none. `rows`: the first row of E, and of the head, that is here and the one behind the
-    last; other ranks have the others."""
+    last; other ranks have the others. `unused`: so many rows of E, and of the head, come behind those of the
+    vocabulary and stand for no token."""
 
     scale: float = 1.0
     positions: Learned | None = None
     norm: Norm | LayerNorm | None = None
     rows: tuple[int, int] | None = None
+    unused: int = 0
 
 
 TOKENS = Embedding()  # and nothing else

@@ -114,7 +114,9 @@ class MoE:
     experts are given, and give, is a product of so many values; the router and the shared one see all of x. `own`: the
     first of the experts that are here and the one behind the last; other ranks have the others. `weighs_input`: an
     expert is given x times its weight, and what it makes of that has none (Llama 4, 2025). `hashed`: of so many tokens
-    a table says which experts each goes to (Roller et al., arXiv:2106.04426); the router only weighs them."""
+    a table says which experts each goes to (Roller et al., arXiv:2106.04426); the router only weighs them.
+    `weighed`: the shared one is so many of one width side by side, which the router weighs with the chosen ones, as
+    many scores more (Inkling, 2026)."""
 
     router: Router
     intermediate_size: int
@@ -127,3 +129,4 @@ class MoE:
     latent: int | None = None
     own: tuple[int, int] | None = None
     hashed: int | None = None
+    weighed: int = 0

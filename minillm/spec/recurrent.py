@@ -91,6 +91,20 @@ class GatedConv:
 
 
 @dataclass(frozen=True)
+class AddedConv:
+    """y = x + conv(x), in fp32: a weighted sum over the last `conv_kernel` positions of each of `channels` is added to
+    what it is made of. All that it keeps are these."""
+
+    channels: int
+    conv_kernel: int
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """None besides what its convolution sees."""
+        return 0, 0, 0
+
+
+@dataclass(frozen=True)
 class StateSpace:
     """A state space whose inputs say how much of it stays (Dao and Gu, arXiv:2405.21060): for each head, of x `[P]`,
 
@@ -190,4 +204,4 @@ class GatedRecurrence:
         return 1, 1, self.channels
 
 
-Recurrent = GatedDeltaNet | ChannelDelta | GatedConv | StateSpace | SelectiveScan | GatedRecurrence
+Recurrent = GatedDeltaNet | ChannelDelta | GatedConv | AddedConv | StateSpace | SelectiveScan | GatedRecurrence

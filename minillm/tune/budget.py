@@ -28,6 +28,7 @@ from minillm.ops.state_space import CHUNK
 from minillm.spec import (
     GQA,
     MLA,
+    AddedConv,
     Attention,
     ChannelDelta,
     Compressed,
@@ -124,6 +125,7 @@ def _mixed(attention: Attention | Entries | Recurrent, length: int) -> int:
     if isinstance(attention, GQA):
         heads = (attention.num_heads + attention.num_kv_heads) * attention.head_dim
         by_formula = attention.scores.softcap is not None or attention.scores.slopes is not None or attention.sinks
+        by_formula = by_formula or attention.scores.relative is not None
         scores = 2 * attention.num_heads * length if by_formula else 0
     elif isinstance(attention, MLA):
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
@@ -135,6 +137,8 @@ def _mixed(attention: Attention | Entries | Recurrent, length: int) -> int:
     elif isinstance(attention, Entries):
         heads = attention.inputs
         scores = 2 * attention.indexer.num_heads * length // attention.span if attention.indexer else 0
+    elif isinstance(attention, AddedConv):
+        heads = attention.channels
     elif isinstance(attention, GatedConv):
         heads = 2 * attention.channels
     elif isinstance(attention, StateSpace):

@@ -27,7 +27,7 @@ LARGEST = 32.0
 NAMED_OTHERWISE = {"qwen2_vl", "qwen2_5_vl", "exaone", "qwen", "chatglm", "internlm2", "minimax_m3_vl", "openelm"}
 NAMED_OTHERWISE |= {"glm5_next", "step3p7", "gpt_neox_japanese"}
 FACTORED_OTHERWISE, NOT_WATCHED = {"laguna", "minicpm3", "muse_glimmer"}, {"llama4_text"}
-FACTORED_OTHERWISE |= {"cohere2_moe", "granite_swa", "granitemoe_swa"}
+FACTORED_OTHERWISE |= {"cohere2_moe", "granite_swa", "granitemoe_swa", "inkling_text", "inkling_mm_model"}
 APART = NAMED_OTHERWISE | FACTORED_OTHERWISE | NOT_WATCHED
 COMPARED = [row for row, (family, _) in tiny.ROWS.items() if family not in APART]
 # What the oracles of tests/helpers/oracles_plamo.py call what the checkpoint names otherwise.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.helpers.sizes import GROUPS, LONGROPE, YARN
+from tests.helpers.sizes import FINE, GROUPS, LONGROPE, YARN
 
 ABSENT = {"intermediate_size": None, "num_key_value_heads": None}
 KINDS = ["full_attention", *["sliding_attention"] * 3, "full_attention"]
@@ -74,6 +74,22 @@ FLASH = {
     "index_head_dim": 12,
     "index_topk": 96,
     "indexer_types": ["full"] * 4,
+}
+INKLING = {
+    **FINE,
+    "num_hidden_layers": 4,
+    "head_dim": 12,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "sliding_window_size": 5,
+    "d_rel": 3,
+    "rel_extent": 7,
+    "log_scaling_n_floor": 4,
+    "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding", "hybrid"],
+    "mlp_layer_types": ["dense", "sparse", "sparse", "dense"],
+    "route_scale": 1.3,
+    "logits_mup_width_multiplier": 1.7,
 }
 SEEN = {  # towers as small as can be, which stay unused
     "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -163,5 +179,12 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
         {**SEEN, "rope_parameters": {**{key: value for key, value in LONGROPE.items() if "mscale" not in key},
                                      "factor": 4.0, "original_max_position_embeddings": 32}},
     ),
+    "inkling_text": ("inkling_text", INKLING),
+    "inkling_text-odd": (
+        "inkling_text",
+        {**INKLING, "vocab_size": 101, "unpadded_vocab_size": 97, "layer_types": None, "num_hidden_layers": 6,
+         "mlp_layer_types": None, "conv_kernel_size": 3, "n_shared_experts": 1, "log_scaling_n_floor": None},
+    ),
+    "inkling_mm_model": ("inkling_mm_model", INKLING),
     "nemotron-nas": ("nemotron-nas", {**ABSENT, "block_configs": BLOCKS}),
 }  # fmt: skip

@@ -27,6 +27,7 @@ VISION: dict[str, dict[str, Any]] = {
     "minimax_m3_vl": {**LAYERS, "num_attention_heads": 1, "image_size": 16, "projection_dim": 16},
     "muse_glimmer": {**LAYERS, "pos_emb_height": 4, "pos_emb_width": 4},
     "glm5_next": {**MERGED, "out_hidden_size": 48},
+    "inkling_mm_model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4},
     "step3p7": {**LAYERS, "image_size": 16},
     "llava": {**LAYERS, "model_type": "pixtral", "head_dim": 8, "image_size": 16},
 }

@@ -23,6 +23,7 @@ from minillm.spec import (
     MLA,
     MLP,
     XIELU,
+    AddedConv,
     Beside,
     BlockIndexer,
     CappedSwiGLU,
@@ -53,6 +54,7 @@ from minillm.spec import (
     PerLayer,
     ProportionalScaling,
     QKNorm,
+    Relative,
     Rope,
     Router,
     Scores,
@@ -128,6 +130,13 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Temperature, "rate"): ("ministral3", 0.4),
     (Temperature, "span"): ("ministral3", 20),
     (Temperature, "shift"): ("ministral3", 1),
+    (Temperature, "stepped"): ("inkling_text", True),
+    (Scores, "relative"): ("inkling_text", None),
+    (Relative, "dim"): ("inkling_text", 4),
+    (Relative, "extent"): ("inkling_text", 6),
+    (KV, "conv_kernel"): ("inkling_text", 3),
+    (AddedConv, "channels"): ("inkling_text", 40),
+    (AddedConv, "conv_kernel"): ("inkling_text", 3),
     (GQA, "kv"): ("gemma4", KV()),
     (KV, "v_norm"): ("gemma4", None),
     (KV, "v_is_k"): ("gemma4-keys", False),
@@ -255,6 +264,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (MoE, "own"): ("mixtral", (0, 4)),
     (MoE, "latent"): ("nemotron_h-latent", None),
     (MoE, "hashed"): ("deepseek_v4", None),
+    (MoE, "weighed"): ("inkling_text", 0),
     (Ungated, "activation"): ("nemotron_h-latent", "relu"),
     (MoE, "weighs_input"): ("llama4", False),
     (ClampedSwiGLU, "alpha"): ("gpt_oss", 1.6),
@@ -281,6 +291,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Layer, "scaled"): ("gemma4", False),
     (Layer, "low_rank"): ("gemma3n", None),
     (Layer, "branch_scale"): ("granite", 1.0),
+    (Layer, "conv"): ("inkling_text", None),
     (LowRank, "rank"): ("gemma3n", 5),
     (LowRank, "norm"): ("gemma3n", OTHER_NORM),
     (Streams, "count"): ("gemma3n", 3),
@@ -308,6 +319,7 @@ MUTATIONS: dict[tuple[type, str], tuple[str, Any]] = {
     (Spec, "logit_softcap"): ("gemma2", None),
     (Spec, "per_layer"): ("gemma4", None),
     (Embedding, "rows"): ("llama", (0, 90)),
+    (Embedding, "unused"): ("inkling_text-odd", 3),
 }
 
 
@@ -343,7 +355,8 @@ MISFITS = {
     (Spec, "vocab_size"), (Spec, "hidden_size"), (Spec, "layers"), (Spec, "tied"),
     (Embedding, "positions"), (Embedding, "norm"), (Learned, "count"), (Learned, "skipped"), (LayerNorm, "bias"),
     (Layer, "low_rank"), (LowRank, "rank"), (Streams, "count"), (Spec, "streams"), (Embedding, "rows"),
-    (MoE, "hashed"),
+    (MoE, "hashed"), (MoE, "weighed"), (Layer, "conv"), (Scores, "relative"), (Relative, "dim"), (Relative, "extent"),
+    (KV, "conv_kernel"), (AddedConv, "channels"), (AddedConv, "conv_kernel"), (Embedding, "unused"),
 }  # fmt: skip
 
 

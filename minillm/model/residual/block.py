@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from minillm import spec
 from minillm.model.attention import GroupedQueryAttention, Step
-from minillm.model.cache import AnyCache
 from minillm.model.compressed.attention import CompressedAttention
 from minillm.model.ffn import MLP, GatedMLP
 from minillm.model.mla import LatentAttention
 from minillm.model.moe import MoE
 from minillm.model.norm import norm
+from minillm.model.recurrent.added import AddedConv
 from minillm.model.recurrent.beside import Beside
 from minillm.model.recurrent.channels import ChannelDelta
 from minillm.model.recurrent.conv import GatedConv
@@ -81,9 +81,11 @@ class Block(nn.Module):
         )
         self.low_rank = LowRank(layer.low_rank, hidden_size, ops) if layer.low_rank else None
         self.branch_scale = layer.branch_scale
-        self.scale = nn.Parameter(torch.ones(1)) if layer.scaled else None
+        self.attention_conv, self.ffn_conv = (AddedConv(layer.conv) if layer.conv else None for _ in range(2))
+        scales = {"scale": layer.scaled is True, "ffn_scale": layer.scaled == "ffn"}
+        self.scale, self.ffn_scale = (nn.Parameter(torch.ones(1)) if each else None for each in scales.values())
 
-    def forward(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
+    def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         if self.attention_mix is not None or self.ffn_mix is not None:
             y = self._connected(x, step, cache)
         elif self.streams is None:
@@ -97,24 +99,23 @@ class Block(nn.Module):
                 y = self.streams.told(y, self.per_layer(self.streams.first(y), step))
         return y if self.scale is None else y * self.scale
 
-    def _connected(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
+    def _connected(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         """Attention and feed-forward, each on a mix of several streams, `[B, T, S, E]`."""
         if self.attention_mix is not None:
             assert self.attention is not None
             given, mixed = self.attention_mix(x)
-            made = self.total(self.attention(self.attention_norm(given), step, cache))
-            x = mixed(self._scaled(self.post_attention_norm(made)))
+            x = mixed(self._attended(self.attention_norm(given), step, cache))
         if self.ffn_mix is not None:
             given, mixed = self.ffn_mix(x)
-            x = mixed(self._made(self.ffn_norm(given), step))
+            x = mixed(self._made(self.ffn_norm(given), step, cache))
         return x
 
-    def _one(self, x: Tensor, step: Step, cache: AnyCache | None) -> Tensor:
+    def _one(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         """Attention and feed-forward on one stream, `[B, T, E]`, or one of the two."""
         if self.attention is None:
-            return self._fed(x, self.ffn_norm(x), step)
+            return self._fed(x, self.ffn_norm(x), step, cache)
         normed = self.attention_norm(x)
-        attended = self._scaled(self.post_attention_norm(self.total(self.attention(self.entered(normed), step, cache))))
+        attended = self._attended(self.entered(normed), step, cache)
         if self.ffn is None:
             return self.add(x, attended)
         if self.low_rank is not None:
@@ -125,18 +126,32 @@ class Block(nn.Module):
             normed = normed if self.shares_norm else self.ffn_norm(x)
         else:
             normed, h = self.ffn_norm.of_sum(x, attended)
-        return self._fed(h, normed, step)
+        return self._fed(h, normed, step, cache)
 
-    def _fed(self, h: Tensor, normed: Tensor, step: Step) -> Tensor:
+    def _attended(self, normed: Tensor, step: Step, cache: Any) -> Tensor:
+        """What attention makes of its normed input."""
+        assert self.attention is not None
+        if self.attention_conv is None:
+            made = self.total(self.attention(normed, step, cache))
+        else:
+            *own, of_conv, _ = (None, None, None) if cache is None else cache
+            made = self.total(self.attention(normed, step, own[0] if len(own) == 1 else tuple(own)))
+            made = self.attention_conv(made, step, of_conv)
+        return self._scaled(self.post_attention_norm(made))
+
+    def _fed(self, h: Tensor, normed: Tensor, step: Step, cache: Any) -> Tensor:
         """h and what the feed-forward makes of its normed input."""
-        return self.add(h, self._made(normed, step))
+        return self.add(h, self._made(normed, step, cache))
 
-    def _made(self, normed: Tensor, step: Step) -> Tensor:
+    def _made(self, normed: Tensor, step: Step, cache: Any) -> Tensor:
         """What the feed-forward makes of its normed input."""
         assert self.ffn is not None
         normed = self.entered(normed)
         made = self.ffn(normed, step.tokens) if self.hashed else self.ffn(normed)
         made = made if self.summed else self.total(made)
+        made = made if self.ffn_scale is None else made * self.ffn_scale
+        if self.ffn_conv is not None:
+            made = self.ffn_conv(made, step, None if cache is None else cache[-1])
         return self._scaled(self.post_ffn_norm(made))
 
     def _scaled(self, y: Tensor) -> Tensor:

@@ -148,10 +148,11 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention`; with slopes, and over chosen keys, that itself."""
-    if slopes is not None or visible.chosen is not None:
-        return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes)
+    """`reference.attention`; with slopes, what is added by distance, and over chosen keys, that itself."""
+    if any(each is not None for each in (slopes, added, visible.chosen)):
+        return reference.attention(q, k, v, visible, scale, softcap, sinks, slopes, added)
     rows = q.transpose(1, 2)
     rows = rows if rows.is_contiguous() else rows.contiguous()
     alike = q.dtype == k.dtype == v.dtype and here(k, v) and visible.device.type == "cpu"
@@ -177,18 +178,12 @@ def latent_attention(
 
 
 def paged_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pages: Paged,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    slopes: Tensor | None = None,
-) -> Tensor:
-    """`paged.paged_attention`; with slopes that itself."""
-    if slopes is not None:
-        return paged.paged_attention(q, k, v, pages, scale, softcap, sinks, slopes)
+    q: Tensor, k: Tensor, v: Tensor, pages: Paged, scale: float | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None, slopes: Tensor | None = None, added: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`paged.paged_attention`; with slopes, or what is added by distance, that itself."""
+    if slopes is not None or added is not None:
+        return paged.paged_attention(q, k, v, pages, scale, softcap, sinks, slopes, added)
     rows = q.transpose(1, 2).contiguous()
     alike = q.dtype == k.dtype == v.dtype and here(k, v, pages.tables) and pages.tables.is_contiguous()
     if not (q.shape[2] and alike and _slots(k) and _slots(v) and plain(rows, sinks)):
