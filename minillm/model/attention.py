@@ -104,6 +104,7 @@ class GroupedQueryAttention(nn.Module):
         self.indexer = None
         if spec.indexer is not None:
             assert spec.window is None, "an indexer chooses from all of the past"
+            assert spec.scores.relative is None, "of chosen keys no distances are known"
             self.indexer = BlockIndexer(spec.indexer, hidden_size, spec.num_kv_heads, ops)
         self.conv = AddedConv(spec.conv, {each: parts[each] for each in "kv"}) if spec.conv else None
         made = spec.scores.relative

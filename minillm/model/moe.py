@@ -48,8 +48,8 @@ class Router(nn.Module):
         self.ops = ops
         self.weight = nn.Parameter(torch.empty(router.num_experts + weighed, hidden_size, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if router.bias else None
-        has = router.logit_bias
-        self.logit_bias = nn.Parameter(torch.zeros(router.num_experts, dtype=torch.float32)) if has else None
+        has, count = router.logit_bias, router.num_experts + weighed
+        self.logit_bias = nn.Parameter(torch.zeros(count, dtype=torch.float32)) if has else None
         self.input_scale = self.expert_scale = None
         if isinstance(router.normalize, spec.Norm):
             self.input_scale = nn.Parameter(torch.ones(hidden_size, dtype=torch.float32))
@@ -69,7 +69,7 @@ class Router(nn.Module):
             chosen = self.table[tokens].long()
             return self.scaled(Routing(chosen, weigh(score(logits, self.spec), chosen, self.spec), logits))
         if self.weighed:
-            return route_weighed(logits, self.bias, self.spec)
+            return self.scaled(route_weighed(logits, self.bias, self.spec))
         return self.scaled(self.ops.route(logits, self.bias, self.spec))
 
     def scaled(self, found: Routing) -> Routing:

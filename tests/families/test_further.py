@@ -103,6 +103,22 @@ def test_width_of_heads_that_forget() -> None:
         assert layer.head_dim == 7
 
 
+def test_other_words_of_an_inkling() -> None:
+    """As its published files are read by transformers."""
+    row = dict(FURTHER["inkling_text"][1])
+    layers, kernel = row.pop("layer_types"), 3
+    local = [i for i, kind in enumerate(layers) if kind == "hybrid_sliding"]
+    section = {**row, "sconv_kernel_size": kernel, "model_max_length": 100, "local_layer_ids": local,
+               "dense_intermediate_size": 60, "intermediate_size": row.pop("moe_intermediate_size")}  # fmt: skip
+    del section["moe_intermediate_size"]
+    words = {key: value for key, value in BASE.items() if key not in ("intermediate_size", "max_position_embeddings")}
+    outer = {"image_bos_token_id": 5, "audio_bos_token_id": 6, "mtp_config": {"num_nextn_predict_layers": 2}}
+    found, _, config = resolve({"model_type": "inkling_mm_model", **outer, "text_config": {**words, **section}})
+    sizes = {"conv_kernel_size": kernel, "max_position_embeddings": 100, "intermediate_size": 60}
+    assert found == spec("inkling_text", **sizes)
+    assert config.unread == []
+
+
 def block(**attention: Any) -> list[dict[str, Any]]:
     return [{**BLOCKS[0], "attention": {**WHOLE, **attention}}, *BLOCKS[1:]]
 
@@ -136,6 +152,9 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no bound": ("bailing_hybrid", {"kda_lower_bound": 1.0}, "kda_lower_bound is 1.0, expected a number from -1000"),
     "two words": ("bailing_hybrid", {"n_shared_experts": 1}, "n_shared_experts is 1; they mean the same"),
     "a long convolution": ("bailing_hybrid", {"short_conv_kernel_size": 65}, "over 65 positions, at most 64 work"),
+    "heads of a window": ("inkling_text", {"swa_num_attention_heads": 5}, "5 attention heads are no multiple of 2 kv"),
+    "local layers": ("inkling_text", {"layer_types": None, "local_layer_ids": 3}, "local_layer_ids is 3, expected a"),
+    "no sink": ("inkling_text", {"shared_expert_sink": False}, "shared_expert_sink is False; this family's code knows"),
     "how to add": ("cohere2_moe", {"shared_expert_combination_strategy": "max"}, "supported are average, sum"),
 }
 

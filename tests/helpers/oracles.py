@@ -208,7 +208,7 @@ def played(model: Any, routes: Routes) -> Iterator[Routes]:
     def ours(module: nn.Module, given: Any, own: Routing) -> Routing:
         experts, weights = next(calls)
         routes.compare(own, experts, weights)
-        return Routing(experts, weights.float(), own.logits)
+        return Routing(experts, weights.float(), own.logits, shared=own.shared)
 
     def theirs(module: nn.Module, given: Any) -> Any:
         experts, weights = next(calls)

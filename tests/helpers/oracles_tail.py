@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.models.cohere2_moe.modeling_cohere2_moe import Cohere2MoeSparseMoeBlock
+from transformers.models.inkling.modeling_inkling import InklingMoE
 from transformers.models.laguna.modeling_laguna import LagunaSparseMoeBlock
 from transformers.models.llama4.modeling_llama4 import Llama4Router
 from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import MiniMaxM3VLSparseMoeBlock
@@ -24,7 +25,14 @@ def scales(theirs: Any) -> dict[nn.Module, float]:
     blocks = [module for module in theirs.modules() if isinstance(module, BEHIND)]
     halved = [module for module in theirs.modules() if isinstance(module, Cohere2MoeSparseMoeBlock)]
     halved = [each for each in halved if each.num_shared_experts and "av" in each.shared_expert_combination_strategy]
-    return {**{block.experts: block.routed_scaling_factor for block in blocks}, **{b.experts: 0.5 for b in halved}}
+    learned = [
+        module for module in theirs.modules() if isinstance(module, InklingMoE)
+    ]  # which theirs multiplies before
+    return {
+        **{block.experts: block.routed_scaling_factor for block in blocks},
+        **{block.experts: 0.5 for block in halved},
+        **{block.experts: 1 / block.gate.global_scale.item() for block in learned},
+    }
 
 
 def record(theirs: Any, calls: list[tuple[Tensor, Tensor]]) -> list[Any]:
