@@ -104,7 +104,8 @@ def attention_flops(spec: DecoderSpec, tokens: int, past: int = 0) -> int:
         pairs = _pairs(tokens, past, attention.window or _chosen(spec, attention))
         total += 2 * attention.num_heads * pairs * _key_and_value(attention)
         added = attention.scores.relative if isinstance(attention, GQA) else None
-        total += 2 * attention.num_heads * tokens * added.dim * added.extent if added else 0
+        if added:  # a product for each head, one of which counts as that of a matrix
+            total += 2 * (attention.num_heads - 1) * tokens * added.dim * added.extent
         made = attention.indexer
         if isinstance(made, (Indexer, BlockIndexer)):  # which looks at all of them
             heads = made.num_heads if isinstance(made, Indexer) else attention.num_kv_heads  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ def scales(theirs: Any) -> dict[nn.Module, float]:
     halved = [each for each in halved if each.num_shared_experts and "av" in each.shared_expert_combination_strategy]
     learned = [
         module for module in theirs.modules() if isinstance(module, InklingMoE)
-    ]  # which theirs multiplies before
+    ]  # multiplied before
     return {
         **{block.experts: block.routed_scaling_factor for block in blocks},
         **{block.experts: 0.5 for block in halved},

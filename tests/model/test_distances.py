@@ -1,5 +1,5 @@
-"""What queries add to their scores by distance, convolutions that are added, shares of experts that all tokens go to: each
-formula, term by term."""
+"""What queries add to their scores by distance, convolutions that are added, and experts that all tokens go to, term by
+term."""
 
 from __future__ import annotations
 
