@@ -173,6 +173,8 @@ FURTHER: dict[str, Callable[[dict[str, Any]], Draws]] = {
         log_scaling_alpha=st.floats(0.05, 1.0),
         conv_kernel_size=st.integers(2, 5),
         layer_types=each(c, st.sampled_from(("hybrid", "hybrid_sliding"))),
+        tie_word_embeddings=st.just(False),
+        rope_parameters=st.none(),
         mlp_layer_types=mixed(c),
     ),
     "phi4_multimodal": lambda c: mappings(
