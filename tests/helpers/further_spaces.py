@@ -182,3 +182,4 @@ FURTHER: dict[str, Callable[[dict[str, Any]], Draws]] = {
     ),
     "nemotron-nas": searched,
 }
+FURTHER["inkling_mm_model"] = FURTHER["inkling_text"]

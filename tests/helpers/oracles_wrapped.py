@@ -33,6 +33,7 @@ VISION: dict[str, dict[str, Any]] = {
 }
 HEARING = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
 AUDIO: dict[str, dict[str, Any]] = {"qwen2_audio": {**HEARING, "num_mel_bins": 8, "max_source_positions": 20}}
+HEARD = {"inkling_mm_model": {"n_mel_bins": 2, "mel_vocab_size": 3}}  # beside what sees
 TEXT = {"mistral3": "mistral", "kimi_k25": "deepseek_v3", "llava": "mistral", "qwen2_audio": "qwen2"}
 TEXT["exaone4_5"] = "exaone4"
 WRAPPED = {*VISION, *AUDIO}
@@ -42,6 +43,7 @@ def build(family: str, values: dict[str, Any], **options: Any) -> Any:
     text = {**({"model_type": TEXT[family]} if family in TEXT else {}), **values}
     tied = values.get("tie_word_embeddings", False)
     tower = {"audio_config": AUDIO[family]} if family in AUDIO else {"vision_config": VISION[family]}
+    tower |= {"audio_config": HEARD[family]} if family in HEARD else {}
     config = transformers.AutoConfig.for_model(family, text_config=text, **tower, tie_word_embeddings=tied)
     return kind(family).from_config(config, **options)
 

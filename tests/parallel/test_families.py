@@ -51,6 +51,7 @@ def line(spec: Spec) -> str | None:
 
 
 UNSPLIT = {"deepseek_v4"}  # one key for all heads
+STAGED = {"inkling_text", "inkling_mm_model"}  # which can be cut into stages alone
 
 
 def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
@@ -59,6 +60,9 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
         assert line(spec) is None
         with pytest.raises(ValueError, match="cannot share this model: layer 0 has one key for all heads"):
             split.check(spec, 2)
+    for family in STAGED:
+        with pytest.raises(ValueError, match="cannot share this model: layer 0 has scores by learned distances"):
+            split.check(loaded(tmp_path / family, family).spec, 2)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - UNSPLIT))
@@ -68,7 +72,7 @@ def test_a_family_over_ranks(family: str, tmp_path: Path) -> None:
     one = loaded(tmp_path, family)
     expected = one.model(TOKENS)
 
-    for logits in in_threads(fewest(one.spec), lambda rank: share(tmp_path, rank).model(TOKENS)):
+    for logits in in_threads(1 if family in STAGED else fewest(one.spec), lambda rank: share(tmp_path, rank).model(TOKENS)):
         assert (logits - expected).abs().max() <= AGREES
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
     if layers := line(one.spec):
