@@ -21,8 +21,8 @@ from minillm.model.linear import Linear
 from minillm.model.norm import Norm, norm
 from minillm.model.pools import KeyPool
 from minillm.model.ragged import Ragged
+from minillm.model.ragged import Step as Step
 from minillm.model.recurrent.added import AddedConv
-from minillm.model.step import Step as Step
 from minillm.ops import Ops
 from minillm.ops.paged import Paged
 from minillm.ops.sparse import Places

@@ -25,9 +25,7 @@ def scales(theirs: Any) -> dict[nn.Module, float]:
     blocks = [module for module in theirs.modules() if isinstance(module, BEHIND)]
     halved = [module for module in theirs.modules() if isinstance(module, Cohere2MoeSparseMoeBlock)]
     halved = [each for each in halved if each.num_shared_experts and "av" in each.shared_expert_combination_strategy]
-    learned = [
-        module for module in theirs.modules() if isinstance(module, InklingMoE)
-    ]  # multiplied before
+    learned = [module for module in theirs.modules() if isinstance(module, InklingMoE)]  # multiplied before
     return {
         **{block.experts: block.routed_scaling_factor for block in blocks},
         **{block.experts: 0.5 for block in halved},

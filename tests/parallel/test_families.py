@@ -72,7 +72,9 @@ def test_a_family_over_ranks(family: str, tmp_path: Path) -> None:
     one = loaded(tmp_path, family)
     expected = one.model(TOKENS)
 
-    for logits in in_threads(1 if family in STAGED else fewest(one.spec), lambda rank: share(tmp_path, rank).model(TOKENS)):
+    for logits in in_threads(
+        1 if family in STAGED else fewest(one.spec), lambda rank: share(tmp_path, rank).model(TOKENS)
+    ):
         assert (logits - expected).abs().max() <= AGREES
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
     if layers := line(one.spec):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minillm.model.ragged import Step
 from minillm.model.recurrent.stateful import Given, Stateful
 from minillm.model.recurrent.states import StateCache
-from minillm.model.step import Step
 from minillm.ops import recurrent
 from minillm.spec import AddedConv as Spec
 

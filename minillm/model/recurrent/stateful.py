@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from minillm.model.pools import StatePool
-from minillm.model.ragged import Ragged
+from minillm.model.ragged import Ragged, Step
 from minillm.model.recurrent.states import StateCache
-from minillm.model.step import Step
 from minillm.ops import Ops
 
 Given = tuple[Tensor, ...]
