@@ -1,4 +1,4 @@
-"""The equations of an indexer, with a model's numbers in them: what is left of the keys that a query sees."""
+"""The equations of an indexer, with a model's numbers in them: which keys a query sees."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from minillm.spec import GQA, MLA, BlockIndexer, Indexer
 
 
 def seen(attention: GQA | MLA) -> str:
-    """The keys j that a query i sees, of those up to its own."""
+    """The keys j <= i that query i sees."""
     if attention.lender is not None and isinstance(attention, MLA):
         return f"j in the choice of layer {attention.lender}"
     return "j <= i" if attention.indexer is None else "j in C_i"

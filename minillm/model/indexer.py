@@ -1,7 +1,6 @@
 """Indexers: which keys attention looks at (`spec.Indexer`, `spec.BlockIndexer`), and where these lie.
 
-An indexer keeps a key of its own of each position, beside what the attention keeps. Its choice is no part of what is
-learned through the attention: it has no gradient.
+An indexer caches a key of its own for each position, beside the attention's cache. Its choice has no gradient.
 
 Shapes: B batch, T new tokens, N tokens of a pass over many sequences, S keys, H heads, D values of a head.
 """
@@ -32,7 +31,7 @@ Turn = Callable[..., Tensor]  # heads `[B, T, heads, D]` and a layout -> the sam
 
 @dataclass(frozen=True)
 class Asked:
-    """What the tokens of a pass ask by, tensors `[B, T, H, …]`, and the keys that they leave, `[B, T, D]`."""
+    """The queries of a pass, tensors `[B, T, H, …]`, and its new keys, `[B, T, D]`."""
 
     queries: tuple[Tensor, ...]
     key: Tensor
@@ -163,7 +162,7 @@ def _kept(key: Tensor, step: Any, cache: Any) -> Tensor:
 
 
 def of_blocks(attention: Any, asked: Asked | None, step: Any, pool: Any) -> Chosen:
-    """The same of tokens of many sequences."""
+    """The same for the tokens of many sequences."""
     ragged: Ragged = step.ragged
     lender = attention.spec.lender
     if lender in step.chosen:

@@ -1,5 +1,5 @@
-"""What a rank has of tensors that are there whole: of parameters, and of what adapters add to them, whose A is cut as
-the columns of their matrix are, and whose B as its rows."""
+"""The share of a rank in whole tensors: in parameters, and in adapters, whose A is cut like the columns of their matrix
+and B like its rows."""
 
 from __future__ import annotations
 

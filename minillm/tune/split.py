@@ -1,13 +1,14 @@
-"""Training a model of which several processes share every layer, as they do to generate (`parallel/split.py`). All of
-them go through all rows of a step, each with its part of every layer; what crosses is in `parallel/gradients.py`.
+"""Training a model of which several processes share every layer, as when they generate (`parallel/split.py`). Each
+processes all rows of a step with its part of every layer; `parallel/gradients.py` has what they exchange.
 
-What learns is what is here: rows and columns of each parameter, or of an adapter's A and B. Whose gradient is summed:
+Each process trains what it holds: rows and columns of each parameter, or of an adapter's A and B. Gradients are summed
+for:
 
     of the model    what lies whole in each rank between `entered` and `total`: routers, norms of q and k, latents; and
                     kv heads that several ranks have, over these
     of an adapter   all; where each rank has values of its own, nothing is added to them
 
-What is summed is laid into the whole tensor for that, each rank's values at their places.
+To be summed, each rank's values are placed into the whole tensor.
 """
 
 from __future__ import annotations

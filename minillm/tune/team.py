@@ -1,6 +1,6 @@
-"""The processes that train a model together: what training asks of them (`Team`), which one process answers, and what
-is the same for all that are several (`Ranked`): those that share out rows and weights (`sharded.py`), and those that
-share every layer (`split.py`)."""
+"""The processes that train a model together. `Team` is what training asks of them, answered here by one process alone;
+`Ranked` is what several processes have in common, whether they share out rows and weights (`sharded.py`) or share every
+layer (`split.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands for a block of positions (DeepSeek-V4, 2026), and which of these a query sees.
+"""Entries, which stand for blocks of positions (DeepSeek-V4, 2026), and which of them a query sees.
 
     entry e = norm(sum over its positions j of softmax_j(W_gate x_j + b_j) * W x_j), turned as position e * span
     score of e = sum over heads h of w_h relu(q_h k_e) / sqrt(D)          an indexer's; the top_k best are seen

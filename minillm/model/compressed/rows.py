@@ -1,9 +1,9 @@
-"""What compressed attention keeps of the past. Everything lies by its position, so nothing needs to be undone when a
-sequence goes back: what a position has written is written anew.
+"""The cache of compressed attention. Everything is stored by position, so nothing needs to be undone when a sequence is
+rewound: what a position has written is overwritten.
 
-Of the positions that the window sees there are keys, and what entries will be made of, side by side. An entry lies with
-the last of its positions, as it depends on all tokens up to that one and on none behind it: whoever shares the block of
-this position shares the entry.
+For the positions in the window it holds keys and, next to them, the inputs of future entries. An entry is stored with
+the last of its positions, because it depends on all tokens up to that one and on none after it: whoever shares the
+block of this position shares the entry.
 
 Shapes: B rows, S positions, M entries, C values of a position (`spec.Compressed.kept`), W of an entry.
 """
