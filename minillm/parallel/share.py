@@ -35,9 +35,9 @@ def own(whole: Tensor, kept: Kept | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's share of a model of this spec: what it calls a parameter, None where it has nothing of it, and what it
-    keeps of those it has a part of, by its own names. `cuts` is how the tensors of adapters that have been put on were
-    cut, by the number of the whole one."""
+    """A rank's share of a model of this spec. `name` is what the rank calls a parameter, None if it holds none of it;
+    `kept`, by these names, which rows and columns it holds; `cuts` how the tensors of attached adapters were cut, by the
+    id of the whole tensor."""
 
     spec: Spec
     name: Callable[[str], str | None]
