@@ -36,7 +36,7 @@ def own(whole: Tensor, kept: Kept | None) -> Tensor:
 @dataclass(frozen=True)
 class Share:
     """A rank's share of a model of this spec. `name` is what the rank calls a parameter, None if it holds none of it;
-    `kept`, by these names, which rows and columns it holds; `cuts` how the tensors of attached adapters were cut, by the
+    `kept`, by these names, which rows and columns it holds; `cuts` how tensors of attached adapters were cut, by the
     id of the whole tensor."""
 
     spec: Spec
