@@ -42,9 +42,9 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     """A model over several processes."""
     ranks = "split the model over N processes: N of this machine, or those that torchrun or srun has started"
     made.add_argument("--ranks", metavar="N", type=int, help=ranks)
-    stages = "N processes with some of its layers each, which a slow network and unlike machines are enough for"
+    stages = "split the layers over N processes; a slow network and unequal machines are enough for this"
     made.add_argument("--stages", metavar="N", type=int, help=stages)
-    layers = "the layers of each stage (default: by the memory that each has)"
+    layers = "the number of layers of each stage (default: by its free memory)"
     made.add_argument("--layers", metavar="N,N", help=layers)
     timeout = "seconds that a rank waits for another in a pass (default: 120)"
     made.add_argument("--rank-timeout", metavar="S", type=float, help=timeout)
