@@ -53,7 +53,7 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `loading.load` takes of these. Raises ValueError for one without effect."""
     if arguments.rank_timeout is not None and processes(arguments) == 1:
-        raise ValueError("--rank-timeout is of several processes; give --ranks or --stages too")
+        raise ValueError("--rank-timeout needs several processes; give --ranks or --stages too")
     given = {name: getattr(arguments, name) for name in ("ranks", "stages", "layers", "rank_timeout")}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -191,7 +191,7 @@ def join(count: int, device: torch.device, timeout: float = TIMEOUT, stages: int
         raise ValueError(f"--rank-timeout is {timeout:g}, it must be more than 0 seconds")
     if (found := place(count)) is None:
         remedy = "start it by torchrun, or a command with --ranks"
-        raise ValueError(f"ranks is {count}, and this process is none of several; {remedy}")
+        raise ValueError(f"ranks is {count}, but no launcher started this process; {remedy}")
     rank, local, store = found
     if device.type == "cuda" and device.index is None:
         if local >= (there := torch.cuda.device_count()):

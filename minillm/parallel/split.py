@@ -139,11 +139,11 @@ def check(decoder: Decoder, ranks: int) -> None:
         raise ValueError(f"--ranks is {ranks}, it must be from 1 to {MOST}")
     if (reason := next(_reasons(decoder, ranks), None)) is not None:
         others = ", ".join(map(str, able(decoder, 64)))
-        raise ValueError(f"{ranks} ranks cannot share this model: {reason}; it can lie in {others}")
+        raise ValueError(f"{ranks} ranks cannot share this model: {reason}; possible numbers: {others}")
 
 
 def able(decoder: Decoder, most: int) -> list[int]:
-    """The numbers of ranks, up to `most`, that a model can lie in."""
+    """The possible numbers of ranks, up to `most`."""
     return [each for each in range(1, most + 1) if next(_reasons(decoder, each), None) is None]
 
 

@@ -102,7 +102,7 @@ class Team:
         """The file with this process's share of what all have kept last. Raises ValueError where other processes than
         these have kept something."""
         if other := next((each for each in folder.glob(MANY.format(*file.split("."))) if each.is_file()), None):
-            raise ValueError(f"{folder}: the run that is there is of several processes ({other.name}); give --ranks "
+            raise ValueError(f"{folder}: the saved run has several processes ({other.name}); give --ranks "
                              "as it had, or take another --output")  # fmt: skip
         return folder / file if (folder / file).is_file() else None
 
