@@ -23,14 +23,14 @@ Way = Callable[[Tensor], Tensor]
 
 
 class Several(Alone):
-    """Ranks, of which `wide` share each layer; how they exchange something, others say."""
+    """Ranks, `wide` of which share each layer; subclasses say how they exchange values."""
 
     def summed(self, y: Tensor) -> Tensor:
-        """The sum of what each has, which may be in the memory of y."""
+        """The sum over ranks, which may reuse the memory of y."""
         raise NotImplementedError
 
     def beside(self, part: Tensor, size: int) -> Tensor:
-        """Shares of the last dimension side by side."""
+        """The ranks' shares of the last dimension, concatenated."""
         raise NotImplementedError
 
     def total(self, y: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 
 class _Crossed(torch.autograd.Function):
-    """Each way is given values of its own."""
+    """`forth` in the forward and `back` in the backward pass, each on a copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forth: Way, back: Way) -> Tensor:

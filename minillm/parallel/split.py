@@ -78,7 +78,7 @@ def heads(count: int, groups: int, ranks: int, rank: int) -> tuple[Span, Span]:
 
 
 def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
-    """The spec of what a rank computes. Raises ValueError, with numbers that would do, where it cannot be so many."""
+    """The spec of what a rank computes. Raises ValueError, with the possible numbers, if there cannot be so many."""
     if ranks == 1:
         return decoder
     check(decoder, ranks)
@@ -134,7 +134,7 @@ def whole_experts(made: MoE, ranks: int) -> bool:
 
 
 def check(decoder: Decoder, ranks: int) -> None:
-    """Raise ValueError, with numbers that would do, where a model cannot lie in so many ranks."""
+    """Raise ValueError, with the possible numbers, if a model cannot be split over so many ranks."""
     if not 1 <= ranks <= MOST:
         raise ValueError(f"--ranks is {ranks}, it must be from 1 to {MOST}")
     if (reason := next(_reasons(decoder, ranks), None)) is not None:
