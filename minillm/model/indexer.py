@@ -43,7 +43,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Chosen:
-    """In a pass over many sequences: the places of the keys that single tokens see (None: all keys), and what the tokens
+    """In a pass over many sequences: the places of the keys that single tokens see (None: all keys), and what tokens
     of each piece see."""
 
     singles: Places | None
