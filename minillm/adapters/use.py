@@ -69,7 +69,7 @@ def _several(llm: LLM, given: Mapping[str, str | Path], share: Any) -> None:
 
 
 def identity(given: str | Path) -> bytes:
-    """A text that differs for each adapter folder."""
+    """SHA-256 of an adapter's files."""
     folder = Path(given).expanduser()
     made = hashlib.sha256()
     for name in (FILE, TENSORS):
