@@ -1,9 +1,9 @@
-"""Llama, except: four residual streams that are mixed anew around each part of a layer and end as their mean; three of
-four layers are Kimi Delta Attention with a bound; the fourth has latent attention without positions; after the first
-layers come DeepSeek-V3's mixtures; gates are clamped.
+"""Llama, except: four residual streams, mixed around each part of a layer (hyper-connections), which end as their mean;
+three of four layers are Kimi Delta Attention with a bound; the fourth has latent attention without positions; after the
+first layers come DeepSeek-V3's mixtures; gates are clamped.
 
-GLM-5.3-Flash (Z.ai, 2026), without the part that sees. In layers with attention an indexer picks blocks of 16 keys that
-a query sees, which are all of them up to 2048 positions: that is the context here, and indexers are left out.
+GLM-5.3-Flash (Z.ai, 2026), without the image encoder. In the attention layers an indexer chooses blocks of 16 keys for
+each query, which up to 2048 positions are all blocks. So here the context ends there, and the indexers are left out.
 """
 
 from __future__ import annotations

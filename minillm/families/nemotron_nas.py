@@ -1,8 +1,8 @@
-"""Llama, except: layers have as many kv heads, and as wide an MLP, as a search for a smaller model has left them; some
-have no attention, or no MLP, nor its norm.
+"""Llama, except: each layer has the number of kv heads and the MLP width that an architecture search left it; some have
+no attention, or no MLP, and then not its norm either.
 
-Llama-3.3-Nemotron-Super-49B, Llama-3.1-Nemotron-Ultra-253B (NVIDIA, arXiv:2411.19146). Layers in which a linear map
-stands in place of either, as of Llama-3.1-Nemotron-51B, are refused.
+Llama-3.3-Nemotron-Super-49B, Llama-3.1-Nemotron-Ultra-253B (NVIDIA, arXiv:2411.19146). Layers with a linear map in
+place of either, as in Llama-3.1-Nemotron-51B, are refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Llama, except: norms with weights around zero, of each head of q and k too; three of four layers have a window, more
-heads and a rotary embedding of their own; what a head gives is multiplied by a sigmoid gate; after three dense layers
+heads and a rotary embedding of their own; each head's output is multiplied by a sigmoid gate; after three dense layers
 come mixtures whose sigmoid scores get a correction bias for the choice only; in the last layers SwiGLU is clamped.
 
-Step-3.5-Flash, 196B with 11B active, and the text model of Step-3.7-Flash (StepFun, 2026). Lists of layers go on for
-those that predict further tokens, which are left out.
+Step-3.5-Flash, 196B with 11B active, and the text model of Step-3.7-Flash (StepFun, 2026). Lists of layers include the
+multi-token prediction layers, which are left out.
 """
 
 from __future__ import annotations

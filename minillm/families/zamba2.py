@@ -1,9 +1,9 @@
-"""Llama, except: every layer is a state space, Mamba 2; before some of them one or two blocks of attention and MLP,
-whose weights these layers share, see the hidden states and the embedding side by side. Each use has low-rank changes of
-its own.
+"""Llama, except: every layer is Mamba 2; some are preceded by a block of attention and MLP that reads the hidden states
+and the embedding side by side. These layers share the weights of one or two such blocks, and each use has low-rank
+changes of its own.
 
-Zamba2 1.2B, 2.7B, 7B (Zyphra, 2024; Glorioso et al., arXiv:2411.15242). As in Nemotron-H, transformers 5.23 keeps the
-steps of a prompt above `time_step_min`, which its own steps of one token are not.
+Zamba2 1.2B, 2.7B, 7B (Zyphra, 2024; Glorioso et al., arXiv:2411.15242). As for Nemotron-H, transformers 5.23 clamps the
+steps of a prompt to `time_step_min`, but not its own steps of one token.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def check(a: argparse.Namespace) -> None:
     if a.ranks not in (None, 1):
         _check_ranks(a)
     elif a.split:
-        raise ValueError("--split is of several processes; give --ranks too")
+        raise ValueError("--split needs several processes; give --ranks too")
     if a.tensorboard:
         report.check_board()
     if a.output is None and a.show is None:
@@ -150,7 +150,7 @@ def check(a: argparse.Namespace) -> None:
 def _check_ranks(a: argparse.Namespace) -> None:
     alone = {"--preference": a.preference, "--teacher": a.teacher, "--show": a.show}
     if odd := next((flag for flag, value in alone.items() if value is not None), None):
-        raise ValueError(f"{odd} is of one process; leave --ranks out")
+        raise ValueError(f"{odd} works in one process only; leave --ranks out")
     if a.full and a.optimizer == "muon":
         raise ValueError("--optimizer muon with --full needs whole matrices, of which a rank has some rows; take adamw")
     if a.split and a.optimizer == "muon":

@@ -121,7 +121,7 @@ def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
     ours, theirs = (load_file(each / ADAPTER) for each in (output, tmp_path / "alone"))
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < WEIGHTS
     assert main(given[:-2]) == 2
-    assert "is of several processes (last-4-" in capsys.readouterr().err
+    assert "has several processes (last-4-" in capsys.readouterr().err
 
 
 def test_a_rank_with_other_data_is_named(data: str, tmp_path: Path, forks: Forks) -> None:
@@ -138,14 +138,14 @@ def test_a_rank_with_other_data_is_named(data: str, tmp_path: Path, forks: Forks
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--ranks", "2", "--preference", "dpo"], "--preference is of one process; leave --ranks out"),
-        (["--ranks", "2", "--teacher", "x"], "--teacher is of one process; leave --ranks out"),
+        (["--ranks", "2", "--preference", "dpo"], "--preference works in one process only; leave --ranks out"),
+        (["--ranks", "2", "--teacher", "x"], "--teacher works in one process only; leave --ranks out"),
         (["--ranks", "2", "--full", "--optimizer", "muon"], "--optimizer muon with --full needs whole matrices"),
         (["--stages", "2"], "--stages and --layers split a model that generates; training is over --ranks"),
-        (["--rank-timeout", "5"], "--rank-timeout is of several processes; give --ranks"),
+        (["--rank-timeout", "5"], "--rank-timeout needs several processes; give --ranks"),
         (["--ranks", "0"], "--ranks is 0, it must be from 1 to 1024"),
         (["--ranks", "99"], "--ranks is 99, and a step has 16 rows, so some would have nothing to do; give at most"),
-        (["--split"], "--split is of several processes; give --ranks too"),
+        (["--split"], "--split needs several processes; give --ranks too"),
         (["--ranks", "2", "--split", "--optimizer", "muon"], "--optimizer muon with --split needs whole matrices"),
     ],
 )

@@ -1,5 +1,5 @@
-"""Published files that list for each layer what transformers says once for each kind of layer. Their lists go on for
-layers behind the last one, which predict further tokens."""
+"""Published configs that list for each layer what transformers states once for each kind of layer. Their lists include
+the multi-token prediction layers after the last one."""
 
 from __future__ import annotations
 

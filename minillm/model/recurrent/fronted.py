@@ -1,4 +1,4 @@
-"""A state space behind a block of attention and MLP whose weights several layers share (Zamba 2, arXiv:2411.15242).
+"""A state space after a block of attention and MLP whose weights several layers share (Zamba 2, arXiv:2411.15242).
 
 Shapes: B batch, T new tokens, E hidden size.
 """
@@ -21,7 +21,7 @@ from minillm.spec import SharedBlock as BlockSpec
 
 
 class Change(nn.Module):
-    """U V x: what a layer adds to a product that it shares. x `[B, T, inputs]` -> `[B, T, outputs]`."""
+    """U V x: the low-rank change of a layer to a shared product. x `[B, T, inputs]` -> `[B, T, outputs]`."""
 
     def __init__(self, inputs: int, rank: int, outputs: Any, ops: Ops):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Mamba (Gu and Dao, arXiv:2312.00752): a state `[N]` for each channel, of which an input says how fast time passes.
+"""Mamba, a selective scan (Gu and Dao, arXiv:2312.00752): each channel has a state `[N]`, each token sets the step.
 
     x, z = W_in u;  x = silu(conv(x));  r, B, C = norm(W_x x);  d = softplus(W_d r + t)
     S_n <- e^(-d e^A_n) S_n + d x B_n;  y = Σ_n S_n C_n + D x;  output = W_out (y * silu(z))
