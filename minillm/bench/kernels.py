@@ -53,7 +53,6 @@ WITHOUT = (
     # Written for CPUs so far.
     *("channel_rule", "gated_conv_step", "short_conv_step", "state_scan", "state_step"),
     *("selective_scan", "selective_step"),
-    "channel_rule",
 )
 BESIDE = {"ragged_attention": "attention"}
 

@@ -130,6 +130,9 @@ RULES = {
     "routers, with a loss for balance": ("qwen3_moe", 2),
     "latents": ("deepseek_v3", 2),
     "layers side by side, biases": ("phi", 2),
+    "parts that see a mix of streams": ("glm5_next", 2),
+    "a second product over all channels": ("jamba", 2),
+    "blocks that layers share": ("zamba2", 2),
 }
 
 

@@ -3,10 +3,12 @@ layers behind the last one, which predict further tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minillm.config import Config
 from minillm.families.shared import common
+from minillm.guard.screen import shown
 
 KINDS, THETA = ("full_attention", "sliding_attention"), 10000.0
 LISTS = ("layer_types", "mlp_layer_types", "swiglu_limits", "swiglu_limits_shared")
@@ -54,3 +56,18 @@ def _at(listed: Any, i: int, default: float) -> Any:
     if isinstance(listed, list):
         return listed[i] if i < len(listed) else default
     return default if listed is None else listed
+
+
+def check(config: Config, key: str, values: Sequence[int], default: int) -> None:
+    """Raise ValueError where `per_layer_config`, which transformers writes of layers that differ from the `default`,
+    says anything but these values of this key, one for each layer."""
+    stated = config.get("per_layer_config")
+    if stated is None:
+        return
+    own = stated if isinstance(stated, dict) and all(isinstance(each, dict) for each in stated.values()) else {"": {}}
+    numbered = {int(i) if i.isdecimal() and len(i) < 9 else -1: each for i, each in own.items()}
+    found = [numbered.get(i, {}).get(key, default) for i in range(len(values))]
+    odd = len(numbered) < len(own) or {*numbered} - {*range(len(values))} or any({*each} - {key} for each in own.values())
+    if odd or found != list(values):
+        raise ValueError(f"config.json: per_layer_config is {shown(stated)}, and only {key}, as other keys say it, "
+                         "may differ by layer")  # fmt: skip
