@@ -14,6 +14,7 @@ import minillm
 from minillm.config import read
 from minillm.families import baichuan, resolve
 from minillm.spec import ChannelDelta, Decoder
+from minillm.weights import checkpoint
 from minillm.weights.checkpoint import Checkpoint
 from tests.helpers import tiny
 from tests.helpers.further_rows import BLOCKS, FURTHER, WHOLE
@@ -122,7 +123,11 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"block_configs": block(window_length=8)},
         "window_length of attention of layer 0 is 8",
     ),
-    "another kind of block": ("nemotron-nas", {"block_configs": block(moe={"experts": 4})}, "moe of attention of layer"),
+    "another kind of block": (
+        "nemotron-nas",
+        {"block_configs": block(moe={"experts": 4})},
+        "moe of attention of layer",
+    ),
     "odd groups": ("nemotron-nas", {"block_configs": block(n_heads_in_group=4)}, "n_heads_in_group is 4 in layer 0"),
     "too few layers": ("nemotron-nas", {"block_configs": BLOCKS[:2]}, "expected one object for each layer"),
     "no layer": ("nemotron-nas", {"block_configs": [*BLOCKS[:2], 3]}, "attention of layer 2, expected an object"),
@@ -164,7 +169,7 @@ def test_refused(name: str) -> None:
     assert message in str(caught.value)
 
 
-def test_stacks_of_gate_and_up_are_read_expert_by_expert(tmp_path: Path) -> None:
+def test_stacks_of_gate_and_up_are_read_expert_by_expert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.save(tmp_path, *tiny.ROWS["step3p7"])
     stored = load_file(tmp_path / "model.safetensors")
     stack = stored["model.layers.3.moe.gate_proj.weight"]
@@ -173,3 +178,11 @@ def test_stacks_of_gate_and_up_are_read_expert_by_expert(tmp_path: Path) -> None
     assert torch.equal(model.layers[3].ffn.experts.gate_up[:, :20], stack)
     planned = Checkpoint(tmp_path).plan(resolve(read(tmp_path))[1], model.destinations())
     assert planned.unclaimed == planned.unfilled == []
+    monkeypatch.setattr(checkpoint, "MOST_MATRICES", 20)
+    with pytest.raises(ValueError, match="more than 20 tensors, those in stacks counted each"):
+        Checkpoint(tmp_path)
+    stored["model.layers.3.moe.2.gate_proj.weight"] = stack[2].clone()
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"moe\.2\.gate_proj\.weight' is there twice, in a stack and by itself"):
+        Checkpoint(tmp_path)

@@ -133,6 +133,7 @@ RULES = {
     "parts that see a mix of streams": ("glm5_next", 2),
     "a second product over all channels": ("jamba", 2),
     "blocks that layers share": ("zamba2", 2),
+    "products beside attention and feed-forward": ("gemma3n", 2),
 }
 
 

@@ -61,13 +61,10 @@ def _at(listed: Any, i: int, default: float) -> Any:
 def check(config: Config, key: str, values: Sequence[int], default: int) -> None:
     """Raise ValueError where `per_layer_config`, which transformers writes of layers that differ from the `default`,
     says anything but these values of this key, one for each layer."""
-    stated = config.get("per_layer_config")
+    stated, wanted = config.get("per_layer_config"), {str(i): {key: value} for i, value in enumerate(values)}
     if stated is None:
         return
-    own = stated if isinstance(stated, dict) and all(isinstance(each, dict) for each in stated.values()) else {"": {}}
-    numbered = {int(i) if i.isdecimal() and len(i) < 9 else -1: each for i, each in own.items()}
-    found = [numbered.get(i, {}).get(key, default) for i in range(len(values))]
-    odd = len(numbered) < len(own) or {*numbered} - {*range(len(values))} or any({*each} - {key} for each in own.values())
-    if odd or found != list(values):
+    own = {name.lstrip("0") or "0": each for name, each in stated.items()} if isinstance(stated, dict) else {"": None}
+    if {**dict.fromkeys(wanted, {key: default}), **own} != wanted:
         raise ValueError(f"config.json: per_layer_config is {shown(stated)}, and only {key}, as other keys say it, "
                          "may differ by layer")  # fmt: skip
