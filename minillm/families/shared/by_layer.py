@@ -65,6 +65,6 @@ def check(config: Config, key: str, values: Sequence[int], default: int) -> None
     if stated is None:
         return
     own = {name.lstrip("0") or "0": each for name, each in stated.items()} if isinstance(stated, dict) else {"": None}
-    if {**dict.fromkeys(wanted, {key: default}), **own} != wanted:
+    if {**{name: {key: default} for name in wanted}, **own} != wanted:
         raise ValueError(f"config.json: per_layer_config is {shown(stated)}, and only {key}, as other keys say it, "
                          "may differ by layer")  # fmt: skip
