@@ -21,7 +21,7 @@ from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.load import WHOLE
 from minillm.weights.save import save
 
-ROUTER = ".router."
+ROUTER = ".ffn.router."  # not that of several residual streams
 NEVER = ("router.bias", "router.table")  # what no gradient reaches: corrections of scores, and numbers of experts
 
 

@@ -97,11 +97,11 @@ def test_lists_that_count_from_one() -> None:
 
 
 def test_how_fast_may_be_forgotten() -> None:
-    """GLM-5.3-Flash has a bound where none is stated, unless it says that it goes without."""
+    """GLM-5.3-Flash has the bound that is stated, here -1.5, or one of its own, unless it says that it goes without."""
     said = {"nothing": {}, "null": {"gate_lower_bound": None}, "unsafe": {"gate_lower_bound": None, "safe_gate": False}}
     found = {name: spec("glm5_next", linear_attn_config=values).layers[0].attention for name, values in said.items()}
     bounds = {name: each.bound for name, each in found.items() if isinstance(each, ChannelDelta)}
-    assert bounds == {"nothing": -5.0, "null": -5.0, "unsafe": None}
+    assert bounds == {"nothing": -1.5, "null": -5.0, "unsafe": None}
 
 
 def test_width_of_heads_that_forget() -> None:
@@ -148,7 +148,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         "per_layer_config is {'1': {'num_attention_heads': 4}}, and only num_attention_heads",
     ),
     "windows of their own": ("step3p7", {"per_layer_config": {"1": {"sliding_window": 3}}}, "per_layer_config is"),
-    "a larger Flash": ("glm5_next", {"linear_attn_config": {"decay_rank": 8}}, "linear_attn_config has decay_rank"),
+    "a larger Flash": ("glm5_next", {"linear_attn_config": {"decay_rank": 8}}, "linear_attn_config has 'decay_rank'"),
     "too few limits": ("step3p7", {"swiglu_limits": [1.0]}, "swiglu_limits is [1.0], expected a number for each layer"),
     "kinds of layers": ("kimi_linear", {"layer_types": ["conv"] * 4}, "layer_types must list full_attention or linear"),
     "a larger Kimi": ("kimi_linear", {"linear_attn_config": {"gate_lower_bound": -5.0}}, "has gate_lower_bound, which"),
