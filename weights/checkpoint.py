@@ -176,7 +176,7 @@ class Checkpoint:
         info, stored = self.info, self.stored
         self.info, self.stored = {}, {}
         for name, whole in stored.items():
-            matrices: dict[str, Any] = dict(unstacked(name, whole)) or {name: whole}
+            matrices: dict[str, Any] = dict(unstacked(name, whole, stored)) or {name: whole}
             self.info |= {one: replace(info[name], shape=each.shape) for one, each in matrices.items()}
             self.stored |= matrices
 
