@@ -1,6 +1,6 @@
 """Llama, except: LayerNorms without bias; q, k and v lie in one tensor and are clamped to `clip_qkv`; a mixture of
 experts (16, top 4) in place of each MLP; keys of the config have other names, most inside `attn_config` and
-`ffn_config`. Experts lie one below the other, with what is each one's down projection here the other way round.
+`ffn_config`. Experts lie one below the other: gates in `w1`, ups in `v1`, downs in `w2` the other way round.
 
 DBRX Base and Instruct, 132B with 36B active (Databricks, 2024).
 """
@@ -27,9 +27,8 @@ SECTIONS = {
 }
 OF_TRAINING = ("emb_pdrop", "moe_jitter_eps", "moe_loss_weight")
 SILU = {"name": "silu"}
-LACKING = ("rms_norm_eps", "attention_bias", "mlp_bias")
 DEFAULTS = {
-    **{key: value for key, value in llama.DEFAULTS.items() if key not in LACKING},
+    **{key: value for key, value in llama.DEFAULTS.items() if key not in ("rms_norm_eps", "attention_bias", "mlp_bias")},
     **dict.fromkeys(OF_TRAINING),
     "hidden_size": 2048,
     "intermediate_size": 3584,
