@@ -26,9 +26,9 @@ SECTIONS = {
     },
 }
 OF_TRAINING = ("emb_pdrop", "moe_jitter_eps", "moe_loss_weight")
-SILU = {"name": "silu"}
+LACKING = ("rms_norm_eps", "attention_bias", "mlp_bias")
 DEFAULTS = {
-    **{key: value for key, value in llama.DEFAULTS.items() if key not in ("rms_norm_eps", "attention_bias", "mlp_bias")},
+    **{key: value for key, value in llama.DEFAULTS.items() if key not in LACKING},
     **dict.fromkeys(OF_TRAINING),
     "hidden_size": 2048,
     "intermediate_size": 3584,
@@ -71,8 +71,8 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
                 name = names.get(key, key)
                 same({name: made.get(name), f"{section}.{key}": value})
                 made[name] = made.get(name) if value is None else value
-    function = made.pop("ffn_act_fn", None) or SILU
-    if not isinstance(function, dict) or set(function) != set(SILU):
+    function = made.pop("ffn_act_fn", None) or {"name": "silu"}
+    if not isinstance(function, dict) or set(function) != {"name"}:
         raise ValueError(f"config.json: ffn_config.ffn_act_fn is {shown(function)}, expected an object with a name")
     same({"hidden_act": made.get("hidden_act"), "ffn_config.ffn_act_fn.name": function["name"]})
     return {**made, "hidden_act": function["name"]}
