@@ -165,6 +165,15 @@ class InFile:
         self.source.fill(into, self.start + start * into.element_size())
 
 
+@dataclass(frozen=True)
+class Within:
+    """A tensor of a file, by name and shape, and the number of the value that one of its matrices begins with."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+
 def unstacked(name: str, stored: object, others: Mapping[str, object]) -> Iterator[tuple[str, InFile]]:
     """Of a tensor that has a matrix of each expert of a layer, these one by one: a model has gate and up of an expert
     side by side. Either X.gate_proj.weight or X.up_proj.weight is a stack of them, `[E, F, H]`, and gives

@@ -11,11 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minillm
+from minillm import merge
+from minillm.adapters.attach import attach
+from minillm.adapters.config import AdapterConfig
 from minillm.config import read
 from minillm.families import baichuan, resolve
 from minillm.spec import GQA, ChannelDelta, Decoder, LayerNorm, MoE, Rope, Router
+from minillm.tune.learner import write_checkpoint
 from minillm.weights.checkpoint import Checkpoint
-from tests.helpers import tiny
+from tests.helpers import adapters, tiny
 from tests.helpers.further_rows import BLOCKS, FURTHER, WHOLE
 from tests.helpers.rows import BASE
 
@@ -211,3 +215,26 @@ def test_experts_one_below_the_other_are_read_one_by_one(tmp_path: Path) -> None
         router = {f"{stem}router.layer.weight": torch.ones(count, 48)}
         save_file({**stored, **router}, tmp_path / "model.safetensors", metadata={"format": "pt"})
         tiny.refused(tmp_path, message)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("row", "changed"), [("dbrx", "out_proj"), ("step3p7", "o_proj")])
+def test_experts_are_written_as_they_lay(row: str, changed: str, tmp_path: Path) -> None:
+    """Merged, converted and fine-tuned checkpoints are what transformers reads."""
+    theirs = tiny.save(tmp_path / "base", *tiny.ROWS[row])
+    llm = minillm.load(tmp_path / "base", dtype="float32", kernels="reference")
+    made = attach(llm, AdapterConfig(r=2, target_modules=[changed]))
+    adapters.randomise_ours(made)
+    made.write(tmp_path / "adapter")
+    command = ["--weights", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter"), "--no-compare"]
+    for name, dtype in (("merged", "float32"), ("rounded", "bfloat16")):
+        assert merge.main([*command, "--output", str(tmp_path / name), "--dtype", dtype]) == 0
+    write_checkpoint(tmp_path / "base", minillm.load(tmp_path / "merged").model, tmp_path / "tuned")
+    tokens = tiny.tokens(BASE["vocab_size"], 1, 20)
+    expected = llm.model(tokens)
+    assert (expected - tiny.logits(theirs, tokens)).abs().max() > 0.1
+    for name in ("merged", "tuned"):
+        assert (tiny.logits(tiny.reference(tmp_path / name), tokens) - expected).abs().max() <= 2e-5
+    base, rounded = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "rounded"))
+    assert base.keys() == rounded.keys()
+    assert all(torch.equal(each, base[name].to(each.dtype)) for name, each in rounded.items() if changed not in name)
