@@ -66,7 +66,7 @@ def save(
     entries = {key: entry for name, each in entries.items() for key, entry in _whole(name, each, within).items()}
     with Writer(path, entries) as writer:
         for name, to in named.items():
-            made, place = rows(parameters[to.parameter], to), within.get(name, Within(name, (), 0))
+            made, place = rows(parameters[to.parameter], to), _place(name, within)
             writer.write(place.name, made if to.layout is None else to.layout.restore(made), place.start)
         for name, each in beside.items():
             for start, stop in blocks(math.prod(each.shape), BLOCK_VALUES):
@@ -107,9 +107,8 @@ def save_as(
         located |= dict.fromkeys(held, file)
         with Writer(folder / file, held) as writer:
             for name, stored in itertools.islice(reading, len(names)):
-                to, place = planned.assignments[name], Within(name, (), 0)
-                if to.parameter not in formats:
-                    place = checkpoint.within.get(name, place)
+                to = planned.assignments[name]
+                place = _place(name, {} if to.parameter in formats else checkpoint.within)
                 for ending, start, part in _pieces(stored, to, formats.get(to.parameter)):
                     writer.write(f"{place.name}{ending}", part, place.start + start)
     progress(checkpoint.nbytes, checkpoint.nbytes)
@@ -135,9 +134,14 @@ def _entries(name: str, checkpoint: Checkpoint, planned: Plan, formats: Mapping[
 
 
 def _whole(name: str, entry: tuple[str, tuple[int, ...]], within: Mapping[str, Within]) -> Entries:
-    """A tensor, or that in which it lies with others, named by the first of them."""
-    place = within.get(name, Within(name, entry[1], 0))
+    """A tensor, or that in which it lies with others, which the first of them stands for."""
+    place = _place(name, within, entry[1])
     return {place.name: (entry[0], place.shape)} if place.start == 0 else {}
+
+
+def _place(name: str, within: Mapping[str, Within], shape: tuple[int, ...] = ()) -> Within:
+    """Where a tensor is written: in one with others, or by itself, in this shape."""
+    return within.get(name, Within(name, shape, 0))
 
 
 def _pieces(stored: Stored, to: Destination, made: Integers | None) -> Iterator[tuple[str, int, Tensor]]:
