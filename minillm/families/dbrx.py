@@ -2,7 +2,8 @@
 experts (16, top 4) in place of each MLP; keys of the config have other names, most inside `attn_config` and
 `ffn_config`. Experts lie one below the other: gates in `w1`, ups in `v1`, downs in `w2` the other way round.
 
-DBRX Base and Instruct, 132B with 36B active (Databricks, 2024).
+DBRX Base and Instruct, 132B with 36B active (Databricks, 2024). Rotations have the base of `attn_config`, where
+transformers 5.23 does not look for it.
 """
 
 from __future__ import annotations
@@ -55,8 +56,7 @@ RULES = {
     f"{EXPERTS}{{e}}.v1": f"{OURS}ffn.experts.gate_up[{{e}}.up]",
     f"{EXPERTS}{{e}}.w2": f"{OURS}ffn.experts.down[{{e}}]: f h -> h f",
 }
-# What transformers calls a module in place of the checkpoint.
-TRANSFORMERS = {"router.layer": "router"}
+TRANSFORMERS = {"router.layer": "router"}  # what it calls a module in place of the checkpoint
 
 
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
