@@ -14,13 +14,13 @@ from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
+from minillm.ops.device import is_fast, resolve_device, stored_dtype
 from minillm.ops.ranks import ALONE, Alone
 from minillm.parallel.follow import begin
 from minillm.parallel.launch import counted, join
 from minillm.parallel.part import part
 from minillm.parallel.ranks import TIMEOUT
 from minillm.parallel.share import Share
-from minillm.target import is_fast, resolve_device, stored_dtype
 from minillm.weights import foreign, holding, ints
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused

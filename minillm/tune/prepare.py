@@ -16,8 +16,8 @@ from minillm.llm import LLM
 from minillm.loading import asked_scheme, integers, opened
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
+from minillm.ops.device import is_fast, resolve_device, stored_dtype
 from minillm.parallel import launch, split
-from minillm.target import is_fast, resolve_device, stored_dtype
 from minillm.tune import budget, learner, material, report
 from minillm.tune.budget import Budget
 from minillm.tune.material import Asked, Material

@@ -175,6 +175,7 @@ def test_every_kind_of_part_can_be_split() -> None:
         *vocabulary.Attention.__args__,
         *vocabulary.Recurrent.__args__,
         vocabulary.Beside,
+        vocabulary.Fronted,
         vocabulary.GatedMLP,
         vocabulary.MLP,
         vocabulary.MoE,

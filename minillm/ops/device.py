@@ -1,4 +1,4 @@
-"""Where a model is loaded to, and as which numbers."""
+"""The device that a model computes on, and the dtype of its weights there."""
 
 from __future__ import annotations
 
