@@ -89,7 +89,7 @@ BLOCKS = [
     {"attention": {**WHOLE, "n_heads_in_group": 2}, "ffn": NOTHING},
 ]
 
-DATABRICKS = {**ABSENT, "max_seq_len": 128}
+DATABRICKS = {**ABSENT, "max_seq_len": 128, "d_model": 48}  # which transformers tells the experts
 
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox_japanese": ("gpt_neox_japanese", {**ABSENT, "intermediate_multiple_size": 2}),
@@ -179,7 +179,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
         "dbrx",
         {
             **DATABRICKS,
-            "attn_config": {"kv_n_heads": 3, "rope_theta": 10000.0},
+            "attn_config": {"kv_n_heads": 3, "clip_qkv": 2, "rope_theta": 10000.0},
             "ffn_config": {
                 "ffn_hidden_size": 28,
                 "moe_num_experts": 5,

@@ -96,11 +96,11 @@ def beside(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     }
     attention = {
         "kv_n_heads": config["num_key_value_heads"],
-        "clip_qkv": draw(st.none() | st.floats(0.3, 3.0)),
+        "clip_qkv": draw(st.floats(0.3, 3.0)),  # transformers has no way without
         "rope_theta": rope["rope_theta"],
     }
     left_out = dict.fromkeys(("num_key_value_heads", "intermediate_size", "rms_norm_eps"))
-    return {**left_out, "attn_config": attention, "ffn_config": feed, "rope_parameters": rope,
+    return {**left_out, "d_model": config["hidden_size"], "attn_config": attention, "ffn_config": feed, "rope_parameters": rope,
             "tie_word_embeddings": False}  # fmt: skip
 
 
