@@ -15,6 +15,7 @@ from minillm.families import (
     cohere2,
     cohere2_moe,
     cwm,
+    dbrx,
     deepseek,
     deepseek_v2,
     deepseek_v3,
@@ -281,4 +282,5 @@ FAMILIES = {  # by the config's model_type
     "glm5_next_text": glm5_next,
     "inkling_mm_model": inkling,
     "inkling_text": inkling,
+    "dbrx": dbrx,
 }

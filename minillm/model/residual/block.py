@@ -104,7 +104,7 @@ class Block(nn.Module):
         if self.attention_mix is not None:
             assert self.attention is not None
             given, mixed = self.attention_mix(x)
-            x = mixed(self._attended(self.attention_norm(given), step, cache))
+            x = mixed(self._attended(self.entered(self.attention_norm(given)), step, cache))
         if self.ffn_mix is not None:
             given, mixed = self.ffn_mix(x)
             x = mixed(self._made(self.ffn_norm(given), step, cache))
