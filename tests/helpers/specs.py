@@ -20,7 +20,6 @@ from minillm.spec import (
     MLA,
     MLP,
     XIELU,
-    AddedConv,
     Beside,
     CappedSwiGLU,
     ChannelDelta,
@@ -44,7 +43,6 @@ from minillm.spec import (
     ProportionalScaling,
     QKNorm,
     Recurrent,
-    Relative,
     Rope,
     Router,
     Scores,
@@ -132,8 +130,7 @@ def attentions(draw: st.DrawFn, rope: Rope, norm: Norm) -> GQA | MLA:
         return MLA(heads, *ranks, *sizes, place, norm, factor, temperature=warm, gate=gate)
     value_norm, plain = draw(st.sampled_from((None, Norm(0.1, affine=False)))), KV(v_is_k=True)
     apart = KV(value_norm, v_dim=6, v_scale=0.6)
-    convolved = KV(value_norm, conv_kernel=draw(st.integers(1, 4)))
-    kv = draw(st.sampled_from((KV(value_norm), replace(plain, v_norm=value_norm), apart, convolved)))
+    kv = draw(st.sampled_from((KV(value_norm), replace(plain, v_norm=value_norm), apart)))
     gates = (Gate("softplus", "head"), Gate(), *([] if kv == apart else [Gate(with_q=True)]))  # as wide as q
     return GQA(
         num_heads=heads,
@@ -157,8 +154,7 @@ def scores(draw: st.DrawFn, heads: int) -> Scores:
         draw(st.none() | st.floats(0.1, 1.0)),
         draw(st.none() | st.floats(0.5, 5.0)),
         draw(st.sampled_from((None, slopes))),
-        draw(st.sampled_from((None, Temperature(0.3, 5, 1), Temperature(0.3, 5, 1, stepped=False)))),
-        draw(st.sampled_from((None, None, Relative(3, 5)))),
+        draw(st.sampled_from((None, Temperature(0.3, 5, 1)))),
     )
 
 
@@ -173,11 +169,8 @@ def ffns(draw: st.DrawFn) -> GatedMLP | MLP | MoE:
     )
     shared, norm = draw(st.sampled_from((None, GatedMLP(6)))), draw(st.sampled_from((None, Norm(0.1))))
     gated = shared is not None and draw(st.booleans())
-    weighs, weighed = draw(st.booleans()), 0
-    if shared is not None and normalize is None and score != "softmax":  # whose shares are of all
-        weighed = draw(st.sampled_from((0, 2)))
-    parts = {"shared": shared, "shared_gate": gated, "norm": norm, "weighs_input": weighs, "weighed": weighed}
-    return MoE(router, draw(st.integers(3, 12)), **parts)
+    weighs = draw(st.booleans())
+    return MoE(router, draw(st.integers(3, 12)), shared=shared, shared_gate=gated, norm=norm, weighs_input=weighs)
 
 
 @st.composite
@@ -218,8 +211,7 @@ def specs(draw: st.DrawFn) -> Spec:
         mixer, ffn = draw(mixers(rope, norm)), draw(ffns())
         # What a recurrent layer gives may be close to zero, and a norm behind it would multiply its rounding.
         behind = None if isinstance(mixer, (Recurrent, Beside)) else draw(norms)
-        flags = {"parallel": draw(st.booleans()), "scaled": draw(st.sampled_from((False, True, "ffn")))}
-        flags["conv"] = draw(st.sampled_from((None, None, AddedConv(16, 3))))
+        flags = {"parallel": draw(st.booleans()), "scaled": draw(st.booleans())}
         beside = None if flags["parallel"] else draw(st.sampled_from((None, LowRank(3, Norm(0.1)))))
         factor = draw(st.sampled_from((1.0, 0.4)))
         parts = norm, mixer, draw(norms), ffn, behind, draw(norms)
