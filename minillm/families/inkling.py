@@ -40,7 +40,8 @@ def spec(config: Config) -> Decoder:
     config.without_effect((*UNUSED, "log_scaling_alpha"))  # the last without a floor
     layers, norm = common.num_layers(config), Norm(config.number("rms_norm_eps"))
     windows = common.typed_windows(config, config.size("sliding_window_size", MAX_POSITIONS), _sliding(config, layers))
-    kernel, warm = config.size("conv_kernel_size", MAX_KERNEL), None
+    kernel = config.size("conv_kernel_size", MAX_KERNEL)
+    warm: Temperature | None = None
     if (floor := config.optional_size("log_scaling_n_floor")) is not None:
         warm = Temperature(config.number("log_scaling_alpha"), floor, 1, stepped=False)
     made = {window: _attention(config, window, norm, kernel, warm) for window in {*windows}}

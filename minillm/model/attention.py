@@ -107,8 +107,8 @@ class GroupedQueryAttention(nn.Module):
             assert spec.scores.relative is None, "of chosen keys no distances are known"
             self.indexer = BlockIndexer(spec.indexer, hidden_size, spec.num_kv_heads, ops)
         self.conv = AddedConv(spec.conv, {each: parts[each] for each in "kv"}) if spec.conv else None
-        made = spec.scores.relative
-        self.distances = Distances(made, spec.num_heads, hidden_size, ops) if made else None
+        relative = spec.scores.relative
+        self.distances = Distances(relative, spec.num_heads, hidden_size, ops) if relative else None
         self.lent_as: int | None = None  # this layer's number, where others read its keys and values
         self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
         self._slopes: Tensor | None = None  # on the device, once they were asked for
