@@ -19,6 +19,7 @@ GRAIN = 256  # which the width of an MLP is a multiple of
 FIXED = {"replace_with_linear": False, "sparsify": None}
 OF_ATTENTION = {"window_length": None, "num_sink_tokens": None, "unshifted_sink": False,
                 "use_prefill_window_in_sink_attention": False}  # fmt: skip
+KNOWN = ("no_op", "n_heads_in_group", "ffn_mult")
 DEFAULTS = {**llama.DEFAULTS, "block_configs": None}
 RULES = common.DENSE_RULES
 
@@ -63,7 +64,8 @@ def _part(block: Any, i: int, name: str) -> dict[str, Any] | None:
         raise ValueError(f"config.json: block_configs has {shown(found)} for {name} of layer {i}, expected an object")
     if found.get("no_op"):
         return None
-    for key, value in {**FIXED, **(OF_ATTENTION if name == "attention" else {})}.items():
-        if found.get(key) not in (None, value):
-            raise ValueError(f"config.json: {key} of {name} of layer {i} is {shown(found[key])}; {value!r} works")
+    fixed = {**FIXED, **(OF_ATTENTION if name == "attention" else {})}
+    for key, value in found.items():
+        if key not in KNOWN and value not in (None, fixed.get(key, False)):
+            raise ValueError(f"config.json: {key} of {name} of layer {i} is {shown(value)}; {fixed.get(key)!r} works")
     return found

@@ -18,7 +18,7 @@ from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
 from minillm.ops.device import is_fast, resolve_device, stored_dtype
 from minillm.parallel import launch, split
-from minillm.tune import budget, learner, material, report
+from minillm.tune import budget, learner, material, report, sharded
 from minillm.tune.budget import Budget
 from minillm.tune.material import Asked, Material
 from minillm.tune.optimizers import Update
@@ -81,6 +81,8 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     folder = hub.resolve(a.weights, revision=a.revision)
     values, checkpoint = opened(folder, config.read(folder))
     spec, _, read = families.resolve(values)
+    if a.ranks not in (None, 1) and not a.split:
+        sharded.check(spec)
     device = resolve_device(a.device)
     stored = stored_dtype(a.dtype, read.dtype, checkpoint.dtype)
     dtype = torch.float32 if a.dtype == "auto" and not is_fast(stored, device) else stored

@@ -6,7 +6,7 @@ for:
 
     of the model    what lies whole in each rank between `entered` and `total`: routers, norms of q and k, latents; and
                     kv heads that several ranks have, over these
-    of an adapter   all; where each rank has values of its own, nothing is added to them
+    of an adapter   all there, and of embedding and head; where each rank has values of its own, nothing is added
 
 To be summed, each rank's values are placed into the whole tensor.
 """
@@ -79,9 +79,11 @@ class Split(Ranked):
     def share(self, model: Decoder, named: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Parameter]:
         assert self.part is not None
         if self.adapter is not None:
-            cuts = self.part.cuts
+            cuts, alike = self.part.cuts, self._outside()
             found = {name: (each, cuts[id(each)][1]) for name, each in self.adapter.trained.items()}
-            self.owns = {name: Own(tuple(each.shape), cut, True) for name, (each, cut) in found.items()}
+            self.owns = {
+                name: Own(tuple(each.shape), cut, id(each) not in alike) for name, (each, cut) in found.items()
+            }
         else:
             self.owns = self._of_model()
             for name, each in model.named_parameters():
@@ -92,6 +94,13 @@ class Split(Ranked):
         shared = self._summed({name: each for name, each in ones.items() if self.owns[name].parted})
         self.times = {name: shared.get(name, self._alike(name)) for name in named}
         return named
+
+    def _outside(self) -> set[int]:
+        """The tensors of the adapter, by id, that change what lies whole in each rank and goes into no sum."""
+        assert self.adapter is not None
+        deltas, inside = self.adapter.deltas.items(), re.compile(rf"{PARTED.pattern}|(embedding|head)\.")
+        found = [delta for (owner, _), delta in deltas if not inside.match(f"{owner}.")]
+        return {id(each) for delta in found for each in delta.tensors()}
 
     def _alike(self, name: str) -> float:
         """In how many ranks a parameter lies whose gradient is complete in each."""

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from minillm.parallel import launch
-from minillm.tune.__main__ import main
+from minillm.tune.__main__ import _parser, main
+from minillm.tune.prepare import prepare
 from minillm.tune.sharded import Sharded
 from minillm.tune.team import ALONE
+from tests.parallel.drawn import saved
 from tests.parallel.forks import FAULT, Forks
 from tests.parallel.trainer import BAD, CASES, GOES_ON, SPLIT, trained
 from tests.tune.conftest import ADAPTER, losses, talk, written
@@ -64,6 +66,12 @@ def test_steps_are_those_of_one_process(
         assert all(torch.equal(each, values[key]) for key, each in read.items()), name
     goes_on = [f"{name} goes on" for name in (*GOES_ON, "split")] if count == 2 else []
     assert found == {name: [2, 0, 0] for name in goes_on}
+
+
+def test_layers_that_share_weights_are_not_put_together_one_by_one(tmp_path: Path) -> None:
+    command = ["--weights", str(saved(tmp_path, "zamba2")), "--data", __file__, "--output", "out", "--ranks", "2"]
+    with pytest.raises(ValueError, match="--ranks: some layers of this model share their weights"):
+        prepare(_parser().parse_args(command))
 
 
 class Fake(Sharded):

@@ -68,6 +68,7 @@ class SelectiveScan(Stateful):
 
     def _read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """d fp32 `[B, T, I]`, B and C `[B, T, N]` of x `[B, T, I]`."""
-        made = self.ops.ranks.total(self.dbc(x))  # each rank has some of the channels
+        ranks = self.ops.ranks  # each has some of the channels, on both sides of the sum
+        made = ranks.entered(ranks.total(self.dbc(x)))
         d, b, c = made.split(list(self.spec.parts.values()), dim=-1)
         return F.softplus(self.step(self.d_norm(d)).float()), self.b_norm(b), self.c_norm(c)
