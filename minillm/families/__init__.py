@@ -110,6 +110,11 @@ def renamed(values: Mapping[str, Any]) -> dict[str, str]:
     return getattr(FAMILIES[values["model_type"]], "TRANSFORMERS", {})
 
 
+def words(values: Mapping[str, Any]) -> dict[str, str]:
+    """What keys of a config.json, in sections of it too, are called elsewhere."""
+    return {**ALIASES, **getattr(FAMILIES[values["model_type"]], "WORDS", {})}
+
+
 def _spelled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values under the names that the family knows them by: transformers 5 writes `num_local_experts` for what
     published files of some families call `num_experts`, and the first files had short names."""

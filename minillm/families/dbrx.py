@@ -17,14 +17,12 @@ from minillm.families.shared import common, rotary
 from minillm.guard.screen import shown
 from minillm.spec import GQA, Decoder, LayerNorm, MoE
 
-# Of each section, what its keys are called elsewhere.
-SECTIONS = {
-    "attn_config": {"kv_n_heads": "num_key_value_heads"},
-    "ffn_config": {
-        "ffn_hidden_size": "intermediate_size",
-        "moe_num_experts": "num_experts",
-        "moe_top_k": "num_experts_per_tok",
-    },
+SECTIONS = ("attn_config", "ffn_config")
+WORDS = {  # what their keys are called elsewhere
+    "kv_n_heads": "num_key_value_heads",
+    "ffn_hidden_size": "intermediate_size",
+    "moe_num_experts": "num_experts",
+    "moe_top_k": "num_experts_per_tok",
 }
 OF_TRAINING = ("emb_pdrop", "moe_jitter_eps", "moe_loss_weight")
 LACKING = ("rms_norm_eps", "attention_bias", "mlp_bias")
@@ -62,13 +60,13 @@ TRANSFORMERS = {"router.layer": "router"}  # what it calls a module in place of 
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of one level under their usual names."""
     made = {key: value for key, value in values.items() if key not in SECTIONS}
-    for section, names in SECTIONS.items():
+    for section in SECTIONS:
         stated = values.get(section) or {}
         if not isinstance(stated, dict):
             raise ValueError(f"config.json: {section} is {shown(stated)}, expected an object or null")
         for key, value in stated.items():
             if key not in HARMLESS:
-                name = names.get(key, key)
+                name = WORDS.get(key) or key
                 same({name: made.get(name), f"{section}.{key}": value})
                 made[name] = made.get(name) if value is None else value
     function = made.pop("ffn_act_fn", None) or {"name": "silu"}
@@ -79,7 +77,7 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spec(config: Config) -> Decoder:
-    config.without_effect(OF_TRAINING)
+    config.without_effect((*OF_TRAINING, "ffn_act_fn"))
     num_heads, num_kv_heads, head_dim = common.heads(config)
     rope, clip = rotary.rope(config, head_dim), config.optional_number("clip_qkv")
     attention = GQA(num_heads, num_kv_heads, head_dim, rope, clip=clip)

@@ -61,16 +61,17 @@ def load(folder: Path, seen: bool = False, **options: Any) -> Any:
 
 def understood(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config.json that its family reads, and no others. Raises ValueError as `families.resolve` does."""
-    _, _, read = families.resolve(values)
+    (_, _, read), words = families.resolve(values), families.words(values)
 
     def known(section: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: each for key, each in section.items() if {key, families.ALIASES.get(key, key)} & read.asked}
+        return {key: each for key, each in section.items() if {key, words.get(key, key)} & read.asked}
 
     made = {**known(values), "model_type": values["model_type"], **NO_TOKENS}
     if isinstance(section := values.get("text_config"), dict):
         made["text_config"] = {**known(section), **NO_TOKENS}
-    if isinstance(section := values.get("attn_config"), dict):
-        made["attn_config"] = known(section)
+    for name in ("attn_config", "ffn_config"):
+        if isinstance(section := values.get(name), dict):
+            made[name] = known(section)
     if isinstance(section := values.get("vision_config"), dict):
         made["vision_config"] = {key: section[key] for key in VISION if isinstance(section.get(key), (int, float))}
     if config.quantization(values) and isinstance(section := values["quantization_config"], dict):

@@ -284,5 +284,5 @@ def test_experts_are_written_as_they_lay(row: str, changed: str, tmp_path: Path)
     for name in ("merged", "tuned") if row == "dbrx" else ("merged",):
         assert (tiny.logits(tiny.reference(tmp_path / name), tokens) - expected).abs().max() <= 2e-5
     base, rounded = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "rounded"))
-    assert base.keys() == rounded.keys()
+    assert rounded.keys() == {name for name in base if not name.startswith("vi")}  # without a tower
     assert all(torch.equal(each, base[name].to(each.dtype)) for name, each in rounded.items() if changed not in name)
