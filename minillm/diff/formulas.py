@@ -74,8 +74,8 @@ def exact_qkv(attention: Any, x: Tensor) -> tuple[Tensor, ...]:
         if attention.conv is not None:
             alone, kv = qkv.split((spec.num_heads * spec.head_dim, attention.conv.spec.channels), dim=-1)
             weight = attention.conv.weight.double()
-            before = F.pad(kv.transpose(1, 2), (weight.shape[1] - 1, 0))
-            kv = kv + F.conv1d(before, weight[:, None], groups=len(weight)).transpose(1, 2)
+            padded = F.pad(kv.transpose(1, 2), (weight.shape[1] - 1, 0))
+            kv = kv + F.conv1d(padded, weight[:, None], groups=len(weight)).transpose(1, 2)
             qkv = torch.cat((alone, kv), dim=-1)
         q, k, v = attention.heads(qkv)
         v = normed(v, attention.v_norm) * spec.kv.v_scale
