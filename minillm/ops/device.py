@@ -1,4 +1,4 @@
-"""The device that a model computes on, and the dtype of its weights there."""
+"""The device and the dtype that a model is loaded to."""
 
 from __future__ import annotations
 

@@ -100,8 +100,8 @@ def beside(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
         "rope_theta": rope["rope_theta"],
     }
     left_out = dict.fromkeys(("num_key_value_heads", "intermediate_size", "rms_norm_eps"))
-    return {**left_out, "d_model": config["hidden_size"], "attn_config": attention, "ffn_config": feed,
-            "rope_parameters": rope, "tie_word_embeddings": False}  # fmt: skip
+    own = {"d_model": config["hidden_size"], "attn_config": attention, "ffn_config": feed, "rope_parameters": rope}
+    return {**left_out, **own, "tie_word_embeddings": False}
 
 
 FURTHER: dict[str, Callable[[dict[str, Any]], Draws]] = {
