@@ -66,7 +66,7 @@ def inner(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"config.json: {section} is {shown(stated)}, expected an object or null")
         for key, value in stated.items():
             if key not in HARMLESS:
-                name = WORDS.get(key, key)
+                name = WORDS.get(key) or key
                 same({name: made.get(name), f"{section}.{key}": value})
                 made[name] = made.get(name) if value is None else value
     function = made.pop("ffn_act_fn", None) or {"name": "silu"}
