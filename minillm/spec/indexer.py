@@ -13,8 +13,8 @@ class Indexer:
     """Of the keys that a query may see it sees the `top_k` with the highest sum over h of w_h relu(q_h k).
 
     k is one vector of head_dim values per position, W x with `norm`; q has num_heads heads, made of the latent that the
-    attention's queries are made of; w = W x. The first values of q and k turn as far as those of the attention do, in
-    pairs of `layout`. Scores are divided by sqrt(head_dim num_heads).
+    attention's queries are made of; w = W x. The first values of q and k, or the `last`, turn as far as those of the
+    attention do, in pairs of `layout`. Scores are divided by sqrt(head_dim num_heads).
     """
 
     num_heads: int
@@ -22,6 +22,7 @@ class Indexer:
     top_k: int
     norm: LayerNorm
     layout: RopeLayout = "half"
+    last: bool = False
 
     @property
     def most(self) -> int:

@@ -26,10 +26,11 @@ class HyperConnections:
     given; what it makes goes to all of them, which are mixed so that nothing grows (Xie et al., arXiv:2512.24880).
 
     With f = W norm(x), x all streams one behind the other, a part is given sum_i a_i x_i and what it makes, y, is taken
-    in as x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = 2 sigmoid(s f + t), and C a softmax over each
-    row, plus eps, whose columns, and then rows and columns in turn, are divided by their sums plus eps: `rounds` times
-    the columns (Sinkhorn and Knopp). All streams start as the embedding, and end as one more sum with shares a, or as
-    their `mean`.
+    in as x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = `most` sigmoid(s f + t), and C a softmax over
+    each row, plus eps, whose columns, and then rows and columns in turn, are divided by their sums plus eps: `rounds`
+    times the columns (Sinkhorn and Knopp). All streams start as the embedding, and end as one more sum with shares a,
+    or as their `mean`. With 0 rounds there is no C, each stream stays as it is, and b too has eps added: x_j = b_j y +
+    x_j (Hy4, 2026).
     """
 
     count: int
@@ -37,11 +38,12 @@ class HyperConnections:
     rounds: int = 20
     eps: float = 1e-6
     mean: bool = False
+    most: float = 2.0
 
     @property
-    def values(self) -> int:
-        """Of a, b and C together."""
-        return (2 + self.count) * self.count
+    def parts(self) -> tuple[int, ...]:
+        """How many values a, b and C have."""
+        return (self.count, self.count, *([self.count**2] if self.rounds else []))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Llama, except: all that GLM-5 changes, in other sizes, where halves of a head turn, of an indexer's the last values;
+what heads give goes through a gate, and each has a sink; gates of experts are clamped; there are four residual streams,
+of which each part of a layer is given a learned mix, and to which it adds what it makes.
+
+Hy4 (Tencent, 2026). Layers that predict further tokens are left out. The authors keep the head in fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from minillm.config import Config
+from minillm.families import glm4_moe_lite, glm_moe_dsa
+from minillm.families.shared import common, experts, latent
+from minillm.guard.screen import shown
+from minillm.spec import MLA, ClampedSwiGLU, Decoder, Gate, HyperConnections, Layer, LayerNorm, MoE, Norm
+
+FIXED = {"rope_interleave": False, "mlp_bias": False}
+UNUSED = ("learnable_sink_init", "layer_types")  # where training starts, and what every layer is
+DEFAULTS = {
+    **glm4_moe_lite.DEFAULTS, **FIXED, **dict.fromkeys(UNUSED),
+    "vocab_size": 120832, "hidden_size": 2816, "intermediate_size": 6912, "moe_intermediate_size": 768,
+    "num_hidden_layers": 34, "num_attention_heads": 32, "max_position_embeddings": 262144, "n_routed_experts": 256,
+    "num_experts_per_tok": 8, "routed_scaling_factor": 2.827, "q_lora_rank": 1536, "qk_rope_head_dim": 64,
+    "num_nextn_predict_layers": 0, "index_topk": 2048, "index_head_dim": 128, "index_n_heads": 16,
+    "indexer_types": None, "index_topk_pattern": None, "index_topk_freq": 4, "index_skip_topk_offset": 2,
+    "hc_mult": 4, "hc_magnitude": 2.0, "hc_eps": 1e-6, "swiglu_limit": 10.0,
+}  # fmt: skip
+LAYER, OURS = "model.layers.{i}.", "layers.{i}."
+MIXED = {"fn": "mix", "base": "shift", "scale": "scale"}
+PARTS = {"attn": "attention", "ffn": "ffn"}
+# As published, and as transformers 5 calls them.
+STREAMS = {
+    **{f"{LAYER}hc_{'mlp' if part == 'ffn' else part}_layer.{between}hc_{leaf}": f"{OURS}{to}_mix.{own}"
+       for part, to in PARTS.items() for leaf, own in MIXED.items() for between in ("", "hc_pre.")},
+    **{f"{LAYER}{part}_hc.{leaf}": f"{OURS}{to}_mix.{own}"
+       for part, to in PARTS.items() for leaf, own in MIXED.items()},
+    **{f"model.hc_head.hc_{between}{leaf}": f"streams.{own}"
+       for leaf, own in MIXED.items() for between in ("", "head_")},
+}  # fmt: skip
+TRANSFORMERS = {"hc_attn_layer": "attn_hc", "hc_mlp_layer": "ffn_hc", "linear_gate": "gate_proj"}
+prediction_layers = experts.prediction_layers
+
+
+def rules(config: Config) -> dict[str, str]:
+    own = {"linear_gate.weight": "gate.weight", "gate_proj.weight": "gate.weight",
+           "learnable_sink_param": "sinks", "sinks": "sinks"}  # fmt: skip
+    found = {f"{latent.ATTENTION}{name}": f"{OURS}attention.{to}" for name, to in own.items()}
+    return {"model.mtp_layers.*": common.AHEAD, **glm_moe_dsa.rules(config), **STREAMS, **found}
+
+
+def spec(config: Config) -> Decoder:
+    common.only(config, FIXED)
+    config.without_effect(UNUSED)
+    config.choice("hidden_act", {"silu": None})
+    norm, limit = Norm(config.number("rms_norm_eps")), config.number("swiglu_limit")
+    if limit <= 0:
+        raise ValueError(f"config.json: swiglu_limit is {shown(limit)}, expected a number above 0")
+    made = glm4_moe_lite.spec(config)
+    lenders, eps = glm_moe_dsa.lenders(config), LayerNorm(norm.eps)
+    made = latent.indexed(config, made, "half", lenders, eps, last=True)
+    streams = HyperConnections(config.size("hc_mult", 64), Norm(norm.eps, affine=False), 0, config.number("hc_eps"),
+                               most=config.number("hc_magnitude"))  # fmt: skip
+    return replace(made, streams=streams, layers=tuple(_changed(each, limit) for each in made.layers))
+
+
+def _changed(layer: Layer, limit: float) -> Layer:
+    """With a gate and sinks; routed experts, but no shared ones, are clamped."""
+    assert isinstance(layer.attention, MLA)
+    ffn, attention = layer.ffn, replace(layer.attention, gate=Gate(sinks=True))
+    if isinstance(ffn, MoE):
+        ffn = replace(ffn, activation=ClampedSwiGLU(1.0, limit, 0.0))
+    return replace(layer, attention=attention, ffn=ffn)
