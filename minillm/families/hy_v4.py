@@ -28,25 +28,23 @@ DEFAULTS = {
 }  # fmt: skip
 LAYER, OURS = "model.layers.{i}.", "layers.{i}."
 MIXED = {"fn": "mix", "base": "shift", "scale": "scale"}
-PARTS = {"attn": "attention", "ffn": "ffn"}
-# As published, and as transformers 5 calls them.
+FORMS = ("hc_{}_layer.hc_", "hc_{}_layer.hc_pre.hc_", "hc_pre.hc_{}_layer.hc_")  # the last as transformers 5 writes it
 STREAMS = {
-    **{f"{LAYER}hc_{'mlp' if part == 'ffn' else part}_layer.{between}hc_{leaf}": f"{OURS}{to}_mix.{own}"
-       for part, to in PARTS.items() for leaf, own in MIXED.items() for between in ("", "hc_pre.")},
-    **{f"{LAYER}{part}_hc.{leaf}": f"{OURS}{to}_mix.{own}"
-       for part, to in PARTS.items() for leaf, own in MIXED.items()},
-    **{f"model.hc_head.hc_{between}{leaf}": f"streams.{own}"
-       for leaf, own in MIXED.items() for between in ("", "head_")},
+    **{f"{LAYER}{form.format(part)}{leaf}": f"{OURS}{to}_mix.{own}" for form in FORMS
+       for part, to in (("attn", "attention"), ("mlp", "ffn")) for leaf, own in MIXED.items()},
+    **{f"model.{form}{leaf}": f"streams.{own}" for form in ("hc_head.hc_head_", "hc_pre.hc_head.hc_head_")
+       for leaf, own in MIXED.items()},
 }  # fmt: skip
-TRANSFORMERS = {"hc_attn_layer": "attn_hc", "hc_mlp_layer": "ffn_hc", "linear_gate": "gate_proj"}
+TRANSFORMERS = {"linear_gate": "gate_proj"}
 prediction_layers = experts.prediction_layers
 
 
 def rules(config: Config) -> dict[str, str]:
-    own = {"linear_gate.weight": "gate.weight", "gate_proj.weight": "gate.weight",
-           "learnable_sink_param": "sinks", "sinks": "sinks"}  # fmt: skip
-    found = {f"{latent.ATTENTION}{name}": f"{OURS}attention.{to}" for name, to in own.items()}
-    return {"model.mtp_layers.*": common.AHEAD, **glm_moe_dsa.rules(config), **STREAMS, **found}
+    found = {**glm_moe_dsa.rules(config), **STREAMS, "model.mtp_layers.*": common.AHEAD}
+    # transformers writes the gates of feed-forwards under the name of attention's too.
+    found |= {name.replace("gate_proj", "linear_gate"): to for name, to in found.items()}
+    return {**found, f"{latent.ATTENTION}linear_gate.weight": f"{OURS}attention.gate.weight",
+            f"{latent.ATTENTION}learnable_sink_param": f"{OURS}attention.sinks"}  # fmt: skip
 
 
 def spec(config: Config) -> Decoder:
