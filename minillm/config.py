@@ -38,7 +38,7 @@ HARMLESS = {
     ),
     **dict.fromkeys(
         """unsloth_fixed is_encoder_decoder output_attentions output_hidden_states output_router_logits return_dict
-        seq_aux torchscript use_cache use_return_dict do_sample""".split(),
+        seq_aux torchscript use_cache use_return_dict do_sample _from_model_config""".split(),
         FLAG,
     ),
     **dict.fromkeys(  # training, and generation, which is read elsewhere

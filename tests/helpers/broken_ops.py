@@ -79,7 +79,7 @@ def raw_logits(logits: Tensor, correction: Tensor | None, router: RouterSpec) ->
 
 
 def in_bfloat16(router: Router) -> None:
-    def forward(x: Tensor) -> Routing:
+    def forward(x: Tensor, tokens: Tensor | None = None) -> Routing:
         logits = F.linear(x.bfloat16(), router.weight.bfloat16()).float()
         return routing.route(logits, router.bias, router.spec)
 

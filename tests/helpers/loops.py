@@ -56,8 +56,8 @@ def contiguous(model: Decoder, row: Completion) -> None:
     """A completion token by token over a cache of its own: what blocks and batches must not change. Where LongRoPE
     begins to turn all keys otherwise, all is read anew."""
     device = model.embedding.weight.device
-    cache, limits = None, {each.rope.scaling.original_positions for each in model.spec.attentions
-                           if each.rope is not None and isinstance(each.rope.scaling, LongRopeScaling)}  # fmt: skip
+    cache, limits = None, {each.scaling.original_positions for each in model.spec.ropes
+                          if isinstance(each.scaling, LongRopeScaling)}  # fmt: skip
     while row.finish_reason is None:
         sequence = row.sequence
         if cache is None or cache.length in limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 def save(folder: Path, family: str, overrides: dict[str, Any], seed: int = 0) -> Any:
     """Build, randomise and save a model; returns it, fp32 and eager, as `reference` reads it from the folder."""
-    model = oracles.build(family, {**BASE, **overrides}).eval()
+    values = copy.deepcopy({**BASE, **overrides})  # into whose parts transformers' configs write
+    model = oracles.build(family, values).eval()
     randomise(model, seed)
     oracles.save(model, folder, family)
     return model
