@@ -12,7 +12,6 @@ from dataclasses import replace
 from minillm.config import Config
 from minillm.families import glm4_moe_lite, glm_moe_dsa
 from minillm.families.shared import common, experts, latent
-from minillm.guard.screen import shown
 from minillm.spec import MLA, ClampedSwiGLU, Decoder, Gate, HyperConnections, Layer, LayerNorm, MoE, Norm
 
 FIXED = {"rope_interleave": False, "mlp_bias": False}
@@ -52,8 +51,6 @@ def spec(config: Config) -> Decoder:
     config.without_effect(UNUSED)
     config.choice("hidden_act", {"silu": None})
     norm, limit = Norm(config.number("rms_norm_eps")), config.number("swiglu_limit")
-    if limit <= 0:
-        raise ValueError(f"config.json: swiglu_limit is {shown(limit)}, expected a number above 0")
     made = glm4_moe_lite.spec(config)
     lenders, eps = glm_moe_dsa.lenders(config), LayerNorm(norm.eps)
     made = latent.indexed(config, made, "half", lenders, eps, last=True)
