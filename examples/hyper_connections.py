@@ -2,7 +2,7 @@
 
     python examples/hyper_connections.py [--plot streams.png]
 
-Each part of a layer mixes four streams, x_j = sum_i C_ij x_i, so behind 43 layers there is a product of 86 mixes. Free
+Each part of a layer mixes four streams, x_j = sum_i C_ij x_i, so 43 layers make a product of 86 mixes. Free
 ones multiply what they get; those whose rows and columns sum to 1 cannot, nor can a product of them. How near to that
 Sinkhorn and Knopp's rounds come, and what a decoder of DeepSeek-V4-Flash's sizes pays for its streams.
 """
@@ -46,7 +46,7 @@ MIXES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def gains(mixes: Tensor) -> tuple[list[float], list[float]]:
-    """By how much the largest stream may have grown behind each mix, and a gradient on its way back through them."""
+    """By how much the largest stream may have grown after each mix, and a gradient in the backward pass."""
     total, forward, back = torch.eye(STREAMS, dtype=torch.float64), [], []
     for mix in mixes:
         total = total @ mix
@@ -74,7 +74,7 @@ def measure(_: argparse.Namespace) -> study.Draw:
     for name, made in MIXES.items():
         forward, back = gains(made(logits()))
         print(
-            f"{name:14} behind {PARTS} mixes streams may be {forward[-1]:.3g} times as large, gradients {back[-1]:.3g}"
+            f"{name:14} after {PARTS} mixes streams may be {forward[-1]:.3g} times as large, gradients {back[-1]:.3g}"
         )
     for count in (1, 3, 20):
         rows = rounds(count)(logits()).sum(-1)

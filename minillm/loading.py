@@ -14,13 +14,14 @@ from minillm.guard.screen import note
 from minillm.llm import LLM
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
+from minillm.model.moe import Router
+from minillm.ops.device import is_fast, resolve_device, stored_dtype
 from minillm.ops.ranks import ALONE, Alone
 from minillm.parallel.follow import begin
 from minillm.parallel.launch import counted, join
 from minillm.parallel.part import part
 from minillm.parallel.ranks import TIMEOUT
 from minillm.parallel.share import Share
-from minillm.target import is_fast, resolve_device, stored_dtype
 from minillm.weights import foreign, holding, ints
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.formats import refused
@@ -101,6 +102,9 @@ def filled(laid: Laid, progress: Callable[[int, int], None], taken: Taken | None
     named = dict(laid.model.named_parameters())
     parameters = load_weights(*read, named, laid.device, progress, laid.formats, laid.stay)
     laid.model.load_state_dict(parameters, assign=True)
+    for name, module in laid.model.named_modules():
+        if isinstance(module, Router):
+            module.check(name)
     laid.model.requires_grad_(False).eval()
     return LLM(laid.folder, laid.values, laid.model, laid.device)
 

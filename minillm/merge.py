@@ -33,9 +33,9 @@ from minillm.guard.screen import note, printable
 from minillm.loading import asked_scheme, lay_out, load
 from minillm.model import held
 from minillm.model.decoder import skeleton
+from minillm.ops.device import DTYPES
 from minillm.report import writing
 from minillm.report.original import TABLE, Original, original, untied
-from minillm.target import DTYPES
 from minillm.weights.altered import Altered, altered
 from minillm.weights.gguf.mixtures import MIXTURES
 from minillm.weights.ints import Int4, Int8

@@ -55,7 +55,7 @@ def test_plain_weights_are_read_whatever_the_config_says(
             {"model_type": "unheard"},
             "model_type 'unheard' is not supported; supported are llama, mistral, qwen2, qwen3",
         ),
-        ({"model_type": "zamba2"}, "model_type 'zamba2' is not supported: its layers share attention blocks, each"),
+        ({"model_type": "rwkv7"}, "model_type 'rwkv7' is not supported: its layers are a recurrence of its own, and"),
         ({"model_type": ..., "architectures": ...}, "model_type None"),
         ({"hidden_size": "48"}, "hidden_size is '48'"),
         ({"hidden_size": -1}, "hidden_size is -1"),

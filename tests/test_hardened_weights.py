@@ -217,6 +217,7 @@ def test_a_request_to_end_clears_away(number: signal.Signals, tmp_path: Path) ->
     script = (
         "import sys, os, signal, pathlib\n"
         "from minillm.guard.writing import new_folder\n"
+        f"signal.signal({int(number)}, signal.SIG_DFL)\n"  # a test run under nohup ignores SIGHUP, and so would this
         "with new_folder(pathlib.Path(sys.argv[1]) / 'a/b') as made:\n"
         "    (made / 'file').write_text('x')\n"
         f"    os.kill(os.getpid(), {int(number)})\n"

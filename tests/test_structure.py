@@ -28,7 +28,7 @@ PACKAGE = {
 # one line is side by side, and does not know of each other.
 ROOMS = [
     ["guard"],
-    ["spec", "config", "kernels", "weights", "target"],
+    ["spec", "config", "kernels", "weights"],
     ["families", "ops", "text"],
     ["model"],
     ["engine"],

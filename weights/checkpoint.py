@@ -38,6 +38,7 @@ from minillm.weights.rules import Destination, Plan, Rules, plan
 from minillm.weights.source import InFile, Source, unstacked
 
 EQUAL_VALUES = 2**20  # compared at a time
+MOST_MATRICES = 2**19  # a byte of a file may be a matrix, which takes hundreds in memory
 MAX_OPEN = 64  # files: of more, each is opened when it is read, as a process may have only a few hundred
 
 # What safetensors calls the types that this project can hold in a model.
@@ -177,6 +178,11 @@ class Checkpoint:
         self.info, self.stored = {}, {}
         for name, whole in stored.items():
             matrices: dict[str, Any] = dict(unstacked(name, whole)) or {name: whole}
+            if twice := sorted(matrices.keys() & self.stored.keys()):
+                raise ValueError(f"{self.folder}: tensor {twice[0]!r} is there twice, in a stack and by itself")
+            if len(self.stored) + len(matrices) > MOST_MATRICES:
+                raise ValueError(f"{self.folder}: more than {MOST_MATRICES:,} tensors, those in stacks counted each; "
+                                 "no model has as many")  # fmt: skip
             self.info |= {one: replace(info[name], shape=each.shape) for one, each in matrices.items()}
             self.stored |= matrices
 

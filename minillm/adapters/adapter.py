@@ -61,7 +61,7 @@ class Adapter:
         return dict(adapted.taken(self.model, self.name))
 
     def onto(self, model: Decoder, share: Any) -> Adapter:
-        """The same on a model that holds a share of this one's, as `parallel.share.Share` has it."""
+        """The same on a model that holds a share of this one (`parallel.share.Share`)."""
         made = Adapter(model, self.name, self.config)
         made.filed, made.modules, made.targeted = self.filed, self.modules, self.targeted
         for (owner, leaf), delta in self.deltas.items():

@@ -69,7 +69,7 @@ def _several(llm: LLM, given: Mapping[str, str | Path], share: Any) -> None:
 
 
 def identity(given: str | Path) -> bytes:
-    """Another one for the folder of any other adapter."""
+    """SHA-256 of an adapter's files."""
     folder = Path(given).expanduser()
     made = hashlib.sha256()
     for name in (FILE, TENSORS):

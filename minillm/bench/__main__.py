@@ -42,9 +42,9 @@ from minillm.bench.weights import checkpoint, gguf_bytes_per_step, scratch_folde
 from minillm.families.shared.shapes import SHAPES
 from minillm.model.costs import bytes_per_step
 from minillm.model.decoder import Decoder, skeleton
+from minillm.ops.device import DTYPES, resolve_device
 from minillm.report import picture
 from minillm.report.measure import copy_bandwidth, matrix_peak
-from minillm.target import DTYPES, resolve_device
 from minillm.weights.gguf import reader as gguf
 
 QUANTIZATIONS = ("none", "int8", "int4")

@@ -30,9 +30,9 @@ from minillm.engine import inference
 from minillm.guard.parsing import reading
 from minillm.loading import load
 from minillm.model.cache import Cache
+from minillm.ops.device import DTYPES, resolve_device
 from minillm.report import reference
 from minillm.report.measure import forget_peak_rss, peak_rss, synchronize
-from minillm.target import DTYPES, resolve_device
 from minillm.weights.gguf import reader as gguf
 
 PEERS = ("transformers", "llama.cpp")

@@ -50,10 +50,9 @@ FILES = {
 WITHOUT = (
     *("linear", "add", "cos_sin", "short_conv"),  # PyTorch's own are as good
     "gated_rms_norm",  # of prompts alone, where it is little beside the products; a step has it in its own kernel
-    # Written for CPUs so far.
+    # only CPU loops so far
     *("channel_rule", "gated_conv_step", "short_conv_step", "state_scan", "state_step"),
     *("selective_scan", "selective_step"),
-    "channel_rule",
 )
 BESIDE = {"ragged_attention": "attention"}
 

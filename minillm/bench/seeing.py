@@ -25,10 +25,10 @@ from minillm.config import read
 from minillm.families.media import media
 from minillm.media import pictures, settings
 from minillm.model.tower.tower import Tower
+from minillm.ops.device import DTYPES, resolve_device
 from minillm.report import reference, seeing
 from minillm.report.measure import synchronize
 from minillm.spec.media import Media, Patches
-from minillm.target import DTYPES, resolve_device
 from minillm.weights.rules import Rules, plan, rows
 
 NEAR = 1e-3  # of the largest value: what they may differ by in fp32, else something else is measured

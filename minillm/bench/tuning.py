@@ -28,9 +28,9 @@ from minillm.adapters.config import AdapterConfig
 from minillm.bench.weights import checkpoint, scratch_folder
 from minillm.families.shared.shapes import SHAPES
 from minillm.loading import load
+from minillm.ops.device import DTYPES
 from minillm.report import reference
 from minillm.report.measure import peak_memory
-from minillm.target import DTYPES
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RATE = 2e-4

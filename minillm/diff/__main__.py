@@ -37,8 +37,8 @@ from minillm.llm import LLM
 from minillm.loading import integers, load
 from minillm.model import held
 from minillm.model.decoder import Decoder
+from minillm.ops.device import DTYPES
 from minillm.report import picture, reference
-from minillm.target import DTYPES
 from minillm.weights.checkpoint import Checkpoint
 
 PROMPT = "Once upon a time there was a little house at the edge of the wood, and in it lived an old man and his cat."

@@ -179,7 +179,7 @@ def _kinds(parts: Iterable[dict[str, Any]]) -> str:
 
 
 def _chosen(indexer: Any) -> str:
-    """What is left of the keys, of which an indexer, or that of another layer, chooses some."""
+    """Which keys are seen, if this layer's indexer, or that of another layer, chooses some."""
     if indexer is None or isinstance(indexer, int):
         return "" if indexer is None else ", keys that another layer chose"
     return f", {indexer['top_k']} " + (f"blocks of {indexer['size']} keys" if "size" in indexer else "keys") + " chosen"

@@ -126,6 +126,10 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     scores += f" - m (i - j), m from {max(slopes):.4g} to {min(slopes):.4g} by head" if slopes else ""
     seen = indexed.seen(a) if a.window is None else f"i - {a.window} < j <= i"
     seen = f"floor(i / {a.window}) {a.window} <= j <= i" if isinstance(a.window, Chunk) else seen
+<<<<<<< HEAD
+=======
+    sink = ", and a learned sink that only counts in the softmax" if a.sinks else ""
+>>>>>>> main
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
     made = "k = v = " if a.kv.v_is_k else "k, v = "
     made += f"{w(kv, hidden)} u{bias}" if a.kv.layer is None else f"those of layer {a.kv.layer}"
@@ -156,9 +160,9 @@ def _gate(a: GQA | MLA, hidden: int) -> str:
 
 def _turned(a: GQA) -> str:
     if a.rope is None:
-        return "not turned" if a.scores.slopes else "as they are, whatever their position"
+        return "not rotated" if a.scores.slopes else "as they are, whatever their position"
     part = "" if a.rope.dim == a.head_dim else f"the first {a.rope.dim} values of "
-    return f"{part}each head turned by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling)
+    return f"{part}each head rotated by position, base {a.rope.theta:g}" + _scaled(a.rope.scaling)
 
 
 def _beside(a: Beside, hidden: int) -> list[str]:
@@ -180,7 +184,7 @@ def _mla(a: MLA, hidden: int) -> list[str]:
         f"k = [{w(a.nope_dim, a.kv_rank)} c | r], v = {w(a.v_dim, a.kv_rank)} c for each head",
         f"the last {a.rope.dim} values of q, and r, "
         + (
-            f"turned by position, base {a.rope.theta:g}{_scaled(a.rope.scaling)}"
+            f"rotated by position, base {a.rope.theta:g}{_scaled(a.rope.scaling)}"
             if isinstance(a.rope, Rope)
             else "as they are, whatever their position"
         ),

@@ -84,7 +84,7 @@ def selective(a: SelectiveScan, hidden: int) -> list[str]:
 def fronted(a: Fronted, hidden: int) -> list[str]:
     b = a.block
     q, kv, inner = b.attention.num_heads * b.attention.head_dim, b.attention.num_kv_heads * b.attention.head_dim, b.ffn
-    turned = "" if b.attention.rope is None else f", q and k turned by position, base {b.attention.rope.theta:g}"
+    turned = "" if b.attention.rope is None else f", q and k rotated by position, base {b.attention.rope.theta:g}"
     changed = f" + {w(q, b.rank)} {w(b.rank, 2 * hidden)} p for this layer" if b.changes_attention else ""
     whose = "its weights are this layer's" if b.of is None else f"with the weights of layer {b.of}"
     width = inner.intermediate_size

@@ -20,7 +20,7 @@ def lines(made: Media, count: int, layers: Sequence[Mapping[str, Any]], line: Li
     if encoder.columns:
         first, other = ("column", "row") if encoder.columns == "first" else ("row", "column")
         rates = "at the rates between those of rows" if encoder.columns == "between" else "at the same rates"
-        found.append(f"  turned              half of a head's pairs by the {first}, half by the {other}, {rates}")
+        found.append(f"  rotated             half of a head's pairs by the {first}, half by the {other}, {rates}")
     if encoder.clipped:
         found.append("  clipped             what products are given and what they give, to stored bounds")
     alike: dict[tuple[str, str], list[int]] = {}
@@ -75,7 +75,7 @@ def _projected(made: Projector, size: int) -> str:
 def _tokens(made: Media) -> str:
     between = f", {made.placeholder.between!r} between rows" if made.placeholder.between else ""
     axes = made.axes and [made.axes.count(axis) for axis in range(3)]
-    turned = f"; of the decoder's pairs {axes[0]} turn by time, {axes[1]} by row, {axes[2]} by column" if axes else ""
+    turned = f"; of the decoder's pairs {axes[0]} rotate by time, {axes[1]} by row, {axes[2]} by column" if axes else ""
     joint = "; those of a picture see each other both ways" if made.joint else ""
     return f"{made.placeholder.token!r} for each{between}{turned}{joint}"
 

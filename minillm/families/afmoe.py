@@ -1,6 +1,6 @@
-"""Llama, except: norms in front of attention and MLP and behind them; each head of q and k is normalised; three of four
-layers have a window and turn, the fourth turns nothing; what the heads give is multiplied by a sigmoid gate; after the
-first layers come mixtures whose sigmoid scores get a correction bias for the choice only.
+"""Llama, except: norms before and after attention and MLP; each head of q and k is normalised; three of four layers
+have a window and are rotated, the fourth has no positions; the output of the heads is multiplied by a sigmoid gate;
+after the first layers come mixtures whose sigmoid scores get a correction bias for the choice only.
 
 Trinity Nano, Mini and Large (Arcee AI, 2025).
 """

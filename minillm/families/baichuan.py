@@ -1,8 +1,8 @@
-"""Llama, except: q, k and v lie in one tensor, and every head has a key and value of its own; scores of the 13B models
-fall with the distance (ALiBi), and nothing turns; the head of Baichuan 2 has rows of length 1.
+"""Llama, except: q, k and v lie in one tensor, and every head has its own key and value; the 13B models have ALiBi
+(scores fall with the distance) in place of rotation; Baichuan 2 normalises the rows of the head to length 1.
 
-Baichuan 7B and 13B, Baichuan 2 7B and 13B (Baichuan, 2023; arXiv:2309.10305). Baichuan 2 is known by its vocabulary of
-125696, whose head the published code divides by the length of each row; the 13B models are known by their
+Baichuan 7B and 13B, Baichuan 2 7B and 13B (Baichuan, 2023; arXiv:2309.10305). Baichuan 2 is recognised by its
+vocabulary of 125696; the published code divides its head by the length of each row. The 13B models are recognised by
 `model_max_length` without `max_position_embeddings`. Their tokenizer is Python code around a SentencePiece model.
 transformers has no class for them: the tests compare with Llama's under these names.
 """

@@ -1,8 +1,8 @@
-"""Llama, except: five of six layers are Kimi Delta Attention with a bound on how fast they forget; the sixth has
-DeepSeek-V2's latent attention, with a sigmoid gate on what each head gives; after two dense layers come DeepSeek-V3's
+"""Llama, except: five of six layers are Kimi Delta Attention, whose rate of forgetting is bounded; the sixth has
+DeepSeek-V2's latent attention, with a sigmoid gate on each head's output; after two dense layers come DeepSeek-V3's
 mixtures.
 
-Ling 3.0 and Ring 3.0 (inclusionAI, 2026). Layers that predict further tokens are left out.
+Ling 3.0 and Ring 3.0 (inclusionAI, 2026). Multi-token prediction layers are left out.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Llama, except: most layers have a state space (Mamba 2) in place of attention; of the heads of the others half of
-each turns; the final norm and the feed-forward have other names.
+"""Llama, except: most layers have Mamba 2 in place of attention; the others rotate half of each head; the final norm
+and the feed-forward have other names.
 
 Bamba-9B v1 and v2 (IBM, Princeton, CMU and UIUC, 2024 and 2025).
 """

@@ -1,5 +1,6 @@
-"""Llama, except: all that Command-R7B changes; a mixture of experts in place of each MLP but the first, weighed by a
-softmax or sigmoid of the chosen ones, and summed or averaged with a shared one; RMSNorms if `rms_norm_eps` is stated.
+"""Llama, except: all that Command-R7B changes; a mixture of experts in place of each MLP but the first, with a softmax
+or sigmoid router, whose output is added to a shared expert's or averaged with it; RMSNorms if the config has
+`rms_norm_eps`.
 
 North-Mini-Code (Cohere, 2026).
 """

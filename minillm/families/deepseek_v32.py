@@ -1,9 +1,9 @@
 """Llama, except: all that DeepSeek-V3 changes, and in every layer an indexer: small heads that choose the `index_topk`
 keys that a query sees (docs/sparse-attention.md).
 
-DeepSeek-V3.2 (arXiv:2512.02556), published in block-scaled FP8. Its indexers turn halves of a head, its attention pairs
-of neighbours. DeepSeek's own code multiplies q and k of an indexer by a Hadamard matrix and rounds them to FP8; without
-the rounding the matrix changes nothing, and here neither is done.
+DeepSeek-V3.2 (arXiv:2512.02556), published in block-scaled FP8. Its indexers rotate the two halves of a head, its
+attention pairs of neighbours. DeepSeek's own code multiplies q and k of an indexer by a Hadamard matrix and rounds them
+to FP8; without the rounding the matrix changes nothing, and here neither is done.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Llama, except: four residual streams that are mixed anew around each part of a layer; attention with one key for all
-heads over a window and over entries that stand for blocks of positions, of which an indexer picks some; every
-feed-forward is a mixture with a shared expert, whose first ones a table of tokens chooses, and gates are clamped.
+"""Llama, except: four residual streams, mixed around each part of a layer (hyper-connections); attention with one key
+for all heads, over a window and over entries that stand for blocks of positions, some of which an indexer chooses;
+every feed-forward is a mixture with a shared expert and clamped gates, and in the first layers a table chooses experts
+by token id.
 
-DeepSeek-V4-Flash and Pro (2026). Published with experts in FP4 and the rest in FP8, under the names of the authors' own
-code. The layer that predicts a further token is left out.
+DeepSeek-V4-Flash and Pro (2026). Published with experts in FP4 and the rest in FP8, with the tensor names of the
+authors' own code. The multi-token prediction layer is left out.
 """
 
 from __future__ import annotations

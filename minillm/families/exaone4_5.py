@@ -1,7 +1,7 @@
 """Llama, except: all that EXAONE 4.0 32B changes.
 
-The text model of EXAONE 4.5 33B (LG AI Research, 2026): images are not read, and their tensors are left out, as are
-layers that predict further tokens.
+The text model of EXAONE 4.5 33B (LG AI Research, 2026): the tensors for images and for multi-token prediction are left
+out.
 """
 
 from __future__ import annotations

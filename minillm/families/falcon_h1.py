@@ -1,6 +1,6 @@
-"""Llama, except: a state space (Mamba 2) stands beside attention in every layer, and both see the same x; factors are
-on embeddings, logits, keys, what both are given and give, the five parts of the first product of the state space, and
-the gate and the output of the MLP. The final norm and the feed-forward have other names.
+"""Llama, except: Mamba 2 stands beside attention in every layer, and both see the same x; constant factors multiply
+embeddings, logits, keys, the inputs and outputs of both, the five parts of Mamba's first product, and the gate and
+output of the MLP. The final norm and the feed-forward have other names.
 
 Falcon-H1 0.5B to 34B (TII, 2025).
 """

@@ -1,4 +1,4 @@
-"""Llama, except: all that Mamba changes; the steps' vector, B and C are normalised, without weights.
+"""Llama, except: all that Mamba changes; the vector of the steps, B and C are normalised, without weights.
 
 Falcon-Mamba-7B (TII, 2024; Zuo et al., arXiv:2410.05355).
 """

@@ -1,5 +1,5 @@
-"""Llama, except: all that OLMo 2 changes, and a mixture of experts in place of each MLP, each of them trained on other
-data, weighed by a softmax over all.
+"""Llama, except: all that OLMo 2 changes, and a mixture in place of each MLP, whose experts were trained on different
+data and are weighted by a softmax over all.
 
 FlexOlmo-7x7B-1T (Ai2, arXiv:2507.07024).
 """

@@ -1,9 +1,9 @@
-"""Llama, except: four residual streams that are mixed anew around each part of a layer and end as their mean; three of
-four layers are Kimi Delta Attention with a bound; the fourth has latent attention without positions; after the first
-layers come DeepSeek-V3's mixtures; gates are clamped.
+"""Llama, except: four residual streams, mixed around each part of a layer (hyper-connections), which end as their mean;
+three of four layers are Kimi Delta Attention with a bound; the fourth has latent attention without positions; after the
+first layers come DeepSeek-V3's mixtures; gates are clamped.
 
-GLM-5.3-Flash (Z.ai, 2026), without the part that sees. In layers with attention an indexer picks blocks of 16 keys that
-a query sees, which are all of them up to 2048 positions: that is the context here, and indexers are left out.
+GLM-5.3-Flash (Z.ai, 2026), without the image encoder. In the attention layers an indexer chooses blocks of 16 keys for
+each query, which up to 2048 positions are all blocks. So here the context ends there, and the indexers are left out.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ DEFAULTS = {
 }  # fmt: skip
 LAYER, ATTENTION = kimi_linear.LAYER, kimi_linear.ATTENTION
 CHOICE = "DROP: what chooses keys in long texts, which are not read"
+OWN = {**kimi_linear.OWN, "gate_lower_bound": "linear_lower_bound"}
 MIXED = {"fn": "mix", "base": "shift", "scale": "scale"}
 TRANSFORMERS = {"self_attn.f_": "self_attn.forget_gate.f_"}
 prediction_layers = experts.prediction_layers
@@ -49,12 +50,13 @@ def rules(config: Config) -> dict[str, str]:
 
 
 def inner(values: Mapping[str, Any]) -> dict[str, Any]:
-    seen = ("image_", "video_")
-    made = {key: value for key, value in wrapped.inner(values).items() if not key.startswith(seen)}
-    section = made.pop("linear_attn_config", None)
-    section = section if isinstance(section, dict) else {}
-    made |= {to: section[name] for name, to in {**kimi_linear.OWN, "gate_lower_bound": "linear_lower_bound"}.items()
-             if name in section}  # fmt: skip
+    made = {key: value for key, value in wrapped.inner(values).items() if not key.startswith(("image_", "video_"))}
+    if isinstance(section := made.pop("linear_attn_config", None), dict):
+        if odd := sorted({*section} - {*OWN, *kimi_linear.LISTS, "safe_gate"}):
+            raise ValueError(f"config.json: linear_attn_config has {shown(odd[0])}, which this family's code lacks")
+        made |= {to: section[name] for name, to in OWN.items() if name in section}
+        if section.get("safe_gate", True) and made.get("linear_lower_bound") is None:
+            made["linear_lower_bound"] = DEFAULTS["linear_lower_bound"]
     if isinstance(kinds := made.get("layer_types"), list):
         made["layer_types"] = ["full_attention" if each == "indexed_attention" else each for each in kinds]
     return made

@@ -1,7 +1,7 @@
-"""Llama, except: all that DeepSeek-V3.2 changes, in other sizes; indexers turn pairs of neighbours.
+"""Llama, except: all that DeepSeek-V3.2 changes, in other sizes; indexers rotate pairs of neighbours.
 
-GLM-5, 5.1, 5.2, 5.3, 744B with 40B active (Z.ai, 2026). From 5.2 on most layers see what the indexer of an earlier one
-chose. `head_dim` in a config is the part of a head that turns, or the part that does not.
+GLM-5, 5.1, 5.2, 5.3, 744B with 40B active (Z.ai, 2026). From 5.2 on most layers use the choice of an earlier layer's
+indexer. `head_dim` in a config is the rotated part of a head, or the other part.
 """
 
 from __future__ import annotations

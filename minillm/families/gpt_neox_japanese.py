@@ -1,5 +1,5 @@
-"""Llama, except: all that GPT-NeoX changes, but that attention and MLP run one behind the other, whole heads turn, the
-head is the embedding, and there are no biases but that of the last layer's attention.
+"""Llama, except: all that GPT-NeoX changes, but attention and MLP run one after the other, whole heads are rotated, the
+head is tied to the embedding, and the only bias is that of the last layer's attention.
 
 abeja/gpt-neox-japanese-2.7b (ABEJA, 2022). Its tokenizer is a list of words and pieces of its own.
 """

@@ -1,5 +1,5 @@
-"""Llama, except: all that Granite changes; three of four layers have a window; each head has a sink; layers may turn at
-a speed of their own, or not at all.
+"""Llama, except: all that Granite changes; three of four layers have a window; each head has a sink; layers may have a
+rotary base of their own, or no rotation.
 
 Granite Swash 2B (IBM, 2026).
 """

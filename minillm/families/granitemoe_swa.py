@@ -1,5 +1,5 @@
-"""Llama, except: all that Granite's mixtures change, an expert that every token goes through if there is one, and the
-windows, sinks and rotary speeds of Granite Swash.
+"""Llama, except: all that Granite's mixtures change, a shared expert if there is one, and the windows, sinks and rotary
+bases of Granite Swash.
 
 Granite Swash 3B-A600M (IBM, 2026).
 """

@@ -1,5 +1,5 @@
-"""Llama, except: all that Granite changes; most layers have a state space (Mamba 2) in place of attention, which has no
-positions unless the config says so; every layer has a gated MLP, shared, and most a mixture of experts beside it.
+"""Llama, except: all that Granite changes; most layers have Mamba 2 in place of attention, which has no positions
+unless the config says so; every layer has a gated MLP, shared, and most have a mixture of experts beside it.
 
 Granite 4.0 Nano, Micro, Tiny and Small (IBM, 2025).
 """

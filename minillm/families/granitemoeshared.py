@@ -1,5 +1,5 @@
-"""Llama, except: all that Granite's mixtures change, and an expert beside them that every token goes through, if
-`shared_intermediate_size` is not 0.
+"""Llama, except: all that Granite's mixtures change, and a shared expert beside them unless `shared_intermediate_size`
+is 0.
 
 Granite 3 MoE (shared) previews (IBM, 2025).
 """

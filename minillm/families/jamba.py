@@ -1,6 +1,6 @@
-"""Llama, except: seven of eight layers have a selective state space (Mamba) in place of attention, in which the steps'
-vector, B and C are normalised; attention has no positions; every other feed-forward is a mixture of experts, whose
-weights are not renormalised. The final norm and the feed-forward have other names.
+"""Llama, except: seven of eight layers are Mamba (selective scan) in place of attention, with norms on the vector of
+the steps, B and C; attention has no positions; every other feed-forward is a mixture of experts, whose weights are not
+renormalised. The final norm and the feed-forward have other names.
 
 Jamba v0.1, 1.5, 1.6, 1.7, Jamba Reasoning 3B, Jamba 2 (AI21 Labs, 2024 to 2026; Lieber et al., arXiv:2403.19887).
 """

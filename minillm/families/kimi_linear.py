@@ -1,5 +1,5 @@
-"""Llama, except: three of four layers are Kimi Delta Attention, which forgets each value of a key at its own rate;
-the others have latent attention without positions; after the first layer come DeepSeek-V3's mixtures.
+"""Llama, except: three of four layers are Kimi Delta Attention, which forgets each value of a key at its own rate; the
+others have latent attention without positions; after the first layer come DeepSeek-V3's mixtures.
 
 Kimi-Linear-48B-A3B (Moonshot AI, arXiv:2510.26692). Lists of layers in published files count from 1.
 """

@@ -1,6 +1,6 @@
-"""Llama, except: layers with a window alternate with such that see everything, have more heads and turn otherwise; each
-head of q and k is normalised; what a head gives is multiplied by a softplus gate; after one dense layer all have
-mixtures whose sigmoid scores get a correction bias for the choice only.
+"""Llama, except: layers with a window alternate with layers that see everything; they differ in the number of heads and
+in the rotation; each head of q and k is normalised; each head's output is multiplied by a softplus gate; after one
+dense layer come mixtures whose sigmoid scores get a correction bias for the choice only.
 
 Laguna XS.2, 33B with 3B active, and S 2.1 (Poolside, 2026).
 """

@@ -1,9 +1,9 @@
-"""Llama, except: it is LFM2, and after the first layers come mixtures, whose sigmoid scores get a correction bias for
-the choice only; the width of the other feed-forwards is the one stated.
+"""Llama, except: all that LFM2 changes, and after the first layers come mixtures, whose sigmoid scores get a correction
+bias for the choice only; the width of the dense feed-forwards is the one stated.
 
-LFM2-8B-A1B, LFM2-24B-A2B (Liquid AI, 2025). transformers adds 1e-6, here it is 1e-20, to the sum of the chosen scores
-before it divides by that: weights are smaller by a millionth there where that sum is 1. `w1` is the gate of an expert,
-`w3` its up and `w2` its down projection.
+LFM2-8B-A1B, LFM2-24B-A2B (Liquid AI, 2025). transformers adds 1e-6, minillm 1e-20, to the sum of the chosen scores
+before it divides by that sum; so if the sum is 1, its weights are smaller by a millionth. `w1` is the gate of an
+expert, `w3` its up and `w2` its down projection.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Llama, except: what LFM2 changes, with convolutions over 7 positions; every other attention has a window and turns
-faster; there is a gate on each head, and a norm behind attention, convolution and feed-forward too.
+"""Llama, except: all that LFM2 changes, with convolutions over 7 positions; every other attention layer has a window
+and a smaller rotary base; a gate on each head, and a norm after attention, convolution and feed-forward too.
 
-LFM3, 1.7B (Liquid AI, 2026). In layers without a window only the first half of the pairs turns.
+LFM3, 1.7B (Liquid AI, 2026). In layers without a window only the first half of the pairs is rotated.
 """
 
 from __future__ import annotations

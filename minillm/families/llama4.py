@@ -1,9 +1,9 @@
-"""Llama, except: three of four layers turn neighbouring pairs, normalise each head of q and k behind that, without a
-weight, and see their own chunk of the text only; the fourth turns nothing, sees everything, and its queries grow with
-their position; mixtures give an expert x times a sigmoid of its score, beside an expert that every token goes through.
+"""Llama, except: three of four layers rotate neighbouring pairs, then normalise each head of q and k, without a weight,
+and see only their own chunk of the text; the fourth has no rotation, sees everything, and its queries grow with their
+position; mixtures give an expert x times a sigmoid of its score, and have a shared expert.
 
-Llama 4 Scout, 109B with 17B active, and Maverick, 400B with 17B active (Meta, 2025), without the part that reads
-images. Maverick has a mixture in every second layer, and no norm of q and k.
+Llama 4 Scout, 109B with 17B active, and Maverick, 400B with 17B active (Meta, 2025), without the image encoder.
+Maverick has a mixture in every second layer, and no norm of q and k.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Llama, except: every layer is a selective state space, Mamba, and nothing else; nothing says where a token stands.
+"""Llama, except: every layer is Mamba (a selective scan) and nothing else; there are no positions.
 
-Mamba 130M to 2.8B in transformers' layout, kotomamba (state-spaces, 2023). transformers keeps the sum of the layers in
-fp32 where `residual_in_fp32` says so; here it has the model's type.
+Mamba 130M to 2.8B in transformers' layout, kotomamba (state-spaces, 2023). transformers keeps the residual sum in fp32
+if `residual_in_fp32` is true; here it has the model's dtype.
 """
 
 from __future__ import annotations

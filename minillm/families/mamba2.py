@@ -1,7 +1,7 @@
-"""Llama, except: every layer is a state space, Mamba 2, and nothing else; nothing says where a token stands.
+"""Llama, except: every layer is Mamba 2, a state space, and nothing else; there are no positions.
 
 Mamba 2, 130M to 2.7B in transformers' layout, Codestral Mamba 7B (state-spaces and Mistral AI, 2024). transformers
-keeps the sum of the layers in fp32 where `residual_in_fp32` says so; here it has the model's type.
+keeps the residual sum in fp32 if `residual_in_fp32` is true; here it has the model's dtype.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Llama, except: a head's v has fewer values than its q and k, and a factor; a third of q and k turns; layers with a
-window have twice as many kv heads, a rotary embedding of their own and sinks; after one dense layer all have
+"""Llama, except: a head's v has fewer values than its q and k, and a factor; a third of q and k is rotated; layers with
+a window have twice as many kv heads, a rotary embedding of their own and sinks; after one dense layer come
 DeepSeek-V3's mixtures, without a shared expert.
 
 MiMo-V2-Flash, 309B with 15B active (Xiaomi, 2025), published in FP8. `sliding_window_size` does not count the position
-itself, `sliding_window` does; both are published, and the first counts. What predicts further tokens is left out.
+itself, `sliding_window` does; both are published, and the first counts. Multi-token prediction layers are left out.
 """
 
 from __future__ import annotations

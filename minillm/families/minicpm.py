@@ -1,5 +1,5 @@
-"""Llama, except: the embedding has a factor, what attention and MLP add has one that falls with the number of layers,
-and logits have one that falls with the width.
+"""Llama, except: the embedding has a factor, the outputs of attention and MLP have one that falls with the number of
+layers, and logits have one that falls with the width.
 
 MiniCPM 1B, 2B (arXiv:2404.06395), MiniCPM4 0.5B, 8B (OpenBMB, arXiv:2506.07900), whose sparse attention is left out.
 """

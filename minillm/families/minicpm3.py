@@ -1,4 +1,5 @@
-"""Llama, except: all that MiniCPM changes, and DeepSeek-V2's latent attention, whose pairs are a half apart.
+"""Llama, except: all that MiniCPM changes, and DeepSeek-V2's latent attention, which rotates halves in place of
+neighbours.
 
 MiniCPM3-4B (OpenBMB, 2024).
 """

@@ -1,8 +1,8 @@
-"""Llama, except: norms with weights around zero, of each head of q and k too; half of each head turns; feed-forwards
-have gpt-oss's clamped SwiGLU; after the first layers come DeepSeek-V3's mixtures without groups.
+"""Llama, except: norms with weights around zero, of each head of q and k too; half of each head is rotated;
+feed-forwards have gpt-oss's clamped SwiGLU; after the first layers come DeepSeek-V3's mixtures without groups.
 
-MiniMax-M3 (MiniMax, 2026), without the part that reads images. From the fourth layer on an indexer chooses 16 blocks of
-128 keys for the query heads of each kv head (docs/sparse-attention.md).
+MiniMax-M3 (MiniMax, 2026), without the image encoder. From the fourth layer on an indexer chooses 16 blocks of 128 keys
+for the query heads of each kv head (docs/sparse-attention.md).
 """
 
 from __future__ import annotations

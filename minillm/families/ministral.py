@@ -1,6 +1,6 @@
-"""Llama, except: all that Mistral changes, but that `layer_types` says which layers have the window.
+"""Llama, except: all that Mistral changes, but `layer_types` says which layers have the window.
 
-Ministral-8B-Instruct-2410 (Mistral AI, 2024): one layer in four sees everything.
+Ministral-8B-Instruct-2410 (Mistral AI, 2024): one layer in four has none.
 """
 
 from __future__ import annotations

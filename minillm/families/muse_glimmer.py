@@ -1,9 +1,9 @@
-"""Llama, except: the embedding is normalised, without a weight; norms in front of attention and MLP and behind them
-have weights around zero; each head of q and k is normalised, without a weight, and q has a factor; three of four layers
-have a window and turn, the others turn nothing; what the heads give is multiplied by a sigmoid gate; logits have a
-factor and a cap.
+"""Llama, except: the embedding is normalised, without a weight; norms before and after attention and MLP have weights
+around zero; each head of q and k is normalised, without a weight, and q has a factor; three of four layers have a
+window and are rotated, the others have no positions; the output of the heads is multiplied by a sigmoid gate; logits
+have a factor and a cap.
 
-Muse-Glimmer-30B (Meta, 2026), without the part that reads images.
+Muse-Glimmer-30B (Meta, 2026), without the image encoder.
 """
 
 from __future__ import annotations

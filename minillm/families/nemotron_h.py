@@ -1,8 +1,8 @@
-"""Llama, except: a layer is one thing with one norm: a state space (Mamba 2), attention without positions, or a
-feed-forward, whose activation is relu(x)² without a gate, or a mixture of such, which may be in a latent space.
+"""Llama, except: a layer is one part with one norm: Mamba 2, attention without positions, or a feed-forward with
+relu(x)² and no gate, which may be a mixture of such experts, also on a latent vector.
 
-Nemotron-H, Nemotron Nano 2, Nemotron 3 and 3.5 (NVIDIA, 2025 and 2026). transformers 5.23 keeps the steps above
-`time_step_min` in a prompt, which neither the published models nor its own steps of one token do.
+Nemotron-H, Nemotron Nano 2, Nemotron 3 and 3.5 (NVIDIA, 2025 and 2026). transformers 5.23 clamps the steps of a prompt
+to `time_step_min`, which neither the published models nor its own steps of one token do.
 """
 
 from __future__ import annotations

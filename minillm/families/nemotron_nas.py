@@ -1,8 +1,8 @@
-"""Llama, except: layers have as many kv heads, and as wide an MLP, as a search for a smaller model has left them; some
-have no attention, or no MLP, nor its norm.
+"""Llama, except: each layer has the number of kv heads and the MLP width that an architecture search left it; some have
+no attention, or no MLP, and then not its norm either.
 
-Llama-3.3-Nemotron-Super-49B, Llama-3.1-Nemotron-Ultra-253B (NVIDIA, arXiv:2411.19146). Layers in which a linear map
-stands in place of either, as of Llama-3.1-Nemotron-51B, are refused.
+Llama-3.3-Nemotron-Super-49B, Llama-3.1-Nemotron-Ultra-253B (NVIDIA, arXiv:2411.19146). Layers with a linear map in
+place of either, as in Llama-3.1-Nemotron-51B, are refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ GRAIN = 256  # which the width of an MLP is a multiple of
 FIXED = {"replace_with_linear": False, "sparsify": None}
 OF_ATTENTION = {"window_length": None, "num_sink_tokens": None, "unshifted_sink": False,
                 "use_prefill_window_in_sink_attention": False}  # fmt: skip
+KNOWN = ("no_op", "n_heads_in_group", "ffn_mult")
 DEFAULTS = {**llama.DEFAULTS, "block_configs": None}
 RULES = common.DENSE_RULES
 
@@ -63,7 +64,8 @@ def _part(block: Any, i: int, name: str) -> dict[str, Any] | None:
         raise ValueError(f"config.json: block_configs has {shown(found)} for {name} of layer {i}, expected an object")
     if found.get("no_op"):
         return None
-    for key, value in {**FIXED, **(OF_ATTENTION if name == "attention" else {})}.items():
-        if found.get(key) not in (None, value):
-            raise ValueError(f"config.json: {key} of {name} of layer {i} is {shown(found[key])}; {value!r} works")
+    fixed = {**FIXED, **(OF_ATTENTION if name == "attention" else {})}
+    for key, value in found.items():
+        if key not in KNOWN and value not in (None, fixed.get(key, False)):
+            raise ValueError(f"config.json: {key} of {name} of layer {i} is {shown(value)}; {fixed.get(key)!r} works")
     return found

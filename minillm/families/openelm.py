@@ -1,5 +1,5 @@
-"""Llama, except: each layer has its own number of heads and its own width, which grow with depth; each head of q and k
-is normalised; q, k and v lie in one tensor, gate and up in another.
+"""Llama, except: each layer has its own number of heads and its own MLP width, which grow with depth; each head of q
+and k is normalised; q, k and v lie in one tensor, gate and up in another.
 
 OpenELM 270M to 3B (Mehta et al., arXiv:2404.14619). It uses Llama 2's tokenizer. transformers has no class for it: the
 tests compare with Qwen3's, given these sizes layer by layer.

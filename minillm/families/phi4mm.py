@@ -1,6 +1,6 @@
-"""Llama, except: all that Phi-3 changes; matrices may have adapters beside them, for pictures and sounds alone.
+"""Llama, except: all that Phi-3 changes; matrices may have adapters, which are used for pictures and sounds only.
 
-The text model of Phi-4-multimodal-instruct (Microsoft, arXiv:2503.01743), which is Phi-4-mini: of a text the published
+The text model of Phi-4-multimodal-instruct (Microsoft, arXiv:2503.01743), which is Phi-4-mini: for text the published
 code switches both adapters (LoRA) off, and transformers has none.
 """
 

@@ -1,5 +1,5 @@
-"""Llama, except: all that Gemma changes; two of three layers are gated linear recurrences (RG-LRU), the third
-has a window and turns half of each head; the MLP is half as wide as its config says; biases; capped logits.
+"""Llama, except: all that Gemma changes; two of three layers are gated linear recurrences (RG-LRU), the third has a
+window and rotates half of each head; the MLP is half as wide as its config says; biases; capped logits.
 
 RecurrentGemma 2B, 9B (Google DeepMind, 2024; Botev et al., arXiv:2404.07839).
 """

@@ -1,9 +1,9 @@
 """Llama, except: norms with weights around zero, of each head of q and k too; three of four layers have a window, more
-heads and a rotary embedding of their own; what a head gives is multiplied by a sigmoid gate; after three dense layers
+heads and a rotary embedding of their own; each head's output is multiplied by a sigmoid gate; after three dense layers
 come mixtures whose sigmoid scores get a correction bias for the choice only; in the last layers SwiGLU is clamped.
 
-Step-3.5-Flash, 196B with 11B active, and the text model of Step-3.7-Flash (StepFun, 2026). Lists of layers go on for
-those that predict further tokens, which are left out.
+Step-3.5-Flash, 196B with 11B active, and the text model of Step-3.7-Flash (StepFun, 2026). Lists of layers include the
+multi-token prediction layers, which are left out.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from minillm.spec import GQA, CappedSwiGLU, Decoder, Gate, GatedMLP, Gating, MoE
 
 FIXED = {"gating": True, "use_bidirectional_attention": False, "scoring_func": "sigmoid", "n_shared_experts": 1,
          "use_moe_router_bias": True}  # fmt: skip
-UNUSED = ("per_layer_config", "mtp_layer_types", "mtp_mlp_layer_types", "first_k_dense_replace", "projector_bias")
+UNUSED = ("mtp_layer_types", "mtp_mlp_layer_types", "first_k_dense_replace", "projector_bias")
 DEFAULTS = {
     **{key: value for key, value in llama.DEFAULTS.items() if key not in ("rope_theta", "rope_scaling")},
-    **FIXED, **dict.fromkeys((*by_layer.LISTS, *UNUSED, "num_sliding_attention_heads")),
+    **FIXED, **dict.fromkeys((*by_layer.LISTS, *UNUSED, "num_sliding_attention_heads", "per_layer_config")),
     "vocab_size": 128815, "hidden_size": 4096, "intermediate_size": 11264, "num_hidden_layers": 45,
     "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 128000,
     "rms_norm_eps": 1e-5, "sliding_window": None, "num_experts_per_tok": 8, "n_routed_experts": 288,
@@ -61,6 +61,7 @@ def spec(config: Config) -> Decoder:
     (num_heads, kv_heads, head_dim), more = common.heads(config), config.optional_size("num_sliding_attention_heads")
     if (more := more or num_heads) % kv_heads:
         raise ValueError(f"config.json: {more} heads of layers with a window are no multiple of {kv_heads} kv heads")
+    by_layer.check(config, "num_attention_heads", [more if window else num_heads for window in windows], num_heads)
     norm, kinds = hybrid.norm(config), [by_layer.KINDS[each is not None] for each in windows]
     scale = (config.optional_size("query_pre_attn_scalar") or head_dim) ** -0.5
     ropes = rotary.by_kind(config, head_dim, dict.fromkeys(kinds, by_layer.THETA), 1.0)

@@ -1,9 +1,9 @@
-"""Llama, except: every layer is a state space, Mamba 2; before some of them one or two blocks of attention and MLP,
-whose weights these layers share, see the hidden states and the embedding side by side. Each use has low-rank changes of
-its own.
+"""Llama, except: every layer is Mamba 2; some are preceded by a block of attention and MLP that reads the hidden states
+and the embedding side by side. These layers share the weights of one or two such blocks, and each use has low-rank
+changes of its own.
 
-Zamba2 1.2B, 2.7B, 7B (Zyphra, 2024; Glorioso et al., arXiv:2411.15242). As in Nemotron-H, transformers 5.23 keeps the
-steps of a prompt above `time_step_min`, which its own steps of one token are not.
+Zamba2 1.2B, 2.7B, 7B (Zyphra, 2024; Glorioso et al., arXiv:2411.15242). As for Nemotron-H, transformers 5.23 clamps the
+steps of a prompt to `time_step_min`, but not its own steps of one token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEYS = state_space.Keys("n_mamba_heads", "mamba_headdim", "mamba_ngroups", "mamb
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 LEFT_OVER = ("kv_channels", "num_query_groups", "hybrid_layer_ids", "use_mem_eff_path", "attention_hidden_size",
              "attention_head_dim", "ffn_hidden_size", *ROPE)  # fmt: skip
-FIXED = {"use_conv_bias": True, "add_bias_linear": False, "use_long_context": False, "tie_word_embeddings": True}
+FIXED = {"use_conv_bias": True, "add_bias_linear": False, "use_long_context": False}
 DEFAULTS: dict[str, Any] = {
     **FIXED,
     **dict(zip(KEYS, (8, "auto", 1, 64, 4, True, False), strict=True)),
@@ -39,6 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "time_step_limit": None,
     "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
 }
 LAYER = "model.layers.{i}."
 
@@ -77,6 +78,6 @@ def spec(config: Config) -> Decoder:
         hidden,
         tuple(Layer(None, fronted[i], None, None) if i in fronted else Layer(norm, mamba, None, None) for i in layers),
         norm,
-        True,
+        config.flag("tie_word_embeddings"),
         config.positions("max_position_embeddings"),
     )

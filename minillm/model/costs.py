@@ -45,6 +45,13 @@ def bytes_per_step(model: Decoder, rows: int = 1) -> int:
     return total - (0 if model.spec.tied else sum(part.nbytes for part in model.embedding.parameters()))
 
 
+def cached_values_held(spec: DecoderSpec, positions: int) -> int:
+    """Values of one row's cache behind so many positions: all that windows see, chosen or not; what several layers read
+    counts once."""
+    total = sum(_per_token(each) * min(positions, each.window or positions) for each in spec.attentions)
+    return total + sum(map(_of_entry, spec.attentions)) * positions
+
+
 def cached_values_seen(spec: DecoderSpec, positions: int) -> int:
     """Values of one row's cache that a decode step reads behind so many positions; what several layers read counts for
     each. Of chosen keys those alone, but all that they are chosen by."""

@@ -1,7 +1,6 @@
 """Indexers: which keys attention looks at (`spec.Indexer`, `spec.BlockIndexer`), and where these lie.
 
-An indexer keeps a key of its own of each position, beside what the attention keeps. Its choice is no part of what is
-learned through the attention: it has no gradient.
+An indexer caches a key of its own for each position, beside the attention's cache. Its choice has no gradient.
 
 Shapes: B batch, T new tokens, N tokens of a pass over many sequences, S keys, H heads, D values of a head.
 """
@@ -32,7 +31,7 @@ Turn = Callable[..., Tensor]  # heads `[B, T, heads, D]` and a layout -> the sam
 
 @dataclass(frozen=True)
 class Asked:
-    """What the tokens of a pass ask by, tensors `[B, T, H, …]`, and the keys that they leave, `[B, T, D]`."""
+    """The queries of a pass, tensors `[B, T, H, …]`, and its new keys, `[B, T, D]`."""
 
     queries: tuple[Tensor, ...]
     key: Tensor
@@ -44,15 +43,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Chosen:
-    """In a pass over many sequences: where the keys of single tokens are (None: all that they may see are), and what
-    the tokens of each piece see."""
+    """In a pass over many sequences: the places of the keys that single tokens see (None: all keys), and what tokens
+    of each piece see."""
 
     singles: Places | None
     pieces: tuple[Visibility, ...]
 
 
 class Choosing(nn.Module):
-    """What both kinds do alike."""
+    """What both kinds have in common."""
 
     spec: Any
 
@@ -63,7 +62,7 @@ class Choosing(nn.Module):
 
     @torch.no_grad()
     def chosen(self, queries: tuple[Tensor, ...], keys: Tensor, first: Tensor, last: Tensor) -> Tensor:
-        """`best`, of so many queries at a time as have room for their scores."""
+        """`best`, for as many queries at a time as there is room for scores."""
         batch, count, heads = queries[0].shape[:3]
         size = max(sparse.AT_ONCE // (batch * heads * keys.shape[1]), 1)
         found = [
@@ -75,14 +74,14 @@ class Choosing(nn.Module):
         return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
     def narrowed(self, queries: tuple[Tensor, ...], keys: Tensor, visible: Visibility) -> Visibility:
-        """What is left of what the queries may see."""
+        """`visible`, narrowed to the chosen keys."""
         if keys.shape[1] <= self.spec.most:
             return visible
         first, last = (each if each.dim() > 1 else each[None] for each in visible.spans)
         return replace(visible, chosen=self.chosen(queries, keys, first, last))
 
     def placed(self, queries: tuple[Tensor, ...], pool: RowPool, paged: Paged) -> Places | None:
-        """Where the keys of single tokens of N sequences are, queries `[1, N, H, …]`; None where they see all."""
+        """The places of the keys that one token of each of N sequences sees, queries `[1, N, H, …]`; None: all keys."""
         if paged.most <= self.spec.most:
             return None
         position = torch.arange(paged.most, device=paged.last.device).expand(len(paged.last), -1)
@@ -106,7 +105,7 @@ class Indexer(Choosing):
 
     @torch.no_grad()
     def asked(self, x: Tensor, latent: Tensor, turn: Turn) -> Asked:
-        """Of x `[B, T, E]` and the latent of its queries `[B, T, q_rank]`."""
+        """From x `[B, T, E]` and the latent of its queries `[B, T, q_rank]`."""
         q = rearrange(self.q(latent), "B T (H D) -> B T H D", D=self.spec.head_dim)
         k = self.k_norm(self.k(x)).unsqueeze(2)
         q, k = (turn(each, self.spec.layout) for each in (q, k))
@@ -130,7 +129,7 @@ class BlockIndexer(Choosing):
 
     @torch.no_grad()
     def asked(self, x: Tensor, turn: Turn) -> Asked:
-        """Of x `[B, T, E]`."""
+        """From x `[B, T, E]`."""
         q = rearrange(self.q(x), "B T (H D) -> B T H D", D=self.spec.head_dim)
         k = self.k_norm(self.k(x)).unsqueeze(2)
         return Asked((turn(self.q_norm(q)),), turn(k).squeeze(2))
@@ -141,7 +140,7 @@ class BlockIndexer(Choosing):
 
 
 def of_rows(attention: Any, asked: Asked | None, step: Any, cache: Any) -> Visibility:
-    """What the queries of aligned rows see, by the attention's own indexer, or by that of the layer it follows."""
+    """What the queries of aligned rows see, by the attention's own indexer or the choice of an earlier layer."""
     lender, visible = attention.spec.lender, step.visible[None]
     if lender in step.chosen:
         return step.chosen[lender]
@@ -163,7 +162,7 @@ def _kept(key: Tensor, step: Any, cache: Any) -> Tensor:
 
 
 def of_blocks(attention: Any, asked: Asked | None, step: Any, pool: Any) -> Chosen:
-    """The same of tokens of many sequences."""
+    """The same for the tokens of many sequences."""
     ragged: Ragged = step.ragged
     lender = attention.spec.lender
     if lender in step.chosen:

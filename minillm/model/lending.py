@@ -1,4 +1,4 @@
-"""What layers take from earlier ones: keys and values, a choice of keys, the weights of a block."""
+"""What layers borrow from earlier ones: keys and values, a choice of keys, the weights of a block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minillm.spec import Decoder
 
 
 def lend(layers: nn.ModuleList, decoder: Decoder) -> None:
-    """Let the layers of a decoder know what is theirs and counts in later ones, and whose they take."""
+    """Tell the layers of a decoder what they lend to later ones, and from which layer they borrow."""
     made: list[Any] = [layer.attention for layer in layers]
     for index in {each.lender for each in decoder.attentions if each.lender is not None}:
         made[index].lent_as = index

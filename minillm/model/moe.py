@@ -63,6 +63,16 @@ class Router(nn.Module):
             return self.scaled(Routing(chosen, weigh(score(logits, self.spec), chosen, self.spec), logits))
         return self.scaled(self.ops.route(logits, self.bias, self.spec))
 
+    def check(self, name: str) -> None:
+        """Raise ValueError where a table has what is no expert's number."""
+        if self.table is None:
+            return
+        known = (self.table >= 0) & (self.table < self.spec.num_experts) & (self.table == self.table.floor())
+        if not known.all():
+            odd = self.table[~known][0].item()
+            raise ValueError(f"{name}.table: a token goes to expert {odd:g}, and there are {self.spec.num_experts}; "
+                             "download the checkpoint again")  # fmt: skip
+
     def scaled(self, found: Routing) -> Routing:
         """With each expert's own factor on its weights."""
         if self.expert_scale is None:

@@ -4,8 +4,8 @@ From a state S `[N, I]` in fp32 and one position to the next, for each channel i
 
     S_ni <- e^(-d_i e^A_ni) S_ni + d_i x_i B_n,    y_i = (Σ_n S_ni C_n + D_i x_i) silu(z_i)
 
-Each channel and n forgets at a rate of its own, so that no product of matrices makes many positions at once, as it does
-in Mamba 2: they go in order. What does not depend on the state is made for chunks of positions.
+Each channel and n decays at its own rate, so unlike Mamba 2 there is no form in matrix products for many positions at
+once: they are scanned in order. What does not depend on the state is computed for chunks of positions.
 
 Shapes: B batch, T positions, I channels, N values of a channel's state.
 """

@@ -25,8 +25,8 @@ def key_scores(q: Tensor, weights: Tensor, k: Tensor) -> Tensor:
 
 
 def best(scores: Tensor, count: int) -> Tensor:
-    """The `count` highest of each row, all that are above -inf where there are fewer, and of equal ones the first: bool
-    of the shape of scores `[..., S]`."""
+    """The `count` highest scores of each row, or all above -inf if there are fewer; of equal scores the first: bool of
+    the shape of scores `[..., S]`."""
     if count >= scores.shape[-1]:
         return scores > float("-inf")
     least = scores.topk(count, dim=-1).values[..., -1:]

@@ -1,11 +1,11 @@
-"""What crosses between ranks that share layers, and what of it on the way back (Shoeybi et al., arXiv:1909.08053).
+"""What ranks that share layers exchange in the forward and in the backward pass (Shoeybi et al., arXiv:1909.08053).
 
     x -> entered -> each rank's part -> total -> …      forward: as it is; the sum
     sum <- entered <- each rank's part <- total <- dy    back: the sum; as it is
 
-Between the two, every rank has only its part of a gradient; before and behind them all have all of it. So a parameter
-that lies whole in each rank between the two (routers, norms of q and k, latents) has the gradient that is the sum of
-theirs, and one before or behind them that of any.
+Between the two, every rank has only its part of a gradient; before and after them all ranks have all of it. So if every
+rank holds a parameter whole, its gradient is the sum over ranks between the two (routers, norms of q and k, latents),
+and that of any rank elsewhere.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Way = Callable[[Tensor], Tensor]
 
 
 class Several(Alone):
-    """Ranks, of which `wide` share each layer; how they exchange something, others say."""
+    """Ranks, `wide` of which share each layer; subclasses say how they exchange values."""
 
     def summed(self, y: Tensor) -> Tensor:
-        """The sum of what each has, which may be in the memory of y."""
+        """The sum over ranks, which may reuse the memory of y."""
         raise NotImplementedError
 
     def beside(self, part: Tensor, size: int) -> Tensor:
-        """Shares of the last dimension side by side."""
+        """The ranks' shares of the last dimension, concatenated."""
         raise NotImplementedError
 
     def total(self, y: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 
 class _Crossed(torch.autograd.Function):
-    """Each way is given values of its own."""
+    """`forth` in the forward and `back` in the backward pass, each on a copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forth: Way, back: Way) -> Tensor:

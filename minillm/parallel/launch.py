@@ -42,9 +42,9 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
     """A model over several processes."""
     ranks = "split the model over N processes: N of this machine, or those that torchrun or srun has started"
     made.add_argument("--ranks", metavar="N", type=int, help=ranks)
-    stages = "N processes with some of its layers each, which a slow network and unlike machines are enough for"
+    stages = "split the layers over N processes; a slow network and unequal machines are enough for this"
     made.add_argument("--stages", metavar="N", type=int, help=stages)
-    layers = "the layers of each stage (default: by the memory that each has)"
+    layers = "the number of layers of each stage (default: by its free memory)"
     made.add_argument("--layers", metavar="N,N", help=layers)
     timeout = "seconds that a rank waits for another in a pass (default: 120)"
     made.add_argument("--rank-timeout", metavar="S", type=float, help=timeout)
@@ -53,7 +53,7 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `loading.load` takes of these. Raises ValueError for one without effect."""
     if arguments.rank_timeout is not None and processes(arguments) == 1:
-        raise ValueError("--rank-timeout is of several processes; give --ranks or --stages too")
+        raise ValueError("--rank-timeout needs several processes; give --ranks or --stages too")
     given = {name: getattr(arguments, name) for name in ("ranks", "stages", "layers", "rank_timeout")}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -191,7 +191,7 @@ def join(count: int, device: torch.device, timeout: float = TIMEOUT, stages: int
         raise ValueError(f"--rank-timeout is {timeout:g}, it must be more than 0 seconds")
     if (found := place(count)) is None:
         remedy = "start it by torchrun, or a command with --ranks"
-        raise ValueError(f"ranks is {count}, and this process is none of several; {remedy}")
+        raise ValueError(f"ranks is {count}, but no launcher started this process; {remedy}")
     rank, local, store = found
     if device.type == "cuda" and device.index is None:
         if local >= (there := torch.cuda.device_count()):

@@ -1,5 +1,5 @@
-"""What a rank has of tensors that are there whole: of parameters, and of what adapters add to them, whose A is cut as
-the columns of their matrix are, and whose B as its rows."""
+"""The share of a rank in whole tensors: in parameters, and in adapters, whose A is cut like the columns of their matrix
+and B like its rows."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def own(whole: Tensor, kept: Kept | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's share of a model of this spec: what it calls a parameter, None where it has nothing of it, and what it
-    keeps of those it has a part of, by its own names. `cuts` is how the tensors of adapters that have been put on were
-    cut, by the number of the whole one."""
+    """A rank's share of a model of this spec. `name` is what the rank calls a parameter, None if it holds none of it;
+    `kept`, by these names, which rows and columns it holds; `cuts` how tensors of attached adapters were cut, by the
+    id of the whole tensor."""
 
     spec: Spec
     name: Callable[[str], str | None]

@@ -78,7 +78,7 @@ def heads(count: int, groups: int, ranks: int, rank: int) -> tuple[Span, Span]:
 
 
 def local(decoder: Decoder, ranks: int, rank: int) -> Decoder:
-    """The spec of what a rank computes. Raises ValueError, with numbers that would do, where it cannot be so many."""
+    """The spec of what a rank computes. Raises ValueError, with the possible numbers, if there cannot be so many."""
     if ranks == 1:
         return decoder
     check(decoder, ranks)
@@ -134,16 +134,16 @@ def whole_experts(made: MoE, ranks: int) -> bool:
 
 
 def check(decoder: Decoder, ranks: int) -> None:
-    """Raise ValueError, with numbers that would do, where a model cannot lie in so many ranks."""
+    """Raise ValueError, with the possible numbers, if a model cannot be split over so many ranks."""
     if not 1 <= ranks <= MOST:
         raise ValueError(f"--ranks is {ranks}, it must be from 1 to {MOST}")
     if (reason := next(_reasons(decoder, ranks), None)) is not None:
         others = ", ".join(map(str, able(decoder, 64)))
-        raise ValueError(f"{ranks} ranks cannot share this model: {reason}; it can lie in {others}")
+        raise ValueError(f"{ranks} ranks cannot share this model: {reason}; possible numbers: {others}")
 
 
 def able(decoder: Decoder, most: int) -> list[int]:
-    """The numbers of ranks, up to `most`, that a model can lie in."""
+    """The possible numbers of ranks, up to `most`."""
     return [each for each in range(1, most + 1) if next(_reasons(decoder, each), None) is None]
 
 

@@ -49,14 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", metavar="N", type=int, help="sequences at once (default: 1)")
     sized = "whether it fits: 24GB, 80 GiB, or a name of --devices"
     made.add_argument("--gpu", metavar="SIZE | NAME", nargs="+", help=sized)
-    made.add_argument("--gpus", metavar="N", type=int, help="how many of them share weights and cache (default: 1)")
-    made.add_argument("--ranks", metavar="N", type=int, help="what each of N processes holds, with a GPU each (--gpus)")
+    made.add_argument("--gpus", metavar="N", type=int, help="how many such GPUs share weights and cache (default: 1)")
+    made.add_argument("--ranks", metavar="N", type=int, help="what each of N processes with a GPU each holds")
     spread = "how fast each split over these machines and their GPUs could be"
     made.add_argument("--cluster", metavar="MACHINESxGPUS", help=spread)
     made.add_argument("--link", metavar="SPEED", help="between two GPUs of a machine: 450GB/s,10us")
     made.add_argument("--network", metavar="SPEED", help="between two machines: 50GB/s,30us")
-    made.add_argument("--quantize", choices=("fp8", "int8", "int4"), help="matrices so (default: as they are stored)")
-    made.add_argument("--dtype", choices=tuple(WORDS), help="all else so, and the cache (default: as stored)")
+    made.add_argument("--quantize", choices=("fp8", "int8", "int4"), help="format of the matrices (default: as stored)")
+    made.add_argument("--dtype", choices=tuple(WORDS), help="dtype of all else and of the cache (default: as stored)")
     made.add_argument("--group-size", metavar="N", type=int, help="values of an int4 row that share a factor (16)")
     made.add_argument("--asymmetric", action="store_true", help="int4 groups have zero points of their own")
     made.add_argument("--image", metavar="FILE | WxH", help=seeing.IMAGE)

@@ -126,7 +126,7 @@ def _picture(found: Examined, question: Question, path: Path, need: Need) -> dic
 def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> dict[str, Any]:
     """What depends on the context, the batch and the device asked about."""
     step, flops = step_bytes(sketch, weights.parameters, need.batch), _flops(sketch, need.context)
-    device, count, cache = question.device, question.devices, need.cache(need.context, need.batch)
+    device, count, read = question.device, question.devices, need.read()
     ranks = shares(need, sketch, weights.parameters, question.ranks)
     largest = max(ranks, key=Need.total)
     fitting = None if device is None else fit(largest, device, count if len(ranks) == 1 else 1)
@@ -136,11 +136,12 @@ def _asked(need: Need, question: Question, sketch: Outline, weights: Sizes) -> d
         "context": need.context,
         "batch": need.batch,
         "weight_bytes": need.weights,
-        "kv_bytes": cache,
+        "kv_bytes": need.cache(need.context, need.batch),
         "step_weight_bytes": step,
+        "step_cache_bytes": read,
         "flops": flops,
         "device": None if device is None else {**device._asdict(), "count": count, "usable_percent": USABLE_PERCENT},
-        "speed": speed(device, count, need.batch, step + cache, flops["prefill_per_token"]) if device else None,
+        "speed": speed(device, count, need.batch, step + read, flops["prefill_per_token"]) if device else None,
         "fit": fitting,
         "splits": _splits(need, question, sketch, weights, flops["prefill_per_token"]),
         "ranks": [

@@ -116,7 +116,7 @@ def split(load: Load, found: Cluster, device: Device, ranks: int, stages: int) -
     assert links is not None
     assert bandwidth is not None
     own, batch, sums, width = load.largest(ranks), load.need.batch, _sums(load.need.spec), load.need.spec.hidden_size
-    cache, part = own.cache(own.context, batch), own.weights / max(load.need.weights, 1)
+    cache, part = own.read(), own.weights / max(load.need.weights, 1)
 
     def stage(rows: float, share: float) -> float:
         """Seconds; `share` of the cache is of these rows."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minillm.model.costs import cached_values_seen, state_bytes
+from minillm.model.costs import cached_values_held, cached_values_seen, state_bytes
 from minillm.plan.devices import Device
 from minillm.spec import Decoder
 
@@ -34,8 +34,13 @@ class Need:
     width: int  # bytes of a value in the cache
 
     def cache(self, context: int, batch: int) -> int:
-        per_row = self.width * cached_values_seen(self.spec, context) + state_bytes(self.spec, self.width)
-        return batch * per_row
+        """What is held."""
+        return batch * (self.width * cached_values_held(self.spec, context) + state_bytes(self.spec, self.width))
+
+    def read(self) -> int:
+        """What a decode step reads of it."""
+        per_row = self.width * cached_values_seen(self.spec, self.context) + state_bytes(self.spec, self.width)
+        return self.batch * per_row
 
     def total(self) -> int:
         return self.weights + self.cache(self.context, self.batch)

@@ -43,7 +43,7 @@ def lines(report: Report) -> list[str]:
         ],
         "decode step": [
             f"reads {size(report['step_weight_bytes'])} of weights ({report['format']}) and "
-            f"{size(report['kv_bytes'])} of cache"
+            f"{size(report['step_cache_bytes'])} of cache"
         ],
         "speed": _speed(report),
         "ranks": _ranks(report["ranks"]),

@@ -15,7 +15,7 @@ from minillm.families.media import is_part
 from minillm.guard.screen import note
 from minillm.loading import fits, integers, opened
 from minillm.model.decoder import Decoder, skeleton
-from minillm.target import stored_dtype
+from minillm.ops.device import stored_dtype
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.ints import Int4, Int8
 from minillm.weights.rules import Destination, Plan

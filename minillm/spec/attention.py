@@ -71,7 +71,7 @@ class KV:
     `v_norm`: each head of v is normalised too. `v_is_k`: v is k as it is before its norm and its rotation. `layer`:
     both are those of an earlier layer, as it caches them; this one has queries alone and no cache (Brandon et al.,
     arXiv:2405.12981). `v_dim`: a head's v has so many values where it has not as many as k. `v_scale`: v is multiplied
-    by it. `indexer`: what chooses those that a query sees; there is no window then.
+    by it. `indexer`: it chooses the keys that a query sees; there is no window then.
     """
 
     v_norm: Norm | None = None
@@ -131,7 +131,7 @@ class GQA:
         return self.kv.layer
 
     def borrowing(self, layer: int) -> GQA:
-        """The same from the layer of another number."""
+        """The same with the keys and values of another layer."""
         return replace(self, kv=replace(self.kv, layer=layer))
 
     @property
@@ -151,9 +151,9 @@ class MLA:
     A head's q and k have nope_dim + rope.dim values, its v has v_dim. `q_rank`: q too goes through a latent; None: one
     plain projection. `latent_norm` is that of both latents. Scores are scaled by
     score_factor / sqrt(nope_dim + rope.dim). `bias` is on the projections into the latents and on the output.
-    `temperature`: queries grow with their position. `gate`: what the heads give is multiplied by it.
-    `indexer`: what chooses the keys that a query sees, by the latent of q; or the number of an earlier layer, whose
-    choice counts here too.
+    `temperature`: queries grow with their position. `gate`: the output of the heads is multiplied by it.
+    `indexer`: it chooses the keys that a query sees, from the latent of q; or the number of an earlier layer, whose
+    choice is used here too.
     """
 
     num_heads: int
@@ -178,9 +178,9 @@ class MLA:
 
     @property
     def lender(self) -> int | None:
-        """The layer whose choice of keys counts here too."""
+        """The layer whose choice of keys is used here too."""
         return self.indexer if isinstance(self.indexer, int) else None
 
     def borrowing(self, layer: int) -> MLA:
-        """The same with the layer of another number."""
+        """The same with the choice of another layer."""
         return replace(self, indexer=layer)

@@ -1,4 +1,4 @@
-"""Attention that sees blocks of positions as one entry each."""
+"""Compressed attention: earlier positions are seen as entries, each of which stands for a block of positions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from minillm.spec.rope import Rope
 
 @dataclass(frozen=True)
 class EntryIndexer:
-    """A query sees the `top_k` entries with the best sum over small heads of w_h relu(q_h k) / sqrt(head_dim), where
-    k of an entry is made as entries are, w of the token, and q of the latent of queries."""
+    """A query sees the `top_k` entries with the highest sum over heads h of w_h relu(q_h k) / sqrt(head_dim). k is
+    computed like an entry, w from the token, and q from the latent of the attention's queries."""
 
     num_heads: int
     head_dim: int
@@ -22,10 +22,10 @@ class EntryIndexer:
 
 @dataclass(frozen=True)
 class Entries:
-    """Of every `span` positions one vector of `size` values: sum_j softmax_j(W_gate x_j + b_j) * W x_j, each value with
-    weights of its own, then `norm`, turned as the first of these positions. A query sees those that lie whole before
-    it or end with it, or the best of them (`indexer`). `overlaps`: each is made of the `span` positions before as well,
-    with matrices of their own.
+    """One vector of `size` values for every `span` positions: sum_j softmax_j(W_gate x_j + b_j) * W x_j, with a softmax
+    for each value, then `norm`, then the rotation of the first of these positions. A query sees all entries whose last
+    position is not after it, or the best of them (`indexer`). `overlaps`: an entry also includes the `span` positions
+    before, by matrices of their own.
     """
 
     span: int
@@ -38,29 +38,29 @@ class Entries:
 
     @property
     def reach(self) -> int:
-        """The positions that one is made of."""
+        """How many positions an entry is computed from."""
         return 2 * self.span if self.overlaps else self.span
 
     @property
     def kept(self) -> int:
-        """Values of one."""
+        """How many values are cached for an entry."""
         return self.size + (self.indexer.head_dim if self.indexer else 0)
 
     @property
     def inputs(self) -> int:
-        """Values that a position gives to those that it is part of."""
+        """How many values a position contributes to its entries."""
         return 2 * self.kept * (2 if self.overlaps else 1)
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """Compressed attention (DeepSeek-V4, 2026): one key for all heads, which is their value too, of a `window` of
-    positions and of `entries` that stand for blocks of all positions before; each head has one learned score more, that
-    gives nothing to the sum.
+    """Compressed attention (DeepSeek-V4, 2026): all heads share one key, which is also their value. They see a `window`
+    of positions, and `entries` that stand for blocks of earlier ones; each head has a sink, one more learned score
+    without a value.
 
-    q goes through a latent of `q_rank` values; each of its heads is normalised, without a factor, as `norm` says, and
-    so is, with one, the key. The last rope.dim values of both turn, and those of what a head gives are turned back.
-    Heads lie in `groups`, each of which becomes `group_rank` values before all become the output.
+    q goes through a latent of `q_rank` values. Each head of q is normalised by `norm` without a weight, the key with
+    one. The last rope.dim values of both are rotated, and the rotation is undone on the output of each head. Heads come
+    in `groups`; each group is projected to `group_rank` values, and one matrix projects all groups to the output.
     """
 
     num_heads: int
@@ -79,5 +79,5 @@ class Compressed:
 
     @property
     def kept(self) -> int:
-        """Values that are kept of a position while the window sees it."""
+        """How many values are cached for a position while it is in the window."""
         return self.head_dim + (self.entries.inputs if self.entries else 0)

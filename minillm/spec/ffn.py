@@ -16,7 +16,7 @@ GroupScore = Literal["max", "top2_sum"]
 
 @dataclass(frozen=True)
 class ClampedSwiGLU:
-    """What stands for act(gate) * up: g sigmoid(alpha g) * (u + shift) with g = min(gate, limit) and u = up clamped to
+    """In place of act(gate) * up: g sigmoid(alpha g) * (u + shift) with g = min(gate, limit) and u = up clamped to
     [-limit, limit] (gpt-oss model card, arXiv:2508.10925, with a shift of 1)."""
 
     alpha: float
@@ -26,8 +26,8 @@ class ClampedSwiGLU:
 
 @dataclass(frozen=True)
 class CappedSwiGLU:
-    """act(gate) * up is min(silu(gate), limit) * u with u = up clamped to [-limit, limit]: the clamp stands behind the
-    activation (Step 3.5, 2026)."""
+    """In place of act(gate) * up: min(silu(gate), limit) * u with u = up clamped to [-limit, limit]; the gate is
+    clamped after the activation (Step 3.5, 2026)."""
 
     limit: float
 
@@ -73,9 +73,9 @@ class MLP:
 class Router:
     """Which `top_k` of `num_experts` a token goes to and with what weights; everything in fp32.
 
-    `score`: "softmax" over all experts, "softmax_chosen" over the chosen ones, "sigmoid" or the root of softplus
-    of each, or "sparsemixer" (Phi-3.5-MoE, arXiv:2409.12136: each pick has a softmax of its own over the experts within
-    `jitter` of the best).
+    `score`: "softmax" over all experts, "softmax_chosen" over the chosen ones, "sigmoid" or "sqrt_softplus" of each, or
+    "sparsemixer" (Phi-3.5-MoE, arXiv:2409.12136: each pick has a softmax of its own over the experts within `jitter`
+    of the best).
     `renormalize`: the chosen weights are divided by their sum; then all are multiplied by `scale`.
     `bias`: a correction is added to the scores for the choice, never to the weights (arXiv:2408.15664).
     Of `num_groups` equal groups only the `top_groups` with the best `group_score` may be chosen from.
@@ -110,11 +110,11 @@ class MoE:
     """Mixture of experts (Shazeer et al., arXiv:1701.06538): the weighted sum of the chosen experts, each a gated MLP
     of `intermediate_size`, plus a `shared` one that every token goes through, times sigmoid(w x) with `shared_gate`.
     `bias`: each of an expert's products has one. With a `norm` the shared one and the experts have two of their
-    own, norm(shared(norm(x))) + norm(sum of experts(norm(x))), and the router reads x itself. `latent`: what the
-    experts are given, and give, is a product of so many values; the router and the shared one see all of x. `own`: the
-    first of the experts that are here and the one behind the last; other ranks have the others. `weighs_input`: an
-    expert is given x times its weight, and what it makes of that has none (Llama 4, 2025). `hashed`: of so many tokens
-    a table says which experts each goes to (Roller et al., arXiv:2106.04426); the router only weighs them."""
+    own, norm(shared(norm(x))) + norm(sum of experts(norm(x))), and the router reads x itself. `latent`: the experts'
+    inputs and outputs are projected to so many values; the router and the shared one see all of x. `own`: the first
+    expert that this rank holds, and the one after its last; other ranks hold the others. `weighs_input`: the input of
+    an expert is multiplied by its weight, not its output (Llama 4, 2025). `hashed`: a table for so many token ids
+    chooses the experts (Roller et al., arXiv:2106.04426); the router only gives their weights."""
 
     router: Router
     intermediate_size: int

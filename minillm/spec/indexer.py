@@ -10,11 +10,17 @@ from minillm.spec.rope import RopeLayout
 
 @dataclass(frozen=True)
 class Indexer:
-    """Of the keys that a query may see it sees the `top_k` with the highest sum over h of w_h relu(q_h k).
+    """A query sees only the `top_k` visible keys with the highest sum over h of w_h relu(q_h k).
 
-    k is one vector of head_dim values per position, W x with `norm`; q has num_heads heads, made of the latent that the
-    attention's queries are made of; w = W x. The first values of q and k, or the `last`, turn as far as those of the
-    attention do, in pairs of `layout`. Scores are divided by sqrt(head_dim num_heads).
+    <<<<<<< HEAD
+        k is one vector of head_dim values per position, W x with `norm`; q has num_heads heads, made of the latent that the
+        attention's queries are made of; w = W x. The first values of q and k, or the `last`, turn as far as those of the
+        attention do, in pairs of `layout`. Scores are divided by sqrt(head_dim num_heads).
+    =======
+        k is one vector of head_dim values per position, `norm` of W x; q has num_heads heads, computed from the latent of
+        the attention's queries; w = W x. The first values of q and k are rotated by the attention's angles, in pairs of
+        `layout`. Scores are divided by sqrt(head_dim num_heads).
+    >>>>>>> main
     """
 
     num_heads: int
@@ -32,11 +38,11 @@ class Indexer:
 
 @dataclass(frozen=True)
 class BlockIndexer:
-    """All query heads of a kv head see the `top_k` blocks of `size` positions with the highest q k of any of their keys
-    (MiniMax-M3, 2026), among which are always the `local` last ones, up to the query's own.
+    """All query heads of a kv head see the same `top_k` blocks of `size` positions (MiniMax-M3, 2026): the `local` last
+    ones, which end with the query's own, and those whose best key has the highest q k.
 
-    k is one vector of head_dim values per position, q one for each kv head, both with `norm` and turned as those of
-    the attention.
+    k is one vector of head_dim values per position, q one for each kv head; both are normalised by `norm` and rotated
+    like the attention's.
     """
 
     head_dim: int

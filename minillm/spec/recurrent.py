@@ -39,12 +39,12 @@ class GatedDeltaNet:
 
 @dataclass(frozen=True)
 class ChannelDelta:
-    """Kimi Delta Attention (arXiv:2510.26692): as `GatedDeltaNet`, with as many heads of k as of v, all of head_dim
-    values, but each value of a key is forgotten at a rate of its own, S <- diag(e^g) S, and each head's o goes through
-    `norm`, times sigmoid(W x), all of that in fp32.
+    """Kimi Delta Attention (arXiv:2510.26692): like `GatedDeltaNet` with equally many heads of k and v, all of head_dim
+    values, but each value of a key decays at its own rate, S <- diag(e^g) S, and the output of each head is
+    norm(o) * sigmoid(W x), computed in fp32.
 
-    With y = W x + t, and A of a head and t of a value both learned, g = -e^A softplus(y), or with a `bound` below 0
-    bound * sigmoid(e^A y). `rank`: each of the two W is a product of two, through so many values.
+    With y = W x + t, A learned per head and t per value, g = -e^A softplus(y); with a negative `bound` instead
+    g = bound * sigmoid(e^A y). `rank`: each of the two W is the product of two matrices with `rank` values in between.
     """
 
     num_heads: int
@@ -61,7 +61,7 @@ class ChannelDelta:
 
     @property
     def parts(self) -> dict[str, int]:
-        """The rows of the product on the way in: f is what g is made of, z the gate, b beta."""
+        """The rows of the input product: f for g, z for the gate, b for beta."""
         made = dict.fromkeys(("f", "z"), self.rank or self.inner)
         return {**dict.fromkeys("qkv", self.inner), **made, "b": self.num_heads}
 
@@ -133,15 +133,15 @@ class StateSpace:
 
 @dataclass(frozen=True)
 class SelectiveScan:
-    """A state space for each of `channels`, of `state_size` numbers that are forgotten at rates of their own (Gu and
-    Dao, Mamba, arXiv:2312.00752):
+    """Mamba, a selective scan (Gu and Dao, arXiv:2312.00752): each of `channels` has a state of `state_size` numbers,
+    each of which decays at its own rate:
 
         S_n <- e^(-d e^A_n) S_n + d x B_n;  y = Σ_n S_n C_n + D x
 
-    x and z are halves of one product, and x comes through a causal convolution over `conv_kernel` positions and SiLU. A
-    second product makes of x the vectors B and C, for all channels alike, and one of `step_rank`, of which a third
-    makes d = softplus(W r + t) for each channel. `norm` is on all three, with weights of their own if it has some. y is
-    multiplied by silu(z). `bias`: the first product and the one on the way out have one.
+    x and z are halves of one product; x then goes through a causal convolution over `conv_kernel` positions and SiLU.
+    A second product of x gives B and C, shared by all channels, and r of `step_rank` values; a third gives
+    d = softplus(W r + t) for each channel. `norm`, with weights or without, is applied to r, B and C separately. y is
+    multiplied by silu(z). `bias`: the first and the output product have one.
     """
 
     channels: int
@@ -165,13 +165,13 @@ class SelectiveScan:
 
 @dataclass(frozen=True)
 class GatedRecurrence:
-    """A number for each channel that decays as far as a gate lets it (RG-LRU, De et al., arXiv:2402.19427):
+    """The gated linear recurrence RG-LRU, with one number of state per channel (De et al., arXiv:2402.19427):
 
         a = e^(-8 softplus(L) sigmoid(r));  h <- a h + sqrt(1 - a²) sigmoid(i) x
 
-    with a learned L for each channel. x and y come of one product, x through a causal convolution over `conv_kernel`
-    positions; r and i are products of each of `num_blocks` blocks of `block_size` channels of x with a matrix of its
-    own. h is multiplied by `activation`(y). All products have a bias, and so has the convolution.
+    with a learned L for each channel. x and y are halves of one product; x then goes through a causal convolution over
+    `conv_kernel` positions. r and i are block-diagonal products of x, with `num_blocks` blocks of `block_size`
+    channels. h is multiplied by `activation`(y). All products have a bias, and so has the convolution.
     """
 
     num_blocks: int

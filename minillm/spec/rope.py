@@ -84,6 +84,6 @@ class Rope:
 
 @dataclass(frozen=True)
 class Unturned:
-    """`dim` values that stand where others have rotary ones, and are the same at any position."""
+    """No rotation: `dim` values in place of rotary ones, which do not depend on the position."""
 
     dim: int

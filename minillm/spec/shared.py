@@ -12,11 +12,11 @@ from minillm.spec.recurrent import StateSpace
 
 @dataclass(frozen=True)
 class SharedBlock:
-    """y = W ffn(ffn_norm(attention(norm([x, e])))), of the hidden states x and the embedding e of the same token, side
-    by side (Glorioso et al., Zamba, arXiv:2405.16712).
+    """y = W ffn(ffn_norm(attention(norm([x, e])))), where x is the hidden state and e the embedding of the same token
+    (Glorioso et al., Zamba, arXiv:2405.16712).
 
-    Its weights are those of the layer `of`, None for its own; each layer has W, and changes of rank `rank`, of what
-    makes gate and up, and if it `changes_attention` of what makes q, k and v, W x + U V x (arXiv:2411.15242).
+    Layer `of` holds the weights; None: this layer does. Each layer has its own W and its own low-rank changes
+    W x + U V x of rank `rank`, for gate and up, and with `changes_attention` also for q, k and v (arXiv:2411.15242).
     """
 
     norm: Norm
@@ -30,7 +30,7 @@ class SharedBlock:
 
 @dataclass(frozen=True)
 class Fronted:
-    """A state space behind a shared block, on the sum of x and what that makes: recurrent(norm(x + block(x)))."""
+    """A state space after a shared block: recurrent(norm(x + block(x)))."""
 
     block: SharedBlock
     norm: Norm

@@ -9,11 +9,12 @@ from minillm.spec.norm import Norm
 
 @dataclass(frozen=True)
 class Streams:
-    """AltUp (Baykal et al., arXiv:2301.13310): `count` residual streams side by side, of which each layer works on the
-    first alone, while the others are moved along by coefficients that a token sets.
+    """AltUp (Baykal et al., arXiv:2301.13310): `count` residual streams. Each layer works on the first only; the others
+    are predicted and corrected with coefficients that depend on the token.
 
-    With r(u) = tanh(W norm(u) / E), a layer sees z_0 of z_j = x_j + sum_i C(r(x_0))_ji x_i, makes y of it, and gives
-    x_j = z_j + (1 + c_j(r(y))) (y - z_0). All streams start as products of the embedding and end as their mean.
+    With r(u) = tanh(W norm(u) / E), the streams are predicted as z_j = x_j + sum_i C(r(x_0))_ji x_i, the layer computes
+    y from z_0, and x_j = z_j + (1 + c_j(r(y))) (y - z_0). All streams start as products of the embedding and end as
+    their mean.
     """
 
     count: int
@@ -22,15 +23,23 @@ class Streams:
 
 @dataclass(frozen=True)
 class HyperConnections:
-    """`count` residual streams (Zhu et al., arXiv:2409.19606), of which a learned mix is what each part of a layer is
-    given; what it makes goes to all of them, which are mixed so that nothing grows (Xie et al., arXiv:2512.24880).
+    """`count` residual streams (Zhu et al., arXiv:2409.19606). Each part of a layer reads a learned mix of them and
+    writes to all of them, and they are mixed by a matrix that amplifies nothing (Xie et al., arXiv:2512.24880).
 
+<<<<<<< HEAD
     With f = W norm(x), x all streams one behind the other, a part is given sum_i a_i x_i and what it makes, y, is taken
     in as x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = `most` sigmoid(s f + t), and C a softmax over
     each row, plus eps, whose columns, and then rows and columns in turn, are divided by their sums plus eps: `rounds`
     times the columns (Sinkhorn and Knopp). All streams start as the embedding, and end as one more sum with shares a,
     or as their `mean`. With 0 rounds there is no C, each stream stays as it is, and b too has eps added: x_j = b_j y +
     x_j (Hy4, 2026).
+=======
+    With f = W norm(x), x all streams concatenated, a part computes y from sum_i a_i x_i, and then
+    x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = 2 sigmoid(s f + t), and C is a softmax over each row,
+    plus eps. Then its columns, and in turn rows and columns, are divided by their sums plus eps, the columns `rounds`
+    times (Sinkhorn and Knopp). All streams start as the embedding; they end as one more sum weighted by a, or as their
+    `mean`.
+>>>>>>> main
     """
 
     count: int
@@ -41,15 +50,21 @@ class HyperConnections:
     most: float = 2.0
 
     @property
+<<<<<<< HEAD
     def parts(self) -> tuple[int, ...]:
         """How many values a, b and C have."""
         return (self.count, self.count, *([self.count**2] if self.rounds else []))
+=======
+    def values(self) -> int:
+        """How many values a, b and C have together."""
+        return (2 + self.count) * self.count
+>>>>>>> main
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """LAuReL (Menghani et al., arXiv:2411.07501): beside attention, what it is given goes through a product of `rank`
-    values, u + norm(A B u)."""
+    """LAuReL (Menghani et al., arXiv:2411.07501): beside attention, its input u goes through a low-rank product of
+    `rank` values, u + norm(A B u)."""
 
     rank: int
     norm: Norm

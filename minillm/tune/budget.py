@@ -34,6 +34,7 @@ from minillm.spec import (
     Entries,
     GatedConv,
     GatedRecurrence,
+    HyperConnections,
     Layer,
     MoE,
     Recurrent,
@@ -104,9 +105,18 @@ def learning(values: int, dtype: torch.dtype, update: Update) -> int:
 
 def activations(spec: Spec, rows: int, length: int, width: int, recomputes: bool) -> int:
     """Bytes of what autograd keeps of `rows` of `length` tokens, values being of `width` bytes."""
-    layers = [_kept(spec, layer, length) for layer in spec.layers]
-    values = len(layers) * spec.hidden_size + max(layers) if recomputes else sum(layers)
+    streams = spec.streams.count if spec.streams else 1
+    layers = [_kept(spec, layer, length) + _mixes(spec, width) for layer in spec.layers]
+    values = len(layers) * streams * spec.hidden_size + max(layers) if recomputes else sum(layers)
     return rows * length * width * values
+
+
+def _mixes(spec: Spec, width: int) -> int:
+    """Values of a token that a layer keeps of several streams to mix them: each of its parts as they are, and up to
+    three times in fp32."""
+    if not isinstance(spec.streams, HyperConnections):
+        return 0
+    return (6 if width == 4 else 13) * spec.streams.count * spec.hidden_size
 
 
 def _kept(spec: Spec, layer: Layer, length: int) -> int:

@@ -58,7 +58,7 @@ def run(prepared: Prepared) -> int:
 def join(
     count: int | None, device: torch.device, timeout: float | None, split: bool = False
 ) -> tuple[Team, torch.device]:
-    """The processes that this one trains with, and its device. Raises ValueError where nothing has started so many."""
+    """The processes that this one trains with, and its device. Raises ValueError if a launcher did not start them."""
     ranks, device = launch.join(count or 1, device, TIMEOUT if timeout is None else timeout)
     if not isinstance(ranks, Ranks):
         return ALONE, device

@@ -18,10 +18,11 @@ from minillm.guard.writing import complete
 from minillm.llm import LLM
 from minillm.model.decoder import Decoder, skeleton
 from minillm.weights.checkpoint import Checkpoint
+from minillm.weights.load import WHOLE
 from minillm.weights.save import save
 
-ROUTER = ".router."
-NEVER = ("router.bias",)  # the correction of a router's scores, which no gradient reaches
+ROUTER = ".ffn.router."  # not that of several residual streams
+NEVER = ("router.bias", "router.table")  # what no gradient reaches: corrections of scores, and numbers of experts
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Learner:
 
     def described(self) -> str:
         total = sum(self._sizes().values()) if self.adapter is None else None
-        kind = "all of the model" if total == self.values else "the model, but corrections of routers"
+        kind = "all of the model" if total == self.values else "the model, but corrections and tables of routers"
         return f"{kind}, {self.values:,} values" if self.adapter is None else f"an adapter of {self.values:,} values"
 
     def write(self, folder: Path, base: str, model: Decoder) -> None:
@@ -92,7 +93,8 @@ def write_checkpoint(base: Path, model: Decoder, folder: Path) -> None:
     dtype = getattr(torch, read.dtype) if read.dtype in ("bfloat16", "float16", "float32") else torch.float32
     fp32 = {f"{path}.{name}" for path, module in model.named_modules() for name in getattr(module, "FP32", ())}
     parameters = {
-        name: each.detach().to(torch.float32 if name in fp32 else dtype) for name, each in model.named_parameters()
+        name: each.detach().to(torch.int64 if name.endswith(WHOLE) else torch.float32 if name in fp32 else dtype)
+        for name, each in model.named_parameters()
     }
     if spec.tied is not model.spec.tied:
         values = families.untied(values)

@@ -16,9 +16,9 @@ from minillm.llm import LLM
 from minillm.loading import asked_scheme, integers, opened
 from minillm.model import held
 from minillm.model.decoder import Decoder, skeleton
+from minillm.ops.device import is_fast, resolve_device, stored_dtype
 from minillm.parallel import launch, split
-from minillm.target import is_fast, resolve_device, stored_dtype
-from minillm.tune import budget, learner, material, report
+from minillm.tune import budget, learner, material, report, sharded
 from minillm.tune.budget import Budget
 from minillm.tune.material import Asked, Material
 from minillm.tune.optimizers import Update
@@ -81,6 +81,8 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     folder = hub.resolve(a.weights, revision=a.revision)
     values, checkpoint = opened(folder, config.read(folder))
     spec, _, read = families.resolve(values)
+    if a.ranks not in (None, 1) and not a.split:
+        sharded.check(spec)
     device = resolve_device(a.device)
     stored = stored_dtype(a.dtype, read.dtype, checkpoint.dtype)
     dtype = torch.float32 if a.dtype == "auto" and not is_fast(stored, device) else stored
@@ -140,7 +142,7 @@ def check(a: argparse.Namespace) -> None:
     if a.ranks not in (None, 1):
         _check_ranks(a)
     elif a.split:
-        raise ValueError("--split is of several processes; give --ranks too")
+        raise ValueError("--split needs several processes; give --ranks too")
     if a.tensorboard:
         report.check_board()
     if a.output is None and a.show is None:
@@ -150,7 +152,7 @@ def check(a: argparse.Namespace) -> None:
 def _check_ranks(a: argparse.Namespace) -> None:
     alone = {"--preference": a.preference, "--teacher": a.teacher, "--show": a.show}
     if odd := next((flag for flag, value in alone.items() if value is not None), None):
-        raise ValueError(f"{odd} is of one process; leave --ranks out")
+        raise ValueError(f"{odd} works in one process only; leave --ranks out")
     if a.full and a.optimizer == "muon":
         raise ValueError("--optimizer muon with --full needs whole matrices, of which a rank has some rows; take adamw")
     if a.split and a.optimizer == "muon":

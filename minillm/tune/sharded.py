@@ -26,12 +26,21 @@ from minillm.parallel.cut import taken
 from minillm.parallel.kept import Kept
 from minillm.parallel.ranks import Ranks
 from minillm.parallel.split import Span, cut
+from minillm.spec import Decoder as Spec
+from minillm.spec import Fronted
 from minillm.tune.optimizers import norm_of
 from minillm.tune.team import Ranked
 from minillm.weights.checkpoint import Checkpoint
 from minillm.weights.rules import Plan
 
 APART = 2**31  # seeds of two ranks lie so far from each other
+
+
+def check(spec: Spec) -> None:
+    """Raise ValueError where layers need what belongs to another one, which is apart again by then."""
+    if any(isinstance(layer.attention, Fronted) and layer.attention.block.of is not None for layer in spec.layers):
+        raise ValueError("--ranks: some layers of this model share their weights, and each layer is put together by "
+                         "itself; give --split too")  # fmt: skip
 
 
 class Sharded(Ranked):

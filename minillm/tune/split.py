@@ -1,13 +1,14 @@
-"""Training a model of which several processes share every layer, as they do to generate (`parallel/split.py`). All of
-them go through all rows of a step, each with its part of every layer; what crosses is in `parallel/gradients.py`.
+"""Training a model of which several processes share every layer, as when they generate (`parallel/split.py`). Each
+processes all rows of a step with its part of every layer; `parallel/gradients.py` has what they exchange.
 
-What learns is what is here: rows and columns of each parameter, or of an adapter's A and B. Whose gradient is summed:
+Each process trains what it holds: rows and columns of each parameter, or of an adapter's A and B. Gradients are summed
+for:
 
     of the model    what lies whole in each rank between `entered` and `total`: routers, norms of q and k, latents; and
                     kv heads that several ranks have, over these
-    of an adapter   all; where each rank has values of its own, nothing is added to them
+    of an adapter   all there, and of embedding and head; where each rank has values of its own, nothing is added
 
-What is summed is laid into the whole tensor for that, each rank's values at their places.
+To be summed, each rank's values are placed into the whole tensor.
 """
 
 from __future__ import annotations
@@ -38,25 +39,25 @@ PARTED = re.compile(r"layers\.\d+\.(attention|ffn)\.(?!(shared_)?post_norm\.)")
 
 @dataclass(frozen=True)
 class Own:
-    """Of a parameter that learns the shape of the whole, how it is cut, and whether its gradient here is a part."""
+    """For a trained parameter: the shape of the whole, how it is cut, and whether its gradient here is partial."""
 
     shape: tuple[int, ...]
     cut: Cut
     parted: bool
 
     def places(self) -> Tensor:
-        """Where in the whole the values lie that are here, int64 `[their number]`."""
+        """The places in the whole of the values held here, int64 `[their number]`."""
         return self.cut(torch.arange(math.prod(self.shape)).view(self.shape)).flatten()
 
     def laid(self, values: Tensor, beside: float = 0.0) -> Tensor:
-        """The values that are here in the whole, fp32 and flat, and `beside` them this number."""
+        """The whole, fp32 and flat, with the values held here at their places and `beside` everywhere else."""
         made = torch.full((math.prod(self.shape),), beside, device=values.device)
         made[self.places().to(values.device)] = values.detach().float().flatten()
         return made
 
 
 class Split(Ranked):
-    """Those of them."""
+    """Processes that share every layer."""
 
     def __init__(self, ranks: Ranks):
         super().__init__(ranks)
@@ -66,7 +67,7 @@ class Split(Ranked):
         self.times: dict[str, Tensor | float] = {}  # in how many ranks values of a parameter are
 
     def total(self, *values: float) -> list[float]:
-        """All have gone through the same: the mean, which is the same number in each."""
+        """All computed the same rows, so the mean; it is the same number in each."""
         return [each / self.count for each in super().total(*values)]
 
     def attach(self, llm: LLM, config: AdapterConfig, seed: int) -> Adapter:
@@ -78,9 +79,11 @@ class Split(Ranked):
     def share(self, model: Decoder, named: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Parameter]:
         assert self.part is not None
         if self.adapter is not None:
-            cuts = self.part.cuts
+            cuts, alike = self.part.cuts, self._outside()
             found = {name: (each, cuts[id(each)][1]) for name, each in self.adapter.trained.items()}
-            self.owns = {name: Own(tuple(each.shape), cut, True) for name, (each, cut) in found.items()}
+            self.owns = {
+                name: Own(tuple(each.shape), cut, id(each) not in alike) for name, (each, cut) in found.items()
+            }
         else:
             self.owns = self._of_model()
             for name, each in model.named_parameters():
@@ -92,8 +95,15 @@ class Split(Ranked):
         self.times = {name: shared.get(name, self._alike(name)) for name in named}
         return named
 
+    def _outside(self) -> set[int]:
+        """The tensors of the adapter, by id, that change what lies whole in each rank and goes into no sum."""
+        assert self.adapter is not None
+        deltas, inside = self.adapter.deltas.items(), re.compile(rf"{PARTED.pattern}|(embedding|head)\.")
+        found = [delta for (owner, _), delta in deltas if not inside.match(f"{owner}.")]
+        return {id(each) for delta in found for each in delta.tensors()}
+
     def _alike(self, name: str) -> float:
-        """In how many ranks a parameter is whose gradient is whole in each."""
+        """In how many ranks a parameter lies whose gradient is complete in each."""
         assert self.part is not None
         return self.count if self.part.kept.get(name) is None else 1
 
@@ -117,7 +127,7 @@ class Split(Ranked):
             named[name].grad = grad.to(named[name].dtype)
 
     def _summed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of what each rank has of these the sum, as far as it is here, fp32."""
+        """The sum over ranks of these gradients, at the values held here, fp32."""
         if not values:
             return {}
         laid = [self.owns[name].laid(each) for name, each in values.items()]
@@ -150,7 +160,7 @@ class Split(Ranked):
         return made
 
     def _together(self, name: str, values: Tensor) -> Tensor:
-        """A parameter of which all have values, flat and fp32: the same bits."""
+        """The whole parameter, put together from all ranks, flat and fp32: the same bits."""
         assert self.part is not None
         part = self.part.kept.get(name)
         laid = self.owns[name].laid(values, -math.inf)

@@ -1,6 +1,6 @@
-"""The processes that train a model together: what training asks of them (`Team`), which one process answers, and what
-is the same for all that are several (`Ranked`): those that share out rows and weights (`sharded.py`), and those that
-share every layer (`split.py`)."""
+"""The processes that train a model together. `Team` is what training asks of them, answered here by one process alone;
+`Ranked` is what several processes have in common, whether they share out rows and weights (`sharded.py`) or share every
+layer (`split.py`)."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Team:
     """The processes that train a model together: here one alone."""
 
     count = 1
-    leads = True  # whether it says and writes what all have come to
-    dealt = False  # whether each has rows of each parameter that learns, and knows which
+    leads = True  # whether it prints and writes the common results
+    dealt = False  # whether each process holds known rows of each trained parameter
     splits: model_ranks.Alone = model_ranks.ALONE  # the ranks that share every layer
-    part: Share | None = None  # of these what is here
+    part: Share | None = None  # the share of this rank
 
     def agreed(self, mark: str) -> None:
-        """Raise ValueError where another process begins with something else; `mark` says what this one has."""
+        """Raise ValueError if another process starts with something else; `mark` identifies what this one has."""
 
     def load(self, progress: Callable[[int, int], None] = lambda done, total: None, **asked: Any) -> LLM:
-        """What is here of a checkpoint; `asked` is what `loading.lay_out` takes."""
+        """This process's share of a checkpoint; `asked` are the arguments of `loading.lay_out`."""
         laid = lay_out(**asked, ranks=self.splits)
         self.part = laid.share
         llm = filled(laid, progress, self.taken)
@@ -60,19 +60,19 @@ class Team:
         return attach(llm, config, seed)
 
     def taken(self, model: Decoder, checkpoint: Checkpoint, planned: Plan) -> tuple[Checkpoint, Plan]:
-        """What is read of a checkpoint here; the parameters of `model`, which has no memory yet, become those."""
+        """The part of a checkpoint to read here; the parameters of `model`, still without memory, shrink to it."""
         return checkpoint, planned
 
     def share(self, model: Decoder, named: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Parameter]:
-        """Keep this process's share of a model; returns what it has of the parameters that learn."""
+        """Keep only this process's share of a model; returns its share of the trained parameters."""
         return named
 
     def rows(self, numbers: Sequence[int], most: int) -> list[tuple[Sequence[int], int]]:
-        """Which of these rows go through here, `most` at a time, and how often they count: once."""
+        """The rows that this process computes, `most` at a time, and how often each counts: once."""
         return [(numbers[start : start + most], 1) for start in range(0, len(numbers), most)]
 
     def seed(self, seed: int) -> int:
-        """What this process draws with, which no two do with the same."""
+        """The seed of this process, which differs in each."""
         return seed
 
     def computed(self, objective: Any, model: Decoder, batch: Any) -> Tensor:
@@ -80,43 +80,43 @@ class Team:
         return objective(model, batch)
 
     def total(self, *values: float) -> list[float]:
-        """Of each of these numbers the sum over the processes."""
+        """The sum of each number over the processes."""
         return list(values)
 
     def gathered(self, named: Mapping[str, nn.Parameter]) -> None:
-        """Let parameters have the gradients of all rows, not only of those that went through here."""
+        """Give parameters the gradients of all rows, not only of those computed here."""
 
     def norm(self, named: Mapping[str, nn.Parameter]) -> float:
-        """That of the gradients of all parameters, of which these are here."""
+        """The norm of the gradients of all parameters; `named` are those held here."""
         return norm_of(named)
 
     def named(self, file: str, mark: object) -> str:
-        """What a file is called in which this process keeps its share of something."""
+        """The name of the file with this process's share."""
         return file
 
     def first(self, name: str) -> int:
-        """Of a parameter that learns the first of the rows that are here."""
+        """The first row of a trained parameter that this process holds."""
         return 0
 
     def kept(self, folder: Path, file: str) -> Path | None:
-        """The file with this process's share of what all have kept last. Raises ValueError where other processes than
-        these have kept something."""
+        """The file with this process's share of the last save that all have completed. Raises ValueError if the save
+        was made by another number of processes."""
         if other := next((each for each in folder.glob(MANY.format(*file.split("."))) if each.is_file()), None):
-            raise ValueError(f"{folder}: the run that is there is of several processes ({other.name}); give --ranks "
+            raise ValueError(f"{folder}: the saved run has several processes ({other.name}); give --ranks "
                              "as it had, or take another --output")  # fmt: skip
         return folder / file if (folder / file).is_file() else None
 
     def whole(self, model: Decoder) -> Decoder:
-        """The model with all of its parameters; of several processes in the one that leads, on the CPU."""
+        """The model with all of its parameters; with several processes only in the first, on the CPU."""
         return model
 
     @property
     def here(self) -> int:
-        """How many of them are known to be on this machine."""
+        """How many of the processes are known to be on this machine."""
         return 1
 
     def running(self) -> AbstractContextManager[None]:
-        """From before the model is loaded until all is written: where another process is gone, this one ends."""
+        """From before loading until everything is written: if another process is lost, this one ends."""
         return contextlib.nullcontext()
 
 
@@ -124,7 +124,7 @@ ALONE = Team()
 
 
 class Ranked(Team):
-    """Several. Every one does the same in the same order: what they exchange meets in that."""
+    """Several processes. All do the same in the same order, so that their exchanges match."""
 
     def __init__(self, ranks: Ranks):
         self.ranks, self.count, self.leads = ranks, ranks.count, ranks.rank == 0
@@ -142,12 +142,12 @@ class Ranked(Team):
         return f"{stem}-{mark}-{self.ranks.rank}-of-{self.count}.{ending}"
 
     def kept(self, folder: Path, file: str) -> Path | None:
-        """A step is kept when all have written it, and the one before is removed behind that: so of the last that each
-        has, the first is one that all have."""
+        """A save is complete when all have written it, and only then is the previous one removed. So the earliest of
+        the last saves of each process is one that all have."""
         stem, ending = file.split(".")
         found = [each.name for each in (*folder.glob(file), *folder.glob(MANY.format(stem, ending)))]
         if odd := next((each for each in found if not each.endswith(f"-of-{self.count}.{ending}")), None):
-            raise ValueError(f"{folder}: the run that is there is of other processes than these {self.count} ({odd}); "
+            raise ValueError(f"{folder}: the saved run does not have {self.count} processes ({odd}); "
                              "give --ranks as it had, or take another --output")  # fmt: skip
         own = {int(each.name.split("-")[1]): each for each in folder.glob(self.named(file, "*"))}
         step = min(self.ranks.all_of(max(own, default=0)))

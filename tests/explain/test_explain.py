@@ -58,13 +58,13 @@ def test_text_leaves_out_what_is_as_in_llama(capsys: pytest.CaptureFixture[str])
 EQUATIONS = {
     "openai__gpt-oss-20b": [
         "a_i = W[2880 x 4096] sum over i - 128 < j <= i of softmax_j(0.125 q_i k_j) v_j + b, "
-        "and a learned score that is only summed over",
+        "and a learned sink that only counts in the softmax",
         "p = (W[32 x 2880] u + b) in fp32; e: the 4 best; weights softmax over them",
     ],
     "meta-llama__Llama-3.1-8B": [
         "u = n(x)",
         "q = W[4096 x 4096] u, k, v = W[1024 x 4096] u: 32 and 8 heads of 128, each kv head for 4 of q",
-        "q, k: each head turned by position, base 500000, scaled: Llama3",
+        "q, k: each head rotated by position, base 500000, scaled: Llama3",
         "a_i = W[4096 x 4096] sum over j <= i of softmax_j(0.08839 q_i k_j) v_j",
         "h = x + a",
         "u = n(h)",
@@ -86,7 +86,7 @@ EQUATIONS = {
         "their sum * 2.5\n",
         "f = sum over the chosen e of p_e E_e(u) + s,  E_e(u) = W[7168 x 2048] (silu(W[2048 x 7168] u) * (W[2048",
     ],
-    "microsoft__Phi-4-mini-instruct": ["the first 96 values of each head turned by position", "scaled: LongRope"],
+    "microsoft__Phi-4-mini-instruct": ["the first 96 values of each head rotated by position", "scaled: LongRope"],
 }
 
 

@@ -14,6 +14,7 @@ import minillm
 from minillm.config import read
 from minillm.families import baichuan, resolve
 from minillm.spec import ChannelDelta, Decoder
+from minillm.weights import checkpoint
 from minillm.weights.checkpoint import Checkpoint
 from tests.helpers import tiny
 from tests.helpers.further_rows import BLOCKS, FURTHER, WHOLE
@@ -95,6 +96,14 @@ def test_lists_that_count_from_one() -> None:
     assert config.unread == []
 
 
+def test_how_fast_may_be_forgotten() -> None:
+    """GLM-5.3-Flash has the bound that is stated, here -1.5, or one of its own, unless it says that it goes without."""
+    said = {"nothing": {}, "null": {"gate_lower_bound": None}, "unsafe": {"gate_lower_bound": None, "safe_gate": False}}
+    found = {name: spec("glm5_next", linear_attn_config=values).layers[0].attention for name, values in said.items()}
+    bounds = {name: each.bound for name, each in found.items() if isinstance(each, ChannelDelta)}
+    assert bounds == {"nothing": -1.5, "null": -5.0, "unsafe": None}
+
+
 def test_width_of_heads_that_forget() -> None:
     """Ling says it as `head_dim`, transformers writes another number there and this one beside it."""
     for values in ({"head_dim": 7}, {"head_dim": 8, "linear_head_dim": 7}):
@@ -114,6 +123,11 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"block_configs": block(window_length=8)},
         "window_length of attention of layer 0 is 8",
     ),
+    "another kind of block": (
+        "nemotron-nas",
+        {"block_configs": block(moe={"experts": 4})},
+        "moe of attention of layer",
+    ),
     "odd groups": ("nemotron-nas", {"block_configs": block(n_heads_in_group=4)}, "n_heads_in_group is 4 in layer 0"),
     "too few layers": ("nemotron-nas", {"block_configs": BLOCKS[:2]}, "expected one object for each layer"),
     "no layer": ("nemotron-nas", {"block_configs": [*BLOCKS[:2], 3]}, "attention of layer 2, expected an object"),
@@ -128,6 +142,13 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"num_sliding_attention_heads": 7},
         "7 heads of layers with a window are no multiple",
     ),
+    "layers of their own": (
+        "step3p7",
+        {"per_layer_config": {"1": {"num_attention_heads": 4}}},
+        "per_layer_config is {'1': {'num_attention_heads': 4}}, and only num_attention_heads",
+    ),
+    "windows of their own": ("step3p7", {"per_layer_config": {"1": {"sliding_window": 3}}}, "per_layer_config is"),
+    "a larger Flash": ("glm5_next", {"linear_attn_config": {"decay_rank": 8}}, "linear_attn_config has 'decay_rank'"),
     "too few limits": ("step3p7", {"swiglu_limits": [1.0]}, "swiglu_limits is [1.0], expected a number for each layer"),
     "kinds of layers": ("kimi_linear", {"layer_types": ["conv"] * 4}, "layer_types must list full_attention or linear"),
     "a larger Kimi": ("kimi_linear", {"linear_attn_config": {"gate_lower_bound": -5.0}}, "has gate_lower_bound, which"),
@@ -148,7 +169,7 @@ def test_refused(name: str) -> None:
     assert message in str(caught.value)
 
 
-def test_stacks_of_gate_and_up_are_read_expert_by_expert(tmp_path: Path) -> None:
+def test_stacks_of_gate_and_up_are_read_expert_by_expert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.save(tmp_path, *tiny.ROWS["step3p7"])
     stored = load_file(tmp_path / "model.safetensors")
     stack = stored["model.layers.3.moe.gate_proj.weight"]
@@ -157,3 +178,11 @@ def test_stacks_of_gate_and_up_are_read_expert_by_expert(tmp_path: Path) -> None
     assert torch.equal(model.layers[3].ffn.experts.gate_up[:, :20], stack)
     planned = Checkpoint(tmp_path).plan(resolve(read(tmp_path))[1], model.destinations())
     assert planned.unclaimed == planned.unfilled == []
+    monkeypatch.setattr(checkpoint, "MOST_MATRICES", 20)
+    with pytest.raises(ValueError, match="more than 20 tensors, those in stacks counted each"):
+        Checkpoint(tmp_path)
+    stored["model.layers.3.moe.2.gate_proj.weight"] = stack[2].clone()
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"moe\.2\.gate_proj\.weight' is there twice, in a stack and by itself"):
+        Checkpoint(tmp_path)

@@ -102,6 +102,7 @@ FURTHER: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "granite_swa": lambda c: mappings(**swept(c, mlp_bias=FLAG)),
     "granitemoe_swa": lambda c: experts("num_local_experts", **swept(c, shared_intermediate_size=st.integers(0, 40))),
     "cohere2_moe": lambda c: experts(
+        rope_theta=st.just(c["rope_parameters"]["rope_theta"]),  # which transformers writes down beside it
         rms_norm_eps=st.none() | EPS,
         head_dim=HEAD_DIM,
         num_shared_experts=st.integers(0, 2),

@@ -8,6 +8,7 @@ would have chosen differently.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 def build(family: str, values: dict[str, Any]) -> Any:
     """A fresh model of a family, in the plainest of transformers' implementations."""
+    values = copy.deepcopy(values)  # into whose parts transformers' configs write
     if family == "deepseek":
         return with_experts(transformers.LlamaConfig(**values))
     if family in oracles_plamo.BUILD:

@@ -29,7 +29,7 @@ NAMES = {"model.embed_tokens": "transformer.token_embeddings", "model.norm": "tr
 def build(values: dict[str, Any]) -> Any:
     """From a row's values, or from those of a published config.json."""
     values = {**values, **{ours: values[theirs] for ours, theirs in KEYS.items() if theirs in values}}
-    config = transformers.Qwen3Config(**values)
+    config = transformers.Qwen3Config(**{**values, "rms_norm_eps": 1e-6})  # which no config.json says
     config._attn_implementation = "eager"
     model = transformers.Qwen3ForCausalLM(config)
     for i in range(config.num_hidden_layers):

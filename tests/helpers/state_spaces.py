@@ -198,6 +198,7 @@ def recurrent_gemma(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     layers = draw(st.integers(2, 3))
     return {
         "hidden_size": 4 * draw(st.integers(1, 3)) * config["num_attention_heads"],  # half of each head turns, in pairs
+        "rope_parameters": {"rope_type": "default", "rope_theta": draw(st.floats(20.0, 1e6))},
         "num_hidden_layers": layers,
         "block_types": draw(st.permutations(["recurrent", "attention"])),
         "attention_window_size": draw(st.integers(1, 12)),

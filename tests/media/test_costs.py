@@ -110,7 +110,7 @@ EXPLAINED = {
     "qwen2_5_vl": [
         "patches 14 x 14 pixels in 2 frames: 1,176 values -> 32", "layers 0, 2: windows of 4 x 4 patches",
         "layers 1, 3: all of it sees each other", "projector 4 neighbours side by side, 128 -> 128 -> 64",
-        "of the decoder's pairs 2 turn by time, 3 by row, 3 by column",
+        "of the decoder's pairs 2 rotate by time, 3 by row, 3 by column",
         "640 x 480 pixels -> 112 x 84 -> 8 x 6 patches [48, 1,176] -> [48, 32] through 4 layers -> 4 x 3 tokens",
     ],
     "qwen3_vl": ["stretched to the grid of a picture", "behind its layers 0, 2: 4 neighbours side by side"],

@@ -6,13 +6,16 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import minillm
 from minillm.model.cache import Cache
 from minillm.model.compressed.entries import Pooled
 from minillm.model.compressed.rows import EntryPool
@@ -33,6 +36,8 @@ from minillm.spec import (
     Router,
 )
 from minillm.spec import Decoder as Spec
+from minillm.tune import learner
+from tests.helpers import tiny
 from tests.helpers.specs import EXACT, build, random_tokens
 
 SIZE, COUNT = 5, 3
@@ -184,3 +189,21 @@ def test_experts_of_a_table_are_those_of_the_token() -> None:
     wanted = 1.5 * scores / scores.sum(-1, keepdim=True)
     assert (routing[0].weights - wanted).abs().max() < 1e-6
     assert not torch.equal(made(tokens), model(hashed=False)(tokens))
+
+
+def test_a_table_is_numbers_of_experts(tmp_path: Path) -> None:
+    """It does not learn, is written as it was published, and has none that there is not."""
+    tiny.save(tmp_path, *tiny.ROWS["deepseek_v4"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    (name,) = (each for each in tensors if each.endswith("tid2eid"))
+    llm = minillm.load(tmp_path, device="cpu")
+    assert not any(each.endswith("table") for each in learner.whole(llm).named)
+    learner.write_checkpoint(tmp_path, llm.model, tmp_path / "out")
+    (written,) = (each for key, each in load_file(tmp_path / "out/model.safetensors").items() if "tid2eid" in key)
+    assert written.dtype == tensors[name].dtype == torch.int64
+    assert torch.equal(written, tensors[name])
+    for odd in (8, -1):
+        tensors[name][3, 1] = odd
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"router.table: a token goes to expert {odd}, and there are 8; download"):
+            minillm.load(tmp_path, device="cpu")

@@ -16,7 +16,7 @@ from minillm.engine.batching.proposers import Lookup
 from minillm.engine.batching.running import generate
 from minillm.engine.completion import Timings
 from minillm.model.cache import Cache
-from minillm.model.costs import cached_values, cached_values_seen
+from minillm.model.costs import cached_values, cached_values_held, cached_values_seen
 from minillm.model.decoder import Decoder
 from minillm.model.pools import Pools, bytes_of
 from minillm.ops import sparse
@@ -193,6 +193,7 @@ def test_memory_is_what_is_said() -> None:
     assert bytes_of(SPEC, 16, torch.bfloat16)[None] == 2 * 16 * cached_values(SPEC)
     seen = (8 + 4) * 5 * 2 + 2 * 16 * 6 + 2 * 16 * 100  # of 5 keys, twice; of 2 blocks of 3; of all
     assert cached_values_seen(SPEC, 100) == seen + (6 + 6) * 100
+    assert cached_values_held(SPEC, 100) == 100 * cached_values(SPEC)
 
 
 def test_a_fork_takes_an_indexers_keys_along() -> None:

@@ -110,7 +110,7 @@ TUNE = ["--data", __file__, "--output", "out", "--split"]
     [
         (
             ["--ranks", "99"],
-            "99 ranks cannot share this model: layer 0 has 4 heads over 2 kv heads; it can lie in 1",
+            "99 ranks cannot share this model: layer 0 has 4 heads over 2 kv heads; possible numbers: 1",
         ),
         (["--stages", "99"], "--stages is 99, and the model has 4 layers: give at most as many"),
         (["--layers", "20,12"], "--layers is '20,12', expected numbers of layers of each stage, 4 in all"),

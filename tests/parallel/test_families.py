@@ -55,7 +55,7 @@ UNSPLIT = {"deepseek_v4"}  # one key for all heads
 
 def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
     for family in UNSPLIT:
-        spec = saved(tmp_path, family).spec
+        spec = loaded(tmp_path, family).spec
         assert line(spec) is None
         with pytest.raises(ValueError, match="cannot share this model: layer 0 has one key for all heads"):
             split.check(spec, 2)

@@ -149,7 +149,7 @@ def test_fewer_kv_heads_than_ranks() -> None:
         (
             plain(),
             3,
-            "3 ranks cannot share this model: layer 0 has 8 heads over 2 kv heads; it can lie in 1, 2, 4, 6, 8",
+            "3 ranks cannot share this model: layer 0 has 8 heads over 2 kv heads; possible numbers: 1, 2, 4, 6, 8",
         ),
         (plain(), 16, "layer 0 has 8 heads over 2 kv heads"),
         (plain(vocab_size=3), 4, "the vocabulary has 3 tokens"),
@@ -165,7 +165,7 @@ def test_what_cannot_be_split_is_refused_with_what_can(spec: Spec, ranks: int, w
 
 def test_a_layer_norm_over_all_heads_is_refused() -> None:
     layer = Layer(Norm(1e-6), GQA(4, 4, 8, ROPE, qk_norm=QKNorm(LayerNorm(1e-5), "all")), Norm(1e-6), GatedMLP(24))
-    with pytest.raises(ValueError, match="a LayerNorm over all of its heads; it can lie in 1"):
+    with pytest.raises(ValueError, match="a LayerNorm over all of its heads; possible numbers: 1"):
         split.check(plain(layers=(layer,)), 2)
 
 
@@ -175,6 +175,7 @@ def test_every_kind_of_part_can_be_split() -> None:
         *vocabulary.Attention.__args__,
         *vocabulary.Recurrent.__args__,
         vocabulary.Beside,
+        vocabulary.Fronted,
         vocabulary.GatedMLP,
         vocabulary.MLP,
         vocabulary.MoE,

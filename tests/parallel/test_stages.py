@@ -139,7 +139,7 @@ def test_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
         (["--layers", "4"], "--layers is '4', expected numbers of layers of several stages"),
         (["--layers", ""], "--layers is '', expected"),
         (["--stages", "0"], "--stages is 0, it must be from 1 to 1024"),
-        (["--rank-timeout", "3"], "--rank-timeout is of several processes"),
+        (["--rank-timeout", "3"], "--rank-timeout needs several processes"),
     ):
         assert exit_code(command.main, ["--prompt", "x", *flags]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]

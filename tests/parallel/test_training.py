@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from minillm.parallel import launch
-from minillm.tune.__main__ import main
+from minillm.tune.__main__ import _parser, main
+from minillm.tune.prepare import prepare
 from minillm.tune.sharded import Sharded
 from minillm.tune.team import ALONE
+from tests.parallel.drawn import saved
 from tests.parallel.forks import FAULT, Forks
 from tests.parallel.trainer import BAD, CASES, GOES_ON, SPLIT, trained
 from tests.tune.conftest import ADAPTER, losses, talk, written
@@ -64,6 +66,12 @@ def test_steps_are_those_of_one_process(
         assert all(torch.equal(each, values[key]) for key, each in read.items()), name
     goes_on = [f"{name} goes on" for name in (*GOES_ON, "split")] if count == 2 else []
     assert found == {name: [2, 0, 0] for name in goes_on}
+
+
+def test_layers_that_share_weights_are_not_put_together_one_by_one(tmp_path: Path) -> None:
+    command = ["--weights", str(saved(tmp_path, "zamba2")), "--data", __file__, "--output", "out", "--ranks", "2"]
+    with pytest.raises(ValueError, match="--ranks: some layers of this model share their weights"):
+        prepare(_parser().parse_args(command))
 
 
 class Fake(Sharded):
@@ -121,7 +129,7 @@ def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
     ours, theirs = (load_file(each / ADAPTER) for each in (output, tmp_path / "alone"))
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < WEIGHTS
     assert main(given[:-2]) == 2
-    assert "is of several processes (last-4-" in capsys.readouterr().err
+    assert "has several processes (last-4-" in capsys.readouterr().err
 
 
 def test_a_rank_with_other_data_is_named(data: str, tmp_path: Path, forks: Forks) -> None:
@@ -138,14 +146,14 @@ def test_a_rank_with_other_data_is_named(data: str, tmp_path: Path, forks: Forks
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--ranks", "2", "--preference", "dpo"], "--preference is of one process; leave --ranks out"),
-        (["--ranks", "2", "--teacher", "x"], "--teacher is of one process; leave --ranks out"),
+        (["--ranks", "2", "--preference", "dpo"], "--preference works in one process only; leave --ranks out"),
+        (["--ranks", "2", "--teacher", "x"], "--teacher works in one process only; leave --ranks out"),
         (["--ranks", "2", "--full", "--optimizer", "muon"], "--optimizer muon with --full needs whole matrices"),
         (["--stages", "2"], "--stages and --layers split a model that generates; training is over --ranks"),
-        (["--rank-timeout", "5"], "--rank-timeout is of several processes; give --ranks"),
+        (["--rank-timeout", "5"], "--rank-timeout needs several processes; give --ranks"),
         (["--ranks", "0"], "--ranks is 0, it must be from 1 to 1024"),
         (["--ranks", "99"], "--ranks is 99, and a step has 16 rows, so some would have nothing to do; give at most"),
-        (["--split"], "--split is of several processes; give --ranks too"),
+        (["--split"], "--split needs several processes; give --ranks too"),
         (["--ranks", "2", "--split", "--optimizer", "muon"], "--optimizer muon with --split needs whole matrices"),
     ],
 )

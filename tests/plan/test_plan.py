@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +61,17 @@ def test_windows_stop_growing() -> None:
     assert report["kv_bytes_per_token"] == 34 * each
     assert report["kv_bytes"] == each * (5 * 5000 + 29 * 1024)
     assert report["kv_bytes_by_context"]["512"] == 34 * each * 512
+
+
+def test_what_is_not_read_is_held_all_the_same(tmp_path: Path) -> None:
+    """An indexer leaves 2048 keys to a query; keys and values that several layers read lie there once."""
+    values = {"model_type": "deepseek_v32", "num_hidden_layers": 3, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    report = budget(tmp_path, Question(context=100_000))
+    assert report["kv_bytes"] == 3 * 2 * 100_000 * (512 + 64 + 128)
+    assert report["step_cache_bytes"] == 3 * 2 * (2048 * (512 + 64) + 100_000 * 128)
+    report = asked("real-configs/google__gemma-4-E2B-it", context=1000)
+    assert report["kv_bytes"] == 2 * (12 * 512 * 2 * 256 + 3 * 1000 * 2 * 512)
 
 
 def test_experts_of_a_batch() -> None:

@@ -14,7 +14,7 @@ from minillm.families.shared.shapes import SHAPES
 from minillm.model import held
 from minillm.model.decoder import skeleton
 from minillm.ops import REFERENCE
-from minillm.spec import Decoder, GatedConv, GatedMLP, Layer, Norm
+from minillm.spec import GQA, Decoder, GatedConv, GatedMLP, HyperConnections, Layer, Norm, Rope
 from minillm.tune import budget, learner
 from minillm.tune.optimizers import Update
 from minillm.weights.ints import Int4
@@ -37,6 +37,16 @@ def test_activations_of_gated_convolutions(dtype: torch.dtype) -> None:
     """In 16 bits the inputs of the convolution are kept in fp32, which the formula does not count."""
     layer = Layer(Norm(1e-5), GatedConv(128, 3), Norm(1e-5), GatedMLP(256))
     model = build(Decoder(31, 128, (layer,) * 3, Norm(1e-5), tied=True, context=96), ops=REFERENCE).to(dtype)
+    found = budget.activations(model.spec, 2, 96, dtype.itemsize, recomputes=False)
+    assert found == pytest.approx(kept_of(model), rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_activations_of_several_streams(dtype: torch.dtype) -> None:
+    attention, norm = GQA(4, 2, 32, Rope(32, 1e4)), Norm(1e-5)
+    streams = HyperConnections(4, Norm(1e-6, affine=False), rounds=5, mean=True)
+    layers = (Layer(norm, attention, norm, GatedMLP(256)),) * 3
+    model = build(Decoder(31, 128, layers, norm, tied=True, context=96, streams=streams), ops=REFERENCE).to(dtype)
     found = budget.activations(model.spec, 2, 96, dtype.itemsize, recomputes=False)
     assert found == pytest.approx(kept_of(model), rel=0.1)
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minillm
+from minillm.ops.device import is_fast
 from minillm.report.examine import explain
-from minillm.target import is_fast
 from minillm.weights.checkpoint import Checkpoint
 from tests.helpers import tiny
 from tests.helpers.tiny import refused

@@ -1,10 +1,10 @@
-"""FP8 and FP4 with factors that are powers of two, as DeepSeek-V4 publishes both in one checkpoint.
+"""FP8 and FP4 with scales that are powers of two, both in one checkpoint, as DeepSeek-V4 is published.
 
     W[o, i] = X[o, i] X_scale[o // 128, i // 128]           "X.weight" e4m3 [O, I]
     W[o, i] = X[o, i] X_scale[o, i // 32]                   "X.weight" int8 [O, I / 2], two e2m1 values in each byte
 
-"X.scale" are E8M0 bytes. What the names say otherwise: block-scaled FP8 (`fp8_blocks.py`) calls it `weight_scale_inv`,
-MXFP4 (`mx.py`) `weight_scale`; matrices are computed, and stay in memory, as there.
+"X.scale" are E8M0 bytes. Only the names differ from block-scaled FP8 (`fp8_blocks.py`: `weight_scale_inv`) and MXFP4
+(`mx.py`: `weight_scale`); matrices are computed, and stay in memory, as there.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Mixed:
         return cls(single, tuple(parts), tuple(lengths))
 
     def pieces(self, size: int) -> list[Mixed]:
-        """The same, so many tokens of a text at a time, one behind the other; what is no text stays as it is."""
+        """The same with texts cut into pieces of so many tokens, in order; other inputs stay whole."""
         if all(len(part.ids) <= size for part in self.parts) or any(part.inserted for part in self.parts):
             return [self]
         alone, at = self.single, len(self.single.tokens)
@@ -120,7 +120,7 @@ def hidden(model: Decoder, single: Single, pools: Pools) -> Tensor:
 
 
 def hidden_of(model: Decoder, mixed: Mixed, pools: Pools) -> Tensor:
-    """`[1, N, E]` behind the last layer. Stages work on several pieces of it at once."""
+    """`[1, N, E]` after the last layer. Stages work on several pieces at once."""
     ranks = model.ops.ranks
     if not ranks.staged:
         return hidden_at_once(model, mixed, pools)

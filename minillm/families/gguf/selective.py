@@ -1,5 +1,5 @@
-"""Architectures of llama.cpp with selective state spaces (Mamba): how their files say which layers, in both directions,
-and what their tensors are called."""
+"""llama.cpp's architectures with Mamba layers: how files say which layers these are, read and written, and the names of
+their tensors."""
 
 from __future__ import annotations
 

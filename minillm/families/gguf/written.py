@@ -1,4 +1,4 @@
-"""The architectures of llama.cpp that decoders are written as files of, by their families."""
+"""The architectures of llama.cpp under which families are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of Kimi Delta Attention between such of latent attention: names and numbers."""
+"""Layers of Kimi Delta Attention between layers of latent attention: their names and sizes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rules(layer: str, full: Sequence[bool], out: str = "o_proj") -> dict[str, st
 
 
 def full(config: Config, default: Sequence[bool]) -> list[bool]:
-    """Which layers see all of the past: those that `layer_types` says, or the family's `default`."""
+    """Which layers have latent attention: as `layer_types` says, or the family's `default`."""
     kinds: Any = config.get("layer_types")
     known, layers = {"full_attention": True, "linear_attention": False}, common.num_layers(config)
     if kinds is None:
@@ -62,7 +62,7 @@ def full(config: Config, default: Sequence[bool]) -> list[bool]:
 
 
 def delta(config: Config, sizes: tuple[int, int, int], rank: int | None, bound: float | None) -> ChannelDelta:
-    """A layer that forgets, of so many heads, values of each and positions of its convolution."""
+    """A Kimi Delta Attention layer; `sizes` are its heads, the values of each, and the kernel of its convolution."""
     heads, size, kernel = sizes
     if kernel > hybrid.MAX_KERNEL:
         raise ValueError(f"config.json: a convolution over {shown(kernel)} positions, at most {hybrid.MAX_KERNEL} work")
@@ -70,7 +70,7 @@ def delta(config: Config, sizes: tuple[int, int, int], rank: int | None, bound: 
 
 
 def decoder(config: Config, attention: MLA, recurrent: ChannelDelta, full: Sequence[bool]) -> Decoder:
-    """These layers, with mixtures behind the first."""
+    """These layers, with mixtures after the first ones."""
     config.choice("hidden_act", {"silu": None, "swish": None})  # which the convolutions are followed by too
     dense, router = common.gated_mlp(config, "intermediate_size"), experts.grouped(config, "num_experts")
     moe, first = experts.mixture(config, router, dense), experts.first_dense(config)

@@ -1,4 +1,4 @@
-"""Indexers that choose blocks of keys: sizes, names and the layers that have one."""
+"""Indexers that choose blocks of keys: their sizes and names, and the layers that have one."""
 
 from __future__ import annotations
 

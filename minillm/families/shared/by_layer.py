@@ -1,12 +1,14 @@
-"""Published files that list for each layer what transformers says once for each kind of layer. Their lists go on for
-layers behind the last one, which predict further tokens."""
+"""Published configs that list for each layer what transformers states once for each kind of layer. Their lists include
+the multi-token prediction layers after the last one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minillm.config import Config
 from minillm.families.shared import common
+from minillm.guard.screen import shown
 
 KINDS, THETA = ("full_attention", "sliding_attention"), 10000.0
 LISTS = ("layer_types", "mlp_layer_types", "swiglu_limits", "swiglu_limits_shared")
@@ -54,3 +56,15 @@ def _at(listed: Any, i: int, default: float) -> Any:
     if isinstance(listed, list):
         return listed[i] if i < len(listed) else default
     return default if listed is None else listed
+
+
+def check(config: Config, key: str, values: Sequence[int], default: int) -> None:
+    """Raise ValueError where `per_layer_config`, which transformers writes of layers that differ from the `default`,
+    says anything but these values of this key, one for each layer."""
+    stated, wanted = config.get("per_layer_config"), {str(i): {key: value} for i, value in enumerate(values)}
+    if stated is None:
+        return
+    own = {name.lstrip("0") or "0": each for name, each in stated.items()} if isinstance(stated, dict) else {"": None}
+    if {**{name: {key: default} for name in wanted}, **own} != wanted:
+        raise ValueError(f"config.json: per_layer_config is {shown(stated)}, and only {key}, as other keys say it, "
+                         "may differ by layer")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Compressed attention and streams under the names of their authors' own code: names and numbers."""
+"""Compressed attention and hyper-connections under the names of their authors' own code: tensor names and sizes."""
 
 from __future__ import annotations
 

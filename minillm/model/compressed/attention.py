@@ -1,11 +1,11 @@
 """Compressed attention (DeepSeek-V4, 2026): a window of positions, and entries that stand for blocks of them.
 
-    c = norm(W_c x);  q_h = turn(unit(W_h c));  k = v = turn(norm(W_kv x)), one for all heads
-    y_h = turn back(softmax([q_h k_j / sqrt(D) of the window | of entries | a learned score]) v)
+    c = norm(W_c x);  q_h = rope(unit(W_h c));  k = v = rope(norm(W_kv x)), one for all heads
+    y_h = unrope(softmax([q_h k_j / sqrt(D) of the window | of entries | a learned sink]) v)
     output = W_out [W_g y_g of each group g of heads]
 
-One key and value for all heads make a cache small; entries make it smaller, by `span`. What turns is the value too, so
-what a head gives is turned by its position, and is turned back.
+One key for all heads, which is also the value, makes the cache small; entries make it smaller, by `span`. Because the
+values are rotated too, the output of each head is rotated back by the query's position (unrope).
 
 Shapes: B rows, T new tokens, S positions, M entries, H heads, D head_dim, C values kept of a position.
 """
@@ -31,7 +31,7 @@ Asked = tuple[Tensor, ...]  # q [B, T, H, D], what is kept [B, T, C], and what a
 
 
 class GroupedLinear(nn.Module):
-    """x `[B, T, G, I]` -> `[B, T, G R]`: a product of its own for each of G groups, one under the other."""
+    """x `[B, T, G, I]` -> `[B, T, G R]`: each of G groups has its own matrix; `weight` stacks their rows."""
 
     MULTIPLIED = ("weight",)
 
@@ -48,7 +48,7 @@ class GroupedLinear(nn.Module):
 
 
 class CompressedAttention(nn.Module):
-    """x `[B, T, E]` -> `[B, T, E]`; the cache is that of the window, or a pair, with that of entries behind it."""
+    """x `[B, T, E]` -> `[B, T, E]`; the cache is that of the window, or a pair of it and the cache of entries."""
 
     FP32 = ("sinks",)
 

@@ -1,6 +1,6 @@
-"""What stands for a block of positions (DeepSeek-V4, 2026), and which of these a query sees.
+"""Entries, which stand for blocks of positions (DeepSeek-V4, 2026), and which of them a query sees.
 
-    entry e = norm(sum over its positions j of softmax_j(W_gate x_j + b_j) * W x_j), turned as position e * span
+    entry e = norm(sum over its positions j of softmax_j(W_gate x_j + b_j) * W x_j), rotated like position e * span
     score of e = sum over heads h of w_h relu(q_h k_e) / sqrt(D)          an indexer's; the top_k best are seen
 
 Shapes: B rows, T tokens, S positions, M entries, J positions of an entry, D values of it, H heads of an indexer.
@@ -20,13 +20,13 @@ from minillm.spec import EntryIndexer, Rope
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, rope: Rope, ops: Ops) -> Tensor:
-    """x `[B, T, heads, D]` whose last rope.dim values turn, in fp32; cos and sin `[B or 1, T, rope.dim / 2]`."""
+    """x `[B, T, heads, D]`, its last rope.dim values rotated in fp32; cos and sin `[B or 1, T, rope.dim / 2]`."""
     still, turning = x.split((x.shape[-1] - rope.dim, rope.dim), dim=-1)
     return torch.cat((still, ops.rope(turning.float(), cos.float(), sin.float(), rope.layout).to(x.dtype)), dim=-1)
 
 
 class Pooled(nn.Module):
-    """Entries of `size` values out of what positions give for them, `inputs` values each."""
+    """Entries of `size` values, computed from the `inputs` values of each of their positions."""
 
     FP32 = ("place",)
 
@@ -39,8 +39,8 @@ class Pooled(nn.Module):
         self.norm = Norm(spec.norm, size, ops)
 
     def forward(self, inputs: Tensor, missing: Tensor) -> Tensor:
-        """`[B, M, J, inputs]` of each entry's positions, and which of these there are not, bool `[B, M, J]` ->
-        `[B, M, D]`, not turned yet."""
+        """`[B, M, J, inputs]` of each entry's positions, and which of these do not exist, bool `[B, M, J]` ->
+        `[B, M, D]`, not rotated yet."""
         kv, gate = inputs.chunk(2, dim=-1)
         gate = gate.float() + self.place.repeat(self.spec.reach // self.spec.span, 1)
         if self.spec.overlaps:  # the positions before have the first half of all values, its own the second

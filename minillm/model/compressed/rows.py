@@ -1,9 +1,9 @@
-"""What compressed attention keeps of the past. Everything lies by its position, so nothing needs to be undone when a
-sequence goes back: what a position has written is written anew.
+"""The cache of compressed attention. Everything is stored by position, so nothing needs to be undone when a sequence is
+rewound: what a position has written is overwritten.
 
-Of the positions that the window sees there are keys, and what entries will be made of, side by side. An entry lies with
-the last of its positions, as it depends on all tokens up to that one and on none behind it: whoever shares the block of
-this position shares the entry.
+For the positions in the window it holds keys and, next to them, the inputs of future entries. An entry is stored with
+the last of its positions, because it depends on all tokens up to that one and on none after it: whoever shares the
+block of this position shares the entry.
 
 Shapes: B rows, S positions, M entries, C values of a position (`spec.Compressed.kept`), W of an entry.
 """
@@ -25,16 +25,16 @@ class Rows(Protocol):
     """What a pass does with the past of its rows."""
 
     def past(self, position: Tensor) -> Tensor:
-        """What is kept of positions `[B, S]`, `[B, S, C]`; anything of those that were never put."""
+        """The stored values of positions `[B, S]`, `[B, S, C]`; undefined for positions that were never put."""
 
     def put(self, values: Tensor, position: Tensor) -> None:
-        """Keep `[B, T, C]` of neighbouring positions `[B, T]`."""
+        """Store the values `[B, T, C]` of consecutive positions `[B, T]`."""
 
     def entries(self) -> Tensor:
-        """All entries in order, `[B, M, W]`; anything for those that are not made yet."""
+        """All entries in order, `[B, M, W]`; undefined for those that are not computed yet."""
 
     def add(self, made: Tensor, last: Tensor, whole: Tensor) -> None:
-        """Keep `[B, M, W]` of those entries that are `whole`, bool `[B, M]`, by the `last` position of each."""
+        """Store those of the entries `[B, M, W]` that are `whole`, bool `[B, M]`, by the `last` position of each."""
 
 
 class WindowCache:
@@ -52,7 +52,7 @@ class WindowCache:
 
 
 class EntryCache:
-    """`[B, M + 1, W]`; the last is for what is no entry."""
+    """`[B, M + 1, W]`; the last place takes what is not stored."""
 
     ring = None
 
@@ -112,7 +112,7 @@ class WindowPool:
 
 
 class EntryPool:
-    """`[blocks * each + 1, W]`, as many of a block as may end in it; the last is for what is no entry."""
+    """`[blocks * each + 1, W]`, where `each` entries may end in a block; the last place takes what is not stored."""
 
     def __init__(self, spec: Entries, blocks: int, size: int, dtype: torch.dtype, device: torch.device):
         self.size, self.span, self.each = size, spec.span, -(-size // spec.span)
@@ -124,7 +124,7 @@ class EntryPool:
         return width * -(-size // spec.span) * spec.kept
 
     def slot(self, slot: Tensor) -> Tensor:
-        """Where an entry lies whose last position has this slot."""
+        """The place of an entry whose last position has this slot."""
         return slot // self.size * self.each + slot % self.size // self.span
 
     def copy(self, source: int, target: int) -> None:
@@ -134,7 +134,7 @@ class EntryPool:
 
 
 class PooledRows:
-    """`Rows` of sequences whose positions `window` and `whole` locate, the latter up to position `most`."""
+    """`Rows` of sequences; `window` and `whole` locate their positions, `whole` up to position `most`."""
 
     def __init__(self, pool: WindowPool, entries: EntryPool | None, window: Locate, whole: Locate, most: int):
         self.pool, self.made, self.window, self.whole, self.most = pool, entries, window, whole, most

@@ -1,10 +1,10 @@
-"""Kimi Delta Attention (arXiv:2510.26692): Gated DeltaNet of which each value of a key is forgotten at its own rate.
+"""Kimi Delta Attention (arXiv:2510.26692): Gated DeltaNet in which each value of a key decays at its own rate.
 
     q, k, v = conv(W_qkv x);  beta = sigmoid(W_b x);  g = -exp(decay) softplus(W_f x + step), or bounded
     S <- diag(e^g) S;  S <- S + k (beta (v - Sᵀ k))ᵀ;  o = Sᵀ q
     y = W_out [norm(o_h) sigmoid((W_z x)_h) for each head h]
 
-W_f and W_z may be products of two matrices, of which the first is one product with all others that see x.
+W_f and W_z may each be the product of two matrices, the first of which is fused with the other products of x.
 
 Shapes: B batch, T new tokens, E hidden size, H heads of D values, R values between two matrices.
 """

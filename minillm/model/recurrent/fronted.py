@@ -1,4 +1,4 @@
-"""A state space behind a block of attention and MLP whose weights several layers share (Zamba 2, arXiv:2411.15242).
+"""A state space after a block of attention and MLP whose weights several layers share (Zamba 2, arXiv:2411.15242).
 
 Shapes: B batch, T new tokens, E hidden size.
 """
@@ -21,7 +21,7 @@ from minillm.spec import SharedBlock as BlockSpec
 
 
 class Change(nn.Module):
-    """U V x: what a layer adds to a product that it shares. x `[B, T, inputs]` -> `[B, T, outputs]`."""
+    """U V x: the low-rank change of a layer to a shared product. x `[B, T, inputs]` -> `[B, T, outputs]`."""
 
     def __init__(self, inputs: int, rank: int, outputs: Any, ops: Ops):
         super().__init__()
@@ -38,7 +38,7 @@ class SharedBlock(nn.Module):
     def __init__(self, spec: BlockSpec, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = spec
-        self.total = ops.ranks.total
+        self.ranks = ops.ranks
         self.lender: tuple[SharedBlock, ...] = ()  # whose parts are not this one's
         if spec.of is None:
             self.norm = norm(spec.norm, 2 * hidden_size, ops)
@@ -57,11 +57,15 @@ class SharedBlock(nn.Module):
     def forward(self, x: Tensor, step: Step, cache: Any) -> Tensor:
         held = self.lender[0] if self.lender else self
         assert step.embedded is not None
-        both = held.norm(torch.cat((x, step.embedded), dim=-1))
+        both = held.norm(torch.cat((x, self.ranks.entered(step.embedded)), dim=-1))
         changes = self.qkv_change
         change = None if changes is None else torch.cat([changes[part](both) for part in "qkv"], dim=-1)
-        x = held.ffn_norm(self.total(held.attention(both, step, cache, change)))
-        return self.output(self.total(held.ffn(x, self.gate_up_change(x))))
+        x = held.ffn_norm(self._summed(held.attention(both, step, cache, change)))
+        return self.output(self._summed(held.ffn(x, self.gate_up_change(x))))
+
+    def _summed(self, y: Tensor) -> Tensor:
+        """Over all ranks, each of which goes on with a part of its own."""
+        return self.ranks.entered(self.ranks.total(y))
 
 
 class Fronted(nn.Module):

@@ -1,6 +1,6 @@
-"""RG-LRU (De et al., Griffin, arXiv:2402.19427): of each channel one number, which decays as far as a gate lets it.
+"""The gated linear recurrence RG-LRU (De et al., Griffin, arXiv:2402.19427): one number of state for each channel.
 
-    x = conv(W_x u);  r, i = sigmoid of x times square matrices, a block of channels each
+    x = conv(W_x u);  r, i = sigmoid of block-diagonal products of x
     a = e^(-8 softplus(L) r);  h <- a h + sqrt(1 - a²) i x;  output = W_out (h * act(W_y u))
 
 At the first position of a text sqrt(1 - a²) is 1.

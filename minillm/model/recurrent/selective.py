@@ -1,4 +1,4 @@
-"""Mamba (Gu and Dao, arXiv:2312.00752): a state `[N]` for each channel, of which an input says how fast time passes.
+"""Mamba, a selective scan (Gu and Dao, arXiv:2312.00752): each channel has a state `[N]`, each token sets the step.
 
     x, z = W_in u;  x = silu(conv(x));  r, B, C = norm(W_x x);  d = softplus(W_d r + t)
     S_n <- e^(-d e^A_n) S_n + d x B_n;  y = Σ_n S_n C_n + D x;  output = W_out (y * silu(z))
@@ -68,6 +68,7 @@ class SelectiveScan(Stateful):
 
     def _read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """d fp32 `[B, T, I]`, B and C `[B, T, N]` of x `[B, T, I]`."""
-        made = self.ops.ranks.total(self.dbc(x))  # each rank has some of the channels
+        ranks = self.ops.ranks  # each has some of the channels, on both sides of the sum
+        made = ranks.entered(ranks.total(self.dbc(x)))
         d, b, c = made.split(list(self.spec.parts.values()), dim=-1)
         return F.softplus(self.step(self.d_norm(d)).float()), self.b_norm(b), self.c_norm(c)

@@ -102,7 +102,7 @@ class Block(nn.Module):
         if self.attention_mix is not None:
             assert self.attention is not None
             given, mixed = self.attention_mix(x)
-            made = self.total(self.attention(self.attention_norm(given), step, cache))
+            made = self.total(self.attention(self.entered(self.attention_norm(given)), step, cache))
             x = mixed(self._scaled(self.post_attention_norm(made)))
         if self.ffn_mix is not None:
             given, mixed = self.ffn_mix(x)

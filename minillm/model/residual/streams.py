@@ -3,17 +3,22 @@ and Xie et al., arXiv:2512.24880), and a product of low rank beside attention (L
 arXiv:2411.07501).
 
     x_i = W_i x |x| / |W_i x|                          before the first layer; x_0 = x, |.| the root mean square
-    z_j = x_j + sum_i C(r(x_0))_ji x_i                 foreseen: what a layer starts from
-    x_j = z_j + (1 + c_j(r(y))) (y - z_0)              corrected by y, what the layer made of z_0
-    x   = sum_i V_i x_i |x_0| / |V_i x_i| / S          behind the last layer; V_0 x_0 = x_0
+    z_j = x_j + sum_i C(r(x_0))_ji x_i                 predicted, before a layer
+    x_j = z_j + (1 + c_j(r(y))) (y - z_0)              corrected by y, the layer's output for z_0
+    x   = sum_i V_i x_i |x_0| / |V_i x_i| / S          after the last layer; V_0 x_0 = x_0
 
     r(u) = tanh(W norm(u) / E)
 
-Hyper-connections, where a, b and C are made of all streams (`spec.HyperConnections`):
+Hyper-connections, where a, b and C are computed from all streams (`spec.HyperConnections`):
 
     x_i = x                                            before the first layer
+<<<<<<< HEAD
     x_j = b_j f(sum_i a_i x_i) + sum_i C_ij x_i        around attention, and around the feed-forward; or x_j for the sum
     x   = sum_i a_i x_i                                behind the last layer, with an a of its own
+=======
+    x_j = b_j f(sum_i a_i x_i) + sum_i C_ij x_i        around attention, and around the feed-forward
+    x   = sum_i a_i x_i                                after the last layer, with an a of its own
+>>>>>>> main
 
 Shapes: B batch, T tokens, S streams, E hidden size.
 """
@@ -146,7 +151,7 @@ class HyperConnection(nn.Module):
         self.scale = nn.Parameter(torch.ones(len(spec.parts), dtype=torch.float32))
 
     def forward(self, x_BTSE: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """What the part is given, `[B, T, E]`, and what makes streams of what it gives."""
+        """The input of the part, `[B, T, E]`, and a function from its output to the new streams."""
         a, b, c = self.shares(x_BTSE)
 
         def mixed(y_BTE: Tensor) -> Tensor:
@@ -184,7 +189,7 @@ def summed(x_BTSE: Tensor, share_BTS: Tensor) -> Tensor:
 
 
 def _of_all(x_BTSE: Tensor, mix: Tensor, spec: HyperConnections) -> Tensor:
-    """W norm(x), x all streams one behind the other, in fp32."""
+    """W norm(x), x all streams concatenated, in fp32."""
     return nn.functional.linear(rms_norm(x_BTSE.flatten(-2).float(), None, spec.norm.eps), mix.float())
 
 

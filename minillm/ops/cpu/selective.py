@@ -1,4 +1,4 @@
-"""The ops of selective state spaces on a CPU: the loops of `loops/selective.py`. See `ops/cpu/ops.py`."""
+"""The ops of the selective scan on a CPU: the loops of `loops/selective.py`. See `ops/cpu/ops.py`."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ from minillm.guard.jsonfile import read_json
 from minillm.guard.screen import note
 from minillm.loading import Laid, lay_out, load
 from minillm.media import tower
+from minillm.ops.device import resolve_device
 from minillm.serve.models import Served, card
 from minillm.serve.models.catalog import Model
-from minillm.target import resolve_device
 from minillm.text import chat
 
 WARM = 20  # tokens of a first prompt

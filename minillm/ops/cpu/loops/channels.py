@@ -1,4 +1,4 @@
-"""The gated delta rule of which each row of a state is forgotten at a rate of its own, as `delta.py` has the other.
+"""The gated delta rule in which each row of a state decays at its own rate; `delta.py` has the rule with one rate.
 
 Shapes: B batch, T positions, H heads, K and V values of their k and v.
 """

@@ -1,7 +1,7 @@
-"""A selective state space (`ops/selective.py`) over any number of positions, and the short convolution before it at one
+"""The selective scan (`ops/selective.py`) over any number of positions, and the short convolution before it at one
 position of each row.
 
-64 channels are one task: their state and its rates stay in the cache nearest to the processor for all positions.
+64 channels are one task: their state and its rates stay in the L1 cache for all positions.
 
 Shapes: B rows, T positions, I channels, N values of a channel's state, J taps of a filter.
 """

@@ -1,4 +1,4 @@
-"""Where a model is loaded to, and as which numbers."""
+"""The device and the dtype that a model is loaded to."""
 
 from __future__ import annotations
 
