@@ -126,10 +126,6 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     scores += f" - m (i - j), m from {max(slopes):.4g} to {min(slopes):.4g} by head" if slopes else ""
     seen = indexed.seen(a) if a.window is None else f"i - {a.window} < j <= i"
     seen = f"floor(i / {a.window}) {a.window} <= j <= i" if isinstance(a.window, Chunk) else seen
-<<<<<<< HEAD
-=======
-    sink = ", and a learned sink that only counts in the softmax" if a.sinks else ""
->>>>>>> main
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
     made = "k = v = " if a.kv.v_is_k else "k, v = "
     made += f"{w(kv, hidden)} u{bias}" if a.kv.layer is None else f"those of layer {a.kv.layer}"
@@ -148,7 +144,7 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
 
 
 def _sink(a: GQA | MLA) -> str:
-    return ", and a learned score that is only summed over" if a.sinks else ""
+    return ", and a learned sink that only counts in the softmax" if a.sinks else ""
 
 
 def _gate(a: GQA | MLA, hidden: int) -> str:

@@ -26,20 +26,11 @@ class HyperConnections:
     """`count` residual streams (Zhu et al., arXiv:2409.19606). Each part of a layer reads a learned mix of them and
     writes to all of them, and they are mixed by a matrix that amplifies nothing (Xie et al., arXiv:2512.24880).
 
-<<<<<<< HEAD
-    With f = W norm(x), x all streams one behind the other, a part is given sum_i a_i x_i and what it makes, y, is taken
-    in as x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = `most` sigmoid(s f + t), and C a softmax over
-    each row, plus eps, whose columns, and then rows and columns in turn, are divided by their sums plus eps: `rounds`
-    times the columns (Sinkhorn and Knopp). All streams start as the embedding, and end as one more sum with shares a,
-    or as their `mean`. With 0 rounds there is no C, each stream stays as it is, and b too has eps added: x_j = b_j y +
-    x_j (Hy4, 2026).
-=======
     With f = W norm(x), x all streams concatenated, a part computes y from sum_i a_i x_i, and then
-    x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = 2 sigmoid(s f + t), and C is a softmax over each row,
-    plus eps. Then its columns, and in turn rows and columns, are divided by their sums plus eps, the columns `rounds`
-    times (Sinkhorn and Knopp). All streams start as the embedding; they end as one more sum weighted by a, or as their
-    `mean`.
->>>>>>> main
+    x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = `most` sigmoid(s f + t), and C is a softmax over each
+    row, plus eps. Then its columns, and in turn rows and columns, are divided by their sums plus eps, the columns
+    `rounds` times (Sinkhorn and Knopp). All streams start as the embedding; they end as one more sum weighted by a, or
+    as their `mean`. With 0 rounds there is no C: each stream is added to, x_j = b_j y + x_j, and b too has eps (Hy4).
     """
 
     count: int
@@ -50,15 +41,9 @@ class HyperConnections:
     most: float = 2.0
 
     @property
-<<<<<<< HEAD
     def parts(self) -> tuple[int, ...]:
         """How many values a, b and C have."""
         return (self.count, self.count, *([self.count**2] if self.rounds else []))
-=======
-    def values(self) -> int:
-        """How many values a, b and C have together."""
-        return (2 + self.count) * self.count
->>>>>>> main
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,8 @@ arXiv:2411.07501).
 Hyper-connections, where a, b and C are computed from all streams (`spec.HyperConnections`):
 
     x_i = x                                            before the first layer
-<<<<<<< HEAD
     x_j = b_j f(sum_i a_i x_i) + sum_i C_ij x_i        around attention, and around the feed-forward; or x_j for the sum
-    x   = sum_i a_i x_i                                behind the last layer, with an a of its own
-=======
-    x_j = b_j f(sum_i a_i x_i) + sum_i C_ij x_i        around attention, and around the feed-forward
     x   = sum_i a_i x_i                                after the last layer, with an a of its own
->>>>>>> main
 
 Shapes: B batch, T tokens, S streams, E hidden size.
 """
