@@ -12,15 +12,9 @@ from minillm.spec.rope import RopeLayout
 class Indexer:
     """A query sees only the `top_k` visible keys with the highest sum over h of w_h relu(q_h k).
 
-    <<<<<<< HEAD
-        k is one vector of head_dim values per position, W x with `norm`; q has num_heads heads, made of the latent that the
-        attention's queries are made of; w = W x. The first values of q and k, or the `last`, turn as far as those of the
-        attention do, in pairs of `layout`. Scores are divided by sqrt(head_dim num_heads).
-    =======
-        k is one vector of head_dim values per position, `norm` of W x; q has num_heads heads, computed from the latent of
-        the attention's queries; w = W x. The first values of q and k are rotated by the attention's angles, in pairs of
-        `layout`. Scores are divided by sqrt(head_dim num_heads).
-    >>>>>>> main
+    k is one vector of head_dim values per position, `norm` of W x; q has num_heads heads, computed from the latent of
+    the attention's queries; w = W x. The first values of q and k, or the `last`, are rotated by the attention's angles,
+    in pairs of `layout`. Scores are divided by sqrt(head_dim num_heads).
     """
 
     num_heads: int
