@@ -35,7 +35,7 @@ from minillm.weights.gguf.tensors import InBlocks, tensors
 from minillm.weights.pytorch import torchfile
 from minillm.weights.pytorch.torchfile import InStorage
 from minillm.weights.rules import Destination, Plan, Rules, plan
-from minillm.weights.source import InFile, Source, unstacked
+from minillm.weights.source import InFile, Source, Within, unstacked
 
 EQUAL_VALUES = 2**20  # compared at a time
 MOST_MATRICES = 2**19  # a byte of a file may be a matrix, which takes hundreds in memory
@@ -110,6 +110,7 @@ class Checkpoint:
     def __init__(self, folder: Path, section: Section | None = None):
         self.info: dict[str, TensorInfo] = {}
         self.stored: dict[str, Stored] = {}
+        self.within: dict[str, Within] = {}  # matrices that lie in one tensor with others
         self.folder, self.nbytes = folder, 0
         self.idle = (self._of_blocks if gguf.is_one(folder) else self._of_files)(section or {})
 
@@ -177,7 +178,10 @@ class Checkpoint:
         info, stored = self.info, self.stored
         self.info, self.stored = {}, {}
         for name, whole in stored.items():
-            matrices: dict[str, Any] = dict(unstacked(name, whole)) or {name: whole}
+            matrices: dict[str, Any] = dict(unstacked(name, whole, stored))
+            size = math.prod(whole.shape) // max(len(matrices), 1)
+            self.within |= {one: Within(name, whole.shape, e * size) for e, one in enumerate(matrices)}
+            matrices = matrices or {name: whole}
             if twice := sorted(matrices.keys() & self.stored.keys()):
                 raise ValueError(f"{self.folder}: tensor {twice[0]!r} is there twice, in a stack and by itself")
             if len(self.stored) + len(matrices) > MOST_MATRICES:

@@ -20,6 +20,7 @@ from minillm.weights.holding import apart, packed
 from minillm.weights.ints import Integers
 from minillm.weights.load import BLOCK_VALUES, Quantised, check_finite
 from minillm.weights.rules import DROP, Destination, Plan, Rules, joined, rows, units
+from minillm.weights.source import Within
 from minillm.weights.tensorfile import BITS, NAMES, Writer, blocks
 
 SHARD_BYTES = 4 * 10**9
@@ -55,16 +56,18 @@ def save(
     rules: Rules,
     destinations: Mapping[str, Destination],
     beside: Mapping[str, Stored] = {},
+    within: Mapping[str, Within] = {},
 ) -> None:
-    """Write one safetensors file in the layout that `rules` reads, with other tensors `beside` them as they are stored;
-    complete or not at all."""
+    """Write one safetensors file in the layout that `rules` reads, with other tensors `beside` them as they are stored,
+    and what is `within` one tensor with others there; complete or not at all."""
     named = published(rules, destinations)
     entries = {name: (NAMES[parameters[to.parameter].dtype], to.stored_shape) for name, to in named.items()}
     entries |= {name: (each.word, each.shape) for name, each in beside.items()}
+    entries = {key: entry for name, each in entries.items() for key, entry in _whole(name, each, within).items()}
     with Writer(path, entries) as writer:
         for name, to in named.items():
-            made = rows(parameters[to.parameter], to)
-            writer.write(name, made if to.layout is None else to.layout.restore(made))
+            made, place = rows(parameters[to.parameter], to), _place(name, within)
+            writer.write(place.name, made if to.layout is None else to.layout.restore(made), place.start)
         for name, each in beside.items():
             for start, stop in blocks(math.prod(each.shape), BLOCK_VALUES):
                 writer.write(name, each.values(start, stop), start)
@@ -105,8 +108,9 @@ def save_as(
         with Writer(folder / file, held) as writer:
             for name, stored in itertools.islice(reading, len(names)):
                 to = planned.assignments[name]
+                place = _place(name, {} if to.parameter in formats else checkpoint.within)
                 for ending, start, part in _pieces(stored, to, formats.get(to.parameter)):
-                    writer.write(f"{name}{ending}", part, start)
+                    writer.write(f"{place.name}{ending}", part, place.start + start)
     progress(checkpoint.nbytes, checkpoint.nbytes)
     total = sum(_nbytes(each) for each in entries.values())
     if len(shards) > 1:
@@ -126,7 +130,18 @@ def _entries(name: str, checkpoint: Checkpoint, planned: Plan, formats: Mapping[
         parts = formats[to.parameter].parts(to.shape).items()
         return {f"{name}{ending}": (NAMES[dtype], shape) for ending, (shape, dtype) in parts}
     info = checkpoint.info[name]
-    return {name: (info.dtype, info.shape)}
+    return _whole(name, (info.dtype, info.shape), checkpoint.within)
+
+
+def _whole(name: str, entry: tuple[str, tuple[int, ...]], within: Mapping[str, Within]) -> Entries:
+    """A tensor, or that in which it lies with others, which the first of them stands for."""
+    place = _place(name, within, entry[1])
+    return {place.name: (entry[0], place.shape)} if place.start == 0 else {}
+
+
+def _place(name: str, within: Mapping[str, Within], shape: tuple[int, ...] = ()) -> Within:
+    """Where a tensor is written: in one with others, or by itself, in this shape."""
+    return within.get(name, Within(name, shape, 0))
 
 
 def _pieces(stored: Stored, to: Destination, made: Integers | None) -> Iterator[tuple[str, int, Tensor]]:
@@ -152,7 +167,7 @@ def _shards(entries: Mapping[str, Entries], limit: int) -> list[list[str]]:
     """The tensors of each file: in order, as many as there is room for."""
     found, room = [list[str]()], limit
     for name, each in entries.items():
-        if found[-1] and _nbytes(each) > room:
+        if found[-1] and _nbytes(each) > max(room, 0):  # what lies in one before takes none
             found.append([])
             room = limit
         found[-1].append(name)

@@ -17,7 +17,7 @@ import stat
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from minillm.guard.files import KINDS
 CHUNK_BYTES = 4 * 2**20  # that one thread reads at a time
 THREADS = 4
 APART, MOST_EXPERTS = re.compile(r"(.*\.)((?:gate|up)_proj\.weight)"), 65536
+BELOW, ROUTER = re.compile(r"(.*\.)(experts\.mlp\.)(w1|v1|w2)"), "router.layer.weight"
 SEEKING = threading.Lock()  # where a system can only read from where a descriptor stands
 
 # What safetensors calls the types.
@@ -164,15 +165,35 @@ class InFile:
         self.source.fill(into, self.start + start * into.element_size())
 
 
-def unstacked(name: str, stored: object) -> Iterator[tuple[str, InFile]]:
-    """Of a tensor X.gate_proj.weight or X.up_proj.weight `[E, F, H]`, which has these of all experts of a layer, each
-    expert's by name, X.E.gate_proj.weight: a model has both of an expert side by side. Nothing of any other tensor."""
-    if isinstance(stored, InFile) and len(stored.shape) == 3 and (named := APART.fullmatch(name)):
-        count, *shape = stored.shape
-        size = stored.nbytes // max(count, 1)
-        for e in range(count if count <= MOST_EXPERTS else 0):
-            one = replace(stored, shape=tuple(shape), start=stored.start + e * size, nbytes=size)
-            yield f"{named[1]}{e}.{named[2]}", one
+@dataclass(frozen=True)
+class Within:
+    """A tensor of a file, by name and shape, and the number of the value that one of its matrices begins with."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+
+def unstacked(name: str, stored: object, others: Mapping[str, object]) -> Iterator[tuple[str, InFile]]:
+    """Of a tensor that has a matrix of each expert of a layer, these one by one: a model has gate and up of an expert
+    side by side. Either X.gate_proj.weight or X.up_proj.weight is a stack of them, `[E, F, H]`, and gives
+    X.E.gate_proj.weight; or they lie one below the other in X.experts.mlp.w1, v1 or w2 `[E F, H]`, as many as
+    X.router.layer.weight has rows, and give X.experts.mlp.E.w1. Nothing of any other tensor."""
+    if not isinstance(stored, InFile):
+        return
+    if len(stored.shape) == 3 and (named := APART.fullmatch(name)):
+        (count, *shape), before, ending = stored.shape, *named.groups()
+    elif len(stored.shape) == 2 and (named := BELOW.fullmatch(name)):
+        router, (rows, width) = others.get(named[1] + ROUTER), stored.shape
+        count = router.shape[0] if isinstance(router, InFile) and router.shape else 0
+        if not count or rows % count:
+            return
+        shape, before, ending = [rows // count, width], named[1] + named[2], named[3]
+    else:
+        return
+    size = stored.nbytes // max(count, 1)
+    for e in range(count if count <= MOST_EXPERTS else 0):
+        yield f"{before}{e}.{ending}", replace(stored, shape=tuple(shape), start=stored.start + e * size, nbytes=size)
 
 
 class Kept(abc.ABC):

@@ -23,7 +23,6 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "rwkv7": "its layers are a recurrence of its own, and so is its tokenizer",
         "minimax": "its linear attention fades at fixed rates, and its layers add to what their norms give",
         "longcat_flash": "its layers have two attentions and two MLPs, and some of its experts do nothing",
-        "dbrx": "its experts lie side by side in one tensor, in a layout of its own",
         "mllama": "some of its layers attend to a picture, or do nothing without one",
         "minicpmv4_6": "its part that reads pictures is not known here",
         "gpt_neox_reward_model": "it scores a text, and has no head for the next token",

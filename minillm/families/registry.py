@@ -15,6 +15,7 @@ from minillm.families import (
     cohere2,
     cohere2_moe,
     cwm,
+    dbrx,
     deepseek,
     deepseek_v2,
     deepseek_v3,
@@ -280,4 +281,5 @@ FAMILIES = {  # by the config's model_type
     "phi4_multimodal": phi4mm,
     "glm5_next": glm5_next,
     "glm5_next_text": glm5_next,
+    "dbrx": dbrx,
 }

@@ -99,9 +99,9 @@ def write_checkpoint(base: Path, model: Decoder, folder: Path) -> None:
     if spec.tied is not model.spec.tied:
         values = families.untied(values)
     folder.mkdir(parents=True, exist_ok=True)
-    stored = Checkpoint(base, values.get("quantization_config")).stored
-    towers = {name: each for name, each in stored.items() if is_part(name)}
-    save(folder / "model.safetensors", parameters, rules, model.destinations(), towers)
+    given = Checkpoint(base, values.get("quantization_config"))
+    towers = {name: each for name, each in given.stored.items() if is_part(name)}
+    save(folder / "model.safetensors", parameters, rules, model.destinations(), towers, given.within)
     small = {name: read_bytes(base / name) for name in hub.SMALL_FILES if is_there(base / name)}
     small["config.json"] = json.dumps(values, indent=2, ensure_ascii=False).encode()
     for name, content in small.items():

@@ -107,7 +107,7 @@ CALLS = {
     **dict.fromkeys("deepseek deepseek_v2 glm dots1 starcoder2 stablelm gptj falcon helium exaone qwen".split(), ""),
     **dict.fromkeys("bamba mamba2 openelm mamba falcon_mamba zamba2 recurrent_gemma".split(), ""),
     **dict.fromkeys("baichuan internlm3 mellum cwm arcee gpt2 gpt_bigcode gpt_neo opt bloom mpt".split(), ""),
-    "qwen2_audio": "", "gpt_neox_japanese": "",
+    "qwen2_audio": "", "gpt_neox_japanese": "", "dbrx": "",
     **dict.fromkeys("qwen2 qwen3 qwen3_moe qwen2_moe qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe".split(), "tagged"),
     **dict.fromkeys("mimo exaone4 ernie4_5 ernie4_5_moe youtu smollm3 granite granitemoehybrid".split(), "tagged"),
     **dict.fromkeys("qwen3_next qwen3_5 qwen3_5_moe".split(), "functions"),
@@ -172,7 +172,7 @@ UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichu
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
 UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3", "lfm3"}
 UNKNOWN |= {"nemotron_h", "nemotron_nas", "falcon_h1", "mamba2", "openelm", "jais2", "cohere2_moe"}
-UNKNOWN |= {"falcon_mamba", "hy_v4"}
+UNKNOWN |= {"falcon_mamba", "hy_v4", "dbrx"}
 
 
 def test_every_other_family_is_refused_with_a_reason() -> None:

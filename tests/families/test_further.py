@@ -11,12 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minillm
+from minillm import merge
+from minillm.adapters.attach import attach
+from minillm.adapters.config import AdapterConfig
 from minillm.config import read
 from minillm.families import baichuan, resolve
-from minillm.spec import ChannelDelta, Decoder
+from minillm.spec import GQA, ChannelDelta, Decoder, LayerNorm, MoE, Rope, Router
+from minillm.tune.learner import write_checkpoint
 from minillm.weights import checkpoint
 from minillm.weights.checkpoint import Checkpoint
-from tests.helpers import tiny
+from tests.helpers import adapters, tiny
 from tests.helpers.further_rows import BLOCKS, FURTHER, WHOLE
 from tests.helpers.rows import BASE
 
@@ -112,6 +116,22 @@ def test_width_of_heads_that_forget() -> None:
         assert layer.head_dim == 7
 
 
+def test_sections_of_a_published_config() -> None:
+    """DBRX Instruct, with what transformers 4 wrote of each section."""
+    published = {
+        "d_model": 6144, "n_heads": 48, "n_layers": 40, "max_seq_len": 32768, "vocab_size": 100352,
+        "resid_pdrop": 0.0, "emb_pdrop": 0.0, "router_aux_loss_coef": 0.05, "torch_dtype": "bfloat16",
+        "attn_config": {"model_type": "", "clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000},
+        "ffn_config": {"model_type": "", "ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4,
+                       "moe_jitter_eps": 0.01, "moe_loss_weight": 0.05},
+    }  # fmt: skip
+    found, _, config = resolve({"model_type": "dbrx", **published})
+    attention, ffn = found.layers[39].attention, found.layers[39].ffn
+    assert attention == GQA(48, 8, 128, Rope(128, 500000.0), clip=8.0)
+    assert ffn == MoE(Router(16, 4, renormalize=True), 10752)
+    assert (found.context, found.final_norm, config.unread) == (32768, LayerNorm(1e-5, bias=False), [])
+
+
 def block(**attention: Any) -> list[dict[str, Any]]:
     return [{**BLOCKS[0], "attention": {**WHOLE, **attention}}, *BLOCKS[1:]]
 
@@ -157,6 +177,27 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no bound": ("bailing_hybrid", {"kda_lower_bound": 1.0}, "kda_lower_bound is 1.0, expected a number from -1000"),
     "two words": ("bailing_hybrid", {"n_shared_experts": 1}, "n_shared_experts is 1; they mean the same"),
     "a long convolution": ("bailing_hybrid", {"short_conv_kernel_size": 65}, "over 65 positions, at most 64 work"),
+    "no section": ("dbrx", {"ffn_config": 3}, "ffn_config is 3, expected an object or null"),
+    "heads in two places": (
+        "dbrx",
+        {"num_key_value_heads": 3},
+        "num_key_value_heads is 3 and attn_config.kv_n_heads is 2; they mean the same",
+    ),
+    "speeds in two places": (  # as transformers writes a published file again, which it turns by its own default
+        "dbrx",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        "rope_theta is 500.0 and rope_parameters.rope_theta is 10000.0; they mean the same",
+    ),
+    "an activation with numbers": (
+        "dbrx",
+        {"ffn_config": {"ffn_act_fn": {"name": "gelu", "approximate": "tanh"}}},
+        "expected an object with a name",
+    ),
+    "another sum": (
+        "dbrx",
+        {"ffn_config": {"moe_normalize_expert_weights": 2.0}},
+        "moe_normalize_expert_weights is 2.0; 1, the sum, and null work",
+    ),
     "how to add": ("cohere2_moe", {"shared_expert_combination_strategy": "max"}, "supported are average, sum"),
 }
 
@@ -186,3 +227,43 @@ def test_stacks_of_gate_and_up_are_read_expert_by_expert(tmp_path: Path, monkeyp
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"moe\.2\.gate_proj\.weight' is there twice, in a stack and by itself"):
         Checkpoint(tmp_path)
+
+
+def test_experts_one_below_the_other_are_read_one_by_one(tmp_path: Path) -> None:
+    """As many as the router has rows, which may be those of another config."""
+    tiny.save(tmp_path, *tiny.ROWS["dbrx"])
+    stored, stem = load_file(tmp_path / "model.safetensors"), "transformer.blocks.1.ffn."
+    experts = minillm.load(tmp_path).model.layers[1].ffn.experts
+    for kind, rows in (("w1", experts.gate_up[:, :40]), ("v1", experts.gate_up[:, 40:]), ("w2", experts.down.mT)):
+        assert torch.equal(rows.flatten(0, 1), stored[f"{stem}experts.mlp.{kind}"])
+    for count, message in (
+        (3, f"{stem}experts.mlp.0.v1 is [80, 48], the config needs [40, 48]"),
+        (7, "no rule claims: transformer.blocks.1.ffn.experts.mlp.v1, transformer.blocks.1.ffn.experts.mlp.w1"),
+        (0, "no rule claims: transformer.blocks.1.ffn.experts.mlp.v1, transformer.blocks.1.ffn.experts.mlp.w1"),
+    ):
+        router = {f"{stem}router.layer.weight": torch.ones(count, 48)}
+        save_file({**stored, **router}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        tiny.refused(tmp_path, message)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("row", "changed"), [("dbrx", "out_proj"), ("step3p7", "o_proj")])
+def test_experts_are_written_as_they_lay(row: str, changed: str, tmp_path: Path) -> None:
+    """Merged and converted checkpoints, and one that is fine-tuned, are what transformers reads."""
+    theirs = tiny.save(tmp_path / "base", *tiny.ROWS[row])
+    llm = minillm.load(tmp_path / "base", dtype="float32", kernels="reference")
+    made = attach(llm, AdapterConfig(r=2, target_modules=[changed]))
+    adapters.randomise_ours(made)
+    made.write(tmp_path / "adapter")
+    command = ["--weights", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter"), "--no-compare"]
+    for name, dtype in (("merged", "float32"), ("rounded", "bfloat16")):
+        assert merge.main([*command, "--output", str(tmp_path / name), "--dtype", dtype]) == 0
+    write_checkpoint(tmp_path / "base", minillm.load(tmp_path / "merged").model, tmp_path / "tuned")
+    tokens = tiny.tokens(BASE["vocab_size"], 1, 20)
+    expected = llm.model(tokens)
+    assert (expected - tiny.logits(theirs, tokens)).abs().max() > 0.1
+    for name in ("merged", "tuned") if row == "dbrx" else ("merged",):
+        assert (tiny.logits(tiny.reference(tmp_path / name), tokens) - expected).abs().max() <= 2e-5
+    base, rounded = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "rounded"))
+    assert base.keys() == rounded.keys()
+    assert all(torch.equal(each, base[name].to(each.dtype)) for name, each in rounded.items() if changed not in name)

@@ -110,6 +110,8 @@ BLOCKS = [
     {"attention": {**WHOLE, "n_heads_in_group": 2}, "ffn": NOTHING},
 ]
 
+DATABRICKS = {**ABSENT, "max_seq_len": 128, "d_model": 48}  # which transformers tells the experts
+
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox_japanese": ("gpt_neox_japanese", {**ABSENT, "intermediate_multiple_size": 2}),
     "gpt_neox_japanese-part": (
@@ -191,4 +193,27 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
                                      "factor": 4.0, "original_max_position_embeddings": 32}},
     ),
     "nemotron-nas": ("nemotron-nas", {**ABSENT, "block_configs": BLOCKS}),
+    "dbrx": (
+        "dbrx",
+        {
+            **DATABRICKS,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.8, "rope_theta": 500.0},
+            "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 6, "moe_top_k": 3},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
+    "dbrx-unscaled": (
+        "dbrx",
+        {
+            **DATABRICKS,
+            "attn_config": {"kv_n_heads": 3, "clip_qkv": 2, "rope_theta": 10000.0},
+            "ffn_config": {
+                "ffn_hidden_size": 28,
+                "moe_num_experts": 5,
+                "moe_top_k": 2,
+                "moe_normalize_expert_weights": None,
+                "ffn_act_fn": {"name": "gelu"},
+            },
+        },
+    ),
 }  # fmt: skip

@@ -84,6 +84,27 @@ def searched(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     return {"num_key_value_heads": None, "intermediate_size": None, "block_configs": blocks}
 
 
+@st.composite
+def beside(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    """Keys in two sections; the speed of rotation in one of them and where transformers looks for it."""
+    mixture, rope = draw(experts("moe_num_experts")), draw(PLAIN_ROPES)
+    feed = {
+        "moe_num_experts": mixture["moe_num_experts"],
+        "moe_top_k": mixture["num_experts_per_tok"],
+        "ffn_hidden_size": draw(WIDTH),
+        "ffn_act_fn": {"name": draw(st.sampled_from(GEMMA_ACTIVATIONS))},
+        "moe_normalize_expert_weights": draw(st.sampled_from((None, 1.0))),
+    }
+    attention = {
+        "kv_n_heads": config["num_key_value_heads"],
+        "clip_qkv": draw(st.floats(0.3, 3.0)),  # transformers has no way without
+        "rope_theta": rope["rope_theta"],
+    }
+    left_out = dict.fromkeys(("num_key_value_heads", "intermediate_size", "rms_norm_eps"))
+    own = {"d_model": config["hidden_size"], "attn_config": attention, "ffn_config": feed, "rope_parameters": rope}
+    return {**left_out, **own, "tie_word_embeddings": False}
+
+
 FURTHER: dict[str, Callable[[dict[str, Any]], Draws]] = {
     "gpt_neox_japanese": lambda c: mappings(
         num_key_value_heads=st.none(),
@@ -171,4 +192,5 @@ FURTHER: dict[str, Callable[[dict[str, Any]], Draws]] = {
         rope_parameters=partial_ropes(c), sliding_window=st.none() | WINDOW, **{k: st.just(v) for k, v in SEEN.items()}
     ),
     "nemotron-nas": searched,
+    "dbrx": beside,
 }

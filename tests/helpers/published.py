@@ -179,6 +179,10 @@ SIZES: dict[str, Size] = {
     "Phi-4-multimodal, the text model": (
         "phi4mm", sizes(200064, 3072, 8192, 32, 24, 8, **TIED), 3_836_021_760
     ),
+    "dbrx-instruct": (
+        "dbrx", {**sizes(100352, 6144, None, 40, 48), "attn_config": {"kv_n_heads": 8, "clip_qkv": 8},
+                 "ffn_config": {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4}}, "132"
+    ),
     "Baichuan-13B": ("baichuan", sizes(64000, 5120, 13696, 40, 40), "13.3"),
     "Baichuan-7B": ("baichuan", sizes(64000, 4096, 11008, 32, 32), 7_000_559_616),
 }  # fmt: skip

@@ -190,6 +190,10 @@ def _olmoe(file: File) -> dict[str, Any]:
     return {"model_type": "olmoe", **used, "clip_qkv": file.get("attention.clamp_kqv") or None}
 
 
+def _dbrx(file: File) -> dict[str, Any]:
+    return {**_olmo(file), **_olmoe(file), "model_type": "dbrx"}
+
+
 def _deepseek(file: File) -> dict[str, Any]:
     if (scale := file.get("expert_weights_scale", 1.0) or 1.0) != 1:
         raise ValueError(f"{file.architecture}.expert_weights_scale is {scale}; this family's is 1")
@@ -268,6 +272,7 @@ ARCHITECTURES: dict[str, Callable[[File], dict[str, Any]]] = {
     "olmo": _olmo,
     "olmo2": _olmo2,
     "olmoe": _olmoe,
+    "dbrx": _dbrx,
     "deepseek": _deepseek,
     "deepseek2": _deepseek2,
     **dense.ARCHITECTURES,

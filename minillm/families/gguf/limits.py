@@ -88,6 +88,10 @@ def _biased_anywhere(decoder: Decoder) -> bool:
     return _biased(decoder) or any(isinstance(each, GQA) and each.qkv_bias for each in decoder.attentions)
 
 
+def _unclamped(decoder: Decoder) -> bool:
+    return any(isinstance(each, GQA) and each.clip is None for each in decoder.attentions)
+
+
 def _several_keys(decoder: Decoder) -> bool:
     attention = decoder.attentions[0]
     return (isinstance(attention, GQA) and attention.num_kv_heads > 1) or decoder.layers[0].ffn_norm is not None
@@ -101,9 +105,9 @@ def _biased(decoder: Decoder) -> bool:
 
 # With a head beside the embedding; with attention that takes and gives as much as the embedding has.
 HEADED = ("qwen2moe", "phi2", "gptneox", "gpt-oss", "olmo2", "olmoe", "qwen", "baichuan", "internlm2", "stablelm",
-          "dots1", "mellum", "nemotron")  # fmt: skip
+          "dots1", "mellum", "nemotron", "dbrx")  # fmt: skip
 NARROW = ("qwen", "baichuan", "internlm2", "chatglm", "exaone4", "starcoder2", "stablelm", "falcon",
-          "nemotron")  # fmt: skip
+          "nemotron", "dbrx")  # fmt: skip
 # Architectures, what a decoder must have for it to count, and why it is not written.
 LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
     (HEADED, lambda decoder: decoder.tied,
@@ -128,6 +132,7 @@ LIMITS: list[tuple[tuple[str, ...], Callable[[Decoder], bool], str]] = [
      "windows are for models of 64 layers, and all of those have them"),
     (("smollm3",), lambda decoder: any(each.window for each in decoder.attentions), "it leaves out windows"),
     (("falcon",), _several_keys, "files of the 7B alone, whose heads share one key, are written"),
+    (("dbrx",), _unclamped, "it clamps q, k and v"),
     (("starcoder",), lambda decoder: not _shared_keys(decoder), "all heads share one key and value"),
     (("nemotron_h_moe",), states.mixed, "its feed-forwards are all mixtures, or none"),
     (states.SCANNED, states.unbiased, "its state spaces have biases of their convolutions, and no others"),

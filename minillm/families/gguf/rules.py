@@ -162,6 +162,7 @@ OWN = {  # before or in place of the names that most have
     **states.OWN,
     **dict.fromkeys(selective.NAMES, selective.RULES),
     "mpt": {**FUSED_QKV, **PLAIN},
+    "dbrx": {**FUSED_QKV, f"{LAYER}attn_output_norm.weight": f"{OURS}ffn_norm.weight"},
     "nemotron": PLAIN,
 }
 ALSO = {"phi2": FUSED_QKV}  # behind them: what older converters wrote

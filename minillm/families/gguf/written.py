@@ -68,5 +68,6 @@ ARCHITECTURES = {  # by the model_types whose decoders are written as files of i
     "mpt": "mpt",
     "minicpm": "minicpm",
     "hunyuan-moe": "hunyuan_v1_moe",
+    "dbrx": "dbrx",
 }
 FAMILIES = {kind: name for name, kinds in ARCHITECTURES.items() for kind in kinds.split()}

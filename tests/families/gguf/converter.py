@@ -62,7 +62,7 @@ OUTSIDE = {
     "per_layer.embedding.": "per_layer_token_embd.", "per_layer.model.": "per_layer_model_proj.",
     "per_layer.norm.": "per_layer_proj_norm.", "positions.": "position_embd.", "embedding_norm.": "token_embd_norm.",
 }  # fmt: skip
-FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon", "gpt2", "starcoder", "bloom", "mpt")
+FUSED_QKV = ("phi3", "gptneox", "chatglm", "qwen", "falcon", "gpt2", "starcoder", "bloom", "mpt", "dbrx")
 FUSED_MLP = ("phi3", "chatglm", "glm4")
 # Whose pairs are neighbours.
 TURNED = ("llama", "mistral3", "baichuan", "internlm2", "olmo", "deepseek", "smollm3", "granite", "granitemoe",
@@ -85,6 +85,8 @@ def tensors(model: Decoder, architecture: str) -> Iterator[tuple[str, Tensor]]:
     names |= RECURRENT if architecture in HYBRID else BESIDE if architecture == "gemma4" else {}
     if architecture in ("gpt-oss", "seed_oss", "glm4moe", *HYBRID):
         names["ffn_norm."] = "post_attention_norm."
+    if architecture == "dbrx":
+        names["ffn_norm."] = "attn_output_norm."
     if architecture in state_converter.ARCHITECTURES:
         names |= state_converter.names(architecture)
     if architecture == "hy_v3":

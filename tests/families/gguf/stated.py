@@ -65,6 +65,11 @@ def metadata(architecture: str, values: dict[str, Any]) -> dict[str, Any]:
         said["logit_scale"] = values["logit_scale"]
     if architecture == "mpt":
         said |= {"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": values["attn_config"]["clip_qkv"]}
+    if architecture == "dbrx":
+        attention, feed = values["attn_config"], values["ffn_config"]
+        said |= {"attention.clamp_kqv": attention["clip_qkv"], "attention.head_count_kv": attention["kv_n_heads"],
+                 "attention.layer_norm_epsilon": 1e-5, "feed_forward_length": feed["ffn_hidden_size"],
+                 "expert_count": feed["moe_num_experts"], "expert_used_count": feed["moe_top_k"]}  # fmt: skip
     if architecture == "hunyuan-moe":
         said |= {"expert_used_count": values["moe_topk"], "expert_feed_forward_length": values["intermediate_size"],
                  "expert_shared_feed_forward_length": values["intermediate_size"]}  # fmt: skip

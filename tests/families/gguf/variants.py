@@ -116,6 +116,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mpt": ("mpt", "mpt", {**tiny.ROWS["mpt"][1], "num_attention_heads": 6}),
     "minicpm": ("minicpm", "minicpm", tiny.ROWS["minicpm"][1]),
     "hunyuan-moe": ("hunyuan-moe", "hunyuan_v1_moe", tiny.ROWS["hunyuan_v1_moe"][1]),
+    "dbrx": ("dbrx", "dbrx", tiny.ROWS["dbrx"][1]),
     "glm4moe": ("glm4moe", "glm4_moe", tiny.ROWS["glm4_moe"][1]),
     "glm4moe (groups)": ("glm4moe", "glm4_moe", tiny.ROWS["glm4_moe-groups"][1]),
     "glm4moe (solar)": ("glm4moe", "solar_open", tiny.ROWS["solar_open"][1]),
