@@ -82,14 +82,18 @@ def mla_decode(
     first: Tensor | None = None,
     block_table: Tensor | None = None,
     scale: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """q `[B, H, R + P]`, latent `[B, S, R + P]`, or `[blocks, size, R + P]` with `block_table` int32
     `[B, blocks of a sequence]`; R is `value_dim` -> `[B, H, R]`.
 
     Sequence b sees its first lengths[b] positions (int32 `[B]`, all where None), none before first[b] (int64 `[B]`);
-    one that sees nothing gives zeros. `scale` is 1 / sqrt(R + P) where None. Raises ValueError for what does not fit.
+    one that sees nothing gives zeros. `scale` is 1 / sqrt(R + P) where None; `sinks` `[H]` take their share of each
+    head's softmax and give nothing. Raises ValueError for what does not fit.
     """
     _check(q, latent, value_dim, lengths, first, block_table)
+    if sinks is not None and (sinks.shape != q.shape[1:2] or sinks.device != q.device):
+        raise ValueError(f"mla_decode: sinks are {list(sinks.shape)} on {sinks.device}, expected [{q.shape[1]}] of q's")
     (batch, heads, width), size = q.shape, latent.shape[1]
     keys = size if block_table is None else size * block_table.shape[1]
     y = torch.empty(batch, heads, value_dim, dtype=q.dtype, device=q.device)
@@ -114,7 +118,7 @@ def mla_decode(
     known = known_keys(keys, lengths, block_table)
     with on_device_of(q):
         run("mla_decode", key, FP32 if q.dtype == torch.float32 else CONFIGS, q.device, launch, known, 1024)
-        join(partial, m, mass, None, y)
+        join(partial, m, mass, sinks, y)
     return y
 
 

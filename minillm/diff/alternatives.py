@@ -46,6 +46,7 @@ TRY: dict[tuple[type, str], Any] = {
     (vocabulary.ChannelDelta, "bound"): (None, -5.0),
     (vocabulary.Indexer, "top_k"): lambda each: [each.top_k + i for i in (-1, 1) if each.top_k + i > 0],
     (vocabulary.Indexer, "layout"): None,
+    (vocabulary.Indexer, "last"): None,
     (vocabulary.BlockIndexer, "top_k"): lambda each: [each.top_k + i for i in (-1, 1) if each.top_k + i > 0],
     (vocabulary.BlockIndexer, "size"): lambda each: (2 * each.size, each.size // 2 or 1),
     (vocabulary.BlockIndexer, "local"): (0, 1),

@@ -94,7 +94,7 @@ def _connected(layer: Layer, s: HyperConnections, hidden: int, attended: str, fe
     )
     for part, norm, made in parts:
         if part is not None:
-            lines += [f"u = {'n(x)' if norm else 'x'}", *PARTS[type(part)](part, hidden), taken_in(made)]
+            lines += [f"u = {'n(x)' if norm else 'x'}", *PARTS[type(part)](part, hidden), taken_in(s, made)]
     return [*lines, "y = all x_j"]
 
 
@@ -127,7 +127,6 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
     steps = [_turned(a), norm, clip] if a.qk_norm and a.qk_norm.turned else [norm, clip, _turned(a)]
     seen = indexed.seen(a) if a.window is None else f"i - {a.window} < j <= i"
     seen = f"floor(i / {a.window}) {a.window} <= j <= i" if isinstance(a.window, Chunk) else seen
-    sink = ", and a learned sink that only counts in the softmax" if a.sinks else ""
     shared = f", each kv head for {a.num_heads // a.num_kv_heads} of q" if a.num_heads != a.num_kv_heads else ""
     made = "k = v = " if a.kv.v_is_k else "k, v = "
     made += f"{w(kv, hidden)} u{bias}" if a.kv.layer is None else f"those of layer {a.kv.layer}"
@@ -143,8 +142,12 @@ def _gqa(a: GQA, hidden: int) -> list[str]:
         *([_gate(a, hidden)] if a.gate else []),
         *indexed.choice(a, hidden),
         f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over {seen} of "
-        f"softmax_j({scores.formula(a)}) v_j{')' if a.gate else ''}{' + b' if a.out_bias else ''}{sink}",
+        f"softmax_j({scores.formula(a)}) v_j{')' if a.gate else ''}{' + b' if a.out_bias else ''}{_sink(a)}",
     ]
+
+
+def _sink(a: GQA | MLA) -> str:
+    return ", and a learned sink that only counts in the softmax" if a.sinks else ""
 
 
 def _gate(a: GQA | MLA, hidden: int) -> str:
@@ -187,7 +190,7 @@ def _mla(a: MLA, hidden: int) -> list[str]:
         *([_gate(a, hidden)] if a.gate else []),
         *indexed.choice(a, hidden),
         f"a_i = {w(hidden, a.num_heads * a.v_dim)} {'(s_i * ' if a.gate else ''}sum over {indexed.seen(a)} of "
-        f"softmax_j({a.score_factor * width**-0.5:.4g} q_i k_j) v_j{')' if a.gate else ''}",
+        f"softmax_j({a.score_factor * width**-0.5:.4g} q_i k_j) v_j{')' if a.gate else ''}{_sink(a)}",
     ]
 
 

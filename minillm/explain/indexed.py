@@ -26,7 +26,7 @@ def _keys(made: Indexer, a: MLA, hidden: int) -> list[str]:
     return [
         f"indexer: p = {w(made.num_heads * made.head_dim, a.q_rank or hidden)} (q's latent), {made.num_heads} heads of "
         f"{made.head_dim}; m = LayerNorm({w(made.head_dim, hidden)} u), cached; e = {w(made.num_heads, hidden)} u; the "
-        f"first {a.rope.dim} values of p and m rotated like q, in pairs of {pairs}",
+        f"{'last' if made.last else 'first'} {a.rope.dim} values of p and m rotated like q, in pairs of {pairs}",
         f"C_i = the {made.top_k} j <= i with the highest sum over h of {made.num_heads**-0.5:.4g} e_ih "
         f"relu({made.head_dim**-0.5:.4g} p_ih m_j)",
     ]

@@ -32,14 +32,19 @@ def told(p: PerLayer, hidden: int, streams: bool) -> list[str]:
 def around(s: HyperConnections, hidden: int) -> list[str]:
     """What a part of a layer is given of streams x_0, x_1, ..., and how it is taken in."""
     n = s.count
+    names, sizes = ("a, b, C", f"{n}, {n}, {n} x {n}") if s.rounds else ("a, b", f"{n}, {n}")
+    kept = f"b = {s.most:g} sigmoid(b){'' if s.rounds else f' + {s.eps:g}'}"
+    mixed = (
+        f", C = softmax(C) by rows + {s.eps:g}, then {s.rounds} times columns, {s.rounds - 1} times rows, in turn, "
+        "divided by their sums"
+    )
     return [
-        f"before each part: t = {w(s.values, n * hidden)} r, r = x / sqrt(mean x² + {s.norm.eps:g}) of all streams",
-        f"a, b, C = s t + c, {n}, {n}, {n} x {n} of them: a = sigmoid(a) + {s.eps:g}, b = 2 sigmoid(b), C = "
-        f"softmax(C) by rows + {s.eps:g}, then {s.rounds} times columns, {s.rounds - 1} times rows, in turn, divided "
-        "by their sums; then x = sum_i a_i x_i",
+        f"before each part: t = {w(sum(s.parts), n * hidden)} r, r = x / sqrt(mean x² + {s.norm.eps:g}) of all streams",
+        f"{names} = s t + c, {sizes} of them: a = sigmoid(a) + {s.eps:g}, {kept}{mixed if s.rounds else ''}; "
+        "then x = sum_i a_i x_i",
     ]
 
 
-def taken_in(made: str) -> str:
+def taken_in(s: HyperConnections, made: str) -> str:
     """How the streams take in what a part has made."""
-    return f"x_j = b_j {made} + sum_i C_ij x_i"
+    return f"x_j = b_j {made} + {'sum_i C_ij x_i' if s.rounds else 'x_j'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-_STREAMS = "its layers read and write several streams (hyper-connections)"
+_RUNS = "a gate of low rank mixes its streams, its indexer takes means of keys, and it looks up runs of tokens"
 _UNKNOWN = "there was nothing at hand to compare its layers with"
 
 REASONS: Mapping[str, str] = MappingProxyType(
@@ -13,8 +13,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "kimi_k3": "it has an activation of its own, and its layers attend to blocks of the sums before them",
         "bailing_moe_v3_vl": "its part that reads pictures is not known here",
         "deepseek_v41": _UNKNOWN,
-        **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), f"{_STREAMS}, and it looks up runs of tokens"),
-        "hy_v4": f"{_STREAMS}, and its latent attention has sinks and a gate",
+        **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _RUNS),
         "plamo2": "there was nothing at hand to compare its state spaces with, which are neither Mamba's nor Mamba 2's",
         **dict.fromkeys("k2_horizon nanbeige apertus1p5 bailing_moe mimo_v2 nemotron_h_puzzle".split(), _UNKNOWN),
         "mistral_large4_text": "its layers share keys, which an indexer picks",

@@ -173,7 +173,7 @@ def heads(seen: Pass, decoder: spec.Decoder) -> list[dict[str, Tensor]]:
         count, total = weights.shape[-1], weights.sum(-1)
         back = torch.arange(count, device=weights.device)
         distance = (back[:, None] - back[None]).clamp(min=0)
-        has_sink = any(isinstance(each, spec.GQA) and each.sinks for each in layer.mixers)
+        has_sink = any(isinstance(each, (spec.GQA, spec.MLA)) and each.sinks for each in layer.mixers)
         sink = (1 - total).clamp(min=0) if has_sink else torch.zeros_like(total)
         found.append(
             {

@@ -31,6 +31,7 @@ from minillm.ops.sparse import Places
 from minillm.ops.visibility import Visibility
 from minillm.spec import MLA, Rope
 from minillm.spec import Indexer as IndexerSpec
+from minillm.spec.rope import RopeLayout
 
 
 class LatentAttention(nn.Module):
@@ -55,6 +56,7 @@ class LatentAttention(nn.Module):
         self.out = Linear(values := spec.num_heads * spec.v_dim, hidden_size, ops, bias=spec.bias)
         gates = spec.num_heads if spec.gate and spec.gate.width == "head" else values
         self.gate = Linear(hidden_size, gates, ops) if spec.gate else None
+        self.sinks = nn.Parameter(torch.zeros(spec.num_heads)) if spec.sinks else None
         self.indexer = None
         if isinstance(spec.indexer, IndexerSpec):
             assert spec.q_rank is not None, "an indexer asks by the latent of the queries"
@@ -112,7 +114,13 @@ class LatentAttention(nn.Module):
         if self.indexer is not None:
             assert isinstance(spec.rope, Rope), "an indexer turns its keys as the layer does"
             cos, sin = step.rotary[spec.rope]
-            asked = self.indexer.asked(x, q_latent, lambda heads, layout: self.ops.rope(heads, cos, sin, layout))
+            last = spec.rope.dim if self.indexer.spec.last else 0
+
+            def turned(heads: Tensor, layout: RopeLayout) -> Tensor:
+                # The last values go to the front and stay there: q k does not see in which order they lie.
+                return self.ops.rope(heads.roll(last, -1) if last else heads, cos, sin, layout)
+
+            asked = self.indexer.asked(x, q_latent, turned)
         q = rearrange(self.q(q_latent), "B T (H D) -> B T H D", H=spec.num_heads)
         if spec.temperature is not None:  # before the rotation, which keeps lengths
             assert step.positions is not None
@@ -135,7 +143,7 @@ class LatentAttention(nn.Module):
         kv = rearrange(kv, "B S (H D) -> B H S D", H=spec.num_heads)
         k_nope, v = kv.split((spec.nope_dim, spec.v_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, spec.num_heads, -1, -1)), dim=-1)
-        return self.ops.attention(torch.cat((q_nope, q_rope), dim=-1), k, v, visible, self.scale)
+        return self.ops.attention(torch.cat((q_nope, q_rope), dim=-1), k, v, visible, self.scale, None, self.sinks)
 
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Visibility | Paged) -> Tensor:
         """The same with W_uk moved to the query and W_uv behind the sum: one kv head, of R + P and R values."""
@@ -146,5 +154,5 @@ class LatentAttention(nn.Module):
         w_uk, w_uv = up.split((spec.nope_dim, spec.v_dim), dim=1)
         q = torch.cat((q_nope @ w_uk, q_rope), dim=-1)  # [B, H, T, R + P]
         attend = self.ops.paged_latent_attention if isinstance(visible, Paged) else self.ops.latent_attention
-        y = attend(q, latent, spec.kv_rank, visible, self.scale)  # [B, H, T, R]
+        y = attend(q, latent, spec.kv_rank, visible, self.scale, self.sinks)  # [B, H, T, R]
         return y @ w_uv.transpose(1, 2)

@@ -83,9 +83,14 @@ def paged_attention(
 
 
 def paged_latent_attention(
-    q: Tensor, latent: Tensor, value_dim: int, paged: Paged, scale: float | None = None
+    q: Tensor,
+    latent: Tensor,
+    value_dim: int,
+    paged: Paged,
+    scale: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """`paged_attention` of all heads over one key per position, whose first `value_dim` values are also its value: q
     `[1, H, N, R + P]`, latent `[1, slots, R + P]` -> `[1, H, N, R]`."""
     keys = latent.unsqueeze(1)
-    return paged_attention(q, keys, keys[..., :value_dim], paged, scale)
+    return paged_attention(q, keys, keys[..., :value_dim], paged, scale, None, sinks)

@@ -198,12 +198,17 @@ def by_distance(added: Tensor, distances: Tensor, groups: int) -> Tensor:
 
 
 def latent_attention(
-    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None
+    q: Tensor,
+    latent: Tensor,
+    value_dim: int,
+    visible: Visibility,
+    scale: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """`attention` of all heads over one key per position, whose first `value_dim` values are also its value: q
     `[B, H, T, R + P]`, latent `[B, S, R + P]` -> `[B, H, T, R]`."""
     keys = latent.unsqueeze(1)
-    return attention(q, keys, keys[..., :value_dim], visible, scale)
+    return attention(q, keys, keys[..., :value_dim], visible, scale, None, sinks)
 
 
 def _attention_by_formula(

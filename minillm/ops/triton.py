@@ -94,12 +94,14 @@ def attention(
 
 
 def latent_attention(
-    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None
-) -> Tensor:
+    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`reference.latent_attention`, of which decoding one query per sequence is the form that the model uses."""
-    if visible.count > 1 or visible.chosen is not None or differentiable(q, latent):
-        return reference.latent_attention(q, latent, value_dim, visible, scale)
-    y = mla_decode.mla_decode(q.squeeze(2), latent, value_dim, visible.lengths_B, visible.padding_B, None, scale)
+    if visible.count > 1 or visible.chosen is not None or differentiable(q, latent, sinks):
+        return reference.latent_attention(q, latent, value_dim, visible, scale, sinks)
+    seen = visible.lengths_B, visible.padding_B, None
+    y = mla_decode.mla_decode(q.squeeze(2), latent, value_dim, *seen, scale, sinks)
     return y.unsqueeze(2)
 
 
@@ -121,11 +123,11 @@ def paged_attention(
 
 
 def paged_latent_attention(
-    q: Tensor, latent: Tensor, value_dim: int, pages: Paged, scale: float | None = None
+    q: Tensor, latent: Tensor, value_dim: int, pages: Paged, scale: float | None = None, sinks: Tensor | None = None
 ) -> Tensor:
     """`paged.paged_latent_attention`."""
     blocks, given = latent[0].unflatten(0, (-1, pages.size)), q[0].transpose(0, 1)
-    y = mla_decode.mla_decode(given, blocks, value_dim, pages.lengths, pages.first, pages.tables, scale)
+    y = mla_decode.mla_decode(given, blocks, value_dim, pages.lengths, pages.first, pages.tables, scale, sinks)
     return y.transpose(0, 1)[None]
 
 

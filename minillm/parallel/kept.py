@@ -95,6 +95,7 @@ def _of_mla(made: MLA, ranks: int, rank: int) -> dict[str, Kept]:
         "kv_up": _under((count, own, made.nope_dim + made.v_dim)),
         "out.weight": _beside(own, made.v_dim),
         "out.bias": _once(rank),
+        "sinks": _under((count, own, 1)),
         "gate.weight": _under((count, own, 1 if made.gate and made.gate.width == "head" else made.v_dim)),
     }
 

@@ -102,11 +102,12 @@ class KV:
 class Gate:
     """What the heads give is multiplied by act(W x): of each value a number of its own, or of each "head" one (Qiu et
     al., arXiv:2505.06708). `with_q`: W lies in the product of q, behind each head of it, whose v is as
-    wide."""
+    wide. `sinks`: each head has one learned score more too, as in `GQA`."""
 
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
     width: Literal["value", "head"] = "value"
     with_q: bool = False
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class GQA:
 
     @property
     def sinks(self) -> bool:
-        return self.weakened == "sinks"
+        return self.weakened == "sinks" or (self.gate is not None and self.gate.sinks)
 
     @property
     def gate(self) -> Gate | None:
@@ -192,6 +193,10 @@ class MLA:
 
     window: ClassVar[None] = None  # latent attention sees all of the past
     kv: ClassVar[KV] = KV()  # and has its own latents
+
+    @property
+    def sinks(self) -> bool:
+        return self.gate is not None and self.gate.sinks
 
     @property
     def lender(self) -> int | None:

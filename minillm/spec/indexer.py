@@ -13,8 +13,8 @@ class Indexer:
     """A query sees only the `top_k` visible keys with the highest sum over h of w_h relu(q_h k).
 
     k is one vector of head_dim values per position, `norm` of W x; q has num_heads heads, computed from the latent of
-    the attention's queries; w = W x. The first values of q and k are rotated by the attention's angles, in pairs of
-    `layout`. Scores are divided by sqrt(head_dim num_heads).
+    the attention's queries; w = W x. The first values of q and k, or the `last`, are rotated by the attention's angles,
+    in pairs of `layout`. Scores are divided by sqrt(head_dim num_heads).
     """
 
     num_heads: int
@@ -22,6 +22,7 @@ class Indexer:
     top_k: int
     norm: LayerNorm
     layout: RopeLayout = "half"
+    last: bool = False
 
     @property
     def most(self) -> int:

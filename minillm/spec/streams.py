@@ -27,10 +27,10 @@ class HyperConnections:
     writes to all of them, and they are mixed by a matrix that amplifies nothing (Xie et al., arXiv:2512.24880).
 
     With f = W norm(x), x all streams concatenated, a part computes y from sum_i a_i x_i, and then
-    x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = 2 sigmoid(s f + t), and C is a softmax over each row,
-    plus eps. Then its columns, and in turn rows and columns, are divided by their sums plus eps, the columns `rounds`
-    times (Sinkhorn and Knopp). All streams start as the embedding; they end as one more sum weighted by a, or as their
-    `mean`.
+    x_j = b_j y + sum_i C_ij x_i: a = sigmoid(s f + t) + eps, b = `most` sigmoid(s f + t), and C is a softmax over each
+    row, plus eps. Then its columns, and in turn rows and columns, are divided by their sums plus eps, the columns
+    `rounds` times (Sinkhorn and Knopp). All streams start as the embedding; they end as one more sum weighted by a, or
+    as their `mean`. With 0 rounds there is no C: each stream is added to, x_j = b_j y + x_j, and b too has eps (Hy4).
     """
 
     count: int
@@ -38,11 +38,12 @@ class HyperConnections:
     rounds: int = 20
     eps: float = 1e-6
     mean: bool = False
+    most: float = 2.0
 
     @property
-    def values(self) -> int:
-        """How many values a, b and C have together."""
-        return (2 + self.count) * self.count
+    def parts(self) -> tuple[int, ...]:
+        """How many values a, b and C have."""
+        return (self.count, self.count, *([self.count**2] if self.rounds else []))
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,7 @@ def _mixed(attention: Attention | Entries | Recurrent, length: int) -> int:
         scores = 2 * attention.num_heads * length if by_formula else 0
     elif isinstance(attention, MLA):
         heads = attention.num_heads * (2 * (attention.nope_dim + attention.rope.dim) + 2 * attention.v_dim)
+        scores = 2 * attention.num_heads * length if attention.sinks else 0
     elif isinstance(attention, ChannelDelta):
         heads = 7 * attention.inner
     elif isinstance(attention, Compressed):

@@ -29,7 +29,7 @@ from tests.helpers.loops import always
 FAMILIES = [
     "llama", "mistral-window", "gemma3", "gpt_oss", "deepseek_v3", "mixtral", "phi3-long", "llama-dynamic-beyond",
     "qwen3_next", "olmo_hybrid", "lfm2", "gemma4-apart", "gemma3n", "nemotron_h-latent",
-    "falcon_h1", "jamba", "glm_moe_dsa", "minimax_m3-indexed", "deepseek_v4-all",
+    "falcon_h1", "jamba", "glm_moe_dsa", "hy_v4", "minimax_m3-indexed", "deepseek_v4-all",
 ]  # fmt: skip
 VOCABULARY, MOST = 97, 12
 TEXT = tiny.tokens(VOCABULARY, 60, seed=5).tolist()  # what many prompts begin with

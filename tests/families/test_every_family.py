@@ -81,7 +81,7 @@ def test_the_counts_of_the_readme() -> None:
 
 # Families of which no published size can be checked: neither a file nor its figures are at hand.
 UNCOUNTED = {"exaone4_5", "gemma4_unified", "plamo", "plamo3"}
-UNCOUNTED |= {"bailing_hybrid", "glm5_next", "cohere2_moe", "granitemoe_swa", "granitemoeshared", "inkling"}
+UNCOUNTED |= {"bailing_hybrid", "glm5_next", "hy_v4", "inkling", "cohere2_moe", "granitemoe_swa", "granitemoeshared"}
 COUNTED_APART = {"gemma3n"}  # in test_published_sizes.py
 
 
@@ -124,7 +124,7 @@ UNREAD |= {"hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe", "nemotron_h", "fa
 UNREAD |= {"jamba"}
 UNREAD |= {"laguna", "afmoe", "muse_glimmer", "llama4", "mimo_v2_flash", "nemotron"}
 UNREAD |= {"jais2", "flex_olmo", "vaultgemma", "granitemoeshared", "granite_swa", "granitemoe_swa", "step3p7"}
-UNREAD |= {"cohere2_moe", "glm5_next", "inkling", "kimi_linear", "bailing_hybrid", "nemotron_nas", "phi4mm"}
+UNREAD |= {"cohere2_moe", "glm5_next", "hy_v4", "inkling", "kimi_linear", "bailing_hybrid", "nemotron_nas", "phi4mm"}
 UNREAD |= {"exaone4_5", "lfm3", "minimax_m3", "minicpm", "minicpm3", "deepseek_v32", "glm_moe_dsa", "deepseek_v4"}
 
 
@@ -172,7 +172,7 @@ UNKNOWN = {"plamo3", "solar_open", "hy_v3", "internlm2", "cwm", "youtu", "baichu
 UNKNOWN |= {"bloom", "opt", "hunyuan_v1_dense", "hunyuan_v1_moe", "exaone_moe", "lfm2", "lfm2_moe"}
 UNKNOWN |= {"laguna", "muse_glimmer", "nemotron", "minimax_m3", "lfm3"}
 UNKNOWN |= {"nemotron_h", "nemotron_nas", "falcon_h1", "mamba2", "openelm", "jais2", "cohere2_moe"}
-UNKNOWN |= {"falcon_mamba", "dbrx", "inkling"}
+UNKNOWN |= {"falcon_mamba", "hy_v4", "inkling", "dbrx"}
 
 
 def test_every_other_family_is_refused_with_a_reason() -> None:

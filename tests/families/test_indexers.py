@@ -23,7 +23,7 @@ from minillm.spec import KV, MLA, Decoder
 from tests.conftest import shared
 from tests.helpers import tiny
 
-ROWS = {"deepseek_v32": 6, "glm_moe_dsa": 6, "minimax_m3-indexed": 9}  # how many keys each leaves
+ROWS = {"deepseek_v32": 6, "glm_moe_dsa": 6, "hy_v4": 6, "minimax_m3-indexed": 9}  # how many keys each leaves
 LENGTH = 40
 
 
@@ -190,6 +190,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("glm_moe_dsa", {"index_topk_pattern": [["full"]] * 8}, "full or shared"),
     ("glm_moe_dsa", {"index_skip_topk_offset": "3"}, "a whole number"),
     ("glm_moe_dsa", {"index_topk": 0}, "index_topk is 0"),
+    ("hy_v4", {"swiglu_limit": 0.0}, "swiglu_limit is 0.0, expected a number from"),
     ("deepseek_v32", {"index_head_dim": 32}, "less than the 64 values that turn"),
     ("deepseek_v32", {"q_lora_rank": None}, "q_lora_rank is null"),
     ("minimax_m3", {"layer_types": ["minimax_m3_sparse"] * 8, "index_n_heads": 2}, "number of kv heads, 4"),

@@ -3,6 +3,7 @@ that predicts a further token."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,26 @@ class Info:
 
     def __init__(self, shape: tuple[int, ...]):
         self.shape = shape
+
+
+FORMS = {  # what the authors may have for the names that transformers writes, which reads all of these
+    "behind the part": {r"hc_pre\.hc_(attn|mlp)_layer\.": r"hc_\1_layer.hc_pre.", r"hc_pre\.hc_head": "hc_head"},
+    "without": {r"hc_pre\.": ""},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_other_names_of_what_mixes_streams(form: str, tmp_path: Path) -> None:
+    tiny.save(tmp_path, *tiny.ROWS["hy_v4"])
+    tokens = tiny.tokens(97, 1, 9)
+    wanted = minillm.load(tmp_path).model(tokens)
+    tensors = load_file(tmp_path / "model.safetensors")
+    found = {"model.mtp_layers.0.norm.weight": torch.ones(48)}
+    for name, tensor in tensors.items():
+        for before, after in {**FORMS[form], r"(mlp|experts)\.linear_gate": r"\1.gate_proj"}.items():
+            name = re.sub(before, after, name)
+        found[name] = tensor
+    assert len(found.keys() - tensors.keys()) > 20
+    save_file(found, tmp_path / "model.safetensors")
+    assert torch.equal(minillm.load(tmp_path).model(tokens), wanted)

@@ -95,10 +95,11 @@ def latent_attention(case: Case, ops: Ops) -> Errors:
     padding = case.on(torch.tensor([case.below(end + 1) for end in ends or (past, past)])) if case.maybe() else None
     v = Visibility(past, 1, None, padding, case.device, case.on(torch.tensor(ends)) if ends else None)
     q, latent = case.values(2, heads, 1, rank + rotary), case.values(2, past + 3, rank + rotary)[:, 1 : past + 2]
-    scale = case.of((None, 0.1))
-    found = ops.latent_attention(q, latent, rank, v, scale)
-    q64, keys = exact(q, latent.unsqueeze(1))
-    return {"result": ulps(found, attended(q64, keys, keys[..., :rank], visible_keys(v), scale), latent.cpu())}
+    scale, sinks = case.of((None, 0.1)), case.values(heads) if case.maybe() else None
+    found = ops.latent_attention(q, latent, rank, v, scale, sinks)
+    q64, keys, *sinks64 = exact(q, latent.unsqueeze(1), *([] if sinks is None else [sinks]))
+    expected = attended(q64, keys, keys[..., :rank], visible_keys(v), scale, None, *sinks64)
+    return {"result": ulps(found, expected, latent.cpu())}
 
 
 def several(case: Case, keys: int) -> tuple[Tensor, Tensor | None, Tensor]:

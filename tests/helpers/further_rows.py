@@ -91,6 +91,27 @@ INKLING = {
     "route_scale": 1.3,
     "logits_mup_width_multiplier": 1.7,
 }
+HY4 = {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 28,
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 20,
+    "swiglu_limit": 0.6,
+    "hc_mult": 3,
+    "hc_magnitude": 1.3,
+    "hc_eps": 1e-2,
+    "index_n_heads": 16,
+    "index_head_dim": 12,
+    "index_topk": 6,
+    "indexer_types": ["full", "shared", "full"],
+}
 SEEN = {  # towers as small as can be, which stay unused
     "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                       "image_size": 28, "crop_size": 28},
@@ -176,6 +197,12 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
         {**LING, "kda_safe_gate": False, "short_conv_kernel_size": 2, "rope_parameters": {**YARN, "rope_theta": 500.0}},
     ),
     "glm5_next": ("glm5_next", FLASH),
+    "hy_v4": ("hy_v4", HY4),
+    "hy_v4-wide": (  # an indexer that leaves all keys
+        "hy_v4",
+        {**HY4, "index_topk": 96, "attention_bias": True, "n_group": 4, "topk_group": 2, "norm_topk_prob": False,
+         "rope_parameters": {**YARN, "rope_theta": 500.0}},
+    ),
     "phi4_multimodal": (
         "phi4_multimodal",
         {**SEEN, "rope_parameters": {**{key: value for key, value in LONGROPE.items() if "mscale" not in key},

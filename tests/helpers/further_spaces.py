@@ -23,6 +23,7 @@ from tests.helpers.space_parts import (
     mappings,
     partial_ropes,
 )
+from tests.helpers.tail_spaces import indexed
 
 Draws = st.SearchStrategy[dict[str, Any]]
 SCALE, WIDTH = st.floats(0.5, 4.0), st.integers(1, 40)
@@ -197,6 +198,16 @@ FURTHER: dict[str, Callable[[dict[str, Any]], Draws]] = {
         tie_word_embeddings=st.just(False),
         rope_parameters=st.none(),
         mlp_layer_types=mixed(c),
+    ),
+    "hy_v4": lambda c: st.builds(
+        lambda drawn, own: {**without("first_k_dense_replace")(drawn), **own},
+        indexed(c),
+        mappings(
+            swiglu_limit=st.floats(0.3, 9.0),
+            hc_mult=st.integers(2, 4),
+            hc_magnitude=st.floats(0.5, 3.0),
+            hc_eps=st.sampled_from((1e-6, 1e-2)),
+        ),
     ),
     "phi4_multimodal": lambda c: mappings(
         rope_parameters=partial_ropes(c), sliding_window=st.none() | WINDOW, **{k: st.just(v) for k, v in SEEN.items()}

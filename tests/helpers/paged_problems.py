@@ -57,7 +57,8 @@ def paged_latent_attention(case: Case, ops: Ops) -> Errors:
     paged, slots, seen = drawn(case)
     q = case.values(1, 3, heads, rank + rotary).transpose(1, 2)
     latent, keys = memory(case, paged.size, slots, seen, 1, rank + rotary)
-    found = ops.paged_latent_attention(q, latent[:, 0], rank, paged, scale)
-    q64, k64 = exact(q[0].transpose(0, 1)[:, :, None], keys)
-    expected = attended(q64, k64, k64[..., :rank], seen[:, None, None], scale)
+    sinks = case.values(heads) if case.maybe() else None
+    found = ops.paged_latent_attention(q, latent[:, 0], rank, paged, scale, sinks)
+    q64, k64, *sinks64 = exact(q[0].transpose(0, 1)[:, :, None], keys, *([] if sinks is None else [sinks]))
+    expected = attended(q64, k64, k64[..., :rank], seen[:, None, None], scale, None, *sinks64)
     return {"result": ulps(found, expected[:, :, 0].transpose(0, 1)[None], k64[..., :rank].abs().amax())}

@@ -45,6 +45,7 @@ REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
     "dtype": (lambda: mla_decode(ONE.half(), LATENT, 6), "latent is torch.float32"),
     "lengths": (lambda: mla_decode(ONE, LATENT, 6, torch.ones(2, dtype=torch.int32)), "lengths is torch.int32 .2."),
     "table": (lambda: mla_decode(ONE, LATENT, 6, block_table=TABLE.long()), "block_table is torch.int64"),
+    "sinks": (lambda: mla_decode(ONE, LATENT, 6, sinks=torch.ones(3)), r"sinks are \[3\].*expected \[2\]"),
     "pages": (lambda: mla_decode(ONE, LATENT, 6, block_table=TABLE), "needs lengths"),
 }
 

@@ -100,6 +100,18 @@ def test_a_part_sees_a_mix_and_all_streams_take_in_what_it_makes() -> None:
     assert torch.equal(end.parted(y[None, None])[0, 0], y.expand(COUNT, -1))
 
 
+@torch.no_grad()
+def test_streams_that_are_not_mixed_are_added_to() -> None:
+    made = drawn(HyperConnection(replace(STREAMS, rounds=0, most=1.3), SIZE, REFERENCE))
+    x, y = torch.randn(COUNT, SIZE).double(), torch.randn(SIZE).double()
+    t = made.mix @ (x.flatten() / (x.square().mean() + 1e-6).sqrt())
+    one, two = ((t * made.scale.repeat_interleave(COUNT) + made.shift).sigmoid()).split(COUNT)
+    given_, mixed = made(x[None, None])
+    assert (given_ - sum((one[i] + 1e-2) * x[i] for i in range(COUNT))).abs().max() < 1e-5
+    wanted = torch.stack([(1.3 * two[j] + 1e-2) * y + x[j] for j in range(COUNT)])
+    assert (mixed(y[None, None])[0, 0] - wanted).abs().max() < 1e-5
+
+
 @given(st.integers(0, 2**31))
 def test_nothing_grows(seed: int) -> None:
     """Rows and columns sum to 1 after enough rounds, whatever they begin as, and so do those of products."""

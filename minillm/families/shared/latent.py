@@ -65,7 +65,10 @@ def attention(config: Config, layout: str, turned: Rope | None = None) -> MLA:
     )
 
 
-def indexed(config: Config, made: Decoder, layout: str, lenders: list[int | None]) -> Decoder:
+def indexed(
+    config: Config, made: Decoder, layout: str, lenders: list[int | None], norm: LayerNorm | None = None,
+    last: bool = False,
+) -> Decoder:  # fmt: skip
     """The decoder with the indexer that the config describes in each layer, or the choice of the layer that it is lent
     by."""
     turned, head_dim = config.size("qk_rope_head_dim"), config.size("index_head_dim")
@@ -74,7 +77,7 @@ def indexed(config: Config, made: Decoder, layout: str, lenders: list[int | None
     if config.optional_size("q_lora_rank") is None:
         raise ValueError("config.json: q_lora_rank is null, and an indexer asks by the latent of the queries")
     sizes = config.size("index_n_heads"), head_dim, config.size("index_topk", MAX_POSITIONS)
-    indexer = Indexer(*sizes, LayerNorm(EPS), "interleaved" if layout == "interleaved" else "half")
+    indexer = Indexer(*sizes, norm or LayerNorm(EPS), "interleaved" if layout == "interleaved" else "half", last)
     layers = []
     for layer, lender in zip(made.layers, lenders, strict=True):
         assert isinstance(layer.attention, MLA)

@@ -12,7 +12,7 @@ arXiv:2411.07501).
 Hyper-connections, where a, b and C are computed from all streams (`spec.HyperConnections`):
 
     x_i = x                                            before the first layer
-    x_j = b_j f(sum_i a_i x_i) + sum_i C_ij x_i        around attention, and around the feed-forward
+    x_j = b_j f(sum_i a_i x_i) + sum_i C_ij x_i        around attention, and around the feed-forward; or x_j for the sum
     x   = sum_i a_i x_i                                after the last layer, with an a of its own
 
 Shapes: B batch, T tokens, S streams, E hidden size.
@@ -141,27 +141,31 @@ class HyperConnection(nn.Module):
     def __init__(self, spec: HyperConnections, hidden_size: int, ops: Ops):
         super().__init__()
         self.spec = spec
-        self.mix = nn.Parameter(torch.zeros(spec.values, spec.count * hidden_size, dtype=torch.float32))
-        self.shift = nn.Parameter(torch.zeros(spec.values, dtype=torch.float32))
-        self.scale = nn.Parameter(torch.ones(3, dtype=torch.float32))
+        self.mix = nn.Parameter(torch.zeros(sum(spec.parts), spec.count * hidden_size, dtype=torch.float32))
+        self.shift = nn.Parameter(torch.zeros(sum(spec.parts), dtype=torch.float32))
+        self.scale = nn.Parameter(torch.ones(len(spec.parts), dtype=torch.float32))
 
     def forward(self, x_BTSE: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The input of the part, `[B, T, E]`, and a function from its output to the new streams."""
         a, b, c = self.shares(x_BTSE)
 
         def mixed(y_BTE: Tensor) -> Tensor:
+            if c is None:  # rounded once, behind the sum
+                return (b.unsqueeze(-1) * y_BTE.unsqueeze(-2) + x_BTSE).to(x_BTSE.dtype)
             b_, c_ = b.to(x_BTSE.dtype).unsqueeze(-1), c.to(x_BTSE.dtype).transpose(-1, -2)
             return b_ * y_BTE.unsqueeze(-2) + c_ @ x_BTSE
 
         return summed(x_BTSE, a), mixed
 
-    def shares(self, x_BTSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """a and b `[B, T, S]` and C `[B, T, S, S]`, fp32."""
+    def shares(self, x_BTSE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """a and b `[B, T, S]` and, where streams are mixed, C `[B, T, S, S]`, fp32."""
         spec, n = self.spec, self.spec.count
-        parts = [each.split((n, n, n * n), -1) for each in (_of_all(x_BTSE, self.mix, spec), self.shift)]
-        a, b, c = (made * scale + shift for made, shift, scale in zip(*parts, self.scale, strict=True))
-        c = c.unflatten(-1, (n, n)).softmax(-1) + spec.eps
-        return torch.sigmoid(a) + spec.eps, 2 * torch.sigmoid(b), balanced(c, spec.rounds, spec.eps)
+        parts = [each.split(spec.parts, -1) for each in (_of_all(x_BTSE, self.mix, spec), self.shift)]
+        a, b, *c = (made * scale + shift for made, shift, scale in zip(*parts, self.scale, strict=True))
+        a, b = torch.sigmoid(a) + spec.eps, spec.most * torch.sigmoid(b)
+        if not c:
+            return a, b + spec.eps, None
+        return a, b, balanced(c[0].unflatten(-1, (n, n)).softmax(-1) + spec.eps, spec.rounds, spec.eps)
 
 
 def balanced(c: Tensor, rounds: int, eps: float) -> Tensor:

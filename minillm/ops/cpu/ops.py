@@ -170,11 +170,12 @@ def attention(
 
 
 def latent_attention(
-    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None
-) -> Tensor:
+    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`reference.latent_attention`."""
     keys = latent.unsqueeze(1)
-    return attention(q, keys, keys[..., :value_dim], visible, scale)
+    return attention(q, keys, keys[..., :value_dim], visible, scale, None, sinks)
 
 
 def paged_attention(
@@ -199,11 +200,11 @@ def paged_attention(
 
 
 def paged_latent_attention(
-    q: Tensor, latent: Tensor, value_dim: int, pages: Paged, scale: float | None = None
+    q: Tensor, latent: Tensor, value_dim: int, pages: Paged, scale: float | None = None, sinks: Tensor | None = None
 ) -> Tensor:
     """`paged.paged_latent_attention`."""
     keys = latent.unsqueeze(1)
-    return paged_attention(q, keys, keys[..., :value_dim], pages, scale)
+    return paged_attention(q, keys, keys[..., :value_dim], pages, scale, None, sinks)
 
 
 def few_queries(q: Tensor) -> bool:
