@@ -198,13 +198,9 @@ def by_distance(added: Tensor, distances: Tensor, groups: int) -> Tensor:
 
 
 def latent_attention(
-    q: Tensor,
-    latent: Tensor,
-    value_dim: int,
-    visible: Visibility,
-    scale: float | None = None,
+    q: Tensor, latent: Tensor, value_dim: int, visible: Visibility, scale: float | None = None,
     sinks: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """`attention` of all heads over one key per position, whose first `value_dim` values are also its value: q
     `[B, H, T, R + P]`, latent `[B, S, R + P]` -> `[B, H, T, R]`."""
     keys = latent.unsqueeze(1)
