@@ -11,6 +11,7 @@ from minillm.spec import (
     GQA,
     MLA,
     MLP,
+    AddedConv,
     Beside,
     ChannelDelta,
     Compressed,
@@ -215,6 +216,7 @@ PARTS: dict[type, Callable[..., dict[str, Kept]]] = {
     GQA: _of_gqa,
     MLA: _of_mla,
     Compressed: lambda *_: {},  # which is not split
+    AddedConv: lambda *_: {},  # nor what it lies beside
     GatedDeltaNet: _of_delta,
     ChannelDelta: _of_channels,
     GatedConv: _of_conv,
