@@ -6,7 +6,7 @@ Jais 2 8B and 70B (Inception, MBZUAI and Cerebras, 2025).
 from __future__ import annotations
 
 from minillm.config import Config
-from minillm.families import arcee, llama
+from minillm.families import llama, nemotron
 from minillm.families.shared import common, rotary
 from minillm.spec import GQA, MLP, Decoder, LayerNorm
 
@@ -22,12 +22,7 @@ DEFAULTS = {
     "attention_bias": True,
     "mlp_bias": True,
 }
-NAMED = {
-    "model.norm": "norm",
-    "model.layers.{i}.input_layernorm": "layers.{i}.attention_norm",
-    "model.layers.{i}.post_attention_layernorm": "layers.{i}.ffn_norm",
-}
-RULES = {**arcee.RULES, **common.weights_and_biases(NAMED)}
+RULES = nemotron.RULES
 
 
 def spec(config: Config) -> Decoder:

@@ -8,7 +8,7 @@ overwrites the one position that has just left the window. Rows of a batch are a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -16,23 +16,7 @@ from torch import Tensor
 from minillm.guard import memory
 from minillm.model.compressed.rows import EntryCache, WindowCache
 from minillm.model.recurrent.states import StateCache
-from minillm.spec import (
-    GQA,
-    MLA,
-    AddedConv,
-    Attention,
-    ChannelDelta,
-    Compressed,
-    Decoder,
-    Entries,
-    GatedConv,
-    GatedDeltaNet,
-    GatedRecurrence,
-    Recurrent,
-    SelectiveScan,
-    StateSpace,
-    index_dim,
-)
+from minillm.spec import GQA, MLA, Attention, Compressed, Decoder, Entries, Recurrent, index_dim
 
 LARGE = 2**26  # bytes that are compared with the memory that is left
 
@@ -136,13 +120,7 @@ KINDS: dict[type, type[AnyCache]] = {
     MLA: LatentCache,
     Compressed: WindowCache,
     Entries: EntryCache,
-    GatedDeltaNet: StateCache,
-    ChannelDelta: StateCache,
-    GatedConv: StateCache,
-    AddedConv: StateCache,
-    StateSpace: StateCache,
-    SelectiveScan: StateCache,
-    GatedRecurrence: StateCache,
+    **dict.fromkeys(get_args(Recurrent), StateCache),
 }
 
 

@@ -15,30 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from minillm.model.compressed.rows import EntryPool, WindowPool
 from minillm.model.recurrent.states import STATES, StateCache
-from minillm.spec import (
-    GQA,
-    MLA,
-    AddedConv,
-    Attention,
-    ChannelDelta,
-    Compressed,
-    Decoder,
-    Entries,
-    GatedConv,
-    GatedDeltaNet,
-    GatedRecurrence,
-    Recurrent,
-    SelectiveScan,
-    StateSpace,
-    index_dim,
-)
+from minillm.spec import GQA, MLA, Attention, Compressed, Decoder, Entries, Recurrent, index_dim
 
 Group = int | None | Literal["state"]  # a window, None for layers without one, or recurrent layers
 
@@ -162,13 +146,7 @@ POOLS: dict[type, type[AnyPool]] = {
     MLA: LatentPool,
     Compressed: WindowPool,
     Entries: EntryPool,
-    GatedDeltaNet: StatePool,
-    ChannelDelta: StatePool,
-    GatedConv: StatePool,
-    AddedConv: StatePool,
-    StateSpace: StatePool,
-    SelectiveScan: StatePool,
-    GatedRecurrence: StatePool,
+    **dict.fromkeys(get_args(Recurrent), StatePool),
 }
 
 

@@ -23,10 +23,7 @@ from tests.helpers.space_parts import (
     mappings,
     partial_ropes,
 )
-from tests.helpers.tail_spaces import indexed
-
-Draws = st.SearchStrategy[dict[str, Any]]
-SCALE, WIDTH = st.floats(0.5, 4.0), st.integers(1, 40)
+from tests.helpers.tail_spaces import SCALE, WIDTH, Draws, indexed
 
 
 def each(config: dict[str, Any], strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
