@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     values = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+
+def changed(folder: Path, tmp_path: Path, **values: Any) -> Path:
+    """A copy of a folder's config.json with other values."""
+    shutil.copyfile(folder / "config.json", tmp_path / "config.json")
+    edit_config(tmp_path, **values)
+    return tmp_path
 
 
 def tokens(vocab_size: int, *shape: int, seed: int = 0) -> Tensor:
